@@ -1,2 +1,372 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Programs under test: where they are, how they start and end.
+//!
+//! [`command`] finds a binary of this workspace, [`inherit`] hands it a file descriptor, [`Program::spawn`] starts it. A [`Program`] is
+//! killed and reaped when it is dropped; when that happens because the test panics, what it wrote to stdout and stderr is printed.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+pub use rustix::process::Signal;
+use rustix::process::{Pid, PidfdFlags, kill_process, pidfd_open};
+use thiserror::Error;
+
+/// Names the directory that holds the binaries under test, instead of the one that this executable was built into.
+pub const BIN_DIR: &str = "VHOST_DEVICE_BIN_DIR";
+
+/// How long a program may take to do what takes no time, on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How often something that can only be looked at is looked at again.
+const INTERVAL: Duration = Duration::from_millis(2);
+
+/// Set by the kernel in the flags column of `/proc/net/unix` for a socket that listens.
+const ACCEPTS_CONNECTIONS: u32 = 1 << 16;
+
+/// Why a program could not be found, started, or did not do what was waited for.
+#[derive(Debug, Error)]
+pub enum ProcessError {
+    /// The binary has not been built.
+    #[error(
+        "{0} does not exist: run `cargo build --workspace --bins`, or name the directory of the binaries in {BIN_DIR}"
+    )]
+    NotBuilt(PathBuf),
+    /// The operating system refused.
+    #[error("{0}: {1}")]
+    System(&'static str, #[source] io::Error),
+    /// The deadline passed.
+    #[error("{program} did not {what} within {within:?}; it wrote to stderr:\n{stderr}")]
+    Deadline {
+        /// The program that was waited for.
+        program: String,
+        /// What it should have done.
+        what: &'static str,
+        /// The time that it had.
+        within: Duration,
+        /// What it wrote to stderr until then.
+        stderr: String,
+    },
+    /// The program ended although it should have gone on.
+    #[error("{program} ended ({status}) before it could {what}; it wrote to stderr:\n{stderr}")]
+    Ended {
+        /// The program that ended.
+        program: String,
+        /// What it should have done.
+        what: &'static str,
+        /// How it ended.
+        status: ExitStatus,
+        /// What it wrote to stderr.
+        stderr: String,
+    },
+}
+
+fn system(what: &'static str) -> impl FnOnce(io::Error) -> ProcessError {
+    move |error| ProcessError::System(what, error)
+}
+
+/// The path of the workspace's binary `name`: in the directory that [`BIN_DIR`] names, else in the one that this executable was built into.
+pub fn binary(name: &str) -> Result<PathBuf, ProcessError> {
+    let directory = match env::var_os(BIN_DIR) {
+        Some(directory) => PathBuf::from(directory),
+        None => {
+            let mut directory = env::current_exe().map_err(system("find this executable"))?;
+            directory.pop();
+            // Cargo puts test executables one level below the binaries.
+            if directory.ends_with("deps") {
+                directory.pop();
+            }
+            directory
+        }
+    };
+    let path = directory.join(name);
+    if path.is_file() {
+        Ok(path)
+    } else {
+        Err(ProcessError::NotBuilt(path))
+    }
+}
+
+/// A command that runs the workspace's binary `name`.
+pub fn command(name: &str) -> Result<Command, ProcessError> {
+    Ok(Command::new(binary(name)?))
+}
+
+/// Lets the program that `command` starts have `file` as its file descriptor `number`.
+pub fn inherit(command: &mut Command, file: OwnedFd, number: RawFd) {
+    let place = move || {
+        let source = file.as_raw_fd();
+        let result = if source == number {
+            // SAFETY: fcntl on a descriptor that `file` keeps open; it touches no memory.
+            unsafe { libc::fcntl(source, libc::F_SETFD, 0) }
+        } else {
+            // SAFETY: runs in the child alone, between fork and exec; whatever `number` was there is not used again.
+            unsafe { libc::dup2(source, number) }
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes async-signal-safe system calls only, and allocates nothing.
+    unsafe { command.pre_exec(place) };
+}
+
+/// What a process holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resources {
+    /// Open file descriptors.
+    pub files: usize,
+    /// Threads.
+    pub threads: usize,
+}
+
+/// A running program, with its output captured.
+#[derive(Debug)]
+pub struct Program {
+    name: String,
+    child: Child,
+    exit: OwnedFd,
+    stdout: File,
+    stderr: File,
+}
+
+impl Program {
+    /// Starts `command`. Its stdin is what the command says, stdout and stderr are captured.
+    pub fn spawn(command: &mut Command) -> Result<Self, ProcessError> {
+        let stdout = tempfile::tempfile().map_err(system("create a file for stdout"))?;
+        let stderr = tempfile::tempfile().map_err(system("create a file for stderr"))?;
+        let child_stdout = stdout.try_clone().map_err(system("duplicate stdout"))?;
+        let child_stderr = stderr.try_clone().map_err(system("duplicate stderr"))?;
+        command.stdout(child_stdout).stderr(child_stderr);
+        let name = Path::new(command.get_program())
+            .file_name()
+            .unwrap_or(command.get_program())
+            .to_string_lossy()
+            .into_owned();
+        let mut child = command.spawn().map_err(system("start the program"))?;
+        match pidfd_open(Pid::from_child(&child), PidfdFlags::empty()) {
+            Ok(exit) => Ok(Self {
+                name,
+                child,
+                exit,
+                stdout,
+                stderr,
+            }),
+            Err(error) => {
+                // Not yet in a `Program`, so nothing else would end it.
+                let _ = child.kill();
+                let _ = child.wait();
+                Err(ProcessError::System("watch the program", error.into()))
+            }
+        }
+    }
+
+    /// The process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends `signal`; nothing happens if the program has ended.
+    pub fn signal(&mut self, signal: Signal) -> Result<(), ProcessError> {
+        // Reaps it if it has ended, after which the process id may belong to someone else.
+        if self.status()?.is_none() {
+            kill_process(Pid::from_child(&self.child), signal)
+                .map_err(|error| ProcessError::System("send a signal", error.into()))?;
+        }
+        Ok(())
+    }
+
+    /// How the program ended, or `None` while it runs.
+    pub fn status(&mut self) -> Result<Option<ExitStatus>, ProcessError> {
+        self.child
+            .try_wait()
+            .map_err(system("ask for the exit status"))
+    }
+
+    /// Waits until the program ends.
+    pub fn wait(&mut self, within: Duration) -> Result<ExitStatus, ProcessError> {
+        let deadline = Instant::now() + within;
+        loop {
+            if let Some(status) = self.status()? {
+                return Ok(status);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(self.deadline("end", within));
+            }
+            let timeout = Timespec {
+                tv_sec: left.as_secs() as _,
+                tv_nsec: left.subsec_nanos() as _,
+            };
+            match poll(
+                &mut [PollFd::new(&self.exit, PollFlags::IN)],
+                Some(&timeout),
+            ) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => (),
+                Err(error) => {
+                    return Err(ProcessError::System("wait for the program", error.into()));
+                }
+            }
+        }
+    }
+
+    /// Sends `signal` and waits until the program ends.
+    pub fn end(&mut self, signal: Signal, within: Duration) -> Result<ExitStatus, ProcessError> {
+        self.signal(signal)?;
+        self.wait(within)
+    }
+
+    /// Waits until somebody listens at `path`. It does not connect, so the program sees nothing of it.
+    pub fn wait_for_listener(&mut self, path: &Path) -> Result<(), ProcessError> {
+        self.wait_until("listen on its socket", PATIENCE, || listens(path))
+    }
+
+    /// Waits until `condition` holds, as long as the program runs. `what` completes "the program did not …".
+    pub fn wait_until(
+        &mut self,
+        what: &'static str,
+        within: Duration,
+        mut condition: impl FnMut() -> io::Result<bool>,
+    ) -> Result<(), ProcessError> {
+        let deadline = Instant::now() + within;
+        loop {
+            let status = self.status()?;
+            if condition().map_err(system(what))? {
+                return Ok(());
+            }
+            if let Some(status) = status {
+                return Err(ProcessError::Ended {
+                    program: self.name.clone(),
+                    what,
+                    status,
+                    stderr: self.stderr(),
+                });
+            }
+            if Instant::now() >= deadline {
+                return Err(self.deadline(what, within));
+            }
+            thread::sleep(INTERVAL);
+        }
+    }
+
+    /// What the program has written to stdout.
+    pub fn stdout(&self) -> String {
+        contents(&self.stdout)
+    }
+
+    /// What the program has written to stderr.
+    pub fn stderr(&self) -> String {
+        contents(&self.stderr)
+    }
+
+    /// The file descriptors and threads that the program has now.
+    pub fn resources(&self) -> Result<Resources, ProcessError> {
+        let count = |list: &str| -> io::Result<usize> {
+            let mut entries = fs::read_dir(format!("/proc/{}/{list}", self.id()))?;
+            entries.try_fold(0, |count, entry| entry.map(|_| count + 1))
+        };
+        Ok(Resources {
+            files: count("fd").map_err(system("count file descriptors"))?,
+            threads: count("task").map_err(system("count threads"))?,
+        })
+    }
+
+    /// The memory that the program occupies now, in bytes.
+    pub fn resident_bytes(&self) -> Result<u64, ProcessError> {
+        self.memory("VmRSS:")
+    }
+
+    /// The most memory that the program has occupied so far, in bytes.
+    pub fn peak_resident_bytes(&self) -> Result<u64, ProcessError> {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, field: &str) -> Result<u64, ProcessError> {
+        let read = || {
+            let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;
+            let line = status.lines().find_map(|line| line.strip_prefix(field));
+            let kibibytes =
+                line.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+            kibibytes
+                .map(|kibibytes| kibibytes * 1024)
+                .ok_or_else(|| io::Error::other(format!("no {field} in its status")))
+        };
+        read().map_err(system("read the program's memory use"))
+    }
+
+    fn deadline(&self, what: &'static str, within: Duration) -> ProcessError {
+        ProcessError::Deadline {
+            program: self.name.clone(),
+            what,
+            within,
+            stderr: self.stderr(),
+        }
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let status = self.status();
+        if !matches!(status, Ok(Some(_))) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        if thread::panicking() {
+            let state = match status {
+                Ok(Some(status)) => status.to_string(),
+                _ => "still running, killed now".to_owned(),
+            };
+            eprintln!(
+                "--- {} ({state})\n--- stdout\n{}--- stderr\n{}---",
+                self.name,
+                self.stdout(),
+                self.stderr()
+            );
+        }
+    }
+}
+
+/// Whether somebody listens at the socket `path`, which must be the path that was bound.
+pub fn listens(path: &Path) -> io::Result<bool> {
+    let mut table = Vec::new();
+    File::open("/proc/net/unix")?.read_to_end(&mut table)?;
+    Ok(table.split(|&byte| byte == b'\n').any(|line| {
+        // Columns: number, references, protocol, flags, type, state, inode, path.
+        let columns = line
+            .strip_suffix(path.as_os_str().as_bytes())
+            .and_then(|line| str::from_utf8(line).ok());
+        let flags = columns
+            .and_then(|columns| u32::from_str_radix(columns.split_whitespace().nth(3)?, 16).ok());
+        flags.is_some_and(|flags| flags & ACCEPTS_CONNECTIONS != 0)
+    }))
+}
+
+/// `--NAME=VALUE`, for a value that need not be UTF-8.
+pub fn option(name: &str, value: impl AsRef<std::ffi::OsStr>) -> OsString {
+    let mut option = OsString::from(format!("--{name}="));
+    option.push(value);
+    option
+}
+
+/// Reads from the start, without moving the position at which the program writes.
+fn contents(file: &File) -> String {
+    let mut bytes = vec![
+        0;
+        file.metadata()
+            .map_or(0, |metadata| metadata.len() as usize)
+    ];
+    let read = file.read_at(&mut bytes, 0).unwrap_or(0);
+    bytes.truncate(read);
+    String::from_utf8_lossy(&bytes).into_owned()
+}
