@@ -1,0 +1,365 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A negotiated device with started rings, by way of the `vhost` crate's `Frontend`.
+//!
+//! That crate is an independent implementation of the protocol, so that ours is not tested by itself.
+
+use std::ops::{Deref, DerefMut};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vhost::vhost_user::message::{
+    FrontendReq, VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
+    VhostUserVirtioFeatures,
+};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+
+use super::connection::DEFAULT_TIMEOUT;
+use super::memory::{GuestMemory, Region};
+use super::queue::{Queue, QueueOptions};
+use super::watchdog::Watchdog;
+use super::{Error, RawConnection, Result};
+
+/// Feature bit 30: the back-end has protocol features.
+pub const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+/// Feature bit 32: VIRTIO 1.
+pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
+/// Feature bit 29: used_event and avail_event.
+pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
+/// Feature bit 28: indirect descriptor tables.
+pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+
+/// How a front-end negotiates.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// VIRTIO features to accept of those offered.
+    pub features: u64,
+    /// Protocol features to accept of those offered.
+    pub protocol_features: VhostUserProtocolFeatures,
+    /// With REPLY_ACK accepted, ask for an acknowledgement of every message.
+    pub need_reply: bool,
+    /// How the memory is announced: with ADD_MEM_REG (needs CONFIGURE_MEM_SLOTS), else SET_MEM_TABLE.
+    pub memory_slots: bool,
+    /// Regions of guest memory: guest address, size in bytes.
+    pub memory: Vec<(u64, usize)>,
+    /// How long a message may take to be answered, and the socket to appear.
+    pub timeout: Duration,
+}
+
+impl Default for Options {
+    /// All features but packed rings (34) and ring reset (40), no logging (26); the protocol features that
+    /// this front-end has a use for; 64 MiB of memory in two regions with a hole between them.
+    fn default() -> Self {
+        Options {
+            features: !(1 << 34 | 1 << 40 | 1 << 26),
+            protocol_features: VhostUserProtocolFeatures::MQ
+                | VhostUserProtocolFeatures::REPLY_ACK
+                | VhostUserProtocolFeatures::CONFIG
+                | VhostUserProtocolFeatures::BACKEND_REQ
+                | VhostUserProtocolFeatures::RESET_DEVICE
+                | VhostUserProtocolFeatures::STATUS
+                | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
+            need_reply: true,
+            memory_slots: false,
+            memory: vec![(0, 32 << 20), (1 << 32, 32 << 20)],
+            timeout: DEFAULT_TIMEOUT,
+        }
+    }
+}
+
+/// A connection to a back-end with which features and memory are agreed.
+pub struct FrontEnd {
+    frontend: Frontend,
+    socket: UnixStream,
+    watchdog: Arc<Watchdog>,
+    timeout: Duration,
+    memory: GuestMemory,
+    offered: u64,
+    features: u64,
+    protocol_features: VhostUserProtocolFeatures,
+    queue_count: usize,
+}
+
+/// The `vhost` crate's front-end during one call; a back-end that does not answer in time ends it.
+pub struct Call {
+    frontend: Frontend,
+    watchdog: Arc<Watchdog>,
+}
+
+impl Deref for Call {
+    type Target = Frontend;
+
+    fn deref(&self) -> &Frontend {
+        &self.frontend
+    }
+}
+
+impl DerefMut for Call {
+    fn deref_mut(&mut self) -> &mut Frontend {
+        &mut self.frontend
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.watchdog.disarm();
+    }
+}
+
+impl FrontEnd {
+    /// Connects to the socket at `path` (waiting for it) and negotiates.
+    pub fn connect(path: &Path, options: &Options) -> Result<Self> {
+        let connection = RawConnection::connect_within(path, options.timeout)?;
+        Self::from_stream(connection.socket().try_clone()?, options)
+    }
+
+    /// Negotiates on a connected socket.
+    pub fn from_stream(socket: UnixStream, options: &Options) -> Result<Self> {
+        // The vhost crate repeats a read that timed out, so the watchdog limits it instead.
+        socket.set_read_timeout(None)?;
+        let mut front_end = FrontEnd {
+            frontend: Frontend::from_stream(socket.try_clone()?, 1),
+            watchdog: Arc::new(Watchdog::new(socket.try_clone()?)),
+            socket,
+            timeout: options.timeout,
+            memory: GuestMemory::new(&options.memory),
+            offered: 0,
+            features: 0,
+            protocol_features: VhostUserProtocolFeatures::empty(),
+            queue_count: 1,
+        };
+        front_end.negotiate(options)?;
+        Ok(front_end)
+    }
+
+    fn negotiate(&mut self, options: &Options) -> Result<()> {
+        self.call().set_owner()?;
+        self.offered = self.call().get_features()?;
+        self.features = self.offered & options.features;
+        if self.features & PROTOCOL_FEATURES != 0 {
+            let offered = self.call().get_protocol_features()?;
+            self.protocol_features = offered & options.protocol_features;
+            self.call().set_protocol_features(self.protocol_features)?;
+        }
+        if options.need_reply && self.has(VhostUserProtocolFeatures::REPLY_ACK) {
+            self.frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+        }
+        if self.has(VhostUserProtocolFeatures::MQ) {
+            self.queue_count = self.call().get_queue_num()? as usize;
+        }
+        self.call().set_features(self.features)?;
+        if options.memory_slots {
+            for region in self.memory.regions() {
+                self.call().add_mem_region(&region.info())?;
+            }
+            Ok(())
+        } else {
+            self.send_memory_table()
+        }
+    }
+
+    /// The `vhost` crate's front-end, for one call: `front_end.call().get_features()`.
+    pub fn call(&self) -> Call {
+        self.watchdog.arm(self.timeout);
+        Call {
+            frontend: self.frontend.clone(),
+            watchdog: self.watchdog.clone(),
+        }
+    }
+
+    /// A raw connection on the same socket, for messages that the `vhost` crate has not, or would not send.
+    pub fn raw(&self) -> Result<RawConnection> {
+        let mut raw = RawConnection::from_stream(self.socket.try_clone()?)?;
+        raw.set_timeout(self.timeout)?;
+        Ok(raw)
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
+    }
+
+    /// All VIRTIO features that the back-end offered.
+    pub fn offered(&self) -> u64 {
+        self.offered
+    }
+
+    /// The VIRTIO features agreed on.
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// The protocol features agreed on.
+    pub fn protocol_features(&self) -> VhostUserProtocolFeatures {
+        self.protocol_features
+    }
+
+    /// Number of queues that the back-end has (1 without MQ).
+    pub fn queue_count(&self) -> usize {
+        self.queue_count
+    }
+
+    /// Sends the whole memory table again.
+    pub fn send_memory_table(&self) -> Result<()> {
+        let regions: Vec<VhostUserMemoryRegionInfo> = self
+            .memory
+            .regions()
+            .iter()
+            .map(|region| region.info())
+            .collect();
+        self.call().set_mem_table(&regions)?;
+        Ok(())
+    }
+
+    /// Adds a region of memory and tells the back-end with ADD_MEM_REG.
+    pub fn add_region(&mut self, guest_address: u64, size: usize) -> Result<()> {
+        let region = self.memory.add(Region::new(guest_address, size));
+        self.call().add_mem_region(&region.info())?;
+        Ok(())
+    }
+
+    /// Takes a region of memory out and tells the back-end with REM_MEM_REG.
+    pub fn remove_region(&mut self, guest_address: u64) -> Result<()> {
+        let region = self.memory.remove(guest_address);
+        self.call().remove_mem_region(&region.info())?;
+        Ok(())
+    }
+
+    /// What a queue of this size needs to be to match the features agreed on; chains of two or more
+    /// buffers are indirect if that was.
+    pub fn queue_options(&self, size: u16) -> QueueOptions {
+        QueueOptions {
+            size,
+            event_idx: self.features & EVENT_IDX != 0,
+            indirect: if self.features & INDIRECT_DESC != 0 {
+                size.min(130)
+            } else {
+                0
+            },
+            base: 0,
+        }
+    }
+
+    /// Makes a queue of `size` descriptors by the features agreed on, and starts it as ring `index`.
+    pub fn queue(&self, index: usize, size: u16) -> Result<Queue> {
+        self.queue_with(index, self.queue_options(size))
+    }
+
+    /// Makes a queue and starts it as ring `index`.
+    pub fn queue_with(&self, index: usize, options: QueueOptions) -> Result<Queue> {
+        let queue = Queue::new(&self.memory, options);
+        self.start(index, &queue, options.base)?;
+        Ok(queue)
+    }
+
+    /// Starts `queue` as ring `index` at avail index `base`: all the vring messages, then enables it.
+    pub fn start(&self, index: usize, queue: &Queue, base: u16) -> Result<()> {
+        self.configure(index, queue, base)?;
+        self.call().set_vring_kick(index, queue.kick_fd())?;
+        if self.features & PROTOCOL_FEATURES != 0 {
+            self.call().set_vring_enable(index, true)?;
+        }
+        Ok(())
+    }
+
+    /// The vring messages of [`FrontEnd::start`] up to, but without, the kick eventfd.
+    pub fn configure(&self, index: usize, queue: &Queue, base: u16) -> Result<()> {
+        self.call().set_vring_num(index, queue.options().size)?;
+        self.call().set_vring_base(index, base)?;
+        self.call()
+            .set_vring_addr(index, &self.ring_addresses(queue))?;
+        self.call().set_vring_err(index, queue.error_fd())?;
+        self.call().set_vring_call(index, queue.call_fd())?;
+        Ok(())
+    }
+
+    /// The addresses of a ring as SET_VRING_ADDR wants them.
+    pub fn ring_addresses(&self, queue: &Queue) -> VringConfigData {
+        let layout = queue.layout();
+        VringConfigData {
+            queue_max_size: queue.options().size,
+            queue_size: queue.options().size,
+            flags: 0,
+            desc_table_addr: self.memory.user_address(layout.descriptors),
+            used_ring_addr: self.memory.user_address(layout.used),
+            avail_ring_addr: self.memory.user_address(layout.avail),
+            log_addr: None,
+        }
+    }
+
+    /// Stops ring `index` with GET_VRING_BASE and returns the avail index to start it again at.
+    pub fn stop(&self, index: usize) -> Result<u16> {
+        Ok(self.call().get_vring_base(index)? as u16)
+    }
+
+    /// `size` bytes of the configuration space at `offset`.
+    pub fn config(&self, offset: u32, size: u32) -> Result<Vec<u8>> {
+        let room = vec![0; size as usize];
+        let (_, bytes) =
+            self.call()
+                .get_config(offset, size, VhostUserConfigFlags::WRITABLE, &room)?;
+        Ok(bytes)
+    }
+
+    /// Writes `bytes` into the configuration space at `offset`.
+    pub fn set_config(&self, offset: u32, bytes: &[u8]) -> Result<()> {
+        self.call()
+            .set_config(offset, VhostUserConfigFlags::WRITABLE, bytes)?;
+        Ok(())
+    }
+
+    /// The device status (protocol feature STATUS).
+    pub fn status(&self) -> Result<u64> {
+        assert!(self.has(VhostUserProtocolFeatures::STATUS));
+        Ok(self.raw()?.ask(FrontendReq::GET_STATUS, &[], &[])?.u64())
+    }
+
+    /// Writes the device status (protocol feature STATUS, with REPLY_ACK).
+    pub fn set_status(&self, status: u64) -> Result<()> {
+        assert!(self.has(VhostUserProtocolFeatures::STATUS));
+        match self
+            .raw()?
+            .acknowledged(FrontendReq::SET_STATUS, &status.to_ne_bytes(), &[])?
+        {
+            0 => Ok(()),
+            refusal => Err(Error::Malformed(format!("{refusal} for SET_STATUS"))),
+        }
+    }
+
+    /// Gives the back-end a channel for its own requests; this end receives them
+    /// (CONFIG_CHANGE_MSG is request 2). Close it by dropping it.
+    pub fn back_end_channel(&self) -> Result<RawConnection> {
+        let (ours, theirs) = UnixStream::pair()?;
+        self.call()
+            .set_backend_request_fd(&theirs as &dyn AsRawFd)?;
+        RawConnection::from_stream(ours)
+    }
+
+    fn has(&self, feature: VhostUserProtocolFeatures) -> bool {
+        self.protocol_features.contains(feature)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_back_end_that_does_not_answer_ends_the_negotiation_with_an_error() {
+        let (ours, _silent) = UnixStream::pair().unwrap();
+        let options = Options {
+            timeout: Duration::from_millis(50),
+            memory: vec![(0, 0x1000)],
+            ..Default::default()
+        };
+        assert!(matches!(
+            FrontEnd::from_stream(ours, &options),
+            Err(Error::Vhost(_))
+        ));
+    }
+}
