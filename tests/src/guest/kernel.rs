@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The kernel that guests run: Debian's own, unpacked into the target directory.
+//!
+//! The package is downloaded and unpacked, not installed: that needs no root, writes nothing outside the target directory, builds no
+//! initramfs for a machine that will never boot it, and takes two seconds. No version is named here: the newest that apt offers is taken,
+//! and kept until `guest` in the target directory is removed.
+//!
+//! The flavour is `cloud`: all the virtio drivers that have no need of other hardware, a third of the size of the plain one.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::{GuestError, cache_directory, output, system};
+
+/// What the name of a kernel package ends in.
+const FLAVOUR: &str = "-cloud-amd64";
+
+/// How many versions to try: apt's lists can name some that the archive has dropped.
+const CANDIDATES: usize = 3;
+
+/// An unpacked kernel package.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// The release, as `uname -r` says it in the guest.
+    pub release: String,
+    /// The bootable image.
+    pub image: PathBuf,
+    /// The directory that has `lib/modules`.
+    pub root: PathBuf,
+}
+
+impl Kernel {
+    /// The kernel that is kept here, or the newest that apt has. Many processes may call this at once; one downloads.
+    pub fn prepare() -> Result<Self, GuestError> {
+        let cache = cache_directory()?;
+        fs::create_dir_all(&cache).map_err(system(format!("create {}", cache.display())))?;
+        let lock = cache.join("lock");
+        let lock = File::create(&lock).map_err(system(format!("create {}", lock.display())))?;
+        flock(&lock, FlockOperation::LockExclusive)
+            .map_err(|error| GuestError::System("lock the kernel cache".into(), error.into()))?;
+        match Self::kept(&cache)? {
+            Some(kernel) => Ok(kernel),
+            None => Self::download(&cache),
+        }
+    }
+
+    /// Whether a kernel is kept here already, so that [`Kernel::prepare`] needs no network.
+    pub fn is_kept() -> bool {
+        cache_directory().is_ok_and(|cache| matches!(Self::kept(&cache), Ok(Some(_))))
+    }
+
+    fn kept(cache: &Path) -> Result<Option<Self>, GuestError> {
+        let Ok(entries) = fs::read_dir(cache) else {
+            return Ok(None);
+        };
+        let newest = entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name.ends_with(FLAVOUR))
+            .max_by_key(|name| numbers(name));
+        Ok(newest.map(|release| {
+            let root = cache.join(&release);
+            let image = root.join("boot").join(format!("vmlinuz-{release}"));
+            Self {
+                release,
+                image,
+                root,
+            }
+        }))
+    }
+
+    fn download(cache: &Path) -> Result<Self, GuestError> {
+        let packages = output(Command::new("apt-cache").args(["pkgnames", "linux-image-"]))?;
+        let mut releases: Vec<_> = String::from_utf8_lossy(&packages)
+            .lines()
+            .filter_map(|package| package.strip_prefix("linux-image-"))
+            .filter(|release| {
+                release.ends_with(FLAVOUR)
+                    && release.starts_with(|first: char| first.is_ascii_digit())
+            })
+            .map(str::to_owned)
+            .collect();
+        releases.sort_by_key(|release| numbers(release));
+        let mut refusal = GuestError::NoKernel(format!(
+            "apt knows no package linux-image-…{FLAVOUR}; run `apt-get update`"
+        ));
+        for release in releases
+            .iter()
+            .rev()
+            .filter(|r| is_version(r))
+            .take(CANDIDATES)
+        {
+            match unpack(cache, release) {
+                Ok(()) => break,
+                Err(error) => refusal = error,
+            }
+        }
+        Self::kept(cache)?.ok_or(refusal)
+    }
+}
+
+/// Whether a release is one kernel's, and not the name of a package that follows a series, like `6.12-cloud-amd64`.
+fn is_version(release: &str) -> bool {
+    release.bytes().filter(|byte| *byte == b'.').count() >= 2
+}
+
+/// Downloads and unpacks one package. Its directory gets its name when it is complete.
+fn unpack(cache: &Path, release: &str) -> Result<(), GuestError> {
+    let work = tempfile::tempdir_in(cache).map_err(system("create a temporary directory"))?;
+    let mut download = Command::new("apt-get");
+    // As root, apt would otherwise become a user that can not write here.
+    download.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]);
+    output(
+        download
+            .arg(format!("linux-image-{release}"))
+            .current_dir(work.path()),
+    )?;
+    let package = fs::read_dir(work.path())
+        .ok()
+        .and_then(|mut entries| entries.next()?.ok())
+        .ok_or_else(|| GuestError::NoKernel(format!("apt-get downloaded nothing for {release}")))?;
+    let root = work.path().join("root");
+    output(
+        Command::new("dpkg-deb")
+            .arg("--extract")
+            .arg(package.path())
+            .arg(&root),
+    )?;
+    // modprobe reads the modules where they are on an installed system of today.
+    output(
+        Command::new(super::find_program("depmod").unwrap_or("depmod".into()))
+            .arg("--basedir")
+            .arg(&root)
+            .arg(release),
+    )?;
+    fs::rename(&root, cache.join(release)).map_err(system("keep the kernel"))
+}
+
+/// The numbers in a release, which order releases by age.
+fn numbers(release: &str) -> Vec<u64> {
+    release
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|number| number.parse().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn newer_releases_sort_after_older_ones() {
+        let mut releases = [
+            "6.12.117+deb12-cloud-amd64",
+            "6.12.90+deb12.1-cloud-amd64",
+            "6.12.90+deb12-cloud-amd64",
+            "6.1.0-40-cloud-amd64",
+        ];
+        releases.sort_by_key(|release| numbers(release));
+        assert_eq!(
+            releases,
+            [
+                "6.1.0-40-cloud-amd64",
+                "6.12.90+deb12-cloud-amd64",
+                "6.12.90+deb12.1-cloud-amd64",
+                "6.12.117+deb12-cloud-amd64",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_series_is_no_version() {
+        assert!(is_version("6.12.117+deb12-cloud-amd64"));
+        assert!(!is_version("6.12-cloud-amd64"));
+    }
+}

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! QEMU's control protocol: one JSON object a line over a socket.
+
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{GuestError, system};
+
+/// How long QEMU may take to answer.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A connection to QEMU's control socket.
+#[derive(Debug)]
+pub struct Qmp(BufReader<UnixStream>);
+
+impl Qmp {
+    /// Connects and leaves the negotiation behind.
+    pub(super) fn connect(path: &Path) -> Result<Self, GuestError> {
+        let connect = || {
+            let stream = UnixStream::connect(path)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            Ok(stream)
+        };
+        let stream = connect().map_err(system("connect to QEMU's control socket"))?;
+        let mut qmp = Self(BufReader::new(stream));
+        qmp.line()?;
+        qmp.execute("qmp_capabilities", json!({}))?;
+        Ok(qmp)
+    }
+
+    /// Runs `command` and returns its answer.
+    pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, GuestError> {
+        let request = json!({ "execute": command, "arguments": arguments });
+        writeln!(self.0.get_mut(), "{request}")
+            .map_err(system("write to QEMU's control socket"))?;
+        loop {
+            let mut line = self.line()?;
+            if let Some(answer) = line.get_mut("return") {
+                return Ok(answer.take());
+            }
+            if let Some(error) = line.get("error") {
+                return Err(GuestError::Qmp {
+                    command: command.into(),
+                    answer: error.to_string(),
+                });
+            }
+            // An event, of which QEMU sends some at any time.
+        }
+    }
+
+    fn line(&mut self) -> Result<Value, GuestError> {
+        let mut line = String::new();
+        self.0
+            .read_line(&mut line)
+            .map_err(system("read from QEMU's control socket"))?;
+        serde_json::from_str(&line).map_err(|error| GuestError::Qmp {
+            command: "answer".into(),
+            answer: format!("{error}: {line:?}"),
+        })
+    }
+}
