@@ -1,2 +1,23 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The core that all back-ends share.
+//! The core of all vhost-user device back-ends of this workspace.
+//!
+//! A request passes through the rooms in this order:
+//!
+//! - [`program`]: arguments, the socket, signals, exit status;
+//! - [`session`]: one connection of a front-end;
+//! - [`memory`]: the guest's memory;
+//! - [`ring`]: virtqueues;
+//! - [`chain`]: one request;
+//! - [`worker`]: the thread that takes requests and gives them back;
+//! - [`device`]: what a device implements.
+
+pub mod chain;
+pub mod device;
+mod limit;
+pub mod memory;
+pub mod program;
+pub mod ring;
+pub mod session;
+pub mod worker;
+
+pub use limit::LogLimit;

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Half of a chain: pieces of mapped guest memory, read or written from the front, with a tail that
+//! can be set aside. The one place of this room that turns pointers into memory.
+
+use std::ptr;
+
+use vm_memory::VolatileSlice;
+
+use super::ChainError;
+
+/// A piece of guest memory, laid out as the kernel's `struct iovec`.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug)]
+struct Segment(libc::iovec);
+
+// SAFETY: a segment is an address and a length; all access through it is volatile or by the kernel.
+unsafe impl Send for Segment {}
+
+impl Segment {
+    /// What stands for an address that is not guest memory.
+    fn hole(length: usize) -> Self {
+        Self(libc::iovec {
+            iov_base: ptr::null_mut(),
+            iov_len: length,
+        })
+    }
+
+    fn is_hole(&self) -> bool {
+        self.0.iov_base.is_null()
+    }
+
+    fn len(&self) -> usize {
+        self.0.iov_len
+    }
+
+    /// Cuts the segment in two; `at` is at most its length.
+    fn split(self, at: usize) -> (Self, Self) {
+        let at = at.min(self.len());
+        let piece = |start: usize, length| {
+            Self(libc::iovec {
+                iov_base: if self.is_hole() {
+                    ptr::null_mut()
+                } else {
+                    self.0.iov_base.wrapping_byte_add(start)
+                },
+                iov_len: length,
+            })
+        };
+        (piece(0, at), piece(at, self.len() - at))
+    }
+}
+
+/// The readable or the writable bytes of a chain.
+///
+/// Reads and writes take from the front. [`Segments::split_tail`] sets bytes at the end aside, such
+/// as a status that follows the data.
+#[derive(Debug, Default)]
+pub(crate) struct Segments {
+    /// Consumed segments, then those in view, then the tail.
+    list: Vec<Segment>,
+    start: usize,
+    end: usize,
+    /// Bytes in view.
+    length: u64,
+    holes: bool,
+}
+
+impl Segments {
+    /// Storage kept for the next chain is cut down to this many segments.
+    const KEPT_CAPACITY: usize = 256;
+
+    /// Empties the storage for the next chain.
+    pub(crate) fn recycle(mut self) -> Self {
+        self.list.clear();
+        self.list.shrink_to(Self::KEPT_CAPACITY);
+        Self {
+            list: self.list,
+            ..Self::default()
+        }
+    }
+
+    /// Adds a piece of guest memory at the end. The caller keeps it mapped: a [`super::Chain`] holds
+    /// the memory that its segments were taken from.
+    pub(crate) fn push(&mut self, memory: &VolatileSlice<'_>) {
+        self.append(Segment(libc::iovec {
+            iov_base: memory.ptr_guard_mut().as_ptr().cast(),
+            iov_len: memory.len(),
+        }));
+    }
+
+    /// Adds a piece that is not guest memory at the end.
+    pub(crate) fn push_hole(&mut self, length: usize) {
+        self.holes = true;
+        self.append(Segment::hole(length));
+    }
+
+    fn append(&mut self, segment: Segment) {
+        self.length += segment.len() as u64;
+        self.list.push(segment);
+        self.end = self.list.len();
+    }
+
+    /// Bytes in view: not yet taken from the front, and not set aside.
+    #[inline]
+    pub fn len(&self) -> u64 {
+        self.length
+    }
+
+    fn need(&self, need: u64) -> Result<(), ChainError> {
+        let have = self.length;
+        if have < need {
+            return Err(ChainError::TooShort { have, need });
+        }
+        Ok(())
+    }
+
+    /// Takes `length` bytes off the front, handing each piece to `each` with its offset.
+    fn consume(
+        &mut self,
+        length: usize,
+        mut each: impl FnMut(usize, VolatileSlice<'_>),
+    ) -> Result<(), ChainError> {
+        self.need(length as u64)?;
+        let mut done = 0;
+        while done < length {
+            let Some(segment) = self.list.get_mut(self.start) else {
+                break;
+            };
+            let (front, rest) = segment.split(length - done);
+            each(done, volatile(&front)?);
+            done += front.len();
+            *segment = rest;
+            if rest.len() == 0 {
+                self.start += 1;
+            }
+        }
+        self.length -= length as u64;
+        Ok(())
+    }
+
+    /// Reads exactly `bytes.len()` bytes and moves past them.
+    ///
+    /// # Errors
+    /// There are fewer in view, or they are not all guest memory.
+    pub fn read(&mut self, bytes: &mut [u8]) -> Result<(), ChainError> {
+        self.consume(bytes.len(), |offset, memory| {
+            if let Some(part) = bytes.get_mut(offset..) {
+                memory.copy_to(part);
+            }
+        })
+    }
+
+    /// Writes all of `bytes` and moves past them.
+    ///
+    /// # Errors
+    /// There is less room in view, or it is not all guest memory.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), ChainError> {
+        self.consume(bytes.len(), |offset, memory| {
+            if let Some(part) = bytes.get(offset..) {
+                memory.copy_from(part);
+            }
+        })
+    }
+
+    /// Sets the last `length` bytes aside for [`Segments::write_tail`].
+    ///
+    /// # Errors
+    /// There are fewer in view.
+    pub fn split_tail(&mut self, length: u64) -> Result<(), ChainError> {
+        self.need(length)?;
+        let mut left = length;
+        while left > 0 {
+            let Some(last) = self.end.checked_sub(1) else {
+                break;
+            };
+            let Some(segment) = self.list.get_mut(last) else {
+                break;
+            };
+            let size = segment.len() as u64;
+            if size <= left {
+                left -= size;
+                self.end = last;
+            } else {
+                let (kept, aside) = segment.split((size - left) as usize);
+                *segment = kept;
+                self.list.insert(self.end, aside);
+                left = 0;
+            }
+        }
+        self.length -= length;
+        Ok(())
+    }
+
+    /// Writes `bytes` to the front of what was set aside. Each call starts there anew.
+    ///
+    /// # Errors
+    /// Less was set aside, or it is not all guest memory.
+    pub fn write_tail(&mut self, bytes: &[u8]) -> Result<(), ChainError> {
+        let mut rest = bytes;
+        for segment in self.list.get(self.end..).unwrap_or_default() {
+            if rest.is_empty() {
+                break;
+            }
+            volatile(segment)?.copy_from(rest);
+            rest = rest.get(segment.len()..).unwrap_or_default();
+        }
+        if rest.is_empty() {
+            return Ok(());
+        }
+        Err(ChainError::TooShort {
+            have: (bytes.len() - rest.len()) as u64,
+            need: bytes.len() as u64,
+        })
+    }
+
+    /// The bytes in view as the kernel wants them for vectored I/O. They stay valid for as long as
+    /// the chain lives and its segments are not touched.
+    ///
+    /// # Errors
+    /// A part of this half of the chain is not guest memory.
+    #[inline]
+    pub fn iovecs(&self) -> Result<&[libc::iovec], ChainError> {
+        if self.holes {
+            return Err(ChainError::NotMemory);
+        }
+        let segments = self.list.get(self.start..self.end).unwrap_or_default();
+        // SAFETY: `Segment` is a transparent wrapper of `iovec`.
+        Ok(unsafe { &*(ptr::from_ref(segments) as *const [libc::iovec]) })
+    }
+}
+
+/// The memory behind a segment, for as long as the segment is borrowed.
+fn volatile(segment: &Segment) -> Result<VolatileSlice<'_>, ChainError> {
+    if segment.is_hole() {
+        return Err(ChainError::NotMemory);
+    }
+    // SAFETY: the segment was made from a volatile slice of memory that its chain keeps mapped.
+    Ok(unsafe { VolatileSlice::new(segment.0.iov_base.cast(), segment.len()) })
+}

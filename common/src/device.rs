@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a device implements: the [`Device`] that a process is, and the [`QueueHandler`] that works
+//! on its queues. Threads, eventfds, the socket and the rings are the core's.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+
+use thiserror::Error;
+
+pub use crate::session::ConfigChange;
+use crate::worker::{Poller, Queue, Queues};
+
+/// How many threads work on the queues of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Threads {
+    /// Each started queue has a thread, and a handler, of its own.
+    OnePerQueue,
+    /// One thread and one handler for all queues.
+    One,
+}
+
+/// A device that can not start: one line that says what is wrong and what to do.
+#[derive(Debug, Error)]
+#[error("{0}")]
+pub struct StartError(pub String);
+
+/// The driver wrote what it may not write to the config space.
+#[derive(Debug, Error)]
+#[error("{size} bytes at offset {offset} of the config space can not be written")]
+pub struct ConfigError {
+    /// First byte written.
+    pub offset: usize,
+    /// How many bytes.
+    pub size: usize,
+}
+
+/// A device: what it is, what it offers, and its config space.
+///
+/// It is made once a process, and shared by the connection and all queue handlers.
+pub trait Device: Send + Sync + Sized + 'static {
+    /// The device's name in the VhostUserBackend schema of QEMU.
+    const TYPE: &'static str;
+    /// Name of the program.
+    const PROGRAM: &'static str;
+    /// Version of the program.
+    const VERSION: &'static str;
+    /// One sentence for the descriptor and the help text.
+    const DESCRIPTION: &'static str;
+    /// How many threads work on the queues.
+    const THREADS: Threads;
+
+    /// Command line options of this device, beside those that all devices have.
+    type Options: clap::Args;
+    /// What works on the queues.
+    type Handler: QueueHandler + Send + 'static;
+
+    /// Features of the schema that this device has on this host (`--print-capabilities`).
+    fn capabilities() -> Vec<&'static str>;
+
+    /// Opens all that the options name. Runs before the socket exists.
+    ///
+    /// # Errors
+    /// One line for the person who started the program.
+    fn open(options: Self::Options) -> Result<Self, StartError>;
+
+    /// The device's own feature bits (0 to 23, and 50 up); the core adds those of the transport.
+    fn features(&self) -> u64;
+
+    /// The features that the driver accepted, those of the transport among them.
+    fn set_features(&self, _accepted: u64) {}
+
+    /// Queues that the device has at most.
+    fn num_queues(&self) -> u16;
+
+    /// Descriptors that a queue may have at most.
+    fn max_queue_size(&self) -> u16;
+
+    /// The whole config space, as it is now. Empty for a device that has none.
+    fn config(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// The driver writes to the config space.
+    ///
+    /// # Errors
+    /// Nothing there can be written.
+    fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigError> {
+        let size = data.len();
+        Err(ConfigError { offset, size })
+    }
+
+    /// The front-end can be told of changes in the config space from now on.
+    fn set_config_change(&self, _config_change: ConfigChange) {}
+
+    /// The front-end hands over its display (GPU_SET_SOCKET).
+    ///
+    /// # Errors
+    /// Gives the socket back where the device has no use for one.
+    fn set_gpu_socket(&self, socket: UnixStream) -> Result<(), UnixStream> {
+        Err(socket)
+    }
+
+    /// Makes a handler, for a thread that is about to start.
+    ///
+    /// # Errors
+    /// The host has not the means; the queue can not start.
+    fn handler(&self) -> io::Result<Self::Handler>;
+
+    /// Forgets all that a guest left: the device is reset, or its front-end went away.
+    fn reset(&self) {}
+}
+
+/// Works on one or all queues of a device, in one thread.
+///
+/// A request may be completed at once or later, in any order.
+pub trait QueueHandler {
+    /// Requests are available on `queue`: takes what it can. What it leaves, because too much is held
+    /// already, is offered again when something that the handler waits for became ready.
+    fn process(&mut self, queue: &mut Queue);
+
+    /// The thread waits by this, if the handler brings a way of its own that also sees its
+    /// completions; by epoll otherwise.
+    fn poller(&mut self) -> Option<&mut dyn Poller> {
+        None
+    }
+
+    /// Something of this handler's is ready: what it watched as `Token::Device(token)`.
+    fn ready(&mut self, _token: u32, _queues: &mut Queues) {}
+
+    /// `queue` is about to stop: whatever is held for it must be completed soon. A handler that waits
+    /// for something that may never come gives up here.
+    fn drain(&mut self, _queue: &mut Queue) {}
+}

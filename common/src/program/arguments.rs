@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The command line: what all back-ends understand, and the device's own options.
+
+use std::ffi::OsString;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser};
+
+use super::USAGE;
+use crate::device::Device;
+
+/// Options of every back-end, then those of the device.
+#[derive(Parser)]
+#[command(group = ArgGroup::new("socket").required(true))]
+pub struct Arguments<O: Args> {
+    /// Listen on a unix socket at PATH and serve one front-end after the other.
+    ///
+    /// A socket that nobody listens on is replaced; anything else at PATH is left alone. The socket
+    /// is removed at exit.
+    #[arg(long, value_name = "PATH", group = "socket")]
+    pub socket_path: Option<PathBuf>,
+
+    /// Use the unix stream socket that was inherited as file descriptor FDNUM.
+    ///
+    /// If it is connected, exit with status 0 when the front-end closes it; if it listens, serve one
+    /// front-end after the other.
+    #[arg(long, value_name = "FDNUM", group = "socket", value_parser = clap::value_parser!(RawFd).range(3..))]
+    pub fd: Option<RawFd>,
+
+    /// Permissions of the socket at --socket-path, in octal.
+    #[arg(long, value_name = "OCTAL", default_value = "0660", value_parser = octal, conflicts_with = "fd")]
+    pub socket_mode: u32,
+
+    /// Print what this program can do on this host, as JSON, and exit. All other arguments are
+    /// ignored.
+    #[arg(long)]
+    print_capabilities: bool,
+
+    /// Print the descriptor of this program for management software (50-*.json), and exit.
+    #[arg(long)]
+    print_descriptor: bool,
+
+    /// What the device takes.
+    #[command(flatten)]
+    pub device: O,
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| "must be three octal digits such as 0660".to_owned())
+}
+
+impl<O: Args> Arguments<O> {
+    /// Understands the arguments of this process; prints help, version or what is wrong otherwise.
+    pub fn parse<D: Device>() -> Result<Self, ExitCode> {
+        Self::parse_from::<D>(std::env::args_os().collect()).map_err(|error| match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                let _ = error.print();
+                ExitCode::SUCCESS
+            }
+            _ => {
+                eprintln!("{}: {}", D::PROGRAM, one_line(&error));
+                ExitCode::from(USAGE)
+            }
+        })
+    }
+
+    fn parse_from<D: Device>(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
+        let command = Self::command()
+            .name(D::PROGRAM)
+            .version(D::VERSION)
+            .about(D::DESCRIPTION)
+            .after_help(
+                "Log lines go to stderr; RUST_LOG=debug (or warn, trace) shows more or less of \
+                 them.\nSIGTERM and SIGINT finish what was begun and end the program.",
+            );
+        Self::from_arg_matches(&command.try_get_matches_from(arguments)?)
+    }
+}
+
+/// What is wrong, without the usage that follows it.
+fn one_line(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let message = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = message
+        .trim_start_matches("error:")
+        .split_whitespace()
+        .collect();
+    format!("{}; see --help", words.join(" "))
+}

@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What every back-end program does: arguments, the socket, signals, exit status. It follows QEMU's
+//! "back-end program conventions".
+
+mod arguments;
+mod signals;
+mod socket;
+
+use std::io::Write;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::device::{Device, StartError};
+use crate::session;
+use arguments::Arguments;
+use signals::Stop;
+use socket::{Listener, Source};
+
+/// Exit status for a usage error; all other failures have [`ExitCode::FAILURE`].
+const USAGE: u8 = 2;
+
+/// How the program describes itself to management software (`VhostUserBackend` in QEMU's schema).
+#[derive(Serialize)]
+struct Descriptor<'a> {
+    description: &'a str,
+    r#type: &'a str,
+    binary: String,
+    tags: &'a [&'a str],
+}
+
+/// What the program can do on this host (`VhostUserBackendCapabilities` in QEMU's schema).
+#[derive(Serialize)]
+struct Capabilities<'a> {
+    r#type: &'a str,
+    features: Vec<&'a str>,
+}
+
+/// The `main` of a device's program.
+pub fn run<D: Device>() -> ExitCode {
+    // These two win over all other arguments, known or not.
+    let asked = |option| {
+        std::env::args_os()
+            .skip(1)
+            .any(|argument| argument == option)
+    };
+    let outcome = if asked("--print-capabilities") {
+        print(&Capabilities {
+            r#type: D::TYPE,
+            features: D::capabilities(),
+        })
+    } else if asked("--print-descriptor") {
+        descriptor::<D>()
+    } else {
+        match Arguments::<D::Options>::parse::<D>() {
+            Ok(arguments) => start::<D>(arguments),
+            Err(exit) => return exit,
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(StartError(line)) => {
+            eprintln!("{}: {line}", D::PROGRAM);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn print(document: &impl Serialize) -> Result<(), StartError> {
+    serde_json::to_string_pretty(document)
+        .map_err(std::io::Error::from)
+        .and_then(|text| writeln!(std::io::stdout(), "{text}"))
+        .map_err(|error| StartError(format!("cannot print: {error}")))
+}
+
+fn descriptor<D: Device>() -> Result<(), StartError> {
+    let binary = std::env::current_exe()
+        .map_err(|error| StartError(format!("cannot find out where this program is: {error}")))?;
+    print(&Descriptor {
+        description: D::DESCRIPTION,
+        r#type: D::TYPE,
+        binary: binary.to_string_lossy().into_owned(),
+        tags: &["vhost-device"],
+    })
+}
+
+fn start<D: Device>(arguments: Arguments<D::Options>) -> Result<(), StartError> {
+    // First of all, while no file of our own can have the number that was given.
+    let source = Source::find(&arguments)?;
+    log_to_stderr(D::PROGRAM);
+    let device = D::open(arguments.device)?;
+    let stop = Stop::on_signals()?;
+    match source {
+        Source::Connected(socket) => session::serve(&device, socket, stop.file())
+            .map_err(|error| StartError(format!("the connection ended: {error}"))),
+        Source::Listening(listener) => serve_all(&device, &Listener::adopt(listener), &stop),
+        Source::Path { path, mode } => {
+            let listener = Arc::new(Listener::bind(path, mode)?);
+            stop.remove_at_forced_end(&listener);
+            serve_all(&device, &listener, &stop)
+        }
+    }
+}
+
+/// Serves one front-end after the other.
+fn serve_all<D: Device>(device: &D, listener: &Listener, stop: &Stop) -> Result<(), StartError> {
+    log::info!("waiting for a front-end on {listener}");
+    loop {
+        match listener.accept(stop.file()) {
+            Ok(None) => return Ok(()),
+            Ok(Some(socket)) => {
+                log::info!("a front-end is connected");
+                match session::serve(device, socket, stop.file()) {
+                    Ok(()) => log::info!("the front-end is gone"),
+                    Err(error) => log::warn!("the connection ended: {error}"),
+                }
+            }
+            Err(error) => {
+                log::error!("cannot accept a front-end, trying again: {error}");
+                std::thread::sleep(Duration::from_millis(100));
+            }
+        }
+    }
+}
+
+fn log_to_stderr(program: &'static str) {
+    let environment = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(environment)
+        .format(move |line, record| {
+            let level = record.level().as_str().to_ascii_lowercase();
+            writeln!(line, "{program}: {level}: {}", record.args())
+        })
+        .init();
+}

@@ -1,0 +1,72 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! SIGTERM and SIGINT end the program: in good order, or at the latest after a time limit.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use super::socket::Listener;
+use crate::device::StartError;
+
+/// How long requests in flight may take to finish once a signal came.
+const TIME_TO_FINISH: Duration = Duration::from_millis(1800);
+
+/// Becomes readable, and stays so, when the program is to end.
+pub struct Stop {
+    file: Arc<OwnedFd>,
+    listener: Arc<OnceLock<Arc<Listener>>>,
+}
+
+impl Stop {
+    /// Starts to listen to the signals.
+    pub fn on_signals() -> Result<Self, StartError> {
+        let failed = |error| StartError(format!("cannot listen to signals: {error}"));
+        let (read, write) = UnixStream::pair().map_err(failed)?;
+        for signal in [SIGTERM, SIGINT] {
+            let write = write.try_clone().map_err(failed)?;
+            signal_hook::low_level::pipe::register(signal, write).map_err(failed)?;
+        }
+        let stop = Self {
+            file: Arc::new(read.into()),
+            listener: Arc::default(),
+        };
+        let (file, listener) = (Arc::clone(&stop.file), Arc::clone(&stop.listener));
+        std::thread::Builder::new()
+            .name("stop".to_owned())
+            .stack_size(128 << 10)
+            .spawn(move || force_end(&file, &listener))
+            .map_err(failed)?;
+        Ok(stop)
+    }
+
+    /// What to wait on beside all else.
+    pub fn file(&self) -> &OwnedFd {
+        &self.file
+    }
+
+    /// The socket file to remove even if the program does not end by itself.
+    pub fn remove_at_forced_end(&self, listener: &Arc<Listener>) {
+        // Called once.
+        let _ = self.listener.set(Arc::clone(listener));
+    }
+}
+
+/// Ends the process if it has not ended some time after a signal: a request can hang for as long as
+/// its storage does.
+fn force_end(stop: &OwnedFd, listener: &OnceLock<Arc<Listener>>) {
+    let mut fds = [PollFd::new(stop, PollFlags::IN)];
+    if retry_on_intr(|| poll(&mut fds, None)).is_err() {
+        return;
+    }
+    std::thread::sleep(TIME_TO_FINISH);
+    log::warn!("requests did not finish in time; they are lost");
+    if let Some(listener) = listener.get() {
+        listener.remove_file();
+    }
+    std::process::exit(0);
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where front-ends come from: a path to listen on, or an inherited socket.
+
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::Mode;
+use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd, retry_on_intr};
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
+use super::arguments::Arguments;
+use crate::device::StartError;
+
+/// What the arguments name.
+pub enum Source {
+    /// A connected socket: one front-end, and the end.
+    Connected(UnixStream),
+    /// A socket that someone else bound.
+    Listening(UnixListener),
+    /// A path to bind.
+    Path {
+        /// Where.
+        path: PathBuf,
+        /// Permissions of the socket file.
+        mode: u32,
+    },
+}
+
+impl Source {
+    /// Checks what the arguments name, and takes an inherited socket into possession.
+    pub fn find<O: Args>(arguments: &Arguments<O>) -> Result<Self, StartError> {
+        match (arguments.fd, &arguments.socket_path) {
+            (Some(number), _) => Self::inherited(number),
+            (None, path) => Ok(Self::Path {
+                path: path.clone().unwrap_or_default(),
+                mode: arguments.socket_mode,
+            }),
+        }
+    }
+
+    fn inherited(number: RawFd) -> Result<Self, StartError> {
+        // SAFETY: the borrow ends before anything is opened or closed; a number that is not open
+        // makes the system call fail.
+        let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+        let refuse = |what: &str| {
+            StartError(format!(
+                "--fd={number}: {what}; pass the number of an open unix stream socket"
+            ))
+        };
+        fcntl_getfd(borrowed).map_err(|_| refuse("no such file is open"))?;
+        let is_unix_stream = socket_domain(borrowed) == Ok(AddressFamily::UNIX)
+            && socket_type(borrowed) == Ok(SocketType::STREAM);
+        if !is_unix_stream {
+            return Err(refuse("not a unix stream socket"));
+        }
+        let listens = socket_acceptconn(borrowed).unwrap_or(false);
+        if !listens && rustix::net::getpeername(borrowed).is_err() {
+            return Err(refuse("neither connected nor listening"));
+        }
+        // SAFETY: the number is open, and was inherited for us to own: nothing else in this process
+        // has opened a file yet.
+        let socket = unsafe { OwnedFd::from_raw_fd(number) };
+        let prepare = |errno: Errno| refuse(&errno.to_string());
+        fcntl_setfd(&socket, FdFlags::CLOEXEC).map_err(prepare)?;
+        rustix::io::ioctl_fionbio(&socket, false).map_err(prepare)?;
+        Ok(if listens {
+            Self::Listening(socket.into())
+        } else {
+            Self::Connected(socket.into())
+        })
+    }
+}
+
+/// Removes a stale socket at `path`. All else that is there stays, and is an error.
+fn make_way(path: &Path) -> Result<(), StartError> {
+    let shown = path.display();
+    let metadata = match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(StartError(format!("cannot look at {shown}: {error}"))),
+        Ok(metadata) => metadata,
+    };
+    if !metadata.file_type().is_socket() {
+        return Err(StartError(format!(
+            "{shown} exists and is no socket; choose another --socket-path or move it away"
+        )));
+    }
+    match probe(path) {
+        Err(Errno::CONNREFUSED) => std::fs::remove_file(path)
+            .map_err(|error| StartError(format!("cannot replace the stale {shown}: {error}"))),
+        Ok(()) | Err(Errno::AGAIN) => Err(StartError(format!(
+            "another program listens on {shown}; stop it or choose another --socket-path"
+        ))),
+        Err(errno) => Err(StartError(format!(
+            "cannot find out whether {shown} is in use: {errno}"
+        ))),
+    }
+}
+
+/// Connects, to see whether somebody listens. Does not wait where there is a queue.
+fn probe(path: &Path) -> Result<(), Errno> {
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(socket, &SocketAddrUnix::new(path)?)
+}
+
+/// A socket that front-ends connect to.
+#[derive(Debug)]
+pub struct Listener {
+    socket: UnixListener,
+    /// The file that was made for it: path, device and inode.
+    file: Option<(PathBuf, u64, u64)>,
+}
+
+impl Listener {
+    /// Uses a socket that listens already.
+    pub fn adopt(socket: UnixListener) -> Self {
+        Self { socket, file: None }
+    }
+
+    /// Makes the socket file at `path`, with just the permissions `mode` from its first moment.
+    pub fn bind(path: PathBuf, mode: u32) -> Result<Self, StartError> {
+        make_way(&path)?;
+        let before = rustix::process::umask(Mode::from_raw_mode(!mode & 0o777));
+        let bound = UnixListener::bind(&path);
+        rustix::process::umask(before);
+        let failed = |error| StartError(format!("cannot listen on {}: {error}", path.display()));
+        let socket = bound.map_err(failed)?;
+        let metadata = std::fs::symlink_metadata(&path).map_err(failed)?;
+        let file = Some((path, metadata.dev(), metadata.ino()));
+        Ok(Self { socket, file })
+    }
+
+    /// Waits for a front-end. `None` when the process is to end.
+    pub fn accept(&self, stop: &OwnedFd) -> io::Result<Option<UnixStream>> {
+        let mut fds = [
+            PollFd::new(&self.socket, PollFlags::IN),
+            PollFd::from_borrowed_fd(stop.as_fd(), PollFlags::IN),
+        ];
+        retry_on_intr(|| poll(&mut fds, None))?;
+        let [_, stopped] = &fds;
+        if !stopped.revents().is_empty() {
+            return Ok(None);
+        }
+        self.socket.accept().map(|(socket, _)| Some(socket))
+    }
+
+    /// Removes the socket file, unless another has taken its place.
+    pub fn remove_file(&self) {
+        if let Some((path, device, inode)) = &self.file
+            && let Ok(metadata) = std::fs::symlink_metadata(path)
+            && (metadata.dev(), metadata.ino()) == (*device, *inode)
+        {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+impl fmt::Display for Listener {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.file {
+            Some((path, ..)) => write!(formatter, "{}", path.display()),
+            None => write!(formatter, "the inherited socket"),
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.remove_file();
+    }
+}

@@ -1,0 +1,562 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One connection of a front-end: the vhost-user protocol, from the first message to the last.
+//!
+//! All state here dies with the connection. A request that the front-end got wrong is answered with
+//! a negative acknowledgement where one was asked for, and ends the connection otherwise. What a
+//! guest can bring about through its front-end never ends the connection.
+
+mod config_change;
+mod message;
+mod vring;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vhost::vhost_user::message::{
+    FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserConfig, VhostUserMemory, VhostUserMemoryRegion,
+    VhostUserProtocolFeatures as Protocol, VhostUserSingleMemoryRegion, VhostUserVringAddr,
+    VhostUserVringState,
+};
+use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
+use vm_memory::ByteValued;
+
+use crate::device::{ConfigError, Device, Threads};
+use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
+use crate::ring::RingError;
+use crate::worker::{Worker, WorkerError};
+pub use config_change::ConfigChange;
+pub use message::MessageError;
+use message::{Connection, Message, leading_object};
+use vring::{Vring, nonblocking};
+
+/// VHOST_USER_F_PROTOCOL_FEATURES: without it, all rings are enabled from the start.
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+/// Feature bits that the core provides for every device.
+const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_RING_F_EVENT_IDX
+    | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | PROTOCOL_FEATURES;
+
+/// In the u64 of SET_VRING_KICK, CALL and ERR: the ring's index, and "there is no file".
+const VRING_INDEX_MASK: u64 = 0xff;
+const VRING_NO_FILE: u64 = 1 << 8;
+/// Largest ring that VIRTIO allows.
+const MAX_RING_SIZE: u32 = 32768;
+
+/// What is wrong with a request.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// No such request, or one that this back-end does not offer.
+    #[error("request {0} is not supported")]
+    Unsupported(u32),
+    /// The payload has not the size, or not the contents, that the request asks for.
+    #[error("{request:?} with a malformed payload of {size} bytes")]
+    Payload {
+        /// The request.
+        request: FrontendReq,
+        /// Size of its payload.
+        size: usize,
+    },
+    /// A file should have come with the request.
+    #[error("{0:?} without the file that it needs")]
+    NoFile(FrontendReq),
+    /// The file is not one that the request can use.
+    #[error("a file of the front-end can not be used: {0}")]
+    File(#[source] io::Error),
+    /// The ring does not exist.
+    #[error("queue {index} does not exist; there are {count}")]
+    QueueIndex {
+        /// The index that was sent.
+        index: u64,
+        /// Queues of this device.
+        count: usize,
+    },
+    /// The ring has an impossible size.
+    #[error("{size} descriptors for a queue: must be a power of two and at most {max}")]
+    QueueSize {
+        /// The size that was sent.
+        size: u32,
+        /// The most that is possible.
+        max: u16,
+    },
+    /// The base is no index of a split ring.
+    #[error("{0:#x} is no index of an available ring")]
+    Base(u32),
+    /// What describes a ring can not change while it runs.
+    #[error("queue {0} is running; GET_VRING_BASE stops it")]
+    Running(u16),
+    /// Features that were not offered.
+    #[error("protocol features {0:#x} were not offered")]
+    Features(u64),
+    /// The device has no use for the request.
+    #[error("this device can not use {0:?}")]
+    NotForDevice(FrontendReq),
+    /// The memory can not be used.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The ring can not be used.
+    #[error("queue {index}: {source}")]
+    Ring {
+        /// Which queue.
+        index: u16,
+        /// What is wrong with its ring.
+        source: RingError,
+    },
+    /// The driver wrote what it may not.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The queue's thread could not do it.
+    #[error(transparent)]
+    Worker(#[from] WorkerError),
+}
+
+impl SessionError {
+    /// Whether a guest, or the state of this host, can bring this about. Closing the connection for
+    /// it could end the virtual machine.
+    fn spares_the_connection(&self) -> bool {
+        matches!(self, Self::Ring { .. } | Self::Config(_) | Self::Worker(_))
+    }
+}
+
+/// What to answer to a request that succeeded.
+enum Answer {
+    /// An acknowledgement, if one was asked for.
+    Ack,
+    /// The request has a reply of its own.
+    Reply(Vec<u8>),
+}
+
+impl Answer {
+    fn object<T: ByteValued>(object: T) -> Result<Self, SessionError> {
+        Ok(Self::Reply(object.as_slice().to_vec()))
+    }
+}
+
+/// The state of one connection.
+struct Session<'a, D: Device> {
+    device: &'a D,
+    accepted_features: u64,
+    protocol_features: Protocol,
+    status: u64,
+    memory: GuestMemory,
+    vrings: Vec<Vring>,
+    /// The thread of all queues, for a device that has just one.
+    shared_worker: Option<Arc<Worker>>,
+}
+
+/// Serves the front-end behind `socket` until it goes away, or until `stop` becomes readable.
+///
+/// # Errors
+/// The connection had to be ended.
+pub fn serve<D: Device>(
+    device: &D,
+    socket: UnixStream,
+    stop: &OwnedFd,
+) -> Result<(), MessageError> {
+    let mut connection = Connection::new(socket, stop);
+    let mut session = Session {
+        device,
+        accepted_features: 0,
+        protocol_features: Protocol::empty(),
+        status: 0,
+        memory: GuestMemory::default(),
+        vrings: (0..device.num_queues()).map(|_| Vring::default()).collect(),
+        shared_worker: None,
+    };
+    while let Some(message) = connection.receive()? {
+        let (request, need_reply) = (message.request, message.need_reply);
+        log::trace!(
+            "request {request}: {} bytes, {} files{}",
+            message.payload.len(),
+            message.files.len(),
+            if need_reply { ", wants a reply" } else { "" }
+        );
+        match session.handle(message) {
+            Ok(Answer::Reply(payload)) => connection.reply(request, &payload)?,
+            Ok(Answer::Ack) if need_reply => connection.reply(request, 0u64.as_slice())?,
+            Ok(Answer::Ack) => {}
+            Err(error) => {
+                log::warn!("front-end: {error}");
+                if need_reply {
+                    connection.reply(request, 1u64.as_slice())?;
+                } else if !error.spares_the_connection() {
+                    log::warn!("the connection ends here: no reply was asked for");
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+impl<D: Device> Drop for Session<'_, D> {
+    fn drop(&mut self) {
+        self.stop_all();
+        self.device.reset();
+    }
+}
+
+impl<D: Device> Session<'_, D> {
+    fn handle(&mut self, mut message: Message) -> Result<Answer, SessionError> {
+        let request = FrontendReq::try_from(message.request)
+            .map_err(|_| SessionError::Unsupported(message.request))?;
+        let size = message.payload.len();
+        let malformed = || SessionError::Payload { request, size };
+        match request {
+            FrontendReq::GET_FEATURES => Answer::object(self.offered_features()),
+            FrontendReq::SET_FEATURES => {
+                self.set_features(message.object().ok_or_else(malformed)?);
+                Ok(Answer::Ack)
+            }
+            FrontendReq::GET_PROTOCOL_FEATURES => {
+                Answer::object(self.offered_protocol_features().bits())
+            }
+            FrontendReq::SET_PROTOCOL_FEATURES => {
+                self.set_protocol_features(message.object().ok_or_else(malformed)?)
+            }
+            FrontendReq::SET_OWNER => Ok(Answer::Ack),
+            FrontendReq::RESET_OWNER => {
+                for index in 0..self.vrings.len() {
+                    self.enable(index, false)?;
+                }
+                Ok(Answer::Ack)
+            }
+            FrontendReq::RESET_DEVICE => {
+                self.stop_all();
+                self.vrings.fill_with(Vring::default);
+                self.status = 0;
+                self.device.reset();
+                Ok(Answer::Ack)
+            }
+            FrontendReq::GET_STATUS => Answer::object(self.status),
+            FrontendReq::SET_STATUS => {
+                self.status = message.object().ok_or_else(malformed)?;
+                Ok(Answer::Ack)
+            }
+            FrontendReq::GET_QUEUE_NUM => Answer::object(self.vrings.len() as u64),
+            FrontendReq::GET_MAX_MEM_SLOTS => Answer::object(MAX_REGIONS as u64),
+            FrontendReq::SET_MEM_TABLE => self.set_memory_table(message).ok_or_else(malformed)?,
+            FrontendReq::ADD_MEM_REG => {
+                let region: VhostUserSingleMemoryRegion = message.object().ok_or_else(malformed)?;
+                let file = file(&mut message, request)?;
+                self.set_memory(self.memory.with_region(&region, file)?)
+            }
+            FrontendReq::REM_MEM_REG => {
+                let region: VhostUserSingleMemoryRegion = message.object().ok_or_else(malformed)?;
+                self.set_memory(self.memory.without_region(&region)?)
+            }
+            FrontendReq::SET_VRING_NUM => {
+                let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
+                self.set_size(state)
+            }
+            FrontendReq::SET_VRING_ADDR => {
+                let addresses: VhostUserVringAddr = message.object().ok_or_else(malformed)?;
+                self.set_addresses(addresses)
+            }
+            FrontendReq::SET_VRING_BASE => {
+                let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
+                let base = u16::try_from(state.num).map_err(|_| SessionError::Base(state.num))?;
+                self.stopped_vring(state.index)?.base = base;
+                Ok(Answer::Ack)
+            }
+            FrontendReq::GET_VRING_BASE => {
+                let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
+                let index = self.queue_index(state.index.into())?;
+                let vring = self.vring(index)?;
+                vring.stop(index as u16);
+                let base = u32::from(vring.base);
+                Answer::object(VhostUserVringState::new(state.index, base))
+            }
+            FrontendReq::SET_VRING_ENABLE => {
+                let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
+                let index = self.queue_index(state.index.into())?;
+                match state.num {
+                    0 | 1 => self.enable(index, state.num == 1)?,
+                    _ => return Err(malformed()),
+                }
+                Ok(Answer::Ack)
+            }
+            FrontendReq::SET_VRING_KICK
+            | FrontendReq::SET_VRING_CALL
+            | FrontendReq::SET_VRING_ERR => {
+                let value: u64 = message.object().ok_or_else(malformed)?;
+                self.set_eventfd(value, message, request)
+            }
+            FrontendReq::GET_CONFIG => self.get_config(&message).ok_or_else(malformed),
+            FrontendReq::SET_CONFIG => {
+                let (config, data) = config_payload(&message).ok_or_else(malformed)?;
+                self.device.write_config(config.offset as usize, data)?;
+                Ok(Answer::Ack)
+            }
+            FrontendReq::SET_BACKEND_REQ_FD => {
+                let channel = file(&mut message, request)?;
+                self.device.set_config_change(ConfigChange::new(channel));
+                Ok(Answer::Ack)
+            }
+            FrontendReq::GPU_SET_SOCKET => {
+                let socket = UnixStream::from(file(&mut message, request)?);
+                self.device
+                    .set_gpu_socket(socket)
+                    .map_err(|_| SessionError::NotForDevice(request))?;
+                Ok(Answer::Ack)
+            }
+            _ => Err(SessionError::Unsupported(message.request)),
+        }
+    }
+
+    fn offered_features(&self) -> u64 {
+        self.device.features() | TRANSPORT_FEATURES
+    }
+
+    fn set_features(&mut self, wanted: u64) {
+        let offered = self.offered_features();
+        if wanted & !offered != 0 {
+            // QEMU asks a GPU for bits that were not offered.
+            log::debug!("features {:#x} were not offered", wanted & !offered);
+        }
+        self.accepted_features = wanted & offered;
+        log::info!("features {:#x} accepted", self.accepted_features);
+        self.device.set_features(self.accepted_features);
+        if self.accepted_features & PROTOCOL_FEATURES == 0 {
+            for vring in &mut self.vrings {
+                vring.enabled = true;
+            }
+        }
+    }
+
+    fn has_feature(&self, bit: u32) -> bool {
+        self.accepted_features & 1 << bit != 0
+    }
+
+    fn offered_protocol_features(&self) -> Protocol {
+        let mut offered = Protocol::MQ
+            | Protocol::REPLY_ACK
+            | Protocol::BACKEND_REQ
+            | Protocol::RESET_DEVICE
+            | Protocol::CONFIGURE_MEM_SLOTS
+            | Protocol::STATUS;
+        offered.set(Protocol::CONFIG, !self.device.config().is_empty());
+        offered
+    }
+
+    fn set_protocol_features(&mut self, wanted: u64) -> Result<Answer, SessionError> {
+        let unknown = wanted & !self.offered_protocol_features().bits();
+        if unknown != 0 {
+            return Err(SessionError::Features(unknown));
+        }
+        self.protocol_features = Protocol::from_bits_truncate(wanted);
+        Ok(Answer::Ack)
+    }
+
+    fn queue_index(&self, index: u64) -> Result<usize, SessionError> {
+        let count = self.vrings.len();
+        usize::try_from(index)
+            .ok()
+            .filter(|&index| index < count)
+            .ok_or(SessionError::QueueIndex { index, count })
+    }
+
+    fn vring(&mut self, index: usize) -> Result<&mut Vring, SessionError> {
+        let count = self.vrings.len();
+        self.vrings.get_mut(index).ok_or(SessionError::QueueIndex {
+            index: index as u64,
+            count,
+        })
+    }
+
+    /// A ring whose description may change.
+    fn stopped_vring(&mut self, index: u32) -> Result<&mut Vring, SessionError> {
+        let vring = self.vring(index as usize)?;
+        match vring.worker {
+            None => Ok(vring),
+            Some(_) => Err(SessionError::Running(index as u16)),
+        }
+    }
+
+    fn set_size(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
+        let VhostUserVringState { index, num: size } = state;
+        let max = self.device.max_queue_size();
+        let valid = size.is_power_of_two() && size <= MAX_RING_SIZE.min(max.into());
+        let vring = self.stopped_vring(index)?;
+        if !valid {
+            return Err(SessionError::QueueSize { size, max });
+        }
+        vring.size = size as u16;
+        self.start_if_ready(index as usize)
+    }
+
+    fn set_addresses(&mut self, addresses: VhostUserVringAddr) -> Result<Answer, SessionError> {
+        let index = addresses.index;
+        let vring = self.vring(index as usize)?;
+        let same = vring.addresses.is_some_and(|old| {
+            (old.descriptor, old.available, old.used)
+                == (addresses.descriptor, addresses.available, addresses.used)
+        });
+        if vring.worker.is_some() && !same {
+            return Err(SessionError::Running(index as u16));
+        }
+        vring.addresses = Some(addresses);
+        self.start_if_ready(index as usize)
+    }
+
+    fn enable(&mut self, index: usize, enabled: bool) -> Result<(), SessionError> {
+        let vring = self.vring(index)?;
+        vring.enabled = enabled;
+        if let Some(worker) = &vring.worker {
+            worker.enable_queue(index as u16, enabled)?;
+        }
+        Ok(())
+    }
+
+    fn set_eventfd(
+        &mut self,
+        value: u64,
+        mut message: Message,
+        request: FrontendReq,
+    ) -> Result<Answer, SessionError> {
+        let index = self.queue_index(value & VRING_INDEX_MASK)?;
+        let eventfd = if value & VRING_NO_FILE != 0 {
+            None
+        } else {
+            Some(nonblocking(file(&mut message, request)?)?)
+        };
+        let queue = index as u16;
+        let vring = self.vring(index)?;
+        let worker = vring.worker.clone();
+        match request {
+            FrontendReq::SET_VRING_CALL => {
+                vring.call = eventfd.clone();
+                if let Some(worker) = worker {
+                    worker.set_call(queue, eventfd)?;
+                }
+            }
+            FrontendReq::SET_VRING_ERR => {
+                vring.error = eventfd.clone();
+                if let Some(worker) = worker {
+                    worker.set_error(queue, eventfd)?;
+                }
+            }
+            _ => {
+                vring.kick = Some(eventfd.clone());
+                match worker {
+                    Some(worker) => worker.set_kick(queue, eventfd)?,
+                    None => return self.start_if_ready(index),
+                }
+            }
+        }
+        Ok(Answer::Ack)
+    }
+
+    /// Starts a ring of which all is known. One that can not start is tried again when more is said.
+    fn start_if_ready(&mut self, index: usize) -> Result<Answer, SessionError> {
+        if self.vring(index)?.is_ready() {
+            let worker = self.worker(index)?;
+            let event_index = self.has_feature(VIRTIO_RING_F_EVENT_IDX);
+            let indirect = self.has_feature(VIRTIO_RING_F_INDIRECT_DESC);
+            let memory = self.memory.clone();
+            let vring = self.vring(index)?;
+            let setup = vring.setup(event_index, indirect);
+            vring.start(index as u16, setup, memory, worker)?;
+        }
+        Ok(Answer::Ack)
+    }
+
+    /// The thread that a queue is to run on.
+    fn worker(&mut self, index: usize) -> Result<Arc<Worker>, SessionError> {
+        let start = |name| {
+            let handler = self.device.handler().map_err(WorkerError::Start)?;
+            Worker::start(name, handler).map(Arc::new)
+        };
+        match (D::THREADS, &self.shared_worker) {
+            (Threads::OnePerQueue, _) => Ok(start(format!("queue-{index}"))?),
+            (Threads::One, Some(worker)) => Ok(Arc::clone(worker)),
+            (Threads::One, None) => {
+                let worker = start("queues".to_owned())?;
+                self.shared_worker = Some(Arc::clone(&worker));
+                Ok(worker)
+            }
+        }
+    }
+
+    fn stop_all(&mut self) {
+        for (index, vring) in self.vrings.iter_mut().enumerate() {
+            vring.stop(index as u16);
+        }
+        self.shared_worker = None;
+    }
+
+    /// `None` if the payload is malformed.
+    fn set_memory_table(&mut self, message: Message) -> Option<Result<Answer, SessionError>> {
+        let table: VhostUserMemory = leading_object(&message.payload)?;
+        let regions = message.payload.get(size_of::<VhostUserMemory>()..)?;
+        let count = table.num_regions as usize;
+        if count == 0 || regions.len() != count.checked_mul(size_of::<VhostUserMemoryRegion>())? {
+            return None;
+        }
+        if message.files.len() < count {
+            return Some(Err(SessionError::NoFile(FrontendReq::SET_MEM_TABLE)));
+        }
+        let memory = regions
+            .chunks_exact(size_of::<VhostUserMemoryRegion>())
+            .zip(message.files)
+            .try_fold(GuestMemory::default(), |memory, (bytes, file)| {
+                memory.with_region(&leading_object(bytes).unwrap_or_default(), file)
+            });
+        Some(match memory {
+            Ok(memory) => self.set_memory(memory),
+            Err(error) => Err(error.into()),
+        })
+    }
+
+    /// Puts another table in force. Requests in flight keep the memory that they point to.
+    fn set_memory(&mut self, memory: GuestMemory) -> Result<Answer, SessionError> {
+        self.memory = memory;
+        let own = self.vrings.iter().filter_map(|vring| vring.worker.as_ref());
+        let own = own.filter(|_| D::THREADS == Threads::OnePerQueue);
+        for worker in self.shared_worker.iter().chain(own) {
+            worker.set_memory(&self.memory)?;
+        }
+        for index in 0..self.vrings.len() {
+            self.start_if_ready(index)?;
+        }
+        Ok(Answer::Ack)
+    }
+
+    /// `None` if the payload is malformed. Past the end of the config space all is zero.
+    fn get_config(&self, message: &Message) -> Option<Answer> {
+        let config: VhostUserConfig = leading_object(&message.payload)?;
+        let (offset, size) = (config.offset as usize, config.size as usize);
+        let end = offset.checked_add(size)?;
+        // The header must be followed by as many bytes as the answer will have.
+        let room = message.payload.len() - size_of::<VhostUserConfig>();
+        if end > VHOST_USER_CONFIG_SIZE as usize || room != size {
+            // An answer without payload is how this request fails.
+            return Some(Answer::Reply(Vec::new()));
+        }
+        let mut space = self.device.config();
+        space.resize(space.len().max(end), 0);
+        let mut reply = config.as_slice().to_vec();
+        reply.extend_from_slice(space.get(offset..end)?);
+        Some(Answer::Reply(reply))
+    }
+}
+
+/// The one file that came with a request. More are closed.
+fn file(message: &mut Message, request: FrontendReq) -> Result<OwnedFd, SessionError> {
+    message
+        .files
+        .drain(..)
+        .next()
+        .ok_or(SessionError::NoFile(request))
+}
+
+/// Where the driver writes in the config space, and what.
+fn config_payload(message: &Message) -> Option<(VhostUserConfig, &[u8])> {
+    let config: VhostUserConfig = leading_object(&message.payload)?;
+    let data = message.payload.get(size_of::<VhostUserConfig>()..)?;
+    (data.len() == config.size as usize).then_some((config, data))
+}

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the front-end said of one ring, and the worker that it runs on once all is said.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use vhost::vhost_user::message::VhostUserVringAddr;
+
+use crate::memory::GuestMemory;
+use crate::ring::{Ring, RingSetup};
+use crate::worker::{Queue, Worker, signal};
+
+use super::SessionError;
+
+/// The set-up of one ring. It starts when its size, addresses and kick have been set, in any order
+/// (a kick without a file is a kick), and stops with GET_VRING_BASE.
+#[derive(Default)]
+pub struct Vring {
+    /// Descriptors, a power of two; 0 until it is set.
+    pub size: u16,
+    /// Addresses in the front-end.
+    pub addresses: Option<VhostUserVringAddr>,
+    /// Index of the available entry that comes next.
+    pub base: u16,
+    /// SET_VRING_KICK was sent; without a file the ring is polled.
+    pub kick: Option<Option<Arc<OwnedFd>>>,
+    pub call: Option<Arc<OwnedFd>>,
+    pub error: Option<Arc<OwnedFd>>,
+    pub enabled: bool,
+    /// What the ring runs on.
+    pub worker: Option<Arc<Worker>>,
+}
+
+impl Vring {
+    /// Whether all is set that the ring needs to run.
+    pub fn is_ready(&self) -> bool {
+        self.worker.is_none() && self.size > 0 && self.addresses.is_some() && self.kick.is_some()
+    }
+
+    /// Where the ring is.
+    pub fn setup(&self, event_index: bool, indirect: bool) -> RingSetup {
+        let addresses = self.addresses.unwrap_or_default();
+        RingSetup {
+            size: self.size,
+            descriptors: addresses.descriptor,
+            available: addresses.available,
+            used: addresses.used,
+            event_index,
+            indirect,
+        }
+    }
+
+    /// Starts the ring on `worker`.
+    pub fn start(
+        &mut self,
+        index: u16,
+        setup: RingSetup,
+        memory: GuestMemory,
+        worker: Arc<Worker>,
+    ) -> Result<(), SessionError> {
+        let ring = Ring::new(setup, Arc::new(memory), self.base).map_err(|source| {
+            self.error.iter().for_each(|error| signal(error));
+            SessionError::Ring { index, source }
+        })?;
+        let mut queue = Queue::new(index, ring, self.enabled);
+        queue.set_call(self.call.clone());
+        queue.set_error(self.error.clone());
+        worker.start_queue(queue, self.kick.clone().flatten())?;
+        log::info!(
+            "queue {index} started: {} descriptors, from available index {}",
+            self.size,
+            self.base
+        );
+        self.worker = Some(worker);
+        Ok(())
+    }
+
+    /// Stops the ring, after all that the device holds of it is finished.
+    pub fn stop(&mut self, index: u16) {
+        self.kick = None;
+        let Some(worker) = self.worker.take() else {
+            return;
+        };
+        match worker.stop_queue(index) {
+            Ok(next) => self.base = next.unwrap_or(self.base),
+            Err(error) => log::error!("queue {index}: {error}"),
+        }
+        log::info!("queue {index} stopped at available index {}", self.base);
+    }
+}
+
+/// Makes an eventfd of the front-end one that no write can block on.
+pub fn nonblocking(file: OwnedFd) -> Result<Arc<OwnedFd>, SessionError> {
+    fcntl_getfl(&file)
+        .and_then(|flags| fcntl_setfl(&file, flags | OFlags::NONBLOCK))
+        .map_err(|errno| SessionError::File(errno.into()))?;
+    Ok(Arc::new(file))
+}

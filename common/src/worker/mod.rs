@@ -1,0 +1,362 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A thread that owns some queues: it waits for kicks, lets the device's handler take requests,
+//! publishes what was completed, and obeys the session.
+
+mod poll;
+mod queue;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use thiserror::Error;
+
+use crate::device::QueueHandler;
+use crate::memory::GuestMemory;
+pub use poll::{EpollPoller, Poller, Token};
+pub(crate) use queue::signal;
+pub use queue::{Queue, Queues};
+
+/// How often a queue is looked at whose driver can not kick (SET_VRING_KICK without an eventfd).
+const UNKICKED_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Why a worker did not do what the session asked for.
+#[derive(Debug, Error)]
+pub enum WorkerError {
+    /// The thread, or what it waits with, could not be made.
+    #[error("cannot start a thread for a queue: {0}")]
+    Start(#[source] io::Error),
+    /// The kick file can not be waited on.
+    #[error("cannot wait for kicks on the file that the front-end sent: {0}")]
+    Kick(#[source] io::Error),
+    /// The thread has ended.
+    #[error("the thread of this queue has ended")]
+    Gone,
+}
+
+/// What the session asks of a worker.
+enum Command {
+    Start(Box<Queue>, Option<Arc<OwnedFd>>),
+    Stop(u16),
+    Enable(u16, bool),
+    Kick(u16, Option<Arc<OwnedFd>>),
+    Call(u16, Option<Arc<OwnedFd>>),
+    Error(u16, Option<Arc<OwnedFd>>),
+    Memory(Arc<GuestMemory>),
+    Quit,
+}
+
+struct Request {
+    command: Command,
+    /// The index of the available entry that is next, for `Stop`.
+    reply: Sender<Result<Option<u16>, WorkerError>>,
+}
+
+/// The session's end of a worker. Dropping it finishes what is held and ends the thread.
+#[derive(Debug)]
+pub struct Worker {
+    requests: Sender<Request>,
+    wake: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Starts a thread called `name` that works with `handler`.
+    ///
+    /// # Errors
+    /// There are too many threads or open files.
+    pub fn start<H: QueueHandler + Send + 'static>(
+        name: String,
+        mut handler: H,
+    ) -> Result<Self, WorkerError> {
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| WorkerError::Start(errno.into()))?;
+        let wake = Arc::new(wake);
+        let mut epoll = match handler.poller() {
+            Some(_) => None,
+            None => Some(EpollPoller::new().map_err(WorkerError::Start)?),
+        };
+        if let Some(poller) = poller(&mut handler, &mut epoll) {
+            poller
+                .watch(wake.as_fd(), Token::Control)
+                .map_err(WorkerError::Start)?;
+        }
+        let (requests, inbox) = channel();
+        let thread = Thread {
+            handler,
+            epoll,
+            queues: Queues::default(),
+            inbox,
+            ready: Vec::new(),
+            _wake: Arc::clone(&wake),
+        };
+        let thread = std::thread::Builder::new()
+            .name(name)
+            .spawn(move || thread.run())
+            .map_err(WorkerError::Start)?;
+        Ok(Self {
+            requests,
+            wake,
+            thread: Some(thread),
+        })
+    }
+
+    /// Asks, and waits until it is done.
+    fn ask(&self, command: Command) -> Result<Option<u16>, WorkerError> {
+        let (reply, answer) = channel();
+        self.requests
+            .send(Request { command, reply })
+            .map_err(|_| WorkerError::Gone)?;
+        let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
+        answer.recv().map_err(|_| WorkerError::Gone)?
+    }
+
+    /// Starts working on `queue`, which is kicked by `kick`.
+    ///
+    /// # Errors
+    /// `kick` can not be waited on.
+    pub fn start_queue(&self, queue: Queue, kick: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
+        self.ask(Command::Start(Box::new(queue), kick)).map(drop)
+    }
+
+    /// Stops a queue: when this returns, the device holds no request of it and writes no guest memory
+    /// for it. Gives the index of the available entry that is next.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn stop_queue(&self, index: u16) -> Result<Option<u16>, WorkerError> {
+        self.ask(Command::Stop(index))
+    }
+
+    /// Enables or disables a queue (SET_VRING_ENABLE).
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn enable_queue(&self, index: u16, enabled: bool) -> Result<(), WorkerError> {
+        self.ask(Command::Enable(index, enabled)).map(drop)
+    }
+
+    /// Replaces the eventfd that the driver kicks.
+    ///
+    /// # Errors
+    /// It can not be waited on.
+    pub fn set_kick(&self, index: u16, kick: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
+        self.ask(Command::Kick(index, kick)).map(drop)
+    }
+
+    /// Replaces the eventfd that calls the driver.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn set_call(&self, index: u16, call: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
+        self.ask(Command::Call(index, call)).map(drop)
+    }
+
+    /// Replaces the eventfd that tells the front-end of a corrupt ring.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn set_error(&self, index: u16, error: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
+        self.ask(Command::Error(index, error)).map(drop)
+    }
+
+    /// Takes all further requests from another table of guest memory.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn set_memory(&self, memory: &GuestMemory) -> Result<(), WorkerError> {
+        // Each worker counts its references in a cache line of its own.
+        self.ask(Command::Memory(Arc::new(memory.clone())))
+            .map(drop)
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        let _ = self.ask(Command::Quit);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            log::error!("the thread of a queue has crashed; please report this");
+        }
+    }
+}
+
+/// What the thread waits with.
+fn poller<'a, H: QueueHandler>(
+    handler: &'a mut H,
+    epoll: &'a mut Option<EpollPoller>,
+) -> Option<&'a mut dyn Poller> {
+    match epoll {
+        Some(epoll) => Some(epoll),
+        None => handler.poller(),
+    }
+}
+
+struct Thread<H> {
+    handler: H,
+    epoll: Option<EpollPoller>,
+    queues: Queues,
+    inbox: Receiver<Request>,
+    ready: Vec<Token>,
+    /// Watched for as long as the thread lives.
+    _wake: Arc<OwnedFd>,
+}
+
+impl<H: QueueHandler> Thread<H> {
+    fn run(mut self) {
+        loop {
+            let busy = self.serve();
+            if self.wait(busy.then_some(Duration::ZERO)) && !self.obey() {
+                return;
+            }
+        }
+    }
+
+    /// Lets the handler take what is available. Returns whether there is more to do at once.
+    fn serve(&mut self) -> bool {
+        for queue in &mut self.queues.0 {
+            if queue.is_runnable() {
+                queue.suppress_kicks();
+                self.handler.process(queue);
+            }
+        }
+        let mut busy = false;
+        for queue in &mut self.queues.0 {
+            queue.publish();
+            if queue.is_runnable() {
+                busy |= queue.rest();
+            }
+        }
+        busy
+    }
+
+    /// Waits, and deals with what became ready. Returns whether the session has something to say.
+    fn wait(&mut self, timeout: Option<Duration>) -> bool {
+        let unkicked = self.queues.0.iter().any(|queue| queue.kick.is_none());
+        let timeout = timeout.or(unkicked.then_some(UNKICKED_INTERVAL));
+        let Some(poller) = poller(&mut self.handler, &mut self.epoll) else {
+            return true;
+        };
+        if let Err(error) = poller.wait(&mut self.ready, timeout) {
+            log::error!("cannot wait for requests: {error}");
+            std::thread::sleep(UNKICKED_INTERVAL);
+            return true;
+        }
+        let mut control = false;
+        for token in self.ready.drain(..) {
+            match token {
+                Token::Control => control = true,
+                Token::Kick(index) => {
+                    if let Some(queue) = self.queues.get_mut(index) {
+                        queue.pending = true;
+                    }
+                }
+                Token::Device(token) => self.handler.ready(token, &mut self.queues),
+            }
+        }
+        for queue in &mut self.queues.0 {
+            queue.publish();
+            queue.pending |= queue.kick.is_none();
+        }
+        control
+    }
+
+    /// Does what the session asks. Returns whether the thread goes on.
+    fn obey(&mut self) -> bool {
+        while let Ok(Request { command, reply }) = self.inbox.try_recv() {
+            let quit = matches!(command, Command::Quit);
+            let outcome = self.execute(command);
+            // The session may have given up waiting.
+            let _ = reply.send(outcome);
+            if quit {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn execute(&mut self, command: Command) -> Result<Option<u16>, WorkerError> {
+        match command {
+            Command::Start(queue, kick) => {
+                let index = queue.index();
+                self.queues.0.push(*queue);
+                if let Err(error) = self.set_kick(index, kick) {
+                    self.queues.0.retain(|queue| queue.index() != index);
+                    return Err(error);
+                }
+            }
+            Command::Stop(index) => return Ok(self.stop(index)),
+            Command::Kick(index, kick) => self.set_kick(index, kick)?,
+            Command::Enable(index, enabled) => {
+                if let Some(queue) = self.queues.get_mut(index) {
+                    queue.enabled = enabled;
+                    queue.pending = true;
+                }
+            }
+            Command::Call(index, call) => {
+                if let Some(queue) = self.queues.get_mut(index) {
+                    queue.set_call(call);
+                }
+            }
+            Command::Error(index, error) => {
+                if let Some(queue) = self.queues.get_mut(index) {
+                    queue.set_error(error);
+                }
+            }
+            Command::Memory(memory) => {
+                for queue in &mut self.queues.0 {
+                    queue.set_memory(Arc::clone(&memory));
+                }
+            }
+            Command::Quit => {
+                while let Some(index) = self.queues.0.first().map(Queue::index) {
+                    self.stop(index);
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn set_kick(&mut self, index: u16, kick: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
+        let Some(queue) = self.queues.get_mut(index) else {
+            return Ok(());
+        };
+        let Some(poller) = poller(&mut self.handler, &mut self.epoll) else {
+            return Err(WorkerError::Gone);
+        };
+        if let Some(old) = queue.kick.take() {
+            let _ = poller.forget(old.as_fd(), Token::Kick(index));
+        }
+        if let Some(kick) = &kick {
+            poller
+                .watch(kick.as_fd(), Token::Kick(index))
+                .map_err(WorkerError::Kick)?;
+        }
+        queue.kick = kick;
+        queue.pending = true;
+        Ok(())
+    }
+
+    /// Finishes what is held for a queue and lets go of it.
+    fn stop(&mut self, index: u16) -> Option<u16> {
+        self.handler.drain(self.queues.get_mut(index)?);
+        while self.queues.get_mut(index)?.held() > 0 {
+            self.wait(None);
+        }
+        let queue = self.queues.get_mut(index)?;
+        queue.publish();
+        let next = queue.next_available();
+        if let Some(kick) = queue.kick.take()
+            && let Some(poller) = poller(&mut self.handler, &mut self.epoll)
+        {
+            let _ = poller.forget(kick.as_fd(), Token::Kick(index));
+        }
+        self.queues.0.retain(|queue| queue.index() != index);
+        Some(next)
+    }
+}

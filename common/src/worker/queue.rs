@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A started queue: its ring, and how its driver is called.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use crate::chain::Chain;
+use crate::limit::LogLimit;
+use crate::memory::GuestMemory;
+use crate::ring::{Ring, RingError};
+
+/// A queue that a worker owns.
+#[derive(Debug)]
+pub struct Queue {
+    index: u16,
+    ring: Ring,
+    /// The driver kicks by this; without it the worker looks from time to time.
+    pub(super) kick: Option<Arc<OwnedFd>>,
+    call: Option<Arc<OwnedFd>>,
+    error: Option<Arc<OwnedFd>>,
+    /// SET_VRING_ENABLE: requests of a disabled queue stay where they are.
+    pub(super) enabled: bool,
+    /// The ring is to be looked at.
+    pub(super) pending: bool,
+    /// The ring is corrupt, and left alone until it is set up anew.
+    broken: bool,
+    /// The driver was to be called while there was no eventfd to do so.
+    owes_call: bool,
+    limit: LogLimit,
+}
+
+impl Queue {
+    pub(crate) fn new(index: u16, ring: Ring, enabled: bool) -> Self {
+        Self {
+            index,
+            ring,
+            kick: None,
+            call: None,
+            error: None,
+            enabled,
+            pending: true,
+            broken: false,
+            owes_call: false,
+            limit: LogLimit::default(),
+        }
+    }
+
+    /// Number of this queue among those of its device.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+
+    /// Takes the next request, if there is one.
+    pub fn take(&mut self) -> Option<Chain> {
+        if self.broken {
+            return None;
+        }
+        self.ring.take().unwrap_or_else(|error| {
+            self.fail(&error);
+            None
+        })
+    }
+
+    /// Gives a request back to the driver: the device wrote `written` bytes of it. The driver learns
+    /// of all requests of a batch together.
+    #[inline]
+    pub fn complete(&mut self, chain: Chain, written: u32) {
+        self.ring.complete(chain, written);
+    }
+
+    /// Shows the driver now what was completed so far. The worker does so after each batch; this is
+    /// for handlers that spend long on one.
+    pub fn publish(&mut self) {
+        if self.ring.publish() {
+            self.call();
+        }
+    }
+
+    fn call(&mut self) {
+        self.owes_call = match &self.call {
+            Some(call) => {
+                signal(call);
+                false
+            }
+            None => true,
+        };
+    }
+
+    pub(crate) fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
+        self.call = call;
+        if self.owes_call {
+            self.call();
+        }
+    }
+
+    pub(crate) fn set_error(&mut self, error: Option<Arc<OwnedFd>>) {
+        self.error = error;
+    }
+
+    pub(super) fn set_memory(&mut self, memory: Arc<GuestMemory>) {
+        if let Err(error) = self.ring.set_memory(memory) {
+            self.fail(&error);
+        }
+    }
+
+    /// The ring can not be used any more: stops it and tells the front-end.
+    fn fail(&mut self, error: &RingError) {
+        self.broken = true;
+        self.pending = false;
+        self.limit.warn(format_args!(
+            "queue {}: {error}; the queue stops until its driver sets it up again",
+            self.index
+        ));
+        if let Some(error) = &self.error {
+            signal(error);
+        }
+    }
+
+    /// Whether the handler should look at this queue.
+    pub(super) fn is_runnable(&self) -> bool {
+        self.pending && self.enabled && !self.broken
+    }
+
+    pub(super) fn suppress_kicks(&mut self) {
+        self.ring.suppress_kicks();
+    }
+
+    /// After the handler took what it could: whether it should be asked again at once.
+    pub(super) fn rest(&mut self) -> bool {
+        if self.broken {
+            return false;
+        }
+        if self.ring.has_known_available() {
+            // The handler is full; the next completion makes room.
+            return false;
+        }
+        match self.ring.want_kick() {
+            Ok(more) => {
+                self.pending = more;
+                more
+            }
+            Err(error) => {
+                self.fail(&error);
+                false
+            }
+        }
+    }
+
+    pub(super) fn next_available(&self) -> u16 {
+        self.ring.next_available()
+    }
+
+    pub(super) fn held(&self) -> u16 {
+        self.ring.held()
+    }
+}
+
+/// Adds one to an eventfd. A full or closed one is the front-end's own loss.
+pub(crate) fn signal(eventfd: &OwnedFd) {
+    match rustix::io::write(eventfd, &1u64.to_ne_bytes()) {
+        Ok(_) | Err(Errno::AGAIN) => {}
+        Err(errno) => log::debug!("cannot signal an eventfd of the front-end: {errno}"),
+    }
+}
+
+/// The queues that one worker owns.
+#[derive(Debug, Default)]
+pub struct Queues(pub(super) Vec<Queue>);
+
+impl Queues {
+    /// The queue with this number, if it is started and belongs to this worker.
+    #[inline]
+    pub fn get_mut(&mut self, index: u16) -> Option<&mut Queue> {
+        self.0.iter_mut().find(|queue| queue.index == index)
+    }
+}
