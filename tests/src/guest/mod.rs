@@ -304,7 +304,7 @@ impl Guest {
                 match marker(&line) {
                     Some((found, value)) if found == name => return Ok(value.into()),
                     Some(("end", status)) => {
-                        return Err(GuestError::Guest(format!(
+                        return Err(self.trouble(format!(
                             "ended its script with status {status} and no marker @{name}"
                         )));
                     }
@@ -312,14 +312,12 @@ impl Guest {
                 }
             }
             if let Some(status) = ended {
-                return Err(GuestError::Guest(format!(
+                return Err(self.trouble(format!(
                     "was gone before a marker @{name} came; QEMU: {status}"
                 )));
             }
             if Instant::now() >= self.deadline {
-                return Err(GuestError::Guest(format!(
-                    "did not write the marker @{name} in time"
-                )));
+                return Err(self.trouble(format!("did not write the marker @{name} in time")));
             }
             thread::sleep(INTERVAL);
         }
@@ -329,16 +327,12 @@ impl Guest {
     pub fn finish(&mut self) -> Result<Output, GuestError> {
         let status = self.wait("end")?;
         if status != "0" {
-            return Err(GuestError::Guest(format!(
-                "script failed with status {status}"
-            )));
+            return Err(self.trouble(format!("script failed with status {status}")));
         }
         let left = self.deadline.saturating_duration_since(Instant::now());
         let status = self.qemu.wait(left)?;
         if !status.success() {
-            return Err(GuestError::Guest(format!(
-                "powered off, but QEMU: {status}"
-            )));
+            return Err(self.trouble(format!("powered off, but QEMU: {status}")));
         }
         Ok(Output(self.lines()))
     }
@@ -346,6 +340,10 @@ impl Guest {
     /// Connects to QEMU's control socket.
     pub fn qmp(&self) -> Result<Qmp, GuestError> {
         Qmp::connect(&self.qmp)
+    }
+
+    fn trouble(&self, what: String) -> GuestError {
+        GuestError::Guest(format!("{what} (logs: {})", self.logs.display()))
     }
 
     /// The whole lines that the script has written.

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `cargo xtask bench`: the benchmark program of the tests, on release binaries.
+
+use std::process::ExitCode;
+
+use crate::packages::{self, BENCH};
+use crate::progress::Progress;
+
+pub fn run(progress: &Progress, arguments: &[String]) -> Result<ExitCode, String> {
+    packages::install(progress, BENCH)?;
+    progress.run(
+        "Building the release binaries",
+        &mut crate::cargo([
+            "build",
+            "--release",
+            "--workspace",
+            "--exclude",
+            "xtask",
+            "--bins",
+        ]),
+    )?;
+    let status = crate::cargo(["run", "--release", "--quiet"])
+        .args(["--package", "vhost-device-tests", "--bin", "bench", "--"])
+        .args(arguments)
+        .status()
+        .map_err(|error| format!("cannot run the benchmark: {error}"))?;
+    Ok(match status.success() {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `cargo xtask demo`: a guest that uses `vhost-device-block`, and what it sees.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+use vhost_device_tests::guest::{Guest, Machine, find_program};
+use vhost_device_tests::process::{self, Program};
+
+use crate::packages::{self, GUEST};
+use crate::progress::Progress;
+
+const BINARY: &str = "vhost-device-block";
+const SERIAL: &str = "demo-disk";
+const IMAGE_MIB: u64 = 256;
+
+/// What the guest does. Each line that begins with @ is shown.
+const SCRIPT: &str = r#"
+    echo "@kernel Linux $(uname -r)"
+    echo "@size $(($(cat /sys/block/vda/size) / 2048)) MiB"
+    echo "@serial $(cat /sys/block/vda/serial)"
+    echo "@queues $(ls /sys/block/vda/mq | wc -l)"
+    mkdir /mnt
+    mount -t ext4 /dev/vda /mnt
+    echo "@mount $(grep /mnt /proc/mounts | cut -d' ' -f1-3)"
+    echo "@read $(cat /mnt/from-host)"
+    echo "greetings from Linux $(uname -r) in the guest" > /mnt/from-guest
+    measure() {
+        fio --name=$1 --filename=/mnt/$1 --size=64m --direct=1 --ioengine=libaio --eta=never \
+            --runtime=3 --time_based --output-format=json --output=/tmp/$1 $2
+        echo "@$1 $(tr -d '\n' < /tmp/$1)"
+    }
+    measure sequential "--rw=read --bs=1m --iodepth=4"
+    measure random "--rw=randrw --bs=4k --iodepth=32"
+    umount /mnt
+"#;
+
+pub fn run(progress: &Progress) -> Result<(), String> {
+    packages::install(progress, GUEST)?;
+    let kernel = packages::kernel(progress)?;
+    let build = ["build", "--release", "--package", BINARY];
+    progress.run("Building the release binary", &mut crate::cargo(build))?;
+
+    let directory =
+        tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
+    let image = directory.path().join("image");
+    let socket = directory.path().join("socket");
+    progress.step(&format!("Making an ext4 image of {IMAGE_MIB} MiB"));
+    make_image(directory.path(), &image)?;
+
+    let mut command = Command::new(release_binary()?);
+    command
+        .arg(process::option("socket-path", &socket))
+        .arg(process::option("blk-file", &image))
+        .arg(process::option("serial", SERIAL));
+    progress.step(&format!("Starting {}", shown(&command)));
+    let mut back_end = Program::spawn(&mut command).map_err(|error| error.to_string())?;
+    back_end
+        .wait_for_listener(&socket)
+        .map_err(|error| error.to_string())?;
+
+    progress.step(&format!(
+        "Booting a guest with Linux {} in QEMU",
+        kernel.release
+    ));
+    let guest = Machine::new("demo", SCRIPT)
+        .module("virtio_blk")
+        .program("fio")
+        .memory(768)
+        .argument("-smp")
+        .argument("2")
+        .vhost_user("vhost-user-blk-pci,num-queues=2", &socket)
+        .start();
+    let result = guest.and_then(|mut guest| show(progress, &mut guest));
+    result.map_err(|error| format!("{error}\n{BINARY} wrote:\n{}", back_end.stderr()))?;
+
+    let written = run_quietly(
+        Command::new(tool("debugfs")?)
+            .args(["-R", "cat /from-guest"])
+            .arg(&image),
+    )?;
+    progress.step(&format!(
+        "On the host again, the image has: {}",
+        written.trim()
+    ));
+    run_quietly(Command::new(tool("e2fsck")?).arg("-fn").arg(&image))?;
+    progress.step("The file system is clean. Done.");
+    Ok(())
+}
+
+/// Shows what the guest sees, as it comes.
+fn show(
+    progress: &Progress,
+    guest: &mut Guest,
+) -> Result<(), vhost_device_tests::guest::GuestError> {
+    let lines = [
+        ("kernel", "is up"),
+        ("size", "disk"),
+        ("serial", "serial"),
+        ("queues", "request queues"),
+        ("mount", "mounted"),
+        ("read", "read from the disk"),
+    ];
+    for (marker, title) in lines {
+        let value = guest.wait(marker)?;
+        progress.step(&format!("  guest: {title}: {value}"));
+    }
+    for (marker, title) in [
+        ("sequential", "sequential read, 1 MiB, depth 4"),
+        ("random", "random read and write, 4 KiB, depth 32"),
+    ] {
+        let report = guest.wait(marker)?;
+        progress.step(&format!("  guest: {title}: {}", throughput(&report)));
+    }
+    guest.finish()?;
+    Ok(())
+}
+
+/// The numbers that matter in fio's report.
+fn throughput(report: &str) -> String {
+    let report: Value = serde_json::from_str(report).unwrap_or_default();
+    let job = &report["jobs"][0];
+    let sum = |field: &str| -> f64 {
+        let of = |direction: &str| job[direction][field].as_f64().unwrap_or_default();
+        of("read") + of("write")
+    };
+    format!(
+        "{:.0} MiB/s, {:.0} requests/s",
+        sum("bw") / 1024.0,
+        sum("iops")
+    )
+}
+
+/// Makes a file system that has a greeting in it.
+fn make_image(directory: &Path, image: &Path) -> Result<(), String> {
+    let content = directory.join("content");
+    let write = || -> std::io::Result<()> {
+        fs::create_dir(&content)?;
+        fs::write(content.join("from-host"), "greetings from the host\n")?;
+        fs::File::create(image)?.set_len(IMAGE_MIB << 20)
+    };
+    write().map_err(|error| format!("cannot make the image: {error}"))?;
+    run_quietly(
+        Command::new(tool("mkfs.ext4")?)
+            .args(["-q", "-d"])
+            .args([&content, image]),
+    )?;
+    Ok(())
+}
+
+fn tool(name: &str) -> Result<PathBuf, String> {
+    find_program(name).ok_or_else(|| format!("{name} is not installed"))
+}
+
+fn run_quietly(command: &mut Command) -> Result<String, String> {
+    let output = command
+        .output()
+        .map_err(|error| format!("cannot run {}: {error}", shown(command)))?;
+    match output.status.success() {
+        true => Ok(String::from_utf8_lossy(&output.stdout).into_owned()),
+        false => Err(format!(
+            "{} failed ({})\n{}",
+            shown(command),
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        )),
+    }
+}
+
+/// A command as one would type it.
+fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
+    words.join(" ")
+}
+
+/// The binary that `cargo build --release` has made, in the target directory that has this program.
+fn release_binary() -> Result<PathBuf, String> {
+    let this =
+        std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
+    let target = this
+        .parent()
+        .and_then(Path::parent)
+        .unwrap_or(Path::new("target"));
+    Ok(target.join("release").join(BINARY))
+}

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Programs of the host, and the Debian packages that have them.
+
+use std::fs;
+use std::process::Command;
+
+use vhost_device_tests::guest::kernel::Kernel;
+use vhost_device_tests::guest::{QEMU, find_program};
+
+use crate::progress::Progress;
+
+/// The oldest QEMU that the tests and the demo are known to work with. Debian 12 has it in its backports.
+const QEMU_MAJOR: u32 = 10;
+
+/// A program, and the package that has it.
+type Need = (&'static str, &'static str);
+
+/// What running a guest takes.
+pub const GUEST: &[Need] = &[
+    (QEMU, "qemu-system-x86"),
+    ("busybox", "busybox-static"),
+    ("modprobe", "kmod"),
+    ("xz", "xz-utils"),
+    ("mkfs.ext4", "e2fsprogs"),
+    ("fio", "fio"),
+];
+
+/// What the comparison with QEMU's own back-end takes.
+pub const BENCH: &[Need] = &[("qemu-storage-daemon", "qemu-utils")];
+
+/// Makes sure that there is a kernel for guests.
+pub fn kernel(progress: &Progress) -> Result<Kernel, String> {
+    if !Kernel::is_kept() {
+        progress.step("Downloading a kernel for the guest");
+    }
+    match Kernel::prepare() {
+        // apt may know of no kernel, or only of some that are gone.
+        Err(_) if is_root() => {
+            progress.run("Updating the package lists", &mut apt(&["update"]))?;
+            Kernel::prepare()
+        }
+        result => result,
+    }
+    .map_err(|error| error.to_string())
+}
+
+/// Makes sure that the programs are there: installs their packages, or says how.
+pub fn install(progress: &Progress, needs: &[Need]) -> Result<(), String> {
+    let missing: Vec<&str> = needs
+        .iter()
+        .filter(|(program, _)| !is_usable(program))
+        .map(|(_, package)| *package)
+        .collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let release = debian_release();
+    let backports = release == "bookworm" && missing.iter().any(|name| name.starts_with("qemu"));
+    let names: Vec<String> = missing
+        .iter()
+        .map(|name| match backports && name.starts_with("qemu") {
+            // For this package, and for what it needs, only.
+            true => format!("{name}/{release}-backports"),
+            false => (*name).into(),
+        })
+        .collect();
+    let list = format!("/etc/apt/sources.list.d/{release}-backports.list");
+    let source = format!("deb http://deb.debian.org/debian {release}-backports main");
+    let add_source = backports && !has_backports(&release);
+
+    let mut install = vec!["install", "--yes", "--no-install-recommends"];
+    install.extend(names.iter().map(String::as_str));
+    if !is_root() {
+        let add = match add_source {
+            true => format!("echo '{source}' > {list} && "),
+            false => String::new(),
+        };
+        return Err(format!(
+            "Missing: {}. As root, run this, then try again:\n\n    {add}apt-get update && apt-get {}\n",
+            missing.join(", "),
+            install.join(" ")
+        ));
+    }
+    if add_source {
+        progress.step(&format!("Adding {release}-backports to apt's sources"));
+        fs::write(&list, format!("{source}\n"))
+            .map_err(|error| format!("cannot write {list}: {error}"))?;
+    }
+    progress.run("Updating the package lists", &mut apt(&["update"]))?;
+    progress.run(
+        &format!("Installing {}", missing.join(", ")),
+        &mut apt(&install),
+    )
+}
+
+fn is_usable(program: &str) -> bool {
+    let Some(path) = find_program(program) else {
+        return false;
+    };
+    let output = |program: &mut Command| {
+        let output = program
+            .output()
+            .ok()
+            .filter(|output| output.status.success());
+        output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    match program {
+        "qemu-system-x86_64" | "qemu-storage-daemon" => {
+            let version = output(Command::new(path).arg("--version"));
+            version.as_deref().and_then(major) >= Some(QEMU_MAJOR)
+        }
+        // In the guest it is alone: a BusyBox that needs libraries is of no use, and `ldd` fails for one that needs none.
+        "busybox" => output(Command::new("ldd").arg(path)).is_none(),
+        _ => true,
+    }
+}
+
+/// The first number in what a program says of its version.
+fn major(version: &str) -> Option<u32> {
+    let number = version.split(|c: char| !c.is_ascii_digit());
+    number.filter_map(|number| number.parse().ok()).next()
+}
+
+fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
+fn apt(arguments: &[&str]) -> Command {
+    let mut command = Command::new("apt-get");
+    command
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        // Another apt may be at work: it is waited for.
+        .args(["-o", "DPkg::Lock::Timeout=300"])
+        .args(arguments);
+    command
+}
+
+/// The name of Debian's release, like `bookworm`.
+fn debian_release() -> String {
+    let system = fs::read_to_string("/etc/os-release").unwrap_or_default();
+    system
+        .lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .unwrap_or_default()
+        .into()
+}
+
+fn has_backports(release: &str) -> bool {
+    let policy = Command::new("apt-cache").arg("policy").output();
+    policy.is_ok_and(|policy| {
+        String::from_utf8_lossy(&policy.stdout).contains(&format!("n={release}-backports"))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_major_version_is_the_first_number() {
+        let version = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2~bpo12+1)";
+        assert_eq!(major(version), Some(10));
+        assert_eq!(major("unknown"), None);
+    }
+}

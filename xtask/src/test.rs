@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `cargo xtask test`: every check, one stage after the other.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::cargo;
+use crate::packages::{self, GUEST};
+use crate::progress::Progress;
+
+/// How a stage went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+}
+
+impl Count {
+    fn of(success: bool) -> Self {
+        Self {
+            passed: success.into(),
+            failed: (!success).into(),
+        }
+    }
+
+    fn add(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+    }
+}
+
+/// The stages that have ended.
+struct Stages<'a> {
+    progress: &'a Progress,
+    ended: Vec<(&'static str, Count, Duration)>,
+}
+
+impl Stages<'_> {
+    fn run(&mut self, name: &'static str, stage: impl FnOnce(&Progress) -> Count) {
+        let start = Instant::now();
+        let count = stage(self.progress);
+        if count.failed > 0 {
+            self.progress.step(&format!("{name} FAILED"));
+        }
+        self.ended.push((name, count, start.elapsed()));
+    }
+
+    /// A stage that one quiet command is.
+    fn check(&mut self, name: &'static str, command: &mut Command) {
+        self.run(name, |progress| {
+            let result = progress.run(&format!("Checking: {name}"), command);
+            if let Err(message) = &result {
+                eprintln!("{message}");
+            }
+            Count::of(result.is_ok())
+        });
+    }
+
+    /// A stage of tests, whose output is shown.
+    fn tests(&mut self, name: &'static str, command: &mut Command) {
+        self.run(name, |progress| {
+            progress.step(&format!("Testing: {name}"));
+            tests(command).unwrap_or_else(|error| {
+                eprintln!("{error}");
+                Count::of(false)
+            })
+        });
+    }
+
+    /// Prints the stages and their sum, which is the last line.
+    fn close(&self) -> Count {
+        let mut sum = Count::default();
+        println!();
+        for (name, count, time) in &self.ended {
+            let Count { passed, failed } = count;
+            let time = time.as_secs_f64();
+            println!("{name:10} {passed:5} passed {failed:5} failed {time:8.1} s");
+            sum.add(*count);
+        }
+        println!("{} passed, {} failed", sum.passed, sum.failed);
+        sum
+    }
+}
+
+pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
+    if !no_guest {
+        packages::install(progress, GUEST)?;
+        packages::kernel(progress)?;
+    }
+    let mut stages = Stages {
+        progress,
+        ended: Vec::new(),
+    };
+    stages.check("fmt", &mut cargo(["fmt", "--all", "--check"]));
+    let clippy = [
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "--deny",
+        "warnings",
+    ];
+    stages.check("clippy", &mut cargo(clippy));
+    if has_cargo_deny() {
+        stages.check("deny", &mut cargo(["deny", "--workspace", "check"]));
+    } else {
+        progress
+            .step("Skipping: deny (cargo-deny is not there: cargo install cargo-deny --locked)");
+    }
+    // The suites run the binaries, which cargo builds by itself only for tests of their own package.
+    stages.check("build", &mut cargo(["build", "--workspace", "--bins"]));
+    stages.tests(
+        "tests",
+        &mut cargo(["test", "--workspace", "--no-fail-fast"]),
+    );
+    if !no_guest {
+        let mut guests = cargo(["test", "--package", "vhost-device-tests", "--no-fail-fast"]);
+        // A guest keeps a processor busy, so no more of them at a time than small machines have.
+        guests.args(["--test", "guest_*", "--", "--ignored", "--test-threads=2"]);
+        stages.tests("guests", &mut guests);
+    }
+    Ok(match stages.close().failed {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
+    })
+}
+
+fn has_cargo_deny() -> bool {
+    cargo(["deny", "--version"])
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
+/// Runs tests, passes their output on, and counts.
+fn tests(command: &mut Command) -> Result<Count, String> {
+    let error = |error| format!("cannot run the tests: {error}");
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .map_err(error)?;
+    let mut sum = Count::default();
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).split(b'\n') {
+            let line = line.map_err(error)?;
+            let line = String::from_utf8_lossy(&line);
+            println!("{line}");
+            sum.add(result_line(&line).unwrap_or_default());
+        }
+    }
+    // Tests that can not be built, or that end in a crash, have no line of their own.
+    if !child.wait().map_err(error)?.success() && sum.failed == 0 {
+        sum.failed = 1;
+    }
+    Ok(sum)
+}
+
+/// The numbers in a line like `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+fn result_line(line: &str) -> Option<Count> {
+    let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
+    let number = |name: &str| {
+        let mut parts = numbers.split("; ");
+        parts.find_map(|part| part.strip_suffix(name)?.trim().parse().ok())
+    };
+    Some(Count {
+        passed: number("passed")?,
+        failed: number("failed")?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_are_read_from_the_result_line() {
+        let line = "test result: FAILED. 6 passed; 5 failed; 1 ignored; 0 measured; 2 filtered out; finished in 85.82s";
+        let expected = Count {
+            passed: 6,
+            failed: 5,
+        };
+        assert_eq!(result_line(line), Some(expected));
+        assert_eq!(result_line("test a ... ok"), None);
+    }
+
+    #[test]
+    fn tests_that_can_not_be_built_count_as_a_failure() {
+        let count = tests(&mut Command::new("false")).unwrap();
+        assert_eq!(count, Count::of(false));
+    }
+}
