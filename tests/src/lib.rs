@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A vhost-user front-end in user space, and what the test suites and benchmarks share.
 
+pub mod bench;
 pub mod front_end;
 pub mod guest;
 pub mod process;
+pub mod target;

@@ -1,0 +1,266 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The back-ends that the device-independent suites run against: how to start one, what it claims to do, and a request that it can answer.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_OK, VIRTIO_BLK_T_IN};
+
+use crate::front_end::{Buffer, GuestMemory, Used};
+use crate::process::{Program, command, option};
+
+/// What not every back-end does. The suites skip what a target does not claim; optional requests are skipped by what it offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Claim {
+    /// A message that arrives in pieces is put together.
+    Pieces,
+    /// A refused request gets a NAK if an acknowledgement was asked for, and the connection goes on.
+    Refusal,
+    /// A request that is not known gets a NAK if an acknowledgement was asked for, and the connection goes on.
+    Unknown,
+    /// What a message has no use for is closed, and nothing is left of a connection that ended.
+    NoLeak,
+    /// What the protocol says about ring set-up is checked, not only what the implementation happens to need.
+    RingChecks,
+    /// Only a corrupt ring stops, its ERR eventfd is signalled, and it can be started again.
+    BrokenRing,
+}
+
+/// A back-end that the suites can run against.
+pub trait Target: Sync {
+    /// What to call it when something is skipped.
+    fn name(&self) -> &'static str;
+
+    /// Starts it, listening.
+    fn start(&self) -> Running;
+
+    /// Whether it claims to do this.
+    fn claims(&self, claim: Claim) -> bool;
+
+    /// Range of the config space that the driver can write, which takes zeroes and ones: offset and size.
+    fn writable_config(&self) -> (u32, usize);
+
+    /// Readable and writable bytes of the request that [`Target::write_request`] makes.
+    fn request_size(&self) -> (usize, usize);
+
+    /// The readable bytes of a request, and what its writable bytes are when it has been carried out. Both differ from `tag` to `tag`.
+    fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>);
+}
+
+/// A running back-end.
+pub struct Running {
+    /// The process.
+    pub program: Program,
+    /// Where it listens.
+    pub socket: PathBuf,
+    _directory: TempDir,
+}
+
+impl Running {
+    fn start(
+        name: &str,
+        directory: TempDir,
+        arguments: impl FnOnce(&Path) -> Vec<std::ffi::OsString>,
+    ) -> Self {
+        let socket = directory.path().join("socket");
+        let mut command = command(name).unwrap_or_else(|error| panic!("{error}"));
+        command
+            .args(arguments(directory.path()))
+            .arg(option("socket-path", &socket));
+        let mut program = Program::spawn(&mut command).unwrap_or_else(|error| panic!("{error}"));
+        program
+            .wait_for_listener(&socket)
+            .unwrap_or_else(|error| panic!("{error}"));
+        Running {
+            program,
+            socket,
+            _directory: directory,
+        }
+    }
+}
+
+/// Prints that `target` is not asked for what it does not claim, past the capture of the test's output. Gives whether it claims it.
+pub fn claims(target: &dyn Target, claim: Claim, test: &str) -> bool {
+    let claims = target.claims(claim);
+    if !claims {
+        skip(target, &format!("{claim:?}"), test);
+    }
+    claims
+}
+
+/// Prints that `target` does not offer `feature`.
+pub fn skip(target: &dyn Target, feature: &str, test: &str) {
+    let _ = writeln!(
+        io::stderr(),
+        "{test}: skipped, {} does not claim {feature}",
+        target.name()
+    );
+}
+
+/// A request in guest memory, to be sent again and again.
+pub struct Request<'a> {
+    target: &'a dyn Target,
+    memory: &'a GuestMemory,
+    readable: Buffer,
+    writable: Buffer,
+    expected: Vec<u8>,
+}
+
+impl<'a> Request<'a> {
+    /// Takes memory for a request.
+    pub fn new(target: &'a dyn Target, memory: &'a GuestMemory) -> Self {
+        let (readable, writable) = target.request_size();
+        let allocate = |size: usize| memory.allocate(size as u64, 1);
+        Request {
+            target,
+            memory,
+            readable: Buffer::readable(allocate(readable), readable as u32),
+            writable: Buffer::writable(allocate(writable), writable as u32),
+            expected: Vec::new(),
+        }
+    }
+
+    /// Writes request `tag`, and gives its buffers: one readable, one writable.
+    pub fn write(&mut self, tag: u32) -> [Buffer; 2] {
+        let (readable, expected) = self.target.request(tag);
+        self.memory.write(self.readable.address, &readable);
+        // Whatever is expected, none of it is there yet.
+        let nothing: Vec<u8> = expected.iter().map(|byte| !byte).collect();
+        self.memory.write(self.writable.address, &nothing);
+        self.expected = expected;
+        [self.readable, self.writable]
+    }
+
+    /// The readable bytes.
+    pub fn readable(&self) -> Buffer {
+        self.readable
+    }
+
+    /// The writable bytes.
+    pub fn writable(&self) -> Buffer {
+        self.writable
+    }
+
+    /// Panics unless the request has been carried out, and `used` says so.
+    pub fn assert_done(&self, used: Used) {
+        assert_eq!(
+            used.length, self.writable.length,
+            "the length that the device says it wrote"
+        );
+        self.assert_written();
+    }
+
+    /// Panics unless the writable bytes are what they are when the request has been carried out.
+    pub fn assert_written(&self) {
+        let written = self
+            .memory
+            .read_vec(self.writable.address, self.writable.length as usize);
+        assert_eq!(written, self.expected, "what the device wrote");
+    }
+
+    /// Panics unless no writable byte has been written.
+    pub fn assert_untouched(&self) {
+        let written = self
+            .memory
+            .read_vec(self.writable.address, self.writable.length as usize);
+        let nothing: Vec<u8> = self.expected.iter().map(|byte| !byte).collect();
+        assert_eq!(written, nothing, "the device wrote");
+    }
+}
+
+/// `vhost-device-block`, asked to read a sector.
+pub struct Block {
+    /// Value of `--io-engine`.
+    pub io_engine: &'static str,
+}
+
+impl Block {
+    const SECTOR_SIZE: usize = 512;
+    const SECTORS: u32 = 2048;
+
+    fn sector(index: u32) -> Vec<u8> {
+        (0..Self::SECTOR_SIZE / 4)
+            .flat_map(|word| (index << 8 | word as u32).to_le_bytes())
+            .collect()
+    }
+}
+
+impl Target for Block {
+    fn name(&self) -> &'static str {
+        "vhost-device-block"
+    }
+
+    fn start(&self) -> Running {
+        let directory = tempfile::tempdir().expect("a directory");
+        let image = directory.path().join("image");
+        let contents: Vec<u8> = (0..Self::SECTORS).flat_map(Self::sector).collect();
+        File::create_new(&image)
+            .and_then(|mut file| file.write_all(&contents))
+            .expect("an image");
+        Running::start("vhost-device-block", directory, |_| {
+            vec![
+                option("blk-file", image),
+                option("io-engine", self.io_engine),
+            ]
+        })
+    }
+
+    fn claims(&self, _claim: Claim) -> bool {
+        true
+    }
+
+    fn writable_config(&self) -> (u32, usize) {
+        // The field writeback.
+        (32, 1)
+    }
+
+    fn request_size(&self) -> (usize, usize) {
+        (16, Self::SECTOR_SIZE + 1)
+    }
+
+    fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>) {
+        let index = tag % Self::SECTORS;
+        let header = [VIRTIO_BLK_T_IN, 0, index, 0]
+            .map(u32::to_le_bytes)
+            .concat();
+        let mut expected = Self::sector(index);
+        expected.push(VIRTIO_BLK_S_OK as u8);
+        (header, expected)
+    }
+}
+
+/// The device of `src/bin/reference-device.rs`, which echoes.
+pub struct Reference;
+
+impl Target for Reference {
+    fn name(&self) -> &'static str {
+        "reference-device"
+    }
+
+    fn start(&self) -> Running {
+        let directory = tempfile::tempdir().expect("a directory");
+        Running::start("reference-device", directory, |_| Vec::new())
+    }
+
+    fn claims(&self, _claim: Claim) -> bool {
+        // `vhost-user-backend` ends the connection, or the worker, on the first error.
+        false
+    }
+
+    fn writable_config(&self) -> (u32, usize) {
+        (0, 16)
+    }
+
+    fn request_size(&self) -> (usize, usize) {
+        (64, 64)
+    }
+
+    fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>) {
+        let bytes: Vec<u8> = (0..16)
+            .flat_map(|word| (tag << 4 | word).to_le_bytes())
+            .collect();
+        (bytes.clone(), bytes)
+    }
+}
