@@ -1,0 +1,298 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The vhost-user protocol as a front-end meets it: every request, well-formed and not.
+//!
+//! Nothing here depends on the device, so that all tests run against several back-ends. What a target does not claim is skipped, and
+//! the skip printed.
+
+#[path = "protocol/config.rs"]
+mod config;
+#[path = "protocol/features.rs"]
+mod features;
+#[path = "protocol/framing.rs"]
+mod framing;
+#[path = "protocol/hostile.rs"]
+mod hostile;
+#[path = "protocol/memory.rs"]
+mod memory;
+#[path = "protocol/rings.rs"]
+mod rings;
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
+use vhost_device_tests::front_end::connection::{VERSION, payload};
+use vhost_device_tests::front_end::queue::Layout;
+use vhost_device_tests::front_end::{Error, GuestMemory, Queue, QueueOptions, RawConnection};
+use vhost_device_tests::target::{Claim, Running, Target};
+use vmm_sys_util::eventfd::EventFd;
+
+/// How long a back-end may take for what takes no time, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Feature bit 30: the back-end has protocol features.
+const PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// The protocol features that these suites know what to do with.
+fn known_protocol_features() -> ProtocolFeatures {
+    ProtocolFeatures::MQ
+        | ProtocolFeatures::REPLY_ACK
+        | ProtocolFeatures::BACKEND_REQ
+        | ProtocolFeatures::CONFIG
+        | ProtocolFeatures::RESET_DEVICE
+        | ProtocolFeatures::CONFIGURE_MEM_SLOTS
+        | ProtocolFeatures::STATUS
+}
+
+/// Starts the target, with a front-end that has negotiated all that it knows.
+fn start(target: &dyn Target) -> (Running, Peer) {
+    let running = target.start();
+    let peer = Peer::new(&running);
+    (running, peer)
+}
+
+/// A front-end that has negotiated all that it knows.
+struct Peer {
+    connection: RawConnection,
+    /// Features that the back-end offers.
+    features: u64,
+    /// Protocol features agreed on.
+    protocol_features: ProtocolFeatures,
+    /// Number of queues, one without MQ.
+    queues: u32,
+}
+
+impl Peer {
+    fn new(running: &Running) -> Self {
+        let connection = RawConnection::connect(&running.socket).unwrap();
+        let tell = |request, value| {
+            connection
+                .send(request, VERSION, &payload::u64(value), &[])
+                .unwrap()
+        };
+        let ask = |request| connection.ask(request, &[], &[]).unwrap().u64();
+        connection
+            .send(FrontendReq::SET_OWNER, VERSION, &[], &[])
+            .unwrap();
+        let features = ask(FrontendReq::GET_FEATURES);
+        assert_ne!(
+            features & PROTOCOL_FEATURES,
+            0,
+            "the back-end has protocol features"
+        );
+        let offered = ProtocolFeatures::from_bits_retain(ask(FrontendReq::GET_PROTOCOL_FEATURES));
+        let protocol_features = offered & known_protocol_features();
+        tell(FrontendReq::SET_PROTOCOL_FEATURES, protocol_features.bits());
+        let queues = if protocol_features.contains(ProtocolFeatures::MQ) {
+            ask(FrontendReq::GET_QUEUE_NUM) as u32
+        } else {
+            1
+        };
+        tell(FrontendReq::SET_FEATURES, features);
+        Peer {
+            connection,
+            features,
+            protocol_features,
+            queues,
+        }
+    }
+
+    /// Whether the feature was agreed on; the skip is printed if it was not.
+    fn has(&self, feature: ProtocolFeatures, target: &dyn Target, test: &str) -> bool {
+        let has = self.protocol_features.contains(feature);
+        if !has {
+            vhost_device_tests::target::skip(target, &format!("{feature:?}"), test);
+        }
+        has
+    }
+
+    fn acknowledged(
+        &self,
+        request: FrontendReq,
+        payload: &[u8],
+        fds: &[BorrowedFd],
+    ) -> Result<u64, Error> {
+        self.connection.acknowledged(request, payload, fds)
+    }
+
+    /// Sends a request that must be carried out.
+    fn done(&self, request: FrontendReq, payload: &[u8], fds: &[BorrowedFd]) {
+        let acknowledgement = self.acknowledged(request, payload, fds);
+        assert!(
+            matches!(acknowledgement, Ok(0)),
+            "{request:?} was not carried out: {acknowledgement:?}"
+        );
+    }
+
+    /// Sends a request that has a reply of its own.
+    fn ask(&self, request: FrontendReq, payload: &[u8]) -> Vec<u8> {
+        let reply = self.connection.ask(request, payload, &[]);
+        reply
+            .unwrap_or_else(|error| panic!("{request:?}: {error}"))
+            .payload
+    }
+
+    /// The connection is in step: the reply that comes is the one that was asked for.
+    fn assert_alive(&self) {
+        let reply = self.connection.ask(FrontendReq::GET_FEATURES, &[], &[]);
+        assert_eq!(
+            reply
+                .unwrap_or_else(|error| panic!("GET_FEATURES: {error}"))
+                .u64(),
+            self.features
+        );
+    }
+}
+
+/// A request with the files that go with it.
+struct Message {
+    what: &'static str,
+    request: FrontendReq,
+    payload: Vec<u8>,
+    files: Vec<OwnedFd>,
+}
+
+impl Message {
+    fn new(what: &'static str, request: FrontendReq, payload: Vec<u8>) -> Self {
+        Message {
+            what,
+            request,
+            payload,
+            files: Vec::new(),
+        }
+    }
+
+    fn with(mut self, file: impl Into<OwnedFd>) -> Self {
+        self.files.push(file.into());
+        self
+    }
+
+    fn fds(&self) -> Vec<BorrowedFd<'_>> {
+        self.files.iter().map(AsFd::as_fd).collect()
+    }
+}
+
+/// Each of the requests that `bad` gives, sent after `prepare`, is refused: with a NAK if an acknowledgement was asked for, else by the end
+/// of the connection. Either way the next connection is served.
+fn assert_refused(
+    target: &dyn Target,
+    prepare: impl Fn(&Peer),
+    bad: impl Fn(&Peer) -> Vec<Message>,
+) {
+    let running = target.start();
+    let count = bad(&Peer::new(&running)).len();
+    for index in 0..count {
+        let peer = Peer::new(&running);
+        prepare(&peer);
+        let case = bad(&peer).swap_remove(index);
+        let what = format!("{:?} with {}", case.request, case.what);
+        match peer.acknowledged(case.request, &case.payload, &case.fds()) {
+            Ok(acknowledgement) => assert_ne!(acknowledgement, 0, "{what} was accepted"),
+            Err(Error::Closed) => assert!(
+                !target.claims(Claim::Refusal),
+                "{what} ended the connection instead of a NAK"
+            ),
+            Err(error) => panic!("{what}: {error}"),
+        }
+        if target.claims(Claim::Refusal) {
+            peer.assert_alive();
+        }
+        drop(peer);
+
+        let peer = Peer::new(&running);
+        prepare(&peer);
+        let case = bad(&peer).swap_remove(index);
+        peer.connection
+            .send(case.request, VERSION, &case.payload, &case.fds())
+            .unwrap();
+        assert!(
+            peer.connection.closed(PATIENCE),
+            "{what}, no acknowledgement asked for, should end the connection"
+        );
+    }
+    Peer::new(&running);
+}
+
+/// The messages that set `peer`'s memory to `memory` and start and enable `queue` as ring 0.
+fn ring_start(peer: &Peer, memory: &GuestMemory, queue: &Queue) -> Vec<Message> {
+    let infos: Vec<_> = memory
+        .regions()
+        .iter()
+        .map(|region| region.info())
+        .collect();
+    let mut table = Message::new(
+        "all memory",
+        FrontendReq::SET_MEM_TABLE,
+        payload::memory_table(&infos),
+    );
+    table.files = memory
+        .regions()
+        .iter()
+        .map(|region| region.file().try_clone().unwrap().into())
+        .collect();
+    let QueueOptions { size, base, .. } = *queue.options();
+    let Layout {
+        descriptors,
+        avail,
+        used,
+    } = *queue.layout();
+    let user = |address| memory.user_address(address);
+    let addresses = payload::vring_addresses(0, 0, user(descriptors), user(used), user(avail), 0);
+    let plain = |request, payload| Message::new("ring 0", request, payload);
+    let eventfd = |request, eventfd: &EventFd| plain(request, payload::u64(0)).with(owned(eventfd));
+    vec![
+        plain(FrontendReq::SET_FEATURES, payload::u64(peer.features)),
+        table,
+        plain(
+            FrontendReq::SET_VRING_NUM,
+            payload::vring_state(0, size.into()),
+        ),
+        plain(
+            FrontendReq::SET_VRING_BASE,
+            payload::vring_state(0, base.into()),
+        ),
+        plain(FrontendReq::SET_VRING_ADDR, addresses),
+        eventfd(FrontendReq::SET_VRING_CALL, queue.call_fd()),
+        eventfd(FrontendReq::SET_VRING_ERR, queue.error_fd()),
+        eventfd(FrontendReq::SET_VRING_KICK, queue.kick_fd()),
+        plain(FrontendReq::SET_VRING_ENABLE, payload::vring_state(0, 1)),
+    ]
+}
+
+fn owned(eventfd: &EventFd) -> OwnedFd {
+    // SAFETY: open for as long as `eventfd` is borrowed, which is longer than this borrow.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) };
+    borrowed.try_clone_to_owned().unwrap()
+}
+
+/// Waits until the back-end has read what was sent, so that what is sent next is a piece of its own. A back-end that leaves incomplete
+/// messages in the socket is not waited for.
+fn wait_until_read(connection: &RawConnection) {
+    let deadline = Instant::now() + Duration::from_millis(50);
+    let mut unread: libc::c_int = 1;
+    while unread != 0 && Instant::now() < deadline {
+        // SAFETY: TIOCOUTQ writes an int, which `unread` is.
+        let result = unsafe {
+            libc::ioctl(
+                connection.socket().as_raw_fd(),
+                libc::TIOCOUTQ,
+                &raw mut unread,
+            )
+        };
+        assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+        std::thread::yield_now();
+    }
+}
+
+/// Makes of each function that takes a [`Target`] a test for each back-end.
+macro_rules! for_each_target {
+    ($($test:ident),+ $(,)?) => {
+        mod block {
+            $(#[test] fn $test() { super::$test(&vhost_device_tests::target::Block { io_engine: "auto" }) })+
+        }
+        mod reference {
+            $(#[test] fn $test() { super::$test(&vhost_device_tests::target::Reference) })+
+        }
+    };
+}
+use for_each_target;

@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Negotiation, status, reset, and the channel for requests of the back-end.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
+use vhost_device_tests::front_end::connection::{VERSION, payload};
+use vhost_device_tests::front_end::device::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
+use vhost_device_tests::front_end::{FrontEnd, Options, RawConnection};
+use vhost_device_tests::target::{Claim, Request, Target, claims};
+
+use crate::{Message, PATIENCE, PROTOCOL_FEATURES, Peer, assert_refused, start};
+
+/// VIRTIO_F_RING_PACKED and VIRTIO_F_RING_RESET, which some front-ends set whatever was offered.
+const FORCED_FEATURES: u64 = 1 << 34 | 1 << 40;
+
+fn virtio_1_and_protocol_features_are_offered(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    let expected = VERSION_1 | EVENT_IDX | INDIRECT_DESC | PROTOCOL_FEATURES;
+    assert_eq!(peer.features & expected, expected);
+}
+
+fn features_are_the_same_each_time(target: &dyn Target) {
+    let running = target.start();
+    let peer = Peer::new(&running);
+    peer.assert_alive();
+    let features = peer.features;
+    drop(peer);
+    assert_eq!(Peer::new(&running).features, features);
+}
+
+/// A front-end may do nothing about protocol features before it has set the virtio features.
+fn protocol_features_can_be_set_before_features(target: &dyn Target) {
+    let running = target.start();
+    let connection = RawConnection::connect(&running.socket).unwrap();
+    let features = connection
+        .ask(FrontendReq::GET_FEATURES, &[], &[])
+        .unwrap()
+        .u64();
+    let protocol = connection
+        .ask(FrontendReq::GET_PROTOCOL_FEATURES, &[], &[])
+        .unwrap()
+        .u64();
+    connection
+        .send(
+            FrontendReq::SET_PROTOCOL_FEATURES,
+            VERSION,
+            &payload::u64(protocol & 1 << 3),
+            &[],
+        )
+        .unwrap();
+    assert_eq!(
+        connection
+            .acknowledged(FrontendReq::SET_FEATURES, &payload::u64(features), &[])
+            .unwrap(),
+        0
+    );
+}
+
+fn features_can_be_set_again(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    peer.done(
+        FrontendReq::SET_FEATURES,
+        &payload::u64(peer.features & !EVENT_IDX),
+        &[],
+    );
+    peer.done(FrontendReq::SET_FEATURES, &payload::u64(peer.features), &[]);
+}
+
+/// QEMU's vhost-user-gpu sets such bits; an end of the connection would end the guest.
+fn features_that_were_not_offered_are_not_turned_on(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::Refusal,
+        "features_that_were_not_offered_are_not_turned_on",
+    ) {
+        return;
+    }
+    let running = target.start();
+    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    assert_eq!(
+        front_end.offered() & FORCED_FEATURES,
+        0,
+        "this test needs bits that are not offered"
+    );
+    let raw = front_end.raw().unwrap();
+    raw.send(
+        FrontendReq::SET_FEATURES,
+        VERSION,
+        &payload::u64(front_end.features() | FORCED_FEATURES),
+        &[],
+    )
+    .unwrap();
+    // With packed rings on, a split ring would not do this.
+    let mut queue = front_end.queue(0, 16).unwrap();
+    let mut request = Request::new(target, front_end.memory());
+    queue.submit(&request.write(1));
+    assert!(queue.wait_used(PATIENCE));
+    request.assert_done(queue.take_used().unwrap());
+}
+
+fn protocol_features_that_were_not_offered_are_refused(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::Refusal,
+        "protocol_features_that_were_not_offered_are_refused",
+    ) {
+        return;
+    }
+    assert_refused(
+        target,
+        |_| {},
+        |peer| {
+            let agreed = peer.protocol_features.bits();
+            let with = |bit: u32| payload::u64(agreed | 1 << bit);
+            vec![
+                Message::new(
+                    "in-band notifications",
+                    FrontendReq::SET_PROTOCOL_FEATURES,
+                    with(14),
+                ),
+                Message::new(
+                    "a bit that nobody knows",
+                    FrontendReq::SET_PROTOCOL_FEATURES,
+                    with(63),
+                ),
+            ]
+        },
+    );
+}
+
+fn a_new_connection_starts_without_what_the_last_one_negotiated(target: &dyn Target) {
+    let running = target.start();
+    let peer = Peer::new(&running);
+    peer.done(
+        FrontendReq::SET_VRING_BASE,
+        &payload::vring_state(0, 7),
+        &[],
+    );
+    drop(peer);
+    let peer = Peer::new(&running);
+    assert_eq!(
+        peer.ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(0, 0)),
+        payload::vring_state(0, 0)
+    );
+}
+
+fn the_status_is_what_was_set(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    if !peer.has(
+        ProtocolFeatures::STATUS,
+        target,
+        "the_status_is_what_was_set",
+    ) {
+        return;
+    }
+    let status = || u64::from_ne_bytes(peer.ask(FrontendReq::GET_STATUS, &[]).try_into().unwrap());
+    assert_eq!(status(), 0, "at the start");
+    for value in [1, 3, 8, 0xb, 0xf, 0x80, 0] {
+        peer.done(FrontendReq::SET_STATUS, &payload::u64(value), &[]);
+        assert_eq!(status(), value);
+    }
+}
+
+/// Runs one request on a ring that is started from nothing.
+fn assert_works(target: &dyn Target, front_end: &FrontEnd, tag: u32) {
+    let mut queue = front_end.queue(0, 16).unwrap();
+    let mut request = Request::new(target, front_end.memory());
+    queue.submit(&request.write(tag));
+    assert!(queue.wait_used(PATIENCE), "a request is answered");
+    request.assert_done(queue.take_used().unwrap());
+}
+
+/// After `request`, which may stop the rings, the device can be set up again on the same connection.
+fn assert_usable_after(target: &dyn Target, request: FrontendReq) {
+    let running = target.start();
+    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    assert_works(target, &front_end, 1);
+    let raw = front_end.raw().unwrap();
+    assert_eq!(raw.acknowledged(request, &[], &[]).unwrap(), 0);
+    raw.send(
+        FrontendReq::SET_FEATURES,
+        VERSION,
+        &payload::u64(front_end.features()),
+        &[],
+    )
+    .unwrap();
+    front_end.stop(0).unwrap();
+    assert_works(target, &front_end, 2);
+}
+
+fn the_device_can_be_used_again_after_reset_device(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    if !peer.has(
+        ProtocolFeatures::RESET_DEVICE,
+        target,
+        "the_device_can_be_used_again_after_reset_device",
+    ) {
+        return;
+    }
+    assert_usable_after(target, FrontendReq::RESET_DEVICE);
+}
+
+fn reset_device_disables_the_rings(target: &dyn Target) {
+    const TEST: &str = "reset_device_disables_the_rings";
+    let running = target.start();
+    if !Peer::new(&running).has(ProtocolFeatures::RESET_DEVICE, target, TEST) {
+        return;
+    }
+    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let mut queue = front_end.queue(0, 16).unwrap();
+    let mut request = Request::new(target, front_end.memory());
+    let raw = front_end.raw().unwrap();
+    assert_eq!(
+        raw.acknowledged(FrontendReq::RESET_DEVICE, &[], &[])
+            .unwrap(),
+        0
+    );
+    queue.add(&request.write(1)).unwrap();
+    queue.publish();
+    queue.kick_anyway();
+    assert!(!queue.wait_call(Duration::from_millis(100)));
+    request.assert_untouched();
+}
+
+fn the_status_is_zero_after_reset_device(target: &dyn Target) {
+    const TEST: &str = "the_status_is_zero_after_reset_device";
+    let (_running, peer) = start(target);
+    if !(peer.has(ProtocolFeatures::RESET_DEVICE, target, TEST)
+        && peer.has(ProtocolFeatures::STATUS, target, TEST))
+    {
+        return;
+    }
+    peer.done(FrontendReq::SET_STATUS, &payload::u64(0xf), &[]);
+    peer.done(FrontendReq::RESET_DEVICE, &[], &[]);
+    assert_eq!(peer.ask(FrontendReq::GET_STATUS, &[]), payload::u64(0));
+}
+
+fn reset_owner_leaves_the_connection_usable(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::Refusal,
+        "reset_owner_leaves_the_connection_usable",
+    ) {
+        return;
+    }
+    assert_usable_after(target, FrontendReq::RESET_OWNER);
+}
+
+fn the_back_end_keeps_its_channel_open(target: &dyn Target) {
+    let running = target.start();
+    let peer = Peer::new(&running);
+    if !peer.has(
+        ProtocolFeatures::BACKEND_REQ,
+        target,
+        "the_back_end_keeps_its_channel_open",
+    ) {
+        return;
+    }
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    peer.done(FrontendReq::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()]);
+    drop(theirs);
+    let channel = RawConnection::from_stream(ours).unwrap();
+    peer.assert_alive();
+    assert!(
+        !channel.closed(Duration::from_millis(50)),
+        "the channel was closed while the connection is open"
+    );
+    drop(peer);
+    assert!(
+        channel.closed(PATIENCE),
+        "the channel is still open after the connection"
+    );
+}
+
+fn a_new_channel_replaces_the_old_one(target: &dyn Target) {
+    let running = target.start();
+    let peer = Peer::new(&running);
+    if !peer.has(
+        ProtocolFeatures::BACKEND_REQ,
+        target,
+        "a_new_channel_replaces_the_old_one",
+    ) {
+        return;
+    }
+    let channel = || {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        peer.done(FrontendReq::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()]);
+        RawConnection::from_stream(ours).unwrap()
+    };
+    let first = channel();
+    let second = channel();
+    assert!(first.closed(PATIENCE), "the first channel is still open");
+    // A front-end that drops its end does no harm.
+    drop(second);
+    peer.assert_alive();
+    let _third = channel();
+    peer.assert_alive();
+}
+
+fn a_channel_without_a_socket_is_refused(target: &dyn Target) {
+    if !Peer::new(&target.start()).has(
+        ProtocolFeatures::BACKEND_REQ,
+        target,
+        "a_channel_without_a_socket_is_refused",
+    ) {
+        return;
+    }
+    assert_refused(
+        target,
+        |_| {},
+        |_| {
+            vec![Message::new(
+                "no file",
+                FrontendReq::SET_BACKEND_REQ_FD,
+                Vec::new(),
+            )]
+        },
+    );
+}
+
+crate::for_each_target![
+    virtio_1_and_protocol_features_are_offered,
+    features_are_the_same_each_time,
+    protocol_features_can_be_set_before_features,
+    features_can_be_set_again,
+    features_that_were_not_offered_are_not_turned_on,
+    protocol_features_that_were_not_offered_are_refused,
+    a_new_connection_starts_without_what_the_last_one_negotiated,
+    the_status_is_what_was_set,
+    the_device_can_be_used_again_after_reset_device,
+    reset_device_disables_the_rings,
+    the_status_is_zero_after_reset_device,
+    reset_owner_leaves_the_connection_usable,
+    the_back_end_keeps_its_channel_open,
+    a_new_channel_replaces_the_old_one,
+    a_channel_without_a_socket_is_refused,
+];

@@ -1,0 +1,368 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Front-ends that mean no good, or leave in the middle. Whatever they do, the next one is served.
+
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
+
+use fastrand::Rng;
+use vhost::vhost_user::message::FrontendReq;
+use vhost_device_tests::front_end::connection::{
+    NEED_REPLY, REPLY, VERSION, header, message, payload,
+};
+use vhost_device_tests::front_end::memory::Region;
+use vhost_device_tests::front_end::{Error, FrontEnd, Options, RawConnection};
+use vhost_device_tests::process::Resources;
+use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
+
+use crate::{Message, PATIENCE, Peer, assert_refused};
+
+/// Every request with a payload, and the size of that.
+const PAYLOADS: [(FrontendReq, usize); 14] = [
+    (FrontendReq::SET_FEATURES, 8),
+    (FrontendReq::SET_PROTOCOL_FEATURES, 8),
+    (FrontendReq::SET_VRING_NUM, 8),
+    (FrontendReq::SET_VRING_ADDR, 40),
+    (FrontendReq::SET_VRING_BASE, 8),
+    (FrontendReq::GET_VRING_BASE, 8),
+    (FrontendReq::SET_VRING_KICK, 8),
+    (FrontendReq::SET_VRING_CALL, 8),
+    (FrontendReq::SET_VRING_ERR, 8),
+    (FrontendReq::SET_VRING_ENABLE, 8),
+    (FrontendReq::SET_STATUS, 8),
+    (FrontendReq::ADD_MEM_REG, 40),
+    (FrontendReq::REM_MEM_REG, 40),
+    (FrontendReq::SET_MEM_TABLE, 40),
+];
+
+fn a_short_payload_is_refused(target: &dyn Target) {
+    assert_refused(
+        target,
+        |_| {},
+        |_| {
+            PAYLOADS
+                .into_iter()
+                .filter(|&(request, _)| request != FrontendReq::GET_VRING_BASE)
+                .flat_map(|(request, size)| {
+                    [0, 1, size - 1]
+                        .map(|short| Message::new("too few bytes", request, vec![0; short]))
+                })
+                .collect()
+        },
+    );
+}
+
+/// A back-end may ignore the bytes, or refuse the message.
+fn a_long_payload_does_no_harm(target: &dyn Target) {
+    let running = target.start();
+    for (request, size) in PAYLOADS
+        .into_iter()
+        .chain([(FrontendReq::GET_FEATURES, 0), (FrontendReq::SET_OWNER, 0)])
+    {
+        for surplus in [1, 8, 4000] {
+            let peer = Peer::new(&running);
+            peer.connection
+                .send(request, VERSION | NEED_REPLY, &vec![0; size + surplus], &[])
+                .unwrap();
+            match peer.connection.receive() {
+                Ok(reply) => assert_eq!(
+                    (reply.request, reply.flags),
+                    (request as u32, VERSION | REPLY)
+                ),
+                Err(Error::Closed) => continue,
+                Err(error) => panic!("{request:?} with {surplus} bytes too many: {error}"),
+            }
+            if target.claims(Claim::Refusal) {
+                peer.assert_alive();
+            }
+        }
+    }
+    Peer::new(&running);
+}
+
+fn a_payload_larger_than_any_ends_its_connection_before_it_comes(target: &dyn Target) {
+    let running = target.start();
+    for size in [u32::MAX, 1 << 31, 1 << 24, 0x1_0000] {
+        let peer = Peer::new(&running);
+        peer.connection
+            .send_bytes(
+                &header(FrontendReq::SET_MEM_TABLE, VERSION | NEED_REPLY, size),
+                &[],
+            )
+            .unwrap();
+        assert!(peer.connection.closed(PATIENCE), "{size} bytes");
+    }
+    Peer::new(&running);
+    let peak = running.program.peak_resident_bytes().unwrap();
+    assert!(peak < 128 << 20, "a header made it allocate: {peak} bytes");
+}
+
+fn a_message_that_is_no_request_of_version_1_ends_its_connection(target: &dyn Target) {
+    let running = target.start();
+    for flags in [0, 2, 3, NEED_REPLY, 2 | NEED_REPLY, !VERSION] {
+        let peer = Peer::new(&running);
+        peer.connection
+            .send(FrontendReq::GET_FEATURES, flags, &[], &[])
+            .unwrap();
+        assert!(peer.connection.closed(PATIENCE), "flags {flags:#x}");
+    }
+    Peer::new(&running);
+}
+
+fn a_reply_as_a_request_ends_its_connection(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::RingChecks,
+        "a_reply_as_a_request_ends_its_connection",
+    ) {
+        return;
+    }
+    let running = target.start();
+    for flags in [VERSION | REPLY, VERSION | REPLY | NEED_REPLY] {
+        let peer = Peer::new(&running);
+        peer.connection
+            .send(FrontendReq::GET_FEATURES, flags, &[], &[])
+            .unwrap();
+        assert!(peer.connection.closed(PATIENCE), "flags {flags:#x}");
+    }
+    Peer::new(&running);
+}
+
+fn an_end_in_the_middle_of_a_message_ends_its_connection_only(target: &dyn Target) {
+    let running = target.start();
+    let region = Region::new(0, 4096);
+    let table = message(
+        FrontendReq::SET_MEM_TABLE,
+        VERSION,
+        &payload::memory_table(&[region.info()]),
+    );
+    for cut in 1..table.len() {
+        let connection = RawConnection::connect(&running.socket).unwrap();
+        connection
+            .send_bytes(&table[..cut], &[region.file().as_fd()])
+            .unwrap();
+    }
+    Peer::new(&running);
+}
+
+fn a_front_end_that_leaves_before_the_answer_does_no_harm(target: &dyn Target) {
+    let running = target.start();
+    for _ in 0..50 {
+        let connection = RawConnection::connect(&running.socket).unwrap();
+        for _ in 0..10 {
+            connection
+                .send(FrontendReq::GET_FEATURES, VERSION, &[], &[])
+                .unwrap();
+        }
+    }
+    Peer::new(&running);
+}
+
+/// Sends until nothing more goes, and leaves.
+fn a_front_end_that_never_reads_does_no_harm(target: &dyn Target) {
+    let running = target.start();
+    let mut connection = RawConnection::connect(&running.socket).unwrap();
+    connection.set_timeout(Duration::from_millis(100)).unwrap();
+    let requests = message(FrontendReq::GET_FEATURES, VERSION, &[]).repeat(100);
+    let stuck = (0..100_000).find_map(|_| connection.send_bytes(&requests, &[]).err());
+    assert!(matches!(stuck, Some(Error::Timeout(_))), "{stuck:?}");
+    drop(connection);
+    Peer::new(&running);
+}
+
+/// Bytes that mean nothing, and well-formed headers before bytes that mean nothing.
+fn garbage_ends_its_connection_only(target: &dyn Target) {
+    const CONNECTIONS: u64 = 100;
+    let running = target.start();
+    for seed in 0..CONNECTIONS {
+        let mut random = Rng::with_seed(seed);
+        let connection = RawConnection::connect(&running.socket).unwrap();
+        for _ in 0..random.usize(1..20) {
+            let mut bytes = vec![0; random.usize(1..600)];
+            random.fill(&mut bytes);
+            if random.u8(..) < 200 && bytes.len() > 12 {
+                let request = random.u32(0..46);
+                let flags = VERSION | if random.u8(..) < 230 { NEED_REPLY } else { 0 };
+                let size = bytes.len() as u32 - 12;
+                bytes[..12].copy_from_slice(&header(request, flags, size));
+            }
+            let region = Region::new(0, 4096);
+            let files = vec![region.file().as_fd(); random.usize(0..4)];
+            if connection.send_bytes(&bytes, &files).is_err() {
+                break;
+            }
+        }
+    }
+    Peer::new(&running);
+}
+
+/// Waits until the back-end holds what it held before, which takes it a moment after a connection has ended.
+fn assert_settles(running: &mut Running, before: Resources) {
+    let id = running.program.id();
+    let mut last = before;
+    let settled = running
+        .program
+        .wait_until("give back what it had taken", PATIENCE, || {
+            let count =
+                |list: &str| std::fs::read_dir(format!("/proc/{id}/{list}")).map(Iterator::count);
+            last = Resources {
+                files: count("fd")?,
+                threads: count("task")?,
+            };
+            Ok(last == before)
+        });
+    assert!(
+        settled.is_ok(),
+        "{before:?} before, {last:?} after: {settled:?}"
+    );
+}
+
+fn files_that_no_message_needs_are_closed(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::NoLeak,
+        "files_that_no_message_needs_are_closed",
+    ) {
+        return;
+    }
+    let mut running = target.start();
+    let peer = Peer::new(&running);
+    peer.assert_alive();
+    let before = running.program.resources().unwrap();
+    let region = Region::new(0, 4096);
+    for count in [1, 3, 32, 253] {
+        let files: Vec<BorrowedFd> = vec![region.file().as_fd(); count];
+        for (request, payload) in [
+            (FrontendReq::GET_FEATURES, Vec::new()),
+            (FrontendReq::SET_VRING_NUM, payload::vring_state(0, 16)),
+            (FrontendReq::SET_VRING_CALL, payload::u64(1 << 8)),
+            (FrontendReq::SET_STATUS, payload::u64(1)),
+        ] {
+            peer.connection
+                .send(request, VERSION | NEED_REPLY, &payload, &files)
+                .unwrap();
+            peer.connection.receive().unwrap();
+        }
+        // Whether this many are too many is for the back-end to say.
+        let table = payload::memory_table(&[region.info()]);
+        let files: Vec<BorrowedFd> = vec![region.file().as_fd(); count];
+        peer.connection
+            .send(
+                FrontendReq::SET_MEM_TABLE,
+                VERSION | NEED_REPLY,
+                &table,
+                &files,
+            )
+            .unwrap();
+        peer.connection.receive().unwrap();
+        peer.assert_alive();
+    }
+    assert_settles(&mut running, before);
+}
+
+fn files_with_a_later_piece_of_a_message_are_closed(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::NoLeak,
+        "files_with_a_later_piece_of_a_message_are_closed",
+    ) {
+        return;
+    }
+    let mut running = target.start();
+    let peer = Peer::new(&running);
+    peer.assert_alive();
+    let before = running.program.resources().unwrap();
+    let region = Region::new(0, 4096);
+    let bytes = message(
+        FrontendReq::SET_VRING_NUM,
+        VERSION | NEED_REPLY,
+        &payload::vring_state(0, 16),
+    );
+    for cut in 1..bytes.len() {
+        peer.connection.send_bytes(&bytes[..cut], &[]).unwrap();
+        peer.connection
+            .send_bytes(&bytes[cut..], &[region.file().as_fd(); 3])
+            .unwrap();
+        peer.connection.receive().unwrap();
+    }
+    assert_settles(&mut running, before);
+}
+
+fn eventfds_that_are_replaced_are_closed(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::NoLeak,
+        "eventfds_that_are_replaced_are_closed",
+    ) {
+        return;
+    }
+    let mut running = target.start();
+    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let queue = front_end.queue(0, 16).unwrap();
+    let before = running.program.resources().unwrap();
+    let raw = front_end.raw().unwrap();
+    for _ in 0..20 {
+        for (request, eventfd) in [
+            (FrontendReq::SET_VRING_CALL, queue.call_fd()),
+            (FrontendReq::SET_VRING_ERR, queue.error_fd()),
+            (FrontendReq::SET_VRING_KICK, queue.kick_fd()),
+        ] {
+            let file = crate::owned(eventfd);
+            assert_eq!(
+                raw.acknowledged(request, &payload::u64(0), &[file.as_fd()])
+                    .unwrap(),
+                0
+            );
+        }
+    }
+    assert_settles(&mut running, before);
+}
+
+fn nothing_is_left_of_a_connection(target: &dyn Target) {
+    if !claims(target, Claim::NoLeak, "nothing_is_left_of_a_connection") {
+        return;
+    }
+    let mut running = target.start();
+    let peer = Peer::new(&running);
+    let before = running.program.resources().unwrap();
+    drop(peer);
+    let whole_session = || {
+        let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+        let mut queues: Vec<_> = (0..front_end.queue_count().min(4))
+            .map(|index| front_end.queue(index, 64).unwrap())
+            .collect();
+        let _channel = front_end.back_end_channel();
+        let mut request = Request::new(target, front_end.memory());
+        for queue in &mut queues {
+            queue.submit(&request.write(1));
+            assert!(queue.wait_used(PATIENCE));
+            request.assert_done(queue.take_used().unwrap());
+        }
+    };
+    for _ in 0..20 {
+        whole_session();
+        drop(RawConnection::connect(&running.socket).unwrap());
+        let connection = RawConnection::connect(&running.socket).unwrap();
+        connection
+            .send_bytes(&[1, 0, 0], &[Region::new(0, 4096).file().as_fd()])
+            .unwrap();
+    }
+    // Compared in the same situation: one front-end that has done nothing but negotiate.
+    let _peer = Peer::new(&running);
+    assert_settles(&mut running, before);
+}
+
+crate::for_each_target![
+    a_short_payload_is_refused,
+    a_long_payload_does_no_harm,
+    a_payload_larger_than_any_ends_its_connection_before_it_comes,
+    a_message_that_is_no_request_of_version_1_ends_its_connection,
+    a_reply_as_a_request_ends_its_connection,
+    an_end_in_the_middle_of_a_message_ends_its_connection_only,
+    a_front_end_that_leaves_before_the_answer_does_no_harm,
+    a_front_end_that_never_reads_does_no_harm,
+    garbage_ends_its_connection_only,
+    files_that_no_message_needs_are_closed,
+    files_with_a_later_piece_of_a_message_are_closed,
+    eventfds_that_are_replaced_are_closed,
+    nothing_is_left_of_a_connection,
+];

@@ -1,0 +1,434 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Memory tables and memory slots.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+
+use vhost::VhostUserMemoryRegionInfo;
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
+use vhost_device_tests::front_end::connection::payload;
+use vhost_device_tests::front_end::memory::Region;
+use vhost_device_tests::front_end::{FrontEnd, Options};
+use vhost_device_tests::target::{Claim, Request, Target, claims};
+
+use crate::{Message, PATIENCE, Peer, assert_refused, start};
+
+const PAGE: u64 = 4096;
+
+/// What GET_MAX_MEM_SLOTS says, as KVM and libvhost-user do.
+const SLOTS: u64 = 509;
+
+/// A table of `count` regions of a page each, with a hole after each.
+fn table(count: u64) -> Message {
+    let regions: Vec<_> = (0..count)
+        .map(|index| Region::new(index * 2 * PAGE, PAGE as usize))
+        .collect();
+    let infos: Vec<_> = regions.iter().map(Region::info).collect();
+    let mut message = Message::new(
+        "many regions",
+        FrontendReq::SET_MEM_TABLE,
+        payload::memory_table(&infos),
+    );
+    message.files = regions
+        .iter()
+        .map(|region| region.file().try_clone().unwrap().into())
+        .collect();
+    message
+}
+
+/// A table of one region, or of two, with some of their fields changed.
+fn changed(
+    what: &'static str,
+    count: u64,
+    change: impl FnOnce(&mut [VhostUserMemoryRegionInfo]),
+) -> Message {
+    let regions: Vec<_> = (0..count)
+        .map(|index| Region::new(index * 2 * PAGE, PAGE as usize))
+        .collect();
+    let mut infos: Vec<_> = regions.iter().map(Region::info).collect();
+    change(&mut infos);
+    let mut message = Message::new(
+        what,
+        FrontendReq::SET_MEM_TABLE,
+        payload::memory_table(&infos),
+    );
+    message.files = regions
+        .iter()
+        .map(|region| region.file().try_clone().unwrap().into())
+        .collect();
+    message
+}
+
+/// Fields of a region that can not be mapped.
+type Change = (&'static str, fn(&mut VhostUserMemoryRegionInfo));
+
+const CHANGES: [Change; 6] = [
+    ("a region of no bytes", |region| region.memory_size = 0),
+    ("a file shorter than its region", |region| {
+        region.memory_size = 2 * PAGE
+    }),
+    ("an offset past the end of the file", |region| {
+        region.mmap_offset = PAGE
+    }),
+    ("guest addresses that overflow", |region| {
+        region.guest_phys_addr = u64::MAX - PAGE + 2
+    }),
+    ("user addresses that overflow", |region| {
+        region.userspace_addr = u64::MAX - PAGE + 2
+    }),
+    ("an offset that overflows", |region| {
+        region.mmap_offset = u64::MAX - PAGE + 1
+    }),
+];
+
+/// Files that are no memory to share: one that can not be mapped, and one that can not be written.
+fn wrong_files() -> [(&'static str, OwnedFd); 2] {
+    let memfd = Region::new(0, PAGE as usize);
+    let path = format!(
+        "/proc/self/fd/{}",
+        std::os::fd::AsRawFd::as_raw_fd(memfd.file())
+    );
+    [
+        ("a pipe", std::io::pipe().unwrap().0.into()),
+        (
+            "a file that is only readable",
+            File::open(path).unwrap().into(),
+        ),
+    ]
+}
+
+fn a_table_of_as_many_regions_as_front_ends_send_is_accepted(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    for count in [1, 2, 8, 32, 1] {
+        let table = table(count);
+        peer.done(table.request, &table.payload, &table.fds());
+    }
+}
+
+fn a_malformed_table_is_refused(target: &dyn Target) {
+    let tables = |_: &Peer| {
+        let mut bad = vec![
+            changed("overlapping regions", 2, |regions| {
+                regions[1].guest_phys_addr = regions[0].guest_phys_addr + PAGE / 2
+            }),
+            changed("the same region twice", 2, |regions| {
+                regions[1].guest_phys_addr = regions[0].guest_phys_addr
+            }),
+            Message::new("nothing", FrontendReq::SET_MEM_TABLE, Vec::new()),
+            Message::new(
+                "half a header",
+                FrontendReq::SET_MEM_TABLE,
+                vec![1, 0, 0, 0],
+            ),
+        ];
+        bad.extend(
+            CHANGES.map(|(what, change)| changed(what, 1, |regions| change(&mut regions[0]))),
+        );
+        let mut missing = changed("more regions than it holds", 1, |_| {});
+        missing.payload[0] = 2;
+        bad.push(missing);
+        let mut billions = changed("4294967295 regions", 1, |_| {});
+        billions.payload[..4].fill(0xff);
+        bad.push(billions);
+        let mut no_file = changed("no file", 1, |_| {});
+        no_file.files.clear();
+        bad.push(no_file);
+        let mut one_file = changed("a file for one of two regions", 2, |_| {});
+        one_file.files.pop();
+        bad.push(one_file);
+        bad.extend(wrong_files().map(|(what, file)| {
+            let mut table = changed(what, 1, |_| {});
+            table.files = vec![file];
+            table
+        }));
+        bad
+    };
+    // `vhost-user-backend` takes what the kernel maps, whatever the file and the user addresses.
+    if claims(target, Claim::RingChecks, "a_malformed_table_is_refused") {
+        assert_refused(target, |_| {}, tables);
+    }
+}
+
+/// Whether the back-end takes it or not, the connection or the next one lives on.
+fn a_table_of_no_regions_does_no_harm(target: &dyn Target) {
+    let (running, peer) = start(target);
+    let _ = peer.acknowledged(FrontendReq::SET_MEM_TABLE, &payload::memory_table(&[]), &[]);
+    if target.claims(Claim::Refusal) {
+        peer.assert_alive();
+    }
+    drop(peer);
+    Peer::new(&running);
+}
+
+/// Runs a request in memory whose file offset is no multiple of the page size; a back-end that can not map it says so.
+fn a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::Refusal,
+        "a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused",
+    ) {
+        return;
+    }
+    const SHIFT: u64 = 0x810;
+    let running = target.start();
+    let front_end = FrontEnd::connect(
+        &running.socket,
+        &Options {
+            memory: vec![(0, 1 << 20)],
+            ..Options::default()
+        },
+    )
+    .unwrap();
+    // The same memory without its first bytes.
+    let mut info = front_end.memory().regions()[0].info();
+    info.guest_phys_addr += SHIFT;
+    info.userspace_addr += SHIFT;
+    info.mmap_offset += SHIFT;
+    info.memory_size -= SHIFT;
+    let raw = front_end.raw().unwrap();
+    let file = front_end.memory().regions()[0].file();
+    if raw
+        .acknowledged(
+            FrontendReq::SET_MEM_TABLE,
+            &payload::memory_table(&[info]),
+            &[file.as_fd()],
+        )
+        .unwrap()
+        != 0
+    {
+        return;
+    }
+    front_end.memory().allocate(SHIFT, 1);
+    let mut queue = front_end.queue(0, 16).unwrap();
+    let mut request = Request::new(target, front_end.memory());
+    queue.submit(&request.write(1));
+    assert!(queue.wait_used(PATIENCE));
+    request.assert_done(queue.take_used().unwrap());
+}
+
+/// What was agreed on last stays in force.
+fn a_refused_table_leaves_the_old_one_in_place(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::Refusal,
+        "a_refused_table_leaves_the_old_one_in_place",
+    ) {
+        return;
+    }
+    let running = target.start();
+    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let mut queue = front_end.queue(0, 16).unwrap();
+    let bad = changed("overlapping regions", 2, |regions| {
+        regions[1].guest_phys_addr = regions[0].guest_phys_addr
+    });
+    assert_ne!(
+        front_end
+            .raw()
+            .unwrap()
+            .acknowledged(bad.request, &bad.payload, &bad.fds())
+            .unwrap(),
+        0
+    );
+    let mut request = Request::new(target, front_end.memory());
+    queue.submit(&request.write(1));
+    assert!(queue.wait_used(PATIENCE));
+    request.assert_done(queue.take_used().unwrap());
+}
+
+fn has_slots(peer: &Peer, target: &dyn Target, test: &str) -> bool {
+    peer.has(ProtocolFeatures::CONFIGURE_MEM_SLOTS, target, test)
+}
+
+/// Region `index` of a page each, all in one file.
+fn slot(file: &Region, index: u64) -> VhostUserMemoryRegionInfo {
+    let mut info = file.info();
+    info.guest_phys_addr = index * 2 * PAGE;
+    info.userspace_addr += index * PAGE;
+    info.mmap_offset = index * PAGE;
+    info.memory_size = PAGE;
+    info
+}
+
+fn as_many_regions_as_there_are_slots_can_be_added(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    if !has_slots(
+        &peer,
+        target,
+        "as_many_regions_as_there_are_slots_can_be_added",
+    ) {
+        return;
+    }
+    assert_eq!(
+        peer.ask(FrontendReq::GET_MAX_MEM_SLOTS, &[]),
+        payload::u64(SLOTS)
+    );
+    let memory = Region::new(0, ((SLOTS + 1) * PAGE) as usize);
+    let fds = [memory.file().as_fd()];
+    let add = |index| {
+        peer.acknowledged(
+            FrontendReq::ADD_MEM_REG,
+            &payload::single_region(&slot(&memory, index)),
+            &fds,
+        )
+    };
+    for index in 0..SLOTS {
+        assert_eq!(add(index).unwrap(), 0, "region {index}");
+    }
+    if !claims(
+        target,
+        Claim::Refusal,
+        "as_many_regions_as_there_are_slots_can_be_added",
+    ) {
+        return;
+    }
+    assert_ne!(add(SLOTS).unwrap(), 0, "one more than there are slots");
+    peer.done(
+        FrontendReq::REM_MEM_REG,
+        &payload::single_region(&slot(&memory, 0)),
+        &[],
+    );
+    assert_eq!(add(SLOTS).unwrap(), 0, "after another was removed");
+}
+
+/// A removed region is identified by its addresses and size; a file that comes with it is of no use.
+fn a_region_is_removed_whatever_its_offset(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    if !has_slots(&peer, target, "a_region_is_removed_whatever_its_offset") {
+        return;
+    }
+    let memory = Region::new(0, 8 * PAGE as usize);
+    let fds = [memory.file().as_fd()];
+    for fds_with_removal in [&[][..], &fds] {
+        let mut info = slot(&memory, 3);
+        peer.done(
+            FrontendReq::ADD_MEM_REG,
+            &payload::single_region(&info),
+            &fds,
+        );
+        info.mmap_offset = 0;
+        peer.done(
+            FrontendReq::REM_MEM_REG,
+            &payload::single_region(&info),
+            fds_with_removal,
+        );
+    }
+    peer.assert_alive();
+}
+
+/// Adds the region that the changed ones are near to.
+fn add_first_slot(peer: &Peer) {
+    let memory = Region::new(0, PAGE as usize);
+    let payload = payload::single_region(&memory.info());
+    peer.done(FrontendReq::ADD_MEM_REG, &payload, &[memory.file().as_fd()]);
+}
+
+fn a_malformed_region_is_refused(target: &dyn Target) {
+    const TEST: &str = "a_malformed_region_is_refused";
+    if !has_slots(&Peer::new(&target.start()), target, TEST)
+        || !claims(target, Claim::RingChecks, TEST)
+    {
+        return;
+    }
+    assert_refused(target, add_first_slot, |_| {
+        let region = Region::new(4 * PAGE, PAGE as usize);
+        let file = || region.file().try_clone().unwrap();
+        let add = |what, change: &dyn Fn(&mut VhostUserMemoryRegionInfo)| {
+            let mut info = region.info();
+            change(&mut info);
+            Message::new(
+                what,
+                FrontendReq::ADD_MEM_REG,
+                payload::single_region(&info),
+            )
+        };
+        let mut bad: Vec<_> = CHANGES
+            .iter()
+            .map(|(what, change)| add(what, change).with(file()))
+            .collect();
+        bad.push(add("an address in use", &|info| info.guest_phys_addr = 0).with(file()));
+        bad.push(
+            add("an address just in use", &|info| {
+                info.guest_phys_addr = PAGE / 2
+            })
+            .with(file()),
+        );
+        bad.push(add("no file", &|_| {}));
+        bad.push(add("two files", &|_| {}).with(file()).with(file()));
+        bad.extend(wrong_files().map(|(what, file)| add(what, &|_| {}).with(file)));
+        let mut short = add("half a region", &|_| {}).with(file());
+        short.payload.truncate(24);
+        bad.push(short);
+        bad
+    });
+}
+
+fn a_region_that_was_not_added_can_not_be_removed(target: &dyn Target) {
+    const TEST: &str = "a_region_that_was_not_added_can_not_be_removed";
+    if !has_slots(&Peer::new(&target.start()), target, TEST)
+        || !claims(target, Claim::RingChecks, TEST)
+    {
+        return;
+    }
+    let memory = Region::new(0, PAGE as usize);
+    let add = |peer: &Peer| {
+        let payload = payload::single_region(&memory.info());
+        peer.done(FrontendReq::ADD_MEM_REG, &payload, &[memory.file().as_fd()]);
+    };
+    assert_refused(target, add, |_| {
+        let remove = |what, change: fn(&mut VhostUserMemoryRegionInfo)| {
+            let mut info = memory.info();
+            change(&mut info);
+            Message::new(
+                what,
+                FrontendReq::REM_MEM_REG,
+                payload::single_region(&info),
+            )
+        };
+        vec![
+            remove("another guest address", |info| info.guest_phys_addr += PAGE),
+            remove("another user address", |info| info.userspace_addr += PAGE),
+            remove("another size", |info| info.memory_size *= 2),
+            remove("no size", |info| info.memory_size = 0),
+        ]
+    });
+}
+
+fn requests_in_memory_that_was_added_are_carried_out(target: &dyn Target) {
+    const TEST: &str = "requests_in_memory_that_was_added_are_carried_out";
+    let running = target.start();
+    if !has_slots(&Peer::new(&running), target, TEST) {
+        return;
+    }
+    let options = Options {
+        memory: vec![(0, 1 << 20)],
+        memory_slots: true,
+        ..Options::default()
+    };
+    let mut front_end = FrontEnd::connect(&running.socket, &options).unwrap();
+    let mut queue = front_end.queue(0, 16).unwrap();
+    for round in 0..3 {
+        let address = 1 << 32 | round << 24;
+        front_end.add_region(address, 1 << 16).unwrap();
+        // The ring stays where it is; the request lies in what was added.
+        let mut added = front_end.memory().clone();
+        added.remove(0);
+        let mut request = Request::new(target, &added);
+        queue.submit(&request.write(round as u32));
+        assert!(queue.wait_used(PATIENCE));
+        request.assert_done(queue.take_used().unwrap());
+        front_end.remove_region(address).unwrap();
+    }
+}
+
+crate::for_each_target![
+    a_table_of_as_many_regions_as_front_ends_send_is_accepted,
+    a_malformed_table_is_refused,
+    a_table_of_no_regions_does_no_harm,
+    a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused,
+    a_refused_table_leaves_the_old_one_in_place,
+    as_many_regions_as_there_are_slots_can_be_added,
+    a_region_is_removed_whatever_its_offset,
+    a_malformed_region_is_refused,
+    a_region_that_was_not_added_can_not_be_removed,
+    requests_in_memory_that_was_added_are_carried_out,
+];

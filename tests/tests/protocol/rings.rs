@@ -1,0 +1,435 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The messages about rings: in any order, and out of range.
+
+use std::os::fd::AsFd;
+
+use rustix::event::{EventfdFlags, eventfd};
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
+use vhost_device_tests::front_end::connection::payload;
+use vhost_device_tests::front_end::memory::Region;
+use vhost_device_tests::front_end::queue::Layout;
+use vhost_device_tests::front_end::{GuestMemory, Queue, QueueOptions};
+use vhost_device_tests::target::{Claim, Request, Target, claims};
+
+use crate::{Message, PATIENCE, Peer, assert_refused, ring_start, start};
+
+/// In the messages about eventfds: there is none.
+const NO_FD: u64 = 1 << 8;
+
+fn an_eventfd() -> std::os::fd::OwnedFd {
+    eventfd(0, EventfdFlags::CLOEXEC).unwrap()
+}
+
+fn there_are_at_least_two_queues(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    if peer.has(
+        ProtocolFeatures::MQ,
+        target,
+        "there_are_at_least_two_queues",
+    ) {
+        assert!((2..=256).contains(&peer.queues), "{} queues", peer.queues);
+    }
+}
+
+fn an_index_without_a_queue_is_refused(target: &dyn Target) {
+    assert_refused(
+        target,
+        |_| {},
+        |peer| {
+            let past_the_end = [
+                ("the first index past the end", peer.queues),
+                ("an index of 16 bits", 0xffff),
+                ("an index of 32 bits", u32::MAX),
+            ];
+            let mut bad = Vec::new();
+            for (what, index) in past_the_end {
+                bad.push(Message::new(
+                    what,
+                    FrontendReq::SET_VRING_NUM,
+                    payload::vring_state(index, 16),
+                ));
+                bad.push(Message::new(
+                    what,
+                    FrontendReq::SET_VRING_BASE,
+                    payload::vring_state(index, 0),
+                ));
+                bad.push(Message::new(
+                    what,
+                    FrontendReq::SET_VRING_ENABLE,
+                    payload::vring_state(index, 0),
+                ));
+                bad.push(Message::new(
+                    what,
+                    FrontendReq::SET_VRING_ADDR,
+                    payload::vring_addresses(index, 0, 0, 0, 0, 0),
+                ));
+            }
+            for (what, index) in [
+                ("the first index past the end", peer.queues),
+                ("the last index", 0xff),
+            ] {
+                for request in [
+                    FrontendReq::SET_VRING_KICK,
+                    FrontendReq::SET_VRING_CALL,
+                    FrontendReq::SET_VRING_ERR,
+                ] {
+                    bad.push(
+                        Message::new(what, request, payload::u64(index.into())).with(an_eventfd()),
+                    );
+                }
+            }
+            bad
+        },
+    );
+}
+
+/// There is no reply that says no, so the connection may end; the next is served.
+fn the_base_of_a_ring_that_is_not_there_is_not_answered_with_one(target: &dyn Target) {
+    let (running, peer) = start(target);
+    let reply = peer.connection.ask(
+        FrontendReq::GET_VRING_BASE,
+        &payload::vring_state(peer.queues, 0),
+        &[],
+    );
+    assert!(!reply.is_ok_and(|reply| reply.payload == payload::vring_state(peer.queues, 0)));
+    drop(peer);
+    Peer::new(&running);
+}
+
+fn a_ring_size_that_can_not_be_is_refused(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::RingChecks,
+        "a_ring_size_that_can_not_be_is_refused",
+    ) {
+        return;
+    }
+    assert_refused(
+        target,
+        |_| {},
+        |_| {
+            let sizes = [
+                ("no descriptors", 0),
+                ("3 descriptors", 3),
+                ("1000", 1000),
+                ("32769", 32769),
+                ("65536", 65536),
+                ("65537", 65537),
+                ("2^31", 1 << 31),
+            ];
+            sizes
+                .map(|(what, size)| {
+                    Message::new(
+                        what,
+                        FrontendReq::SET_VRING_NUM,
+                        payload::vring_state(0, size),
+                    )
+                })
+                .into()
+        },
+    );
+}
+
+fn every_power_of_two_up_to_32768_is_a_ring_size(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    for exponent in 0..=15 {
+        peer.done(
+            FrontendReq::SET_VRING_NUM,
+            &payload::vring_state(0, 1 << exponent),
+            &[],
+        );
+    }
+}
+
+/// Sends the messages that start ring 0 at `layout`, with an acknowledgement for each. Gives whether one was refused.
+fn is_refused(peer: &Peer, memory: &GuestMemory, queue: &Queue, layout: Layout) -> bool {
+    let first = &memory.regions()[0];
+    let user = |address: u64| {
+        address
+            .wrapping_sub(first.guest_address())
+            .wrapping_add(first.user_address())
+    };
+    let addresses = payload::vring_addresses(
+        0,
+        0,
+        user(layout.descriptors),
+        user(layout.used),
+        user(layout.avail),
+        0,
+    );
+    let mut refused = false;
+    for mut message in ring_start(peer, memory, queue) {
+        if message.request == FrontendReq::SET_VRING_ADDR {
+            message.payload.clone_from(&addresses);
+        }
+        refused |= peer
+            .acknowledged(message.request, &message.payload, &message.fds())
+            .unwrap()
+            != 0;
+    }
+    refused
+}
+
+/// It is the guest that chooses them, so that the connection must not suffer.
+fn ring_addresses_that_can_not_be_are_refused(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::RingChecks,
+        "ring_addresses_that_can_not_be_are_refused",
+    ) {
+        return;
+    }
+    let running = target.start();
+    let memory = GuestMemory::new(&[(0x10_0000, 0x1_0000), (0x20_0000, 0x1000)]);
+    let mut queue = Queue::new(
+        &memory,
+        QueueOptions {
+            size: 256,
+            event_idx: true,
+            indirect: 0,
+            base: 0,
+        },
+    );
+    let good = *queue.layout();
+    let end = 0x11_0000;
+    for (what, layout) in [
+        (
+            "unaligned descriptors",
+            Layout {
+                descriptors: good.descriptors + 8,
+                ..good
+            },
+        ),
+        (
+            "an unaligned avail ring",
+            Layout {
+                avail: good.avail + 1,
+                ..good
+            },
+        ),
+        (
+            "an unaligned used ring",
+            Layout {
+                used: good.used + 2,
+                ..good
+            },
+        ),
+        (
+            "descriptors outside",
+            Layout {
+                descriptors: 0x18_0000,
+                ..good
+            },
+        ),
+        (
+            "an avail ring outside",
+            Layout {
+                avail: 0x8_0000,
+                ..good
+            },
+        ),
+        ("a used ring outside", Layout { used: 0, ..good }),
+        (
+            "descriptors across the end",
+            Layout {
+                descriptors: end - 256 * 16 + 16,
+                ..good
+            },
+        ),
+        (
+            "an avail ring across the end",
+            Layout {
+                avail: end - 2 * 256 - 2,
+                ..good
+            },
+        ),
+        (
+            "a used ring across the end",
+            Layout {
+                used: end - 8 * 256,
+                ..good
+            },
+        ),
+        (
+            "descriptors at the end of all addresses",
+            Layout {
+                descriptors: 0u64.wrapping_sub(16),
+                ..good
+            },
+        ),
+    ] {
+        let peer = Peer::new(&running);
+        assert!(
+            is_refused(&peer, &memory, &queue, layout),
+            "{what}: accepted"
+        );
+        peer.assert_alive();
+        // Nothing is left of it: the same ring can be set up as it should be.
+        peer.ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(0, 0));
+        queue.reset(0);
+        assert!(
+            !is_refused(&peer, &memory, &queue, good),
+            "{what}: a good ring after it was refused"
+        );
+        let mut request = Request::new(target, &memory);
+        queue.submit(&request.write(1));
+        assert!(
+            queue.wait_used(PATIENCE),
+            "{what}: a good ring after it does nothing"
+        );
+        request.assert_done(queue.take_used().unwrap());
+        queue.reset(0);
+    }
+}
+
+fn a_file_that_is_no_eventfd_is_refused(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::RingChecks,
+        "a_file_that_is_no_eventfd_is_refused",
+    ) {
+        return;
+    }
+    assert_refused(
+        target,
+        |_| {},
+        |_| {
+            [
+                FrontendReq::SET_VRING_KICK,
+                FrontendReq::SET_VRING_CALL,
+                FrontendReq::SET_VRING_ERR,
+            ]
+            .into_iter()
+            .flat_map(|request| {
+                let message = |what| Message::new(what, request, payload::u64(0));
+                let region = Region::new(0, 4096);
+                [
+                    message("a regular file").with(region.file().try_clone().unwrap()),
+                    message("no file"),
+                ]
+            })
+            .collect()
+        },
+    );
+}
+
+fn no_eventfd_is_needed(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    for request in [
+        FrontendReq::SET_VRING_CALL,
+        FrontendReq::SET_VRING_ERR,
+        FrontendReq::SET_VRING_KICK,
+    ] {
+        peer.done(request, &payload::u64(NO_FD), &[]);
+    }
+    peer.assert_alive();
+}
+
+fn rings_can_be_enabled_and_disabled_before_anything_else(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    for index in 0..peer.queues {
+        for enable in [1, 1, 0, 0, 1] {
+            peer.done(
+                FrontendReq::SET_VRING_ENABLE,
+                &payload::vring_state(index, enable),
+                &[],
+            );
+        }
+    }
+}
+
+fn a_kick_before_the_addresses_is_accepted(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    peer.done(
+        FrontendReq::SET_VRING_KICK,
+        &payload::u64(0),
+        &[an_eventfd().as_fd()],
+    );
+    peer.done(
+        FrontendReq::SET_VRING_ENABLE,
+        &payload::vring_state(0, 1),
+        &[],
+    );
+    peer.assert_alive();
+}
+
+/// The message that completes a ring starts it, whichever that is.
+fn a_ring_works_whatever_the_order_of_its_messages(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::RingChecks,
+        "a_ring_works_whatever_the_order_of_its_messages",
+    ) {
+        return;
+    }
+    let running = target.start();
+    // The first two are features and memory; the last one has been, in one of the rounds, each of the others.
+    const FIXED: usize = 2;
+    for rotation in 0..7 {
+        let peer = Peer::new(&running);
+        let memory = GuestMemory::new(&[(0, 1 << 20)]);
+        let mut queue = Queue::new(
+            &memory,
+            QueueOptions {
+                size: 16,
+                event_idx: true,
+                indirect: 0,
+                base: 0,
+            },
+        );
+        let mut messages = ring_start(&peer, &memory, &queue);
+        messages[FIXED..].rotate_left(rotation);
+        let mut request = Request::new(target, &memory);
+        queue.add(&request.write(rotation as u32)).unwrap();
+        queue.publish();
+        for message in &messages {
+            peer.done(message.request, &message.payload, &message.fds());
+        }
+        let last = messages.last().unwrap().request;
+        assert!(queue.wait_used(PATIENCE), "{last:?} as the last message");
+        request.assert_done(queue.take_used().unwrap());
+    }
+}
+
+fn the_base_is_what_was_set(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    for base in [0, 1, 0x7fff, 0x8000, 0xffff] {
+        for index in 0..peer.queues {
+            peer.done(
+                FrontendReq::SET_VRING_BASE,
+                &payload::vring_state(index, base),
+                &[],
+            );
+            for _ in 0..2 {
+                let reply = peer.ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(index, 0));
+                assert_eq!(reply, payload::vring_state(index, base));
+            }
+        }
+    }
+}
+
+fn the_base_of_a_ring_that_never_started_is_zero(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    for index in 0..peer.queues {
+        assert_eq!(
+            peer.ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(index, 0)),
+            payload::vring_state(index, 0)
+        );
+    }
+}
+
+crate::for_each_target![
+    there_are_at_least_two_queues,
+    an_index_without_a_queue_is_refused,
+    the_base_of_a_ring_that_is_not_there_is_not_answered_with_one,
+    a_ring_size_that_can_not_be_is_refused,
+    every_power_of_two_up_to_32768_is_a_ring_size,
+    ring_addresses_that_can_not_be_are_refused,
+    a_file_that_is_no_eventfd_is_refused,
+    no_eventfd_is_needed,
+    rings_can_be_enabled_and_disabled_before_anything_else,
+    a_kick_before_the_addresses_is_accepted,
+    a_ring_works_whatever_the_order_of_its_messages,
+    the_base_is_what_was_set,
+    the_base_of_a_ring_that_never_started_is_zero,
+];
