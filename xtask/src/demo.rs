@@ -11,6 +11,7 @@ use vhost_device_tests::process::{self, Program};
 
 use crate::packages::{self, GUEST};
 use crate::progress::Progress;
+use crate::target_directory;
 
 const BINARY: &str = "vhost-device-block";
 const SERIAL: &str = "demo-disk";
@@ -50,7 +51,7 @@ pub fn run(progress: &Progress) -> Result<(), String> {
     progress.step(&format!("Making an ext4 image of {IMAGE_MIB} MiB"));
     make_image(directory.path(), &image)?;
 
-    let mut command = Command::new(release_binary()?);
+    let mut command = Command::new(target_directory().join("release").join(BINARY));
     command
         .arg(process::option("socket-path", &socket))
         .arg(process::option("blk-file", &image))
@@ -174,15 +175,4 @@ fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
     words.join(" ")
-}
-
-/// The binary that `cargo build --release` has made, in the target directory that has this program.
-fn release_binary() -> Result<PathBuf, String> {
-    let this =
-        std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
-    let target = this
-        .parent()
-        .and_then(Path::parent)
-        .unwrap_or(Path::new("target"));
-    Ok(target.join("release").join(BINARY))
 }

@@ -7,7 +7,7 @@ mod packages;
 mod progress;
 mod test;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use clap::{Parser, Subcommand};
@@ -81,4 +81,11 @@ fn workspace() -> PathBuf {
     let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     root.pop();
     root
+}
+
+/// The target directory that this program was built into.
+fn target_directory() -> PathBuf {
+    let this = std::env::current_exe().unwrap_or_default();
+    let target = this.parent().and_then(Path::parent);
+    target.unwrap_or(Path::new("target")).to_owned()
 }

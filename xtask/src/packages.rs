@@ -56,20 +56,15 @@ pub fn install(progress: &Progress, needs: &[Need]) -> Result<(), String> {
     }
     let release = debian_release();
     let backports = release == "bookworm" && missing.iter().any(|name| name.starts_with("qemu"));
-    let names: Vec<String> = missing
-        .iter()
-        .map(|name| match backports && name.starts_with("qemu") {
-            // For this package, and for what it needs, only.
-            true => format!("{name}/{release}-backports"),
-            false => (*name).into(),
-        })
-        .collect();
-    let list = format!("/etc/apt/sources.list.d/{release}-backports.list");
-    let source = format!("deb http://deb.debian.org/debian {release}-backports main");
-    let add_source = backports && !has_backports(&release);
-
     let mut install = vec!["install", "--yes", "--no-install-recommends"];
-    install.extend(names.iter().map(String::as_str));
+    let suite = format!("{release}-backports");
+    let list = format!("/etc/apt/sources.list.d/{suite}.list");
+    let source = format!("deb http://deb.debian.org/debian {suite} main");
+    let add_source = backports && !has_suite(&suite);
+    if backports {
+        install.extend(["--target-release", suite.as_str()]);
+    }
+    install.extend(&missing);
     if !is_root() {
         let add = match add_source {
             true => format!("echo '{source}' > {list} && "),
@@ -82,7 +77,7 @@ pub fn install(progress: &Progress, needs: &[Need]) -> Result<(), String> {
         ));
     }
     if add_source {
-        progress.step(&format!("Adding {release}-backports to apt's sources"));
+        progress.step(&format!("Adding {suite} to apt's sources"));
         fs::write(&list, format!("{source}\n"))
             .map_err(|error| format!("cannot write {list}: {error}"))?;
     }
@@ -145,11 +140,11 @@ fn debian_release() -> String {
         .into()
 }
 
-fn has_backports(release: &str) -> bool {
+/// Whether apt has a source for a suite, like `bookworm-backports`.
+fn has_suite(suite: &str) -> bool {
     let policy = Command::new("apt-cache").arg("policy").output();
-    policy.is_ok_and(|policy| {
-        String::from_utf8_lossy(&policy.stdout).contains(&format!("n={release}-backports"))
-    })
+    policy
+        .is_ok_and(|policy| String::from_utf8_lossy(&policy.stdout).contains(&format!("n={suite}")))
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use std::io::{BufRead, BufReader};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::cargo;
+use crate::{cargo, target_directory, workspace};
+use vhost_device_tests::guest::find_program;
+
 use crate::packages::{self, GUEST};
 use crate::progress::Progress;
 
@@ -102,12 +104,7 @@ pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
         "warnings",
     ];
     stages.check("clippy", &mut cargo(clippy));
-    if has_cargo_deny() {
-        stages.check("deny", &mut cargo(["deny", "--workspace", "check"]));
-    } else {
-        progress
-            .step("Skipping: deny (cargo-deny is not there: cargo install cargo-deny --locked)");
-    }
+    deny(&mut stages);
     // The suites run the binaries, which cargo builds by itself only for tests of their own package.
     stages.check("build", &mut cargo(["build", "--workspace", "--bins"]));
     stages.tests(
@@ -126,10 +123,44 @@ pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
     })
 }
 
-fn has_cargo_deny() -> bool {
-    cargo(["deny", "--version"])
-        .output()
-        .is_ok_and(|output| output.status.success())
+/// Checks the licences and sources of the dependencies, and, where the list of these can be had, known faults in them.
+fn deny(stages: &mut Stages) {
+    let tools = target_directory().join("tools");
+    let program = find_program("cargo-deny").unwrap_or_else(|| tools.join("bin/cargo-deny"));
+    if !program.is_file() {
+        // Without optimisation it is built in about a minute. It is kept in the target directory.
+        let mut install = cargo([
+            "install",
+            "cargo-deny",
+            "--version=^0.20",
+            "--locked",
+            "--debug",
+        ]);
+        install.arg("--root").arg(&tools);
+        if let Err(message) = stages.progress.run("Installing cargo-deny", &mut install) {
+            eprintln!("{message}");
+        }
+    }
+    let check = |what: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(["--workspace", "check"]).args(what);
+        command.current_dir(workspace());
+        command
+    };
+    stages.check("deny", &mut check(&["licenses", "bans", "sources"]));
+    stages.run("advisories", |progress| {
+        match progress.run("Checking: advisories", &mut check(&["advisories"])) {
+            Ok(()) => Count::of(true),
+            Err(message) if message.contains("failed to fetch advisory database") => {
+                progress.step("Skipping: advisories (their database can not be fetched)");
+                Count::default()
+            }
+            Err(message) => {
+                eprintln!("{message}");
+                Count::of(false)
+            }
+        }
+    });
 }
 
 /// Runs tests, passes their output on, and counts.
