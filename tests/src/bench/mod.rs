@@ -27,6 +27,7 @@ use vmm_sys_util::signal::register_signal_handler;
 
 use crate::front_end::{self, FrontEnd, Options as FrontEndOptions};
 use crate::process::ProcessError;
+use image::{Place, Places};
 use load::{Driver, Load, Window};
 use peer::{Image, Peer, Running};
 use report::{Footprint, Report, Sample};
@@ -92,12 +93,10 @@ pub enum BenchError {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// A measurement failed.
-    #[error("{place}/{row}, {peer}: {cause}; it wrote to stderr:\n{stderr}")]
+    #[error("{what}, {peer}: {cause}; it wrote to stderr:\n{stderr}")]
     Measurement {
-        /// Where the image is.
-        place: &'static str,
-        /// Name of the row.
-        row: &'static str,
+        /// Place and name of the row, or "idle".
+        what: String,
         /// Name of the back-end.
         peer: &'static str,
         /// What happened.
@@ -220,7 +219,7 @@ pub fn block(options: &BlockOptions) -> Result<Report, BenchError> {
     let cells = chosen_cells(&options.rows)?;
     let _polling = options.idle_poll.then(image::poll_when_idle).transpose()?;
     let mut report = Report::new(&peers, window, options.idle_poll)?;
-    let places = image::Places::new(options, &cells, &go_on)?;
+    let places = Places::new(options, &cells, &go_on)?;
 
     for &peer in &peers {
         eprintln!("{}: start, idle CPU, memory", peer.name());
@@ -234,16 +233,7 @@ pub fn block(options: &BlockOptions) -> Result<Report, BenchError> {
         for (place, row) in &cells {
             for &peer in &peers {
                 go_on()?;
-                let image = places.image(*place);
-                let sample = measure(peer, image, row, window).map_err(|failure| {
-                    BenchError::Measurement {
-                        place: place.name(),
-                        row: row.name,
-                        peer: peer.name(),
-                        cause: failure.cause,
-                        stderr: failure.stderr,
-                    }
-                })?;
+                let sample = measure(peer, *place, places.image(*place), row, window)?;
                 done += 1;
                 let left = started.elapsed() * (total - done) as u32 / done as u32;
                 eprintln!(
@@ -275,11 +265,11 @@ fn chosen_peers(names: &[String]) -> Result<Vec<Peer>, BenchError> {
     }
 }
 
-fn chosen_cells(words: &[String]) -> Result<Vec<(image::Place, Row)>, BenchError> {
-    let all = image::Place::ALL
+fn chosen_cells(words: &[String]) -> Result<Vec<(Place, Row)>, BenchError> {
+    let all = Place::ALL
         .into_iter()
         .flat_map(|place| ROWS.map(|row| (place, row)));
-    let wanted = |(place, row): &(image::Place, Row)| {
+    let wanted = |(place, row): &(Place, Row)| {
         let name = format!("{}/{}", place.name(), row.name);
         words.is_empty() || words.iter().any(|word| name.contains(word))
     };
@@ -290,31 +280,39 @@ fn chosen_cells(words: &[String]) -> Result<Vec<(image::Place, Row)>, BenchError
     }
 }
 
-struct Failure {
-    cause: String,
-    stderr: String,
-}
-
-fn measure(peer: Peer, image: &Image, row: &Row, window: Duration) -> Result<Sample, Failure> {
-    let socket = image.path.with_extension("sock");
-    let mut running = peer
-        .start(image, &socket, row.load.queues)
-        .map_err(|error| Failure {
-            cause: error.to_string(),
-            stderr: String::new(),
-        })?;
-    let result = run_load(&mut running, row, window).map_err(|cause| Failure {
-        cause: cause.to_string(),
-        stderr: running.stderr(),
-    })?;
-    running.end().map_err(|error| Failure {
-        cause: error.to_string(),
-        stderr: String::new(),
-    })?;
-    Ok(result)
-}
-
 type AnyError = Box<dyn std::error::Error>;
+
+impl BenchError {
+    fn measurement(what: String, peer: Peer, running: &Running, cause: &AnyError) -> Self {
+        BenchError::Measurement {
+            what,
+            peer: peer.name(),
+            cause: cause.to_string(),
+            stderr: running.stderr(),
+        }
+    }
+}
+
+fn measure(
+    peer: Peer,
+    place: Place,
+    image: &Image,
+    row: &Row,
+    window: Duration,
+) -> Result<Sample, BenchError> {
+    let mut running = peer.start(image, &socket(image), row.load.queues)?;
+    let sample = run_load(&mut running, row, window).map_err(|cause| {
+        let what = format!("{}/{}", place.name(), row.name);
+        BenchError::measurement(what, peer, &running, &cause)
+    })?;
+    running.end()?;
+    Ok(sample)
+}
+
+/// The socket that the peer of the moment serves `image` at.
+fn socket(image: &Image) -> PathBuf {
+    image.path.with_extension("sock")
+}
 
 fn run_load(running: &mut Running, row: &Row, window: Duration) -> Result<Sample, AnyError> {
     let mut driver = Driver::new(connect(running, &row.load)?, row.load)?;
@@ -356,35 +354,35 @@ fn connect(running: &mut Running, load: &Load) -> front_end::Result<FrontEnd> {
 
 /// Start time and idle CPU.
 fn footprint(peer: Peer, image: &Image) -> Result<Footprint, BenchError> {
-    let socket = image.path.with_extension("sock");
     let mut ready = Vec::new();
     for _ in 0..STARTS {
-        let running = peer.start(image, &socket, 1)?;
+        let running = peer.start(image, &socket(image), 1)?;
         ready.push(running.ready.as_secs_f64() * 1e3);
         running.end()?;
     }
-    let row = &ROWS[0];
-    let failed = |cause: AnyError| BenchError::Measurement {
-        place: "idle",
-        row: row.name,
-        peer: peer.name(),
-        cause: cause.to_string(),
-        stderr: String::new(),
-    };
-    // A back-end that has not been spoken to: the connection that told us it is ready says nothing.
-    let mut running = peer.start(image, &socket, row.load.queues)?;
-    let before = idle_percent(&running).map_err(|error| failed(error.into()))?;
-    let connected = connect(&mut running, &row.load)
-        .and_then(|front_end| Driver::new(front_end, row.load))
-        .map_err(|error| failed(error.into()))?;
-    let after = idle_percent(&running).map_err(|error| failed(error.into()))?;
-    drop(connected);
+    let mut running = peer.start(image, &socket(image), 1)?;
+    let (idle_before_percent, idle_after_percent) = idle(&mut running)
+        .map_err(|cause| BenchError::measurement("idle".to_owned(), peer, &running, &cause))?;
     running.end()?;
     Ok(Footprint {
         ready_ms: report::median(&ready),
-        idle_before_percent: before,
-        idle_after_percent: after,
+        idle_before_percent,
+        idle_after_percent,
     })
+}
+
+/// CPU use before the first message, and with a ring that was used.
+fn idle(running: &mut Running) -> Result<(f64, f64), AnyError> {
+    let before = idle_percent(running)?;
+    let load = random(false, 1, 1);
+    let mut driver = Driver::new(connect(running, &load)?, load)?;
+    let start = Instant::now();
+    let window = Window {
+        start,
+        end: start + WARM_UP,
+    };
+    driver.run(window, || (), || ())?;
+    Ok((before, idle_percent(running)?))
 }
 
 fn idle_percent(running: &Running) -> io::Result<f64> {
