@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::image::Place;
-use super::peer::Peer;
+use super::peer::{OURS, Peer};
 use super::{BenchError, Row};
 
 /// One measurement.
@@ -214,7 +214,8 @@ impl Display for Report {
         let rounds = self.rows.first().map_or(0, |cell| cell.rounds.len());
         writeln!(
             f,
-            "Medians of {rounds} rounds of {} s; the ratio is ours to that line's, with its range over the rounds.",
+            "Medians over {rounds} round(s) of {} s a measurement. The ratio is {OURS}'s IOPS to that \
+             line's, round by round: median (least-most).",
             self.seconds
         )?;
         let mut last = None;
