@@ -31,6 +31,9 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// How often something that can only be looked at is looked at again.
 const INTERVAL: Duration = Duration::from_millis(2);
 
+/// How much of a program's output is shown when a test fails: its end, in characters.
+const SHOWN: usize = 16 << 10;
+
 /// Set by the kernel in the flags column of `/proc/net/unix` for a socket that listens.
 const ACCEPTS_CONNECTIONS: u32 = 1 << 16;
 
@@ -327,11 +330,11 @@ impl Drop for Program {
                 Ok(Some(status)) => status.to_string(),
                 _ => "still running, killed now".to_owned(),
             };
+            let (stdout, stderr) = (self.stdout(), self.stderr());
+            let (stdout, stderr) = (end_of(&stdout), end_of(&stderr));
             eprintln!(
-                "--- {} ({state})\n--- stdout\n{}--- stderr\n{}---",
-                self.name,
-                self.stdout(),
-                self.stderr()
+                "--- {} ({state})\n--- stdout\n{stdout}--- stderr\n{stderr}---",
+                self.name
             );
         }
     }
@@ -357,6 +360,11 @@ pub fn option(name: &str, value: impl AsRef<std::ffi::OsStr>) -> OsString {
     let mut option = OsString::from(format!("--{name}="));
     option.push(value);
     option
+}
+
+fn end_of(output: &str) -> &str {
+    let start = output.char_indices().rev().nth(SHOWN);
+    &output[start.map_or(0, |(index, _)| index)..]
 }
 
 /// Reads from the start, without moving the position at which the program writes.

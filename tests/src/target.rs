@@ -6,7 +6,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
-use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_OK, VIRTIO_BLK_T_IN};
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_T_IN};
 
 use crate::front_end::{Buffer, GuestMemory, Used};
 use crate::process::{Program, command, option};
@@ -26,6 +26,10 @@ pub enum Claim {
     RingChecks,
     /// Only a corrupt ring stops, its ERR eventfd is signalled, and it can be started again.
     BrokenRing,
+    /// The driver's wish for no interrupt is respected without EVENT_IDX too, where it is a hint.
+    NoInterrupt,
+    /// A request whose buffers are not all in guest memory fails alone.
+    BadBuffer,
 }
 
 /// A back-end that the suites can run against.
@@ -44,6 +48,9 @@ pub trait Target: Sync {
 
     /// Readable and writable bytes of the request that [`Target::write_request`] makes.
     fn request_size(&self) -> (usize, usize);
+
+    /// Whether the device has failed a request: it returned it with `used`, and `last` is the last byte that it could write.
+    fn has_failed(&self, used: Used, last: u8) -> bool;
 
     /// The readable bytes of a request, and what its writable bytes are when it has been carried out. Both differ from `tag` to `tag`.
     fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>);
@@ -220,6 +227,10 @@ impl Target for Block {
         (16, Self::SECTOR_SIZE + 1)
     }
 
+    fn has_failed(&self, _used: Used, last: u8) -> bool {
+        last == VIRTIO_BLK_S_IOERR as u8
+    }
+
     fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>) {
         let index = tag % Self::SECTORS;
         let header = [VIRTIO_BLK_T_IN, 0, index, 0]
@@ -244,9 +255,9 @@ impl Target for Reference {
         Running::start("reference-device", directory, |_| Vec::new())
     }
 
-    fn claims(&self, _claim: Claim) -> bool {
-        // `vhost-user-backend` ends the connection, or the worker, on the first error.
-        false
+    fn claims(&self, claim: Claim) -> bool {
+        // `vhost-user-backend` ends the connection, or the worker, on most errors.
+        claim == Claim::BadBuffer
     }
 
     fn writable_config(&self) -> (u32, usize) {
@@ -255,6 +266,10 @@ impl Target for Reference {
 
     fn request_size(&self) -> (usize, usize) {
         (64, 64)
+    }
+
+    fn has_failed(&self, used: Used, _last: u8) -> bool {
+        used.length == 0
     }
 
     fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>) {

@@ -124,13 +124,15 @@ impl VhostUserBackendMut for Echo {
             vring.disable_notification().map_err(io::Error::other)?;
             loop {
                 let memory = self.memory.memory();
-                let Some(chain) = vring
-                    .get_mut()
-                    .get_queue_mut()
-                    .pop_descriptor_chain(memory.clone())
-                else {
+                let mut state = vring.get_mut();
+                // The front-end may have stopped or disabled the ring meanwhile.
+                if !state.is_enabled() || !state.get_queue().ready() {
+                    return Ok(());
+                }
+                let Some(chain) = state.get_queue_mut().pop_descriptor_chain(memory.clone()) else {
                     break;
                 };
+                drop(state);
                 let head = chain.head_index();
                 // A request that can not be carried out is given back with nothing written.
                 let written = Self::answer(chain, &memory).unwrap_or(0);

@@ -1,0 +1,211 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Split rings as a driver meets them: requests in any form, notifications, start and stop, and drivers that mean no good.
+//!
+//! Nothing here depends on the device, so that all tests run against several back-ends. What a target does not claim is skipped, and
+//! the skip printed.
+
+#[path = "ring/corrupt.rs"]
+mod corrupt;
+#[path = "ring/lifecycle.rs"]
+mod lifecycle;
+#[path = "ring/notifications.rs"]
+mod notifications;
+#[path = "ring/requests.rs"]
+mod requests;
+
+use std::time::Duration;
+
+use vhost_device_tests::front_end::device::{EVENT_IDX, INDIRECT_DESC};
+use vhost_device_tests::front_end::{Buffer, FrontEnd, GuestMemory, Options, Queue, QueueOptions};
+use vhost_device_tests::target::{Request, Running, Target};
+
+/// How long a back-end may take for what takes no time, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long to look for what must not happen.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// Descriptors in an indirect table where nothing else is said.
+const INDIRECT: u16 = 4;
+
+/// Ring features in all combinations.
+#[derive(Clone, Copy, Debug)]
+struct Mode {
+    event_idx: bool,
+    indirect: bool,
+}
+
+const MODES: [Mode; 4] = [
+    Mode {
+        event_idx: false,
+        indirect: false,
+    },
+    Mode {
+        event_idx: false,
+        indirect: true,
+    },
+    Mode {
+        event_idx: true,
+        indirect: false,
+    },
+    Mode {
+        event_idx: true,
+        indirect: true,
+    },
+];
+
+/// What most drivers choose.
+const USUAL: Mode = Mode {
+    event_idx: true,
+    indirect: true,
+};
+
+impl Mode {
+    fn connect(self, running: &Running) -> FrontEnd {
+        let without = |has: bool, bit: u64| if has { 0 } else { bit };
+        let defaults = Options::default();
+        let features = defaults.features
+            & !without(self.event_idx, EVENT_IDX)
+            & !without(self.indirect, INDIRECT_DESC);
+        let front_end = FrontEnd::connect(
+            &running.socket,
+            &Options {
+                features,
+                ..defaults
+            },
+        )
+        .unwrap();
+        let has = |bit: u64| front_end.features() & bit != 0;
+        assert_eq!(
+            (has(EVENT_IDX), has(INDIRECT_DESC)),
+            (self.event_idx, self.indirect),
+            "ring features"
+        );
+        front_end
+    }
+
+    fn options(self, size: u16, base: u16) -> QueueOptions {
+        QueueOptions {
+            size,
+            event_idx: self.event_idx,
+            indirect: if self.indirect { INDIRECT } else { 0 },
+            base,
+        }
+    }
+
+    /// Ring 0, started.
+    fn queue(self, front_end: &FrontEnd, size: u16, base: u16) -> Queue {
+        front_end.queue_with(0, self.options(size, base)).unwrap()
+    }
+}
+
+/// Requests that are sent again and again, so that some are always on their way.
+struct Load<'a> {
+    requests: Vec<Request<'a>>,
+    /// For the head of a chain: the request that it belongs to.
+    owner: Vec<usize>,
+    idle: Vec<usize>,
+    sent: u32,
+}
+
+impl<'a> Load<'a> {
+    /// As many as `most` requests on their way at once.
+    fn new(target: &'a dyn Target, memory: &'a GuestMemory, queue: &Queue, most: usize) -> Self {
+        let requests: Vec<_> = (0..most).map(|_| Request::new(target, memory)).collect();
+        let size = usize::from(queue.options().size);
+        Load {
+            idle: (0..requests.len()).collect(),
+            requests,
+            owner: vec![usize::MAX; size],
+            sent: 0,
+        }
+    }
+
+    /// Adds a request, if one is idle and the queue has room. It is not published.
+    fn add(&mut self, queue: &mut Queue) -> bool {
+        let Some(&index) = self.idle.last() else {
+            return false;
+        };
+        let Some(head) = queue.add(&self.requests[index].write(self.sent)) else {
+            return false;
+        };
+        self.owner[usize::from(head)] = index;
+        self.idle.pop();
+        self.sent += 1;
+        true
+    }
+
+    /// Takes and checks what the device has used. Gives how many that were.
+    fn take(&mut self, queue: &mut Queue) -> u32 {
+        let mut taken = 0;
+        while let Some(used) = queue.take_used() {
+            let index = self.owner[usize::from(used.head)];
+            self.requests[index].assert_done(used);
+            self.idle.push(index);
+            taken += 1;
+        }
+        taken
+    }
+
+    /// Takes and checks all that are on their way.
+    fn drain(&mut self, queue: &mut Queue) {
+        while self.idle.len() < self.requests.len() {
+            let missing = self.requests.len() - self.idle.len();
+            assert!(
+                queue.wait_used(PATIENCE),
+                "{missing} requests were not answered"
+            );
+            self.take(queue);
+        }
+    }
+
+    /// Carries `count` requests out.
+    fn run(&mut self, queue: &mut Queue, count: u32) {
+        let end = self.sent + count;
+        while self.sent < end {
+            while self.sent < end && self.add(queue) {}
+            queue.publish();
+            queue.kick();
+            assert!(queue.wait_used(PATIENCE), "no request was answered");
+            self.take(queue);
+        }
+        self.drain(queue);
+    }
+}
+
+/// Carries one request out, on a ring that works.
+fn assert_works(target: &dyn Target, memory: &GuestMemory, queue: &mut Queue) {
+    let mut request = Request::new(target, memory);
+    queue.submit(&request.write(77));
+    assert!(queue.wait_used(PATIENCE), "a request was not answered");
+    request.assert_done(queue.take_used().unwrap());
+}
+
+/// Nothing comes back. The call for what came back before may still be on its way.
+fn assert_quiet(queue: &Queue) {
+    let next = queue.used_index().wrapping_add(1);
+    assert!(!queue.wait_used_index(next, QUIET), "a request came back");
+}
+
+/// Publishes `chain` and kicks, whatever the device wishes.
+fn push(queue: &mut Queue, chain: &[Buffer]) {
+    queue.add(chain).unwrap();
+    queue.publish();
+    queue.kick_anyway();
+}
+
+/// Makes of each function that takes a [`Target`] a test for each back-end.
+macro_rules! for_each_target {
+    ($($test:ident),+ $(,)?) => {
+        mod block {
+            $(#[test] fn $test() { super::$test(&vhost_device_tests::target::Block { io_engine: "auto" }) })+
+        }
+        mod block_with_threads {
+            $(#[test] fn $test() { super::$test(&vhost_device_tests::target::Block { io_engine: "threads" }) })+
+        }
+        mod reference {
+            $(#[test] fn $test() { super::$test(&vhost_device_tests::target::Reference) })+
+        }
+    };
+}
+use for_each_target;

@@ -1,0 +1,739 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Drivers that mean no good. Such a driver loses its request, or the ring that it has corrupted; nobody else notices.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use vhost::vhost_user::message::FrontendReq;
+use vhost_device_tests::front_end::queue::{Descriptor, INDIRECT, NEXT, WRITE};
+use vhost_device_tests::front_end::{Buffer, FrontEnd, GuestMemory, Queue};
+use vhost_device_tests::target::{Claim, Request, Target, claims};
+
+use crate::{Mode, PATIENCE, QUIET, USUAL, assert_works};
+
+const SIZE: u16 = 16;
+
+/// No guest memory is here, nor anywhere near.
+const HOLE: u64 = 0x8000_0000;
+
+/// What a driver can get at: its ring, guest memory, and two buffers of a good request.
+struct Driver<'a> {
+    queue: &'a mut Queue,
+    memory: &'a GuestMemory,
+    readable: Buffer,
+    writable: Buffer,
+}
+
+impl Driver<'_> {
+    /// Writes the descriptors of the good request, the last one with `flags` more and `next`.
+    fn chain(&mut self, flags: u16, next: u16) {
+        let Driver {
+            readable, writable, ..
+        } = *self;
+        self.descriptor(0, readable, NEXT, 1);
+        self.descriptor(1, writable, flags, next);
+    }
+
+    fn descriptor(&mut self, index: u16, buffer: Buffer, flags: u16, next: u16) {
+        self.queue
+            .set_descriptor(index, descriptor(buffer, flags, next));
+    }
+
+    /// Makes descriptor 0 point to an indirect table that holds `table`, of `length` bytes.
+    fn indirect(&mut self, table: &[Descriptor], length: u32, flags: u16) {
+        let bytes: Vec<u8> = table
+            .iter()
+            .flat_map(|descriptor| descriptor.to_bytes())
+            .collect();
+        let address = self.memory.allocate(bytes.len().max(16) as u64, 16);
+        self.memory.write(address, &bytes);
+        self.queue.set_descriptor(
+            0,
+            Descriptor {
+                address,
+                length,
+                flags: INDIRECT | flags,
+                next: 1,
+            },
+        );
+    }
+
+    /// The good request as an indirect table.
+    fn table(&self) -> [Descriptor; 2] {
+        [
+            descriptor(self.readable, NEXT, 1),
+            descriptor(self.writable, 0, 0),
+        ]
+    }
+}
+
+fn descriptor(buffer: Buffer, flags: u16, next: u16) -> Descriptor {
+    let write = if buffer.writable { WRITE } else { 0 };
+    Descriptor {
+        address: buffer.address,
+        length: buffer.length,
+        flags: write | flags,
+        next,
+    }
+}
+
+/// What a driver does to its ring. What is left is to make descriptor 0 available.
+type Corruption = (&'static str, fn(&mut Driver));
+
+const CHAINS: [Corruption; 5] = [
+    ("a chain that goes on outside the table", |driver| {
+        driver.chain(NEXT, SIZE)
+    }),
+    ("a chain that goes on far outside the table", |driver| {
+        driver.chain(NEXT, 0xffff)
+    }),
+    ("a chain that ends in a loop", |driver| {
+        driver.chain(NEXT, 1)
+    }),
+    ("a chain that is a loop", |driver| driver.chain(NEXT, 0)),
+    ("a descriptor that follows itself", |driver| {
+        driver.descriptor(0, driver.readable, NEXT, 0)
+    }),
+];
+
+const TABLES: [Corruption; 8] = [
+    ("an indirect table of no bytes", |driver| {
+        driver.indirect(&driver.table(), 0, 0)
+    }),
+    ("an indirect table of half a descriptor", |driver| {
+        driver.indirect(&driver.table(), 8, 0)
+    }),
+    (
+        "an indirect table of one and a half descriptors",
+        |driver| driver.indirect(&driver.table(), 24, 0),
+    ),
+    ("an indirect table and a next descriptor", |driver| {
+        driver.chain(0, 0);
+        driver.indirect(&driver.table(), 32, NEXT);
+    }),
+    ("a table in a table", |driver| {
+        let address = driver.memory.allocate(16, 16);
+        driver.memory.write(address, &driver.table()[1].to_bytes());
+        let inner = Descriptor {
+            address,
+            length: 16,
+            flags: INDIRECT,
+            next: 0,
+        };
+        let table = [driver.table()[0], inner];
+        driver.indirect(&table, 32, 0);
+    }),
+    (
+        "an indirect chain that goes on outside its table",
+        |driver| {
+            let mut table = driver.table();
+            table[1].flags |= NEXT;
+            table[1].next = 2;
+            driver.indirect(&table, 32, 0);
+        },
+    ),
+    (
+        "an indirect chain that goes on far outside its table",
+        |driver| {
+            let mut table = driver.table();
+            table[0].next = 0xffff;
+            driver.indirect(&table, 32, 0);
+        },
+    ),
+    ("an indirect chain that is a loop", |driver| {
+        let mut table = driver.table();
+        table[1].flags |= NEXT;
+        driver.indirect(&table, 32, 0);
+    }),
+];
+
+/// A front-end with a ring 0 to corrupt, and a ring 1 to see that it does not care.
+struct Scene {
+    front_end: FrontEnd,
+    victim: Queue,
+    bystander: Queue,
+}
+
+impl Scene {
+    fn new(running: &vhost_device_tests::target::Running, mode: Mode) -> Self {
+        let front_end = mode.connect(running);
+        let victim = mode.queue(&front_end, SIZE, 0);
+        let bystander = front_end.queue_with(1, mode.options(SIZE, 0)).unwrap();
+        Scene {
+            front_end,
+            victim,
+            bystander,
+        }
+    }
+
+    /// Lets `act` do what it wants to ring 0.
+    fn act(&mut self, target: &dyn Target, act: impl FnOnce(&mut Driver)) {
+        let mut request = Request::new(target, self.front_end.memory());
+        let [readable, writable] = request.write(9);
+        act(&mut Driver {
+            queue: &mut self.victim,
+            memory: self.front_end.memory(),
+            readable,
+            writable,
+        });
+    }
+
+    /// The session and the other ring go on.
+    fn assert_others_live(&mut self, target: &dyn Target, what: &str) {
+        let features = self
+            .front_end
+            .raw()
+            .unwrap()
+            .ask(FrontendReq::GET_FEATURES, &[], &[]);
+        assert!(features.is_ok(), "{what}: the session has ended");
+        assert_works(target, self.front_end.memory(), &mut self.bystander);
+    }
+
+    /// Ring 0 stops, and works again after it was reset.
+    fn assert_restarts(&mut self, target: &dyn Target, what: &str) {
+        self.front_end
+            .stop(0)
+            .unwrap_or_else(|error| panic!("{what}: GET_VRING_BASE: {error}"));
+        while self.victim.wait_error(Duration::ZERO) {}
+        while self.victim.wait_call(Duration::ZERO) {}
+        self.victim.reset(0);
+        self.front_end.start(0, &self.victim, 0).unwrap();
+        assert_works(target, self.front_end.memory(), &mut self.victim);
+        assert!(
+            !self.victim.wait_error(Duration::ZERO),
+            "{what}: ERR after the ring was started again"
+        );
+    }
+
+    /// Ring 0 stops for the reason of `what`: ERR is signalled, and nothing comes back.
+    fn assert_broken(&mut self, target: &dyn Target, what: &str) {
+        assert!(
+            self.victim.wait_error(PATIENCE),
+            "{what}: ERR is not signalled"
+        );
+        assert_eq!(self.victim.used_index(), 0, "{what}: something came back");
+        self.victim.kick_anyway();
+        self.assert_others_live(target, what);
+        assert_eq!(
+            self.victim.used_index(),
+            0,
+            "{what}: something came back after ERR"
+        );
+        self.assert_restarts(target, what);
+    }
+
+    /// The device has given the one request back, or ring 0 has stopped.
+    fn assert_handled(&mut self, target: &dyn Target, what: &str) {
+        let end = Instant::now() + PATIENCE;
+        while self.victim.used_index() == 0 && !self.victim.wait_error(Duration::from_millis(1)) {
+            assert!(
+                Instant::now() < end,
+                "{what}: neither ERR nor a used request"
+            );
+        }
+        self.assert_others_live(target, what);
+        self.assert_restarts(target, what);
+    }
+}
+
+fn assert_all_break(target: &dyn Target, mode: Mode, corruptions: &[Corruption], test: &str) {
+    if !claims(target, Claim::BrokenRing, test) {
+        return;
+    }
+    let running = target.start();
+    for (what, corrupt) in corruptions {
+        let mut scene = Scene::new(&running, mode);
+        scene.act(target, |driver| {
+            corrupt(driver);
+            driver.queue.publish_raw(0);
+        });
+        scene.assert_broken(target, what);
+    }
+}
+
+fn a_chain_that_does_not_end_stops_its_ring(target: &dyn Target) {
+    assert_all_break(
+        target,
+        USUAL,
+        &CHAINS,
+        "a_chain_that_does_not_end_stops_its_ring",
+    );
+}
+
+fn a_malformed_indirect_table_stops_its_ring(target: &dyn Target) {
+    assert_all_break(
+        target,
+        USUAL,
+        &TABLES,
+        "a_malformed_indirect_table_stops_its_ring",
+    );
+}
+
+fn an_indirect_table_that_was_not_agreed_on_stops_its_ring(target: &dyn Target) {
+    let good: [Corruption; 1] = [("an indirect table", |driver| {
+        driver.indirect(&driver.table(), 32, 0)
+    })];
+    let mode = Mode {
+        event_idx: true,
+        indirect: false,
+    };
+    assert_all_break(
+        target,
+        mode,
+        &good,
+        "an_indirect_table_that_was_not_agreed_on_stops_its_ring",
+    );
+}
+
+fn an_available_index_that_jumps_stops_its_ring(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::BrokenRing,
+        "an_available_index_that_jumps_stops_its_ring",
+    ) {
+        return;
+    }
+    let running = target.start();
+    for index in [SIZE + 1, 2 * SIZE, 0x7fff, 0x8000, 0xffff] {
+        let mut scene = Scene::new(&running, USUAL);
+        scene.act(target, |driver| {
+            driver.chain(0, 0);
+            driver.queue.set_avail_index(index);
+            driver.queue.kick_anyway();
+        });
+        scene.assert_broken(target, &format!("available index {index}"));
+    }
+}
+
+fn a_head_outside_the_table_stops_its_ring(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::BrokenRing,
+        "a_head_outside_the_table_stops_its_ring",
+    ) {
+        return;
+    }
+    let running = target.start();
+    for head in [SIZE, SIZE + 1, 0x7fff, 0xffff] {
+        let mut scene = Scene::new(&running, USUAL);
+        scene.act(target, |driver| {
+            driver.chain(0, 0);
+            driver.queue.publish_raw(head);
+        });
+        scene.assert_broken(target, &format!("head {head}"));
+    }
+}
+
+/// Requests before the corrupt one are good: they are carried out, at the latest when the ring is found to be corrupt.
+fn requests_before_a_corrupt_one_are_carried_out(target: &dyn Target) {
+    const GOOD: u16 = 5;
+    if !claims(
+        target,
+        Claim::BrokenRing,
+        "requests_before_a_corrupt_one_are_carried_out",
+    ) {
+        return;
+    }
+    let running = target.start();
+    let mut scene = Scene::new(&running, USUAL);
+    let memory = scene.front_end.memory().clone();
+    let mut requests: Vec<_> = (0..GOOD).map(|_| Request::new(target, &memory)).collect();
+    for (tag, request) in requests.iter_mut().enumerate() {
+        scene.victim.add(&request.write(tag as u32)).unwrap();
+    }
+    scene.victim.publish_raw(0xffff);
+    assert!(scene.victim.wait_error(PATIENCE));
+    assert!(
+        scene.victim.wait_used_index(GOOD, PATIENCE),
+        "{} of {GOOD} came back",
+        scene.victim.used_index()
+    );
+    requests.iter().for_each(Request::assert_written);
+    scene.assert_restarts(target, "a bad head after good ones");
+}
+
+/// Some devices give such a request back, others stop the ring.
+fn a_chain_that_makes_no_sense_does_no_harm(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::BrokenRing,
+        "a_chain_that_makes_no_sense_does_no_harm",
+    ) {
+        return;
+    }
+    let empty = |buffer: Buffer| Buffer {
+        length: 0,
+        ..buffer
+    };
+    let hole = |length| Buffer::writable(HOLE, length);
+    let cases: [Corruption; 5] = [
+        ("readable after writable", |driver| {
+            let Driver {
+                readable, writable, ..
+            } = *driver;
+            driver.descriptor(0, writable, NEXT, 1);
+            driver.descriptor(1, readable, 0, 0);
+        }),
+        ("an indirect table outside guest memory", |driver| {
+            driver.queue.set_descriptor(
+                0,
+                Descriptor {
+                    address: HOLE,
+                    length: 32,
+                    flags: INDIRECT,
+                    next: 0,
+                },
+            );
+        }),
+        (
+            "an indirect table across the end of guest memory",
+            |driver| {
+                let end = driver.memory.regions()[0].size();
+                driver.queue.set_descriptor(
+                    0,
+                    Descriptor {
+                        address: end - 16,
+                        length: 32,
+                        flags: INDIRECT,
+                        next: 0,
+                    },
+                );
+            },
+        ),
+        ("an indirect table at the end of all addresses", |driver| {
+            let address = 0u64.wrapping_sub(16);
+            driver.queue.set_descriptor(
+                0,
+                Descriptor {
+                    address,
+                    length: 32,
+                    flags: INDIRECT,
+                    next: 0,
+                },
+            );
+        }),
+        ("an indirect table of 4 GiB", |driver| {
+            driver.indirect(&driver.table(), 0xffff_fff0, 0)
+        }),
+    ];
+    let running = target.start();
+    for (what, make) in cases {
+        let mut scene = Scene::new(&running, USUAL);
+        scene.act(target, |driver| {
+            make(driver);
+            driver.queue.publish_raw(0);
+        });
+        scene.assert_handled(target, what);
+    }
+    let running = target.start();
+    type Make<'a> = &'a dyn Fn(Buffer, Buffer) -> Vec<Buffer>;
+    let buffers: [(&str, Make); 9] = [
+        ("nothing to write", &|readable, _| vec![readable]),
+        ("nothing to read", &|_, writable| vec![writable]),
+        ("no bytes to write", &|readable, writable| {
+            vec![readable, empty(writable)]
+        }),
+        ("no bytes to read", &|readable, writable| {
+            vec![empty(readable), writable]
+        }),
+        ("no bytes at all", &|readable, writable| {
+            vec![empty(readable), empty(writable)]
+        }),
+        ("a last byte outside guest memory", &|readable, writable| {
+            let mut chain = vec![readable];
+            chain.extend(writable.split(&[writable.length - 1]));
+            chain[2].address = HOLE;
+            chain
+        }),
+        ("more bytes than 32 bits can count", &|readable, _| {
+            vec![readable, hole(u32::MAX), hole(u32::MAX), hole(2)]
+        }),
+        ("one byte to read", &|readable, writable| {
+            vec![
+                Buffer {
+                    length: 1,
+                    ..readable
+                },
+                writable,
+            ]
+        }),
+        ("one byte to write", &|readable, writable| {
+            vec![
+                readable,
+                Buffer {
+                    length: 1,
+                    ..writable
+                },
+            ]
+        }),
+    ];
+    for (what, make) in buffers {
+        let mut scene = Scene::new(&running, USUAL);
+        scene.act(target, |driver| {
+            let chain = make(driver.readable, driver.writable);
+            driver.queue.submit(&chain);
+        });
+        scene.assert_handled(target, what);
+    }
+}
+
+/// Descriptors of no bytes between those of a good request.
+fn buffers_of_no_bytes_do_no_harm(target: &dyn Target) {
+    if !claims(target, Claim::BrokenRing, "buffers_of_no_bytes_do_no_harm") {
+        return;
+    }
+    let running = target.start();
+    for place in 0..=2 {
+        let mut scene = Scene::new(&running, USUAL);
+        scene.act(target, |driver| {
+            let mut chain = vec![driver.readable, driver.writable];
+            let neighbour = chain[place.min(1)];
+            chain.insert(
+                place,
+                Buffer {
+                    length: 0,
+                    ..neighbour
+                },
+            );
+            driver.queue.submit(&chain);
+        });
+        scene.assert_handled(target, &format!("no bytes at place {place}"));
+    }
+}
+
+/// Places that are not, or not wholly, in guest memory: address and length.
+fn bad_places(memory: &GuestMemory, length: u32) -> Vec<(&'static str, u64, u32)> {
+    let end = memory.regions()[0].size();
+    let high = &memory.regions()[1];
+    vec![
+        ("in a hole", HOLE, length),
+        ("across the end of a region", end - 1, length),
+        ("just after a region", end, length),
+        (
+            "across the start of a region",
+            high.guest_address() - 1,
+            length,
+        ),
+        (
+            "across the end of all memory",
+            high.guest_address() + high.size() - 1,
+            length,
+        ),
+        ("far above all memory", 1 << 60, length),
+        (
+            "at the end of all addresses",
+            0u64.wrapping_sub(u64::from(length)),
+            length,
+        ),
+        ("across the end of all addresses", u64::MAX, length),
+        ("larger than all memory", memory.allocate(16, 1), u32::MAX),
+    ]
+}
+
+/// The one request fails, and its ring goes on.
+fn a_buffer_outside_guest_memory_fails_its_request_only(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::BadBuffer,
+        "a_buffer_outside_guest_memory_fails_its_request_only",
+    ) {
+        return;
+    }
+    let running = target.start();
+    for mode in crate::MODES {
+        let front_end = mode.connect(&running);
+        let memory = front_end.memory();
+        let mut queue = mode.queue(&front_end, SIZE, 0);
+        let mut request = Request::new(target, memory);
+        let (readable, writable) = (request.readable(), request.writable());
+        let status = writable.address + u64::from(writable.length) - 1;
+        let mut assert_fails = |chain: &[Buffer], what: &str| {
+            request.write(3);
+            queue.submit(chain);
+            assert!(
+                queue.wait_used(PATIENCE),
+                "{what}: the request did not come back"
+            );
+            let used = queue.take_used().unwrap();
+            let last = memory.read_u8(status);
+            assert!(
+                target.has_failed(used, last),
+                "{mode:?}, {what}: {used:?}, last byte {last}"
+            );
+            assert_works(target, memory, &mut queue);
+            assert!(
+                !queue.wait_error(Duration::ZERO),
+                "{what}: ERR is signalled"
+            );
+        };
+        for (place, address, length) in bad_places(memory, writable.length - 1) {
+            let bad = Buffer::writable(address, length);
+            let chain = [readable, bad, Buffer::writable(status, 1)];
+            assert_fails(&chain, &format!("a writable buffer {place}"));
+        }
+        for (place, address, length) in bad_places(memory, readable.length) {
+            assert_fails(
+                &[Buffer::readable(address, length), writable],
+                &format!("a readable buffer {place}"),
+            );
+        }
+    }
+}
+
+fn random_descriptor(random: &mut Rng, area: u64) -> Descriptor {
+    let address = match random.u8(0..10) {
+        0 => random.u64(..),
+        1 => HOLE,
+        _ => area + random.u64(0..0x1_0000),
+    };
+    let length = match random.u8(0..10) {
+        0 => random.u32(..),
+        1 => 0,
+        2 => 32,
+        _ => random.u32(0..2048),
+    };
+    let flags = if random.u8(..) < 8 {
+        random.u16(..)
+    } else {
+        random.u16(0..8)
+    };
+    let next = if random.u8(..) < 8 {
+        random.u16(..)
+    } else {
+        random.u16(0..SIZE)
+    };
+    Descriptor {
+        address,
+        length,
+        flags,
+        next,
+    }
+}
+
+/// A ring full of random descriptors, again and again.
+fn random_rings_do_no_harm(target: &dyn Target) {
+    const ROUNDS: u64 = 300;
+    if !claims(target, Claim::BrokenRing, "random_rings_do_no_harm") {
+        return;
+    }
+    let running = target.start();
+    let mut scene = Scene::new(&running, USUAL);
+    // The device may write anything in here; the bystander lies elsewhere.
+    let area = scene.front_end.memory().regions()[1].guest_address();
+    for seed in 0..ROUNDS {
+        let mut random = Rng::with_seed(seed);
+        for index in 0..SIZE {
+            scene
+                .victim
+                .set_descriptor(index, random_descriptor(&mut random, area));
+        }
+        for slot in 0..SIZE {
+            let head = if random.u8(..) < 8 {
+                random.u16(..)
+            } else {
+                random.u16(0..SIZE)
+            };
+            scene.victim.set_avail_entry(slot, head);
+        }
+        scene.victim.set_avail_index(if random.u8(..) < 8 {
+            random.u16(..)
+        } else {
+            random.u16(1..=SIZE)
+        });
+        scene.victim.kick_anyway();
+        scene.assert_others_live(target, &format!("seed {seed}"));
+        scene.front_end.stop(0).unwrap();
+        scene.victim.reset(0);
+        scene.front_end.start(0, &scene.victim, 0).unwrap();
+    }
+    scene.assert_restarts(target, "random rings");
+}
+
+/// A driver that writes to its ring while the device reads it.
+fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
+    const TIME: Duration = Duration::from_secs(1);
+    if !claims(
+        target,
+        Claim::BrokenRing,
+        "a_ring_that_changes_while_it_is_read_does_no_harm",
+    ) {
+        return;
+    }
+    let running = target.start();
+    let mut scene = Scene::new(&running, USUAL);
+    let memory = scene.front_end.memory().clone();
+    let area = memory.regions()[1].guest_address();
+    let layout = *scene.victim.layout();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut random = Rng::with_seed(1);
+            while !stop.load(Ordering::Relaxed) {
+                let index = u64::from(random.u16(0..SIZE));
+                memory.write(
+                    layout.descriptors + index * 16,
+                    &random_descriptor(&mut random, area).to_bytes(),
+                );
+                memory.write_u16(layout.avail + 4 + index * 2, random.u16(0..SIZE));
+                if random.u8(..) == 0 {
+                    memory.write_u16(layout.avail + 2, random.u16(..));
+                }
+            }
+        });
+        let end = Instant::now() + TIME;
+        let mut index = 0u16;
+        while Instant::now() < end {
+            for _ in 0..10 {
+                index = index.wrapping_add(SIZE / 2);
+                scene.victim.set_avail_index(index);
+                scene.victim.kick_anyway();
+            }
+            scene.assert_others_live(target, "a changing ring");
+            index = scene.front_end.stop(0).unwrap();
+            scene.front_end.start(0, &scene.victim, index).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    scene.assert_restarts(target, "a changing ring");
+}
+
+/// A ring without an ERR eventfd stops all the same.
+fn a_corrupt_ring_without_an_err_eventfd_does_no_harm(target: &dyn Target) {
+    const NO_FD: u64 = 1 << 8;
+    if !claims(
+        target,
+        Claim::BrokenRing,
+        "a_corrupt_ring_without_an_err_eventfd_does_no_harm",
+    ) {
+        return;
+    }
+    let running = target.start();
+    let mut scene = Scene::new(&running, USUAL);
+    let raw = scene.front_end.raw().unwrap();
+    let payload = vhost_device_tests::front_end::connection::payload::u64(NO_FD);
+    assert_eq!(
+        raw.acknowledged(FrontendReq::SET_VRING_ERR, &payload, &[])
+            .unwrap(),
+        0
+    );
+    scene.victim.publish_raw(0xffff);
+    assert!(!scene.victim.wait_error(QUIET));
+    scene.assert_others_live(target, "a bad head");
+    scene.assert_restarts(target, "a bad head");
+}
+
+crate::for_each_target![
+    a_chain_that_does_not_end_stops_its_ring,
+    a_malformed_indirect_table_stops_its_ring,
+    an_indirect_table_that_was_not_agreed_on_stops_its_ring,
+    an_available_index_that_jumps_stops_its_ring,
+    a_head_outside_the_table_stops_its_ring,
+    requests_before_a_corrupt_one_are_carried_out,
+    a_chain_that_makes_no_sense_does_no_harm,
+    buffers_of_no_bytes_do_no_harm,
+    a_buffer_outside_guest_memory_fails_its_request_only,
+    random_rings_do_no_harm,
+    a_ring_that_changes_while_it_is_read_does_no_harm,
+    a_corrupt_ring_without_an_err_eventfd_does_no_harm,
+];

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Rings that are started, disabled, stopped, started again, and lose their front-end.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost_device_tests::front_end::Queue;
+use vhost_device_tests::target::{Request, Target};
+
+use crate::{Load, MODES, PATIENCE, QUIET, USUAL, assert_quiet, assert_works, push};
+
+fn what_was_available_before_the_start_is_carried_out_without_a_kick(target: &dyn Target) {
+    let running = target.start();
+    for mode in MODES {
+        let front_end = mode.connect(&running);
+        let mut queue = Queue::new(front_end.memory(), mode.options(16, 0));
+        let mut load = Load::new(target, front_end.memory(), &queue, 5);
+        while load.add(&mut queue) {}
+        queue.publish();
+        front_end.start(0, &queue, 0).unwrap();
+        load.drain(&mut queue);
+        assert_eq!(queue.kicks(), 0);
+    }
+}
+
+fn a_ring_does_nothing_before_it_is_enabled(target: &dyn Target) {
+    let running = target.start();
+    for mode in MODES {
+        let front_end = mode.connect(&running);
+        let mut queue = Queue::new(front_end.memory(), mode.options(16, 0));
+        front_end.configure(0, &queue, 0).unwrap();
+        front_end.call().set_vring_kick(0, queue.kick_fd()).unwrap();
+        let mut request = Request::new(target, front_end.memory());
+        push(&mut queue, &request.write(1));
+        assert_quiet(&queue);
+        request.assert_untouched();
+        front_end.call().set_vring_enable(0, true).unwrap();
+        assert!(
+            queue.wait_used(PATIENCE),
+            "{mode:?}: not carried out after it was enabled"
+        );
+        request.assert_done(queue.take_used().unwrap());
+    }
+}
+
+fn a_disabled_ring_does_nothing_until_it_is_enabled_again(target: &dyn Target) {
+    let running = target.start();
+    for mode in MODES {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 16, 0);
+        let mut request = Request::new(target, front_end.memory());
+        for tag in 0..3 {
+            assert_works(target, front_end.memory(), &mut queue);
+            front_end.call().set_vring_enable(0, false).unwrap();
+            push(&mut queue, &request.write(tag));
+            assert_quiet(&queue);
+            request.assert_untouched();
+            front_end.call().set_vring_enable(0, true).unwrap();
+            assert!(
+                queue.wait_used(PATIENCE),
+                "{mode:?}: not carried out after it was enabled again"
+            );
+            request.assert_done(queue.take_used().unwrap());
+        }
+    }
+}
+
+/// Enabling what is enabled already, as some front-ends do, changes nothing.
+fn enabling_twice_changes_nothing(target: &dyn Target) {
+    let running = target.start();
+    let front_end = USUAL.connect(&running);
+    let mut queue = USUAL.queue(&front_end, 16, 0);
+    for _ in 0..5 {
+        front_end.call().set_vring_enable(0, true).unwrap();
+        assert_works(target, front_end.memory(), &mut queue);
+    }
+}
+
+fn a_stop_gives_the_index_after_the_last_request(target: &dyn Target) {
+    let running = target.start();
+    for mode in MODES {
+        let front_end = mode.connect(&running);
+        for base in [0, 5, 0xfffd] {
+            for count in [0, 1, 7, 40] {
+                let mut queue = mode.queue(&front_end, 16, base);
+                Load::new(target, front_end.memory(), &queue, 4).run(&mut queue, count);
+                let expected = base.wrapping_add(count as u16);
+                assert_eq!(
+                    front_end.stop(0).unwrap(),
+                    expected,
+                    "{mode:?}: {count} requests from {base}"
+                );
+            }
+        }
+    }
+}
+
+/// What is available when a ring stops is either carried out before the answer, or not touched until it is started again.
+fn a_stop_leaves_no_request_half_done(target: &dyn Target) {
+    const REQUESTS: usize = 64;
+    let running = target.start();
+    for mode in MODES {
+        let front_end = mode.connect(&running);
+        let memory = front_end.memory();
+        let mut queue = mode.queue(&front_end, 256, 0);
+        let mut load = Load::new(target, memory, &queue, REQUESTS);
+        for round in 0..30 {
+            while load.add(&mut queue) {}
+            queue.publish();
+            queue.kick_anyway();
+            let base = front_end.stop(0).unwrap();
+            assert_eq!(
+                queue.used_index(),
+                base,
+                "{mode:?}, round {round}: requests that were taken and not returned"
+            );
+            let region = memory.region(0, 1);
+            let before = memory.read_vec(0, region.size() as usize / 8);
+            let used = queue.used_index();
+            load.take(&mut queue);
+            assert!(
+                memory.read_vec(0, before.len()) == before,
+                "{mode:?}, round {round}: guest memory changed after the stop"
+            );
+            assert_eq!(queue.used_index(), used);
+            // The rest is carried out without a kick.
+            front_end.start(0, &queue, base).unwrap();
+            load.drain(&mut queue);
+        }
+    }
+}
+
+fn a_stopped_ring_does_nothing(target: &dyn Target) {
+    let running = target.start();
+    let front_end = USUAL.connect(&running);
+    let mut queue = USUAL.queue(&front_end, 16, 0);
+    assert_works(target, front_end.memory(), &mut queue);
+    let base = front_end.stop(0).unwrap();
+    let mut request = Request::new(target, front_end.memory());
+    push(&mut queue, &request.write(1));
+    front_end.call().set_vring_enable(0, true).unwrap();
+    assert_quiet(&queue);
+    request.assert_untouched();
+    assert_eq!(front_end.stop(0).unwrap(), base, "a second stop");
+    front_end.start(0, &queue, base).unwrap();
+    assert!(queue.wait_used(PATIENCE));
+    request.assert_done(queue.take_used().unwrap());
+}
+
+fn a_ring_goes_on_where_it_stopped(target: &dyn Target) {
+    let running = target.start();
+    for mode in MODES {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 16, 0xfff0);
+        let mut load = Load::new(target, front_end.memory(), &queue, 4);
+        for _ in 0..20 {
+            load.run(&mut queue, 7);
+            let base = front_end.stop(0).unwrap();
+            front_end.start(0, &queue, base).unwrap();
+        }
+    }
+}
+
+/// As after a reset of the guest: everything about the ring is new.
+fn a_ring_can_be_started_elsewhere_with_another_size(target: &dyn Target) {
+    let running = target.start();
+    let front_end = USUAL.connect(&running);
+    for size in [16, 256, 4, 1024, 16] {
+        let mut queue = USUAL.queue(&front_end, size, 0);
+        Load::new(target, front_end.memory(), &queue, 2).run(&mut queue, 50);
+        front_end.stop(0).unwrap();
+    }
+}
+
+fn the_stop_of_a_ring_leaves_the_others_running(target: &dyn Target) {
+    let running = target.start();
+    let front_end = USUAL.connect(&running);
+    let first = USUAL.queue(&front_end, 16, 0);
+    let mut second = front_end.queue_with(1, USUAL.options(16, 0)).unwrap();
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let load = scope.spawn(|| {
+            let mut load = Load::new(target, front_end.memory(), &second, 4);
+            while !stop.load(Ordering::Relaxed) {
+                load.run(&mut second, 20);
+            }
+        });
+        for _ in 0..100 {
+            let base = front_end.stop(0).unwrap();
+            front_end.start(0, &first, base).unwrap();
+        }
+        stop.store(true, Ordering::Relaxed);
+        load.join().unwrap();
+    });
+}
+
+/// Front-ends send the whole table again when memory is added, while the rings run.
+fn the_memory_table_can_be_sent_again_while_requests_run(target: &dyn Target) {
+    let running = target.start();
+    for mode in MODES {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 64, 0);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let load = scope.spawn(|| {
+                let mut load = Load::new(target, front_end.memory(), &queue, 16);
+                while !stop.load(Ordering::Relaxed) {
+                    load.run(&mut queue, 50);
+                }
+            });
+            for _ in 0..50 {
+                front_end.send_memory_table().unwrap();
+            }
+            stop.store(true, Ordering::Relaxed);
+            load.join().unwrap();
+        });
+    }
+}
+
+fn an_end_of_the_connection_with_requests_on_their_way_does_no_harm(target: &dyn Target) {
+    let running = target.start();
+    for mode in MODES {
+        for _ in 0..5 {
+            let front_end = mode.connect(&running);
+            let mut queue = mode.queue(&front_end, 256, 0);
+            let mut load = Load::new(target, front_end.memory(), &queue, 64);
+            while load.add(&mut queue) {}
+            queue.publish();
+            queue.kick_anyway();
+        }
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 16, 0);
+        assert_works(target, front_end.memory(), &mut queue);
+    }
+}
+
+/// Memory that outlives the connection, as it does in a VMM.
+fn nothing_is_written_to_guest_memory_after_the_next_connection_is_served(target: &dyn Target) {
+    let running = target.start();
+    for _ in 0..5 {
+        let front_end = USUAL.connect(&running);
+        let memory = front_end.memory().clone();
+        let mut queue = USUAL.queue(&front_end, 256, 0);
+        let mut load = Load::new(target, &memory, &queue, 64);
+        while load.add(&mut queue) {}
+        queue.publish();
+        queue.kick_anyway();
+        drop(front_end);
+        let _next = USUAL.connect(&running);
+        let size = memory.regions()[0].size() as usize / 8;
+        let before = memory.read_vec(0, size);
+        std::thread::sleep(QUIET);
+        assert!(
+            memory.read_vec(0, size) == before,
+            "guest memory of the last connection changed"
+        );
+    }
+}
+
+crate::for_each_target![
+    what_was_available_before_the_start_is_carried_out_without_a_kick,
+    a_ring_does_nothing_before_it_is_enabled,
+    a_disabled_ring_does_nothing_until_it_is_enabled_again,
+    enabling_twice_changes_nothing,
+    a_stop_gives_the_index_after_the_last_request,
+    a_stop_leaves_no_request_half_done,
+    a_stopped_ring_does_nothing,
+    a_ring_goes_on_where_it_stopped,
+    a_ring_can_be_started_elsewhere_with_another_size,
+    the_stop_of_a_ring_leaves_the_others_running,
+    the_memory_table_can_be_sent_again_while_requests_run,
+    an_end_of_the_connection_with_requests_on_their_way_does_no_harm,
+    nothing_is_written_to_guest_memory_after_the_next_connection_is_served,
+];

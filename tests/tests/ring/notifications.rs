@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Kicks and calls: none is lost, and none sent that is not wanted.
+
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use vhost::VhostBackend;
+use vhost_device_tests::front_end::Queue;
+use vhost_device_tests::front_end::connection::payload;
+use vhost_device_tests::target::{Claim, Request, Target, claims};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use crate::{Load, MODES, Mode, PATIENCE, QUIET, assert_works, push};
+
+/// Modes with and without EVENT_IDX; indirect tables make no difference here.
+const WITH_EVENT_IDX: Mode = Mode {
+    event_idx: true,
+    indirect: false,
+};
+const WITHOUT_EVENT_IDX: Mode = Mode {
+    event_idx: false,
+    indirect: false,
+};
+
+/// The signals that came since the last look.
+fn calls(queue: &Queue) -> u64 {
+    queue.call_fd().read().unwrap_or(0)
+}
+
+/// Carries `count` requests out one after the other, with an eye on the ring rather than on calls.
+fn poll_requests(request: &mut Request, queue: &mut Queue, count: u16) {
+    for tag in 0..count {
+        let index = queue.used_index().wrapping_add(1);
+        push(queue, &request.write(tag.into()));
+        assert!(
+            queue.wait_used_index(index, PATIENCE),
+            "a request was not answered"
+        );
+        request.assert_done(queue.take_used().unwrap());
+    }
+}
+
+fn each_used_request_is_signalled_once(target: &dyn Target) {
+    const COUNT: u64 = 100;
+    let running = target.start();
+    for mode in MODES {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 16, 0);
+        let mut request = Request::new(target, front_end.memory());
+        for tag in 0..COUNT {
+            assert!(!queue.arm_interrupt());
+            queue.submit(&request.write(tag as u32));
+            assert!(
+                queue.wait_call(PATIENCE),
+                "{mode:?}: no call for request {tag}"
+            );
+            request.assert_done(
+                queue
+                    .take_used()
+                    .expect("a call means that a request was used"),
+            );
+        }
+        assert!(!queue.wait_call(QUIET), "{mode:?}: a call too many");
+        assert_eq!(queue.calls(), COUNT, "{mode:?}");
+    }
+}
+
+/// The signals of a device that does not look at the flag would have come before the one that is waited for.
+fn no_interrupt_is_respected(target: &dyn Target) {
+    if !claims(target, Claim::NoInterrupt, "no_interrupt_is_respected") {
+        return;
+    }
+    let running = target.start();
+    let front_end = WITHOUT_EVENT_IDX.connect(&running);
+    let mut queue = WITHOUT_EVENT_IDX.queue(&front_end, 16, 0);
+    let mut request = Request::new(target, front_end.memory());
+    queue.set_no_interrupt(true);
+    poll_requests(&mut request, &mut queue, 50);
+    queue.set_no_interrupt(false);
+    push(&mut queue, &request.write(1));
+    assert!(queue.wait_call(PATIENCE));
+    assert_eq!(calls(&queue), 0);
+}
+
+fn a_call_comes_when_the_used_index_passes_used_event_and_only_then(target: &dyn Target) {
+    let running = target.start();
+    let front_end = WITH_EVENT_IDX.connect(&running);
+    for (base, event) in [(0, 0), (0, 1), (0, 10), (0xfff8, 3), (0xfffe, 0xffff)] {
+        let mut queue = WITH_EVENT_IDX.queue(&front_end, 16, base);
+        let mut request = Request::new(target, front_end.memory());
+        queue.set_used_event(event);
+        let silent = event.wrapping_sub(base);
+        poll_requests(&mut request, &mut queue, silent);
+        assert_eq!(
+            calls(&queue),
+            0,
+            "from {base}, event {event}: a call before it"
+        );
+        poll_requests(&mut request, &mut queue, 1);
+        assert!(
+            queue.wait_call(PATIENCE),
+            "from {base}, event {event}: no call"
+        );
+        poll_requests(&mut request, &mut queue, 20);
+        // One that must come, so that all that must not have come had they been sent.
+        queue.set_used_event(queue.used_index());
+        poll_requests(&mut request, &mut queue, 1);
+        assert!(queue.wait_call(PATIENCE));
+        assert_eq!(
+            calls(&queue),
+            0,
+            "from {base}, event {event}: more calls than one"
+        );
+        front_end.stop(0).unwrap();
+    }
+}
+
+/// An event that lies in a batch is passed when the batch is published.
+fn a_call_comes_for_an_event_in_the_middle_of_a_batch(target: &dyn Target) {
+    let running = target.start();
+    let front_end = WITH_EVENT_IDX.connect(&running);
+    let mut queue = WITH_EVENT_IDX.queue(&front_end, 64, 0);
+    let mut load = Load::new(target, front_end.memory(), &queue, 20);
+    for round in 0..50 {
+        let start = queue.used_index();
+        queue.set_used_event(start.wrapping_add(round % 20));
+        while load.add(&mut queue) {}
+        queue.publish();
+        queue.kick_anyway();
+        assert!(queue.wait_call(PATIENCE), "round {round}");
+        assert!(queue.wait_used_index(start.wrapping_add(20), PATIENCE));
+        load.take(&mut queue);
+        calls(&queue);
+    }
+}
+
+/// The driver kicks only if the device asks for it, and at moments that the device does not expect.
+fn no_kick_is_lost(target: &dyn Target) {
+    const TIME: Duration = Duration::from_secs(1);
+    let running = target.start();
+    for mode in MODES {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 64, 0);
+        let mut load = Load::new(target, front_end.memory(), &queue, 24);
+        let mut random = Rng::with_seed(7);
+        let end = Instant::now() + TIME;
+        while Instant::now() < end {
+            for _ in 0..random.u32(1..4) {
+                for _ in 0..random.u32(1..8) {
+                    load.add(&mut queue);
+                }
+                queue.publish();
+                queue.kick();
+                for _ in 0..random.u32(0..2000) {
+                    std::hint::spin_loop();
+                }
+            }
+            if random.bool() {
+                load.drain(&mut queue);
+            } else {
+                load.take(&mut queue);
+            }
+            if random.u8(..) < 4 {
+                std::thread::sleep(Duration::from_micros(random.u64(..300)));
+            }
+        }
+        load.drain(&mut queue);
+        assert!(load.sent > 100, "{mode:?}: {} requests", load.sent);
+    }
+}
+
+/// A device may say at any time that it wants no kicks, but not when it waits for one.
+fn an_idle_device_wants_a_kick(target: &dyn Target) {
+    let running = target.start();
+    for mode in MODES {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 16, 0);
+        for _ in 0..20 {
+            assert_works(target, front_end.memory(), &mut queue);
+            let end = Instant::now() + PATIENCE;
+            let wants = |queue: &Queue| {
+                if mode.event_idx {
+                    queue.avail_event() == queue.avail_index()
+                } else {
+                    queue.used_flags() & 1 == 0
+                }
+            };
+            while !wants(&queue) {
+                assert!(
+                    Instant::now() < end,
+                    "{mode:?}: an idle device asks for no kick"
+                );
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+fn kicks_for_nothing_do_nothing(target: &dyn Target) {
+    let running = target.start();
+    for mode in MODES {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 16, 0);
+        for _ in 0..100 {
+            queue.kick_anyway();
+        }
+        assert!(!queue.wait_call(QUIET), "{mode:?}: a call for nothing");
+        assert_eq!(queue.used_index(), 0, "{mode:?}");
+        assert_works(target, front_end.memory(), &mut queue);
+    }
+}
+
+fn the_call_eventfd_can_be_replaced_while_the_ring_runs(target: &dyn Target) {
+    let running = target.start();
+    let front_end = WITHOUT_EVENT_IDX.connect(&running);
+    let mut queue = WITHOUT_EVENT_IDX.queue(&front_end, 16, 0);
+    let memory = front_end.memory();
+    let mut request = Request::new(target, memory);
+    for _ in 0..10 {
+        let other = EventFd::new(EFD_NONBLOCK).unwrap();
+        front_end.call().set_vring_call(0, &other).unwrap();
+        poll_requests(&mut request, &mut queue, 1);
+        assert!(readable(&other), "the new eventfd was not signalled");
+        assert!(
+            !queue.wait_call(Duration::ZERO),
+            "the old eventfd was signalled"
+        );
+        front_end.call().set_vring_call(0, queue.call_fd()).unwrap();
+        poll_requests(&mut request, &mut queue, 1);
+        assert!(
+            queue.wait_call(PATIENCE),
+            "the first eventfd was not signalled when it came back"
+        );
+        assert_eq!(other.read().ok(), Some(1));
+    }
+}
+
+fn a_ring_works_without_a_call_eventfd(target: &dyn Target) {
+    const NO_FD: u64 = 1 << 8;
+    let running = target.start();
+    let front_end = WITHOUT_EVENT_IDX.connect(&running);
+    let mut queue = WITHOUT_EVENT_IDX.queue(&front_end, 16, 0);
+    let mut request = Request::new(target, front_end.memory());
+    let raw = front_end.raw().unwrap();
+    let request_id = vhost::vhost_user::message::FrontendReq::SET_VRING_CALL;
+    assert_eq!(
+        raw.acknowledged(request_id, &payload::u64(NO_FD), &[])
+            .unwrap(),
+        0
+    );
+    poll_requests(&mut request, &mut queue, 20);
+    assert!(
+        !queue.wait_call(QUIET),
+        "the eventfd that was taken away was signalled"
+    );
+    front_end.call().set_vring_call(0, queue.call_fd()).unwrap();
+    assert_works(target, front_end.memory(), &mut queue);
+}
+
+/// Waits for a signal, and leaves it.
+fn readable(eventfd: &EventFd) -> bool {
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        if let Ok(count) = eventfd.read() {
+            eventfd.write(count).unwrap();
+            return true;
+        }
+        std::thread::yield_now();
+    }
+    false
+}
+
+crate::for_each_target![
+    each_used_request_is_signalled_once,
+    no_interrupt_is_respected,
+    a_call_comes_when_the_used_index_passes_used_event_and_only_then,
+    a_call_comes_for_an_event_in_the_middle_of_a_batch,
+    no_kick_is_lost,
+    an_idle_device_wants_a_kick,
+    kicks_for_nothing_do_nothing,
+    the_call_eventfd_can_be_replaced_while_the_ring_runs,
+    a_ring_works_without_a_call_eventfd,
+];
