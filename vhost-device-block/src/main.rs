@@ -1,3 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! vhost-device-block
-fn main() {}
+//! vhost-user back-end for the VIRTIO block device (VIRTIO 1.3, 5.2).
+//!
+//! A request comes from the ring to the [`handler`], which checks it ([`request`]) and cuts it into
+//! operations on the image; an [`engine`] carries these out.
+
+mod device;
+mod engine;
+mod handler;
+mod image;
+mod options;
+mod request;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vhost_device_common::program::run::<device::Block>()
+}

@@ -117,6 +117,22 @@ impl Chain {
         self.writable.write(bytes)
     }
 
+    /// Moves past `length` readable bytes, which the kernel has read.
+    ///
+    /// # Errors
+    /// As [`Chain::read`].
+    pub fn skip_readable(&mut self, length: u64) -> Result<(), ChainError> {
+        self.readable.skip(length)
+    }
+
+    /// Moves past `length` writable bytes, which the kernel has written.
+    ///
+    /// # Errors
+    /// As [`Chain::write`].
+    pub fn skip_writable(&mut self, length: u64) -> Result<(), ChainError> {
+        self.writable.skip(length)
+    }
+
     /// Sets the last `length` writable bytes aside for [`Chain::write_tail`]: a status that follows
     /// the data, say.
     ///

@@ -117,10 +117,12 @@ impl Segments {
     /// Takes `length` bytes off the front, handing each piece to `each` with its offset.
     fn consume(
         &mut self,
-        length: usize,
+        length: u64,
         mut each: impl FnMut(usize, VolatileSlice<'_>),
     ) -> Result<(), ChainError> {
-        self.need(length as u64)?;
+        self.need(length)?;
+        // What is in view is mapped, so its length fits.
+        let length = length as usize;
         let mut done = 0;
         while done < length {
             let Some(segment) = self.list.get_mut(self.start) else {
@@ -138,12 +140,17 @@ impl Segments {
         Ok(())
     }
 
+    /// Moves past `length` bytes.
+    pub fn skip(&mut self, length: u64) -> Result<(), ChainError> {
+        self.consume(length, |_, _| {})
+    }
+
     /// Reads exactly `bytes.len()` bytes and moves past them.
     ///
     /// # Errors
     /// There are fewer in view, or they are not all guest memory.
     pub fn read(&mut self, bytes: &mut [u8]) -> Result<(), ChainError> {
-        self.consume(bytes.len(), |offset, memory| {
+        self.consume(bytes.len() as u64, |offset, memory| {
             if let Some(part) = bytes.get_mut(offset..) {
                 memory.copy_to(part);
             }
@@ -155,7 +162,7 @@ impl Segments {
     /// # Errors
     /// There is less room in view, or it is not all guest memory.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ChainError> {
-        self.consume(bytes.len(), |offset, memory| {
+        self.consume(bytes.len() as u64, |offset, memory| {
             if let Some(part) = bytes.get(offset..) {
                 memory.copy_from(part);
             }

@@ -1,0 +1,240 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The block device: features, config space, and what its queues share.
+
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use vhost_device_common::LogLimit;
+use vhost_device_common::device::{ConfigError, Device, StartError, Threads};
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+};
+
+use crate::engine::Engine;
+use crate::handler::BlockHandler;
+use crate::image::{Image, SECTOR_SIZE};
+use crate::options::{Discard, IoEngine, Options};
+use crate::request::{
+    MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Request, Status,
+};
+
+/// Bytes of the config space without the fields of features that are not offered.
+const CONFIG_SIZE: usize = 60;
+/// Place of `writeback` in it.
+const WRITEBACK: usize = 32;
+/// Most data segments of a request: what fits a ring of 128 without indirect descriptors.
+const SEG_MAX: u32 = 126;
+
+/// The disk, as all queues see it.
+pub struct Disk {
+    pub image: Arc<Image>,
+    pub read_only: bool,
+    pub serial: String,
+    pub discard: Discard,
+    io_engine: IoEngine,
+    /// Features that the driver accepted.
+    features: AtomicU64,
+    /// The driver chose write-back caching in the config space.
+    writeback: AtomicBool,
+    errors: Mutex<LogLimit>,
+}
+
+impl Disk {
+    /// The offset of `sector`, if `length` bytes from there are whole sectors of the disk.
+    pub fn locate(&self, sector: u64, length: u64) -> Result<u64, Status> {
+        sector
+            .checked_mul(SECTOR_SIZE)
+            .filter(|_| length.is_multiple_of(SECTOR_SIZE))
+            .filter(|offset| {
+                offset
+                    .checked_add(length)
+                    .is_some_and(|end| end <= self.image.size)
+            })
+            .ok_or(Status::IoError)
+    }
+
+    /// Whether the kernel takes this memory as it is.
+    pub fn is_aligned(&self, iovecs: &[libc::iovec]) -> bool {
+        let Some(direct) = self.image.direct else {
+            return true;
+        };
+        iovecs.iter().all(|iovec| {
+            iovec.iov_base.addr().is_multiple_of(direct.memory as usize)
+                && iovec.iov_len.is_multiple_of(direct.offset as usize)
+        })
+    }
+
+    /// Whether a write must be on stable storage before it is answered (VIRTIO 1.3, 5.2.6.2).
+    pub fn is_write_through(&self) -> bool {
+        let features = self.features.load(Ordering::Relaxed);
+        if features & 1 << VIRTIO_BLK_F_CONFIG_WCE != 0 {
+            !self.writeback.load(Ordering::Relaxed)
+        } else {
+            features & 1 << VIRTIO_BLK_F_FLUSH == 0
+        }
+    }
+
+    /// Whether operations are carried out at once: those on memory wait for nothing.
+    pub fn is_inline(&self) -> bool {
+        self.image.in_memory && self.io_engine == IoEngine::Auto
+    }
+
+    /// Logs that the image failed a request.
+    pub fn report(&self, request: &Request, error: &io::Error) {
+        self.errors
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .warn(format_args!("{} failed: {error}", request.describe()));
+    }
+}
+
+/// The block device.
+pub struct Block {
+    disk: Arc<Disk>,
+    options: Options,
+    io_engine: IoEngine,
+}
+
+impl Device for Block {
+    const TYPE: &'static str = "block";
+    const PROGRAM: &'static str = env!("CARGO_PKG_NAME");
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const DESCRIPTION: &'static str = "vhost-user back-end for a virtio block device";
+    const THREADS: Threads = Threads::OnePerQueue;
+
+    type Options = Options;
+    type Handler = BlockHandler;
+
+    fn capabilities() -> Vec<&'static str> {
+        vec!["read-only", "blk-file"]
+    }
+
+    fn open(options: Options) -> Result<Self, StartError> {
+        let image = Image::open(&options)?;
+        let io_engine = choose_engine(&image, options.io_engine)?;
+        log::info!(
+            "{}: {} bytes{}",
+            options.blk_file.display(),
+            image.size,
+            if options.read_only { ", read-only" } else { "" }
+        );
+        let disk = Arc::new(Disk {
+            image: Arc::new(image),
+            read_only: options.read_only,
+            serial: options.serial.clone(),
+            discard: options.discard,
+            io_engine: options.io_engine,
+            features: AtomicU64::new(0),
+            writeback: AtomicBool::new(true),
+            errors: Mutex::default(),
+        });
+        Ok(Self {
+            disk,
+            options,
+            io_engine,
+        })
+    }
+
+    fn features(&self) -> u64 {
+        let read_write = if self.options.read_only {
+            1 << VIRTIO_BLK_F_RO
+        } else {
+            1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+        };
+        read_write
+            | 1 << VIRTIO_BLK_F_SEG_MAX
+            | 1 << VIRTIO_BLK_F_BLK_SIZE
+            | 1 << VIRTIO_BLK_F_TOPOLOGY
+            | 1 << VIRTIO_BLK_F_FLUSH
+            | 1 << VIRTIO_BLK_F_CONFIG_WCE
+            | 1 << VIRTIO_BLK_F_MQ
+    }
+
+    fn set_features(&self, accepted: u64) {
+        self.disk.features.store(accepted, Ordering::Relaxed);
+    }
+
+    fn num_queues(&self) -> u16 {
+        self.options.num_queues
+    }
+
+    fn max_queue_size(&self) -> u16 {
+        self.options.queue_size
+    }
+
+    /// `struct virtio_blk_config` (VIRTIO 1.3, 5.2.4).
+    fn config(&self) -> Vec<u8> {
+        let disk = &self.disk;
+        let block = self.options.logical_block_size;
+        let physical = disk.image.physical_block_size;
+        let blocks = physical / block;
+        let writeback = disk.writeback.load(Ordering::Relaxed);
+        let unmap = self.options.discard == Discard::Unmap;
+        let mut config = Vec::with_capacity(CONFIG_SIZE);
+        config.extend((disk.image.size / SECTOR_SIZE).to_le_bytes()); // capacity
+        config.extend(0u32.to_le_bytes()); // size_max: not offered
+        config.extend(SEG_MAX.to_le_bytes());
+        config.extend([0; 4]); // geometry: not offered
+        config.extend(block.to_le_bytes()); // blk_size
+        config.push(blocks.trailing_zeros() as u8); // physical_block_exp
+        config.push(0); // alignment_offset
+        config.extend((blocks as u16).to_le_bytes()); // min_io_size
+        config.extend(0u32.to_le_bytes()); // opt_io_size: none is best
+        config.push(writeback.into());
+        config.push(0);
+        config.extend(self.options.num_queues.to_le_bytes());
+        config.extend(MAX_DISCARD_SECTORS.to_le_bytes());
+        config.extend((MAX_SEGMENTS as u32).to_le_bytes());
+        config.extend((physical / SECTOR_SIZE as u32).to_le_bytes()); // discard_sector_alignment
+        config.extend(MAX_WRITE_ZEROES_SECTORS.to_le_bytes());
+        config.extend((MAX_SEGMENTS as u32).to_le_bytes());
+        config.push(unmap.into()); // write_zeroes_may_unmap
+        config.extend([0; 3]);
+        config
+    }
+
+    fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigError> {
+        let size = data.len();
+        let (WRITEBACK, &[writeback @ (0 | 1)]) = (offset, data) else {
+            return Err(ConfigError { offset, size });
+        };
+        let before = self.disk.writeback.swap(writeback == 1, Ordering::Relaxed);
+        if before
+            && writeback == 0
+            && let Err(errno) = rustix::fs::fdatasync(&self.disk.image.file)
+        {
+            // What was written so far is to be as safe as what comes.
+            log::warn!("flush for write-through caching failed: {errno}");
+        }
+        Ok(())
+    }
+
+    fn handler(&self) -> io::Result<BlockHandler> {
+        let engine = Engine::new(&self.disk.image, self.io_engine)?;
+        Ok(BlockHandler::new(Arc::clone(&self.disk), engine))
+    }
+
+    fn reset(&self) {
+        self.disk.features.store(0, Ordering::Relaxed);
+        self.disk.writeback.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What `auto` comes to on this host. Nobody gets another engine than the one that was named.
+fn choose_engine(image: &Image, wanted: IoEngine) -> Result<IoEngine, StartError> {
+    let probe = Engine::probe_io_uring(&image.file);
+    match (wanted, probe) {
+        (IoEngine::Threads, _) => Ok(IoEngine::Threads),
+        (_, Ok(())) => Ok(IoEngine::IoUring),
+        (IoEngine::Auto, Err(error)) => {
+            log::info!("this host refuses io_uring ({error}); threads do the I/O");
+            Ok(IoEngine::Threads)
+        }
+        (IoEngine::IoUring, Err(error)) => Err(StartError(format!(
+            "this host refuses io_uring: {error}; use --io-engine=auto or --io-engine=threads"
+        ))),
+    }
+}

@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What carries out operations on the image. This is the one room of this crate with `unsafe`: here
+//! the addresses of a chain are handed to the kernel.
+//!
+//! An engine owns a request while its operation is under way, so what the operation points to (the
+//! chain's memory, or a bounce buffer) outlives it.
+
+mod operation;
+mod slots;
+mod threads;
+mod uring;
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use vhost_device_common::worker::Poller;
+
+use crate::image::Image;
+use crate::options::IoEngine;
+use crate::request::Request;
+pub use operation::{Memory, Operation, Range, execute};
+use threads::ThreadsEngine;
+use uring::UringEngine;
+
+/// Operations that one queue may have under way.
+pub const DEPTH: usize = 256;
+
+/// A request whose operation has ended, and how: bytes moved, or the error.
+pub type Finished = (Request, io::Result<u64>);
+
+/// Carries out operations of one queue.
+pub enum Engine {
+    IoUring(UringEngine),
+    Threads(ThreadsEngine),
+}
+
+impl Engine {
+    /// An engine on `image`, of the kind that the options name.
+    ///
+    /// # Errors
+    /// The host refuses io_uring, or is out of files or threads.
+    pub fn new(image: &Arc<Image>, kind: IoEngine) -> io::Result<Self> {
+        match kind {
+            IoEngine::Threads => ThreadsEngine::new(image).map(Self::Threads),
+            _ => UringEngine::new(&image.file).map(Self::IoUring),
+        }
+    }
+
+    /// Whether this host lets the program use io_uring.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn probe_io_uring(file: &File) -> io::Result<()> {
+        UringEngine::new(file).map(drop)
+    }
+
+    /// Whether another operation may start.
+    pub fn has_room(&self) -> bool {
+        match self {
+            Self::IoUring(engine) => engine.has_room(),
+            Self::Threads(engine) => engine.has_room(),
+        }
+    }
+
+    /// Starts the operation that `request` comes to next. There must be room.
+    pub fn submit(&mut self, request: Request) {
+        match self {
+            Self::IoUring(engine) => engine.submit(request),
+            Self::Threads(engine) => engine.submit(request),
+        }
+    }
+
+    /// The next request whose operation has ended.
+    pub fn finished(&mut self) -> Option<Finished> {
+        match self {
+            Self::IoUring(engine) => engine.finished(),
+            Self::Threads(engine) => engine.finished(),
+        }
+    }
+
+    /// What the queue's thread is to wait with, and hear of ended operations: as `Token::Device`.
+    pub fn poller(&mut self) -> &mut dyn Poller {
+        match self {
+            Self::IoUring(engine) => engine,
+            Self::Threads(engine) => engine.poller(),
+        }
+    }
+}

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Requests under way, by the number that names them to the kernel or to other threads.
+
+use super::DEPTH;
+use crate::request::Request;
+
+/// Room for [`DEPTH`] requests. One that was put in does not move until it is taken out.
+pub struct Slots {
+    slots: Box<[Option<Request>]>,
+    free: Vec<u32>,
+}
+
+impl Slots {
+    pub fn new() -> Self {
+        Self {
+            slots: (0..DEPTH).map(|_| None).collect(),
+            free: (0..DEPTH as u32).rev().collect(),
+        }
+    }
+
+    pub fn has_room(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.free.len() == self.slots.len()
+    }
+
+    /// Puts a request in; gives its number and the request where it now stays.
+    pub fn insert(&mut self, request: Request) -> Option<(u32, &Request)> {
+        let number = self.free.pop()?;
+        let slot = self.slots.get_mut(number as usize)?;
+        Some((number, slot.insert(request)))
+    }
+
+    /// Takes a request out.
+    pub fn remove(&mut self, number: u32) -> Option<Request> {
+        let request = self.slots.get_mut(number as usize)?.take()?;
+        self.free.push(number);
+        Some(request)
+    }
+}

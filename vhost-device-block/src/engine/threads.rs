@@ -1,0 +1,177 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The engine for hosts without io_uring: a pool of threads that make blocking system calls.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use rustix::event::{EventfdFlags, eventfd};
+use vhost_device_common::worker::{EpollPoller, Poller, Token};
+
+use super::slots::Slots;
+use super::{Finished, Operation, execute};
+use crate::image::Image;
+use crate::request::Request;
+
+/// Threads of one queue. They are started when they are needed.
+const MAX_THREADS: usize = 16;
+
+/// An operation on its way to a thread.
+struct Job {
+    number: u32,
+    /// Borrows from the request, which stays in its slot until the job has ended.
+    operation: Operation<'static>,
+}
+
+// SAFETY: the addresses in the operation are used by the kernel only.
+unsafe impl Send for Job {}
+
+/// What the queue's thread and the pool share.
+struct Shared {
+    image: Arc<Image>,
+    state: Mutex<State>,
+    /// A job was added, or the pool is to end.
+    work: Condvar,
+    /// Jobs have ended.
+    ended: OwnedFd,
+}
+
+#[derive(Default)]
+struct State {
+    jobs: VecDeque<Job>,
+    idle: usize,
+    ended: VecDeque<(u32, io::Result<u64>)>,
+    quit: bool,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What each thread of the pool does.
+    fn work(&self) {
+        let mut state = self.lock();
+        loop {
+            if let Some(job) = state.jobs.pop_front() {
+                drop(state);
+                let outcome = execute(&self.image.file, job.operation);
+                state = self.lock();
+                let first = state.ended.is_empty();
+                state.ended.push_back((job.number, outcome));
+                if first {
+                    let _ = rustix::io::write(&self.ended, &1u64.to_ne_bytes());
+                }
+            } else if state.quit {
+                return;
+            } else {
+                state.idle += 1;
+                state = self
+                    .work
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                state.idle -= 1;
+            }
+        }
+    }
+}
+
+/// Carries operations out by blocking system calls in threads of its own.
+pub struct ThreadsEngine {
+    shared: Arc<Shared>,
+    poller: EpollPoller,
+    threads: Vec<JoinHandle<()>>,
+    slots: Slots,
+    /// Ended jobs that were fetched together.
+    fetched: VecDeque<(u32, io::Result<u64>)>,
+}
+
+impl ThreadsEngine {
+    pub fn new(image: &Arc<Image>) -> io::Result<Self> {
+        let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let mut poller = EpollPoller::new()?;
+        poller.watch(ended.as_fd(), Token::Device(0))?;
+        Ok(Self {
+            shared: Arc::new(Shared {
+                image: Arc::clone(image),
+                state: Mutex::default(),
+                work: Condvar::new(),
+                ended,
+            }),
+            poller,
+            threads: Vec::new(),
+            slots: Slots::new(),
+            fetched: VecDeque::new(),
+        })
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.slots.has_room()
+    }
+
+    pub fn poller(&mut self) -> &mut dyn Poller {
+        &mut self.poller
+    }
+
+    pub fn submit(&mut self, request: Request) {
+        let Some((number, request)) = self.slots.insert(request) else {
+            return;
+        };
+        // SAFETY: the operation borrows from the request. That stays where it is until the job has
+        // ended: `finished` alone takes it out, and `drop` waits for all jobs.
+        let operation = unsafe {
+            std::mem::transmute::<Operation<'_>, Operation<'static>>(request.operation())
+        };
+        let mut state = self.shared.lock();
+        state.jobs.push_back(Job { number, operation });
+        if state.idle >= state.jobs.len() {
+            self.shared.work.notify_one();
+            return;
+        }
+        drop(state);
+        if self.threads.len() < MAX_THREADS {
+            self.start_thread();
+        }
+    }
+
+    fn start_thread(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let started = std::thread::Builder::new()
+            .name("io".to_owned())
+            .spawn(move || shared.work());
+        match started {
+            Ok(thread) => self.threads.push(thread),
+            Err(error) if self.threads.is_empty() => {
+                log::error!("cannot start a thread for I/O; requests fail: {error}");
+                let mut state = self.shared.lock();
+                while let Some(job) = state.jobs.pop_front() {
+                    let outcome = Err(io::Error::from_raw_os_error(libc::EAGAIN));
+                    state.ended.push_back((job.number, outcome));
+                }
+                let _ = rustix::io::write(&self.shared.ended, &1u64.to_ne_bytes());
+            }
+            Err(error) => log::debug!("no more than {} threads: {error}", self.threads.len()),
+        }
+    }
+
+    pub fn finished(&mut self) -> Option<Finished> {
+        if self.fetched.is_empty() {
+            std::mem::swap(&mut self.fetched, &mut self.shared.lock().ended);
+        }
+        let (number, outcome) = self.fetched.pop_front()?;
+        Some((self.slots.remove(number)?, outcome))
+    }
+}
+
+impl Drop for ThreadsEngine {
+    /// All jobs end before the memory that they use goes.
+    fn drop(&mut self) {
+        self.shared.lock().quit = true;
+        self.shared.work.notify_all();
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

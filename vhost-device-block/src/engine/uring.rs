@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The io_uring engine: one ring per queue, on which the queue's thread also waits for kicks. So one
+//! system call submits a batch and waits for whatever comes next.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
+
+use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use vhost_device_common::worker::{Poller, Token};
+
+use super::slots::Slots;
+use super::{DEPTH, Finished, Operation};
+use crate::request::Request;
+
+/// Submission entries: all operations of a queue, and some to watch files.
+const ENTRIES: u32 = DEPTH as u32;
+/// The image, in the ring's table of registered files.
+const IMAGE: Fixed = Fixed(0);
+/// Marks the completion of a removed watch, which is of no interest. No token has this number.
+const REMOVED: u64 = u64::MAX;
+
+/// Carries operations out by io_uring.
+pub struct UringEngine {
+    ring: IoUring,
+    /// The ring was made by another thread, and is enabled by the one that uses it.
+    enabled: bool,
+    slots: Slots,
+    finished: VecDeque<Finished>,
+    watched: Vec<(RawFd, Token)>,
+}
+
+impl UringEngine {
+    pub fn new(image: &File) -> io::Result<Self> {
+        let ring = IoUring::builder()
+            .setup_r_disabled()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_coop_taskrun()
+            .setup_cqsize(2 * ENTRIES)
+            .build(ENTRIES)
+            // Kernels before 6.1 do without what makes it fast.
+            .or_else(|_| {
+                IoUring::builder()
+                    .setup_r_disabled()
+                    .setup_cqsize(2 * ENTRIES)
+                    .build(ENTRIES)
+            })?;
+        ring.submitter().register_files(&[image.as_raw_fd()])?;
+        Ok(Self {
+            ring,
+            enabled: false,
+            slots: Slots::new(),
+            finished: VecDeque::new(),
+            watched: Vec::new(),
+        })
+    }
+
+    pub fn has_room(&self) -> bool {
+        self.slots.has_room()
+    }
+
+    pub fn finished(&mut self) -> Option<Finished> {
+        self.finished.pop_front()
+    }
+
+    pub fn submit(&mut self, request: Request) {
+        let Some((number, request)) = self.slots.insert(request) else {
+            return;
+        };
+        let entry = entry(&request.operation()).user_data(Token::Device(number).to_u64());
+        // SAFETY: what the entry points to belongs to the request, which stays in its slot until
+        // the completion of this entry is seen, or the ring is gone.
+        let pushed = unsafe { self.push(&entry) };
+        if let Err(error) = pushed
+            && let Some(request) = self.slots.remove(number)
+        {
+            self.finished.push_back((request, Err(error)));
+        }
+    }
+
+    /// # Safety
+    /// All that the entry points to must stay valid until its completion was seen.
+    unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        loop {
+            // SAFETY: the caller's promise.
+            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                return Ok(());
+            }
+            // The ring is full of entries that the kernel has not seen yet.
+            self.enable()?;
+            self.ring.submit()?;
+        }
+    }
+
+    fn push_watch(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
+        let entry = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32)
+            .multi(true)
+            .build()
+            .user_data(token.to_u64());
+        // SAFETY: the entry points to nothing.
+        unsafe { self.push(&entry) }
+    }
+
+    fn enable(&mut self) -> io::Result<()> {
+        if !self.enabled {
+            self.ring.submitter().register_enable_rings()?;
+            self.enabled = true;
+        }
+        Ok(())
+    }
+
+    /// Submits what was pushed, and waits for one completion unless `timeout` is zero.
+    fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.enable()?;
+        let submitter = self.ring.submitter();
+        let result = match timeout {
+            None => submitter.submit_and_wait(1),
+            Some(Duration::ZERO) => submitter.submit(),
+            Some(timeout) => {
+                let timespec = Timespec::from(timeout);
+                submitter.submit_with_args(1, &SubmitArgs::new().timespec(&timespec))
+            }
+        };
+        match result {
+            Err(error)
+                if !matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINTR | libc::ETIME | libc::EBUSY | libc::EAGAIN)
+                ) =>
+            {
+                Err(error)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Takes one completion; returns the token of a watched file that is ready.
+    fn reap(&mut self, completion: &cqueue::Entry) -> Option<Token> {
+        let number = completion.user_data();
+        if number == REMOVED {
+            return None;
+        }
+        let result = completion.result();
+        match Token::from_u64(number) {
+            Token::Device(slot) => {
+                let request = self.slots.remove(slot)?;
+                let outcome =
+                    u64::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
+                self.finished.push_back((request, outcome));
+                None
+            }
+            token => {
+                if !cqueue::more(completion.flags())
+                    && let Some(&(fd, _)) = self.watched.iter().find(|(_, other)| *other == token)
+                    && let Err(error) = self.push_watch(fd, token)
+                {
+                    log::error!("cannot wait for kicks any more: {error}");
+                }
+                (result >= 0).then_some(token)
+            }
+        }
+    }
+}
+
+/// The operation as the kernel takes it.
+fn entry(operation: &Operation<'_>) -> squeue::Entry {
+    match *operation {
+        Operation::Read { to, offset } => match to.pieces() {
+            Ok(one) => opcode::Read::new(IMAGE, one.iov_base.cast(), one.iov_len as u32)
+                .offset(offset)
+                .build(),
+            Err(many) => opcode::Readv::new(IMAGE, many.as_ptr(), many.len() as u32)
+                .offset(offset)
+                .build(),
+        },
+        Operation::Write {
+            from,
+            offset,
+            stable,
+        } => {
+            let flags = if stable { libc::RWF_DSYNC } else { 0 };
+            match from.pieces() {
+                Ok(one) => opcode::Write::new(IMAGE, one.iov_base.cast(), one.iov_len as u32)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+                Err(many) => opcode::Writev::new(IMAGE, many.as_ptr(), many.len() as u32)
+                    .offset(offset)
+                    .rw_flags(flags)
+                    .build(),
+            }
+        }
+        Operation::Flush => opcode::Fsync::new(IMAGE)
+            .flags(FsyncFlags::DATASYNC)
+            .build(),
+        Operation::Allocate {
+            how,
+            offset,
+            length,
+        } => opcode::Fallocate::new(IMAGE, length)
+            .offset(offset)
+            .mode(how.flags().bits() as i32)
+            .build(),
+    }
+}
+
+impl Poller for UringEngine {
+    fn watch(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        // Regular files are always ready: such a watch would never rest.
+        if !can_be_waited_on(fd) {
+            return Err(io::Error::from_raw_os_error(libc::EPERM));
+        }
+        self.push_watch(fd.as_raw_fd(), token)?;
+        self.watched.push((fd.as_raw_fd(), token));
+        Ok(())
+    }
+
+    fn forget(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
+        let watch = (fd.as_raw_fd(), token);
+        self.watched.retain(|other| *other != watch);
+        let entry = opcode::PollRemove::new(token.to_u64())
+            .build()
+            .user_data(REMOVED);
+        // SAFETY: the entry points to nothing.
+        unsafe { self.push(&entry) }
+    }
+
+    fn wait(&mut self, ready: &mut Vec<Token>, timeout: Option<Duration>) -> io::Result<()> {
+        // A request that could not be submitted is reported at once.
+        let timeout = if self.finished.is_empty() {
+            timeout
+        } else {
+            Some(Duration::ZERO)
+        };
+        self.enter(timeout)?;
+        loop {
+            // The queue is borrowed anew each time: reaping may push.
+            let completion = self.ring.completion().next();
+            match completion {
+                Some(completion) => ready.extend(self.reap(&completion)),
+                None => break,
+            }
+        }
+        if !self.finished.is_empty() {
+            ready.push(Token::Device(0));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for UringEngine {
+    /// Closing a ring does not wait for its operations; their memory must not go before they end.
+    fn drop(&mut self) {
+        while !self.slots.is_empty() {
+            if let Err(error) = self.wait(&mut Vec::new(), None) {
+                log::error!("cannot wait for operations that are under way: {error}");
+                // Their memory stays for ever rather than go before they end.
+                std::mem::forget(std::mem::replace(&mut self.slots, Slots::new()));
+            }
+        }
+    }
+}
+
+fn can_be_waited_on(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstat(fd).is_ok_and(|stat| {
+        !matches!(
+            rustix::fs::FileType::from_raw_mode(stat.st_mode),
+            rustix::fs::FileType::RegularFile | rustix::fs::FileType::Directory
+        )
+    })
+}

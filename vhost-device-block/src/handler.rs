@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Takes requests from a queue, has them carried out, and gives them back.
+
+use std::sync::Arc;
+
+use vhost_device_common::device::QueueHandler;
+use vhost_device_common::worker::{Poller, Queue, Queues};
+
+use crate::device::Disk;
+use crate::engine::{Engine, execute};
+use crate::request::{Answer, Next, Request};
+
+/// Works on one queue.
+pub struct BlockHandler {
+    disk: Arc<Disk>,
+    engine: Engine,
+}
+
+impl BlockHandler {
+    pub fn new(disk: Arc<Disk>, engine: Engine) -> Self {
+        Self { disk, engine }
+    }
+
+    /// Goes on with a request until it is done or the engine has it.
+    fn step(&mut self, mut next: Next, queue: &mut Queue) {
+        loop {
+            match next {
+                Next::Done(Answer { chain, used }) => return queue.complete(chain, used),
+                Next::Operation(request) if self.disk.is_inline() => {
+                    let outcome = execute(&self.disk.image.file, request.operation());
+                    next = request.advance(outcome, &self.disk);
+                }
+                Next::Operation(request) => return self.engine.submit(request),
+            }
+        }
+    }
+}
+
+impl QueueHandler for BlockHandler {
+    fn process(&mut self, queue: &mut Queue) {
+        while self.engine.has_room()
+            && let Some(chain) = queue.take()
+        {
+            let next = Request::parse(queue.index(), chain, &self.disk);
+            self.step(next, queue);
+        }
+    }
+
+    fn poller(&mut self) -> Option<&mut dyn Poller> {
+        Some(self.engine.poller())
+    }
+
+    fn ready(&mut self, _token: u32, queues: &mut Queues) {
+        while let Some((request, outcome)) = self.engine.finished() {
+            let Some(queue) = queues.get_mut(request.queue) else {
+                continue;
+            };
+            let next = request.advance(outcome, &self.disk);
+            self.step(next, queue);
+        }
+    }
+}

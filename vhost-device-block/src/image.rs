@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The image: opened, measured and locked.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::fcntl::{FcntlArg, fcntl};
+use rustix::fs::{AtFlags, OFlags, StatxFlags, fstatfs, ioctl_blksszget, statx};
+use vhost_device_common::device::StartError;
+
+use crate::options::Options;
+
+/// File systems whose files are memory: I/O on them can not wait for a device.
+const TMPFS_MAGIC: u64 = 0x0102_1994;
+const RAMFS_MAGIC: u64 = 0x8584_58f6;
+
+/// Unit of the capacity and of all addresses (VIRTIO 1.3, 5.2.4).
+pub const SECTOR_SIZE: u64 = 512;
+
+/// Alignment of memory and of file offsets that O_DIRECT asks for, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct DirectAlignment {
+    pub memory: u32,
+    pub offset: u32,
+}
+
+/// The image that backs the disk.
+#[derive(Debug)]
+pub struct Image {
+    pub file: File,
+    /// Whole logical blocks, in bytes.
+    pub size: u64,
+    /// Bytes that the host reads or writes at once.
+    pub physical_block_size: u32,
+    /// For O_DIRECT.
+    pub direct: Option<DirectAlignment>,
+    /// The file is memory.
+    pub in_memory: bool,
+}
+
+impl Image {
+    /// Opens and locks what the options name.
+    ///
+    /// # Errors
+    /// One line that names the file, what is wrong with it, and what to do.
+    pub fn open(options: &Options) -> Result<Self, StartError> {
+        let path = options.blk_file.display();
+        let fail = |what: String| StartError(format!("{path}: {what}"));
+        let explain = |error| fail(explain_open(&error, options));
+        // Before it is opened: that could wait for ever on a pipe.
+        let metadata = std::fs::metadata(&options.blk_file).map_err(explain)?;
+        let is_device = metadata.file_type().is_block_device();
+        if !is_device && !metadata.is_file() {
+            return Err(fail(
+                "neither a file nor a block device; --blk-file takes a raw image".to_owned(),
+            ));
+        }
+        let mut file = open(&options.blk_file, options).map_err(explain)?;
+        lock(&file, options.read_only).map_err(fail)?;
+        let length = file
+            .seek(SeekFrom::End(0))
+            .map_err(|error| fail(format!("cannot find out its size: {error}")))?;
+        let block = u64::from(options.logical_block_size);
+        let size = length / block * block;
+        if size == 0 {
+            return Err(fail(format!(
+                "smaller than one logical block of {block} bytes; make an image with \
+                 `truncate -s 1G {path}`"
+            )));
+        }
+        if size != length {
+            log::warn!(
+                "{path}: the last {} bytes are no whole block and stay unused",
+                length - size
+            );
+        }
+        let direct = options.direct.then(|| direct_alignment(&file));
+        if let Some(alignment) = direct
+            && alignment.offset > options.logical_block_size
+        {
+            return Err(fail(format!(
+                "its storage takes O_DIRECT only in blocks of {0} bytes; add \
+                 --logical-block-size={0} or leave --direct out",
+                alignment.offset
+            )));
+        }
+        let physical = if is_device {
+            ioctl_blksszget(&file).unwrap_or(options.logical_block_size)
+        } else {
+            u32::try_from(metadata.blksize()).unwrap_or(4096)
+        };
+        let file_system = fstatfs(&file).map_or(0, |system| system.f_type as u64);
+        Ok(Self {
+            size,
+            physical_block_size: physical
+                .clamp(options.logical_block_size, 1 << 16)
+                .next_power_of_two(),
+            direct,
+            in_memory: !is_device && matches!(file_system, TMPFS_MAGIC | RAMFS_MAGIC),
+            file,
+        })
+    }
+}
+
+fn open(path: &Path, options: &Options) -> io::Result<File> {
+    let direct = if options.direct {
+        OFlags::DIRECT
+    } else {
+        OFlags::empty()
+    };
+    OpenOptions::new()
+        .read(true)
+        .write(!options.read_only)
+        .custom_flags(direct.bits() as i32)
+        .open(path)
+}
+
+fn explain_open(error: &io::Error, options: &Options) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound => "; make an image there, or correct --blk-file",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+            if !options.read_only =>
+        {
+            "; change its permissions, or add --read-only"
+        }
+        io::ErrorKind::InvalidInput if options.direct => {
+            "; its file system has no O_DIRECT, leave --direct out"
+        }
+        _ => "",
+    };
+    format!("cannot be opened: {error}{remedy}")
+}
+
+/// What the kernel asks of O_DIRECT on this file.
+fn direct_alignment(file: &File) -> DirectAlignment {
+    let told = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
+        .ok()
+        .filter(|told| told.stx_mask & StatxFlags::DIOALIGN.bits() != 0)
+        .filter(|told| told.stx_dio_offset_align > 0 && told.stx_dio_mem_align > 0);
+    match told {
+        Some(told) => DirectAlignment {
+            memory: told.stx_dio_mem_align,
+            offset: told.stx_dio_offset_align,
+        },
+        // Kernels before 6.1 do not tell; this is what block devices with 512 byte sectors take.
+        None => DirectAlignment {
+            memory: 4096,
+            offset: ioctl_blksszget(file).unwrap_or(512),
+        },
+    }
+}
+
+/// Bytes of the image on which QEMU programs say, by read locks, that they write to it, and that
+/// they bear no other writer.
+const QEMU_WRITES: i64 = 101;
+const QEMU_BEARS_NO_WRITER: i64 = 201;
+/// Byte by which programs of this project exclude each other.
+const OURS: i64 = 300;
+
+/// Locks the image against a second writer: open-file-description locks, by the same bytes as QEMU
+/// does, so that QEMU and this program see each other. Programs that only look still can.
+fn lock(file: &File, read_only: bool) -> Result<(), String> {
+    let taken = || {
+        "in use by another program that writes to it, or bears no writer; stop that program, or \
+         make a copy"
+            .to_owned()
+    };
+    let request = |kind: i32, byte: i64| libc::flock {
+        l_type: kind as i16,
+        l_whence: libc::SEEK_SET as i16,
+        l_start: byte,
+        l_len: 1,
+        l_pid: 0,
+    };
+    let own = if read_only {
+        libc::F_RDLCK
+    } else {
+        libc::F_WRLCK
+    };
+    for (kind, byte) in [(own, OURS), (libc::F_RDLCK, QEMU_BEARS_NO_WRITER)] {
+        match fcntl(file, FcntlArg::F_OFD_SETLK(&request(kind, byte))) {
+            Ok(_) => {}
+            Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Err(taken()),
+            Err(errno) => {
+                log::warn!("the image can not be locked against a second writer: {errno}");
+                return Ok(());
+            }
+        }
+    }
+    // A writer of QEMU's can not get QEMU_BEARS_NO_WRITER any more; look whether one had been there.
+    let mut writer = request(libc::F_WRLCK, QEMU_WRITES);
+    match fcntl(file, FcntlArg::F_OFD_GETLK(&mut writer)) {
+        Ok(_) if i32::from(writer.l_type) != libc::F_UNLCK => Err(taken()),
+        _ => Ok(()),
+    }
+}

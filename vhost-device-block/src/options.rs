@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The command line options of the block device.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// Length of the string that GET_ID answers with (VIRTIO 1.3, 5.2.6).
+pub const SERIAL_LENGTH: usize = 20;
+
+/// How the image is read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IoEngine {
+    /// io_uring where the host allows it, threads elsewhere; images in memory (tmpfs) are read and
+    /// written at once, without either
+    Auto,
+    /// io_uring: one per queue
+    #[value(name = "io_uring")]
+    IoUring,
+    /// a pool of threads per queue
+    Threads,
+}
+
+/// What becomes of the guest's discard requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Discard {
+    /// storage is given back to the host
+    Unmap,
+    /// nothing happens
+    Ignore,
+}
+
+/// Options of the block device.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// Raw image file or block device that the guest sees as its disk.
+    #[arg(long, value_name = "PATH")]
+    pub blk_file: PathBuf,
+
+    /// Refuse all writes; the guest sees a read-only disk.
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Serial number that the guest sees, of 20 bytes at most.
+    #[arg(long, value_name = "STRING", default_value = "vhost-device-block", value_parser = serial)]
+    pub serial: String,
+
+    /// Queues that a front-end may use, 1 to 256.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub num_queues: u16,
+
+    /// Descriptors that a queue may have: a power of two, 2 to 32768.
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = queue_size)]
+    pub queue_size: u16,
+
+    /// Bytes of a logical block: 512 or 4096. The size of the image is rounded down to whole blocks.
+    #[arg(long, value_name = "BYTES", default_value = "512", value_parser = logical_block_size)]
+    pub logical_block_size: u32,
+
+    /// Bypass the host's page cache (O_DIRECT).
+    #[arg(long)]
+    pub direct: bool,
+
+    /// How the image is read and written.
+    #[arg(long, value_name = "ENGINE", value_enum, default_value_t = IoEngine::Auto)]
+    pub io_engine: IoEngine,
+
+    /// What becomes of the guest's discard requests.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Discard::Unmap)]
+    pub discard: Discard,
+}
+
+fn serial(text: &str) -> Result<String, String> {
+    if text.len() > SERIAL_LENGTH {
+        return Err(format!(
+            "has {} bytes; at most {SERIAL_LENGTH} are possible",
+            text.len()
+        ));
+    }
+    Ok(text.to_owned())
+}
+
+fn queue_size(text: &str) -> Result<u16, String> {
+    text.parse()
+        .ok()
+        .filter(|size: &u16| size.is_power_of_two() && (2..=32768).contains(size))
+        .ok_or_else(|| "must be a power of two from 2 to 32768".to_owned())
+}
+
+fn logical_block_size(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => Ok(4096),
+        _ => Err("must be 512 or 4096".to_owned()),
+    }
+}
