@@ -1,15 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The core of all vhost-user device back-ends of this workspace.
 //!
-//! A request passes through the rooms in this order:
-//!
-//! - [`program`]: arguments, the socket, signals, exit status;
-//! - [`session`]: one connection of a front-end;
-//! - [`memory`]: the guest's memory;
-//! - [`ring`]: virtqueues;
-//! - [`chain`]: one request;
-//! - [`worker`]: the thread that takes requests and gives them back;
-//! - [`device`]: what a device implements.
+//! A request passes through the rooms in this order: [`program`] (arguments, the socket, signals, exit
+//! status), [`session`] (one connection of a front-end), [`memory`] (the guest's memory), [`ring`]
+//! (virtqueues), [`chain`] (one request), [`worker`] (the thread that takes requests and gives them
+//! back), [`device`] (what a device implements).
 
 pub mod chain;
 pub mod device;

@@ -30,6 +30,7 @@ pub const DEPTH: usize = 256;
 pub type Finished = (Request, io::Result<u64>);
 
 /// Carries out operations of one queue.
+#[allow(clippy::large_enum_variant, reason = "there is one per queue")]
 pub enum Engine {
     IoUring(UringEngine),
     Threads(ThreadsEngine),
