@@ -4,14 +4,15 @@
 //! A [`GuestMemory`] never changes. A new table from the front-end makes a new one, which shares the
 //! mappings that stay; whoever still works on the old one keeps it, and its mappings, alive.
 
-use std::fs::File;
+use std::ffi::c_void;
 use std::os::fd::OwnedFd;
+use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use thiserror::Error;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
-use vm_memory::mmap::MmapRegion;
-use vm_memory::{FileOffset, VolatileMemory, VolatileSlice};
+use vm_memory::VolatileSlice;
 
 /// Most regions a front-end may share at a time: what KVM gives QEMU, and QEMU's own programs offer.
 pub const MAX_REGIONS: usize = 509;
@@ -71,7 +72,7 @@ pub enum MemoryError {
         /// Size in bytes.
         size: u64,
         /// What mmap said.
-        source: vm_memory::mmap::MmapRegionError,
+        source: std::io::Error,
     },
     /// An address range is not, or not in one piece, guest memory.
     #[error("{length:#x} bytes at address {address:#x} are not guest memory")]
@@ -83,6 +84,45 @@ pub enum MemoryError {
     },
 }
 
+/// A shared mapping of a file. Unlike `vm_memory`'s own it does not keep the file open: a table can
+/// have more regions than a process may have open files.
+#[derive(Debug)]
+struct Mapping {
+    start: NonNull<c_void>,
+    length: usize,
+}
+
+// SAFETY: the mapping belongs to no thread, and all access to it is volatile or by the kernel.
+unsafe impl Send for Mapping {}
+// SAFETY: as above.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(file: &OwnedFd, offset: u64, length: usize) -> std::io::Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: the kernel chooses an address where nothing is mapped.
+        let start = unsafe { mmap(null_mut(), length, protection, flags, file, offset) }?;
+        let start = NonNull::new(start).ok_or(std::io::ErrorKind::AddrNotAvailable)?;
+        Ok(Self { start, length })
+    }
+
+    /// A part of the mapping; `None` if it is not inside.
+    #[inline]
+    fn slice(&self, offset: usize, length: usize) -> Option<VolatileSlice<'_>> {
+        // SAFETY: start and length are those of the mapping, which lives as long as the borrow.
+        let whole = unsafe { VolatileSlice::new(self.start.as_ptr().cast(), self.length) };
+        whole.subslice(offset, length).ok()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: all who use the memory hold a reference to the mapping.
+        let _ = unsafe { munmap(self.start.as_ptr(), self.length) };
+    }
+}
+
 /// One region of guest memory, mapped into this process.
 #[derive(Clone, Debug)]
 struct Region {
@@ -91,7 +131,7 @@ struct Region {
     size: u64,
     /// Bytes of the mapping before the region: mmap wants page-aligned offsets, front-ends need not.
     skip: usize,
-    mapping: Arc<MmapRegion>,
+    mapping: Arc<Mapping>,
 }
 
 impl Region {
@@ -127,8 +167,7 @@ impl Region {
             .checked_add(skip)
             .and_then(|bytes| usize::try_from(bytes).ok())
             .ok_or_else(wraps)?;
-        let offset = FileOffset::new(File::from(file), mmap_offset - skip);
-        let mapping = MmapRegion::from_file(offset, mapped)
+        let mapping = Mapping::new(&file, mmap_offset - skip, mapped)
             .map_err(|source| MemoryError::Map { size, source })?;
         Ok(Self {
             guest_address,
@@ -224,7 +263,7 @@ impl GuestMemory {
             return None;
         }
         let count = usize::try_from(left).unwrap_or(usize::MAX).min(length);
-        region.mapping.get_slice(region.offset(into), count).ok()
+        region.mapping.slice(region.offset(into), count)
     }
 
     /// `length` bytes at guest address `address`.
@@ -268,7 +307,7 @@ impl GuestMemory {
 /// A range of guest memory that stays mapped as long as this value lives.
 #[derive(Debug)]
 pub struct PinnedRange {
-    mapping: Arc<MmapRegion>,
+    mapping: Arc<Mapping>,
     offset: usize,
     length: usize,
 }
@@ -279,8 +318,8 @@ impl PinnedRange {
     pub fn slice(&self) -> VolatileSlice<'_> {
         // The range was checked when it was pinned; an empty slice fails every access all the same.
         self.mapping
-            .get_slice(self.offset, self.length)
-            .unwrap_or_else(|_| VolatileSlice::from(<&mut [u8]>::default()))
+            .slice(self.offset, self.length)
+            .unwrap_or_else(|| VolatileSlice::from(<&mut [u8]>::default()))
     }
 }
 

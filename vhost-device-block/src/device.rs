@@ -115,7 +115,7 @@ impl Device for Block {
     fn open(options: Options) -> Result<Self, StartError> {
         let image = Image::open(&options)?;
         let io_engine = choose_engine(&image, options.io_engine)?;
-        log::info!(
+        log::debug!(
             "{}: {} bytes{}",
             options.blk_file.display(),
             image.size,

@@ -38,6 +38,9 @@ pub struct Image {
     pub direct: Option<DirectAlignment>,
     /// The file is memory.
     pub in_memory: bool,
+    /// Holds the lock. io_uring lets go of `file` only some time after the process has ended, when a
+    /// new one may want the lock already.
+    _lock: File,
 }
 
 impl Image {
@@ -58,7 +61,8 @@ impl Image {
             ));
         }
         let mut file = open(&options.blk_file, options).map_err(explain)?;
-        lock(&file, options.read_only).map_err(fail)?;
+        let lock_holder = open(&options.blk_file, options).map_err(explain)?;
+        lock(&lock_holder, options.read_only).map_err(fail)?;
         let length = file
             .seek(SeekFrom::End(0))
             .map_err(|error| fail(format!("cannot find out its size: {error}")))?;
@@ -100,6 +104,7 @@ impl Image {
             direct,
             in_memory: !is_device && matches!(file_system, TMPFS_MAGIC | RAMFS_MAGIC),
             file,
+            _lock: lock_holder,
         })
     }
 }

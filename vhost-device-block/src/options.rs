@@ -53,7 +53,7 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = queue_size)]
     pub queue_size: u16,
 
-    /// Bytes of a logical block: 512 or 4096. The size of the image is rounded down to whole blocks.
+    /// Size of a logical block in bytes: 512 or 4096. The image is cut down to whole blocks.
     #[arg(long, value_name = "BYTES", default_value = "512", value_parser = logical_block_size)]
     pub logical_block_size: u32,
 

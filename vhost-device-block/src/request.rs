@@ -226,6 +226,7 @@ enum Parsed {
 }
 
 fn parse(chain: &mut Chain, disk: &Disk) -> Result<Parsed, Status> {
+    chain.check()?;
     let kind = u32::from_le(chain.read_object()?);
     let _reserved: u32 = chain.read_object()?;
     let sector = u64::from_le(chain.read_object()?);

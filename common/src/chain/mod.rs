@@ -91,6 +91,17 @@ impl Chain {
         self.writable.len()
     }
 
+    /// Checks that all of the request is guest memory, for devices that do not touch all of it.
+    ///
+    /// # Errors
+    /// It is not.
+    #[inline]
+    pub fn check(&self) -> Result<(), ChainError> {
+        self.readable.iovecs()?;
+        self.writable.iovecs()?;
+        Ok(())
+    }
+
     /// Reads exactly `bytes.len()` bytes and moves past them.
     ///
     /// # Errors

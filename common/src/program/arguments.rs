@@ -39,7 +39,8 @@ pub struct Arguments<O: Args> {
     #[arg(long)]
     print_capabilities: bool,
 
-    /// Print the descriptor of this program for management software (50-*.json), and exit.
+    /// Print the descriptor of this program for management software, as the JSON of its 50-*.json,
+    /// and exit.
     #[arg(long)]
     print_descriptor: bool,
 

@@ -99,7 +99,9 @@ fn start<D: Device>(arguments: Arguments<D::Options>) -> Result<(), StartError> 
         Source::Path { path, mode } => {
             let listener = Arc::new(Listener::bind(path, mode)?);
             stop.remove_at_forced_end(&listener);
-            serve_all(&device, &listener, &stop)
+            let outcome = serve_all(&device, &listener, &stop);
+            listener.remove_file();
+            outcome
         }
     }
 }

@@ -170,9 +170,3 @@ impl fmt::Display for Listener {
         }
     }
 }
-
-impl Drop for Listener {
-    fn drop(&mut self) {
-        self.remove_file();
-    }
-}

@@ -31,7 +31,7 @@ use crate::worker::{Worker, WorkerError};
 pub use config_change::ConfigChange;
 pub use message::MessageError;
 use message::{Connection, Message, leading_object};
-use vring::{Vring, nonblocking};
+use vring::{Vring, eventfd};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: without it, all rings are enabled from the start.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -146,6 +146,8 @@ struct Session<'a, D: Device> {
     vrings: Vec<Vring>,
     /// The thread of all queues, for a device that has just one.
     shared_worker: Option<Arc<Worker>>,
+    /// Kept open for as long as the front-end is there: QEMU takes its end for an error.
+    config_change: Option<ConfigChange>,
 }
 
 /// Serves the front-end behind `socket` until it goes away, or until `stop` becomes readable.
@@ -166,6 +168,7 @@ pub fn serve<D: Device>(
         memory: GuestMemory::default(),
         vrings: (0..device.num_queues()).map(|_| Vring::default()).collect(),
         shared_worker: None,
+        config_change: None,
     };
     while let Some(message) = connection.receive()? {
         let (request, need_reply) = (message.request, message.need_reply);
@@ -260,7 +263,8 @@ impl<D: Device> Session<'_, D> {
             FrontendReq::SET_VRING_BASE => {
                 let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
                 let base = u16::try_from(state.num).map_err(|_| SessionError::Base(state.num))?;
-                self.stopped_vring(state.index)?.base = base;
+                let vring = self.changing_vring(state.index, |vring| vring.base == base)?;
+                vring.base = base;
                 Ok(Answer::Ack)
             }
             FrontendReq::GET_VRING_BASE => {
@@ -293,8 +297,9 @@ impl<D: Device> Session<'_, D> {
                 Ok(Answer::Ack)
             }
             FrontendReq::SET_BACKEND_REQ_FD => {
-                let channel = file(&mut message, request)?;
-                self.device.set_config_change(ConfigChange::new(channel));
+                let config_change = ConfigChange::new(file(&mut message, request)?);
+                self.config_change = Some(config_change.clone());
+                self.device.set_config_change(config_change);
                 Ok(Answer::Ack)
             }
             FrontendReq::GPU_SET_SOCKET => {
@@ -368,20 +373,24 @@ impl<D: Device> Session<'_, D> {
         })
     }
 
-    /// A ring whose description may change.
-    fn stopped_vring(&mut self, index: u32) -> Result<&mut Vring, SessionError> {
+    /// A ring whose description may change: it does not run, or nothing changes.
+    fn changing_vring(
+        &mut self,
+        index: u32,
+        is_same: impl Fn(&Vring) -> bool,
+    ) -> Result<&mut Vring, SessionError> {
         let vring = self.vring(index as usize)?;
-        match vring.worker {
-            None => Ok(vring),
-            Some(_) => Err(SessionError::Running(index as u16)),
+        if vring.worker.is_some() && !is_same(vring) {
+            return Err(SessionError::Running(index as u16));
         }
+        Ok(vring)
     }
 
     fn set_size(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
         let VhostUserVringState { index, num: size } = state;
         let max = self.device.max_queue_size();
         let valid = size.is_power_of_two() && size <= MAX_RING_SIZE.min(max.into());
-        let vring = self.stopped_vring(index)?;
+        let vring = self.changing_vring(index, |vring| u32::from(vring.size) == size)?;
         if !valid {
             return Err(SessionError::QueueSize { size, max });
         }
@@ -391,14 +400,12 @@ impl<D: Device> Session<'_, D> {
 
     fn set_addresses(&mut self, addresses: VhostUserVringAddr) -> Result<Answer, SessionError> {
         let index = addresses.index;
-        let vring = self.vring(index as usize)?;
-        let same = vring.addresses.is_some_and(|old| {
-            (old.descriptor, old.available, old.used)
-                == (addresses.descriptor, addresses.available, addresses.used)
-        });
-        if vring.worker.is_some() && !same {
-            return Err(SessionError::Running(index as u16));
-        }
+        let vring = self.changing_vring(index, |vring| {
+            vring.addresses.is_some_and(|old| {
+                (old.descriptor, old.available, old.used)
+                    == (addresses.descriptor, addresses.available, addresses.used)
+            })
+        })?;
         vring.addresses = Some(addresses);
         self.start_if_ready(index as usize)
     }
@@ -419,31 +426,31 @@ impl<D: Device> Session<'_, D> {
         request: FrontendReq,
     ) -> Result<Answer, SessionError> {
         let index = self.queue_index(value & VRING_INDEX_MASK)?;
-        let eventfd = if value & VRING_NO_FILE != 0 {
+        let file = if value & VRING_NO_FILE != 0 {
             None
         } else {
-            Some(nonblocking(file(&mut message, request)?)?)
+            Some(eventfd(file(&mut message, request)?)?)
         };
         let queue = index as u16;
         let vring = self.vring(index)?;
         let worker = vring.worker.clone();
         match request {
             FrontendReq::SET_VRING_CALL => {
-                vring.call = eventfd.clone();
+                vring.call = file.clone();
                 if let Some(worker) = worker {
-                    worker.set_call(queue, eventfd)?;
+                    worker.set_call(queue, file)?;
                 }
             }
             FrontendReq::SET_VRING_ERR => {
-                vring.error = eventfd.clone();
+                vring.error = file.clone();
                 if let Some(worker) = worker {
-                    worker.set_error(queue, eventfd)?;
+                    worker.set_error(queue, file)?;
                 }
             }
             _ => {
-                vring.kick = Some(eventfd.clone());
+                vring.kick = Some(file.clone());
                 match worker {
-                    Some(worker) => worker.set_kick(queue, eventfd)?,
+                    Some(worker) => worker.set_kick(queue, file)?,
                     None => return self.start_if_ready(index),
                 }
             }
@@ -558,5 +565,7 @@ fn file(message: &mut Message, request: FrontendReq) -> Result<OwnedFd, SessionE
 fn config_payload(message: &Message) -> Option<(VhostUserConfig, &[u8])> {
     let config: VhostUserConfig = leading_object(&message.payload)?;
     let data = message.payload.get(size_of::<VhostUserConfig>()..)?;
-    (data.len() == config.size as usize).then_some((config, data))
+    let end = config.offset.checked_add(config.size)?;
+    let valid = end <= VHOST_USER_CONFIG_SIZE && data.len() == config.size as usize;
+    valid.then_some((config, data))
 }

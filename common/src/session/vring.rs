@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the front-end said of one ring, and the worker that it runs on once all is said.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -9,7 +9,7 @@ use vhost::vhost_user::message::VhostUserVringAddr;
 
 use crate::memory::GuestMemory;
 use crate::ring::{Ring, RingSetup};
-use crate::worker::{Queue, Worker, signal};
+use crate::worker::{EpollPoller, Poller, Queue, Token, Worker, signal};
 
 use super::SessionError;
 
@@ -90,8 +90,12 @@ impl Vring {
     }
 }
 
-/// Makes an eventfd of the front-end one that no write can block on.
-pub fn nonblocking(file: OwnedFd) -> Result<Arc<OwnedFd>, SessionError> {
+/// Takes a file of the front-end as an eventfd: one that can be waited on, and that no write can
+/// block on.
+pub fn eventfd(file: OwnedFd) -> Result<Arc<OwnedFd>, SessionError> {
+    EpollPoller::new()
+        .and_then(|mut poller| poller.watch(file.as_fd(), Token::Control))
+        .map_err(SessionError::File)?;
     fcntl_getfl(&file)
         .and_then(|flags| fcntl_setfl(&file, flags | OFlags::NONBLOCK))
         .map_err(|errno| SessionError::File(errno.into()))?;

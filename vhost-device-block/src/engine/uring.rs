@@ -211,10 +211,6 @@ fn entry(operation: &Operation<'_>) -> squeue::Entry {
 
 impl Poller for UringEngine {
     fn watch(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
-        // Regular files are always ready: such a watch would never rest.
-        if !can_be_waited_on(fd) {
-            return Err(io::Error::from_raw_os_error(libc::EPERM));
-        }
         self.push_watch(fd.as_raw_fd(), token)?;
         self.watched.push((fd.as_raw_fd(), token));
         Ok(())
@@ -264,13 +260,4 @@ impl Drop for UringEngine {
             }
         }
     }
-}
-
-fn can_be_waited_on(fd: BorrowedFd<'_>) -> bool {
-    rustix::fs::fstat(fd).is_ok_and(|stat| {
-        !matches!(
-            rustix::fs::FileType::from_raw_mode(stat.st_mode),
-            rustix::fs::FileType::RegularFile | rustix::fs::FileType::Directory
-        )
-    })
 }
