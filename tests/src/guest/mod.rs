@@ -342,6 +342,11 @@ impl Guest {
         Qmp::connect(&self.qmp)
     }
 
+    /// What QEMU has written to stderr.
+    pub fn qemu_stderr(&self) -> String {
+        self.qemu.stderr()
+    }
+
     fn trouble(&self, what: String) -> GuestError {
         GuestError::Guest(format!("{what} (logs: {})", self.logs.display()))
     }
