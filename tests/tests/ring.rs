@@ -13,6 +13,7 @@ mod notifications;
 #[path = "ring/requests.rs"]
 mod requests;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use vhost_device_tests::front_end::device::{EVENT_IDX, INDIRECT_DESC};
@@ -95,7 +96,10 @@ impl Mode {
 
     /// Ring 0, started.
     fn queue(self, front_end: &FrontEnd, size: u16, base: u16) -> Queue {
-        front_end.queue_with(0, self.options(size, base)).unwrap()
+        let queue = front_end.queue_with(0, self.options(size, base)).unwrap();
+        // A back-end may call once when a ring starts.
+        let _ = queue.call_fd().read();
+        queue
     }
 }
 
@@ -192,6 +196,31 @@ fn push(queue: &mut Queue, chain: &[Buffer]) {
     queue.add(chain).unwrap();
     queue.publish();
     queue.kick_anyway();
+}
+
+/// Keeps other threads going for as long as it lives, also when that ends with a panic.
+struct Going<'a>(&'a AtomicBool);
+
+impl Drop for Going<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
+}
+
+/// Runs `work` again and again in another thread while `meanwhile` runs in this one.
+fn while_repeating(mut work: impl FnMut() + Send, meanwhile: impl FnOnce()) {
+    let going = AtomicBool::new(true);
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            while going.load(Ordering::Relaxed) {
+                work();
+            }
+        });
+        let guard = Going(&going);
+        meanwhile();
+        drop(guard);
+        worker.join().unwrap();
+    });
 }
 
 /// Makes of each function that takes a [`Target`] a test for each back-end.

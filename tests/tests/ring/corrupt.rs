@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Drivers that mean no good. Such a driver loses its request, or the ring that it has corrupted; nobody else notices.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -10,7 +9,7 @@ use vhost_device_tests::front_end::queue::{Descriptor, INDIRECT, NEXT, WRITE};
 use vhost_device_tests::front_end::{Buffer, FrontEnd, GuestMemory, Queue};
 use vhost_device_tests::target::{Claim, Request, Target, claims};
 
-use crate::{Mode, PATIENCE, QUIET, USUAL, assert_works};
+use crate::{Mode, PATIENCE, QUIET, USUAL, assert_works, while_repeating};
 
 const SIZE: u16 = 16;
 
@@ -665,22 +664,19 @@ fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
     let memory = scene.front_end.memory().clone();
     let area = memory.regions()[1].guest_address();
     let layout = *scene.victim.layout();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut random = Rng::with_seed(1);
-            while !stop.load(Ordering::Relaxed) {
-                let index = u64::from(random.u16(0..SIZE));
-                memory.write(
-                    layout.descriptors + index * 16,
-                    &random_descriptor(&mut random, area).to_bytes(),
-                );
-                memory.write_u16(layout.avail + 4 + index * 2, random.u16(0..SIZE));
-                if random.u8(..) == 0 {
-                    memory.write_u16(layout.avail + 2, random.u16(..));
-                }
-            }
-        });
+    let mut random = Rng::with_seed(1);
+    let scribble = || {
+        let index = u64::from(random.u16(0..SIZE));
+        memory.write(
+            layout.descriptors + index * 16,
+            &random_descriptor(&mut random, area).to_bytes(),
+        );
+        memory.write_u16(layout.avail + 4 + index * 2, random.u16(0..SIZE));
+        if random.u8(..) == 0 {
+            memory.write_u16(layout.avail + 2, random.u16(..));
+        }
+    };
+    while_repeating(scribble, || {
         let end = Instant::now() + TIME;
         let mut index = 0u16;
         while Instant::now() < end {
@@ -693,7 +689,6 @@ fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
             index = scene.front_end.stop(0).unwrap();
             scene.front_end.start(0, &scene.victim, index).unwrap();
         }
-        stop.store(true, Ordering::Relaxed);
     });
     scene.assert_restarts(target, "a changing ring");
 }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Rings that are started, disabled, stopped, started again, and lose their front-end.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost_device_tests::front_end::Queue;
 use vhost_device_tests::target::{Request, Target};
 
-use crate::{Load, MODES, PATIENCE, QUIET, USUAL, assert_quiet, assert_works, push};
+use crate::{
+    Load, MODES, PATIENCE, QUIET, USUAL, assert_quiet, assert_works, push, while_repeating,
+};
 
 fn what_was_available_before_the_start_is_carried_out_without_a_kick(target: &dyn Target) {
     let running = target.start();
@@ -178,21 +178,16 @@ fn the_stop_of_a_ring_leaves_the_others_running(target: &dyn Target) {
     let front_end = USUAL.connect(&running);
     let first = USUAL.queue(&front_end, 16, 0);
     let mut second = front_end.queue_with(1, USUAL.options(16, 0)).unwrap();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let load = scope.spawn(|| {
-            let mut load = Load::new(target, front_end.memory(), &second, 4);
-            while !stop.load(Ordering::Relaxed) {
-                load.run(&mut second, 20);
+    let mut load = Load::new(target, front_end.memory(), &second, 4);
+    while_repeating(
+        || load.run(&mut second, 20),
+        || {
+            for _ in 0..100 {
+                let base = front_end.stop(0).unwrap();
+                front_end.start(0, &first, base).unwrap();
             }
-        });
-        for _ in 0..100 {
-            let base = front_end.stop(0).unwrap();
-            front_end.start(0, &first, base).unwrap();
-        }
-        stop.store(true, Ordering::Relaxed);
-        load.join().unwrap();
-    });
+        },
+    );
 }
 
 /// Front-ends send the whole table again when memory is added, while the rings run.
@@ -201,20 +196,11 @@ fn the_memory_table_can_be_sent_again_while_requests_run(target: &dyn Target) {
     for mode in MODES {
         let front_end = mode.connect(&running);
         let mut queue = mode.queue(&front_end, 64, 0);
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            let load = scope.spawn(|| {
-                let mut load = Load::new(target, front_end.memory(), &queue, 16);
-                while !stop.load(Ordering::Relaxed) {
-                    load.run(&mut queue, 50);
-                }
-            });
-            for _ in 0..50 {
-                front_end.send_memory_table().unwrap();
-            }
-            stop.store(true, Ordering::Relaxed);
-            load.join().unwrap();
-        });
+        let mut load = Load::new(target, front_end.memory(), &queue, 16);
+        while_repeating(
+            || load.run(&mut queue, 50),
+            || (0..50).for_each(|_| front_end.send_memory_table().unwrap()),
+        );
     }
 }
 

@@ -85,11 +85,14 @@ fn no_interrupt_is_respected(target: &dyn Target) {
 fn a_call_comes_when_the_used_index_passes_used_event_and_only_then(target: &dyn Target) {
     let running = target.start();
     let front_end = WITH_EVENT_IDX.connect(&running);
-    for (base, event) in [(0, 0), (0, 1), (0, 10), (0xfff8, 3), (0xfffe, 0xffff)] {
+    for (base, silent) in [(0, 0), (0, 1), (0, 10), (0xfff8, 10), (0xfffe, 1)] {
         let mut queue = WITH_EVENT_IDX.queue(&front_end, 16, base);
         let mut request = Request::new(target, front_end.memory());
+        // The first request after the start is signalled by some devices whatever the event.
+        poll_requests(&mut request, &mut queue, 1);
+        assert!(queue.wait_call(PATIENCE));
+        let event = queue.used_index().wrapping_add(silent);
         queue.set_used_event(event);
-        let silent = event.wrapping_sub(base);
         poll_requests(&mut request, &mut queue, silent);
         assert_eq!(
             calls(&queue),
@@ -219,6 +222,7 @@ fn the_call_eventfd_can_be_replaced_while_the_ring_runs(target: &dyn Target) {
     for _ in 0..10 {
         let other = EventFd::new(EFD_NONBLOCK).unwrap();
         front_end.call().set_vring_call(0, &other).unwrap();
+        let _ = other.read();
         poll_requests(&mut request, &mut queue, 1);
         assert!(readable(&other), "the new eventfd was not signalled");
         assert!(
@@ -226,6 +230,7 @@ fn the_call_eventfd_can_be_replaced_while_the_ring_runs(target: &dyn Target) {
             "the old eventfd was signalled"
         );
         front_end.call().set_vring_call(0, queue.call_fd()).unwrap();
+        calls(&queue);
         poll_requests(&mut request, &mut queue, 1);
         assert!(
             queue.wait_call(PATIENCE),
