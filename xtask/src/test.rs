@@ -36,12 +36,18 @@ impl Count {
 struct Stages<'a> {
     progress: &'a Progress,
     ended: Vec<(&'static str, Count, Duration)>,
+    /// The names of all that failed.
+    failures: Vec<String>,
 }
 
 impl Stages<'_> {
-    fn run(&mut self, name: &'static str, stage: impl FnOnce(&Progress) -> Count) {
+    fn run(
+        &mut self,
+        name: &'static str,
+        stage: impl FnOnce(&Progress, &mut Vec<String>) -> Count,
+    ) {
         let start = Instant::now();
-        let count = stage(self.progress);
+        let count = stage(self.progress, &mut self.failures);
         if count.failed > 0 {
             self.progress.step(&format!("{name} FAILED"));
         }
@@ -50,10 +56,11 @@ impl Stages<'_> {
 
     /// A stage that one quiet command is.
     fn check(&mut self, name: &'static str, command: &mut Command) {
-        self.run(name, |progress| {
-            let result = progress.run(&format!("Checking: {name}"), command);
+        self.run(name, |progress, failures| {
+            let result = progress.run(name, command);
             if let Err(message) = &result {
                 eprintln!("{message}");
+                failures.push(name.into());
             }
             Count::of(result.is_ok())
         });
@@ -61,10 +68,11 @@ impl Stages<'_> {
 
     /// A stage of tests, whose output is shown.
     fn tests(&mut self, name: &'static str, command: &mut Command) {
-        self.run(name, |progress| {
-            progress.step(&format!("Testing: {name}"));
-            tests(command).unwrap_or_else(|error| {
+        self.run(name, |progress, failures| {
+            progress.step(name);
+            tests(command, failures).unwrap_or_else(|error| {
                 eprintln!("{error}");
+                failures.push(name.into());
                 Count::of(false)
             })
         });
@@ -74,10 +82,13 @@ impl Stages<'_> {
     fn close(&self) -> Count {
         let mut sum = Count::default();
         println!();
+        for failure in &self.failures {
+            println!("FAILED: {failure}");
+        }
         for (name, count, time) in &self.ended {
             let Count { passed, failed } = count;
             let time = time.as_secs_f64();
-            println!("{name:10} {passed:5} passed {failed:5} failed {time:8.1} s");
+            println!("{name:20} {passed:5} passed {failed:5} failed {time:8.1} s");
             sum.add(*count);
         }
         println!("{} passed, {} failed", sum.passed, sum.failed);
@@ -93,6 +104,7 @@ pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
     let mut stages = Stages {
         progress,
         ended: Vec::new(),
+        failures: Vec::new(),
     };
     stages.check("fmt", &mut cargo(["fmt", "--all", "--check"]));
     let clippy = [
@@ -136,10 +148,7 @@ fn deny(stages: &mut Stages) {
             "--locked",
             "--debug",
         ]);
-        install.arg("--root").arg(&tools);
-        if let Err(message) = stages.progress.run("Installing cargo-deny", &mut install) {
-            eprintln!("{message}");
-        }
+        stages.check("install cargo-deny", install.arg("--root").arg(&tools));
     }
     let check = |what: &[&str]| {
         let mut command = Command::new(&program);
@@ -148,23 +157,24 @@ fn deny(stages: &mut Stages) {
         command
     };
     stages.check("deny", &mut check(&["licenses", "bans", "sources"]));
-    stages.run("advisories", |progress| {
-        match progress.run("Checking: advisories", &mut check(&["advisories"])) {
+    stages.run("advisories", |progress, failures| {
+        match progress.run("advisories", &mut check(&["advisories"])) {
             Ok(()) => Count::of(true),
             Err(message) if message.contains("failed to fetch advisory database") => {
-                progress.step("Skipping: advisories (their database can not be fetched)");
+                progress.step("  skipped: their database can not be fetched");
                 Count::default()
             }
             Err(message) => {
                 eprintln!("{message}");
+                failures.push("advisories".into());
                 Count::of(false)
             }
         }
     });
 }
 
-/// Runs tests, passes their output on, and counts.
-fn tests(command: &mut Command) -> Result<Count, String> {
+/// Runs tests, passes their output on, counts, and adds the names of those that failed.
+fn tests(command: &mut Command, failures: &mut Vec<String>) -> Result<Count, String> {
     let error = |error| format!("cannot run the tests: {error}");
     let mut child = command
         .stdin(Stdio::null())
@@ -178,11 +188,13 @@ fn tests(command: &mut Command) -> Result<Count, String> {
             let line = String::from_utf8_lossy(&line);
             println!("{line}");
             sum.add(result_line(&line).unwrap_or_default());
+            failures.extend(failed_test(&line).map(str::to_owned));
         }
     }
     // Tests that can not be built, or that end in a crash, have no line of their own.
     if !child.wait().map_err(error)?.success() && sum.failed == 0 {
         sum.failed = 1;
+        failures.push("tests that could not be built, or crashed".into());
     }
     Ok(sum)
 }
@@ -198,6 +210,11 @@ fn result_line(line: &str) -> Option<Count> {
         passed: number("passed")?,
         failed: number("failed")?,
     })
+}
+
+/// The name in a line like `test rings::are_round ... FAILED`.
+fn failed_test(line: &str) -> Option<&str> {
+    line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
 }
 
 #[cfg(test)]
@@ -216,8 +233,17 @@ mod tests {
     }
 
     #[test]
+    fn failed_tests_are_named() {
+        assert_eq!(failed_test("test a::b ... FAILED"), Some("a::b"));
+        assert_eq!(failed_test("test a::b ... ok"), None);
+        assert_eq!(failed_test("test result: FAILED. 0 passed"), None);
+    }
+
+    #[test]
     fn tests_that_can_not_be_built_count_as_a_failure() {
-        let count = tests(&mut Command::new("false")).unwrap();
+        let mut failures = Vec::new();
+        let count = tests(&mut Command::new("false"), &mut failures).unwrap();
         assert_eq!(count, Count::of(false));
+        assert_eq!(failures.len(), 1);
     }
 }

@@ -141,6 +141,7 @@ fn unpack(cache: &Path, release: &str) -> Result<(), GuestError> {
 /// The numbers in a release, which order releases by age.
 fn numbers(release: &str) -> Vec<u64> {
     release
+        .trim_end_matches(FLAVOUR)
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|number| number.parse().ok())
         .collect()
