@@ -28,6 +28,10 @@ pub enum Claim {
     BrokenRing,
     /// The driver's wish for no interrupt is respected without EVENT_IDX too, where it is a hint.
     NoInterrupt,
+    /// A ring without a kick eventfd is polled.
+    Polling,
+    /// What a guest does wrong fills no log.
+    ShortLog,
     /// A request whose buffers are not all in guest memory fails alone.
     BadBuffer,
 }
@@ -210,6 +214,7 @@ impl Target for Block {
             vec![
                 option("blk-file", image),
                 option("io-engine", self.io_engine),
+                option("queue-size", "32768"),
             ]
         })
     }

@@ -231,26 +231,17 @@ fn help_explains_each_option_with_its_unit_and_default() {
 
 /// What `help` says about the option `name`: from the line that starts with it to the one that starts with the next option.
 fn paragraph(help: &str, name: &str) -> Option<String> {
-    let starts = |line: &str| {
-        let line = line.trim_start();
-        // A short form may come first.
-        let long = line
-            .split_once(", --")
-            .filter(|(short, _)| short.len() == 2)
-            .map_or(line, |(_, long)| long);
-        line.starts_with('-')
-            .then(|| long.trim_start_matches('-').to_owned())
+    // A short form may come first; list items have a space after their dash.
+    let option = |line: &str| {
+        let words = line.trim_start().split([' ', ',', '=', '[']);
+        let mut names = words.take_while(|word| word.starts_with('-') || word.is_empty());
+        names.find_map(|word| word.strip_prefix("--").map(str::to_owned))
     };
-    let is_wanted = |line: &str| {
-        starts(line).is_some_and(|line| {
-            line.strip_prefix(name).is_some_and(|rest| {
-                !rest.starts_with(|next: char| next.is_alphanumeric() || next == '-')
-            })
-        })
-    };
-    let mut lines = help.lines().skip_while(|line| !is_wanted(line));
+    let mut lines = help
+        .lines()
+        .skip_while(|line| option(line).as_deref() != Some(name));
     let first = lines.next()?;
-    let rest = lines.take_while(|line| starts(line).is_none());
+    let rest = lines.take_while(|line| option(line).is_none());
     Some(
         std::iter::once(first)
             .chain(rest)

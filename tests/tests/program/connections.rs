@@ -1,50 +1,109 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Connections over the life of the program, and how signals end it.
 
+use std::any::Any;
 use std::io::Write;
 use std::os::unix::net::UnixStream;
+use std::sync::mpsc::TryRecvError;
+use std::time::Duration;
 
+use vhost::vhost_user::message::FrontendReq;
+use vhost_device_tests::front_end::block::{self, Request, RequestArea};
+use vhost_device_tests::front_end::connection::{VERSION, message};
+use vhost_device_tests::front_end::{FrontEnd, Options, Queue};
 use vhost_device_tests::process::{PATIENCE, Program, Signal};
 
 use crate::{END, Setup, answer, ask, assert_serves, exists};
 
-/// What a front-end may be doing when the program is told to end.
-type Scene = (&'static str, fn(&Setup, &mut Program) -> Vec<UnixStream>);
+/// What a front-end may be doing when the program is told to end. The result is kept until it has ended.
+type Scene = (&'static str, fn(&Setup, &mut Program) -> Box<dyn Any>);
 
 /// A connection that the program has accepted.
 fn accepted(setup: &Setup, program: &mut Program) -> UnixStream {
     let before = program.resources().unwrap().files;
     let stream = UnixStream::connect(setup.socket()).unwrap();
     let id = program.id();
+    let accepts = || Ok(std::fs::read_dir(format!("/proc/{id}/fd"))?.count() > before);
     program
-        .wait_until("accept a connection", PATIENCE, || {
-            Ok(std::fs::read_dir(format!("/proc/{id}/fd"))?.count() > before)
-        })
+        .wait_until("accept a connection", PATIENCE, accepts)
         .unwrap();
     stream
 }
 
-const SCENES: [Scene; 5] = [
-    ("nobody connected", |_, _| Vec::new()),
+/// A front-end with a ring of many requests that were just made available.
+fn busy(setup: &Setup) -> (FrontEnd, Queue) {
+    const SIZE: u32 = 1 << 16;
+    let front_end = FrontEnd::connect(&setup.socket(), &Options::default()).unwrap();
+    let mut queue = front_end.queue(0, 256).unwrap();
+    let area = RequestArea::new(front_end.memory(), SIZE);
+    let read = Request {
+        kind: block::IN,
+        reply_length: SIZE,
+        ..Request::default()
+    };
+    let chain = area.prepare(front_end.memory(), &read).chain;
+    while queue.add(&chain).is_some() {}
+    queue.publish();
+    queue.kick_anyway();
+    (front_end, queue)
+}
+
+const SCENES: [Scene; 8] = [
+    ("nobody connected", |_, _| Box::new(())),
     ("a client that says nothing", |setup, program| {
-        vec![accepted(setup, program)]
+        Box::new(accepted(setup, program))
     }),
     ("a client in the middle of a message", |setup, program| {
         let mut stream = accepted(setup, program);
         stream.write_all(&[1, 0, 0, 0, 1]).unwrap();
-        vec![stream]
+        Box::new(stream)
     }),
     ("a client that talks", |setup, _| {
         let stream = UnixStream::connect(setup.socket()).unwrap();
         assert_serves(&stream);
-        vec![stream]
+        Box::new(stream)
     }),
     ("a client that waits behind another", |setup, _| {
         let stream = UnixStream::connect(setup.socket()).unwrap();
         assert_serves(&stream);
         let waiting = UnixStream::connect(setup.socket()).unwrap();
         ask(&waiting);
-        vec![stream, waiting]
+        Box::new((stream, waiting))
+    }),
+    (
+        "a client that asks and never reads the answers",
+        |setup, _| {
+            let mut stream = UnixStream::connect(setup.socket()).unwrap();
+            stream
+                .set_write_timeout(Some(Duration::from_millis(100)))
+                .unwrap();
+            let requests = message(FrontendReq::GET_FEATURES, VERSION, &[]).repeat(100);
+            while stream.write_all(&requests).is_ok() {}
+            Box::new(stream)
+        },
+    ),
+    ("a guest with requests on their way", |setup, _| {
+        Box::new(busy(setup))
+    }),
+    ("a guest that never stops asking", |setup, _| {
+        let (front_end, mut queue) = busy(setup);
+        let (stop, stopped) = std::sync::mpsc::channel::<()>();
+        // Ends when its channel is dropped.
+        std::thread::spawn(move || {
+            let mut index = queue.avail_index();
+            while stopped.try_recv() == Err(TryRecvError::Empty) {
+                // The chains that are in the ring already, again.
+                while queue.used_index() == index.wrapping_sub(256) {
+                    if stopped.try_recv() != Err(TryRecvError::Empty) {
+                        return;
+                    }
+                }
+                index = queue.used_index().wrapping_add(256);
+                queue.set_avail_index(index);
+                queue.kick_anyway();
+            }
+        });
+        Box::new((front_end, stop))
     }),
 ];
 

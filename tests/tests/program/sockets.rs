@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::Command;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, socketpair};
+use vhost_device_tests::front_end::{BlockDriver, FrontEnd, Options};
 use vhost_device_tests::process::{self, PATIENCE, Program, Signal, inherit, option};
 
 use crate::{BINARY, END, Setup, assert_refused, assert_serves, exists};
@@ -32,6 +33,19 @@ fn a_connected_fd_is_served_until_its_end() {
     assert_serves(&ours);
     assert_serves(&ours);
     drop(ours);
+    assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(0));
+}
+
+#[test]
+fn a_front_end_that_leaves_a_connected_fd_with_rings_running_ends_the_program() {
+    let setup = Setup::new();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut program = Program::spawn(&mut with_fd(&setup, theirs)).unwrap();
+    let front_end = FrontEnd::from_stream(ours, &Options::default()).unwrap();
+    let queue = front_end.queue(0, 256).unwrap();
+    let mut disk = BlockDriver::new(front_end.memory(), queue, 4096);
+    assert_eq!(disk.read(0, 4096).unwrap().data, [0; 4096]);
+    drop(front_end);
     assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(0));
 }
 

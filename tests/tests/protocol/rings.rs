@@ -5,7 +5,7 @@ use std::os::fd::AsFd;
 
 use rustix::event::{EventfdFlags, eventfd};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
-use vhost_device_tests::front_end::connection::payload;
+use vhost_device_tests::front_end::connection::{VERSION, payload};
 use vhost_device_tests::front_end::memory::Region;
 use vhost_device_tests::front_end::queue::Layout;
 use vhost_device_tests::front_end::{GuestMemory, Queue, QueueOptions};
@@ -282,6 +282,86 @@ fn ring_addresses_that_can_not_be_are_refused(target: &dyn Target) {
     }
 }
 
+/// The same without acknowledgements: a guest that chooses such addresses must not end the connection, which could end its front-end.
+fn ring_addresses_that_can_not_be_spare_the_connection(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::RingChecks,
+        "ring_addresses_that_can_not_be_spare_the_connection",
+    ) {
+        return;
+    }
+    let (_running, peer) = start(target);
+    let memory = GuestMemory::new(&[(0, 1 << 20)]);
+    let queue = Queue::new(
+        &memory,
+        QueueOptions {
+            size: 16,
+            event_idx: true,
+            indirect: 0,
+            base: 0,
+        },
+    );
+    for mut message in ring_start(&peer, &memory, &queue) {
+        if message.request == FrontendReq::SET_VRING_ADDR {
+            message.payload = payload::vring_addresses(0, 0, 1, 1, 1, 0);
+        }
+        peer.connection
+            .send(message.request, VERSION, &message.payload, &message.fds())
+            .unwrap();
+    }
+    peer.assert_alive();
+    assert!(queue.wait_error(PATIENCE), "ERR is not signalled");
+}
+
+/// What describes a ring stays as it is while the ring runs.
+fn a_running_ring_can_not_be_changed(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::RingChecks,
+        "a_running_ring_can_not_be_changed",
+    ) {
+        return;
+    }
+    let (_running, peer) = start(target);
+    let memory = GuestMemory::new(&[(0, 1 << 20)]);
+    let options = QueueOptions {
+        size: 16,
+        event_idx: true,
+        indirect: 0,
+        base: 0,
+    };
+    let mut queue = Queue::new(&memory, options);
+    let other = Queue::new(&memory, options);
+    for message in ring_start(&peer, &memory, &queue) {
+        peer.done(message.request, &message.payload, &message.fds());
+    }
+    let mut request = Request::new(target, &memory);
+    for mut message in ring_start(&peer, &memory, &other) {
+        match message.request {
+            FrontendReq::SET_VRING_NUM => message.payload = payload::vring_state(0, 8),
+            FrontendReq::SET_VRING_BASE => message.payload = payload::vring_state(0, 5),
+            FrontendReq::SET_VRING_ADDR => {}
+            _ => continue,
+        }
+        let acknowledgement = peer
+            .acknowledged(message.request, &message.payload, &[])
+            .unwrap();
+        assert_ne!(
+            acknowledgement, 0,
+            "{:?} while the ring runs",
+            message.request
+        );
+        queue.submit(&request.write(1));
+        assert!(
+            queue.wait_used(PATIENCE),
+            "{:?} while the ring runs",
+            message.request
+        );
+        request.assert_done(queue.take_used().unwrap());
+    }
+}
+
 fn a_file_that_is_no_eventfd_is_refused(target: &dyn Target) {
     if !claims(
         target,
@@ -425,6 +505,8 @@ crate::for_each_target![
     a_ring_size_that_can_not_be_is_refused,
     every_power_of_two_up_to_32768_is_a_ring_size,
     ring_addresses_that_can_not_be_are_refused,
+    ring_addresses_that_can_not_be_spare_the_connection,
+    a_running_ring_can_not_be_changed,
     a_file_that_is_no_eventfd_is_refused,
     no_eventfd_is_needed,
     rings_can_be_enabled_and_disabled_before_anything_else,

@@ -580,6 +580,44 @@ fn a_buffer_outside_guest_memory_fails_its_request_only(target: &dyn Target) {
     }
 }
 
+/// Neither with bad requests, nor with bad rings.
+fn a_guest_can_not_fill_the_log(target: &dyn Target) {
+    const REQUESTS: usize = 5000;
+    const RESTARTS: usize = 50;
+    const LINES: usize = 100;
+    if !claims(target, Claim::ShortLog, "a_guest_can_not_fill_the_log") {
+        return;
+    }
+    let running = target.start();
+    let mut scene = Scene::new(&running, USUAL);
+    let (readable, _) = target.request_size();
+    let before = running.program.stderr().lines().count();
+    for _ in 0..REQUESTS {
+        scene.victim.submit(&[
+            Buffer::readable(HOLE, readable as u32),
+            Buffer::writable(HOLE, 513),
+        ]);
+        assert!(scene.victim.wait_used(PATIENCE));
+        scene.victim.take_used().unwrap();
+    }
+    let lines = running.program.stderr().lines().count() - before;
+    assert!(lines < LINES, "{lines} lines for {REQUESTS} bad requests");
+    let before = running.program.stderr().lines().count();
+    for _ in 0..RESTARTS {
+        scene.victim.publish_raw(0xffff);
+        assert!(scene.victim.wait_error(PATIENCE));
+        scene.front_end.stop(0).unwrap();
+        scene.victim.reset(0);
+        scene.front_end.start(0, &scene.victim, 0).unwrap();
+    }
+    // A line for each start and stop is of use to who looks for the reason.
+    let lines = running.program.stderr().lines().count() - before;
+    assert!(
+        lines < LINES + 2 * RESTARTS,
+        "{lines} lines for {RESTARTS} bad rings"
+    );
+}
+
 fn random_descriptor(random: &mut Rng, area: u64) -> Descriptor {
     let address = match random.u8(0..10) {
         0 => random.u64(..),
@@ -728,6 +766,7 @@ crate::for_each_target![
     a_chain_that_makes_no_sense_does_no_harm,
     buffers_of_no_bytes_do_no_harm,
     a_buffer_outside_guest_memory_fails_its_request_only,
+    a_guest_can_not_fill_the_log,
     random_rings_do_no_harm,
     a_ring_that_changes_while_it_is_read_does_no_harm,
     a_corrupt_ring_without_an_err_eventfd_does_no_harm,

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::Queue;
 use vhost_device_tests::front_end::connection::payload;
 use vhost_device_tests::target::{Claim, Request, Target, claims};
@@ -247,9 +249,8 @@ fn a_ring_works_without_a_call_eventfd(target: &dyn Target) {
     let mut queue = WITHOUT_EVENT_IDX.queue(&front_end, 16, 0);
     let mut request = Request::new(target, front_end.memory());
     let raw = front_end.raw().unwrap();
-    let request_id = vhost::vhost_user::message::FrontendReq::SET_VRING_CALL;
     assert_eq!(
-        raw.acknowledged(request_id, &payload::u64(NO_FD), &[])
+        raw.acknowledged(FrontendReq::SET_VRING_CALL, &payload::u64(NO_FD), &[])
             .unwrap(),
         0
     );
@@ -260,6 +261,35 @@ fn a_ring_works_without_a_call_eventfd(target: &dyn Target) {
     );
     front_end.call().set_vring_call(0, queue.call_fd()).unwrap();
     assert_works(target, front_end.memory(), &mut queue);
+}
+
+/// SET_VRING_KICK without an eventfd asks for that.
+fn a_ring_without_a_kick_eventfd_is_polled(target: &dyn Target) {
+    const NO_FD: u64 = 1 << 8;
+    if !claims(
+        target,
+        Claim::Polling,
+        "a_ring_without_a_kick_eventfd_is_polled",
+    ) {
+        return;
+    }
+    let running = target.start();
+    let front_end = WITH_EVENT_IDX.connect(&running);
+    let mut queue = Queue::new(front_end.memory(), WITH_EVENT_IDX.options(16, 0));
+    front_end.configure(0, &queue, 0).unwrap();
+    let raw = front_end.raw().unwrap();
+    assert_eq!(
+        raw.acknowledged(FrontendReq::SET_VRING_KICK, &payload::u64(NO_FD), &[])
+            .unwrap(),
+        0
+    );
+    front_end.call().set_vring_enable(0, true).unwrap();
+    let mut load = Load::new(target, front_end.memory(), &queue, 4);
+    for _ in 0..20 {
+        while load.add(&mut queue) {}
+        queue.publish();
+        load.drain(&mut queue);
+    }
 }
 
 /// Waits for a signal, and leaves it.
@@ -285,4 +315,5 @@ crate::for_each_target![
     kicks_for_nothing_do_nothing,
     the_call_eventfd_can_be_replaced_while_the_ring_runs,
     a_ring_works_without_a_call_eventfd,
+    a_ring_without_a_kick_eventfd_is_polled,
 ];
