@@ -221,7 +221,7 @@ impl<H: QueueHandler> Thread<H> {
     fn serve(&mut self) -> bool {
         for queue in &mut self.queues.0 {
             if queue.is_runnable() {
-                queue.suppress_kicks();
+                queue.begin_batch();
                 self.handler.process(queue);
             }
         }

@@ -11,6 +11,9 @@ use crate::limit::LogLimit;
 use crate::memory::GuestMemory;
 use crate::ring::{Ring, RingError};
 
+/// Requests that a handler may take before the worker publishes, and hears the session, again.
+const BATCH: u16 = 64;
+
 /// A queue that a worker owns.
 #[derive(Debug)]
 pub struct Queue {
@@ -24,6 +27,8 @@ pub struct Queue {
     pub(super) enabled: bool,
     /// The ring is to be looked at.
     pub(super) pending: bool,
+    /// Requests that the handler may still take in this batch.
+    budget: u16,
     /// The ring is corrupt, and left alone until it is set up anew.
     broken: bool,
     /// The driver was to be called while there was no eventfd to do so.
@@ -41,6 +46,7 @@ impl Queue {
             error: None,
             enabled,
             pending: true,
+            budget: 0,
             broken: false,
             owes_call: false,
             limit: LogLimit::default(),
@@ -52,11 +58,13 @@ impl Queue {
         self.index
     }
 
-    /// Takes the next request, if there is one.
+    /// Takes the next request, if there is one. After a number of them there is none for now, however
+    /// many the driver makes available.
     pub fn take(&mut self) -> Option<Chain> {
         if self.broken {
             return None;
         }
+        self.budget = self.budget.checked_sub(1)?;
         self.ring.take().unwrap_or_else(|error| {
             self.fail(&error);
             None
@@ -123,7 +131,9 @@ impl Queue {
         self.pending && self.enabled && !self.broken
     }
 
-    pub(super) fn suppress_kicks(&mut self) {
+    /// Before the handler takes requests.
+    pub(super) fn begin_batch(&mut self) {
+        self.budget = BATCH;
         self.ring.suppress_kicks();
     }
 
@@ -131,6 +141,9 @@ impl Queue {
     pub(super) fn rest(&mut self) -> bool {
         if self.broken {
             return false;
+        }
+        if self.budget == 0 {
+            return true;
         }
         if self.ring.has_known_available() {
             // The handler is full; the next completion makes room.

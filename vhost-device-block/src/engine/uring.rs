@@ -31,6 +31,8 @@ pub struct UringEngine {
     slots: Slots,
     finished: VecDeque<Finished>,
     watched: Vec<(RawFd, Token)>,
+    /// Storage for completions on their way out of the ring.
+    completions: Vec<cqueue::Entry>,
 }
 
 impl UringEngine {
@@ -57,6 +59,7 @@ impl UringEngine {
             slots: Slots::new(),
             finished: VecDeque::new(),
             watched: Vec::new(),
+            completions: Vec::new(),
         })
     }
 
@@ -234,14 +237,13 @@ impl Poller for UringEngine {
             Some(Duration::ZERO)
         };
         self.enter(timeout)?;
-        loop {
-            // The queue is borrowed anew each time: reaping may push.
-            let completion = self.ring.completion().next();
-            match completion {
-                Some(completion) => ready.extend(self.reap(&completion)),
-                None => break,
-            }
+        // Reaping may push, so the queue is emptied first.
+        let mut completions = std::mem::take(&mut self.completions);
+        completions.extend(self.ring.completion());
+        for completion in completions.drain(..) {
+            ready.extend(self.reap(&completion));
         }
+        self.completions = completions;
         if !self.finished.is_empty() {
             ready.push(Token::Device(0));
         }
