@@ -45,17 +45,18 @@ impl Stages<'_> {
         &mut self,
         name: &'static str,
         stage: impl FnOnce(&Progress, &mut Vec<String>) -> Count,
-    ) {
+    ) -> bool {
         let start = Instant::now();
         let count = stage(self.progress, &mut self.failures);
         if count.failed > 0 {
             self.progress.step(&format!("{name} FAILED"));
         }
         self.ended.push((name, count, start.elapsed()));
+        count.failed == 0
     }
 
-    /// A stage that one quiet command is.
-    fn check(&mut self, name: &'static str, command: &mut Command) {
+    /// A stage that one quiet command is. Returns whether it went well.
+    fn check(&mut self, name: &'static str, command: &mut Command) -> bool {
         self.run(name, |progress, failures| {
             let result = progress.run(name, command);
             if let Err(message) = &result {
@@ -63,7 +64,7 @@ impl Stages<'_> {
                 failures.push(name.into());
             }
             Count::of(result.is_ok())
-        });
+        })
     }
 
     /// A stage of tests, whose output is shown.
@@ -148,7 +149,9 @@ fn deny(stages: &mut Stages) {
             "--locked",
             "--debug",
         ]);
-        stages.check("install cargo-deny", install.arg("--root").arg(&tools));
+        if !stages.check("install cargo-deny", install.arg("--root").arg(&tools)) {
+            return;
+        }
     }
     let check = |what: &[&str]| {
         let mut command = Command::new(&program);
