@@ -41,6 +41,11 @@ pub trait Target: Sync {
     /// What to call it when something is skipped.
     fn name(&self) -> &'static str;
 
+    /// Whether this host can run it.
+    fn is_possible(&self) -> bool {
+        true
+    }
+
     /// Starts it, listening.
     fn start(&self) -> Running;
 
@@ -108,6 +113,19 @@ pub fn skip(target: &dyn Target, feature: &str, test: &str) {
         "{test}: skipped, {} does not claim {feature}",
         target.name()
     );
+}
+
+/// Runs `test` with `target`, unless this host can not run that, which is printed.
+pub fn run(test: fn(&dyn Target), target: &dyn Target) {
+    if target.is_possible() {
+        test(target);
+    } else {
+        let _ = writeln!(
+            io::stderr(),
+            "skipped: this host can not run {} as asked",
+            target.name()
+        );
+    }
 }
 
 /// A request in guest memory, to be sent again and again.
@@ -203,6 +221,10 @@ impl Target for Block {
         "vhost-device-block"
     }
 
+    fn is_possible(&self) -> bool {
+        self.io_engine != "io_uring" || has_io_uring()
+    }
+
     fn start(&self) -> Running {
         let directory = tempfile::tempdir().expect("a directory");
         let image = directory.path().join("image");
@@ -245,6 +267,20 @@ impl Target for Block {
         expected.push(VIRTIO_BLK_S_OK as u8);
         (header, expected)
     }
+}
+
+/// Containers often forbid io_uring.
+fn has_io_uring() -> bool {
+    // SAFETY: no memory is passed; where the call is allowed, it fails for want of it.
+    unsafe {
+        libc::syscall(
+            libc::SYS_io_uring_setup,
+            0,
+            std::ptr::null_mut::<libc::c_void>(),
+        )
+    };
+    let error = io::Error::last_os_error().raw_os_error();
+    !matches!(error, Some(libc::ENOSYS | libc::EPERM | libc::EACCES))
 }
 
 /// The device of `src/bin/reference-device.rs`, which echoes.

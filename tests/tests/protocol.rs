@@ -288,10 +288,12 @@ fn wait_until_read(connection: &RawConnection) {
 macro_rules! for_each_target {
     ($($test:ident),+ $(,)?) => {
         mod block {
-            $(#[test] fn $test() { super::$test(&vhost_device_tests::target::Block { io_engine: "auto" }) })+
+            use vhost_device_tests::target::{Block, run};
+            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "auto" }) })+
         }
         mod reference {
-            $(#[test] fn $test() { super::$test(&vhost_device_tests::target::Reference) })+
+            use vhost_device_tests::target::{Reference, run};
+            $(#[test] fn $test() { run(super::$test, &Reference) })+
         }
     };
 }

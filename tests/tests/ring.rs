@@ -227,13 +227,20 @@ fn while_repeating(mut work: impl FnMut() + Send, meanwhile: impl FnOnce()) {
 macro_rules! for_each_target {
     ($($test:ident),+ $(,)?) => {
         mod block {
-            $(#[test] fn $test() { super::$test(&vhost_device_tests::target::Block { io_engine: "auto" }) })+
+            use vhost_device_tests::target::{Block, run};
+            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "auto" }) })+
+        }
+        mod block_with_io_uring {
+            use vhost_device_tests::target::{Block, run};
+            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "io_uring" }) })+
         }
         mod block_with_threads {
-            $(#[test] fn $test() { super::$test(&vhost_device_tests::target::Block { io_engine: "threads" }) })+
+            use vhost_device_tests::target::{Block, run};
+            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "threads" }) })+
         }
         mod reference {
-            $(#[test] fn $test() { super::$test(&vhost_device_tests::target::Reference) })+
+            use vhost_device_tests::target::{Reference, run};
+            $(#[test] fn $test() { run(super::$test, &Reference) })+
         }
     };
 }
