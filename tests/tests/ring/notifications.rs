@@ -182,34 +182,36 @@ fn no_kick_is_lost(target: &dyn Target) {
     }
 }
 
-/// The driver makes the next request available in the moment in which the device is about to wait.
+/// The driver makes the next request available in the moment in which the device has looked for one and is about to wait. That is
+/// some time after the one before was made available, or after it came back.
 fn no_kick_is_lost_when_the_device_goes_to_sleep(target: &dyn Target) {
-    const TIME: Duration = Duration::from_millis(500);
+    const TIME: Duration = Duration::from_secs(1);
+    const REQUESTS: u16 = 3;
     let running = target.start();
     for mode in MODES {
         let front_end = mode.connect(&running);
         let mut queue = mode.queue(&front_end, 16, 0);
-        let mut request = Request::new(target, front_end.memory());
+        queue.set_no_interrupt(true);
+        let mut load = Load::new(target, front_end.memory(), &queue, REQUESTS.into());
         let mut random = Rng::with_seed(11);
         let end = Instant::now() + TIME;
-        let mut pause = 0;
         while Instant::now() < end {
-            for _ in 0..100 {
-                let next = queue.used_index().wrapping_add(1);
-                queue.submit(&request.write(1));
-                let limit = Instant::now() + PATIENCE;
-                while queue.used_index() != next {
-                    assert!(
-                        Instant::now() < limit,
-                        "{mode:?}: a kick was lost {pause} turns after a completion"
-                    );
-                }
-                request.assert_done(queue.take_used().unwrap());
-                pause = random.u32(0..3000);
-                for _ in 0..pause {
+            let all = queue.used_index().wrapping_add(REQUESTS);
+            for _ in 0..REQUESTS {
+                // Short pauses are as likely as long ones, of some microseconds.
+                let magnitude = random.u32(..14);
+                for _ in 0..random.u32(..1 << magnitude) {
                     std::hint::spin_loop();
                 }
+                load.add(&mut queue);
+                queue.publish();
+                queue.kick();
             }
+            let limit = Instant::now() + PATIENCE;
+            while queue.used_index() != all {
+                assert!(Instant::now() < limit, "{mode:?}: a kick was lost");
+            }
+            load.take(&mut queue);
         }
     }
 }
