@@ -15,4 +15,4 @@ pub mod ring;
 pub mod session;
 pub mod worker;
 
-pub use limit::LogLimit;
+pub use limit::warn_limited;

@@ -2,10 +2,9 @@
 //! The block device: features, config space, and what its queues share.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
-use vhost_device_common::LogLimit;
 use vhost_device_common::device::{ConfigError, Device, StartError, Threads};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -17,9 +16,7 @@ use crate::engine::Engine;
 use crate::handler::BlockHandler;
 use crate::image::{Image, SECTOR_SIZE};
 use crate::options::{Discard, IoEngine, Options};
-use crate::request::{
-    MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Request, Status,
-};
+use crate::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Status};
 
 /// Bytes of the config space without the fields of features that are not offered.
 const CONFIG_SIZE: usize = 60;
@@ -39,7 +36,6 @@ pub struct Disk {
     features: AtomicU64,
     /// The driver chose write-back caching in the config space.
     writeback: AtomicBool,
-    errors: Mutex<LogLimit>,
 }
 
 impl Disk {
@@ -81,14 +77,6 @@ impl Disk {
     pub fn is_inline(&self) -> bool {
         self.image.in_memory && self.io_engine == IoEngine::Auto
     }
-
-    /// Logs that the image failed a request.
-    pub fn report(&self, request: &Request, error: &io::Error) {
-        self.errors
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .warn(format_args!("{} failed: {error}", request.describe()));
-    }
 }
 
 /// The block device.
@@ -129,7 +117,6 @@ impl Device for Block {
             io_engine: options.io_engine,
             features: AtomicU64::new(0),
             writeback: AtomicBool::new(true),
-            errors: Mutex::default(),
         });
         Ok(Self {
             disk,

@@ -28,7 +28,7 @@ impl BlockHandler {
                 Next::Done(Answer { chain, used }) => return queue.complete(chain, used),
                 Next::Operation(request) if self.disk.is_inline() => {
                     let outcome = execute(&self.disk.image.file, request.operation());
-                    next = request.advance(outcome, &self.disk);
+                    next = request.advance(outcome);
                 }
                 Next::Operation(request) => return self.engine.submit(request),
             }
@@ -55,7 +55,7 @@ impl QueueHandler for BlockHandler {
             let Some(queue) = queues.get_mut(request.queue) else {
                 continue;
             };
-            let next = request.advance(outcome, &self.disk);
+            let next = request.advance(outcome);
             self.step(next, queue);
         }
     }

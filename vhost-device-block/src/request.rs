@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 
 use vhost_device_common::chain::{Chain, ChainError};
+use vhost_device_common::warn_limited;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -176,7 +177,7 @@ impl Request {
     }
 
     /// Goes on after an operation has ended with `outcome`.
-    pub fn advance(mut self, outcome: io::Result<u64>, disk: &Disk) -> Next {
+    pub fn advance(mut self, outcome: io::Result<u64>) -> Next {
         let done = match &mut self.work {
             Work::Flush => outcome.map(|_| true),
             Work::Transfer(transfer) => outcome.and_then(|count| {
@@ -192,14 +193,14 @@ impl Request {
             Ok(true) => Next::Done(answer(self.chain, Status::Ok, self.written)),
             Ok(false) => Next::Operation(self),
             Err(error) => {
-                disk.report(&self, &error);
+                warn_limited(format_args!("{} failed: {error}", self.describe()));
                 Next::Done(answer(self.chain, Status::IoError, self.written))
             }
         }
     }
 
     /// What failed, for the log.
-    pub fn describe(&self) -> String {
+    fn describe(&self) -> String {
         match &self.work {
             Work::Flush => "flush".to_owned(),
             Work::Transfer(transfer) => {

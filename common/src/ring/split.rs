@@ -48,6 +48,8 @@ pub struct SplitRing {
     published: Wrapping<u16>,
     /// Requests that were taken and not completed.
     held: u16,
+    /// The driver was asked to kick.
+    wants_kick: bool,
     spare: Vec<Segments>,
 }
 
@@ -101,6 +103,7 @@ impl SplitRing {
             next_used,
             published: next_used,
             held: 0,
+            wants_kick: true,
             spare: Vec::new(),
         })
     }
@@ -316,7 +319,7 @@ impl SplitRing {
     /// Asks the driver not to kick: the device looks at the ring by itself.
     pub fn suppress_kicks(&mut self) {
         // With EVENT_IDX the old avail_event stays, which the driver has passed already.
-        if !self.setup.event_index {
+        if std::mem::take(&mut self.wants_kick) && !self.setup.event_index {
             let used = self.used.slice();
             let _ = used.store(
                 (VRING_USED_F_NO_NOTIFY as u16).to_le(),
@@ -339,6 +342,7 @@ impl SplitRing {
         } else {
             let _ = used.store(0u16, FLAGS, Ordering::Relaxed);
         }
+        self.wants_kick = true;
         // The wish is visible before the index is read, or both sides could wait.
         fence(Ordering::SeqCst);
         self.has_available()

@@ -25,6 +25,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vm_memory::ByteValued;
 
 use crate::device::{ConfigError, Device, Threads};
+use crate::limit::warn_limited;
 use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use crate::ring::RingError;
 use crate::worker::{Worker, WorkerError};
@@ -183,7 +184,7 @@ pub fn serve<D: Device>(
             Ok(Answer::Ack) if need_reply => connection.reply(request, 0u64.as_slice())?,
             Ok(Answer::Ack) => {}
             Err(error) => {
-                log::warn!("front-end: {error}");
+                warn_limited(format_args!("front-end: {error}"));
                 if need_reply {
                     connection.reply(request, 1u64.as_slice())?;
                 } else if !error.spares_the_connection() {

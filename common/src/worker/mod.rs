@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
@@ -21,6 +21,9 @@ pub use poll::{EpollPoller, Poller, Token};
 pub(crate) use queue::signal;
 pub use queue::{Queue, Queues};
 
+/// How long a worker looks for more work, without sleeping, after there was some. A sleep and a wake-up
+/// take about as long.
+const SPIN: Duration = Duration::from_micros(50);
 /// How often a queue is looked at whose driver can not kick (SET_VRING_KICK without an eventfd).
 const UNKICKED_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -92,6 +95,7 @@ impl Worker {
             queues: Queues::default(),
             inbox,
             ready: Vec::new(),
+            last_work: Instant::now(),
             _wake: Arc::clone(&wake),
         };
         let thread = std::thread::Builder::new()
@@ -203,6 +207,8 @@ struct Thread<H> {
     queues: Queues,
     inbox: Receiver<Request>,
     ready: Vec<Token>,
+    /// When there was something to do for the last time.
+    last_work: Instant,
     /// Watched for as long as the thread lives.
     _wake: Arc<OwnedFd>,
 }
@@ -210,29 +216,37 @@ struct Thread<H> {
 impl<H: QueueHandler> Thread<H> {
     fn run(mut self) {
         loop {
-            let busy = self.serve();
-            if self.wait(busy.then_some(Duration::ZERO)) && !self.obey() {
+            let sleeps = !self.serve() && self.last_work.elapsed() >= SPIN && self.rest();
+            if self.wait((!sleeps).then_some(Duration::ZERO)) && !self.obey() {
                 return;
             }
         }
     }
 
-    /// Lets the handler take what is available. Returns whether there is more to do at once.
+    /// Lets the handler take what is available. Returns whether it took anything.
     fn serve(&mut self) -> bool {
+        let mut took = false;
         for queue in &mut self.queues.0 {
             if queue.is_runnable() {
                 queue.begin_batch();
                 self.handler.process(queue);
+                queue.publish();
+                took |= queue.took();
             }
         }
-        let mut busy = false;
-        for queue in &mut self.queues.0 {
-            queue.publish();
-            if queue.is_runnable() {
-                busy |= queue.rest();
-            }
+        if took {
+            self.last_work = Instant::now();
         }
-        busy
+        took
+    }
+
+    /// Asks all drivers to kick from now on. Returns whether there is nothing to do until they do.
+    fn rest(&mut self) -> bool {
+        let mut idle = true;
+        for queue in self.queues.0.iter_mut().filter(|queue| queue.is_runnable()) {
+            idle &= queue.rest();
+        }
+        idle
     }
 
     /// Waits, and deals with what became ready. Returns whether the session has something to say.
@@ -256,7 +270,10 @@ impl<H: QueueHandler> Thread<H> {
                         queue.pending = true;
                     }
                 }
-                Token::Device(token) => self.handler.ready(token, &mut self.queues),
+                Token::Device(token) => {
+                    self.handler.ready(token, &mut self.queues);
+                    self.last_work = Instant::now();
+                }
             }
         }
         for queue in &mut self.queues.0 {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use crate::chain::Chain;
-use crate::limit::LogLimit;
+use crate::limit::warn_limited;
 use crate::memory::GuestMemory;
 use crate::ring::{Ring, RingError};
 
@@ -33,7 +33,6 @@ pub struct Queue {
     broken: bool,
     /// The driver was to be called while there was no eventfd to do so.
     owes_call: bool,
-    limit: LogLimit,
 }
 
 impl Queue {
@@ -49,7 +48,6 @@ impl Queue {
             budget: 0,
             broken: false,
             owes_call: false,
-            limit: LogLimit::default(),
         }
     }
 
@@ -61,14 +59,15 @@ impl Queue {
     /// Takes the next request, if there is one. After a number of them there is none for now, however
     /// many the driver makes available.
     pub fn take(&mut self) -> Option<Chain> {
-        if self.broken {
+        if self.broken || self.budget == 0 {
             return None;
         }
-        self.budget = self.budget.checked_sub(1)?;
-        self.ring.take().unwrap_or_else(|error| {
+        let taken = self.ring.take().unwrap_or_else(|error| {
             self.fail(&error);
             None
-        })
+        });
+        self.budget -= u16::from(taken.is_some());
+        taken
     }
 
     /// Gives a request back to the driver: the device wrote `written` bytes of it. The driver learns
@@ -117,7 +116,7 @@ impl Queue {
     fn fail(&mut self, error: &RingError) {
         self.broken = true;
         self.pending = false;
-        self.limit.warn(format_args!(
+        warn_limited(format_args!(
             "queue {}: {error}; the queue stops until its driver sets it up again",
             self.index
         ));
@@ -137,28 +136,22 @@ impl Queue {
         self.ring.suppress_kicks();
     }
 
-    /// After the handler took what it could: whether it should be asked again at once.
+    /// Whether the handler took requests in this batch.
+    pub(super) fn took(&self) -> bool {
+        self.budget < BATCH
+    }
+
+    /// Asks the driver to kick. Returns whether there is nothing to do until it does, or until the
+    /// handler has room again.
     pub(super) fn rest(&mut self) -> bool {
-        if self.broken {
-            return false;
-        }
-        if self.budget == 0 {
+        if self.broken || self.ring.has_known_available() {
             return true;
         }
-        if self.ring.has_known_available() {
-            // The handler is full; the next completion makes room.
-            return false;
-        }
-        match self.ring.want_kick() {
-            Ok(more) => {
-                self.pending = more;
-                more
-            }
-            Err(error) => {
-                self.fail(&error);
-                false
-            }
-        }
+        self.pending = self.ring.want_kick().unwrap_or_else(|error| {
+            self.fail(&error);
+            false
+        });
+        !self.pending
     }
 
     pub(super) fn next_available(&self) -> u16 {

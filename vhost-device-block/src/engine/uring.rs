@@ -28,6 +28,9 @@ pub struct UringEngine {
     ring: IoUring,
     /// The ring was made by another thread, and is enabled by the one that uses it.
     enabled: bool,
+    /// Completions come only when they are asked for, and a flag in shared memory tells of them: there
+    /// is no need to ask the kernel.
+    tells: bool,
     slots: Slots,
     finished: VecDeque<Finished>,
     watched: Vec<(RawFd, Token)>,
@@ -37,25 +40,23 @@ pub struct UringEngine {
 
 impl UringEngine {
     pub fn new(image: &File) -> io::Result<Self> {
-        let ring = IoUring::builder()
-            .setup_r_disabled()
+        let mut builder = IoUring::builder();
+        builder.setup_r_disabled().setup_cqsize(2 * ENTRIES);
+        let plain = builder.clone();
+        builder
             .setup_single_issuer()
             .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_coop_taskrun()
-            .setup_cqsize(2 * ENTRIES)
-            .build(ENTRIES)
-            // Kernels before 6.1 do without what makes it fast.
-            .or_else(|_| {
-                IoUring::builder()
-                    .setup_r_disabled()
-                    .setup_cqsize(2 * ENTRIES)
-                    .build(ENTRIES)
-            })?;
+            .setup_taskrun_flag();
+        let (ring, tells) = match builder.build(ENTRIES) {
+            Ok(ring) => (ring, true),
+            // Kernels before 6.1 have not these flags.
+            Err(_) => (plain.build(ENTRIES)?, false),
+        };
         ring.submitter().register_files(&[image.as_raw_fd()])?;
         Ok(Self {
             ring,
             enabled: false,
+            tells,
             slots: Slots::new(),
             finished: VecDeque::new(),
             watched: Vec::new(),
@@ -120,6 +121,12 @@ impl UringEngine {
     /// Submits what was pushed, and waits for one completion unless `timeout` is zero.
     fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.enable()?;
+        if timeout == Some(Duration::ZERO) && self.tells {
+            let submission = self.ring.submission();
+            if submission.is_empty() && !submission.taskrun() && !submission.cq_overflow() {
+                return Ok(());
+            }
+        }
         let submitter = self.ring.submitter();
         let result = match timeout {
             None => submitter.submit_and_wait(1),
