@@ -321,7 +321,7 @@ impl<D: Device> Session<'_, D> {
     fn set_features(&mut self, wanted: u64) {
         let offered = self.offered_features();
         if wanted & !offered != 0 {
-            // QEMU asks a GPU for bits that were not offered.
+            // QEMU asks some devices for bits that were not offered.
             log::debug!("features {:#x} were not offered", wanted & !offered);
         }
         self.accepted_features = wanted & offered;
