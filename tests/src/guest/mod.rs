@@ -152,7 +152,7 @@ impl Machine {
             memory: 512,
             memory_slots: "",
             reboots: false,
-            deadline: Duration::from_secs(120),
+            deadline: Duration::from_secs(240),
         }
     }
 
@@ -204,7 +204,7 @@ impl Machine {
         self
     }
 
-    /// How long the guest may live, instead of two minutes.
+    /// How long the guest may live, instead of four minutes.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
