@@ -10,6 +10,8 @@ mod corrupt;
 mod lifecycle;
 #[path = "ring/notifications.rs"]
 mod notifications;
+#[path = "ring/persistent.rs"]
+mod persistent;
 #[path = "ring/requests.rs"]
 mod requests;
 

@@ -1,22 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Drivers that mean no good. Such a driver loses its request, or the ring that it has corrupted; nobody else notices.
 
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use fastrand::Rng;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::connection::payload;
 use vhost_device_tests::front_end::queue::{Descriptor, INDIRECT, NEXT, WRITE};
 use vhost_device_tests::front_end::{Buffer, FrontEnd, GuestMemory, Queue};
 use vhost_device_tests::target::{Claim, Request, Target, claims};
 
-use crate::{Mode, PATIENCE, QUIET, USUAL, assert_works, while_repeating};
+use crate::{Mode, PATIENCE, QUIET, USUAL, assert_works};
 
-const SIZE: u16 = 16;
+pub const SIZE: u16 = 16;
 
 /// No guest memory is here, nor anywhere near.
-const HOLE: u64 = 0x8000_0000;
+pub const HOLE: u64 = 0x8000_0000;
 
 /// What a driver can get at: its ring, guest memory, and two buffers of a good request.
 struct Driver<'a> {
@@ -150,14 +148,14 @@ const TABLES: [Corruption; 8] = [
 ];
 
 /// A front-end with a ring 0 to corrupt, and a ring 1 to see that it does not care.
-struct Scene {
-    front_end: FrontEnd,
-    victim: Queue,
-    bystander: Queue,
+pub struct Scene {
+    pub front_end: FrontEnd,
+    pub victim: Queue,
+    pub bystander: Queue,
 }
 
 impl Scene {
-    fn new(running: &vhost_device_tests::target::Running, mode: Mode) -> Self {
+    pub fn new(running: &vhost_device_tests::target::Running, mode: Mode) -> Self {
         let front_end = mode.connect(running);
         let victim = mode.queue(&front_end, SIZE, 0);
         let bystander = front_end.queue_with(1, mode.options(SIZE, 0)).unwrap();
@@ -181,7 +179,7 @@ impl Scene {
     }
 
     /// The session and the other ring go on.
-    fn assert_others_live(&mut self, target: &dyn Target, what: &str) {
+    pub fn assert_others_live(&mut self, target: &dyn Target, what: &str) {
         let features = self
             .front_end
             .raw()
@@ -192,7 +190,7 @@ impl Scene {
     }
 
     /// Ring 0 stops, and works again after it was reset.
-    fn assert_restarts(&mut self, target: &dyn Target, what: &str) {
+    pub fn assert_restarts(&mut self, target: &dyn Target, what: &str) {
         self.front_end
             .stop(0)
             .unwrap_or_else(|error| panic!("{what}: GET_VRING_BASE: {error}"));
@@ -582,214 +580,6 @@ fn a_buffer_outside_guest_memory_fails_its_request_only(target: &dyn Target) {
     }
 }
 
-/// Neither with bad requests, nor with bad rings.
-fn a_guest_can_not_fill_the_log(target: &dyn Target) {
-    const REQUESTS: usize = 5000;
-    const RESTARTS: usize = 50;
-    const LINES: usize = 100;
-    if !claims(target, Claim::ShortLog, "a_guest_can_not_fill_the_log") {
-        return;
-    }
-    let running = target.start();
-    let mut scene = Scene::new(&running, USUAL);
-    let (readable, _) = target.request_size();
-    let before = running.program.stderr().lines().count();
-    for _ in 0..REQUESTS {
-        scene.victim.submit(&[
-            Buffer::readable(HOLE, readable as u32),
-            Buffer::writable(HOLE, 513),
-        ]);
-        assert!(scene.victim.wait_used(PATIENCE));
-        scene.victim.take_used().unwrap();
-    }
-    let lines = running.program.stderr().lines().count() - before;
-    assert!(lines < LINES, "{lines} lines for {REQUESTS} bad requests");
-    // A line for each start and stop of a ring is of use to who looks for the reason.
-    let warnings = || {
-        running
-            .program
-            .stderr()
-            .lines()
-            .filter(|line| line.contains("warn"))
-            .count()
-    };
-    let before = warnings();
-    for _ in 0..RESTARTS {
-        scene.victim.publish_raw(0xffff);
-        assert!(scene.victim.wait_error(PATIENCE));
-        scene.front_end.stop(0).unwrap();
-        scene.victim.reset(0);
-        scene.front_end.start(0, &scene.victim, 0).unwrap();
-    }
-    let lines = warnings() - before;
-    assert!(
-        lines < RESTARTS / 2,
-        "{lines} lines for {RESTARTS} bad rings"
-    );
-}
-
-/// The front-end takes away the memory that ring 0 lies in, and brings it back.
-fn a_ring_whose_memory_is_taken_away_does_no_harm(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::BrokenRing,
-        "a_ring_whose_memory_is_taken_away_does_no_harm",
-    ) {
-        return;
-    }
-    let running = target.start();
-    let front_end = USUAL.connect(&running);
-    let memory = front_end.memory().clone();
-    let (mut low, mut high) = (memory.clone(), memory.clone());
-    high.remove(0);
-    low.remove(high.regions()[0].guest_address());
-    let victim = Queue::new(&high, USUAL.options(SIZE, 0));
-    front_end.start(0, &victim, 0).unwrap();
-    let bystander = Queue::new(&low, USUAL.options(SIZE, 0));
-    front_end.start(1, &bystander, 0).unwrap();
-    let mut scene = Scene {
-        front_end,
-        victim,
-        bystander,
-    };
-    assert_works(target, &low, &mut scene.victim);
-    let raw = scene.front_end.raw().unwrap();
-    let table = |memory: &GuestMemory| {
-        let infos: Vec<_> = memory
-            .regions()
-            .iter()
-            .map(|region| region.info())
-            .collect();
-        let files: Vec<_> = memory
-            .regions()
-            .iter()
-            .map(|region| region.file().as_fd())
-            .collect();
-        let payload = payload::memory_table(&infos);
-        raw.acknowledged(FrontendReq::SET_MEM_TABLE, &payload, &files)
-            .unwrap()
-    };
-    assert_eq!(table(&low), 0);
-    let mut request = Request::new(target, &low);
-    scene.victim.submit(&request.write(1));
-    scene.assert_others_live(target, "a ring without memory");
-    assert_eq!(table(&memory), 0);
-    scene.assert_restarts(target, "a ring without memory");
-}
-
-fn random_descriptor(random: &mut Rng, area: u64) -> Descriptor {
-    let address = match random.u8(0..10) {
-        0 => random.u64(..),
-        1 => HOLE,
-        _ => area + random.u64(0..0x1_0000),
-    };
-    let length = match random.u8(0..10) {
-        0 => random.u32(..),
-        1 => 0,
-        2 => 32,
-        _ => random.u32(0..2048),
-    };
-    let flags = if random.u8(..) < 8 {
-        random.u16(..)
-    } else {
-        random.u16(0..8)
-    };
-    let next = if random.u8(..) < 8 {
-        random.u16(..)
-    } else {
-        random.u16(0..SIZE)
-    };
-    Descriptor {
-        address,
-        length,
-        flags,
-        next,
-    }
-}
-
-/// A ring full of random descriptors, again and again.
-fn random_rings_do_no_harm(target: &dyn Target) {
-    const ROUNDS: u64 = 300;
-    if !claims(target, Claim::BrokenRing, "random_rings_do_no_harm") {
-        return;
-    }
-    let running = target.start();
-    let mut scene = Scene::new(&running, USUAL);
-    // The device may write anything in here; the bystander lies elsewhere.
-    let area = scene.front_end.memory().regions()[1].guest_address();
-    for seed in 0..ROUNDS {
-        let mut random = Rng::with_seed(seed);
-        for index in 0..SIZE {
-            scene
-                .victim
-                .set_descriptor(index, random_descriptor(&mut random, area));
-        }
-        for slot in 0..SIZE {
-            let head = if random.u8(..) < 8 {
-                random.u16(..)
-            } else {
-                random.u16(0..SIZE)
-            };
-            scene.victim.set_avail_entry(slot, head);
-        }
-        scene.victim.set_avail_index(if random.u8(..) < 8 {
-            random.u16(..)
-        } else {
-            random.u16(1..=SIZE)
-        });
-        scene.victim.kick_anyway();
-        scene.assert_others_live(target, &format!("seed {seed}"));
-        scene.front_end.stop(0).unwrap();
-        scene.victim.reset(0);
-        scene.front_end.start(0, &scene.victim, 0).unwrap();
-    }
-    scene.assert_restarts(target, "random rings");
-}
-
-/// A driver that writes to its ring while the device reads it.
-fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
-    const TIME: Duration = Duration::from_secs(1);
-    if !claims(
-        target,
-        Claim::BrokenRing,
-        "a_ring_that_changes_while_it_is_read_does_no_harm",
-    ) {
-        return;
-    }
-    let running = target.start();
-    let mut scene = Scene::new(&running, USUAL);
-    let memory = scene.front_end.memory().clone();
-    let area = memory.regions()[1].guest_address();
-    let layout = *scene.victim.layout();
-    let mut random = Rng::with_seed(1);
-    let scribble = || {
-        let index = u64::from(random.u16(0..SIZE));
-        memory.write(
-            layout.descriptors + index * 16,
-            &random_descriptor(&mut random, area).to_bytes(),
-        );
-        memory.write_u16(layout.avail + 4 + index * 2, random.u16(0..SIZE));
-        if random.u8(..) == 0 {
-            memory.write_u16(layout.avail + 2, random.u16(..));
-        }
-    };
-    while_repeating(scribble, || {
-        let end = Instant::now() + TIME;
-        let mut index = 0u16;
-        while Instant::now() < end {
-            for _ in 0..10 {
-                index = index.wrapping_add(SIZE / 2);
-                scene.victim.set_avail_index(index);
-                scene.victim.kick_anyway();
-            }
-            scene.assert_others_live(target, "a changing ring");
-            index = scene.front_end.stop(0).unwrap();
-            scene.front_end.start(0, &scene.victim, index).unwrap();
-        }
-    });
-    scene.assert_restarts(target, "a changing ring");
-}
-
 /// A ring without an ERR eventfd stops all the same.
 fn a_corrupt_ring_without_an_err_eventfd_does_no_harm(target: &dyn Target) {
     const NO_FD: u64 = 1 << 8;
@@ -825,9 +615,5 @@ crate::for_each_target![
     a_chain_that_makes_no_sense_does_no_harm,
     buffers_of_no_bytes_do_no_harm,
     a_buffer_outside_guest_memory_fails_its_request_only,
-    a_guest_can_not_fill_the_log,
-    a_ring_whose_memory_is_taken_away_does_no_harm,
-    random_rings_do_no_harm,
-    a_ring_that_changes_while_it_is_read_does_no_harm,
     a_corrupt_ring_without_an_err_eventfd_does_no_harm,
 ];

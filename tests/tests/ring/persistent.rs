@@ -1,0 +1,230 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Drivers and front-ends that mean no good, for longer: again and again, at random, and while the device is at work.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use vhost::vhost_user::message::FrontendReq;
+use vhost_device_tests::front_end::connection::payload;
+use vhost_device_tests::front_end::queue::Descriptor;
+use vhost_device_tests::front_end::{Buffer, GuestMemory, Queue};
+use vhost_device_tests::target::{Claim, Request, Target, claims};
+
+use crate::corrupt::{HOLE, SIZE, Scene};
+use crate::{PATIENCE, USUAL, assert_works, while_repeating};
+
+/// Neither with bad requests, nor with bad rings.
+fn a_guest_can_not_fill_the_log(target: &dyn Target) {
+    const REQUESTS: usize = 5000;
+    const RESTARTS: usize = 50;
+    const LINES: usize = 100;
+    if !claims(target, Claim::ShortLog, "a_guest_can_not_fill_the_log") {
+        return;
+    }
+    let running = target.start();
+    let mut scene = Scene::new(&running, USUAL);
+    let (readable, _) = target.request_size();
+    let before = running.program.stderr().lines().count();
+    for _ in 0..REQUESTS {
+        scene.victim.submit(&[
+            Buffer::readable(HOLE, readable as u32),
+            Buffer::writable(HOLE, 513),
+        ]);
+        assert!(scene.victim.wait_used(PATIENCE));
+        scene.victim.take_used().unwrap();
+    }
+    let lines = running.program.stderr().lines().count() - before;
+    assert!(lines < LINES, "{lines} lines for {REQUESTS} bad requests");
+    // A line for each start and stop of a ring is of use to who looks for the reason.
+    let warnings = || {
+        running
+            .program
+            .stderr()
+            .lines()
+            .filter(|line| line.contains("warn"))
+            .count()
+    };
+    let before = warnings();
+    for _ in 0..RESTARTS {
+        scene.victim.publish_raw(0xffff);
+        assert!(scene.victim.wait_error(PATIENCE));
+        scene.front_end.stop(0).unwrap();
+        scene.victim.reset(0);
+        scene.front_end.start(0, &scene.victim, 0).unwrap();
+    }
+    let lines = warnings() - before;
+    assert!(
+        lines < RESTARTS / 2,
+        "{lines} lines for {RESTARTS} bad rings"
+    );
+}
+
+/// The front-end takes away the memory that ring 0 lies in, and brings it back.
+fn a_ring_whose_memory_is_taken_away_does_no_harm(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::BrokenRing,
+        "a_ring_whose_memory_is_taken_away_does_no_harm",
+    ) {
+        return;
+    }
+    let running = target.start();
+    let front_end = USUAL.connect(&running);
+    let memory = front_end.memory().clone();
+    let (mut low, mut high) = (memory.clone(), memory.clone());
+    high.remove(0);
+    low.remove(high.regions()[0].guest_address());
+    let victim = Queue::new(&high, USUAL.options(SIZE, 0));
+    front_end.start(0, &victim, 0).unwrap();
+    let bystander = Queue::new(&low, USUAL.options(SIZE, 0));
+    front_end.start(1, &bystander, 0).unwrap();
+    let mut scene = Scene {
+        front_end,
+        victim,
+        bystander,
+    };
+    assert_works(target, &low, &mut scene.victim);
+    let raw = scene.front_end.raw().unwrap();
+    let table = |memory: &GuestMemory| {
+        let infos: Vec<_> = memory
+            .regions()
+            .iter()
+            .map(|region| region.info())
+            .collect();
+        let files: Vec<_> = memory
+            .regions()
+            .iter()
+            .map(|region| region.file().as_fd())
+            .collect();
+        let payload = payload::memory_table(&infos);
+        raw.acknowledged(FrontendReq::SET_MEM_TABLE, &payload, &files)
+            .unwrap()
+    };
+    assert_eq!(table(&low), 0);
+    let mut request = Request::new(target, &low);
+    scene.victim.submit(&request.write(1));
+    scene.assert_others_live(target, "a ring without memory");
+    assert_eq!(table(&memory), 0);
+    scene.assert_restarts(target, "a ring without memory");
+}
+
+fn random_descriptor(random: &mut Rng, area: u64) -> Descriptor {
+    let address = match random.u8(0..10) {
+        0 => random.u64(..),
+        1 => HOLE,
+        _ => area + random.u64(0..0x1_0000),
+    };
+    let length = match random.u8(0..10) {
+        0 => random.u32(..),
+        1 => 0,
+        2 => 32,
+        _ => random.u32(0..2048),
+    };
+    let flags = if random.u8(..) < 8 {
+        random.u16(..)
+    } else {
+        random.u16(0..8)
+    };
+    let next = if random.u8(..) < 8 {
+        random.u16(..)
+    } else {
+        random.u16(0..SIZE)
+    };
+    Descriptor {
+        address,
+        length,
+        flags,
+        next,
+    }
+}
+
+/// A ring full of random descriptors, again and again.
+fn random_rings_do_no_harm(target: &dyn Target) {
+    const ROUNDS: u64 = 300;
+    if !claims(target, Claim::BrokenRing, "random_rings_do_no_harm") {
+        return;
+    }
+    let running = target.start();
+    let mut scene = Scene::new(&running, USUAL);
+    // The device may write anything in here; the bystander lies elsewhere.
+    let area = scene.front_end.memory().regions()[1].guest_address();
+    for seed in 0..ROUNDS {
+        let mut random = Rng::with_seed(seed);
+        for index in 0..SIZE {
+            scene
+                .victim
+                .set_descriptor(index, random_descriptor(&mut random, area));
+        }
+        for slot in 0..SIZE {
+            let head = if random.u8(..) < 8 {
+                random.u16(..)
+            } else {
+                random.u16(0..SIZE)
+            };
+            scene.victim.set_avail_entry(slot, head);
+        }
+        scene.victim.set_avail_index(if random.u8(..) < 8 {
+            random.u16(..)
+        } else {
+            random.u16(1..=SIZE)
+        });
+        scene.victim.kick_anyway();
+        scene.assert_others_live(target, &format!("seed {seed}"));
+        scene.front_end.stop(0).unwrap();
+        scene.victim.reset(0);
+        scene.front_end.start(0, &scene.victim, 0).unwrap();
+    }
+    scene.assert_restarts(target, "random rings");
+}
+
+/// A driver that writes to its ring while the device reads it.
+fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
+    const TIME: Duration = Duration::from_secs(1);
+    if !claims(
+        target,
+        Claim::BrokenRing,
+        "a_ring_that_changes_while_it_is_read_does_no_harm",
+    ) {
+        return;
+    }
+    let running = target.start();
+    let mut scene = Scene::new(&running, USUAL);
+    let memory = scene.front_end.memory().clone();
+    let area = memory.regions()[1].guest_address();
+    let layout = *scene.victim.layout();
+    let mut random = Rng::with_seed(1);
+    let scribble = || {
+        let index = u64::from(random.u16(0..SIZE));
+        memory.write(
+            layout.descriptors + index * 16,
+            &random_descriptor(&mut random, area).to_bytes(),
+        );
+        memory.write_u16(layout.avail + 4 + index * 2, random.u16(0..SIZE));
+        if random.u8(..) == 0 {
+            memory.write_u16(layout.avail + 2, random.u16(..));
+        }
+    };
+    while_repeating(scribble, || {
+        let end = Instant::now() + TIME;
+        let mut index = 0u16;
+        while Instant::now() < end {
+            for _ in 0..10 {
+                index = index.wrapping_add(SIZE / 2);
+                scene.victim.set_avail_index(index);
+                scene.victim.kick_anyway();
+            }
+            scene.assert_others_live(target, "a changing ring");
+            index = scene.front_end.stop(0).unwrap();
+            scene.front_end.start(0, &scene.victim, index).unwrap();
+        }
+    });
+    scene.assert_restarts(target, "a changing ring");
+}
+
+crate::for_each_target![
+    a_guest_can_not_fill_the_log,
+    a_ring_whose_memory_is_taken_away_does_no_harm,
+    random_rings_do_no_harm,
+    a_ring_that_changes_while_it_is_read_does_no_harm,
+];
