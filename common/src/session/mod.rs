@@ -231,7 +231,7 @@ impl<D: Device> Session<'_, D> {
             }
             FrontendReq::RESET_DEVICE => {
                 self.stop_all();
-                self.vrings.fill_with(Vring::default);
+                self.vrings.iter_mut().for_each(Vring::reset);
                 self.status = 0;
                 self.device.reset();
                 Ok(Answer::Ack)

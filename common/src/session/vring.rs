@@ -38,6 +38,15 @@ impl Vring {
         self.worker.is_none() && self.size > 0 && self.addresses.is_some() && self.kick.is_some()
     }
 
+    /// Forgets all but the eventfds to the front-end: QEMU sends the one for errors only once.
+    pub fn reset(&mut self) {
+        *self = Self {
+            call: self.call.take(),
+            error: self.error.take(),
+            ..Self::default()
+        };
+    }
+
     /// Where the ring is.
     pub fn setup(&self, event_index: bool, indirect: bool) -> RingSetup {
         let addresses = self.addresses.unwrap_or_default();

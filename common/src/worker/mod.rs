@@ -16,6 +16,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
 
 use crate::device::QueueHandler;
+use crate::limit::warn_limited;
 use crate::memory::GuestMemory;
 pub use poll::{EpollPoller, Poller, Token};
 pub(crate) use queue::signal;
@@ -257,7 +258,7 @@ impl<H: QueueHandler> Thread<H> {
             return true;
         };
         if let Err(error) = poller.wait(&mut self.ready, timeout) {
-            log::error!("cannot wait for requests: {error}");
+            warn_limited(format_args!("cannot wait for requests: {error}"));
             std::thread::sleep(UNKICKED_INTERVAL);
             return true;
         }
