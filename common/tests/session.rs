@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Sessions with a device that exists only here, for what no real device does yet.
+
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use vhost::VhostBackend;
+use vhost::vhost_user::message::{
+    BackendReq, VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
+};
+use vhost::vhost_user::{Frontend, VhostUserFrontend};
+use vhost_device_common::device::{
+    ConfigChange, ConfigError, Device, QueueHandler, StartError, Threads,
+};
+use vhost_device_common::session;
+use vhost_device_common::worker::Queue;
+
+/// Has a config space of one byte. Each write to it is a change, which the front-end is told of as
+/// many times as the byte says.
+#[derive(Default)]
+struct Counter {
+    value: Mutex<u8>,
+    config_change: Mutex<Option<ConfigChange>>,
+}
+
+#[derive(clap::Args)]
+struct NoOptions {}
+
+struct Nothing;
+
+impl QueueHandler for Nothing {
+    fn process(&mut self, queue: &mut Queue) {
+        while let Some(chain) = queue.take() {
+            queue.complete(chain, 0);
+        }
+    }
+}
+
+impl Device for Counter {
+    const TYPE: &'static str = "rng";
+    const PROGRAM: &'static str = "counter";
+    const VERSION: &'static str = "0";
+    const DESCRIPTION: &'static str = "a test device";
+    const THREADS: Threads = Threads::One;
+
+    type Options = NoOptions;
+    type Handler = Nothing;
+
+    fn capabilities() -> Vec<&'static str> {
+        Vec::new()
+    }
+
+    fn open(_options: NoOptions) -> Result<Self, StartError> {
+        Ok(Self::default())
+    }
+
+    fn features(&self) -> u64 {
+        0
+    }
+
+    fn num_queues(&self) -> u16 {
+        2
+    }
+
+    fn max_queue_size(&self) -> u16 {
+        256
+    }
+
+    fn config(&self) -> Vec<u8> {
+        vec![*self.value.lock().unwrap()]
+    }
+
+    fn write_config(&self, _offset: usize, data: &[u8]) -> Result<(), ConfigError> {
+        *self.value.lock().unwrap() = data[0];
+        for _ in 0..data[0] {
+            self.config_change.lock().unwrap().as_ref().unwrap().send();
+        }
+        Ok(())
+    }
+
+    fn set_config_change(&self, config_change: ConfigChange) {
+        *self.config_change.lock().unwrap() = Some(config_change);
+    }
+
+    fn handler(&self) -> io::Result<Nothing> {
+        Ok(Nothing)
+    }
+}
+
+/// Runs `test` with a front-end that is connected to a `Counter`, and its channel for requests of the
+/// back-end.
+fn with_front_end(test: impl FnOnce(&mut Frontend, &mut UnixStream)) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (_end, stop) = UnixStream::pair().unwrap();
+    let server = std::thread::spawn(move || {
+        session::serve(&Counter::default(), theirs, &OwnedFd::from(stop)).unwrap();
+    });
+    let mut front_end = Frontend::from_stream(ours, 2);
+    let features = front_end.get_features().unwrap();
+    front_end.set_features(features).unwrap();
+    let wanted = VhostUserProtocolFeatures::REPLY_ACK
+        | VhostUserProtocolFeatures::CONFIG
+        | VhostUserProtocolFeatures::BACKEND_REQ;
+    assert!(front_end.get_protocol_features().unwrap().contains(wanted));
+    front_end.set_protocol_features(wanted).unwrap();
+    front_end.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
+    let (mut channel, theirs) = UnixStream::pair().unwrap();
+    channel
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
+    front_end.set_backend_request_fd(&theirs).unwrap();
+    drop(theirs);
+    test(&mut front_end, &mut channel);
+    drop(front_end);
+    server.join().unwrap();
+}
+
+fn config(front_end: &mut Frontend) -> u8 {
+    let flags = VhostUserConfigFlags::WRITABLE;
+    front_end.get_config(0, 1, flags, &[0]).unwrap().1[0]
+}
+
+#[test]
+fn a_config_change_reaches_the_front_end_and_wants_no_reply() {
+    with_front_end(|front_end, channel| {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        front_end.set_config(0, flags, &[1]).unwrap();
+        let mut header = [0; 12];
+        channel.read_exact(&mut header).unwrap();
+        let words: Vec<u32> = header
+            .chunks(4)
+            .map(|word| u32::from_ne_bytes(word.try_into().unwrap()))
+            .collect();
+        // Version 1, neither a reply nor one wanted, without payload.
+        assert_eq!(words, [BackendReq::CONFIG_CHANGE_MSG.into(), 1, 0]);
+        assert_eq!(config(front_end), 1);
+    });
+}
+
+#[test]
+fn a_front_end_that_reads_no_changes_still_gets_its_config() {
+    with_front_end(|front_end, _channel| {
+        // Far more than a socket buffer holds.
+        for value in (1..=255).chain(1..=255) {
+            let flags = VhostUserConfigFlags::WRITABLE;
+            front_end.set_config(0, flags, &[value]).unwrap();
+            assert_eq!(config(front_end), value);
+        }
+    });
+}
