@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::connection::payload;
 use vhost_device_tests::front_end::queue::{Descriptor, INDIRECT, NEXT, WRITE};
@@ -580,6 +582,62 @@ fn a_buffer_outside_guest_memory_fails_its_request_only(target: &dyn Target) {
     }
 }
 
+/// Some front-ends send the eventfd when they connect, and not again when they start a ring.
+fn the_err_eventfd_outlives_stop_and_reset(target: &dyn Target) {
+    const TEST: &str = "the_err_eventfd_outlives_stop_and_reset";
+    if !claims(target, Claim::BrokenRing, TEST) {
+        return;
+    }
+    let running = target.start();
+    let mut scene = Scene::new(&running, USUAL);
+    let raw = scene.front_end.raw().unwrap();
+    type End<'a> = (&'a str, &'a dyn Fn());
+    let ends: [End; 2] = [
+        ("a stop", &|| {
+            drop(
+                raw.ask(
+                    FrontendReq::GET_VRING_BASE,
+                    &payload::vring_state(0, 0),
+                    &[],
+                )
+                .unwrap(),
+            )
+        }),
+        ("a reset", &|| {
+            assert_eq!(
+                raw.acknowledged(FrontendReq::RESET_DEVICE, &[], &[])
+                    .unwrap(),
+                0
+            )
+        }),
+    ];
+    for (what, end) in ends {
+        end();
+        scene.victim.reset(0);
+        let front_end = &scene.front_end;
+        front_end.call().set_vring_num(0, SIZE).unwrap();
+        front_end.call().set_vring_base(0, 0).unwrap();
+        front_end
+            .call()
+            .set_vring_addr(0, &front_end.ring_addresses(&scene.victim))
+            .unwrap();
+        front_end
+            .call()
+            .set_vring_call(0, scene.victim.call_fd())
+            .unwrap();
+        front_end
+            .call()
+            .set_vring_kick(0, scene.victim.kick_fd())
+            .unwrap();
+        front_end.call().set_vring_enable(0, true).unwrap();
+        scene.victim.publish_raw(0xffff);
+        assert!(
+            scene.victim.wait_error(PATIENCE),
+            "after {what}: ERR is not signalled"
+        );
+    }
+}
+
 /// A ring without an ERR eventfd stops all the same.
 fn a_corrupt_ring_without_an_err_eventfd_does_no_harm(target: &dyn Target) {
     const NO_FD: u64 = 1 << 8;
@@ -615,5 +673,6 @@ crate::for_each_target![
     a_chain_that_makes_no_sense_does_no_harm,
     buffers_of_no_bytes_do_no_harm,
     a_buffer_outside_guest_memory_fails_its_request_only,
+    the_err_eventfd_outlives_stop_and_reset,
     a_corrupt_ring_without_an_err_eventfd_does_no_harm,
 ];
