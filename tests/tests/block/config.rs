@@ -1,0 +1,272 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the device offers, and its config space against the command line (VIRTIO 1.3, sections 5.2.3 and 5.2.4).
+
+use std::os::unix::fs::MetadataExt;
+
+use vhost::vhost_user::VhostUserFrontend;
+use vhost_device_tests::front_end::FrontEnd;
+use virtio_bindings::virtio_blk::{
+    VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_WRITE_ZEROES,
+};
+
+use crate::{Device, IMAGE_SIZE, SECTORS, Variant, driver, noise, ok};
+
+/// Bits of a block device.
+const DEVICE_BITS: u64 = (1 << 24) - 1;
+
+/// Of any disk.
+const ALWAYS: [u32; 6] = [
+    VIRTIO_BLK_F_SEG_MAX,
+    VIRTIO_BLK_F_BLK_SIZE,
+    VIRTIO_BLK_F_TOPOLOGY,
+    VIRTIO_BLK_F_FLUSH,
+    VIRTIO_BLK_F_CONFIG_WCE,
+    VIRTIO_BLK_F_MQ,
+];
+
+/// Size of the config space up to and with `write_zeroes_may_unmap` and its padding.
+const SIZE: u32 = 60;
+
+/// Offset of the one field that a driver may write.
+const WRITEBACK: u32 = 32;
+
+fn bits(features: &[u32]) -> u64 {
+    features.iter().fold(0, |bits, feature| bits | 1 << feature)
+}
+
+/// A little-endian field of the config space.
+fn field(front_end: &FrontEnd, offset: u32, size: u32) -> u64 {
+    let mut bytes = front_end.config(offset, size).unwrap();
+    assert_eq!(bytes.len(), size as usize);
+    bytes.resize(8, 0);
+    u64::from_le_bytes(bytes.try_into().unwrap())
+}
+
+pub fn writeback(front_end: &FrontEnd) -> u64 {
+    field(front_end, WRITEBACK, 1)
+}
+
+pub fn set_writeback(front_end: &FrontEnd, writeback: u8) {
+    front_end.set_config(WRITEBACK, &[writeback]).unwrap();
+}
+
+/// Most sectors of a segment, and most segments.
+pub struct Limits {
+    pub sectors: u32,
+    pub segments: u32,
+}
+
+pub fn discard_limits(front_end: &FrontEnd) -> Limits {
+    Limits {
+        sectors: field(front_end, 36, 4) as u32,
+        segments: field(front_end, 40, 4) as u32,
+    }
+}
+
+pub fn write_zeroes_limits(front_end: &FrontEnd) -> Limits {
+    Limits {
+        sectors: field(front_end, 48, 4) as u32,
+        segments: field(front_end, 52, 4) as u32,
+    }
+}
+
+fn start(size: usize, arguments: &[&str]) -> (FrontEnd, Device) {
+    let device = Variant::THREADS.start(&vec![0; size], arguments);
+    (device.connect(), device)
+}
+
+#[test]
+fn a_disk_offers_what_it_can_do_and_no_more() {
+    let (front_end, _device) = start(IMAGE_SIZE, &[]);
+    let expected = bits(&ALWAYS) | bits(&[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES]);
+    assert_eq!(front_end.offered() & DEVICE_BITS, expected);
+}
+
+#[test]
+fn a_read_only_disk_says_so_and_offers_no_request_that_writes() {
+    let (front_end, _device) = start(IMAGE_SIZE, &["--read-only"]);
+    let expected = bits(&ALWAYS) | bits(&[VIRTIO_BLK_F_RO]);
+    assert_eq!(front_end.offered() & DEVICE_BITS, expected);
+}
+
+#[test]
+fn the_capacity_is_the_size_of_the_image_in_whole_blocks() {
+    for (size, block, sectors) in [
+        (512, "512", 1),
+        (IMAGE_SIZE, "512", SECTORS),
+        (IMAGE_SIZE + 511, "512", SECTORS),
+        (IMAGE_SIZE + 512, "512", SECTORS + 1),
+        (4096, "4096", 8),
+        (IMAGE_SIZE + 4095, "4096", SECTORS),
+        (IMAGE_SIZE + 4096, "4096", SECTORS + 8),
+    ] {
+        let (front_end, _device) = start(size, &[&format!("--logical-block-size={block}")]);
+        assert_eq!(
+            field(&front_end, 0, 8),
+            sectors,
+            "capacity of {size} bytes in blocks of {block}"
+        );
+    }
+}
+
+#[test]
+fn the_capacity_may_need_more_than_32_bits() {
+    let directory = Variant::THREADS.directory();
+    let image = std::fs::File::create_new(directory.path().join("image")).unwrap();
+    let sectors = (1 << 32) + 5;
+    image.set_len(sectors * 512).unwrap();
+    let device = Variant::THREADS.start_in(directory, &[], |_| {});
+    let front_end = device.connect();
+    assert_eq!(field(&front_end, 0, 8), sectors);
+    // And it is there.
+    let mut driver = driver(&front_end);
+    let data = noise(1, 512);
+    ok(driver.write(sectors - 1, &data).unwrap());
+    assert_eq!(ok(driver.read(sectors - 1, 512).unwrap()), data);
+    assert_eq!(ok(driver.read(4, 512).unwrap()), [0; 512]);
+}
+
+#[test]
+fn block_size_and_topology_tell_the_blocks_of_guest_and_host() {
+    for block in [512, 4096] {
+        let (front_end, device) = start(IMAGE_SIZE, &[&format!("--logical-block-size={block}")]);
+        assert_eq!(field(&front_end, 20, 4), block, "blk_size");
+        let physical = device.image.metadata().unwrap().blksize();
+        let exponent = field(&front_end, 24, 1);
+        assert_eq!(block << exponent, physical, "physical_block_exp {exponent}");
+        assert_eq!(field(&front_end, 25, 1), 0, "alignment_offset");
+        assert_eq!(
+            field(&front_end, 26, 2) * block,
+            physical,
+            "min_io_size, in blocks"
+        );
+        assert_eq!(field(&front_end, 28, 4), 0, "opt_io_size");
+    }
+}
+
+#[test]
+fn a_request_of_seg_max_segments_fits_a_ring_of_128() {
+    let (front_end, _device) = start(IMAGE_SIZE, &[]);
+    let seg_max = field(&front_end, 12, 4);
+    // With header and status.
+    assert!((1..=126).contains(&seg_max), "{seg_max}");
+}
+
+#[test]
+fn num_queues_is_what_the_options_say() {
+    for (arguments, expected) in [
+        (&[][..], 16),
+        (&["--num-queues=1"], 1),
+        (&["--num-queues=256"], 256),
+    ] {
+        let (front_end, _device) = start(IMAGE_SIZE, arguments);
+        assert_eq!(field(&front_end, 34, 2), expected, "num_queues");
+        assert_eq!(front_end.queue_count() as u64, expected, "GET_QUEUE_NUM");
+    }
+}
+
+#[test]
+fn limits_of_discard_and_write_zeroes_are_set() {
+    let (front_end, device) = start(IMAGE_SIZE, &[]);
+    for limits in [discard_limits(&front_end), write_zeroes_limits(&front_end)] {
+        assert!(limits.sectors > 0);
+        assert_eq!(limits.segments, 16);
+    }
+    let physical = device.image.metadata().unwrap().blksize();
+    assert_eq!(
+        field(&front_end, 44, 4) * 512,
+        physical,
+        "discard_sector_alignment"
+    );
+}
+
+#[test]
+fn write_zeroes_may_unmap_unless_discards_are_ignored() {
+    for (argument, expected) in [("--discard=unmap", 1), ("--discard=ignore", 0)] {
+        let (front_end, _device) = start(IMAGE_SIZE, &[argument]);
+        assert_eq!(field(&front_end, 56, 1), expected, "{argument}");
+    }
+}
+
+#[test]
+fn fields_of_features_that_are_not_offered_are_zero() {
+    let (front_end, _device) = start(IMAGE_SIZE, &[]);
+    assert_eq!(field(&front_end, 8, 4), 0, "size_max");
+    assert_eq!(field(&front_end, 16, 4), 0, "geometry");
+    assert_eq!(field(&front_end, 33, 1), 0, "unused");
+    assert_eq!(field(&front_end, 57, 3), 0, "padding");
+    // A front-end may read as much as it knows of.
+    assert_eq!(front_end.config(SIZE, 36).unwrap(), [0; 36]);
+}
+
+#[test]
+fn the_config_space_is_the_same_read_at_once_or_byte_by_byte() {
+    let (front_end, _device) = start(IMAGE_SIZE, &["--logical-block-size=4096"]);
+    let whole = front_end.config(0, SIZE).unwrap();
+    let bytes: Vec<u8> = (0..SIZE)
+        .map(|offset| field(&front_end, offset, 1) as u8)
+        .collect();
+    assert_eq!(whole, bytes);
+}
+
+#[test]
+fn writeback_is_on_until_the_driver_clears_it() {
+    let (front_end, _device) = start(IMAGE_SIZE, &[]);
+    assert_eq!(writeback(&front_end), 1);
+    for value in [0, 0, 1, 0] {
+        set_writeback(&front_end, value);
+        assert_eq!(writeback(&front_end), u64::from(value));
+    }
+}
+
+/// Section 5.2.5.2 demands it of a device with which CONFIG_WCE is agreed, but FLUSH is not.
+#[test]
+fn writeback_is_off_for_a_driver_that_can_not_flush() {
+    let device = Variant::THREADS.start(&vec![0; IMAGE_SIZE], &[]);
+    let front_end = device.connect_without(bits(&[VIRTIO_BLK_F_FLUSH]));
+    assert_eq!(writeback(&front_end), 0);
+}
+
+#[test]
+fn no_other_field_can_be_written() {
+    let (front_end, _device) = start(IMAGE_SIZE, &[]);
+    let before = front_end.config(0, SIZE).unwrap();
+    for offset in (0..SIZE).filter(|&offset| offset != WRITEBACK) {
+        assert!(
+            front_end.set_config(offset, &[1]).is_err(),
+            "offset {offset} was written"
+        );
+    }
+    for (offset, bytes) in [
+        (WRITEBACK, &[0, 0][..]),
+        (WRITEBACK - 1, &[0, 0]),
+        (WRITEBACK, &[2]),
+        (WRITEBACK, &[0xff]),
+        (0, &[0; SIZE as usize]),
+        (SIZE, &[0]),
+    ] {
+        assert!(
+            front_end.set_config(offset, bytes).is_err(),
+            "{bytes:?} was written at {offset}"
+        );
+    }
+    assert_eq!(front_end.config(0, SIZE).unwrap(), before);
+}
+
+#[test]
+fn writeback_is_on_again_after_a_reset() {
+    let (front_end, _device) = start(IMAGE_SIZE, &[]);
+    set_writeback(&front_end, 0);
+    front_end.call().reset_device().unwrap();
+    assert_eq!(writeback(&front_end), 1);
+}
+
+#[test]
+fn writeback_is_on_again_for_the_next_connection() {
+    let (front_end, device) = start(IMAGE_SIZE, &[]);
+    set_writeback(&front_end, 0);
+    drop(front_end);
+    assert_eq!(writeback(&device.connect()), 1);
+}
