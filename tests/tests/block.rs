@@ -8,6 +8,10 @@
 mod config;
 #[path = "block/errors.rs"]
 mod errors;
+#[path = "block/framing.rs"]
+mod framing;
+#[path = "block/ranges.rs"]
+mod ranges;
 #[path = "block/requests.rs"]
 mod requests;
 
@@ -157,17 +161,20 @@ struct Device {
 
 impl Device {
     fn connect(&self) -> FrontEnd {
-        FrontEnd::connect(&self.socket, &Options::default()).unwrap()
+        self.connect_with(Options::default())
+    }
+
+    fn connect_with(&self, options: Options) -> FrontEnd {
+        FrontEnd::connect(&self.socket, &options).unwrap()
     }
 
     /// A front-end that does not accept `features`.
     fn connect_without(&self, features: u64) -> FrontEnd {
         let defaults = Options::default();
-        let options = Options {
+        let front_end = self.connect_with(Options {
             features: defaults.features & !features,
             ..defaults
-        };
-        let front_end = FrontEnd::connect(&self.socket, &options).unwrap();
+        });
         assert_eq!(front_end.features() & features, 0);
         front_end
     }
