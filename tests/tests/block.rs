@@ -6,10 +6,18 @@
 
 #[path = "block/config.rs"]
 mod config;
+#[path = "block/direct.rs"]
+mod direct;
+#[path = "block/durability.rs"]
+mod durability;
 #[path = "block/errors.rs"]
 mod errors;
 #[path = "block/framing.rs"]
 mod framing;
+#[path = "block/load.rs"]
+mod load;
+#[path = "block/locking.rs"]
+mod locking;
 #[path = "block/ranges.rs"]
 mod ranges;
 #[path = "block/requests.rs"]
@@ -129,7 +137,7 @@ impl Variant {
             program,
             socket,
             image,
-            _directories: [sockets, directory],
+            _directories: vec![sockets, directory],
         }
     }
 
@@ -156,7 +164,8 @@ struct Device {
     program: Program,
     socket: PathBuf,
     image: PathBuf,
-    _directories: [TempDir; 2],
+    /// Those of its socket and its image, if they go with it.
+    _directories: Vec<TempDir>,
 }
 
 impl Device {
@@ -215,6 +224,11 @@ impl Disk {
             front_end,
             device,
         }
+    }
+
+    /// Ends the connection.
+    fn disconnect(self) -> Device {
+        self.device
     }
 
     /// Panics unless the host and the driver see an image of these bytes.
@@ -280,6 +294,12 @@ fn skip(why: &str) {
     let _ = writeln!(io::stderr(), "skipped: {why}");
 }
 
+/// [`skip`], but a panic in continuous integration, which should have all that the tests need.
+fn skip_unless_ci(why: &str) {
+    assert!(std::env::var_os("CI").is_none(), "{why}");
+    skip(why);
+}
+
 /// Runs `test`, unless this host can not run that variant, which is printed.
 fn run(test: fn(Variant), variant: Variant) {
     if variant.is_possible() {
@@ -289,8 +309,8 @@ fn run(test: fn(Variant), variant: Variant) {
     }
 }
 
-/// Makes of each function that takes a [`Variant`] a test for each variant.
-macro_rules! for_each_variant {
+/// Makes of each function that takes a [`Variant`] a test for each I/O engine, with the image on a disk.
+macro_rules! for_each_engine {
     ($($test:ident),+ $(,)?) => {
         mod io_uring {
             $(#[test] fn $test() { crate::run(super::$test, crate::Variant::IO_URING) })+
@@ -298,6 +318,14 @@ macro_rules! for_each_variant {
         mod threads {
             $(#[test] fn $test() { crate::run(super::$test, crate::Variant::THREADS) })+
         }
+    };
+}
+use for_each_engine;
+
+/// Makes of each function that takes a [`Variant`] a test for each variant.
+macro_rules! for_each_variant {
+    ($($test:ident),+ $(,)?) => {
+        crate::for_each_engine!($($test),+);
         mod inline {
             $(#[test] fn $test() { crate::run(super::$test, crate::Variant::INLINE) })+
         }

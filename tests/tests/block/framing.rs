@@ -13,7 +13,7 @@ use crate::{IMAGE_SIZE, PATIENCE, SECTORS, Variant, assert_same, driver, noise, 
 /// Rings without and with indirect tables: ring size, table entries.
 const RINGS: [(u16, u16); 2] = [(1024, 0), (1024, 600)];
 
-fn ring(front_end: &FrontEnd, size: u16, indirect: u16) -> Queue {
+pub fn ring(front_end: &FrontEnd, size: u16, indirect: u16) -> Queue {
     let options = QueueOptions {
         indirect,
         ..front_end.queue_options(size)
@@ -222,13 +222,17 @@ fn readable(kind: u32, sector: u64, data: &[u8]) -> Vec<u8> {
     [&header(kind, sector), data].concat()
 }
 
-/// A few hundred requests of all kinds, in pieces of all sizes.
 fn requests_may_come_in_any_pieces(variant: Variant) {
+    assert_any_pieces(variant, &[]);
+}
+
+/// Runs a few hundred requests of all kinds, in pieces of all sizes.
+pub fn assert_any_pieces(variant: Variant, arguments: &[&str]) {
     const ROUNDS: u64 = 300;
     let mut image = noise(3, IMAGE_SIZE);
     // What a discarded range reads as is not promised, so discards are for framing only.
-    let arguments = ["--discard=ignore", "--serial=0123456789abcdefghij"];
-    let mut disk = variant.disk(&image, &arguments);
+    let usual = ["--discard=ignore", "--serial=0123456789abcdefghij"];
+    let mut disk = variant.disk(&image, &[&usual, arguments].concat());
     for (size, indirect) in RINGS {
         disk.front_end.stop(0).unwrap();
         let mut queue = ring(&disk.front_end, size, indirect);
@@ -280,7 +284,7 @@ fn requests_may_come_in_any_pieces(variant: Variant) {
 }
 
 /// Writes and reads `length` bytes in exactly `count` pieces, none next to another.
-fn assert_transfer(memory: &GuestMemory, queue: &mut Queue, length: u32, count: u32) {
+pub fn assert_transfer(memory: &GuestMemory, queue: &mut Queue, length: u32, count: u32) {
     let data = noise(u64::from(count), length as usize);
     let stride = u64::from(length.div_ceil(count) + 1);
     let pieces = |base: u64, writable: bool| -> Vec<Buffer> {

@@ -1,0 +1,342 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Many requests at once: on one queue, on all queues, while the device ends, and on connections that go away.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use vhost_device_tests::front_end::block::{
+    Completion, FLUSH, IN, IOERR, OK, OUT, Prepared, Request, RequestArea, SECTOR_SIZE, UNSUPP,
+    WRITE_ZEROES, segment,
+};
+use vhost_device_tests::front_end::{FrontEnd, GuestMemory, Queue, QueueOptions};
+use vhost_device_tests::process::{Program, Signal};
+
+use crate::durability::WITHOUT_CACHING;
+use crate::{Device, Disk, PATIENCE, Variant, assert_same, noise, ok};
+
+/// Descriptors of a request: header, data, status.
+const DESCRIPTORS: u16 = 3;
+
+/// How long the program may take to end after SIGTERM.
+const END: Duration = Duration::from_secs(2);
+
+/// Requests on their way at once.
+struct Load {
+    queue: Queue,
+    memory: GuestMemory,
+    areas: Vec<RequestArea>,
+    /// For the head of a chain: its number, and the request.
+    pending: Vec<Option<(usize, Prepared)>>,
+}
+
+impl Load {
+    /// Room for `depth` requests of `size` bytes on queue `index`.
+    fn new(front_end: &FrontEnd, index: usize, depth: usize, size: u32) -> Self {
+        let options = QueueOptions {
+            indirect: DESCRIPTORS,
+            ..front_end.queue_options((depth as u16).next_power_of_two())
+        };
+        let queue = front_end.queue_with(index, options).unwrap();
+        let memory = front_end.memory().clone();
+        Load {
+            pending: vec![None; usize::from(options.size)],
+            areas: (0..depth)
+                .map(|_| RequestArea::new(&memory, size))
+                .collect(),
+            queue,
+            memory,
+        }
+    }
+
+    /// Adds request `number`, which uses the area of that number. It is not published.
+    fn add(&mut self, number: usize, request: &Request) {
+        let prepared = self.areas[number].prepare(&self.memory, request);
+        let head = self.queue.add(&prepared.chain).unwrap();
+        self.pending[usize::from(head)] = Some((number, prepared));
+    }
+
+    fn publish(&mut self) {
+        self.queue.publish();
+        self.queue.kick();
+    }
+
+    /// Takes a request that came back.
+    fn take(&mut self) -> Option<(usize, Completion)> {
+        let used = self.queue.take_used()?;
+        let (number, prepared) = self.pending[usize::from(used.head)].take().unwrap();
+        Some((number, prepared.completion(&self.memory, used.length)))
+    }
+
+    /// Waits for the next request to come back.
+    fn wait(&mut self) -> (usize, Completion) {
+        loop {
+            if let Some(taken) = self.take() {
+                return taken;
+            }
+            assert!(self.queue.wait_used(PATIENCE), "requests are not answered");
+        }
+    }
+}
+
+fn write(sector: u64, data: &[u8]) -> Request<'_> {
+    Request {
+        kind: OUT,
+        sector,
+        data,
+        ..Default::default()
+    }
+}
+
+fn read(sector: u64, length: usize) -> Request<'static> {
+    Request {
+        kind: IN,
+        sector,
+        reply_length: length as u32,
+        ..Default::default()
+    }
+}
+
+/// Writes and reads again and again in places of its own, with `depth` requests on their way.
+fn write_and_verify(load: &mut Load, first: u64, seed: u64, rounds: usize) {
+    const LENGTH: usize = 4096;
+    let depth = load.areas.len();
+    let mut random = Rng::with_seed(seed);
+    let mut contents = vec![Vec::new(); depth];
+    let mut left = vec![rounds; depth];
+    let place = |number: usize| first + (number * LENGTH / SECTOR_SIZE) as u64;
+    for (number, contents) in contents.iter_mut().enumerate() {
+        *contents = noise(random.u64(..), LENGTH);
+        load.add(number, &write(place(number), contents));
+    }
+    load.publish();
+    let mut open = depth;
+    while open > 0 {
+        let (number, completion) = load.wait();
+        let was_read = !completion.data.is_empty();
+        let data = ok(completion);
+        if !was_read {
+            load.add(number, &read(place(number), LENGTH));
+        } else {
+            assert_same(&data, &contents[number], "what was written before");
+            left[number] -= 1;
+            if left[number] == 0 {
+                open -= 1;
+                continue;
+            }
+            contents[number] = noise(random.u64(..), LENGTH);
+            load.add(number, &write(place(number), &contents[number]));
+        }
+        load.publish();
+    }
+}
+
+fn all_queues_work_at_once(variant: Variant) {
+    const QUEUES: usize = 16;
+    const DEPTH: usize = 32;
+    const SECTORS: u64 = 8 * DEPTH as u64;
+    let device = variant.start(&vec![0; QUEUES * DEPTH * 4096], &[]);
+    let front_end = device.connect();
+    assert_eq!(front_end.queue_count(), QUEUES);
+    let loads: Vec<_> = (0..QUEUES)
+        .map(|index| Load::new(&front_end, index, DEPTH, 4096))
+        .collect();
+    thread::scope(|scope| {
+        for (index, mut load) in loads.into_iter().enumerate() {
+            scope.spawn(move || {
+                write_and_verify(&mut load, index as u64 * SECTORS, index as u64, 20);
+            });
+        }
+    });
+    // What one queue wrote another one reads.
+    let image = device.contents();
+    front_end.stop(3).unwrap();
+    let mut load = Load::new(&front_end, 3, 1, 1 << 20);
+    load.add(0, &read(0, 1 << 20));
+    load.publish();
+    assert_same(&ok(load.wait().1), &image[..1 << 20], "data");
+}
+
+/// All made available with one store and one kick.
+fn a_full_ring_of_1024_requests_is_carried_out(variant: Variant) {
+    const DEPTH: usize = 1024;
+    let image = noise(1, DEPTH * SECTOR_SIZE);
+    let device = variant.start(&image, &[]);
+    let front_end = device.connect();
+    let mut load = Load::new(&front_end, 0, DEPTH, 512);
+    for round in 0..3 {
+        for number in 0..DEPTH {
+            load.add(number, &read(number as u64, 512));
+        }
+        load.publish();
+        for _ in 0..DEPTH {
+            let (number, completion) = load.wait();
+            let expected = &image[number * SECTOR_SIZE..][..SECTOR_SIZE];
+            assert_same(&ok(completion), expected, &format!("round {round}"));
+        }
+    }
+}
+
+/// Those that need no I/O are answered while the engine has all that it takes, and none is lost.
+fn good_and_bad_requests_of_all_kinds_share_a_full_ring(variant: Variant) {
+    const DEPTH: usize = 1024;
+    const LENGTH: usize = 4 * DEPTH * SECTOR_SIZE;
+    let mut image = noise(2, LENGTH);
+    let device = variant.start(&image, &[]);
+    let front_end = device.connect();
+    let mut load = Load::new(&front_end, 0, DEPTH, 2048);
+    let data = noise(3, 4 * SECTOR_SIZE);
+    let sector = |number: usize| 4 * number as u64;
+    let range = |number: usize| number * 2048..(number + 1) * 2048;
+    for number in 0..DEPTH {
+        let zeroes = segment(sector(number), 4, 0);
+        let request = match number % 7 {
+            0 => read(sector(number), 2048),
+            1 => write(sector(number), &data),
+            2 => Request {
+                kind: FLUSH,
+                ..Default::default()
+            },
+            3 => read(u64::MAX, 512),
+            4 => Request {
+                kind: 99,
+                ..Default::default()
+            },
+            5 => Request {
+                kind: WRITE_ZEROES,
+                data: &zeroes,
+                ..Default::default()
+            },
+            _ => write(sector(number), &data[..100]),
+        };
+        load.add(number, &request);
+    }
+    load.publish();
+    for _ in 0..DEPTH {
+        let (number, completion) = load.wait();
+        let (expected, length) = match number % 7 {
+            0 => (OK, 2049),
+            1 | 2 | 5 => (OK, 1),
+            4 => (UNSUPP, 1),
+            _ => (IOERR, 1),
+        };
+        assert_eq!(u32::from(completion.status), expected, "request {number}");
+        assert_eq!(completion.length, length, "request {number}");
+        match number % 7 {
+            0 => assert_same(&completion.data, &image[range(number)], "data"),
+            1 => image[range(number)].copy_from_slice(&data),
+            5 => image[range(number)].fill(0),
+            _ => (),
+        }
+    }
+    assert_same(&device.contents(), &image, "the image on the host");
+}
+
+const IN_FLIGHT: usize = 128;
+const IN_FLIGHT_LENGTH: usize = 64 << 10;
+
+/// The contents that request `number` writes.
+fn contents(number: usize) -> Vec<u8> {
+    noise(number as u64 + 1000, IN_FLIGHT_LENGTH)
+}
+
+/// A device with an empty image.
+fn start_empty(variant: Variant) -> Device {
+    variant.start(&vec![0; IN_FLIGHT * IN_FLIGHT_LENGTH], &[])
+}
+
+/// Sends so many large writes that some are on their way for a while. Each waits for the disk.
+fn send_writes(device: &Device) -> (FrontEnd, Load) {
+    let front_end = device.connect_without(WITHOUT_CACHING);
+    let mut load = Load::new(&front_end, 0, IN_FLIGHT, IN_FLIGHT_LENGTH as u32);
+    for number in 0..IN_FLIGHT {
+        let sector = (number * IN_FLIGHT_LENGTH / SECTOR_SIZE) as u64;
+        load.add(number, &write(sector, &contents(number)));
+    }
+    load.publish();
+    (front_end, load)
+}
+
+/// Panics unless each write that was acknowledged is in the image. Gives how many were.
+fn assert_acknowledged(device: &Device, load: &mut Load) -> usize {
+    let image = device.contents();
+    let mut acknowledged = 0;
+    while let Some((number, completion)) = load.take() {
+        ok(completion);
+        let seen = &image[number * IN_FLIGHT_LENGTH..][..IN_FLIGHT_LENGTH];
+        assert_same(seen, &contents(number), "what was acknowledged");
+        acknowledged += 1;
+    }
+    acknowledged
+}
+
+fn the_program_ends_in_time_and_keeps_what_it_acknowledged(variant: Variant) {
+    for signal in [Signal::TERM, Signal::INT] {
+        let mut device = start_empty(variant);
+        let (_front_end, mut load) = send_writes(&device);
+        // Some are done, and others are on their way.
+        assert!(load.queue.wait_used(PATIENCE));
+        let status = device.program.end(signal, END).unwrap();
+        assert_eq!(status.code(), Some(0), "{signal:?}");
+        assert_ne!(assert_acknowledged(&device, &mut load), 0);
+    }
+}
+
+/// Nothing is left of connections that end in the midst of requests, and the next one finds a disk that works.
+fn connections_that_go_away_leave_nothing_behind(variant: Variant) {
+    let mut device = start_empty(variant);
+    let before = device.program.resources().unwrap();
+    for _ in 0..10 {
+        let (front_end, mut load) = send_writes(&device);
+        assert!(load.queue.wait_used(PATIENCE));
+        drop(front_end);
+        // The next connection is served when all is done with this one.
+        let mut disk = Disk::connect(device);
+        assert_ne!(assert_acknowledged(&disk.device, &mut load), 0);
+        assert!(!load.queue.has_used());
+        let data = noise(7, 4096);
+        ok(disk.driver.write(0, &data).unwrap());
+        assert_eq!(ok(disk.driver.read(0, 4096).unwrap()), data);
+        device = disk.disconnect();
+        let deadline = Instant::now() + PATIENCE;
+        while device.program.resources().unwrap() != before {
+            assert!(
+                Instant::now() < deadline,
+                "{before:?} before the connections, {:?} afterwards",
+                device.program.resources()
+            );
+            thread::yield_now();
+        }
+    }
+}
+
+/// The program is killed again and again while it writes, and each time started again at once.
+fn a_killed_device_can_be_started_again_at_once(variant: Variant) {
+    let directory = variant.directory();
+    let image = directory.path().join("image");
+    std::fs::write(&image, vec![0; IN_FLIGHT * IN_FLIGHT_LENGTH]).unwrap();
+    let sockets = tempfile::tempdir().unwrap();
+    let socket = sockets.path().join("socket");
+    for _ in 0..10 {
+        let mut device = Device {
+            program: Program::spawn(&mut variant.command(&image, &socket, &[])).unwrap(),
+            socket: socket.clone(),
+            image: image.clone(),
+            _directories: Vec::new(),
+        };
+        device.program.wait_for_listener(&socket).unwrap();
+        let (_front_end, mut load) = send_writes(&device);
+        assert!(load.queue.wait_used(PATIENCE));
+        device.program.end(Signal::KILL, PATIENCE).unwrap();
+        assert_ne!(assert_acknowledged(&device, &mut load), 0);
+    }
+}
+
+crate::for_each_variant!(
+    all_queues_work_at_once,
+    a_full_ring_of_1024_requests_is_carried_out,
+    good_and_bad_requests_of_all_kinds_share_a_full_ring,
+    the_program_ends_in_time_and_keeps_what_it_acknowledged,
+    connections_that_go_away_leave_nothing_behind,
+    a_killed_device_can_be_started_again_at_once,
+);

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The lock on the image: one writer or several readers, among programs of this project and QEMU's.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+use vhost_device_tests::process::{Program, Signal};
+
+use crate::{Device, IMAGE_SIZE, PATIENCE, Variant, driver, noise, ok, skip_unless_ci};
+
+const READ_ONLY: &[&str] = &["--read-only"];
+const READ_WRITE: &[&str] = &[];
+
+/// Starts a second device with the image of the first one; `None` if it refused as it should.
+fn start_second(variant: Variant, image: &Path, arguments: &[&str]) -> Option<(Program, TempDir)> {
+    let sockets = tempfile::tempdir().unwrap();
+    let socket = sockets.path().join("socket");
+    let mut program = Program::spawn(&mut variant.command(image, &socket, arguments)).unwrap();
+    if program.wait_for_listener(&socket).is_ok() {
+        return Some((program, sockets));
+    }
+    let status = program.wait(PATIENCE).unwrap();
+    let stderr = program.stderr();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert_eq!(program.stdout(), "");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains(image.to_str().unwrap()), "{stderr}");
+    assert!(!socket.exists(), "it left a socket");
+    None
+}
+
+fn assert_works(device: &Device) {
+    let data = noise(1, 4096);
+    let front_end = device.connect();
+    let mut driver = driver(&front_end);
+    ok(driver.write(0, &data).unwrap());
+    assert_eq!(ok(driver.read(0, 4096).unwrap()), data);
+}
+
+fn a_second_writer_is_refused(variant: Variant) {
+    let device = variant.start(&vec![0; IMAGE_SIZE], READ_WRITE);
+    assert!(start_second(variant, &device.image, READ_WRITE).is_none());
+    assert_works(&device);
+}
+
+fn a_reader_and_a_writer_exclude_each_other(variant: Variant) {
+    for (first, second) in [(READ_WRITE, READ_ONLY), (READ_ONLY, READ_WRITE)] {
+        let device = variant.start(&vec![0; IMAGE_SIZE], first);
+        assert!(start_second(variant, &device.image, second).is_none());
+        drop(device.connect());
+    }
+}
+
+fn readers_share_an_image(variant: Variant) {
+    let mut device = variant.start(&vec![0; IMAGE_SIZE], READ_ONLY);
+    let second = start_second(variant, &device.image, READ_ONLY).unwrap();
+    let third = start_second(variant, &device.image, READ_ONLY).unwrap();
+    // As long as one is left, there is no room for a writer.
+    device.program.end(Signal::TERM, PATIENCE).unwrap();
+    drop(second);
+    assert!(start_second(variant, &device.image, READ_WRITE).is_none());
+    drop(third);
+    assert!(start_second(variant, &device.image, READ_WRITE).is_some());
+}
+
+/// It is the file that is locked, whatever its name.
+fn another_name_of_the_image_is_no_way_around(variant: Variant) {
+    let device = variant.start(&vec![0; IMAGE_SIZE], READ_WRITE);
+    for (name, is_hard) in [("hard", true), ("symbolic", false)] {
+        let link = device.image.with_file_name(name);
+        if is_hard {
+            fs::hard_link(&device.image, &link).unwrap();
+        } else {
+            std::os::unix::fs::symlink(&device.image, &link).unwrap();
+        }
+        assert!(start_second(variant, &link, READ_WRITE).is_none(), "{name}");
+    }
+}
+
+fn an_ended_device_lets_go_of_its_image(variant: Variant) {
+    for signal in [Signal::TERM, Signal::KILL] {
+        let mut device = variant.start(&vec![0; IMAGE_SIZE], READ_WRITE);
+        device.program.end(signal, PATIENCE).unwrap();
+        assert!(start_second(variant, &device.image, READ_WRITE).is_some());
+    }
+}
+
+/// Runs one of QEMU's programs; `None` if this host has it not.
+fn qemu(program: &str, arguments: &[&str], image: &Path) -> Option<Output> {
+    match Command::new(program).args(arguments).arg(image).output() {
+        Ok(output) => Some(output),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            skip_unless_ci(&format!("{program} is not installed (package qemu-utils)"));
+            None
+        }
+        Err(error) => panic!("{program}: {error}"),
+    }
+}
+
+fn qemu_img_can_look_at_an_image_in_use(variant: Variant) {
+    for arguments in [READ_WRITE, READ_ONLY] {
+        let device = variant.start(&vec![0; IMAGE_SIZE], arguments);
+        let Some(output) = qemu("qemu-img", &["info", "-f", "raw"], &device.image) else {
+            return;
+        };
+        let stdout = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{output:?}");
+        assert!(stdout.contains(&IMAGE_SIZE.to_string()), "{stdout}");
+        drop(device.connect());
+    }
+}
+
+fn qemu_is_refused_to_write_to_an_image_in_use(variant: Variant) {
+    for arguments in [READ_WRITE, READ_ONLY] {
+        let device = variant.start(&vec![0; IMAGE_SIZE], arguments);
+        let command = ["-f", "raw", "-c", "write -P 7 0 512"];
+        let Some(output) = qemu("qemu-io", &command, &device.image) else {
+            return;
+        };
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success(), "{output:?}");
+        assert!(stderr.contains("lock"), "{stderr}");
+        assert!(device.contents().iter().all(|&byte| byte == 0));
+    }
+}
+
+/// The storage daemon holds the image for as long as it lives.
+fn an_image_that_qemu_writes_to_is_refused(variant: Variant) {
+    let directory = variant.directory();
+    let image = directory.path().join("image");
+    fs::write(&image, vec![0; IMAGE_SIZE]).unwrap();
+    let pid_file = directory.path().join("pid");
+    let node = format!("driver=file,node-name=image,filename={}", image.display());
+    let mut command = Command::new("qemu-storage-daemon");
+    command
+        .args(["--blockdev", &node, "--export"])
+        .arg(format!(
+            "type=vhost-user-blk,id=export,node-name=image,writable=on,addr.type=unix,addr.path={}",
+            directory.path().join("export").display()
+        ))
+        .arg("--pidfile")
+        .arg(&pid_file);
+    if qemu("qemu-storage-daemon", &["--version"], Path::new("")).is_none() {
+        return;
+    }
+    let mut daemon = Program::spawn(&mut command).unwrap();
+    daemon
+        .wait_until("write its pid file", PATIENCE, || pid_file.try_exists())
+        .unwrap();
+    for arguments in [READ_WRITE, READ_ONLY] {
+        assert!(start_second(variant, &image, arguments).is_none());
+    }
+    daemon.end(Signal::TERM, PATIENCE).unwrap();
+    assert!(start_second(variant, &image, READ_WRITE).is_some());
+}
+
+crate::for_each_variant!(
+    a_second_writer_is_refused,
+    a_reader_and_a_writer_exclude_each_other,
+    readers_share_an_image,
+    another_name_of_the_image_is_no_way_around,
+    an_ended_device_lets_go_of_its_image,
+    qemu_img_can_look_at_an_image_in_use,
+    qemu_is_refused_to_write_to_an_image_in_use,
+    an_image_that_qemu_writes_to_is_refused,
+);
