@@ -291,7 +291,8 @@ impl Transfer {
         disk: &Disk,
     ) -> Result<Parsed, Status> {
         if remaining == 0 {
-            return Ok(Parsed::Answered(0));
+            // No data, or none that lies in the direction of the transfer.
+            return Err(Status::IoError);
         }
         let mut transfer = Self {
             to_guest,

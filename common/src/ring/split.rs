@@ -226,6 +226,8 @@ impl SplitRing {
                 }
                 table = self.indirect_table(address, length)?;
                 limit = MAX_INDIRECT_DESCRIPTORS.max(limit);
+                // The descriptor that names the table is none of the chain's.
+                count -= 1;
                 index = 0;
                 continue;
             }
