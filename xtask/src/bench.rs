@@ -3,11 +3,11 @@
 
 use std::process::ExitCode;
 
-use crate::packages::{self, BENCH};
+use crate::packages::{self, IMAGES};
 use crate::progress::Progress;
 
 pub fn run(progress: &Progress, arguments: &[String]) -> Result<ExitCode, String> {
-    packages::install(progress, BENCH)?;
+    packages::install(progress, IMAGES)?;
     progress.run(
         "Building the release binaries",
         &mut crate::cargo([

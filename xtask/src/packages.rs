@@ -25,8 +25,8 @@ pub const GUEST: &[Need] = &[
     ("fio", "fio"),
 ];
 
-/// What the comparison with QEMU's own back-end takes.
-pub const BENCH: &[Need] = &[("qemu-storage-daemon", "qemu-utils")];
+/// QEMU's programs for images: to compare with, and to share images with.
+pub const IMAGES: &[Need] = &[("qemu-storage-daemon", "qemu-utils")];
 
 /// Makes sure that there is a kernel for guests.
 pub fn kernel(progress: &Progress) -> Result<Kernel, String> {

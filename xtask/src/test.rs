@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::{cargo, target_directory, workspace};
 use vhost_device_tests::guest::find_program;
 
-use crate::packages::{self, GUEST};
+use crate::packages::{self, GUEST, IMAGES};
 use crate::progress::Progress;
 
 /// How a stage went.
@@ -99,7 +99,7 @@ impl Stages<'_> {
 
 pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
     if !no_guest {
-        packages::install(progress, GUEST)?;
+        packages::install(progress, &[GUEST, IMAGES].concat())?;
         packages::kernel(progress)?;
     }
     let mut stages = Stages {
