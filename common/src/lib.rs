@@ -6,6 +6,8 @@
 //! (virtqueues), [`chain`] (one request), [`worker`] (the thread that takes requests and gives them
 //! back), [`device`] (what a device implements).
 
+#![deny(unsafe_code)]
+
 pub mod chain;
 pub mod device;
 mod limit;

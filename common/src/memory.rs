@@ -4,6 +4,8 @@
 //! A [`GuestMemory`] never changes. A new table from the front-end makes a new one, which shares the
 //! mappings that stay; whoever still works on the old one keeps it, and its mappings, alive.
 
+#![allow(unsafe_code)]
+
 use std::ffi::c_void;
 use std::os::fd::OwnedFd;
 use std::ptr::{NonNull, null_mut};

@@ -4,7 +4,10 @@
 //! A request comes from the ring to the [`handler`], which checks it ([`request`]) and cuts it into
 //! operations on the image; an [`engine`] carries these out.
 
+#![deny(unsafe_code)]
+
 mod device;
+#[allow(unsafe_code)]
 mod engine;
 mod handler;
 mod image;

@@ -2,6 +2,8 @@
 //! Half of a chain: pieces of mapped guest memory, read or written from the front, with a tail that
 //! can be set aside. The one place of this room that turns pointers into memory.
 
+#![allow(unsafe_code)]
+
 use std::ptr;
 
 use vm_memory::VolatileSlice;

@@ -45,6 +45,7 @@ impl Source {
         }
     }
 
+    #[allow(unsafe_code)]
     fn inherited(number: RawFd) -> Result<Self, StartError> {
         // SAFETY: the borrow ends before anything is opened or closed; a number that is not open
         // makes the system call fail.

@@ -141,7 +141,6 @@ impl Answer {
 struct Session<'a, D: Device> {
     device: &'a D,
     accepted_features: u64,
-    protocol_features: Protocol,
     status: u64,
     memory: GuestMemory,
     vrings: Vec<Vring>,
@@ -164,7 +163,6 @@ pub fn serve<D: Device>(
     let mut session = Session {
         device,
         accepted_features: 0,
-        protocol_features: Protocol::empty(),
         status: 0,
         memory: GuestMemory::default(),
         vrings: (0..device.num_queues()).map(|_| Vring::default()).collect(),
@@ -349,12 +347,12 @@ impl<D: Device> Session<'_, D> {
         offered
     }
 
-    fn set_protocol_features(&mut self, wanted: u64) -> Result<Answer, SessionError> {
+    fn set_protocol_features(&self, wanted: u64) -> Result<Answer, SessionError> {
         let unknown = wanted & !self.offered_protocol_features().bits();
         if unknown != 0 {
             return Err(SessionError::Features(unknown));
         }
-        self.protocol_features = Protocol::from_bits_truncate(wanted);
+        // What was offered is understood whether it is wanted or not.
         Ok(Answer::Ack)
     }
 
