@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Header, data and status in any division over descriptors, which has no meaning (VIRTIO 1.3, section 2.7.4.1).
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use fastrand::Rng;
 use vhost_device_tests::front_end::block::{
     BlockDriver, DISCARD, FLUSH, Framing, GET_ID, HEADER_SIZE, ID_SIZE, IN, NO_STATUS, OK, OUT,
@@ -8,7 +11,7 @@ use vhost_device_tests::front_end::block::{
 };
 use vhost_device_tests::front_end::{Buffer, FrontEnd, GuestMemory, Options, Queue, QueueOptions};
 
-use crate::{IMAGE_SIZE, PATIENCE, SECTORS, Variant, assert_same, driver, noise, ok};
+use crate::{Disk, IMAGE_SIZE, PATIENCE, SECTORS, Variant, assert_same, driver, noise, ok, skip};
 
 /// Rings without and with indirect tables: ring size, table entries.
 const RINGS: [(u16, u16); 2] = [(1024, 0), (1024, 600)];
@@ -371,6 +374,40 @@ fn requests_may_have_many_megabytes(variant: Variant) {
     }
 }
 
+/// Linux moves a little less than 2 GiB at a time. The same memory is read into again and again, from a hole that takes no storage.
+fn more_data_than_the_host_moves_at_once_is_read(variant: Variant) {
+    let variant = variant.in_memory();
+    if !variant.is_possible() {
+        return skip("there is no file system in memory");
+    }
+    const PIECE: u32 = 24 << 20;
+    const PIECES: usize = 90;
+    let length = u64::from(PIECE) * PIECES as u64;
+    let directory = variant.directory();
+    let file = File::create_new(directory.path().join("image")).unwrap();
+    file.set_len(length).unwrap();
+    let last = noise(4, 4096);
+    file.write_all_at(&last, length - 4096).unwrap();
+    let disk = Disk::connect(variant.start_in(directory, &[], |_| {}));
+    disk.front_end.stop(0).unwrap();
+    let mut queue = ring(&disk.front_end, 128, 0);
+    let memory = disk.front_end.memory();
+    let (request, status) = (memory.allocate(16, 16), memory.allocate(1, 1));
+    memory.write(request, &header(IN, 0));
+    memory.write_u8(status, NO_STATUS);
+    let place = 1 << 32;
+    let mut chain = vec![Buffer::readable(request, HEADER_SIZE)];
+    chain.extend([Buffer::writable(place, PIECE); PIECES]);
+    chain.push(Buffer::writable(status, 1));
+    queue.submit(&chain);
+    assert!(queue.wait_used(PATIENCE), "not answered");
+    let used = queue.take_used().unwrap();
+    assert_eq!(u32::from(memory.read_u8(status)), OK);
+    assert_eq!(u64::from(used.length), length + 1);
+    let end = memory.read_vec(place + u64::from(PIECE) - 4096, 4096);
+    assert_same(&end, &last, "the end of the data");
+}
+
 /// The whole request in one readable and one writable descriptor, in the order of bytes next to each other.
 fn a_request_may_lie_in_memory_without_a_gap(variant: Variant) {
     for_each_ring(variant, |driver, image| {
@@ -435,6 +472,7 @@ crate::for_each_variant!(
     requests_may_have_as_many_descriptors_as_the_ring,
     more_pieces_than_the_host_takes_at_once_are_carried_out,
     requests_may_have_many_megabytes,
+    more_data_than_the_host_moves_at_once_is_read,
     a_request_may_lie_in_memory_without_a_gap,
     data_read_may_replace_the_header,
 );

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Many requests at once: on one queue, on all queues, while the device ends, and on connections that go away.
 
+use std::fs;
+use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -155,6 +157,30 @@ fn all_queues_work_at_once(variant: Variant) {
     load.add(0, &read(0, 1 << 20));
     load.publish();
     assert_same(&ok(load.wait().1), &image[..1 << 20], "data");
+}
+
+/// Nobody gets another engine than the one that was named.
+fn the_engine_that_was_asked_for_does_the_work(variant: Variant) {
+    let device = start_empty(variant);
+    let (_front_end, mut load) = send_writes(&device);
+    for _ in 0..IN_FLIGHT {
+        ok(load.wait().1);
+    }
+    let process = PathBuf::from(format!("/proc/{}", device.program.id()));
+    let rings = fs::read_dir(process.join("fd"))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .filter(|path| path.to_string_lossy().contains("[io_uring]"));
+    let threads = fs::read_dir(process.join("task"))
+        .unwrap()
+        .filter_map(|entry| fs::read_to_string(entry.unwrap().path().join("comm")).ok())
+        .filter(|name| name.trim() == "io");
+    let (rings, threads) = (rings.count(), threads.count());
+    match variant.engine {
+        "io_uring" => assert!(rings > 0 && threads == 0, "{rings}, {threads}"),
+        "threads" => assert!(rings == 0 && threads > 0, "{rings}, {threads}"),
+        _ => assert_eq!(threads, 0),
+    }
 }
 
 /// All made available with one store and one kick.
@@ -314,7 +340,7 @@ fn connections_that_go_away_leave_nothing_behind(variant: Variant) {
 fn a_killed_device_can_be_started_again_at_once(variant: Variant) {
     let directory = variant.directory();
     let image = directory.path().join("image");
-    std::fs::write(&image, vec![0; IN_FLIGHT * IN_FLIGHT_LENGTH]).unwrap();
+    fs::write(&image, vec![0; IN_FLIGHT * IN_FLIGHT_LENGTH]).unwrap();
     let sockets = tempfile::tempdir().unwrap();
     let socket = sockets.path().join("socket");
     for _ in 0..10 {
@@ -334,6 +360,7 @@ fn a_killed_device_can_be_started_again_at_once(variant: Variant) {
 
 crate::for_each_variant!(
     all_queues_work_at_once,
+    the_engine_that_was_asked_for_does_the_work,
     a_full_ring_of_1024_requests_is_carried_out,
     good_and_bad_requests_of_all_kinds_share_a_full_ring,
     the_program_ends_in_time_and_keeps_what_it_acknowledged,

@@ -103,7 +103,7 @@ fn qemu(program: &str, arguments: &[&str], image: &Path) -> Option<Output> {
 fn qemu_img_can_look_at_an_image_in_use(variant: Variant) {
     for arguments in [READ_WRITE, READ_ONLY] {
         let device = variant.start(&vec![0; IMAGE_SIZE], arguments);
-        let Some(output) = qemu("qemu-img", &["info", "-f", "raw"], &device.image) else {
+        let Some(output) = qemu("qemu-img", &["info"], &device.image) else {
             return;
         };
         let stdout = String::from_utf8_lossy(&output.stdout);
