@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! SIGTERM and SIGINT end the program: in good order, or at the latest after a time limit.
+//! SIGTERM and SIGINT end the program: in good order, or at the latest after a time limit. A guest
+//! can not end it by a signal.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use super::socket::Listener;
 use crate::device::StartError;
@@ -31,6 +32,8 @@ impl Stop {
             let write = write.try_clone().map_err(failed)?;
             signal_hook::low_level::pipe::register(signal, write).map_err(failed)?;
         }
+        // A write beyond the limit of file sizes is to fail, not to end the process.
+        signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(failed)?;
         let stop = Self {
             file: Arc::new(read.into()),
             listener: Arc::default(),
