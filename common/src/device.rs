@@ -118,13 +118,22 @@ pub trait QueueHandler {
     /// already, is offered again when something that the handler waits for became ready.
     fn process(&mut self, queue: &mut Queue);
 
-    /// The thread waits by this, if the handler brings a way of its own that also sees its
-    /// completions; by epoll otherwise.
+    /// Has `poller` watch what the handler waits for beside requests, as `Token::Device`: files,
+    /// eventfds, timerfds. They stay open for as long as the handler lives.
+    ///
+    /// # Errors
+    /// The kernel can not wait on one of them; the queue can not start.
+    fn watch(&mut self, _poller: &mut dyn Poller) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// What the thread waits with instead of epoll, for a handler that has a way of its own which sees
+    /// its completions too. It is not asked to watch anything then.
     fn poller(&mut self) -> Option<&mut dyn Poller> {
         None
     }
 
-    /// Something of this handler's is ready: what it watched as `Token::Device(token)`.
+    /// Something of this handler's is ready: what is watched as `Token::Device(token)`.
     fn ready(&mut self, _token: u32, _queues: &mut Queues) {}
 
     /// `queue` is about to stop: whatever is held for it must be completed soon. A handler that waits

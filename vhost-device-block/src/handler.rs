@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Takes requests from a queue, has them carried out, and gives them back.
 
+use std::io;
 use std::sync::Arc;
 
 use vhost_device_common::device::QueueHandler;
@@ -46,8 +47,12 @@ impl QueueHandler for BlockHandler {
         }
     }
 
+    fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {
+        self.engine.watch(poller)
+    }
+
     fn poller(&mut self) -> Option<&mut dyn Poller> {
-        Some(self.engine.poller())
+        self.engine.poller()
     }
 
     fn ready(&mut self, _token: u32, queues: &mut Queues) {

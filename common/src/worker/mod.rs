@@ -80,10 +80,11 @@ impl Worker {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| WorkerError::Start(errno.into()))?;
         let wake = Arc::new(wake);
-        let mut epoll = match handler.poller() {
-            Some(_) => None,
-            None => Some(EpollPoller::new().map_err(WorkerError::Start)?),
-        };
+        let mut epoll = None;
+        if handler.poller().is_none() {
+            let epoll = epoll.insert(EpollPoller::new().map_err(WorkerError::Start)?);
+            handler.watch(epoll).map_err(WorkerError::Start)?;
+        }
         if let Some(poller) = poller(&mut handler, &mut epoll) {
             poller
                 .watch(wake.as_fd(), Token::Control)

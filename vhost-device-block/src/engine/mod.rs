@@ -80,11 +80,23 @@ impl Engine {
         }
     }
 
-    /// What the queue's thread is to wait with, and hear of ended operations: as `Token::Device`.
-    pub fn poller(&mut self) -> &mut dyn Poller {
+    /// What the queue's thread is to wait with, if this engine has a way of its own. Ended operations
+    /// show as `Token::Device`.
+    pub fn poller(&mut self) -> Option<&mut dyn Poller> {
         match self {
-            Self::IoUring(engine) => engine,
-            Self::Threads(engine) => engine.poller(),
+            Self::IoUring(engine) => Some(engine),
+            Self::Threads(_) => None,
+        }
+    }
+
+    /// Has another poller watch for ended operations.
+    ///
+    /// # Errors
+    /// The kernel has no room for one more watch.
+    pub fn watch(&self, poller: &mut dyn Poller) -> io::Result<()> {
+        match self {
+            Self::IoUring(_) => Ok(()),
+            Self::Threads(engine) => engine.watch(poller),
         }
     }
 }

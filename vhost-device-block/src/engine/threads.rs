@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
-use vhost_device_common::worker::{EpollPoller, Poller, Token};
+use vhost_device_common::worker::{Poller, Token};
 
 use super::slots::Slots;
 use super::{Finished, Operation, execute};
@@ -81,7 +81,6 @@ impl Shared {
 /// Carries operations out by blocking system calls in threads of its own.
 pub struct ThreadsEngine {
     shared: Arc<Shared>,
-    poller: EpollPoller,
     threads: Vec<JoinHandle<()>>,
     slots: Slots,
     /// Ended jobs that were fetched together.
@@ -91,8 +90,6 @@ pub struct ThreadsEngine {
 impl ThreadsEngine {
     pub fn new(image: &Arc<Image>) -> io::Result<Self> {
         let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let mut poller = EpollPoller::new()?;
-        poller.watch(ended.as_fd(), Token::Device(0))?;
         Ok(Self {
             shared: Arc::new(Shared {
                 image: Arc::clone(image),
@@ -100,7 +97,6 @@ impl ThreadsEngine {
                 work: Condvar::new(),
                 ended,
             }),
-            poller,
             threads: Vec::new(),
             slots: Slots::new(),
             fetched: VecDeque::new(),
@@ -111,8 +107,9 @@ impl ThreadsEngine {
         self.slots.has_room()
     }
 
-    pub fn poller(&mut self) -> &mut dyn Poller {
-        &mut self.poller
+    /// Has `poller` watch for ended jobs.
+    pub fn watch(&self, poller: &mut dyn Poller) -> io::Result<()> {
+        poller.watch(self.shared.ended.as_fd(), Token::Device(0))
     }
 
     pub fn submit(&mut self, request: Request) {
