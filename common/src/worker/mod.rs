@@ -218,7 +218,7 @@ struct Thread<H> {
 impl<H: QueueHandler> Thread<H> {
     fn run(mut self) {
         loop {
-            let sleeps = !self.serve() && self.last_work.elapsed() >= SPIN && self.rest();
+            let sleeps = !self.serve() && !self.spins() && self.rest();
             if self.wait((!sleeps).then_some(Duration::ZERO)) && !self.obey() {
                 return;
             }
@@ -240,6 +240,12 @@ impl<H: QueueHandler> Thread<H> {
             self.last_work = Instant::now();
         }
         took
+    }
+
+    /// Whether to look for more requests rather than sleep. Not while requests are under way: their
+    /// completion wakes the thread, and gathers more of them until then.
+    fn spins(&self) -> bool {
+        self.queues.0.iter().all(|queue| queue.held() == 0) && self.last_work.elapsed() < SPIN
     }
 
     /// Asks all drivers to kick from now on. Returns whether there is nothing to do until they do.
