@@ -149,9 +149,18 @@ fn an_image_without_rights_is_a_failure_before_the_socket_exists() {
 
 /// The program as a user for whom file permissions hold, which they do not for root.
 fn unprivileged(setup: &Setup) -> Command {
-    // Where the binary was built, only its owner may be able to reach it.
+    // Where the binary was built, only its owner may be able to reach it. `cp` copies: a file that this process has
+    // written could still be open in the child of another test, and then it can not be executed.
     let binary = setup.path(BINARY);
-    fs::copy(process::binary(BINARY).unwrap(), &binary).unwrap();
+    let source = process::binary(BINARY).unwrap();
+    assert!(
+        Command::new("cp")
+            .arg(source)
+            .arg(&binary)
+            .status()
+            .unwrap()
+            .success()
+    );
     let mut command = Command::new(binary);
     command.env_remove("RUST_LOG");
     if rustix::process::geteuid().is_root() {
