@@ -315,10 +315,13 @@ fn a_region_is_removed_whatever_its_offset(target: &dyn Target) {
     peer.assert_alive();
 }
 
-/// Adds the region that the changed ones are near to.
+/// Adds the region that the changed ones are near to. Its user addresses are none that this process maps anything at, so that it is
+/// not they that the changed ones are refused for.
 fn add_first_slot(peer: &Peer) {
     let memory = Region::new(0, PAGE as usize);
-    let payload = payload::single_region(&memory.info());
+    let mut info = memory.info();
+    info.userspace_addr = PAGE;
+    let payload = payload::single_region(&info);
     peer.done(FrontendReq::ADD_MEM_REG, &payload, &[memory.file().as_fd()]);
 }
 
@@ -329,8 +332,19 @@ fn a_malformed_region_is_refused(target: &dyn Target) {
     {
         return;
     }
+    let region = || Region::new(4 * PAGE, PAGE as usize);
+    let (running, peer) = start(target);
+    add_first_slot(&peer);
+    let good = region();
+    peer.done(
+        FrontendReq::ADD_MEM_REG,
+        &payload::single_region(&good.info()),
+        &[good.file().as_fd()],
+    );
+    drop((running, peer));
+
     assert_refused(target, add_first_slot, |_| {
-        let region = Region::new(4 * PAGE, PAGE as usize);
+        let region = region();
         let file = || region.file().try_clone().unwrap();
         let add = |what, change: &dyn Fn(&mut VhostUserMemoryRegionInfo)| {
             let mut info = region.info();
@@ -353,7 +367,6 @@ fn a_malformed_region_is_refused(target: &dyn Target) {
             .with(file()),
         );
         bad.push(add("no file", &|_| {}));
-        bad.push(add("two files", &|_| {}).with(file()).with(file()));
         bad.extend(wrong_files().map(|(what, file)| add(what, &|_| {}).with(file)));
         let mut short = add("half a region", &|_| {}).with(file());
         short.payload.truncate(24);
