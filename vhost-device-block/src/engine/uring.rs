@@ -18,6 +18,8 @@ use crate::request::Request;
 
 /// Submission entries: all operations of a queue, and some to watch files.
 const ENTRIES: u32 = DEPTH as u32;
+/// Operations that are submitted together: the disk begins with the first of a batch while the rest is taken from the queue.
+const PIECE: usize = 4;
 /// The image, in the ring's table of registered files.
 const IMAGE: Fixed = Fixed(0);
 /// Marks the completion of a removed watch, which is of no interest. No token has this number.
@@ -80,10 +82,13 @@ impl UringEngine {
         // SAFETY: what the entry points to belongs to the request, which stays in its slot until
         // the completion of this entry is seen, or the ring is gone.
         let pushed = unsafe { self.push(&entry) };
-        if let Err(error) = pushed
-            && let Some(request) = self.slots.remove(number)
-        {
-            self.finished.push_back((request, Err(error)));
+        if let Err(error) = pushed {
+            if let Some(request) = self.slots.remove(number) {
+                self.finished.push_back((request, Err(error)));
+            }
+        } else if self.enabled && self.ring.submission().len() >= PIECE {
+            // What stays behind is submitted, and an error met again, when the thread waits.
+            let _ = self.ring.submit();
         }
     }
 
