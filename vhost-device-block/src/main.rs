@@ -1,21 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! vhost-user back-end for the VIRTIO block device (VIRTIO 1.3, 5.2).
-//!
-//! A request comes from the ring to the [`handler`], which checks it ([`request`]) and cuts it into
-//! operations on the image; an [`engine`] carries these out.
-
-#![deny(unsafe_code)]
-
-mod device;
-#[allow(unsafe_code)]
-mod engine;
-mod handler;
-mod image;
-mod options;
-mod request;
+//! The program `vhost-device-block`.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    vhost_device_common::program::run::<device::Block>()
+    vhost_device_common::program::run::<vhost_device_block::Block>()
 }

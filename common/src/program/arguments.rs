@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
-use clap::{ArgGroup, Args, CommandFactory, FromArgMatches, Parser};
+use clap::{ArgGroup, Args, Command, CommandFactory, FromArgMatches, Parser};
 
 use super::USAGE;
 use crate::device::Device;
@@ -71,16 +71,20 @@ impl<O: Args> Arguments<O> {
         })
     }
 
-    fn parse_from<D: Device>(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
-        let command = Self::command()
+    /// These options, with the words of the device around them.
+    pub fn command<D: Device>() -> Command {
+        <Self as CommandFactory>::command()
             .name(D::PROGRAM)
             .version(D::VERSION)
             .about(D::DESCRIPTION)
             .after_help(
                 "Log lines go to stderr; RUST_LOG=debug (or warn, trace) shows more or less of \
                  them.\nSIGTERM and SIGINT finish what was begun and end the program.",
-            );
-        Self::from_arg_matches(&command.try_get_matches_from(arguments)?)
+            )
+    }
+
+    fn parse_from<D: Device>(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
+        Self::from_arg_matches(&Self::command::<D>().try_get_matches_from(arguments)?)
     }
 }
 

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Command;
 use serde::Serialize;
 
 use crate::device::{Device, StartError};
@@ -36,6 +37,11 @@ struct Descriptor<'a> {
 struct Capabilities<'a> {
     r#type: &'a str,
     features: Vec<&'a str>,
+}
+
+/// The command line of a device's program, for help, manual pages and shell completions.
+pub fn command<D: Device>() -> Command {
+    Arguments::<D::Options>::command::<D>()
 }
 
 /// The `main` of a device's program.
