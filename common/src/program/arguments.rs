@@ -31,7 +31,14 @@ pub struct Arguments<O: Args> {
     pub fd: Option<RawFd>,
 
     /// Permissions of the socket at --socket-path, in octal.
-    #[arg(long, value_name = "OCTAL", default_value = "0660", value_parser = octal, conflicts_with = "fd")]
+    #[arg(
+        long,
+        value_name = "OCTAL",
+        default_value = "0660",
+        value_parser = octal,
+        conflicts_with = "fd",
+        requires = "socket_path"
+    )]
     pub socket_mode: u32,
 
     /// Print what this program can do on this host, as JSON, and exit. All other arguments are
@@ -58,17 +65,20 @@ fn octal(text: &str) -> Result<u32, String> {
 
 impl<O: Args> Arguments<O> {
     /// Understands the arguments of this process; prints help, version or what is wrong otherwise.
-    pub fn parse<D: Device>() -> Result<Self, ExitCode> {
-        Self::parse_from::<D>(std::env::args_os().collect()).map_err(|error| match error.kind() {
-            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                let _ = error.print();
-                ExitCode::SUCCESS
-            }
-            _ => {
-                eprintln!("{}: {}", D::PROGRAM, one_line(&error));
-                ExitCode::from(USAGE)
-            }
-        })
+    /// They must name a socket, unless there is one already.
+    pub fn parse<D: Device>(has_socket: bool) -> Result<Self, ExitCode> {
+        Self::parse_from::<D>(std::env::args_os().collect(), has_socket).map_err(
+            |error| match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                    let _ = error.print();
+                    ExitCode::SUCCESS
+                }
+                _ => {
+                    eprintln!("{}: {}", D::PROGRAM, one_line(&error));
+                    ExitCode::from(USAGE)
+                }
+            },
+        )
     }
 
     /// These options, with the words of the device around them.
@@ -79,12 +89,20 @@ impl<O: Args> Arguments<O> {
             .about(D::DESCRIPTION)
             .after_help(
                 "Log lines go to stderr; RUST_LOG=debug (or warn, trace) shows more or less of \
-                 them.\nSIGTERM and SIGINT finish what was begun and end the program.",
+                 them.\nSIGTERM and SIGINT finish what was begun and end the program.\n\
+                 Under systemd neither --socket-path nor --fd is needed: the one socket of the \
+                 socket unit (LISTEN_FDS) is used as --fd would. A service of Type=notify is \
+                 ready once the socket listens.",
             )
     }
 
-    fn parse_from<D: Device>(arguments: Vec<OsString>) -> Result<Self, clap::Error> {
-        Self::from_arg_matches(&Self::command::<D>().try_get_matches_from(arguments)?)
+    fn parse_from<D: Device>(
+        arguments: Vec<OsString>,
+        has_socket: bool,
+    ) -> Result<Self, clap::Error> {
+        let command =
+            Self::command::<D>().mut_group("socket", |socket| socket.required(!has_socket));
+        Self::from_arg_matches(&command.try_get_matches_from(arguments)?)
     }
 }
 

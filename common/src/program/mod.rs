@@ -3,6 +3,7 @@
 //! "back-end program conventions".
 
 mod arguments;
+mod service;
 mod signals;
 mod socket;
 
@@ -17,6 +18,7 @@ use serde::Serialize;
 use crate::device::{Device, StartError};
 use crate::session;
 use arguments::Arguments;
+use service::{ServiceManager, State};
 use signals::Stop;
 use socket::{Listener, Source};
 
@@ -60,8 +62,9 @@ pub fn run<D: Device>() -> ExitCode {
     } else if asked("--print-descriptor") {
         descriptor::<D>()
     } else {
-        match Arguments::<D::Options>::parse::<D>() {
-            Ok(arguments) => start::<D>(arguments),
+        let manager = ServiceManager::take_from_environment();
+        match Arguments::<D::Options>::parse::<D>(manager.passed_sockets()) {
+            Ok(arguments) => start::<D>(arguments, &manager),
             Err(exit) => return exit,
         }
     };
@@ -92,24 +95,36 @@ fn descriptor<D: Device>() -> Result<(), StartError> {
     })
 }
 
-fn start<D: Device>(arguments: Arguments<D::Options>) -> Result<(), StartError> {
+fn start<D: Device>(
+    arguments: Arguments<D::Options>,
+    manager: &ServiceManager,
+) -> Result<(), StartError> {
     // First of all, while no file of our own can have the number that was given.
-    let source = Source::find(&arguments)?;
+    let source = Source::find(&arguments, manager)?;
     log_to_stderr(D::PROGRAM);
     let device = D::open(arguments.device)?;
     let stop = Stop::on_signals()?;
-    match source {
-        Source::Connected(socket) => session::serve(&device, socket, stop.file())
-            .map_err(|error| StartError(format!("the connection ended: {error}"))),
-        Source::Listening(listener) => serve_all(&device, &Listener::adopt(listener), &stop),
+    let outcome = match source {
+        Source::Connected(socket) => {
+            manager.tell(State::Ready);
+            session::serve(&device, socket, stop.file())
+                .map_err(|error| StartError(format!("the connection ended: {error}")))
+        }
+        Source::Listening(listener) => {
+            manager.tell(State::Ready);
+            serve_all(&device, &Listener::adopt(listener), &stop)
+        }
         Source::Path { path, mode } => {
             let listener = Arc::new(Listener::bind(path, mode)?);
             stop.remove_at_forced_end(&listener);
+            manager.tell(State::Ready);
             let outcome = serve_all(&device, &listener, &stop);
             listener.remove_file();
             outcome
         }
-    }
+    };
+    manager.tell(State::Stopping);
+    outcome
 }
 
 /// Serves one front-end after the other.

@@ -16,6 +16,7 @@ use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
 
 use super::arguments::Arguments;
+use super::service::ServiceManager;
 use crate::device::StartError;
 
 /// What the arguments name.
@@ -34,27 +35,38 @@ pub enum Source {
 }
 
 impl Source {
-    /// Checks what the arguments name, and takes an inherited socket into possession.
-    pub fn find<O: Args>(arguments: &Arguments<O>) -> Result<Self, StartError> {
+    /// Checks what the arguments name, or else what the service manager passed, and takes an
+    /// inherited socket into possession.
+    pub fn find<O: Args>(
+        arguments: &Arguments<O>,
+        manager: &ServiceManager,
+    ) -> Result<Self, StartError> {
         match (arguments.fd, &arguments.socket_path) {
-            (Some(number), _) => Self::inherited(number),
-            (None, path) => Ok(Self::Path {
-                path: path.clone().unwrap_or_default(),
+            (Some(number), _) => Self::inherited(
+                number,
+                &format!("--fd={number}"),
+                "pass the number of an open unix stream socket",
+            ),
+            (None, Some(path)) => Ok(Self::Path {
+                path: path.clone(),
                 mode: arguments.socket_mode,
             }),
+            (None, None) => Self::inherited(
+                manager.socket()?,
+                "LISTEN_FDS=1",
+                "let ListenStream= of the socket unit be a path",
+            ),
         }
     }
 
+    /// Takes the socket `number`. Where it can not be used, `name` is what is wrong, and `remedy` what
+    /// to do.
     #[allow(unsafe_code)]
-    fn inherited(number: RawFd) -> Result<Self, StartError> {
+    fn inherited(number: RawFd, name: &str, remedy: &str) -> Result<Self, StartError> {
         // SAFETY: the borrow ends before anything is opened or closed; a number that is not open
         // makes the system call fail.
         let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
-        let refuse = |what: &str| {
-            StartError(format!(
-                "--fd={number}: {what}; pass the number of an open unix stream socket"
-            ))
-        };
+        let refuse = |what: &str| StartError(format!("{name}: {what}; {remedy}"));
         fcntl_getfd(borrowed).map_err(|_| refuse("no such file is open"))?;
         let is_unix_stream = socket_domain(borrowed) == Ok(AddressFamily::UNIX)
             && socket_type(borrowed) == Ok(SocketType::STREAM);

@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! systemd, or what speaks like it: the socket that it passes (sd_listen_fds(3)), and what it wants
+//! to hear (sd_notify(3)).
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::RawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
+
+use crate::device::StartError;
+
+/// The number that the first passed socket has (SD_LISTEN_FDS_START).
+const FIRST: RawFd = 3;
+
+/// How long the manager may take to make room for a message. A busy one must not lose READY=1, or it
+/// would end the service; one that hangs must not keep the device from its work.
+const TIME_TO_HEAR: Duration = Duration::from_secs(1);
+
+/// What becomes of the service.
+#[derive(Clone, Copy, Debug)]
+pub enum State {
+    /// Front-ends can connect.
+    Ready,
+    /// The program is about to end.
+    Stopping,
+}
+
+/// The service manager that started this program, if one did.
+#[derive(Debug)]
+pub struct ServiceManager {
+    /// LISTEN_FDS, if it is meant for this process.
+    sockets: Option<OsString>,
+    /// NOTIFY_SOCKET.
+    notify: Option<OsString>,
+}
+
+impl ServiceManager {
+    /// Takes what it said out of the environment. To be called while the process has one thread.
+    #[allow(unsafe_code)]
+    pub fn take_from_environment() -> Self {
+        let take = |name| {
+            let value = std::env::var_os(name);
+            // SAFETY: there is no other thread that could use the environment.
+            unsafe { std::env::remove_var(name) };
+            value
+        };
+        let for_us = take("LISTEN_PID").is_some_and(|id| id == *std::process::id().to_string());
+        take("LISTEN_FDNAMES");
+        Self {
+            sockets: take("LISTEN_FDS").filter(|_| for_us),
+            notify: take("NOTIFY_SOCKET"),
+        }
+    }
+
+    /// Whether it passed sockets.
+    pub fn passed_sockets(&self) -> bool {
+        self.sockets.is_some()
+    }
+
+    /// The number of the one socket that it passed.
+    pub fn socket(&self) -> Result<RawFd, StartError> {
+        let count = self.sockets.as_deref().unwrap_or_default();
+        if count == "1" {
+            return Ok(FIRST);
+        }
+        Err(StartError(format!(
+            "LISTEN_FDS={}: a device takes just one socket; leave one ListenStream= in its socket unit",
+            count.display()
+        )))
+    }
+
+    /// Tells it `state`, if it wants to know. That it can not be reached is no reason to fail.
+    pub fn tell(&self, state: State) {
+        let message = match state {
+            State::Ready => "READY=1",
+            State::Stopping => "STOPPING=1",
+        };
+        if let Some(socket) = &self.notify
+            && let Err(error) = send(socket, message)
+        {
+            let socket = socket.display();
+            log::warn!("cannot send {message} to NOTIFY_SOCKET={socket}: {error}");
+        }
+    }
+}
+
+fn send(socket: &OsStr, message: &str) -> io::Result<()> {
+    let address = match socket.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(socket),
+    }?;
+    let sender = UnixDatagram::unbound()?;
+    sender.set_write_timeout(Some(TIME_TO_HEAR))?;
+    sender.send_to_addr(message.as_bytes(), &address)?;
+    Ok(())
+}
