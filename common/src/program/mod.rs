@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use clap::Command;
 use serde::Serialize;
+use vhost_user_discovery::schema::{VHostUserBackendCapabilities, VhostUserBackend};
 
 use crate::device::{Device, StartError};
 use crate::session;
@@ -24,22 +25,6 @@ use socket::{Listener, Source};
 
 /// Exit status for a usage error; all other failures have [`ExitCode::FAILURE`].
 const USAGE: u8 = 2;
-
-/// How the program describes itself to management software (`VhostUserBackend` in QEMU's schema).
-#[derive(Serialize)]
-struct Descriptor<'a> {
-    description: &'a str,
-    r#type: &'a str,
-    binary: String,
-    tags: &'a [&'a str],
-}
-
-/// What the program can do on this host (`VhostUserBackendCapabilities` in QEMU's schema).
-#[derive(Serialize)]
-struct Capabilities<'a> {
-    r#type: &'a str,
-    features: Vec<&'a str>,
-}
 
 /// The command line of a device's program, for help, manual pages and shell completions.
 pub fn command<D: Device>() -> Command {
@@ -55,9 +40,10 @@ pub fn run<D: Device>() -> ExitCode {
             .any(|argument| argument == option)
     };
     let outcome = if asked("--print-capabilities") {
-        print(&Capabilities {
-            r#type: D::TYPE,
-            features: D::capabilities(),
+        let features = D::capabilities().into_iter().map(String::from);
+        print(&VHostUserBackendCapabilities {
+            r#type: D::TYPE.to_owned(),
+            features: Some(features.collect()),
         })
     } else if asked("--print-descriptor") {
         descriptor::<D>()
@@ -87,11 +73,11 @@ fn print(document: &impl Serialize) -> Result<(), StartError> {
 fn descriptor<D: Device>() -> Result<(), StartError> {
     let binary = std::env::current_exe()
         .map_err(|error| StartError(format!("cannot find out where this program is: {error}")))?;
-    print(&Descriptor {
-        description: D::DESCRIPTION,
-        r#type: D::TYPE,
+    print(&VhostUserBackend {
+        description: D::DESCRIPTION.to_owned(),
+        r#type: D::TYPE.to_owned(),
         binary: binary.to_string_lossy().into_owned(),
-        tags: &["vhost-device"],
+        tags: vec!["vhost-device".to_owned()],
     })
 }
 

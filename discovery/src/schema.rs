@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The JSON that a back-end ships and prints, with the names of QEMU's schema `vhost-user.json`.
+//!
+//! Names of types and features are strings in the documents, so that one who reads them gets through
+//! those that the schema does not know; the enums say which it does.
+
+use serde::{Deserialize, Serialize};
+
+macro_rules! names {
+    ($(#[$attribute:meta])* $enum:ident { $($variant:ident = $name:literal,)* }) => {
+        $(#[$attribute])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+        pub enum $enum {
+            $(
+                #[doc = concat!("`", $name, "`")]
+                #[serde(rename = $name)]
+                $variant,
+            )*
+        }
+
+        impl $enum {
+            /// All of them, in the order of the schema.
+            pub const ALL: &'static [Self] = &[$(Self::$variant),*];
+
+            /// What it is called in JSON.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+
+            /// The one that is called `name` in JSON.
+            pub fn from_name(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|known| known.name() == name)
+            }
+        }
+    };
+}
+
+names! {
+    /// What kind of device a back-end is.
+    VHostUserBackendType {
+        NineP = "9p",
+        Balloon = "balloon",
+        Block = "block",
+        Caif = "caif",
+        Console = "console",
+        Crypto = "crypto",
+        Gpu = "gpu",
+        Input = "input",
+        Net = "net",
+        Rng = "rng",
+        Rpmsg = "rpmsg",
+        RprocSerial = "rproc-serial",
+        Scsi = "scsi",
+        Vsock = "vsock",
+        Fs = "fs",
+    }
+}
+
+names! {
+    /// Optional features of a block device.
+    VHostUserBackendBlockFeature {
+        ReadOnly = "read-only",
+        BlkFile = "blk-file",
+    }
+}
+
+names! {
+    /// Optional features of an input device.
+    VHostUserBackendInputFeature {
+        EvdevPath = "evdev-path",
+        NoGrab = "no-grab",
+    }
+}
+
+names! {
+    /// Optional features of a GPU.
+    VHostUserBackendGPUFeature {
+        RenderNode = "render-node",
+        Virgl = "virgl",
+    }
+}
+
+/// What a back-end can do on this host: what it prints for `--print-capabilities`.
+///
+/// In the schema this is a union, in which only input devices and GPUs have features. Block devices
+/// print theirs all the same, and other types an empty list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VHostUserBackendCapabilities {
+    /// A [`VHostUserBackendType`], or a type that the schema does not know.
+    pub r#type: String,
+    /// Features of that type, some of which the schema may not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub features: Option<Vec<String>>,
+}
+
+/// How a back-end describes itself: the content of a `50-*.json`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VhostUserBackend {
+    /// For people. The schema wants it, but nothing depends on it.
+    #[serde(default)]
+    pub description: String,
+    /// A [`VHostUserBackendType`], or a type that the schema does not know.
+    pub r#type: String,
+    /// Absolute path of the program.
+    pub binary: String,
+    /// Words of whoever installed it; without meaning for management software.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tags: Vec<String>,
+}
