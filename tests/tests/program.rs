@@ -11,6 +11,8 @@ mod connections;
 mod descriptor;
 #[path = "program/sockets.rs"]
 mod sockets;
+#[path = "program/systemd.rs"]
+mod systemd;
 
 use std::ffi::OsStr;
 use std::fs::File;

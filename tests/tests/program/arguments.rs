@@ -10,7 +10,7 @@ use vhost_device_tests::process::{self, Program, Signal, option};
 
 use crate::{BINARY, END, Setup, assert_refused, assert_refused_without_socket, program, run};
 
-const USAGE: i32 = 2;
+pub const USAGE: i32 = 2;
 const FAILURE: i32 = 1;
 
 /// The user that owns nothing.

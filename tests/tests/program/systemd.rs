@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What systemd and the program say to each other: the socket that is passed, and when the service is ready.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::net::{TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use vhost_device_tests::guest::find_program;
+use vhost_device_tests::process::{PATIENCE, Program, Signal, inherit, listens, option};
+
+use crate::arguments::USAGE;
+use crate::{END, Setup, assert_refused, assert_serves, exists};
+
+/// `command` as systemd starts it: with `socket` as file descriptor 3, and `count` as number of sockets.
+fn activated(command: &Command, socket: impl Into<OwnedFd>, count: &str) -> Command {
+    let mut shell = Command::new("sh");
+    shell
+        .args([
+            "-c",
+            "exec 3<&0 </dev/null; export LISTEN_PID=$$; exec \"$0\" \"$@\"",
+        ])
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env_remove("RUST_LOG")
+        .env("LISTEN_FDS", count)
+        .stdin(Stdio::from(socket.into()));
+    shell
+}
+
+/// What is at the other end of NOTIFY_SOCKET.
+struct Notifications(UnixDatagram);
+
+impl Notifications {
+    fn at(address: &SocketAddr) -> Self {
+        let socket = UnixDatagram::bind_addr(address).unwrap();
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(socket)
+    }
+
+    fn at_path(path: &Path) -> Self {
+        Self::at(&SocketAddr::from_pathname(path).unwrap())
+    }
+
+    fn next(&self) -> String {
+        let mut message = [0; 4096];
+        let size = self.0.recv(&mut message).expect("a notification");
+        String::from_utf8(message[..size].to_vec()).unwrap()
+    }
+
+    /// The program has ended and `STOPPING=1` is the last that it said.
+    fn assert_stopped(&self) {
+        assert_eq!(self.next(), "STOPPING=1");
+        self.0.set_nonblocking(true).unwrap();
+        let more = self.0.recv(&mut [0]);
+        assert!(more.is_err_and(|error| error.kind() == ErrorKind::WouldBlock));
+    }
+}
+
+#[test]
+fn a_passed_socket_is_served_and_left_in_place() {
+    let setup = Setup::new();
+    let listener = UnixListener::bind(setup.socket()).unwrap();
+    let mut program = Program::spawn(&mut activated(&setup.command(), listener, "1")).unwrap();
+    for _ in 0..3 {
+        assert_serves(&UnixStream::connect(setup.socket()).unwrap());
+    }
+    assert_eq!(program.end(Signal::TERM, END).unwrap().code(), Some(0));
+    assert!(exists(&setup.socket()), "the socket belongs to systemd");
+}
+
+#[test]
+fn a_passed_connection_is_served_until_its_end() {
+    let setup = Setup::new();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut program = Program::spawn(&mut activated(&setup.command(), theirs, "1")).unwrap();
+    assert_serves(&ours);
+    drop(ours);
+    assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(0));
+}
+
+#[test]
+fn an_option_wins_over_a_passed_socket() {
+    let setup = Setup::new();
+    let passed = setup.path("passed");
+    let listener = UnixListener::bind(&passed).unwrap();
+    let mut program = Program::spawn(&mut activated(&setup.listening(), listener, "1")).unwrap();
+    program.wait_for_listener(&setup.socket()).unwrap();
+    assert_serves(&UnixStream::connect(setup.socket()).unwrap());
+
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let listener = UnixListener::bind(setup.path("other")).unwrap();
+    let mut command = setup.command();
+    command.args(["--read-only", "--fd=300"]);
+    let mut command = activated(&command, listener, "1");
+    inherit(&mut command, theirs.into(), 300);
+    program.end(Signal::TERM, END).unwrap();
+    let _program = Program::spawn(&mut command).unwrap();
+    assert_serves(&ours);
+}
+
+#[test]
+fn any_other_number_of_sockets_than_one_is_refused() {
+    for count in ["0", "2", "4294967297", "-1", "one", ""] {
+        let setup = Setup::new();
+        let listener = UnixListener::bind(setup.socket()).unwrap();
+        assert_refused(
+            &mut activated(&setup.command(), listener, count),
+            1,
+            format!("LISTEN_FDS={count}:"),
+        );
+    }
+}
+
+#[test]
+fn a_passed_file_that_is_no_unix_stream_socket_is_refused() {
+    let setup = Setup::new();
+    let refuse = |file: OwnedFd| {
+        assert_refused(&mut activated(&setup.command(), file, "1"), 1, "LISTEN_FDS")
+    };
+    refuse(File::open(setup.image()).unwrap().into());
+    refuse(UdpSocket::bind("127.0.0.1:0").unwrap().into());
+    refuse(TcpListener::bind("127.0.0.1:0").unwrap().into());
+    refuse(UnixDatagram::pair().unwrap().0.into());
+    let unbound = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    );
+    refuse(unbound.unwrap());
+}
+
+#[test]
+fn sockets_for_another_process_are_ignored() {
+    for id in ["1", "", "self", "-1"] {
+        let setup = Setup::new();
+        assert_refused(
+            setup.command().env("LISTEN_PID", id).env("LISTEN_FDS", "1"),
+            USAGE,
+            "--socket-path",
+        );
+    }
+}
+
+#[test]
+fn the_mode_of_a_passed_socket_can_not_be_set() {
+    let setup = Setup::new();
+    let listener = UnixListener::bind(setup.socket()).unwrap();
+    let mut command = setup.command();
+    command.arg("--socket-mode=0600");
+    assert_refused(
+        &mut activated(&command, listener, "1"),
+        USAGE,
+        "--socket-path",
+    );
+}
+
+#[test]
+fn systemd_hears_when_the_socket_listens_and_when_the_program_ends() {
+    let setup = Setup::new();
+    let notifications = Notifications::at_path(&setup.path("notify"));
+    let mut command = setup.listening();
+    command.env("NOTIFY_SOCKET", setup.path("notify"));
+    let mut program = Program::spawn(&mut command).unwrap();
+    assert_eq!(notifications.next(), "READY=1");
+    assert!(listens(&setup.socket()).unwrap());
+    assert_serves(&UnixStream::connect(setup.socket()).unwrap());
+    assert_eq!(program.end(Signal::TERM, END).unwrap().code(), Some(0));
+    notifications.assert_stopped();
+}
+
+#[test]
+fn systemd_hears_that_the_socket_it_passed_is_served() {
+    let setup = Setup::new();
+    let notifications = Notifications::at_path(&setup.path("notify"));
+    let listener = UnixListener::bind(setup.socket()).unwrap();
+    let mut command = activated(&setup.command(), listener, "1");
+    command.env("NOTIFY_SOCKET", setup.path("notify"));
+    let mut program = Program::spawn(&mut command).unwrap();
+    assert_eq!(notifications.next(), "READY=1");
+    assert_eq!(program.end(Signal::TERM, END).unwrap().code(), Some(0));
+    notifications.assert_stopped();
+}
+
+#[test]
+fn systemd_hears_that_a_connection_is_served() {
+    let setup = Setup::new();
+    let notifications = Notifications::at_path(&setup.path("notify"));
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut command = activated(&setup.command(), theirs, "1");
+    command.env("NOTIFY_SOCKET", setup.path("notify"));
+    let mut program = Program::spawn(&mut command).unwrap();
+    assert_eq!(notifications.next(), "READY=1");
+    drop(ours);
+    assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(0));
+    notifications.assert_stopped();
+}
+
+#[test]
+fn systemd_may_listen_in_the_abstract_namespace() {
+    let setup = Setup::new();
+    // A name that no other test has.
+    let name = setup.path("notify").into_os_string();
+    let address = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
+    let notifications = Notifications::at(&address);
+    let mut command = setup.listening();
+    command.env(
+        "NOTIFY_SOCKET",
+        [OsStr::new("@"), &name].join(OsStr::new("")),
+    );
+    let _program = Program::spawn(&mut command).unwrap();
+    assert_eq!(notifications.next(), "READY=1");
+}
+
+#[test]
+fn a_program_that_can_not_start_is_never_ready() {
+    let setup = Setup::new();
+    let notifications = Notifications::at_path(&setup.path("notify"));
+    fs::remove_file(setup.image()).unwrap();
+    let mut command = setup.listening();
+    command.env("NOTIFY_SOCKET", setup.path("notify"));
+    assert_refused(&mut command, 1, setup.image());
+    notifications.0.set_nonblocking(true).unwrap();
+    assert!(notifications.0.recv(&mut [0]).is_err());
+}
+
+/// A NOTIFY_SOCKET that can not be used is warned of, and the program serves.
+fn assert_serves_in_spite_of(setup: &Setup, notify: &OsStr) {
+    let mut command = setup.listening();
+    command.env("NOTIFY_SOCKET", notify);
+    let mut program = Program::spawn(&mut command).unwrap();
+    program.wait_for_listener(&setup.socket()).unwrap();
+    assert_serves(&UnixStream::connect(setup.socket()).unwrap());
+    assert_eq!(program.end(Signal::TERM, END).unwrap().code(), Some(0));
+    let stderr = program.stderr();
+    for message in ["READY=1", "STOPPING=1"] {
+        assert!(
+            stderr.contains(&format!("warn: cannot send {message} to NOTIFY_SOCKET=")),
+            "NOTIFY_SOCKET={notify:?}: {stderr}"
+        );
+    }
+}
+
+#[test]
+fn a_notify_socket_that_nobody_listens_on_is_no_reason_to_fail() {
+    let setup = Setup::new();
+    drop(UnixDatagram::bind(setup.path("stale")).unwrap());
+    let stream = setup.path("stream");
+    let _listener = UnixListener::bind(&stream).unwrap();
+    for notify in [
+        OsStr::new(""),
+        OsStr::new("@"),
+        OsStr::new("@no such name"),
+        OsStr::new("no such file"),
+        OsStr::from_bytes(&[0xff; 200]),
+        setup.image().as_os_str(),
+        setup.path("stale").as_os_str(),
+        stream.as_os_str(),
+    ] {
+        assert_serves_in_spite_of(&setup, notify);
+    }
+}
+
+#[test]
+fn a_notify_socket_that_nobody_reads_from_is_no_reason_to_fail() {
+    let setup = Setup::new();
+    let path = setup.path("notify");
+    let _notifications = Notifications::at_path(&path);
+    let sender = UnixDatagram::unbound().unwrap();
+    sender.set_nonblocking(true).unwrap();
+    while sender.send_to(b"STATUS=", &path).is_ok() {}
+    assert_serves_in_spite_of(&setup, path.as_os_str());
+}
+
+#[test]
+fn systemd_socket_activate_starts_the_program_at_the_first_connection() {
+    let Some(activate) = find_program("systemd-socket-activate") else {
+        println!("skipped: systemd-socket-activate is not installed");
+        return;
+    };
+    let setup = Setup::new();
+    let notifications = Notifications::at_path(&setup.path("notify"));
+    let program = setup.command();
+    let mut command = Command::new(activate);
+    command
+        .arg(option("listen", setup.socket()))
+        .arg(format!(
+            "--setenv=NOTIFY_SOCKET={}",
+            setup.path("notify").display()
+        ))
+        .arg(program.get_program())
+        .args(program.get_args());
+    let mut program = Program::spawn(&mut command).unwrap();
+    program.wait_for_listener(&setup.socket()).unwrap();
+    for _ in 0..3 {
+        assert_serves(&UnixStream::connect(setup.socket()).unwrap());
+    }
+    assert_eq!(notifications.next(), "READY=1");
+    assert_eq!(program.end(Signal::TERM, END).unwrap().code(), Some(0));
+    notifications.assert_stopped();
+}
