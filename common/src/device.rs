@@ -55,7 +55,9 @@ pub trait Device: Send + Sync + Sized + 'static {
     type Handler: QueueHandler + Send + 'static;
 
     /// Features of the schema that this device has on this host (`--print-capabilities`).
-    fn capabilities() -> Vec<&'static str>;
+    fn capabilities() -> Vec<&'static str> {
+        Vec::new()
+    }
 
     /// Opens all that the options name. Runs before the socket exists.
     ///
@@ -64,7 +66,9 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn open(options: Self::Options) -> Result<Self, StartError>;
 
     /// The device's own feature bits (0 to 23, and 50 up); the core adds those of the transport.
-    fn features(&self) -> u64;
+    fn features(&self) -> u64 {
+        0
+    }
 
     /// The features that the driver accepted, those of the transport among them.
     fn set_features(&self, _accepted: u64) {}
@@ -72,8 +76,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Queues that the device has at most.
     fn num_queues(&self) -> u16;
 
-    /// Descriptors that a queue may have at most.
-    fn max_queue_size(&self) -> u16;
+    /// Descriptors that a queue may have at most: as many as VIRTIO allows, if nothing else is said.
+    fn max_queue_size(&self) -> u16 {
+        32768
+    }
 
     /// The whole config space, as it is now. Empty for a device that has none.
     fn config(&self) -> Vec<u8> {

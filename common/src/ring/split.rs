@@ -149,7 +149,7 @@ impl SplitRing {
     /// # Errors
     /// The index is further ahead than the ring is long.
     #[inline]
-    fn has_available(&mut self) -> Result<bool, RingError> {
+    pub fn has_available(&mut self) -> Result<bool, RingError> {
         if self.has_known_available() {
             return Ok(true);
         }

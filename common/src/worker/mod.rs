@@ -4,6 +4,7 @@
 
 mod poll;
 mod queue;
+mod timer;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,6 +22,7 @@ use crate::memory::GuestMemory;
 pub use poll::{EpollPoller, Poller, Token};
 pub(crate) use queue::signal;
 pub use queue::{Queue, Queues};
+pub use timer::Timer;
 
 /// How long a worker looks for more work, without sleeping, after there was some. A sleep and a wake-up
 /// take about as long.

@@ -56,6 +56,18 @@ impl Queue {
         self.index
     }
 
+    /// Whether [`Queue::take`] has a request to give: for handlers that take none that they can not
+    /// carry out yet.
+    pub fn has_available(&mut self) -> bool {
+        if self.broken || self.budget == 0 {
+            return false;
+        }
+        self.ring.has_available().unwrap_or_else(|error| {
+            self.fail(&error);
+            false
+        })
+    }
+
     /// Takes the next request, if there is one. After a number of them there is none for now, however
     /// many the driver makes available.
     pub fn take(&mut self) -> Option<Chain> {
