@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The entropy device: one queue of buffers to fill, no features, no config space.
+
+use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use vhost_device_common::device::{Device, QueueHandler, StartError, Threads};
+use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
+
+use crate::options::Options;
+use crate::quota::Quota;
+use crate::source::Source;
+
+/// The most that one request gets.
+const LARGEST: u64 = 64 << 10;
+/// What the handler waits for beside requests.
+const TIMER: u32 = 0;
+const SOURCE: u32 = 1;
+
+/// The device, which works on its queue itself. One supply lasts for the life of the process: the
+/// bytes go out in their order and the quota holds, whatever guests do to the queue.
+#[derive(Clone)]
+pub struct Rng(Arc<Mutex<Supply>>);
+
+struct Supply {
+    source: Source,
+    quota: Quota,
+    timer: Timer,
+}
+
+impl Rng {
+    fn supply(&self) -> MutexGuard<'_, Supply> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Device for Rng {
+    const TYPE: &'static str = "rng";
+    const PROGRAM: &'static str = env!("CARGO_PKG_NAME");
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const DESCRIPTION: &'static str = "vhost-user back-end for a virtio entropy device";
+    const THREADS: Threads = Threads::One;
+
+    type Options = Options;
+    type Handler = Self;
+
+    fn open(options: Options) -> Result<Self, StartError> {
+        Ok(Self(Arc::new(Mutex::new(Supply {
+            source: Source::open(options.rng_source.as_deref())?,
+            quota: Quota::new(options.max_bytes, options.period),
+            timer: Timer::new().map_err(|error| StartError(format!("no timer: {error}")))?,
+        }))))
+    }
+
+    fn num_queues(&self) -> u16 {
+        1
+    }
+
+    fn handler(&self) -> io::Result<Self> {
+        Ok(self.clone())
+    }
+}
+
+impl QueueHandler for Rng {
+    /// Requests stay in the ring until there is a byte for them: VIRTIO 1.3, 5.4.6.2 has none returned
+    /// without, and Linux never asks again once that has happened.
+    fn process(&mut self, queue: &mut Queue) {
+        let Supply {
+            source,
+            quota,
+            timer,
+        } = &mut *self.supply();
+        while queue.has_available() {
+            let now = Instant::now();
+            let left = quota.left(now);
+            let most = match left.and_then(|left| source.prepare(now).map(|()| left)) {
+                Ok(left) => left.min(LARGEST),
+                Err(wait) => return timer.set(wait),
+            };
+            let Some(mut chain) = queue.take() else {
+                return;
+            };
+            let written = source.fill(&mut chain, most);
+            quota.spend(written);
+            queue.complete(chain, written);
+        }
+    }
+
+    fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {
+        let supply = self.supply();
+        poller.watch(supply.timer.as_fd(), Token::Device(TIMER))?;
+        match supply
+            .source
+            .file()
+            .map(|file| poller.watch(file.as_fd(), Token::Device(SOURCE)))
+        {
+            // Files that never block are refused.
+            Some(Err(error)) if error.kind() != ErrorKind::PermissionDenied => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    fn ready(&mut self, token: u32, _queues: &mut Queues) {
+        if token == SOURCE {
+            self.supply().source.retry();
+        }
+    }
+}
