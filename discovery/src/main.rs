@@ -1,4 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The program `vhost-user-discover`.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    vhost_user_discovery::program::run()
+}

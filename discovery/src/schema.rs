@@ -95,6 +95,14 @@ pub struct VHostUserBackendCapabilities {
     pub features: Option<Vec<String>>,
 }
 
+impl VHostUserBackendCapabilities {
+    /// Whether `feature` is among the features.
+    pub fn has(&self, feature: &str) -> bool {
+        let mut features = self.features.iter().flatten();
+        features.any(|available| available == feature)
+    }
+}
+
 /// How a back-end describes itself: the content of a `50-*.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VhostUserBackend {

@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Reading the descriptors, with those files left out that others override or hide.
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::{self, DirEntry, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use crate::problem::{Finding, Problem};
+use crate::root::Root;
+use crate::schema::VhostUserBackend;
+
+/// Largest descriptor, in bytes: libvirt's limit.
+pub const MAX_SIZE: u64 = 1 << 20;
+
+/// A descriptor, and the file that it is in.
+#[derive(Clone, Debug)]
+pub struct Descriptor {
+    /// Where the file is for the host.
+    pub file: PathBuf,
+    /// What it says.
+    pub backend: VhostUserBackend,
+}
+
+/// What some directories hold.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// The descriptors in the order of their names: the first that fits is the one to use.
+    pub descriptors: Vec<Descriptor>,
+    /// What is wrong with the files that were left out.
+    pub findings: Vec<Finding>,
+}
+
+/// A file that counts: where it is to be shown, and where to be read.
+struct Source {
+    shown: PathBuf,
+    read: PathBuf,
+}
+
+/// Reads the descriptors in `directories`, which go from general to specific.
+///
+/// A file replaces those of the same name in more general directories; if it is empty, the name has
+/// no descriptor. A file that is no descriptor is a finding, and no descriptor takes its place.
+pub fn read(root: &Root, directories: &[PathBuf]) -> Listing {
+    let mut findings = Vec::new();
+    let mut sources: BTreeMap<OsString, Option<Source>> = BTreeMap::new();
+    for directory in directories {
+        let entries = match root.resolve(directory).and_then(fs::read_dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => {
+                findings.push(Finding {
+                    file: root.outside(directory),
+                    problem: Problem::Unreadable(error),
+                });
+                continue;
+            }
+        };
+        for entry in entries {
+            let found = match &entry {
+                Ok(entry) => source(root, directory, entry),
+                Err(error) => Err(Problem::Unreadable(error.kind().into())),
+            };
+            let name = entry.map(|entry| entry.file_name()).unwrap_or_default();
+            match found {
+                Ok(Some(source)) => {
+                    sources.insert(name, Some(source));
+                }
+                Ok(None) => (),
+                Err(problem) => {
+                    // Nobody takes notice of what is not a file; the rest replaces others.
+                    if !matches!(problem, Problem::NotAFile) {
+                        sources.insert(name.clone(), None);
+                    }
+                    findings.push(Finding {
+                        file: root.outside(directory).join(name),
+                        problem,
+                    });
+                }
+            }
+        }
+    }
+    let mut descriptors = Vec::new();
+    for Source { shown: file, read } in sources.into_values().flatten() {
+        match parse(&read) {
+            Ok(Some(backend)) => descriptors.push(Descriptor { file, backend }),
+            Ok(None) => (),
+            Err(problem) => findings.push(Finding { file, problem }),
+        }
+    }
+    Listing {
+        descriptors,
+        findings,
+    }
+}
+
+/// The file that `entry` is or links to; `None` if it is not meant as a descriptor.
+fn source(root: &Root, directory: &Path, entry: &DirEntry) -> Result<Option<Source>, Problem> {
+    let name = entry.file_name();
+    if name.as_bytes().starts_with(b".") {
+        return Ok(None);
+    }
+    let read = match root.resolve(&directory.join(&name)) {
+        Ok(read) => read,
+        Err(error) => return missing(entry, error),
+    };
+    match fs::metadata(&read) {
+        Ok(metadata) if metadata.is_file() => Ok(Some(Source {
+            shown: root.outside(directory).join(name),
+            read,
+        })),
+        Ok(_) if is_json(Path::new(&name)) => Err(Problem::NotAFile),
+        Ok(_) => Ok(None),
+        Err(error) => missing(entry, error),
+    }
+}
+
+/// There is nothing behind `entry`.
+fn missing(entry: &DirEntry, error: io::Error) -> Result<Option<Source>, Problem> {
+    match entry.file_type() {
+        Ok(kind) if kind.is_symlink() => Err(Problem::Dangling(error)),
+        // It was removed just now.
+        _ if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        _ => Err(Problem::Unreadable(error)),
+    }
+}
+
+/// Reads a file; `None` if it is empty.
+fn parse(file: &Path) -> Result<Option<VhostUserBackend>, Problem> {
+    let mut text = Vec::new();
+    OpenOptions::new()
+        .read(true)
+        // Does not wait, should it have become a pipe.
+        .custom_flags(OFlags::NONBLOCK.bits() as i32)
+        .open(file)
+        .and_then(|file| file.take(MAX_SIZE + 1).read_to_end(&mut text))
+        .map_err(Problem::Unreadable)?;
+    if text.is_empty() {
+        return Ok(None);
+    }
+    if text.len() as u64 > MAX_SIZE {
+        return Err(Problem::TooLarge);
+    }
+    if text.trim_ascii().is_empty() {
+        return Err(Problem::Blank);
+    }
+    serde_json::from_slice(&text)
+        .map(Some)
+        .map_err(Problem::NotADescriptor)
+}
+
+/// Whether `file` is named as a descriptor should be.
+pub(crate) fn is_json(file: &Path) -> bool {
+    file.extension().is_some_and(|suffix| suffix == "json")
+}
+
+impl Descriptor {
+    /// Where the program is for the host.
+    ///
+    /// # Errors
+    /// It can not be run, whoever tries.
+    pub fn program(&self, root: &Root) -> Result<PathBuf, Problem> {
+        let binary = &self.backend.binary;
+        if !Path::new(binary).is_absolute() {
+            return Err(Problem::RelativeProgram(binary.clone()));
+        }
+        let found = root
+            .resolve(Path::new(binary))
+            .and_then(|program| Ok((fs::metadata(&program)?, program)));
+        match found {
+            Ok((metadata, program))
+                if metadata.is_file() && metadata.permissions().mode() & 0o111 != 0 =>
+            {
+                Ok(program)
+            }
+            Ok(_) => Err(Problem::NotExecutable(binary.clone())),
+            Err(error) => Err(Problem::NoProgram(binary.clone(), error)),
+        }
+    }
+}

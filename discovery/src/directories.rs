@@ -1,0 +1,149 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where descriptors are looked for.
+
+use std::env;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+/// Where a distribution installs data files.
+const DATA: &str = "/usr/share";
+/// Where an administrator configures the host.
+const CONFIG: &str = "/etc";
+/// The folder of the descriptors in each of these.
+const FOLDER: &str = "qemu/vhost-user";
+
+/// The directories that may hold descriptors, from general to specific.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Directories {
+    data: Vec<PathBuf>,
+    config: PathBuf,
+    home: Option<PathBuf>,
+}
+
+impl Directories {
+    /// Those of the user whose environment this process has.
+    pub fn from_environment() -> Self {
+        Self::new(|name| env::var_os(name))
+    }
+
+    /// Those of the user who has these environment variables.
+    ///
+    /// `$XDG_DATA_DIRS` is an extra: the schema names `/usr/share` alone. Its directories are as
+    /// general as that one, in the order of the variable, whose first directory is the most specific;
+    /// where `/usr/share` is not among them, it is more general than they are. Values that are empty or
+    /// relative count as unset, as the XDG Base Directory Specification wants.
+    pub fn new(variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        let absolute = |path: &PathBuf| path.is_absolute();
+        let path = |name| variable(name).map(PathBuf::from).filter(absolute);
+        let mut data: Vec<PathBuf> = Vec::new();
+        let extra = variable("XDG_DATA_DIRS").unwrap_or_default();
+        for directory in env::split_paths(&extra).filter(absolute) {
+            if !data.contains(&directory) {
+                data.push(directory);
+            }
+        }
+        if !data.iter().any(|directory| directory == Path::new(DATA)) {
+            data.push(DATA.into());
+        }
+        let home = path("XDG_CONFIG_HOME").or_else(|| Some(path("HOME")?.join(".config")));
+        Self {
+            data: data.iter().rev().map(|path| path.join(FOLDER)).collect(),
+            config: Path::new(CONFIG).join(FOLDER),
+            home: home.map(|path| path.join(FOLDER)),
+        }
+    }
+
+    /// All of them.
+    pub fn all(&self) -> Vec<PathBuf> {
+        let mut all = self.data.clone();
+        all.push(self.config.clone());
+        all.extend(self.home.clone());
+        all
+    }
+
+    /// Those that libvirt reads for the system's virtual machines.
+    pub fn libvirt_system(&self) -> Vec<PathBuf> {
+        vec![Path::new(DATA).join(FOLDER), self.config.clone()]
+    }
+
+    /// Those that libvirt reads for a user's virtual machines.
+    pub fn libvirt_session(&self) -> Vec<PathBuf> {
+        let mut session = self.libvirt_system();
+        session.extend(self.home.clone());
+        session
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directories(variables: &[(&str, &str)]) -> Directories {
+        Directories::new(|name| {
+            let variable = variables.iter().find(|variable| variable.0 == name)?;
+            Some(variable.1.into())
+        })
+    }
+
+    fn all(variables: &[(&str, &str)]) -> Vec<String> {
+        let all = directories(variables).all().into_iter();
+        let all = all.map(|path| path.into_os_string().into_string().unwrap());
+        all.map(|path| path.strip_suffix("/qemu/vhost-user").unwrap().to_owned())
+            .collect()
+    }
+
+    #[test]
+    fn the_schema_names_three_directories() {
+        assert_eq!(
+            all(&[("HOME", "/home/me")]),
+            ["/usr/share", "/etc", "/home/me/.config"]
+        );
+        assert_eq!(
+            all(&[("HOME", "/home/me"), ("XDG_CONFIG_HOME", "/config")]),
+            ["/usr/share", "/etc", "/config"]
+        );
+        assert_eq!(all(&[]), ["/usr/share", "/etc"]);
+    }
+
+    #[test]
+    fn empty_and_relative_variables_count_as_unset() {
+        for value in ["", "config", "./config"] {
+            assert_eq!(
+                all(&[
+                    ("HOME", "/home/me"),
+                    ("XDG_CONFIG_HOME", value),
+                    ("XDG_DATA_DIRS", value)
+                ]),
+                ["/usr/share", "/etc", "/home/me/.config"],
+                "{value:?}"
+            );
+            assert_eq!(all(&[("HOME", value)]), ["/usr/share", "/etc"]);
+        }
+    }
+
+    #[test]
+    fn data_directories_come_first_and_the_last_of_them_is_the_most_general() {
+        assert_eq!(
+            all(&[("XDG_DATA_DIRS", "/usr/local/share:/usr/share/:/opt/share")]),
+            ["/opt/share", "/usr/share", "/usr/local/share", "/etc"]
+        );
+        assert_eq!(
+            all(&[("XDG_DATA_DIRS", "/a:b::/c:/a")]),
+            ["/usr/share", "/c", "/a", "/etc"]
+        );
+    }
+
+    #[test]
+    fn libvirt_reads_no_others() {
+        let directories = directories(&[("XDG_DATA_DIRS", "/a"), ("HOME", "/home/me")]);
+        let folder = |path: &str| Path::new(path).join(FOLDER);
+        assert_eq!(
+            directories.libvirt_system(),
+            ["/usr/share", "/etc"].map(folder)
+        );
+        assert_eq!(
+            directories.libvirt_session(),
+            ["/usr/share", "/etc", "/home/me/.config"].map(folder)
+        );
+    }
+}
