@@ -14,7 +14,7 @@ mod sockets;
 #[path = "program/systemd.rs"]
 mod systemd;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
@@ -23,23 +23,114 @@ use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use vhost_device_tests::front_end::block::{self, Request, RequestArea};
+use vhost_device_tests::front_end::{Buffer, FrontEnd};
 use vhost_device_tests::process::{self, PATIENCE, Program, option};
 
-const BINARY: &str = "vhost-device-block";
 const IMAGE_SIZE: u64 = 1 << 20;
 
 /// How long the program may take to end after SIGTERM.
 const END: Duration = Duration::from_secs(2);
 
+/// A program that the suite runs.
+struct Binary {
+    name: &'static str,
+    /// Its type in QEMU's schema.
+    kind: &'static str,
+    /// What it prints for `--print-capabilities`.
+    capabilities: &'static str,
+    /// The option that names the file that it works on.
+    file_option: &'static str,
+    /// Options of its own: name, words that its help has, default.
+    options: &'static [(&'static str, &'static [&'static str], &'static str)],
+    /// Options of its own, and values that are no good.
+    bad_values: &'static [(&'static str, &'static [&'static str])],
+}
+
+const BLOCK: Binary = Binary {
+    name: "vhost-device-block",
+    kind: "block",
+    capabilities: r#"{
+  "type": "block",
+  "features": [
+    "read-only",
+    "blk-file"
+  ]
+}
+"#,
+    file_option: "blk-file",
+    options: &[
+        ("blk-file", &["PATH"], ""),
+        ("read-only", &[], ""),
+        ("serial", &["20", "bytes"], ""),
+        ("num-queues", &[], "16"),
+        ("queue-size", &[], "1024"),
+        ("logical-block-size", &["4096", "bytes"], "512"),
+        ("direct", &["O_DIRECT"], ""),
+        ("io-engine", &["io_uring", "threads"], "auto"),
+        ("discard", &["ignore"], "unmap"),
+    ],
+    bad_values: &[
+        (
+            "num-queues",
+            &["0", "-1", "many", "65537", "4294967297", ""],
+        ),
+        (
+            "queue-size",
+            &["0", "3", "65536", "131072", "-2", "big", ""],
+        ),
+        (
+            "logical-block-size",
+            &["0", "511", "1000", "8192", "4k", ""],
+        ),
+        ("io-engine", &["aio", "Auto ", ""]),
+        ("discard", &["zero", ""]),
+        ("serial", &["twenty-one characters", "zwölf ärgerliche öö"]),
+    ],
+};
+
+const RNG: Binary = Binary {
+    name: "vhost-device-rng",
+    kind: "rng",
+    capabilities: r#"{
+  "type": "rng",
+  "features": []
+}
+"#,
+    file_option: "rng-source",
+    options: &[
+        ("rng-source", &["PATH", "getrandom"], ""),
+        ("max-bytes", &["N", "--period"], ""),
+        ("period", &["MS", "milliseconds", "--max-bytes"], "65536"),
+    ],
+    bad_values: &[
+        (
+            "max-bytes",
+            &["0", "-1", "1k", "many", "18446744073709551616", ""],
+        ),
+        ("period", &["0", "-1", "1s", "0.5", "4294967296", ""]),
+    ],
+};
+
+impl Binary {
+    fn command(&self) -> Command {
+        let mut command = process::command(self.name).unwrap();
+        // Logging that the caller asked for would come between the lines that are looked at.
+        command.env_remove("RUST_LOG");
+        command
+    }
+}
+
 /// A directory of its own with an image in it.
-struct Setup {
+struct Setup<'a> {
+    binary: &'a Binary,
     directory: TempDir,
 }
 
-impl Setup {
-    fn new() -> Self {
+impl<'a> Setup<'a> {
+    fn new(binary: &'a Binary) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let setup = Self { directory };
+        let setup = Self { binary, directory };
         File::create_new(setup.image())
             .unwrap()
             .set_len(IMAGE_SIZE)
@@ -59,10 +150,15 @@ impl Setup {
         self.path("socket")
     }
 
+    /// What tells the program to work on the image.
+    fn file_option(&self) -> OsString {
+        option(self.binary.file_option, self.image())
+    }
+
     /// The program with its image, and nothing said about its socket.
     fn command(&self) -> Command {
-        let mut command = program();
-        command.arg(option("blk-file", self.image()));
+        let mut command = self.binary.command();
+        command.arg(self.file_option());
         command
     }
 
@@ -79,13 +175,6 @@ impl Setup {
         program.wait_for_listener(&self.socket()).unwrap();
         program
     }
-}
-
-fn program() -> Command {
-    let mut command = process::command(BINARY).unwrap();
-    // Logging that the caller asked for would come between the lines that are looked at.
-    command.env_remove("RUST_LOG");
-    command
 }
 
 /// What a program that ended by itself left behind.
@@ -179,3 +268,27 @@ fn assert_serves(stream: &UnixStream) {
     ask(stream);
     assert_ne!(answer(stream) & VERSION_1, 0);
 }
+
+/// A request that asks for `length` bytes: of a disk's start, and of a device that only writes.
+fn read_request(front_end: &FrontEnd, length: u32) -> Vec<Buffer> {
+    let area = RequestArea::new(front_end.memory(), length);
+    let read = Request {
+        kind: block::IN,
+        reply_length: length,
+        ..Request::default()
+    };
+    area.prepare(front_end.memory(), &read).chain
+}
+
+/// Makes of each function that takes a [`Binary`] a test for each program.
+macro_rules! for_each_program {
+    ($($test:ident),+ $(,)?) => {
+        mod block {
+            $(#[test] fn $test() { super::$test(&crate::BLOCK) })+
+        }
+        mod rng {
+            $(#[test] fn $test() { super::$test(&crate::RNG) })+
+        }
+    };
+}
+use for_each_program;

@@ -13,7 +13,7 @@ pub struct Options {
     #[arg(long, value_name = "PATH")]
     pub rng_source: Option<PathBuf>,
 
-    /// Most bytes that the guest gets in a period, without a limit by default.
+    /// Most bytes that the guest gets in each --period. There is no limit by default.
     #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true, value_parser = clap::value_parser!(u64).range(1..))]
     pub max_bytes: u64,
 

@@ -8,7 +8,9 @@ use std::process::Command;
 
 use vhost_device_tests::process::{self, Program, Signal, option};
 
-use crate::{BINARY, END, Setup, assert_refused, assert_refused_without_socket, program, run};
+use crate::{
+    BLOCK, Binary, END, Setup, assert_refused, assert_refused_without_socket, for_each_program, run,
+};
 
 pub const USAGE: i32 = 2;
 const FAILURE: i32 = 1;
@@ -16,29 +18,26 @@ const FAILURE: i32 = 1;
 /// The user that owns nothing.
 const NOBODY: u32 = 65534;
 
-#[test]
-fn neither_socket_path_nor_fd_is_a_usage_error() {
-    let setup = Setup::new();
+fn neither_socket_path_nor_fd_is_a_usage_error(binary: &Binary) {
+    let setup = Setup::new(binary);
     assert_refused(&mut setup.command(), USAGE, "--socket-path");
 }
 
-#[test]
-fn socket_path_and_fd_together_are_a_usage_error() {
-    let setup = Setup::new();
+fn socket_path_and_fd_together_are_a_usage_error(binary: &Binary) {
+    let setup = Setup::new(binary);
     assert_refused_without_socket(&setup, setup.listening().arg("--fd=3"), USAGE, "--fd");
 }
 
 #[test]
 fn no_image_is_a_usage_error() {
-    let setup = Setup::new();
-    let mut command = program();
+    let setup = Setup::new(&BLOCK);
+    let mut command = BLOCK.command();
     command.arg(option("socket-path", setup.socket()));
     assert_refused_without_socket(&setup, &mut command, USAGE, "--blk-file");
 }
 
-#[test]
-fn an_unknown_option_is_a_usage_error() {
-    let setup = Setup::new();
+fn an_unknown_option_is_a_usage_error(binary: &Binary) {
+    let setup = Setup::new(binary);
     assert_refused_without_socket(
         &setup,
         setup.listening().arg("--no-such-option"),
@@ -47,37 +46,19 @@ fn an_unknown_option_is_a_usage_error() {
     );
 }
 
-#[test]
-fn an_argument_that_is_no_option_is_a_usage_error() {
-    let setup = Setup::new();
+fn an_argument_that_is_no_option_is_a_usage_error(binary: &Binary) {
+    let setup = Setup::new(binary);
     assert_refused_without_socket(&setup, setup.listening().arg("stray"), USAGE, "stray");
 }
 
-#[test]
-fn a_value_out_of_range_is_a_usage_error_that_names_the_option() {
-    for (name, values) in [
-        (
-            "num-queues",
-            &["0", "-1", "many", "65537", "4294967297", ""][..],
-        ),
-        (
-            "queue-size",
-            &["0", "3", "65536", "131072", "-2", "big", ""],
-        ),
-        (
-            "logical-block-size",
-            &["0", "511", "1000", "8192", "4k", ""],
-        ),
-        ("io-engine", &["aio", "Auto ", ""]),
-        ("discard", &["zero", ""]),
-        (
-            "socket-mode",
-            &["9", "0o660", "rw", "77777777777", "-1", ""],
-        ),
-        ("serial", &["twenty-one characters", "zwölf ärgerliche öö"]),
-    ] {
-        for value in values {
-            let setup = Setup::new();
+fn a_value_out_of_range_is_a_usage_error_that_names_the_option(binary: &Binary) {
+    const MODES: (&str, &[&str]) = (
+        "socket-mode",
+        &["9", "0o660", "rw", "77777777777", "-1", ""],
+    );
+    for (name, values) in binary.bad_values.iter().chain([&MODES]) {
+        for value in *values {
+            let setup = Setup::new(binary);
             assert_refused_without_socket(
                 &setup,
                 setup.listening().arg(option(name, value)),
@@ -88,71 +69,61 @@ fn a_value_out_of_range_is_a_usage_error_that_names_the_option() {
     }
 }
 
-#[test]
-fn an_fd_that_is_no_number_is_a_usage_error() {
-    let setup = Setup::new();
+fn an_fd_that_is_no_number_is_a_usage_error(binary: &Binary) {
+    let setup = Setup::new(binary);
     for value in ["-1", "three", "3.0", "99999999999", ""] {
         assert_refused(setup.command().arg(option("fd", value)), USAGE, "--fd");
     }
 }
 
-#[test]
-fn an_option_given_twice_is_a_usage_error() {
-    let setup = Setup::new();
+fn an_option_given_twice_is_a_usage_error(binary: &Binary) {
+    let setup = Setup::new(binary);
     assert_refused_without_socket(
         &setup,
-        setup.listening().arg(option("blk-file", setup.image())),
+        setup.listening().arg(setup.file_option()),
         USAGE,
-        "--blk-file",
+        format!("--{}", binary.file_option),
     );
 }
 
 #[test]
 fn a_serial_of_twenty_bytes_is_accepted() {
-    let setup = Setup::new();
+    let setup = Setup::new(&BLOCK);
     let mut program =
         Program::spawn(setup.listening().arg("--serial=exactly 20 bytes ok!")).unwrap();
     program.wait_for_listener(&setup.socket()).unwrap();
 }
 
-#[test]
-fn a_missing_image_is_a_failure_before_the_socket_exists() {
-    let setup = Setup::new();
+fn a_missing_image_is_a_failure_before_the_socket_exists(binary: &Binary) {
+    let setup = Setup::new(binary);
     fs::remove_file(setup.image()).unwrap();
     assert_refused_without_socket(&setup, &mut setup.listening(), FAILURE, setup.image());
 }
 
-#[test]
-fn a_directory_as_image_is_a_failure_before_the_socket_exists() {
-    let setup = Setup::new();
+fn a_directory_as_image_is_a_failure_before_the_socket_exists(binary: &Binary) {
+    let setup = Setup::new(binary);
     fs::remove_file(setup.image()).unwrap();
     fs::create_dir(setup.image()).unwrap();
     assert_refused_without_socket(&setup, &mut setup.listening(), FAILURE, setup.image());
-    assert_refused_without_socket(
-        &setup,
-        setup.listening().arg("--read-only"),
-        FAILURE,
-        setup.image(),
-    );
 }
 
-#[test]
-fn an_image_without_rights_is_a_failure_before_the_socket_exists() {
-    let setup = Setup::new();
+fn an_image_without_rights_is_a_failure_before_the_socket_exists(binary: &Binary) {
+    let setup = Setup::new(binary);
     fs::set_permissions(setup.image(), Permissions::from_mode(0o400)).unwrap();
     let mut command = unprivileged(&setup);
     command
-        .arg(option("blk-file", setup.image()))
+        .arg(setup.file_option())
         .arg(option("socket-path", setup.socket()));
     assert_refused_without_socket(&setup, &mut command, FAILURE, setup.image());
 }
 
 /// The program as a user for whom file permissions hold, which they do not for root.
 fn unprivileged(setup: &Setup) -> Command {
+    let name = setup.binary.name;
     // Where the binary was built, only its owner may be able to reach it. `cp` copies: a file that this process has
     // written could still be open in the child of another test, and then it can not be executed.
-    let binary = setup.path(BINARY);
-    let source = process::binary(BINARY).unwrap();
+    let binary = setup.path(name);
+    let source = process::binary(name).unwrap();
     assert!(
         Command::new("cp")
             .arg(source)
@@ -170,71 +141,53 @@ fn unprivileged(setup: &Setup) -> Command {
     command
 }
 
-#[test]
-fn version_is_printed_and_nothing_else_done() {
-    let setup = Setup::new();
+fn version_is_printed_and_nothing_else_done(binary: &Binary) {
+    let setup = Setup::new(binary);
     let ended = run(setup.listening().arg("--version"));
     assert_eq!(ended.code, Some(0));
     assert_eq!(
         ended.stdout,
-        format!("{BINARY} {}\n", env!("CARGO_PKG_VERSION"))
+        format!("{} {}\n", binary.name, env!("CARGO_PKG_VERSION"))
     );
     assert_eq!(ended.stderr, "");
     assert!(!setup.socket().exists());
 }
 
-#[test]
-fn help_explains_each_option_with_its_unit_and_default() {
-    let ended = run(program().arg("--help"));
+fn help_explains_each_option_with_its_unit_and_default(binary: &Binary) {
+    let ended = run(binary.command().arg("--help"));
     assert_eq!(ended.code, Some(0));
     assert_eq!(ended.stderr, "");
-    for (name, words) in [
-        ("socket-path", &["PATH"][..]),
-        ("fd", &["FDNUM"]),
-        ("socket-mode", &["OCTAL", "660"]),
-        ("print-capabilities", &["JSON"]),
-        ("print-descriptor", &["JSON"]),
-        ("blk-file", &["PATH"]),
-        ("read-only", &[]),
-        ("serial", &["20", "bytes"]),
-        ("num-queues", &["16"]),
-        ("queue-size", &["1024"]),
-        ("logical-block-size", &["512", "4096", "bytes"]),
-        ("direct", &["O_DIRECT"]),
-        ("io-engine", &["auto", "io_uring", "threads"]),
-        ("discard", &["unmap", "ignore"]),
-        ("version", &[]),
-        ("help", &[]),
-    ] {
+    const COMMON: &[(&str, &[&str], &str)] = &[
+        ("socket-path", &["PATH"], ""),
+        ("fd", &["FDNUM"], ""),
+        ("socket-mode", &["OCTAL"], "660"),
+        ("print-capabilities", &["JSON"], ""),
+        ("print-descriptor", &["JSON"], ""),
+        ("version", &[], ""),
+        ("help", &[], ""),
+    ];
+    for (name, words, default) in COMMON.iter().chain(binary.options) {
         let paragraph = paragraph(&ended.stdout, name)
             .unwrap_or_else(|| panic!("--{name} is missing:\n{}", ended.stdout));
         assert!(
             paragraph.split_whitespace().count() > 3,
             "--{name} is not explained: {paragraph}"
         );
-        for word in words {
+        for word in *words {
             assert!(
                 paragraph.contains(word),
                 "--{name} should mention {word:?}: {paragraph}"
             );
         }
-    }
-    for (name, default) in [
-        ("socket-mode", "660"),
-        ("num-queues", "16"),
-        ("queue-size", "1024"),
-        ("logical-block-size", "512"),
-        ("io-engine", "auto"),
-        ("discard", "unmap"),
-    ] {
-        let paragraph = paragraph(&ended.stdout, name).unwrap();
-        let (_, after) = paragraph
-            .split_once("default")
-            .unwrap_or_else(|| panic!("no default: {paragraph}"));
-        assert!(
-            after.contains(default),
-            "--{name} should give its default {default}: {paragraph}"
-        );
+        if !default.is_empty() {
+            let (_, after) = paragraph
+                .split_once("default")
+                .unwrap_or_else(|| panic!("no default: {paragraph}"));
+            assert!(
+                after.contains(default),
+                "--{name} should give its default {default}: {paragraph}"
+            );
+        }
     }
 }
 
@@ -259,10 +212,25 @@ fn paragraph(help: &str, name: &str) -> Option<String> {
     )
 }
 
-#[test]
-fn nothing_is_written_to_stdout_while_serving() {
-    let setup = Setup::new();
+fn nothing_is_written_to_stdout_while_serving(binary: &Binary) {
+    let setup = Setup::new(binary);
     let mut program = setup.serve();
     assert_eq!(program.end(Signal::TERM, END).unwrap().code(), Some(0));
     assert_eq!(program.stdout(), "");
 }
+
+for_each_program!(
+    neither_socket_path_nor_fd_is_a_usage_error,
+    socket_path_and_fd_together_are_a_usage_error,
+    an_unknown_option_is_a_usage_error,
+    an_argument_that_is_no_option_is_a_usage_error,
+    a_value_out_of_range_is_a_usage_error_that_names_the_option,
+    an_fd_that_is_no_number_is_a_usage_error,
+    an_option_given_twice_is_a_usage_error,
+    a_missing_image_is_a_failure_before_the_socket_exists,
+    a_directory_as_image_is_a_failure_before_the_socket_exists,
+    an_image_without_rights_is_a_failure_before_the_socket_exists,
+    version_is_printed_and_nothing_else_done,
+    help_explains_each_option_with_its_unit_and_default,
+    nothing_is_written_to_stdout_while_serving,
+);

@@ -8,12 +8,13 @@ use std::sync::mpsc::TryRecvError;
 use std::time::Duration;
 
 use vhost::vhost_user::message::FrontendReq;
-use vhost_device_tests::front_end::block::{self, Request, RequestArea};
 use vhost_device_tests::front_end::connection::{VERSION, message};
 use vhost_device_tests::front_end::{FrontEnd, Options, Queue};
 use vhost_device_tests::process::{PATIENCE, Program, Signal};
 
-use crate::{END, Setup, answer, ask, assert_serves, exists};
+use crate::{
+    Binary, END, Setup, answer, ask, assert_serves, exists, for_each_program, read_request,
+};
 
 /// What a front-end may be doing when the program is told to end. The result is kept until it has ended.
 type Scene = (&'static str, fn(&Setup, &mut Program) -> Box<dyn Any>);
@@ -32,16 +33,9 @@ fn accepted(setup: &Setup, program: &mut Program) -> UnixStream {
 
 /// A front-end with a ring of many requests that were just made available.
 fn busy(setup: &Setup) -> (FrontEnd, Queue) {
-    const SIZE: u32 = 1 << 16;
     let front_end = FrontEnd::connect(&setup.socket(), &Options::default()).unwrap();
     let mut queue = front_end.queue(0, 256).unwrap();
-    let area = RequestArea::new(front_end.memory(), SIZE);
-    let read = Request {
-        kind: block::IN,
-        reply_length: SIZE,
-        ..Request::default()
-    };
-    let chain = area.prepare(front_end.memory(), &read).chain;
+    let chain = read_request(&front_end, 1 << 16);
     while queue.add(&chain).is_some() {}
     queue.publish();
     queue.kick_anyway();
@@ -107,9 +101,9 @@ const SCENES: [Scene; 8] = [
     }),
 ];
 
-fn assert_signal_ends(signal: Signal) {
+fn assert_signal_ends(binary: &Binary, signal: Signal) {
     for (name, scene) in SCENES {
-        let setup = Setup::new();
+        let setup = Setup::new(binary);
         let mut program = setup.serve();
         let _connections = scene(&setup, &mut program);
         let status = program.end(signal, END).unwrap();
@@ -121,19 +115,16 @@ fn assert_signal_ends(signal: Signal) {
     }
 }
 
-#[test]
-fn sigterm_ends_the_program_and_removes_the_socket() {
-    assert_signal_ends(Signal::TERM);
+fn sigterm_ends_the_program_and_removes_the_socket(binary: &Binary) {
+    assert_signal_ends(binary, Signal::TERM);
 }
 
-#[test]
-fn sigint_ends_the_program_and_removes_the_socket() {
-    assert_signal_ends(Signal::INT);
+fn sigint_ends_the_program_and_removes_the_socket(binary: &Binary) {
+    assert_signal_ends(binary, Signal::INT);
 }
 
-#[test]
-fn connections_are_served_one_after_the_other() {
-    let setup = Setup::new();
+fn connections_are_served_one_after_the_other(binary: &Binary) {
+    let setup = Setup::new(binary);
     let mut program = setup.serve();
     for _ in 0..5 {
         assert_serves(&UnixStream::connect(setup.socket()).unwrap());
@@ -141,9 +132,8 @@ fn connections_are_served_one_after_the_other() {
     assert!(program.status().unwrap().is_none());
 }
 
-#[test]
-fn a_second_connection_waits_until_the_first_is_gone() {
-    let setup = Setup::new();
+fn a_second_connection_waits_until_the_first_is_gone(binary: &Binary) {
+    let setup = Setup::new(binary);
     let _program = setup.serve();
     let first = UnixStream::connect(setup.socket()).unwrap();
     assert_serves(&first);
@@ -170,9 +160,8 @@ fn session(process: &str) -> u32 {
     fields.split_whitespace().nth(3).unwrap().parse().unwrap()
 }
 
-#[test]
-fn the_program_stays_in_the_foreground() {
-    let setup = Setup::new();
+fn the_program_stays_in_the_foreground(binary: &Binary) {
+    let setup = Setup::new(binary);
     let mut program = setup.serve();
     assert_serves(&UnixStream::connect(setup.socket()).unwrap());
     assert!(
@@ -182,3 +171,11 @@ fn the_program_stays_in_the_foreground() {
     let id = program.id().to_string();
     assert_eq!(session(&id), session("self"));
 }
+
+for_each_program!(
+    sigterm_ends_the_program_and_removes_the_socket,
+    sigint_ends_the_program_and_removes_the_socket,
+    connections_are_served_one_after_the_other,
+    a_second_connection_waits_until_the_first_is_gone,
+    the_program_stays_in_the_foreground,
+);

@@ -8,19 +8,10 @@ use std::process::Command;
 use serde_json::Value;
 use vhost_device_tests::process;
 
-use crate::{BINARY, Setup, program, run};
+use crate::{Binary, Setup, for_each_program, run};
 
-/// As QEMU's own programs print theirs.
-const CAPABILITIES: &str = r#"{
-  "type": "block",
-  "features": [
-    "read-only",
-    "blk-file"
-  ]
-}
-"#;
-
-fn assert_prints_capabilities(command: &mut Command) {
+/// What is printed is laid out as QEMU's own programs do it.
+fn assert_prints_capabilities(binary: &Binary, command: &mut Command) {
     let ended = run(command);
     assert_eq!(
         ended.code,
@@ -28,17 +19,15 @@ fn assert_prints_capabilities(command: &mut Command) {
         "exit code of {command:?}, stderr: {}",
         ended.stderr
     );
-    assert_eq!(ended.stdout, CAPABILITIES, "stdout of {command:?}");
+    assert_eq!(ended.stdout, binary.capabilities, "stdout of {command:?}");
     assert_eq!(ended.stderr, "", "stderr of {command:?}");
 }
 
-#[test]
-fn capabilities_are_printed() {
-    assert_prints_capabilities(program().arg("--print-capabilities"));
+fn capabilities_are_printed(binary: &Binary) {
+    assert_prints_capabilities(binary, binary.command().arg("--print-capabilities"));
 }
 
-#[test]
-fn capabilities_are_printed_whatever_else_is_asked_for() {
+fn capabilities_are_printed_whatever_else_is_asked_for(binary: &Binary) {
     for arguments in [
         &["--print-capabilities", "--no-such-option"][..],
         &["--no-such-option=3", "--print-capabilities"],
@@ -49,27 +38,27 @@ fn capabilities_are_printed_whatever_else_is_asked_for() {
         &["--print-descriptor", "--print-capabilities"],
         &["--print-capabilities", "--print-capabilities"],
         &["--", "--print-capabilities"],
-        &["--num-queues=0", "--serial", "--print-capabilities"],
+        &["--socket-mode=9", "--fd", "--print-capabilities"],
     ] {
-        assert_prints_capabilities(program().args(arguments));
+        assert_prints_capabilities(binary, binary.command().args(arguments));
     }
     assert_prints_capabilities(
-        program()
-            .arg(OsStr::from_bytes(b"--blk-file=\xff\xfe"))
+        binary,
+        binary
+            .command()
+            .arg(OsStr::from_bytes(b"--socket-path=\xff\xfe"))
             .arg("--print-capabilities"),
     );
 }
 
-#[test]
-fn printing_capabilities_does_nothing_else() {
-    let setup = Setup::new();
-    assert_prints_capabilities(setup.listening().arg("--print-capabilities"));
+fn printing_capabilities_does_nothing_else(binary: &Binary) {
+    let setup = Setup::new(binary);
+    assert_prints_capabilities(binary, setup.listening().arg("--print-capabilities"));
     assert!(!setup.socket().exists());
 }
 
-#[test]
-fn the_descriptor_names_this_binary() {
-    let setup = Setup::new();
+fn the_descriptor_names_this_binary(binary: &Binary) {
+    let setup = Setup::new(binary);
     let ended = run(setup.listening().arg("--print-descriptor"));
     assert_eq!(ended.code, Some(0));
     assert_eq!(ended.stderr, "");
@@ -78,11 +67,11 @@ fn the_descriptor_names_this_binary() {
     let mut keys: Vec<_> = descriptor.as_object().unwrap().keys().collect();
     keys.sort();
     assert_eq!(keys, ["binary", "description", "tags", "type"]);
-    assert_eq!(descriptor["type"], "block");
+    assert_eq!(descriptor["type"], binary.kind);
     assert!(!descriptor["description"].as_str().unwrap().is_empty());
     assert_eq!(
         descriptor["binary"],
-        process::binary(BINARY).unwrap().to_str().unwrap()
+        process::binary(binary.name).unwrap().to_str().unwrap()
     );
     assert!(
         descriptor["tags"]
@@ -93,13 +82,22 @@ fn the_descriptor_names_this_binary() {
     );
 }
 
-#[test]
-fn the_descriptor_names_an_absolute_path_when_the_program_is_called_by_a_relative_one() {
-    let binary = process::binary(BINARY).unwrap();
+fn the_descriptor_names_an_absolute_path_when_the_program_is_called_by_a_relative_one(
+    binary: &Binary,
+) {
+    let path = process::binary(binary.name).unwrap();
     let mut command = Command::new("sh");
     command
-        .args(["-c", "exec ./\"$0\" --print-descriptor", BINARY])
-        .current_dir(binary.parent().unwrap());
+        .args(["-c", "exec ./\"$0\" --print-descriptor", binary.name])
+        .current_dir(path.parent().unwrap());
     let descriptor: Value = serde_json::from_str(&run(&mut command).stdout).unwrap();
-    assert_eq!(descriptor["binary"], binary.to_str().unwrap());
+    assert_eq!(descriptor["binary"], path.to_str().unwrap());
 }
+
+for_each_program!(
+    capabilities_are_printed,
+    capabilities_are_printed_whatever_else_is_asked_for,
+    printing_capabilities_does_nothing_else,
+    the_descriptor_names_this_binary,
+    the_descriptor_names_an_absolute_path_when_the_program_is_called_by_a_relative_one,
+);

@@ -10,10 +10,12 @@ use std::path::Path;
 use std::process::Command;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with, socketpair};
-use vhost_device_tests::front_end::{BlockDriver, FrontEnd, Options};
+use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::process::{self, PATIENCE, Program, Signal, inherit, option};
 
-use crate::{BINARY, END, Setup, assert_refused, assert_serves, exists};
+use crate::{
+    Binary, END, Setup, assert_refused, assert_serves, exists, for_each_program, read_request,
+};
 
 /// Above what a test process has open, so that nothing of it is replaced in the child.
 const NUMBER: RawFd = 300;
@@ -25,9 +27,8 @@ fn with_fd(setup: &Setup, file: impl Into<OwnedFd>) -> Command {
     command
 }
 
-#[test]
-fn a_connected_fd_is_served_until_its_end() {
-    let setup = Setup::new();
+fn a_connected_fd_is_served_until_its_end(binary: &Binary) {
+    let setup = Setup::new(binary);
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut program = Program::spawn(&mut with_fd(&setup, theirs)).unwrap();
     assert_serves(&ours);
@@ -36,31 +37,28 @@ fn a_connected_fd_is_served_until_its_end() {
     assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(0));
 }
 
-#[test]
-fn a_front_end_that_leaves_a_connected_fd_with_rings_running_ends_the_program() {
-    let setup = Setup::new();
+fn a_front_end_that_leaves_a_connected_fd_with_rings_running_ends_the_program(binary: &Binary) {
+    let setup = Setup::new(binary);
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut program = Program::spawn(&mut with_fd(&setup, theirs)).unwrap();
     let front_end = FrontEnd::from_stream(ours, &Options::default()).unwrap();
-    let queue = front_end.queue(0, 256).unwrap();
-    let mut disk = BlockDriver::new(front_end.memory(), queue, 4096);
-    assert_eq!(disk.read(0, 4096).unwrap().data, [0; 4096]);
+    let mut queue = front_end.queue(0, 256).unwrap();
+    queue.submit(&read_request(&front_end, 4096));
+    assert!(queue.wait_used(PATIENCE));
     drop(front_end);
     assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(0));
 }
 
-#[test]
-fn a_connected_fd_that_ended_before_the_start_is_no_failure() {
-    let setup = Setup::new();
+fn a_connected_fd_that_ended_before_the_start_is_no_failure(binary: &Binary) {
+    let setup = Setup::new(binary);
     let (_, theirs) = UnixStream::pair().unwrap();
     let mut program = Program::spawn(&mut with_fd(&setup, theirs)).unwrap();
     assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(0));
 }
 
-#[test]
-fn signals_end_the_program_on_a_connected_fd() {
+fn signals_end_the_program_on_a_connected_fd(binary: &Binary) {
     for signal in [Signal::TERM, Signal::INT] {
-        let setup = Setup::new();
+        let setup = Setup::new(binary);
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut program = Program::spawn(&mut with_fd(&setup, theirs)).unwrap();
         assert_serves(&ours);
@@ -72,9 +70,8 @@ fn signals_end_the_program_on_a_connected_fd() {
     }
 }
 
-#[test]
-fn connections_to_a_listening_fd_are_served_one_after_the_other() {
-    let setup = Setup::new();
+fn connections_to_a_listening_fd_are_served_one_after_the_other(binary: &Binary) {
+    let setup = Setup::new(binary);
     let listener = UnixListener::bind(setup.socket()).unwrap();
     let mut program = Program::spawn(&mut with_fd(&setup, listener)).unwrap();
     for _ in 0..3 {
@@ -87,9 +84,8 @@ fn connections_to_a_listening_fd_are_served_one_after_the_other() {
     );
 }
 
-#[test]
-fn an_fd_that_is_not_open_is_refused() {
-    let setup = Setup::new();
+fn an_fd_that_is_not_open_is_refused(binary: &Binary) {
+    let setup = Setup::new(binary);
     assert_refused(
         setup.command().arg(format!("--fd={NUMBER}")),
         1,
@@ -97,9 +93,8 @@ fn an_fd_that_is_not_open_is_refused() {
     );
 }
 
-#[test]
-fn an_fd_that_is_no_unix_stream_socket_is_refused() {
-    let setup = Setup::new();
+fn an_fd_that_is_no_unix_stream_socket_is_refused(binary: &Binary) {
+    let setup = Setup::new(binary);
     let refuse = |file: OwnedFd| assert_refused(&mut with_fd(&setup, file), 1, NUMBER.to_string());
     refuse(File::open(setup.image()).unwrap().into());
     refuse(std::io::pipe().unwrap().0.into());
@@ -118,9 +113,8 @@ fn an_fd_that_is_no_unix_stream_socket_is_refused() {
     );
 }
 
-#[test]
-fn an_fd_that_is_neither_connected_nor_listening_is_refused() {
-    let setup = Setup::new();
+fn an_fd_that_is_neither_connected_nor_listening_is_refused(binary: &Binary) {
+    let setup = Setup::new(binary);
     let socket = socket_with(
         AddressFamily::UNIX,
         SocketType::STREAM,
@@ -131,18 +125,16 @@ fn an_fd_that_is_neither_connected_nor_listening_is_refused() {
     assert_refused(&mut with_fd(&setup, socket), 1, NUMBER.to_string());
 }
 
-#[test]
-fn a_stale_socket_is_replaced() {
-    let setup = Setup::new();
+fn a_stale_socket_is_replaced(binary: &Binary) {
+    let setup = Setup::new(binary);
     drop(UnixListener::bind(setup.socket()).unwrap());
     assert!(exists(&setup.socket()));
     let _program = setup.serve();
     assert_serves(&UnixStream::connect(setup.socket()).unwrap());
 }
 
-#[test]
-fn a_socket_left_by_a_killed_program_is_replaced() {
-    let setup = Setup::new();
+fn a_socket_left_by_a_killed_program_is_replaced(binary: &Binary) {
+    let setup = Setup::new(binary);
     setup.serve().end(Signal::KILL, PATIENCE).unwrap();
     assert!(exists(&setup.socket()));
     let _program = setup.serve();
@@ -150,8 +142,8 @@ fn a_socket_left_by_a_killed_program_is_replaced() {
 }
 
 /// What `make` puts at the socket path keeps the program from starting, and is still the same thing afterwards.
-fn assert_left_alone<T>(make: impl FnOnce(&Path) -> T) {
-    let setup = Setup::new();
+fn assert_left_alone<T>(binary: &Binary, make: impl FnOnce(&Path) -> T) {
+    let setup = Setup::new(binary);
     let path = setup.socket();
     let _kept = make(&path);
     let state = || {
@@ -163,40 +155,34 @@ fn assert_left_alone<T>(make: impl FnOnce(&Path) -> T) {
     assert_eq!(state(), before);
 }
 
-#[test]
-fn a_socket_that_somebody_listens_on_is_left_alone() {
-    assert_left_alone(|path| UnixListener::bind(path).unwrap());
+fn a_socket_that_somebody_listens_on_is_left_alone(binary: &Binary) {
+    assert_left_alone(binary, |path| UnixListener::bind(path).unwrap());
 }
 
-#[test]
-fn a_regular_file_at_the_socket_path_is_left_alone() {
-    assert_left_alone(|path| fs::write(path, "of value").unwrap());
+fn a_regular_file_at_the_socket_path_is_left_alone(binary: &Binary) {
+    assert_left_alone(binary, |path| fs::write(path, "of value").unwrap());
 }
 
-#[test]
-fn a_directory_at_the_socket_path_is_left_alone() {
-    assert_left_alone(|path| fs::create_dir(path).unwrap());
+fn a_directory_at_the_socket_path_is_left_alone(binary: &Binary) {
+    assert_left_alone(binary, |path| fs::create_dir(path).unwrap());
 }
 
-#[test]
-fn a_dangling_link_at_the_socket_path_is_left_alone() {
-    assert_left_alone(|path| symlink("nowhere", path).unwrap());
+fn a_dangling_link_at_the_socket_path_is_left_alone(binary: &Binary) {
+    assert_left_alone(binary, |path| symlink("nowhere", path).unwrap());
 }
 
-#[test]
-fn a_link_to_a_stale_socket_is_left_alone() {
-    assert_left_alone(|path| {
+fn a_link_to_a_stale_socket_is_left_alone(binary: &Binary) {
+    assert_left_alone(binary, |path| {
         let target = path.with_file_name("target");
         drop(UnixListener::bind(&target).unwrap());
         symlink(target, path).unwrap();
     });
 }
 
-#[test]
-fn the_running_program_keeps_a_second_one_from_its_socket() {
-    let setup = Setup::new();
+fn the_running_program_keeps_a_second_one_from_its_socket(binary: &Binary) {
+    let setup = Setup::new(binary);
     let _program = setup.serve();
-    let other = Setup::new();
+    let other = Setup::new(binary);
     assert_refused(
         other.command().arg(option("socket-path", setup.socket())),
         1,
@@ -205,27 +191,25 @@ fn the_running_program_keeps_a_second_one_from_its_socket() {
     assert_serves(&UnixStream::connect(setup.socket()).unwrap());
 }
 
-#[test]
-fn a_path_in_no_directory_is_refused() {
-    let setup = Setup::new();
+fn a_path_in_no_directory_is_refused(binary: &Binary) {
+    let setup = Setup::new(binary);
     let path = setup.path("none/socket");
     assert_refused(setup.command().arg(option("socket-path", &path)), 1, &path);
 }
 
-#[test]
-fn a_path_too_long_for_a_socket_is_refused() {
-    let setup = Setup::new();
+fn a_path_too_long_for_a_socket_is_refused(binary: &Binary) {
+    let setup = Setup::new(binary);
     let path = setup.path(&"x".repeat(108));
     assert_refused(setup.command().arg(option("socket-path", &path)), 1, &path);
 }
 
 /// The mode of the socket that the program makes when it starts with `umask`.
-fn socket_mode(umask: &str, arguments: &[&str]) -> u32 {
-    let setup = Setup::new();
+fn socket_mode(binary: &Binary, umask: &str, arguments: &[&str]) -> u32 {
+    let setup = Setup::new(binary);
     let mut command = Command::new("sh");
     command
         .args(["-c", &format!("umask {umask}; exec \"$0\" \"$@\"")])
-        .arg(process::binary(BINARY).unwrap())
+        .arg(process::binary(binary.name).unwrap())
         .args(setup.listening().get_args())
         .args(arguments);
     let mut program = Program::spawn(&mut command).unwrap();
@@ -235,26 +219,51 @@ fn socket_mode(umask: &str, arguments: &[&str]) -> u32 {
     metadata.permissions().mode() & 0o7777
 }
 
-#[test]
-fn the_socket_is_for_owner_and_group_whatever_the_umask() {
+fn the_socket_is_for_owner_and_group_whatever_the_umask(binary: &Binary) {
     for umask in ["000", "022", "077", "777"] {
-        assert_eq!(socket_mode(umask, &[]), 0o660, "umask {umask}");
+        assert_eq!(socket_mode(binary, umask, &[]), 0o660, "umask {umask}");
     }
 }
 
-#[test]
-fn socket_mode_is_honoured_whatever_the_umask() {
+fn socket_mode_is_honoured_whatever_the_umask(binary: &Binary) {
     for umask in ["000", "077"] {
         assert_eq!(
-            socket_mode(umask, &["--socket-mode=0600"]),
+            socket_mode(binary, umask, &["--socket-mode=0600"]),
             0o600,
             "umask {umask}"
         );
         assert_eq!(
-            socket_mode(umask, &["--socket-mode=666"]),
+            socket_mode(binary, umask, &["--socket-mode=666"]),
             0o666,
             "umask {umask}"
         );
-        assert_eq!(socket_mode(umask, &["--socket-mode=0"]), 0, "umask {umask}");
+        assert_eq!(
+            socket_mode(binary, umask, &["--socket-mode=0"]),
+            0,
+            "umask {umask}"
+        );
     }
 }
+
+for_each_program!(
+    a_connected_fd_is_served_until_its_end,
+    a_front_end_that_leaves_a_connected_fd_with_rings_running_ends_the_program,
+    a_connected_fd_that_ended_before_the_start_is_no_failure,
+    signals_end_the_program_on_a_connected_fd,
+    connections_to_a_listening_fd_are_served_one_after_the_other,
+    an_fd_that_is_not_open_is_refused,
+    an_fd_that_is_no_unix_stream_socket_is_refused,
+    an_fd_that_is_neither_connected_nor_listening_is_refused,
+    a_stale_socket_is_replaced,
+    a_socket_left_by_a_killed_program_is_replaced,
+    a_socket_that_somebody_listens_on_is_left_alone,
+    a_regular_file_at_the_socket_path_is_left_alone,
+    a_directory_at_the_socket_path_is_left_alone,
+    a_dangling_link_at_the_socket_path_is_left_alone,
+    a_link_to_a_stale_socket_is_left_alone,
+    the_running_program_keeps_a_second_one_from_its_socket,
+    a_path_in_no_directory_is_refused,
+    a_path_too_long_for_a_socket_is_refused,
+    the_socket_is_for_owner_and_group_whatever_the_umask,
+    socket_mode_is_honoured_whatever_the_umask,
+);

@@ -17,7 +17,7 @@ use vhost_device_tests::guest::find_program;
 use vhost_device_tests::process::{PATIENCE, Program, Signal, inherit, listens, option};
 
 use crate::arguments::USAGE;
-use crate::{END, Setup, assert_refused, assert_serves, exists};
+use crate::{Binary, END, Setup, assert_refused, assert_serves, exists, for_each_program};
 
 /// `command` as systemd starts it: with `socket` as file descriptor 3, and `count` as number of sockets.
 fn activated(command: &Command, socket: impl Into<OwnedFd>, count: &str) -> Command {
@@ -64,9 +64,8 @@ impl Notifications {
     }
 }
 
-#[test]
-fn a_passed_socket_is_served_and_left_in_place() {
-    let setup = Setup::new();
+fn a_passed_socket_is_served_and_left_in_place(binary: &Binary) {
+    let setup = Setup::new(binary);
     let listener = UnixListener::bind(setup.socket()).unwrap();
     let mut program = Program::spawn(&mut activated(&setup.command(), listener, "1")).unwrap();
     for _ in 0..3 {
@@ -76,9 +75,8 @@ fn a_passed_socket_is_served_and_left_in_place() {
     assert!(exists(&setup.socket()), "the socket belongs to systemd");
 }
 
-#[test]
-fn a_passed_connection_is_served_until_its_end() {
-    let setup = Setup::new();
+fn a_passed_connection_is_served_until_its_end(binary: &Binary) {
+    let setup = Setup::new(binary);
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut program = Program::spawn(&mut activated(&setup.command(), theirs, "1")).unwrap();
     assert_serves(&ours);
@@ -86,9 +84,8 @@ fn a_passed_connection_is_served_until_its_end() {
     assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(0));
 }
 
-#[test]
-fn an_option_wins_over_a_passed_socket() {
-    let setup = Setup::new();
+fn an_option_wins_over_a_passed_socket(binary: &Binary) {
+    let setup = Setup::new(binary);
     let passed = setup.path("passed");
     let listener = UnixListener::bind(&passed).unwrap();
     let mut program = Program::spawn(&mut activated(&setup.listening(), listener, "1")).unwrap();
@@ -98,7 +95,7 @@ fn an_option_wins_over_a_passed_socket() {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let listener = UnixListener::bind(setup.path("other")).unwrap();
     let mut command = setup.command();
-    command.args(["--read-only", "--fd=300"]);
+    command.arg("--fd=300");
     let mut command = activated(&command, listener, "1");
     inherit(&mut command, theirs.into(), 300);
     program.end(Signal::TERM, END).unwrap();
@@ -106,10 +103,9 @@ fn an_option_wins_over_a_passed_socket() {
     assert_serves(&ours);
 }
 
-#[test]
-fn any_other_number_of_sockets_than_one_is_refused() {
+fn any_other_number_of_sockets_than_one_is_refused(binary: &Binary) {
     for count in ["0", "2", "4294967297", "-1", "one", ""] {
-        let setup = Setup::new();
+        let setup = Setup::new(binary);
         let listener = UnixListener::bind(setup.socket()).unwrap();
         assert_refused(
             &mut activated(&setup.command(), listener, count),
@@ -119,9 +115,8 @@ fn any_other_number_of_sockets_than_one_is_refused() {
     }
 }
 
-#[test]
-fn a_passed_file_that_is_no_unix_stream_socket_is_refused() {
-    let setup = Setup::new();
+fn a_passed_file_that_is_no_unix_stream_socket_is_refused(binary: &Binary) {
+    let setup = Setup::new(binary);
     let refuse = |file: OwnedFd| {
         assert_refused(&mut activated(&setup.command(), file, "1"), 1, "LISTEN_FDS")
     };
@@ -138,10 +133,9 @@ fn a_passed_file_that_is_no_unix_stream_socket_is_refused() {
     refuse(unbound.unwrap());
 }
 
-#[test]
-fn sockets_for_another_process_are_ignored() {
+fn sockets_for_another_process_are_ignored(binary: &Binary) {
     for id in ["1", "", "self", "-1"] {
-        let setup = Setup::new();
+        let setup = Setup::new(binary);
         assert_refused(
             setup.command().env("LISTEN_PID", id).env("LISTEN_FDS", "1"),
             USAGE,
@@ -150,9 +144,8 @@ fn sockets_for_another_process_are_ignored() {
     }
 }
 
-#[test]
-fn the_mode_of_a_passed_socket_can_not_be_set() {
-    let setup = Setup::new();
+fn the_mode_of_a_passed_socket_can_not_be_set(binary: &Binary) {
+    let setup = Setup::new(binary);
     let listener = UnixListener::bind(setup.socket()).unwrap();
     let mut command = setup.command();
     command.arg("--socket-mode=0600");
@@ -163,9 +156,8 @@ fn the_mode_of_a_passed_socket_can_not_be_set() {
     );
 }
 
-#[test]
-fn systemd_hears_when_the_socket_listens_and_when_the_program_ends() {
-    let setup = Setup::new();
+fn systemd_hears_when_the_socket_listens_and_when_the_program_ends(binary: &Binary) {
+    let setup = Setup::new(binary);
     let notifications = Notifications::at_path(&setup.path("notify"));
     let mut command = setup.listening();
     command.env("NOTIFY_SOCKET", setup.path("notify"));
@@ -177,9 +169,8 @@ fn systemd_hears_when_the_socket_listens_and_when_the_program_ends() {
     notifications.assert_stopped();
 }
 
-#[test]
-fn systemd_hears_that_the_socket_it_passed_is_served() {
-    let setup = Setup::new();
+fn systemd_hears_that_the_socket_it_passed_is_served(binary: &Binary) {
+    let setup = Setup::new(binary);
     let notifications = Notifications::at_path(&setup.path("notify"));
     let listener = UnixListener::bind(setup.socket()).unwrap();
     let mut command = activated(&setup.command(), listener, "1");
@@ -190,9 +181,8 @@ fn systemd_hears_that_the_socket_it_passed_is_served() {
     notifications.assert_stopped();
 }
 
-#[test]
-fn systemd_hears_that_a_connection_is_served() {
-    let setup = Setup::new();
+fn systemd_hears_that_a_connection_is_served(binary: &Binary) {
+    let setup = Setup::new(binary);
     let notifications = Notifications::at_path(&setup.path("notify"));
     let (ours, theirs) = UnixStream::pair().unwrap();
     let mut command = activated(&setup.command(), theirs, "1");
@@ -204,9 +194,8 @@ fn systemd_hears_that_a_connection_is_served() {
     notifications.assert_stopped();
 }
 
-#[test]
-fn systemd_may_listen_in_the_abstract_namespace() {
-    let setup = Setup::new();
+fn systemd_may_listen_in_the_abstract_namespace(binary: &Binary) {
+    let setup = Setup::new(binary);
     // A name that no other test has.
     let name = setup.path("notify").into_os_string();
     let address = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
@@ -220,9 +209,8 @@ fn systemd_may_listen_in_the_abstract_namespace() {
     assert_eq!(notifications.next(), "READY=1");
 }
 
-#[test]
-fn a_program_that_can_not_start_is_never_ready() {
-    let setup = Setup::new();
+fn a_program_that_can_not_start_is_never_ready(binary: &Binary) {
+    let setup = Setup::new(binary);
     let notifications = Notifications::at_path(&setup.path("notify"));
     fs::remove_file(setup.image()).unwrap();
     let mut command = setup.listening();
@@ -249,9 +237,8 @@ fn assert_serves_in_spite_of(setup: &Setup, notify: &OsStr) {
     }
 }
 
-#[test]
-fn a_notify_socket_that_nobody_listens_on_is_no_reason_to_fail() {
-    let setup = Setup::new();
+fn a_notify_socket_that_nobody_listens_on_is_no_reason_to_fail(binary: &Binary) {
+    let setup = Setup::new(binary);
     drop(UnixDatagram::bind(setup.path("stale")).unwrap());
     let stream = setup.path("stream");
     let _listener = UnixListener::bind(&stream).unwrap();
@@ -269,9 +256,8 @@ fn a_notify_socket_that_nobody_listens_on_is_no_reason_to_fail() {
     }
 }
 
-#[test]
-fn a_notify_socket_that_nobody_reads_from_is_no_reason_to_fail() {
-    let setup = Setup::new();
+fn a_notify_socket_that_nobody_reads_from_is_no_reason_to_fail(binary: &Binary) {
+    let setup = Setup::new(binary);
     let path = setup.path("notify");
     let _notifications = Notifications::at_path(&path);
     let sender = UnixDatagram::unbound().unwrap();
@@ -280,13 +266,12 @@ fn a_notify_socket_that_nobody_reads_from_is_no_reason_to_fail() {
     assert_serves_in_spite_of(&setup, path.as_os_str());
 }
 
-#[test]
-fn systemd_socket_activate_starts_the_program_at_the_first_connection() {
+fn systemd_socket_activate_starts_the_program_at_the_first_connection(binary: &Binary) {
     let Some(activate) = find_program("systemd-socket-activate") else {
         println!("skipped: systemd-socket-activate is not installed");
         return;
     };
-    let setup = Setup::new();
+    let setup = Setup::new(binary);
     let notifications = Notifications::at_path(&setup.path("notify"));
     let program = setup.command();
     let mut command = Command::new(activate);
@@ -307,3 +292,21 @@ fn systemd_socket_activate_starts_the_program_at_the_first_connection() {
     assert_eq!(program.end(Signal::TERM, END).unwrap().code(), Some(0));
     notifications.assert_stopped();
 }
+
+for_each_program!(
+    a_passed_socket_is_served_and_left_in_place,
+    a_passed_connection_is_served_until_its_end,
+    an_option_wins_over_a_passed_socket,
+    any_other_number_of_sockets_than_one_is_refused,
+    a_passed_file_that_is_no_unix_stream_socket_is_refused,
+    sockets_for_another_process_are_ignored,
+    the_mode_of_a_passed_socket_can_not_be_set,
+    systemd_hears_when_the_socket_listens_and_when_the_program_ends,
+    systemd_hears_that_the_socket_it_passed_is_served,
+    systemd_hears_that_a_connection_is_served,
+    systemd_may_listen_in_the_abstract_namespace,
+    a_program_that_can_not_start_is_never_ready,
+    a_notify_socket_that_nobody_listens_on_is_no_reason_to_fail,
+    a_notify_socket_that_nobody_reads_from_is_no_reason_to_fail,
+    systemd_socket_activate_starts_the_program_at_the_first_connection,
+);
