@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The input device: its config space, and the node that its queues share.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use vhost_device_common::device::{ConfigError, Device, StartError, Threads};
+
+use crate::config::{CONFIG_SIZE, Identity, Selection};
+use crate::handler::InputHandler;
+use crate::options::Options;
+use crate::source::{Evdev, Port, Source};
+
+/// The input device.
+pub struct Input {
+    identity: Arc<Identity>,
+    selection: Mutex<Selection>,
+    port: Arc<Mutex<Port>>,
+}
+
+impl Input {
+    /// A device whose events come from `node`, and from `source` when that is gone.
+    pub(crate) fn new(identity: Identity, source: impl Source + 'static, node: OwnedFd) -> Self {
+        Self {
+            identity: Arc::new(identity),
+            selection: Mutex::default(),
+            port: Arc::new(Mutex::new(Port::new(source, node))),
+        }
+    }
+
+    fn selection(&self) -> MutexGuard<'_, Selection> {
+        self.selection
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Device for Input {
+    const TYPE: &'static str = "input";
+    const PROGRAM: &'static str = env!("CARGO_PKG_NAME");
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const DESCRIPTION: &'static str = "vhost-user back-end for a virtio input device";
+    const THREADS: Threads = Threads::One;
+
+    type Options = Options;
+    type Handler = InputHandler;
+
+    fn capabilities() -> Vec<&'static str> {
+        vec!["evdev-path", "no-grab"]
+    }
+
+    fn open(options: Options) -> Result<Self, StartError> {
+        let (evdev, node) = Evdev::find(options)?;
+        let identity = evdev.identity().clone();
+        log::info!(
+            "the input device is {:?}",
+            String::from_utf8_lossy(&identity.name)
+        );
+        Ok(Self::new(identity, evdev, node))
+    }
+
+    /// `eventq` and `statusq` (VIRTIO 1.3, 5.8.2).
+    fn num_queues(&self) -> u16 {
+        2
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.identity.config(*self.selection())
+    }
+
+    fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigError> {
+        let size = data.len();
+        if offset.saturating_add(size) > CONFIG_SIZE {
+            return Err(ConfigError { offset, size });
+        }
+        self.selection().write(offset, data);
+        Ok(())
+    }
+
+    fn handler(&self) -> io::Result<InputHandler> {
+        InputHandler::new(Arc::clone(&self.identity), Arc::clone(&self.port))
+    }
+
+    fn reset(&self) {
+        *self.selection() = Selection::default();
+    }
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Input events, as the kernel and as VIRTIO lay them out, and the names of those that this device
+//! treats in a way of their own. All names are those of Linux' `input-event-codes.h`.
+
+pub const EV_SYN: u16 = 0x00;
+pub const EV_KEY: u16 = 0x01;
+pub const EV_REL: u16 = 0x02;
+pub const EV_ABS: u16 = 0x03;
+pub const EV_MSC: u16 = 0x04;
+pub const EV_SW: u16 = 0x05;
+pub const EV_LED: u16 = 0x11;
+pub const EV_SND: u16 = 0x12;
+pub const EV_REP: u16 = 0x14;
+pub const EV_FF: u16 = 0x15;
+
+pub const SYN_REPORT: u16 = 0;
+pub const SYN_DROPPED: u16 = 3;
+
+/// Value of a key that the host repeats.
+pub const KEY_REPEATED: i32 = 2;
+
+pub const ABS_MT_SLOT: u16 = 0x2f;
+/// First and last of the axes that each slot has, of the multi-touch protocol.
+pub const ABS_MT_FIRST: u16 = 0x30;
+pub const ABS_MT_LAST: u16 = 0x3d;
+pub const ABS_MT_TRACKING_ID: u16 = 0x39;
+
+/// Codes of EV_FF from here on are settings of the whole device; below, they are effects.
+pub const FF_GAIN: u16 = 0x60;
+
+/// One input event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// `EV_*`
+    pub kind: u16,
+    /// `KEY_*`, `ABS_*` and so on.
+    pub code: u16,
+    /// What this means depends on both.
+    pub value: i32,
+}
+
+impl Event {
+    /// Bytes of the kernel's `struct input_event`: a time, then what an [`Event`] has.
+    pub const HOST_SIZE: usize = size_of::<libc::input_event>();
+    /// Bytes of `struct virtio_input_event` (VIRTIO 1.3, 5.8.6).
+    pub const GUEST_SIZE: usize = 8;
+
+    /// Ends a report.
+    pub const REPORT: Self = Self::new(EV_SYN, SYN_REPORT, 0);
+
+    pub const fn new(kind: u16, code: u16, value: i32) -> Self {
+        Self { kind, code, value }
+    }
+
+    pub fn is_report(&self) -> bool {
+        (self.kind, self.code) == (EV_SYN, SYN_REPORT)
+    }
+
+    /// The kernel's events, without their times. What is no whole event is left out.
+    pub fn from_host(bytes: &[u8]) -> impl Iterator<Item = Self> {
+        bytes
+            .chunks_exact(Self::HOST_SIZE)
+            .filter_map(|event| event.last_chunk())
+            .map(|&[k0, k1, c0, c1, v0, v1, v2, v3]| Self {
+                kind: u16::from_ne_bytes([k0, k1]),
+                code: u16::from_ne_bytes([c0, c1]),
+                value: i32::from_ne_bytes([v0, v1, v2, v3]),
+            })
+    }
+
+    /// The event for the kernel, which sets the time itself.
+    pub fn to_host(self) -> [u8; Self::HOST_SIZE] {
+        let [k0, k1] = self.kind.to_ne_bytes();
+        let [c0, c1] = self.code.to_ne_bytes();
+        let [v0, v1, v2, v3] = self.value.to_ne_bytes();
+        let mut bytes = [0; Self::HOST_SIZE];
+        if let Some(end) = bytes.last_chunk_mut() {
+            *end = [k0, k1, c0, c1, v0, v1, v2, v3];
+        }
+        bytes
+    }
+
+    /// The event from a buffer of the guest.
+    pub fn from_guest(bytes: [u8; Self::GUEST_SIZE]) -> Self {
+        let [k0, k1, c0, c1, v0, v1, v2, v3] = bytes;
+        Self {
+            kind: u16::from_le_bytes([k0, k1]),
+            code: u16::from_le_bytes([c0, c1]),
+            value: i32::from_le_bytes([v0, v1, v2, v3]),
+        }
+    }
+
+    /// The event for a buffer of the guest.
+    pub fn to_guest(self) -> [u8; Self::GUEST_SIZE] {
+        let [k0, k1] = self.kind.to_le_bytes();
+        let [c0, c1] = self.code.to_le_bytes();
+        let [v0, v1, v2, v3] = self.value.to_le_bytes();
+        [k0, k1, c0, c1, v0, v1, v2, v3]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const WHEEL: Event = Event::new(EV_REL, 0x0b, -120);
+
+    #[test]
+    fn the_guest_gets_little_endian_fields() {
+        assert_eq!(WHEEL.to_guest(), [2, 0, 0x0b, 0, 0x88, 0xff, 0xff, 0xff]);
+        assert_eq!(Event::from_guest(WHEEL.to_guest()), WHEEL);
+    }
+
+    #[test]
+    fn events_of_the_kernel_have_a_time_before_them() {
+        let mut bytes = WHEEL.to_host().to_vec();
+        bytes[..8].fill(0xa5);
+        bytes.extend(Event::REPORT.to_host());
+        bytes.extend([1; Event::HOST_SIZE - 1]);
+        let events: Vec<_> = Event::from_host(&bytes).collect();
+        assert_eq!(events, [WHEEL, Event::REPORT]);
+    }
+}

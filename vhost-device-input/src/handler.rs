@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Brings events from the node to the guest, and what the guest sets to the node.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rustix::event::epoll;
+use vhost_device_common::device::QueueHandler;
+use vhost_device_common::warn_limited;
+use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
+
+use crate::config::Identity;
+use crate::event::Event;
+use crate::report::Reports;
+use crate::source::Port;
+
+/// The queue for events to the guest; the other one is for those from it.
+const EVENT_QUEUE: u16 = 0;
+
+/// What is watched: the node, and the time to look for one that is gone.
+const NODE: u32 = 0;
+const RETRY: u32 = 1;
+
+/// How often a node that is gone is looked for.
+const RETRY_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Works on both queues.
+pub struct InputHandler {
+    identity: Arc<Identity>,
+    port: Arc<Mutex<Port>>,
+    reports: Reports,
+    /// Watches the node. The worker watches this: nodes come and go.
+    epoll: OwnedFd,
+    retry: Timer,
+}
+
+impl InputHandler {
+    /// For a guest that just starts. Events from before are not for it.
+    pub fn new(identity: Arc<Identity>, port: Arc<Mutex<Port>>) -> io::Result<Self> {
+        let mut handler = Self {
+            reports: Reports::new(identity.repeats_keys()),
+            identity,
+            port,
+            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            retry: Timer::new()?,
+        };
+        let port = lock(&handler.port);
+        match port.node() {
+            Some(node) => watch_node(&handler.epoll, node)?,
+            None => handler.retry.set(Duration::ZERO),
+        }
+        drop(port);
+        handler.read();
+        Ok(handler)
+    }
+
+    /// Takes in all events that there are.
+    fn read(&mut self) {
+        let mut port = lock(&self.port);
+        if port.node().is_none() {
+            return;
+        }
+        let reports = &mut self.reports;
+        let outcome = port.read(|event| reports.push(event)).and_then(|()| {
+            if reports.is_blind() {
+                reports.reload(port.state()?);
+            }
+            Ok(())
+        });
+        if let Err(error) = outcome {
+            log::warn!("the input device is gone ({error}); waiting until it is back");
+            if let Some(node) = port.node() {
+                let _ = epoll::delete(&self.epoll, node);
+            }
+            port.close();
+            self.reports.unplug();
+            self.retry.set(RETRY_INTERVAL);
+        }
+    }
+
+    /// Goes on with the node if it is back.
+    fn look_for_node(&mut self) {
+        let mut port = lock(&self.port);
+        let outcome = port.reopen().map(|node| watch_node(&self.epoll, node));
+        match outcome {
+            Some(Ok(())) => {
+                drop(port);
+                log::info!("the input device is back");
+                self.reports.go_blind();
+                self.read();
+            }
+            Some(Err(error)) => {
+                log::error!("cannot wait for input events: {error}");
+                port.close();
+                self.retry.set(RETRY_INTERVAL);
+            }
+            None => self.retry.set(RETRY_INTERVAL),
+        }
+    }
+
+    /// Fills the guest's buffers with events, one each (VIRTIO 1.3, 5.8.6).
+    fn send(&mut self, queue: &mut Queue) {
+        while queue.has_available()
+            && let Some(event) = self.reports.next()
+            && let Some(mut chain) = queue.take()
+        {
+            let written = match chain.write(&event.to_guest()) {
+                Ok(()) => {
+                    self.reports.pop();
+                    Event::GUEST_SIZE
+                }
+                Err(error) => {
+                    warn_limited(format_args!("a buffer for an input event: {error}"));
+                    0
+                }
+            };
+            queue.complete(chain, written as u32);
+        }
+    }
+
+    /// Passes on what the guest sets, and gives all of its buffers back.
+    fn receive(&mut self, queue: &mut Queue) {
+        while let Some(mut chain) = queue.take() {
+            let mut bytes = [0; Event::GUEST_SIZE];
+            match chain.read(&mut bytes) {
+                Ok(()) => {
+                    let event = Event::from_guest(bytes);
+                    if self.identity.takes(event) {
+                        lock(&self.port).write(event);
+                    }
+                }
+                Err(error) => warn_limited(format_args!("an event from the guest: {error}")),
+            }
+            queue.complete(chain, 0);
+        }
+    }
+}
+
+impl QueueHandler for InputHandler {
+    fn process(&mut self, queue: &mut Queue) {
+        match queue.index() {
+            EVENT_QUEUE => self.send(queue),
+            _ => self.receive(queue),
+        }
+    }
+
+    fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {
+        poller.watch(self.epoll.as_fd(), Token::Device(NODE))?;
+        poller.watch(self.retry.as_fd(), Token::Device(RETRY))
+    }
+
+    fn ready(&mut self, token: u32, _queues: &mut Queues) {
+        match token {
+            RETRY => self.look_for_node(),
+            _ => self.read(),
+        }
+    }
+
+    fn drain(&mut self, queue: &mut Queue) {
+        if queue.index() == EVENT_QUEUE {
+            self.reports.stop();
+        }
+    }
+}
+
+fn watch_node(epoll: &OwnedFd, node: impl AsFd) -> io::Result<()> {
+    let data = epoll::EventData::new_u64(0);
+    Ok(epoll::add(epoll, node, data, epoll::EventFlags::IN)?)
+}
+
+fn lock(port: &Mutex<Port>) -> MutexGuard<'_, Port> {
+    port.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Puts events together to whole reports, keeps these for a guest that is slow, and drops whole ones
+//! when there are too many. After that it makes a report of its own, from what the guest was told and
+//! what is so, before all else goes on.
+
+use std::collections::VecDeque;
+
+use vhost_device_common::warn_limited;
+
+use crate::event::{
+    ABS_MT_TRACKING_ID, EV_ABS, EV_KEY, EV_MSC, EV_REL, EV_SW, EV_SYN, Event, KEY_REPEATED,
+    SYN_DROPPED,
+};
+use crate::state::State;
+
+/// Most events that wait for the guest, and most of one report. A keyboard fills this in minutes, a
+/// mouse that reports a thousand times a second in a third of one.
+pub const CAPACITY: usize = 1024;
+
+/// The reports on their way to the guest.
+#[derive(Debug, Default)]
+pub struct Reports {
+    /// What the device's controls are, as far as events were read.
+    current: State,
+    /// What the guest believes when it has got all that waits.
+    told: State,
+    /// The beginning of the report that is being read.
+    report: Vec<Event>,
+    /// Whole reports; the beginning of the first may be gone to the guest.
+    waiting: VecDeque<Event>,
+    /// The first event that waits is not the first of its report.
+    begun: bool,
+    /// `told` has to become `current` before any more reports are let through.
+    differs: bool,
+    /// Events were lost: none count until the state was asked for.
+    is_blind: bool,
+    /// The device repeats held keys. The guest, who knows of that, does so itself.
+    repeats_keys: bool,
+}
+
+impl Reports {
+    /// For a guest that knows nothing, of a device whose state has yet to be asked for.
+    pub fn new(repeats_keys: bool) -> Self {
+        Self {
+            differs: true,
+            is_blind: true,
+            repeats_keys,
+            ..Self::default()
+        }
+    }
+
+    /// Takes in the next event of the device.
+    pub fn push(&mut self, event: Event) {
+        if (event.kind, event.code) == (EV_SYN, SYN_DROPPED) {
+            self.go_blind();
+        }
+        if self.is_blind {
+            return;
+        }
+        match event.kind {
+            EV_KEY if self.repeats_keys && event.value == KEY_REPEATED => return,
+            EV_SYN | EV_KEY | EV_REL | EV_ABS | EV_MSC | EV_SW => {}
+            // The guest sets lights, sounds and the rest. If it were told of that, later, it would take
+            // it for a change and set them anew, without end.
+            _ => return,
+        }
+        self.current.apply(event);
+        if self.report.len() < CAPACITY {
+            self.report.push(event);
+        } else {
+            self.drop_reports();
+        }
+        if event.is_report() {
+            self.finish_report();
+        }
+    }
+
+    fn finish_report(&mut self) {
+        let mut report = std::mem::take(&mut self.report);
+        if !self.differs && self.waiting.len() + report.len() > CAPACITY {
+            self.drop_reports();
+        }
+        // What was left out can leave nothing but the end.
+        if !self.differs && report.len() > 1 {
+            self.let_through(&report);
+        }
+        report.clear();
+        self.report = report;
+    }
+
+    /// Has a whole report wait for the guest.
+    fn let_through(&mut self, report: &[Event]) {
+        report.iter().for_each(|event| self.told.apply(*event));
+        self.waiting.extend(report);
+        let begins_touch = |event: &Event| {
+            (event.kind, event.code) == (EV_ABS, ABS_MT_TRACKING_ID) && event.value >= 0
+        };
+        if report.iter().any(begins_touch) {
+            // What was left out while there was no touch.
+            let more = self.current.differences(&self.told);
+            if !more.is_empty() {
+                let end = self.waiting.pop_back();
+                more.iter().for_each(|event| self.told.apply(*event));
+                self.waiting.extend(more);
+                self.waiting.extend(end);
+            }
+        }
+    }
+
+    fn drop_reports(&mut self) {
+        if !self.differs {
+            self.differs = true;
+            warn_limited(format_args!(
+                "the guest does not fetch its input events; new ones are dropped until it has"
+            ));
+        }
+    }
+
+    /// Events were lost, or are old.
+    pub fn go_blind(&mut self) {
+        self.is_blind = true;
+    }
+
+    /// Whether events were lost, so that the state must be asked for with [`Reports::reload`] after
+    /// all events there are have been read.
+    pub fn is_blind(&self) -> bool {
+        self.is_blind
+    }
+
+    /// The device's state is `current`: it was asked for, all events before it have been read.
+    pub fn reload(&mut self, current: State) {
+        self.current = current;
+        self.report.clear();
+        self.is_blind = false;
+        self.differs = true;
+    }
+
+    /// The device is gone, and with it the hands on its keys.
+    pub fn unplug(&mut self) {
+        let mut current = std::mem::take(&mut self.current);
+        current.release();
+        self.reload(current);
+    }
+
+    /// The queue stops. The guest, if it is the same one, waits for the end of a report whose beginning
+    /// it has; it, or another, is told all else anew when the queue starts.
+    pub fn stop(&mut self) {
+        let end = self.waiting.iter().position(Event::is_report);
+        let keep = end.filter(|_| self.begun).map_or(0, |end| end + 1);
+        self.waiting.truncate(keep);
+        self.told.forget();
+        self.differs = true;
+    }
+
+    /// The next event for the guest. Only a guest that takes it, by [`Reports::pop`], should ask: what
+    /// it has to be told first is found out here.
+    pub fn next(&mut self) -> Option<Event> {
+        if self.differs && self.waiting.is_empty() && self.report.is_empty() && !self.is_blind {
+            self.differs = false;
+            let changes = self.current.differences(&self.told);
+            if !changes.is_empty() {
+                changes.iter().for_each(|event| self.told.apply(*event));
+                self.waiting.extend(changes);
+                self.waiting.push_back(Event::REPORT);
+            }
+        }
+        self.waiting.front().copied()
+    }
+
+    /// The guest has got the next event.
+    pub fn pop(&mut self) {
+        if let Some(event) = self.waiting.pop_front() {
+            self.begun = !event.is_report();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

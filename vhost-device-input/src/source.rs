@@ -1,0 +1,238 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where events come from: a path at which an evdev node is, goes, and comes back.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FileType, Mode, OFlags, open, stat};
+use rustix::io::Errno;
+use vhost_device_common::device::StartError;
+use vhost_device_common::warn_limited;
+
+use crate::config::Identity;
+use crate::event::Event;
+use crate::node;
+use crate::options::Options;
+use crate::state::State;
+
+/// How long a grab waits until no key is down: the host would not see it come up, and repeat it for
+/// ever. It is Enter, most often, that starts a program.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Events that are read at once.
+const BATCH: usize = 64;
+
+/// What opens a node. Tests have one of their own.
+pub trait Source: Send {
+    /// Opens the node, if it is there and the one that it has to be.
+    ///
+    /// # Errors
+    /// What is in the way.
+    fn open(&mut self) -> Result<OwnedFd, String>;
+
+    /// How keys, switches, axes and touches are now.
+    ///
+    /// # Errors
+    /// The device is gone.
+    fn state(&self, node: BorrowedFd<'_>) -> io::Result<State>;
+}
+
+/// The evdev node at a path.
+pub struct Evdev {
+    path: PathBuf,
+    grab: bool,
+    identity: Identity,
+}
+
+impl Evdev {
+    /// Opens the node that the options name, and learns what it is.
+    ///
+    /// # Errors
+    /// One line for the person who started the program.
+    pub fn find(options: Options) -> Result<(Self, OwnedFd), StartError> {
+        let path = options.evdev_path;
+        let (node, identity) = open_node(&path).map_err(StartError)?;
+        let evdev = Self {
+            path,
+            grab: !options.no_grab,
+            identity,
+        };
+        if evdev.grab {
+            let deadline = Instant::now() + PATIENCE;
+            while Instant::now() < deadline && node::has_key_down(node.as_fd()) == Ok(true) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            evdev.grab(&node).map_err(StartError)?;
+        }
+        if !is_writable(&node) {
+            log::info!(
+                "{} can be read only; lights, sounds and force feedback of the guest are ignored",
+                evdev.path.display()
+            );
+        }
+        Ok((evdev, node))
+    }
+
+    /// What the device is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn grab(&self, node: &OwnedFd) -> Result<(), String> {
+        let path = self.path.display();
+        match node::grab(node.as_fd()) {
+            Ok(()) => Ok(()),
+            Err(Errno::BUSY) => Err(format!(
+                "another program has grabbed {path}; end that program first"
+            )),
+            Err(errno) => Err(format!("cannot grab {path}: {errno}")),
+        }
+    }
+}
+
+impl Source for Evdev {
+    fn open(&mut self) -> Result<OwnedFd, String> {
+        let (node, identity) = open_node(&self.path)?;
+        if identity != self.identity {
+            return Err(format!(
+                "{} is another device now, {:?}",
+                self.path.display(),
+                String::from_utf8_lossy(&identity.name)
+            ));
+        }
+        if self.grab {
+            self.grab(&node)?;
+        }
+        Ok(node)
+    }
+
+    fn state(&self, node: BorrowedFd<'_>) -> io::Result<State> {
+        Ok(node::state(node, &self.identity)?)
+    }
+}
+
+/// Opens the evdev node at `path`, for writing too if that is allowed.
+fn open_node(path: &Path) -> Result<(OwnedFd, Identity), String> {
+    let shown = path.display();
+    let failed = |errno: Errno| format!("cannot open {shown}: {errno}");
+    let not_evdev = || format!("{shown} is not an evdev node; those are /dev/input/event*");
+    // To open a device that is something else may have effects.
+    let is_device = |mode| FileType::from_raw_mode(mode) == FileType::CharacterDevice;
+    if !is_device(stat(path).map_err(failed)?.st_mode) {
+        return Err(not_evdev());
+    }
+    let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
+    let node = match open(path, flags | OFlags::RDWR, Mode::empty()) {
+        Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
+            open(path, flags | OFlags::RDONLY, Mode::empty())
+        }
+        result => result,
+    }
+    .map_err(failed)?;
+    match node::identity(node.as_fd()) {
+        Ok(identity) => Ok((node, identity)),
+        Err(Errno::NOTTY | Errno::INVAL) => Err(not_evdev()),
+        Err(errno) => Err(failed(errno)),
+    }
+}
+
+fn is_writable(node: &OwnedFd) -> bool {
+    rustix::fs::fcntl_getfl(node).is_ok_and(|flags| flags.contains(OFlags::RDWR))
+}
+
+/// A node for as long as it is there, and the source for when it is not.
+pub struct Port {
+    source: Box<dyn Source>,
+    node: Option<OwnedFd>,
+    /// Why the node could not be opened again the last time, and whether that was logged.
+    obstacle: Option<(String, bool)>,
+}
+
+impl Port {
+    pub fn new(source: impl Source + 'static, node: OwnedFd) -> Self {
+        Self {
+            source: Box::new(source),
+            node: Some(node),
+            obstacle: None,
+        }
+    }
+
+    /// The node, while it is there.
+    pub fn node(&self) -> Option<BorrowedFd<'_>> {
+        self.node.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Hands all events that there are to `each`.
+    ///
+    /// # Errors
+    /// The node is gone.
+    pub fn read(&self, mut each: impl FnMut(Event)) -> io::Result<()> {
+        let node = self.node.as_ref().ok_or(Errno::NODEV)?;
+        let mut buffer = [0; BATCH * Event::HOST_SIZE];
+        loop {
+            match rustix::io::read(node, &mut buffer) {
+                Ok(0) => return Err(Errno::NODEV.into()),
+                Ok(length) => {
+                    Event::from_host(buffer.get(..length).unwrap_or_default()).for_each(&mut each);
+                }
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+        }
+    }
+
+    /// How keys, switches, axes and touches are now.
+    ///
+    /// # Errors
+    /// The node is gone.
+    pub fn state(&self) -> io::Result<State> {
+        let node = self.node().ok_or(Errno::NODEV)?;
+        self.source.state(node)
+    }
+
+    /// Has the device carry out what the guest wants, if it is there and can.
+    pub fn write(&self, event: Event) {
+        let Some(node) = &self.node else {
+            return;
+        };
+        match rustix::io::write(node, &event.to_host()) {
+            Ok(_) => {}
+            // It is open for reading only, which has been said.
+            Err(Errno::BADF) => {}
+            // Who reads from it will see that.
+            Err(Errno::NODEV) => {}
+            Err(errno) => warn_limited(format_args!("cannot write {event:?}: {errno}")),
+        }
+    }
+
+    /// Lets go of a node that is gone.
+    pub fn close(&mut self) {
+        self.node = None;
+    }
+
+    /// Opens the node again if it is back. What is in the way is logged when it is no more a passing
+    /// state of a node that just comes into being.
+    pub fn reopen(&mut self) -> Option<BorrowedFd<'_>> {
+        match self.source.open() {
+            Ok(node) => {
+                self.obstacle = None;
+                self.node = Some(node);
+            }
+            Err(obstacle) => {
+                let is_known = |(known, _): &(String, bool)| *known == obstacle;
+                match self.obstacle.take_if(|known| is_known(known)) {
+                    Some((_, was_logged)) => {
+                        if !was_logged {
+                            log::warn!("{obstacle}; waiting for the device");
+                        }
+                        self.obstacle = Some((obstacle, true));
+                    }
+                    None => self.obstacle = Some((obstacle, false)),
+                }
+            }
+        }
+        self.node()
+    }
+}

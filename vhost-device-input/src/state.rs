@@ -1,0 +1,280 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The state of a device that lasts between reports: keys, switches, axes and touches; and how to tell
+//! somebody who believes it to be another.
+
+use std::collections::BTreeMap;
+
+use crate::event::{
+    ABS_MT_FIRST, ABS_MT_LAST, ABS_MT_SLOT, ABS_MT_TRACKING_ID, EV_ABS, EV_KEY, EV_SW, Event,
+    KEY_REPEATED,
+};
+
+/// Tracking id of a slot without a touch.
+const NO_TOUCH: i32 = -1;
+
+/// Something that keeps its value until an event changes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Control {
+    /// The multi-touch slot that it belongs to.
+    slot: Option<i32>,
+    kind: u16,
+    code: u16,
+}
+
+impl Control {
+    fn is_touch(&self) -> bool {
+        self.slot.is_some() && self.code == ABS_MT_TRACKING_ID
+    }
+
+    /// Its value, while no event told of any.
+    fn at_rest(&self) -> Option<i32> {
+        match self.kind {
+            EV_ABS if self.is_touch() => Some(NO_TOUCH),
+            EV_ABS => None,
+            _ => Some(0),
+        }
+    }
+}
+
+/// What is known of all controls. In the beginning no key is down and nothing touches.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// `None` for what is not known.
+    values: BTreeMap<Control, Option<i32>>,
+    /// The slot that the next events on axes of touches are for. `None` for a device without slots.
+    slot: Option<i32>,
+}
+
+impl State {
+    /// Takes in what an event tells.
+    pub fn apply(&mut self, event: Event) {
+        let Event { kind, code, value } = event;
+        let slot = match (kind, code) {
+            (EV_KEY, _) if value == KEY_REPEATED => return,
+            (EV_KEY | EV_SW, _) => None,
+            (EV_ABS, ABS_MT_SLOT) => {
+                self.slot = Some(value);
+                return;
+            }
+            // Without slots, each report has all touches.
+            (EV_ABS, ABS_MT_FIRST..=ABS_MT_LAST) if self.slot.is_none() => return,
+            (EV_ABS, ABS_MT_FIRST..=ABS_MT_LAST) => self.slot,
+            (EV_ABS, _) => None,
+            _ => return,
+        };
+        let control = Control { slot, kind, code };
+        self.values.insert(control, Some(value));
+    }
+
+    /// All keys are let go of and all touches end.
+    pub fn release(&mut self) {
+        for (control, value) in &mut self.values {
+            if control.kind == EV_KEY || control.is_touch() {
+                *value = control.at_rest();
+            }
+        }
+    }
+
+    /// It may all have changed, except for what is at rest and never was otherwise.
+    pub fn forget(&mut self) {
+        self.values.values_mut().for_each(|value| *value = None);
+        self.slot = None;
+    }
+
+    fn value(&self, control: &Control) -> Option<i32> {
+        match self.values.get(control) {
+            Some(value) => *value,
+            None => control.at_rest(),
+        }
+    }
+
+    fn is_touched(&self, slot: i32) -> bool {
+        let touch = Control {
+            slot: Some(slot),
+            kind: EV_ABS,
+            code: ABS_MT_TRACKING_ID,
+        };
+        self.value(&touch).is_some_and(|id| id >= 0)
+    }
+
+    /// The events that bring somebody who believes in `told` to this state. What a slot without a touch
+    /// would say of its touch is left out.
+    pub fn differences(&self, told: &State) -> Vec<Event> {
+        let mut changed: Vec<_> = self
+            .values
+            .keys()
+            .chain(told.values.keys())
+            .filter(|control| self.value(control) != told.value(control))
+            .filter(|control| match control.slot {
+                Some(slot) => control.is_touch() || self.is_touched(slot),
+                None => true,
+            })
+            .collect();
+        // A touch begins before it is anywhere.
+        changed.sort_by_key(|control| (control.slot, !control.is_touch(), *control));
+        changed.dedup();
+        let mut events = Vec::new();
+        let mut slot = told.slot;
+        for control in changed {
+            let Some(value) = self.value(control) else {
+                continue;
+            };
+            if control.slot.is_some() && control.slot != slot {
+                slot = control.slot;
+                events.extend(slot.map(|slot| Event::new(EV_ABS, ABS_MT_SLOT, slot)));
+            }
+            events.push(Event::new(control.kind, control.code, value));
+        }
+        if self.slot.is_some() && self.slot != slot {
+            events.extend(self.slot.map(|slot| Event::new(EV_ABS, ABS_MT_SLOT, slot)));
+        }
+        events
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::event::EV_REL;
+
+    const KEY_A: u16 = 30;
+    const ABS_X: u16 = 0;
+    const MT_X: u16 = 0x35;
+
+    fn state(events: &[(u16, u16, i32)]) -> State {
+        let mut state = State::default();
+        for &(kind, code, value) in events {
+            state.apply(Event::new(kind, code, value));
+        }
+        state
+    }
+
+    fn differences(current: &State, told: &State) -> Vec<(u16, u16, i32)> {
+        let events = current.differences(told);
+        events.iter().map(|e| (e.kind, e.code, e.value)).collect()
+    }
+
+    #[test]
+    fn equal_states_need_no_event() {
+        let current = state(&[(EV_KEY, KEY_A, 1), (EV_ABS, ABS_X, 5), (EV_SW, 0, 1)]);
+        assert_eq!(differences(&current, &current), []);
+        assert_eq!(differences(&State::default(), &State::default()), []);
+    }
+
+    #[test]
+    fn what_does_not_last_is_no_state() {
+        let current = state(&[(EV_REL, 0, 5), (4, 4, 1), (EV_KEY, KEY_A, KEY_REPEATED)]);
+        assert_eq!(current, State::default());
+    }
+
+    #[test]
+    fn keys_switches_and_axes_that_differ_are_told() {
+        let told = state(&[(EV_KEY, KEY_A, 1), (EV_ABS, ABS_X, 5), (EV_ABS, 1, 7)]);
+        let current = state(&[
+            (EV_KEY, KEY_A, 1),
+            (EV_KEY, KEY_A, 0),
+            (EV_KEY, 48, 1),
+            (EV_ABS, ABS_X, 0),
+            (EV_ABS, 1, 7),
+            (EV_SW, 0, 1),
+        ]);
+        let expected = [
+            (EV_KEY, KEY_A, 0),
+            (EV_KEY, 48, 1),
+            (EV_ABS, ABS_X, 0),
+            (EV_SW, 0, 1),
+        ];
+        assert_eq!(differences(&current, &told), expected);
+    }
+
+    #[test]
+    fn a_guest_that_knows_nothing_is_told_all_axes_but_no_key_that_is_up() {
+        let current = state(&[
+            (EV_KEY, KEY_A, 0),
+            (EV_KEY, 48, 1),
+            (EV_ABS, ABS_X, 0),
+            (EV_SW, 0, 0),
+        ]);
+        let expected = [(EV_KEY, 48, 1), (EV_ABS, ABS_X, 0)];
+        assert_eq!(differences(&current, &State::default()), expected);
+    }
+
+    #[test]
+    fn a_guest_that_may_have_forgotten_is_told_all_that_it_ever_knew() {
+        let current = state(&[(EV_KEY, KEY_A, 1), (EV_KEY, 48, 0), (EV_ABS, ABS_X, 9)]);
+        let mut told = state(&[(EV_KEY, KEY_A, 1), (EV_KEY, 48, 1), (EV_ABS, ABS_X, 9)]);
+        told.forget();
+        let expected = [(EV_KEY, KEY_A, 1), (EV_KEY, 48, 0), (EV_ABS, ABS_X, 9)];
+        assert_eq!(differences(&current, &told), expected);
+    }
+
+    #[test]
+    fn a_release_ends_keys_and_touches_and_nothing_else() {
+        let mut current = state(&[
+            (EV_KEY, KEY_A, 1),
+            (EV_SW, 0, 1),
+            (EV_ABS, ABS_X, 9),
+            (EV_ABS, ABS_MT_SLOT, 1),
+            (EV_ABS, ABS_MT_TRACKING_ID, 45),
+            (EV_ABS, MT_X, 100),
+        ]);
+        let told = current.clone();
+        current.release();
+        let expected = [(EV_KEY, KEY_A, 0), (EV_ABS, ABS_MT_TRACKING_ID, -1)];
+        assert_eq!(differences(&current, &told), expected);
+    }
+
+    #[test]
+    fn each_touch_is_told_in_its_slot_beginning_with_its_id() {
+        let touches = [
+            (EV_ABS, ABS_MT_SLOT, 0),
+            (EV_ABS, MT_X, 10),
+            (EV_ABS, ABS_MT_TRACKING_ID, 45),
+            (EV_ABS, ABS_MT_SLOT, 3),
+            (EV_ABS, MT_X, 20),
+            (EV_ABS, ABS_MT_TRACKING_ID, 46),
+            (EV_ABS, ABS_MT_SLOT, 1),
+        ];
+        let expected = [
+            (EV_ABS, ABS_MT_SLOT, 0),
+            (EV_ABS, ABS_MT_TRACKING_ID, 45),
+            (EV_ABS, MT_X, 10),
+            (EV_ABS, ABS_MT_SLOT, 3),
+            (EV_ABS, ABS_MT_TRACKING_ID, 46),
+            (EV_ABS, MT_X, 20),
+            (EV_ABS, ABS_MT_SLOT, 1),
+        ];
+        assert_eq!(differences(&state(&touches), &State::default()), expected);
+    }
+
+    #[test]
+    fn a_slot_without_a_touch_is_told_as_that_only() {
+        let told = state(&[
+            (EV_ABS, ABS_MT_SLOT, 0),
+            (EV_ABS, ABS_MT_TRACKING_ID, 45),
+            (EV_ABS, MT_X, 10),
+        ]);
+        let mut current = told.clone();
+        current.apply(Event::new(EV_ABS, MT_X, 30));
+        current.apply(Event::new(EV_ABS, ABS_MT_TRACKING_ID, -1));
+        let expected = [(EV_ABS, ABS_MT_TRACKING_ID, -1)];
+        assert_eq!(differences(&current, &told), expected);
+        // A guest that never knew of the touch has nothing to learn but where the next event goes.
+        let expected = [(EV_ABS, ABS_MT_SLOT, 0)];
+        assert_eq!(differences(&current, &State::default()), expected);
+    }
+
+    #[test]
+    fn a_touch_that_another_took_the_place_of_gets_the_new_id() {
+        let told = state(&[(EV_ABS, ABS_MT_SLOT, 2), (EV_ABS, ABS_MT_TRACKING_ID, 45)]);
+        let current = state(&[(EV_ABS, ABS_MT_SLOT, 2), (EV_ABS, ABS_MT_TRACKING_ID, 47)]);
+        let expected = [(EV_ABS, ABS_MT_TRACKING_ID, 47)];
+        assert_eq!(differences(&current, &told), expected);
+    }
+
+    #[test]
+    fn touches_of_devices_without_slots_are_no_state() {
+        let current = state(&[(EV_ABS, MT_X, 10), (EV_ABS, ABS_MT_TRACKING_ID, 1)]);
+        assert_eq!(current, State::default());
+    }
+}
