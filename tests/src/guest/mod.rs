@@ -10,19 +10,21 @@
 
 mod initramfs;
 pub mod kernel;
+pub mod libvirt;
+mod output;
 mod qmp;
 
 use std::ffi::OsString;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tempfile::TempDir;
 use thiserror::Error;
 
+pub use self::output::Output;
+use self::output::{CONSOLE_LOG, Logs, SCRIPT_LOG};
 pub use self::qmp::Qmp;
 use crate::process::{ProcessError, Program};
 
@@ -32,9 +34,6 @@ pub const QEMU: &str = "qemu-system-x86_64";
 /// Linux in the guest: console on the first serial port, a panic ends the machine, and nothing that only costs time under emulation.
 const KERNEL_COMMAND_LINE: &str =
     "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off tsc=reliable";
-
-/// How often the guest's output is looked at.
-const INTERVAL: Duration = Duration::from_millis(10);
 
 /// Why a guest could not be started, or did not do what was waited for.
 #[derive(Error)]
@@ -58,9 +57,9 @@ pub enum GuestError {
     /// No kernel package can be had.
     #[error("no kernel for the guest: {0}")]
     NoKernel(String),
-    /// QEMU could not be started or watched.
-    #[error("QEMU: {0}")]
-    Qemu(#[from] ProcessError),
+    /// A program that runs the guest could not be started or watched.
+    #[error(transparent)]
+    Program(#[from] ProcessError),
     /// The guest did not do what was waited for.
     #[error("the guest {0}")]
     Guest(String),
@@ -81,7 +80,7 @@ impl std::fmt::Debug for GuestError {
     }
 }
 
-fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> GuestError {
+pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> GuestError {
     let what = what.into();
     move |error| GuestError::System(what, error)
 }
@@ -115,15 +114,20 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Where kernels and logs are kept: `guest` in the target directory that this executable was built into.
-fn cache_directory() -> Result<PathBuf, GuestError> {
+/// The target directory that this executable was built into.
+pub(crate) fn target_directory() -> Result<PathBuf, GuestError> {
     let executable = std::env::current_exe().map_err(system("find this executable"))?;
     let profile = executable
         .ancestors()
         .skip(1)
         .find(|directory| !directory.ends_with("deps"));
-    let target = profile.and_then(Path::parent).unwrap_or(Path::new("/tmp"));
-    Ok(target.join("guest"))
+    let target = profile.and_then(Path::parent);
+    Ok(target.unwrap_or(Path::new("/tmp")).to_owned())
+}
+
+/// Where kernels and logs are kept.
+fn cache_directory() -> Result<PathBuf, GuestError> {
+    Ok(target_directory()?.join("guest"))
 }
 
 /// A virtual machine that is yet to start.
@@ -213,8 +217,7 @@ impl Machine {
     /// Starts the machine.
     pub fn start(self) -> Result<Guest, GuestError> {
         let kernel = kernel::Kernel::prepare()?;
-        let logs = cache_directory()?.join("logs").join(&self.name);
-        fs::create_dir_all(&logs).map_err(system(format!("create {}", logs.display())))?;
+        let logs = Logs::create(&self.name, self.deadline)?;
         let files = tempfile::tempdir().map_err(system("create a temporary directory"))?;
         let initramfs = files.path().join("initramfs");
         initramfs::write(
@@ -248,8 +251,7 @@ impl Machine {
             .arg("-qmp")
             .arg(joined("unix:", &qmp, ",server=on,wait=off"));
         for log in [CONSOLE_LOG, SCRIPT_LOG] {
-            let log = logs.join(log);
-            fs::write(&log, "").map_err(system(format!("write {}", log.display())))?;
+            let log = logs.directory().join(log);
             command.arg("-serial").arg(joined("file:", &log, ""));
         }
         if !self.reboots {
@@ -264,15 +266,10 @@ impl Machine {
             qemu,
             qmp,
             logs,
-            deadline: Instant::now() + self.deadline,
-            seen: 0,
             _files: files,
         })
     }
 }
-
-const CONSOLE_LOG: &str = "console.log";
-const SCRIPT_LOG: &str = "script.log";
 
 fn joined(before: &str, path: &Path, after: &str) -> OsString {
     let mut joined = OsString::from(before);
@@ -286,55 +283,26 @@ fn joined(before: &str, path: &Path, after: &str) -> OsString {
 pub struct Guest {
     qemu: Program,
     qmp: PathBuf,
-    logs: PathBuf,
-    deadline: Instant,
-    /// How many lines of the script's output have been looked at.
-    seen: usize,
+    logs: Logs,
     _files: TempDir,
 }
 
 impl Guest {
     /// Waits for the next marker `@name value` and returns its value, which may be empty.
     pub fn wait(&mut self, name: &str) -> Result<String, GuestError> {
-        loop {
-            // Asked for first: what an ended QEMU has written is all there.
-            let ended = self.qemu.status()?;
-            for line in self.lines().split_off(self.seen) {
-                self.seen += 1;
-                match marker(&line) {
-                    Some((found, value)) if found == name => return Ok(value.into()),
-                    Some(("end", status)) => {
-                        return Err(self.trouble(format!(
-                            "ended its script with status {status} and no marker @{name}"
-                        )));
-                    }
-                    _ => (),
-                }
-            }
-            if let Some(status) = ended {
-                return Err(self.trouble(format!(
-                    "was gone before a marker @{name} came; QEMU: {status}"
-                )));
-            }
-            if Instant::now() >= self.deadline {
-                return Err(self.trouble(format!("did not write the marker @{name} in time")));
-            }
-            thread::sleep(INTERVAL);
-        }
+        self.logs.wait(name, || ended(&mut self.qemu))
     }
 
     /// Waits until the script has ended well and the guest has powered off, and returns what the script wrote.
     pub fn finish(&mut self) -> Result<Output, GuestError> {
-        let status = self.wait("end")?;
-        if status != "0" {
-            return Err(self.trouble(format!("script failed with status {status}")));
-        }
-        let left = self.deadline.saturating_duration_since(Instant::now());
-        let status = self.qemu.wait(left)?;
+        self.logs.wait_for_end(|| ended(&mut self.qemu))?;
+        let status = self.qemu.wait(self.logs.left())?;
         if !status.success() {
-            return Err(self.trouble(format!("powered off, but QEMU: {status}")));
+            return Err(self
+                .logs
+                .trouble(format!("powered off, but QEMU: {status}")));
         }
-        Ok(Output(self.lines()))
+        Ok(self.logs.output())
     }
 
     /// Connects to QEMU's control socket.
@@ -346,65 +314,8 @@ impl Guest {
     pub fn qemu_stderr(&self) -> String {
         self.qemu.stderr()
     }
-
-    fn trouble(&self, what: String) -> GuestError {
-        GuestError::Guest(format!("{what} (logs: {})", self.logs.display()))
-    }
-
-    /// The whole lines that the script has written.
-    fn lines(&self) -> Vec<String> {
-        let log = fs::read(self.logs.join(SCRIPT_LOG)).unwrap_or_default();
-        let text = String::from_utf8_lossy(&log);
-        text.split_inclusive('\n')
-            .filter_map(|line| line.strip_suffix('\n'))
-            .map(|line| line.trim_end_matches('\r').to_owned())
-            .collect()
-    }
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            for log in [CONSOLE_LOG, SCRIPT_LOG] {
-                let log = self.logs.join(log);
-                let text = fs::read(&log).unwrap_or_default();
-                eprintln!(
-                    "--- guest's {}\n{}",
-                    log.display(),
-                    String::from_utf8_lossy(&text)
-                );
-            }
-        }
-    }
-}
-
-fn marker(line: &str) -> Option<(&str, &str)> {
-    let line = line.strip_prefix('@')?;
-    Some(line.split_once(' ').unwrap_or((line, "")))
-}
-
-/// What a guest's script wrote.
-#[derive(Clone, Debug)]
-pub struct Output(Vec<String>);
-
-impl Output {
-    /// The values of all markers `@name value`, in the order in which they came.
-    pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
-        let markers = self.0.iter().filter_map(|line| marker(line));
-        markers
-            .filter(move |(found, _)| *found == name)
-            .map(|(_, value)| value)
-    }
-
-    /// The value of the first marker `@name value`.
-    pub fn value(&self, name: &str) -> Result<&str, GuestError> {
-        let found = self
-            .0
-            .iter()
-            .filter_map(|line| marker(line))
-            .find(|(found, _)| *found == name);
-        found
-            .map(|(_, value)| value)
-            .ok_or_else(|| GuestError::Guest(format!("wrote no marker @{name}")))
-    }
+fn ended(qemu: &mut Program) -> Result<Option<String>, GuestError> {
+    Ok(qemu.status()?.map(|status| format!("QEMU: {status}")))
 }

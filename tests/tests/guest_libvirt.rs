@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `vhost-device-block` as the disk of a domain of libvirt's, set up as the README says.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+use vhost_device_tests::guest::{Machine, libvirt};
+use vhost_device_tests::process::{self, Program, Signal};
+
+const MIB: usize = 1 << 20;
+
+/// The back-end, in a directory where libvirt's QEMU may connect to it. Dropping it ends the one and removes the other.
+struct Block {
+    program: Program,
+    directory: TempDir,
+}
+
+impl Block {
+    /// Starts the back-end on an image of `mebibytes` of random bytes.
+    fn start(mebibytes: usize, serial: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        // Others can not enter it without this, as they can enter most of a user's directories.
+        run(Command::new("chmod").arg("o+x").arg(directory.path()));
+        let shared = directory.path().join("shared");
+        fs::create_dir(&shared).unwrap();
+        run(Command::new("chgrp").arg("libvirt-qemu").arg(&shared));
+        run(Command::new("chmod").arg("g+xs").arg(&shared));
+        let image = directory.path().join("image");
+        let random = fs::File::open("/dev/urandom").unwrap();
+        let mut random = io::Read::take(random, (mebibytes * MIB) as u64);
+        io::copy(&mut random, &mut fs::File::create(&image).unwrap()).unwrap();
+        Self {
+            program: spawn(directory.path(), serial),
+            directory,
+        }
+    }
+
+    /// Kills the back-end, and starts it again.
+    fn restart(&mut self, serial: &str) {
+        self.program.end(Signal::KILL, process::PATIENCE).unwrap();
+        self.program = spawn(self.directory.path(), serial);
+    }
+
+    fn image(&self) -> PathBuf {
+        self.directory.path().join("image")
+    }
+
+    /// The disk in libvirt's XML; `reconnect` is what the source has inside.
+    fn disk(&self, reconnect: &str) -> String {
+        let socket = self.directory.path().join("shared/socket");
+        format!(
+            "<disk type='vhostuser' device='disk'>
+               <driver name='qemu' type='raw'/>
+               <source type='unix' path='{}'>{reconnect}</source>
+               <target dev='vda' bus='virtio'/>
+             </disk>",
+            socket.display()
+        )
+    }
+}
+
+fn spawn(directory: &Path, serial: &str) -> Program {
+    let socket = directory.join("shared/socket");
+    let mut command = process::command("vhost-device-block").unwrap();
+    command
+        .arg(process::option("socket-path", &socket))
+        .arg(process::option("blk-file", directory.join("image")))
+        .arg(process::option("serial", serial));
+    let mut program = Program::spawn(&mut command).unwrap();
+    program.wait_for_listener(&socket).unwrap();
+    program
+}
+
+/// Runs a program of the host, which must end well, and returns its stdout.
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{command:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// The machine `name`, or, where libvirt can not run, nothing but a line that says why.
+fn machine(name: &str, script: &str) -> Option<Machine> {
+    if let Some(obstacle) = libvirt::obstacle() {
+        // Past the capture of the test's output.
+        let _ = writeln!(io::stderr(), "{name}: skipped: {obstacle}");
+        return None;
+    }
+    Some(Machine::new(name, script).module("virtio_blk"))
+}
+
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn domain_reads_and_writes_its_disk() {
+    // The second half becomes the first half in reverse order of mebibytes.
+    let script = r#"
+        echo "@serial $(cat /sys/block/vda/serial)"
+        echo "@md5 $(dd if=/dev/vda bs=1M iflag=direct | md5sum | cut -d' ' -f1)"
+        for i in $(seq 0 15); do
+            dd if=/dev/vda of=/tmp/part bs=1M skip=$i count=1
+            dd if=/tmp/part of=/dev/vda bs=1M seek=$((31 - i)) oflag=direct conv=notrunc
+        done
+    "#;
+    let Some(machine) = machine("libvirt_read_write", script) else {
+        return;
+    };
+    let block = Block::start(32, "libvirt");
+    let before = fs::read(block.image()).unwrap();
+    let sum = run(Command::new("md5sum").arg(block.image()));
+
+    let mut domain = machine.start_in_libvirt(&block.disk("")).unwrap();
+    let output = domain.finish().unwrap();
+    assert_eq!(output.value("serial").unwrap(), "libvirt");
+    let sum = sum.split_whitespace().next().unwrap();
+    assert_eq!(output.value("md5").unwrap(), sum);
+
+    let (first, second) = before.split_at(16 * MIB);
+    let mut expected = first.to_vec();
+    assert_eq!(second.len(), first.len());
+    expected.extend(first.chunks(MIB).rev().flatten());
+    let image = fs::read(block.image()).unwrap();
+    assert!(image == expected, "the image is not what the guest wrote");
+}
+
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn io_of_a_domain_goes_on_after_the_back_end_is_restarted() {
+    // The serial number is asked for each time, so it tells which back-end answers.
+    let script = r#"
+        dd if=/dev/vda of=/tmp/part bs=1M count=8 iflag=direct
+        round() {
+            dd if=/tmp/part of=/dev/vda bs=64k seek=$(($1 * 128)) oflag=direct conv=notrunc
+            dd if=/dev/vda bs=64k skip=$(($1 * 128)) count=128 iflag=direct | cmp - /tmp/part
+        }
+        until [ "$(cat /sys/block/vda/serial)" = second ]; do
+            round 1
+            echo "@round"
+        done
+        round 2
+        round 3
+    "#;
+    let Some(machine) = machine("libvirt_reconnect", script) else {
+        return;
+    };
+    let mut block = Block::start(32, "first");
+    let before = fs::read(block.image()).unwrap();
+
+    let disk = block.disk("<reconnect enabled='yes' timeout='1'/>");
+    let mut domain = machine.start_in_libvirt(&disk).unwrap();
+    for _ in 0..3 {
+        domain.wait("round").unwrap();
+    }
+    block.restart("second");
+    domain.finish().unwrap();
+
+    let image = fs::read(block.image()).unwrap();
+    assert!(
+        image == before[..8 * MIB].repeat(4),
+        "the image is not what the guest wrote"
+    );
+}
