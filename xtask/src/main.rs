@@ -1,22 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The project's own commands: `cargo xtask demo`, `cargo xtask test`, `cargo xtask bench`.
+//! The project's own commands: `cargo xtask demo`, `test`, `bench`, `install` and `deb`.
 
 mod bench;
+mod deb;
 mod demo;
+mod install;
 mod packages;
+mod programs;
 mod progress;
 mod test;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
 use crate::progress::Progress;
 
-/// See the devices work, test them, measure them.
+/// See the devices work, test them, measure them, install them.
 ///
-/// Each command installs the Debian packages that it needs and does not find, when it runs as root; else it says which they are.
+/// demo, test and bench install the Debian packages that they need and do not find, when they run as root; else they say which these are.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
 struct Arguments {
@@ -54,20 +58,52 @@ enum Task {
         )]
         arguments: Vec<String>,
     },
+    /// Build the release binaries and install them, with descriptors, manual pages, completions and systemd units
+    ///
+    /// Devices go to PREFIX/libexec/vhost-device, tools to PREFIX/bin, the rest to the conventional places below PREFIX. Each file that is
+    /// written is named; one of the same name is replaced. Nothing is started or enabled. `cargo xtask deb` makes a package instead, which
+    /// can be removed again.
+    Install(install::Options),
+    /// Make a Debian package of what `install` installs
+    ///
+    /// Its prefix is /usr. Takes cargo-deb, which is built the first time and kept in the target directory, and Debian's dpkg-dev.
+    Deb {
+        /// File or directory for the package [default: target/debian]
+        #[arg(long, value_name = "PATH")]
+        output: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
     let progress = Progress::start();
     let result = match arguments.command {
         Task::Demo => demo::run(&progress).map(|()| ExitCode::SUCCESS),
         Task::Test { no_guest } => test::run(&progress, no_guest),
         Task::Bench { arguments } => bench::run(&progress, &arguments),
+        Task::Install(options) => install::run(&progress, &options).map(|()| ExitCode::SUCCESS),
+        Task::Deb { output } => deb::run(&progress, output).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("{error}");
         ExitCode::FAILURE
     })
+}
+
+/// Prints the help that was asked for, or one line that says what is wrong with the arguments.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if error.exit_code() == 0 || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    let message = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = message.split_whitespace().collect();
+    eprintln!("{}; see --help", words.join(" "));
+    ExitCode::from(2)
 }
 
 /// The cargo that runs this, in the root of the workspace.

@@ -89,7 +89,7 @@ impl<O: Args> Arguments<O> {
             .about(D::DESCRIPTION)
             .after_help(
                 "Log lines go to stderr; RUST_LOG=debug (or warn, trace) shows more or less of \
-                 them.\nSIGTERM and SIGINT finish what was begun and end the program.\n\
+                 them.\n\nSIGTERM and SIGINT finish what was begun and end the program.\n\n\
                  Under systemd neither --socket-path nor --fd is needed: the one socket of the \
                  socket unit (LISTEN_FDS) is used as --fd would. A service of Type=notify is \
                  ready once the socket listens.",

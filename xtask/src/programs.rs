@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The programs that are installed: one line each.
+
+use vhost_device_common::device::Device;
+use vhost_device_common::program;
+
+/// A program of this workspace.
+pub struct Program {
+    /// What it is called.
+    pub name: &'static str,
+    /// The package that has it.
+    pub package: &'static str,
+    /// Its command line.
+    pub command: fn() -> clap::Command,
+    /// What device it is, in the schema's terms. None for a tool.
+    pub device: Option<&'static str>,
+}
+
+/// All programs that are installed.
+pub const PROGRAMS: &[Program] = &[device::<vhost_device_block::Block>()];
+
+/// A device is built from the package of its name.
+const fn device<D: Device>() -> Program {
+    Program {
+        name: D::PROGRAM,
+        package: D::PROGRAM,
+        command: program::command::<D>,
+        device: Some(D::TYPE),
+    }
+}
