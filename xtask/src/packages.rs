@@ -28,6 +28,12 @@ pub const GUEST: &[Need] = &[
 /// QEMU's programs for images: to compare with, and to share images with.
 pub const IMAGES: &[Need] = &[("qemu-storage-daemon", "qemu-utils")];
 
+/// libvirt, whose daemon needs no more than this to run a domain.
+pub const LIBVIRT: &[Need] = &[
+    ("libvirtd", "libvirt-daemon-system"),
+    ("virsh", "libvirt-clients"),
+];
+
 /// Makes sure that there is a kernel for guests.
 pub fn kernel(progress: &Progress) -> Result<Kernel, String> {
     if !Kernel::is_kept() {
