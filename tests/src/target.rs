@@ -61,7 +61,8 @@ pub trait Target: Sync {
     /// Whether the device has failed a request: it returned it with `used`, and `last` is the last byte that it could write.
     fn has_failed(&self, used: Used, last: u8) -> bool;
 
-    /// The readable bytes of a request, and what its writable bytes are when it has been carried out. Both differ from `tag` to `tag`.
+    /// The readable bytes of a request, and what its writable bytes are when it has been carried out. Both differ from `tag` to `tag`, but
+    /// for a device that does not look at what it can read.
     fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>);
 }
 
@@ -281,6 +282,44 @@ fn has_io_uring() -> bool {
     };
     let error = io::Error::last_os_error().raw_os_error();
     !matches!(error, Some(libc::ENOSYS | libc::EPERM | libc::EACCES))
+}
+
+/// `vhost-device-rng`, with a source of zeroes: requests that are answered in any order are answered alike.
+pub struct Rng;
+
+impl Target for Rng {
+    fn name(&self) -> &'static str {
+        "vhost-device-rng"
+    }
+
+    fn start(&self) -> Running {
+        let directory = tempfile::tempdir().expect("a directory");
+        Running::start("vhost-device-rng", directory, |_| {
+            vec![option("rng-source", "/dev/zero")]
+        })
+    }
+
+    fn claims(&self, _claim: Claim) -> bool {
+        true
+    }
+
+    fn writable_config(&self) -> (u32, usize) {
+        // It has no config space.
+        (0, 0)
+    }
+
+    fn request_size(&self) -> (usize, usize) {
+        (64, 64)
+    }
+
+    fn has_failed(&self, used: Used, _last: u8) -> bool {
+        used.length == 0
+    }
+
+    fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>) {
+        let bytes = (0..16).flat_map(|word| (tag << 4 | word).to_le_bytes());
+        (bytes.collect(), vec![0; 64])
+    }
 }
 
 /// The device of `src/bin/reference-device.rs`, which echoes.

@@ -295,6 +295,10 @@ macro_rules! for_each_target {
             use vhost_device_tests::target::{Reference, run};
             $(#[test] fn $test() { run(super::$test, &Reference) })+
         }
+        mod rng {
+            use vhost_device_tests::target::{Rng, run};
+            $(#[test] fn $test() { run(super::$test, &Rng) })+
+        }
     };
 }
 use for_each_target;

@@ -98,7 +98,7 @@ impl Source {
 
     /// Writes bytes to `chain`, at most `most`, and says how many there were.
     pub fn fill(&mut self, chain: &mut Chain, most: u64) -> u32 {
-        if let Err(error) = chain.writable_iovecs() {
+        if let Err(error) = chain.check() {
             warn_limited(format_args!("{error}"));
             return 0;
         }

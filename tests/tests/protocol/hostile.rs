@@ -233,30 +233,19 @@ fn files_that_no_message_needs_are_closed(target: &dyn Target) {
     let eventfd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let needs_one = [
         (FrontendReq::SET_VRING_CALL, payload::u64(0)),
-        (FrontendReq::SET_VRING_ERR, payload::u64(1)),
-        (FrontendReq::SET_VRING_KICK, payload::u64(1)),
+        (FrontendReq::SET_VRING_ERR, payload::u64(0)),
+        (FrontendReq::SET_VRING_KICK, payload::u64(0)),
     ];
     for (request, payload) in &needs_one {
         peer.done(*request, payload, &[eventfd.as_fd()]);
     }
     let before = running.program.resources().unwrap();
     for count in [1, 3, 32, 253] {
-        for (request, payload) in &needs_one {
-            peer.connection
-                .send(
-                    *request,
-                    VERSION | NEED_REPLY,
-                    payload,
-                    &vec![eventfd.as_fd(); count],
-                )
-                .unwrap();
-            peer.connection.receive().unwrap();
-        }
         let files: Vec<BorrowedFd> = vec![region.file().as_fd(); count];
         for (request, payload) in [
             (FrontendReq::GET_FEATURES, Vec::new()),
             (FrontendReq::SET_VRING_NUM, payload::vring_state(0, 16)),
-            (FrontendReq::SET_VRING_CALL, payload::u64(1 << 8 | 1)),
+            (FrontendReq::SET_VRING_CALL, payload::u64(1 << 8)),
             (FrontendReq::SET_STATUS, payload::u64(1)),
             (
                 FrontendReq::ADD_MEM_REG,
@@ -269,6 +258,17 @@ fn files_that_no_message_needs_are_closed(target: &dyn Target) {
         ] {
             peer.connection
                 .send(request, VERSION | NEED_REPLY, &payload, &files)
+                .unwrap();
+            peer.connection.receive().unwrap();
+        }
+        for (request, payload) in &needs_one {
+            peer.connection
+                .send(
+                    *request,
+                    VERSION | NEED_REPLY,
+                    payload,
+                    &vec![eventfd.as_fd(); count],
+                )
                 .unwrap();
             peer.connection.receive().unwrap();
         }

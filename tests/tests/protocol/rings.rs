@@ -20,14 +20,14 @@ fn an_eventfd() -> std::os::fd::OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC).unwrap()
 }
 
-fn there_are_at_least_two_queues(target: &dyn Target) {
+fn the_number_of_queues_is_one_that_indices_reach(target: &dyn Target) {
     let (_running, peer) = start(target);
     if peer.has(
         ProtocolFeatures::MQ,
         target,
-        "there_are_at_least_two_queues",
+        "the_number_of_queues_is_one_that_indices_reach",
     ) {
-        assert!((2..=256).contains(&peer.queues), "{} queues", peer.queues);
+        assert!((1..=256).contains(&peer.queues), "{} queues", peer.queues);
     }
 }
 
@@ -499,7 +499,7 @@ fn the_base_of_a_ring_that_never_started_is_zero(target: &dyn Target) {
 }
 
 crate::for_each_target![
-    there_are_at_least_two_queues,
+    the_number_of_queues_is_one_that_indices_reach,
     an_index_without_a_queue_is_refused,
     the_base_of_a_ring_that_is_not_there_is_not_answered_with_one,
     a_ring_size_that_can_not_be_is_refused,

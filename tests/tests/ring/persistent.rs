@@ -77,8 +77,10 @@ fn a_ring_whose_memory_is_taken_away_does_no_harm(target: &dyn Target) {
     low.remove(high.regions()[0].guest_address());
     let victim = Queue::new(&high, USUAL.options(SIZE, 0));
     front_end.start(0, &victim, 0).unwrap();
-    let bystander = Queue::new(&low, USUAL.options(SIZE, 0));
-    front_end.start(1, &bystander, 0).unwrap();
+    let bystander = (front_end.queue_count() > 1).then(|| Queue::new(&low, USUAL.options(SIZE, 0)));
+    if let Some(bystander) = &bystander {
+        front_end.start(1, bystander, 0).unwrap();
+    }
     let mut scene = Scene {
         front_end,
         victim,
