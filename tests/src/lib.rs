@@ -6,3 +6,4 @@ pub mod front_end;
 pub mod guest;
 pub mod process;
 pub mod target;
+pub mod uml;

@@ -106,26 +106,30 @@ fn is_version(release: &str) -> bool {
     release.bytes().filter(|byte| *byte == b'.').count() >= 2
 }
 
-/// Downloads and unpacks one package. Its directory gets its name when it is complete.
-fn unpack(cache: &Path, release: &str) -> Result<(), GuestError> {
-    let work = tempfile::tempdir_in(cache).map_err(system("create a temporary directory"))?;
+/// Downloads a package into `directory`, which is empty.
+pub(crate) fn download(package: &str, directory: &Path) -> Result<PathBuf, GuestError> {
     let mut download = Command::new("apt-get");
     // As root, apt would otherwise become a user that can not write here.
     download.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]);
-    output(
-        download
-            .arg(format!("linux-image-{release}"))
-            .current_dir(work.path()),
-    )?;
-    let package = fs::read_dir(work.path())
+    output(download.arg(package).current_dir(directory))?;
+    fs::read_dir(directory)
         .ok()
         .and_then(|mut entries| entries.next()?.ok())
-        .ok_or_else(|| GuestError::NoKernel(format!("apt-get downloaded nothing for {release}")))?;
+        .map(|entry| entry.path())
+        .ok_or_else(|| GuestError::NoKernel(format!("apt-get downloaded nothing for {package}")))
+}
+
+/// Downloads and unpacks one package. Its directory gets its name when it is complete.
+fn unpack(cache: &Path, release: &str) -> Result<(), GuestError> {
+    let work = tempfile::tempdir_in(cache).map_err(system("create a temporary directory"))?;
+    let package = work.path().join("package");
+    fs::create_dir(&package).map_err(system("create a temporary directory"))?;
+    let package = download(&format!("linux-image-{release}"), &package)?;
     let root = work.path().join("root");
     output(
         Command::new("dpkg-deb")
             .arg("--extract")
-            .arg(package.path())
+            .arg(package)
             .arg(&root),
     )?;
     // modprobe reads the modules where they are on an installed system of today.

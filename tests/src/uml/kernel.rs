@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The User-Mode Linux that tests run in: built from Debian's kernel source with the options in `config`, and kept in the target directory.
+//!
+//! The package with the source is kept too: other options are built without network. It is downloaded, not installed: that needs no root.
+
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::guest::kernel::download;
+use crate::guest::{GuestError, find_program, output, system, target_directory};
+
+/// The options that are on.
+const CONFIG: &str = include_str!("config");
+
+/// The package with the kernel's source.
+const PACKAGE: &str = "linux-source-6.12";
+
+/// What takes the most room in the source, and is not built. The Kconfig files and Makefiles of these directories are needed nevertheless.
+const NOT_BUILT: &[&str] = &[
+    "Documentation",
+    "arch/arm",
+    "arch/arm64",
+    "drivers/gpu",
+    "drivers/infiniband",
+    "drivers/media",
+    "drivers/net/ethernet",
+    "drivers/net/wireless",
+    "drivers/scsi",
+    "sound",
+    "tools/perf",
+    "tools/testing",
+];
+
+/// What has `name` in the directory that all is kept in.
+fn kept(name: &str) -> Result<PathBuf, GuestError> {
+    Ok(target_directory()?.join("uml").join(name))
+}
+
+/// The executable's name follows the options, so that changed ones are built.
+fn image() -> Result<PathBuf, GuestError> {
+    let mut hash = DefaultHasher::new();
+    CONFIG.hash(&mut hash);
+    kept(&format!("{PACKAGE}-{:016x}", hash.finish()))
+}
+
+/// Whether the kernel is kept, so that [`prepare`] takes no time.
+pub fn is_kept() -> bool {
+    image().is_ok_and(|image| image.is_file())
+}
+
+/// The kernel, an executable of the host. If none is kept it is built, which takes two minutes; what `make` says of it goes to stdout.
+/// Many processes may call this at once; one builds.
+pub fn prepare() -> Result<PathBuf, GuestError> {
+    let image = image()?;
+    let lock = kept("lock")?;
+    let directory = lock.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(directory).map_err(system(format!("create {}", directory.display())))?;
+    let lock = File::create(&lock).map_err(system(format!("create {}", lock.display())))?;
+    flock(&lock, FlockOperation::LockExclusive)
+        .map_err(|error| GuestError::System("lock the kernel".into(), error.into()))?;
+    if !image.is_file() {
+        let work =
+            tempfile::tempdir_in(directory).map_err(system("create a temporary directory"))?;
+        let package = kept(&format!("{PACKAGE}.deb"))?;
+        if !package.is_file() {
+            println!("downloading {PACKAGE}");
+            let download = download(PACKAGE, work.path())?;
+            fs::rename(download, &package).map_err(system("keep the kernel's source"))?;
+        }
+        println!("unpacking {PACKAGE}");
+        let source = unpack(&package, work.path())?;
+        fs::rename(build(&source, work.path())?, &image).map_err(system("keep the kernel"))?;
+    }
+    Ok(image)
+}
+
+/// Unpacks the archive in the package.
+fn unpack(package: &Path, work: &Path) -> Result<PathBuf, GuestError> {
+    let root = work.join("package");
+    output(
+        Command::new("dpkg-deb")
+            .arg("--extract")
+            .args([package, &root]),
+    )?;
+    let source = work.join("source");
+    fs::create_dir(&source).map_err(system("create a directory for the source"))?;
+    let mut tar = Command::new("tar");
+    for directory in NOT_BUILT {
+        for kind in ["[ch]", "S", "rst", "dts", "dtsi", "json", "yaml"] {
+            tar.arg(format!("--exclude=*/{directory}/*.{kind}"));
+        }
+    }
+    tar.args(["--extract", "--strip-components=1", "--directory"])
+        .arg(&source)
+        .arg("--file")
+        .arg(root.join(format!("usr/src/{PACKAGE}.tar.xz")));
+    output(&mut tar)?;
+    Ok(source)
+}
+
+/// Builds the executable.
+fn build(source: &Path, work: &Path) -> Result<PathBuf, GuestError> {
+    let objects = work.join("objects");
+    fs::create_dir(&objects).map_err(system("create a directory for the objects"))?;
+    let options = work.join("config");
+    fs::write(&options, CONFIG).map_err(system("write the kernel's options"))?;
+    let make = |target: &str| {
+        let mut make = Command::new("make");
+        make.current_dir(source)
+            // What a make around this one wants is not for this one.
+            .env_remove("MAKEFLAGS")
+            .env("KCONFIG_ALLCONFIG", &options)
+            .arg("ARCH=um")
+            .arg(format!("O={}", objects.display()))
+            .arg(target);
+        make
+    };
+    output(&mut make("allnoconfig"))?;
+    let set = fs::read_to_string(objects.join(".config")).map_err(system("read .config"))?;
+    let lost: Vec<&str> = CONFIG
+        .lines()
+        .filter(|line| line.starts_with("CONFIG_") && !set.lines().any(|other| other == *line))
+        .collect();
+    if !lost.is_empty() {
+        return Err(GuestError::NoKernel(format!(
+            "these options need others that are not on: {}",
+            lost.join(" ")
+        )));
+    }
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut make = make("linux");
+    make.arg(format!("--jobs={processors}"))
+        .stdin(Stdio::null());
+    let status = make.status().map_err(system("run make"))?;
+    if !status.success() {
+        return Err(GuestError::NoKernel(format!("make failed ({status})")));
+    }
+    let stripped = work.join("linux");
+    let strip = find_program("strip").ok_or(GuestError::NotInstalled("strip".into()))?;
+    output(
+        Command::new(strip)
+            .arg("-o")
+            .args([&stripped, &objects.join("linux")]),
+    )?;
+    Ok(stripped)
+}

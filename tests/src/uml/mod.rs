@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! User-Mode Linux: a kernel that is a process of this host, needs no rights, and has devices that the host's kernel may not have.
+//!
+//! [`run`] boots it, runs one program of this host in it, as root, and returns the program's exit status. There, the host's files are seen
+//! as they are, but can only be read; what is below the target directory can be written. `/tmp`, `/run` and `/dev` are its own, and empty.
+
+pub mod kernel;
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
+
+use crate::guest::{GuestError, find_program, system, target_directory};
+
+/// Memory of the machine in MiB: enough for a test with a guest of its own.
+const MEMORY: u64 = 1800;
+
+/// What the machine does before and after the program. Consoles change what passes unless they are told not to; changing their settings
+/// at the end waits until all has left them.
+const BEFORE: &str = r#"
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/shm /dev/pts
+mount -t tmpfs shm /dev/shm
+mount -t devpts pts /dev/pts
+mount -t tmpfs run /run
+mount -t tmpfs tmp /tmp
+mkdir -p "$target"
+mount -t hostfs -o "$target" host "$target"
+stty -F /dev/tty0 raw
+stty -F /dev/ttyS0 raw
+cd "$directory" 2>/dev/null || cd /
+"#;
+const AFTER: &str = r#"
+echo $? > "$status"
+stty -F /dev/tty0 sane
+stty -F /dev/ttyS0 sane
+poweroff -f
+"#;
+
+/// Runs `program` with `arguments` in this directory and environment. Its stdout and stderr are this process's; its stdin is empty.
+/// All ends after `deadline`.
+pub fn run(program: &OsStr, arguments: &[OsString], deadline: Duration) -> Result<i32, GuestError> {
+    let kernel = kernel::prepare()?;
+    let target = target_directory()?;
+    let work =
+        tempfile::tempdir_in(target.join("uml")).map_err(system("create a temporary directory"))?;
+    let (init, status) = (work.path().join("init"), work.path().join("status"));
+    write_init(&init, program, arguments, &target, &status)?;
+
+    let mut option = OsString::from("init=");
+    option.push(&init);
+    let mut directory = OsString::from("uml_dir=");
+    directory.push(work.path());
+    directory.push("/");
+    let mut command = Command::new(kernel);
+    command
+        .arg(format!("mem={MEMORY}M"))
+        .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"])
+        .args(["con=null", "con0=null,fd:1", "ssl=null", "ssl0=null,fd:2"])
+        .args(["quiet", "panic=-1"])
+        .args([directory, option])
+        .stdin(Stdio::null())
+        // It makes what it writes to non-blocking, which must not happen to what others write to as well.
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    if room("/dev/shm") < MEMORY << 20 {
+        command.env("TMPDIR", work.path());
+    }
+    Machine::start(&mut command)?.wait(deadline)?;
+
+    let status = fs::read_to_string(status).unwrap_or_default();
+    status.trim().parse().map_err(|_| {
+        GuestError::Guest("in User-Mode Linux ended before the program in it did".into())
+    })
+}
+
+/// Writes the script that is the machine's first process.
+fn write_init(
+    path: &Path,
+    program: &OsStr,
+    arguments: &[OsString],
+    target: &Path,
+    status: &Path,
+) -> Result<(), GuestError> {
+    let busybox = find_program("busybox").ok_or(GuestError::NotInstalled("busybox".into()))?;
+    let mut script = OsString::from("#!");
+    script.push(&busybox);
+    script.push(" sh\n");
+    for (name, value) in std::env::vars_os() {
+        let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'_';
+        if name.as_bytes().iter().all(is_plain) {
+            assign(&mut script, "export ", &name, &value);
+        }
+    }
+    script.push("export HOME=/tmp TMPDIR=/tmp\n");
+    assign(&mut script, "", "target", target);
+    assign(&mut script, "", "status", status);
+    let directory = std::env::current_dir().unwrap_or_default();
+    assign(&mut script, "", "directory", directory);
+    // The shell's own programs are BusyBox's: `mount` needs none of the host's.
+    for command in ["mount", "mkdir", "stty", "poweroff"] {
+        script.push(format!("{command}() {{ "));
+        script.push(quoted(&busybox));
+        script.push(format!(" {command} \"$@\"; }}\n"));
+    }
+    script.push(BEFORE);
+    script.push(quoted(program));
+    for argument in arguments {
+        script.push(" ");
+        script.push(quoted(argument));
+    }
+    script.push(" > /dev/tty0 2> /dev/ttyS0");
+    script.push(AFTER);
+    fs::write(path, script.into_vec())
+        .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
+        .map_err(system("write the machine's first program"))
+}
+
+fn assign(script: &mut OsString, before: &str, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) {
+    script.push(before);
+    script.push(name);
+    script.push("=");
+    script.push(quoted(value));
+    script.push("\n");
+}
+
+/// A word for the shell.
+fn quoted(word: impl AsRef<OsStr>) -> OsString {
+    let mut quoted = vec![b'\''];
+    for byte in word.as_ref().as_bytes() {
+        match byte {
+            b'\'' => quoted.extend(br"'\''"),
+            byte => quoted.push(*byte),
+        }
+    }
+    quoted.push(b'\'');
+    OsString::from_vec(quoted)
+}
+
+/// The bytes that can be written to a file system.
+fn room(path: &str) -> u64 {
+    rustix::fs::statvfs(path).map_or(0, |system| system.f_bavail * system.f_frsize)
+}
+
+/// A kernel that runs. Its processes are a group, which ends when this is dropped.
+struct Machine {
+    child: Child,
+    copies: Vec<JoinHandle<()>>,
+}
+
+impl Machine {
+    fn start(command: &mut Command) -> Result<Self, GuestError> {
+        let end_with_parent = || {
+            rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+                .map_err(io::Error::from)
+        };
+        // SAFETY: the closure makes one system call, and allocates nothing.
+        unsafe { command.pre_exec(end_with_parent) };
+        let mut child = command
+            .process_group(0)
+            .spawn()
+            .map_err(system("start User-Mode Linux"))?;
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        Ok(Self {
+            child,
+            copies: [
+                stdout.map(|from| copy(from, io::stdout())),
+                stderr.map(|from| copy(from, io::stderr())),
+            ]
+            .into_iter()
+            .flatten()
+            .collect(),
+        })
+    }
+
+    /// Waits until it ends.
+    fn wait(mut self, deadline: Duration) -> Result<(), GuestError> {
+        let id = Pid::from_child(&self.child);
+        let exit = pidfd_open(id, PidfdFlags::empty())
+            .map_err(|error| GuestError::System("watch User-Mode Linux".into(), error.into()))?;
+        let end = std::time::Instant::now() + deadline;
+        loop {
+            let left = end.saturating_duration_since(std::time::Instant::now());
+            let timeout = Timespec::try_from(left).unwrap_or_default();
+            match poll(&mut [PollFd::new(&exit, PollFlags::IN)], Some(&timeout)) {
+                Ok(0) => {
+                    let what = format!("in User-Mode Linux did not end within {deadline:?}");
+                    return Err(GuestError::Guest(what));
+                }
+                Ok(_) => break,
+                Err(rustix::io::Errno::INTR) => (),
+                Err(error) => {
+                    let what = "wait for User-Mode Linux".into();
+                    return Err(GuestError::System(what, error.into()));
+                }
+            }
+        }
+        self.end();
+        Ok(())
+    }
+
+    /// Ends what is left of it, after which no more output comes.
+    fn end(&mut self) {
+        // Before the child is reaped: after that the number may be another group's.
+        let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
+        let _ = self.child.wait();
+        for copy in self.copies.drain(..) {
+            let _ = copy.join();
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Copies until there is no more, at once.
+fn copy(
+    mut from: impl Read + Send + 'static,
+    mut to: impl Write + Send + 'static,
+) -> JoinHandle<()> {
+    thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok(read @ 1..) = from.read(&mut buffer) {
+            let _ = to.write_all(&buffer[..read]).and_then(|()| to.flush());
+        }
+    })
+}
