@@ -112,6 +112,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// The host has not the means; the queue can not start.
     fn handler(&self) -> io::Result<Self::Handler>;
 
+    /// A driver has begun anew on the same connection, without a reset that the front-end told of: forgets
+    /// what the one before it left. Features and config space are already those of the new one.
+    fn new_driver(&self) {}
+
     /// Forgets all that a guest left: the device is reset, or its front-end went away.
     fn reset(&self) {}
 }

@@ -46,7 +46,7 @@ pub struct Chain {
     /// Bytes that were writable when the driver made the request available.
     writable_total: u64,
     /// Keeps mapped what the segments point to, whatever happens to the memory table.
-    _memory: Arc<GuestMemory>,
+    memory: Arc<GuestMemory>,
 }
 
 impl Chain {
@@ -61,7 +61,7 @@ impl Chain {
             readable,
             writable,
             head,
-            _memory: memory,
+            memory,
         }
     }
 
@@ -77,6 +77,11 @@ impl Chain {
     /// The storage of both halves, for the next chain.
     pub(crate) fn into_segments(self) -> [Segments; 2] {
         [self.readable, self.writable]
+    }
+
+    /// All memory of the guest, as it was when the request was taken: for addresses that are data.
+    pub fn memory(&self) -> &GuestMemory {
+        &self.memory
     }
 
     /// Bytes that the device may still read.

@@ -263,7 +263,12 @@ impl<D: Device> Session<'_, D> {
                 let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
                 let base = u16::try_from(state.num).map_err(|_| SessionError::Base(state.num))?;
                 let vring = self.changing_vring(state.index, |vring| vring.base == base)?;
+                // QEMU tells most devices of no reset; a driver that goes on does so where it stopped.
+                let begins_anew = base == 0 && vring.base != 0;
                 vring.base = base;
+                if begins_anew && self.vrings.iter().all(|vring| vring.worker.is_none()) {
+                    self.device.new_driver();
+                }
                 Ok(Answer::Ack)
             }
             FrontendReq::GET_VRING_BASE => {

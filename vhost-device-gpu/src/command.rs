@@ -1,0 +1,260 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The commands of the control queue (VIRTIO 1.3, 5.7.6.8) and of the cursor queue (5.7.6.10).
+
+use vhost_device_common::chain::{Chain, ChainError};
+use virtio_bindings::virtio_gpu as gpu;
+use zerocopy::{FromZeros, IntoBytes};
+
+use crate::display::{Query, Source};
+use crate::format::Format;
+use crate::protocol::{
+    AttachBacking, CURSOR_SIZE, Create2d, Cursor, DisplayMode, Flush, Header, MAX_SCANOUTS,
+    MemoryEntry, Number, Refusal, Response, SetScanout, Transfer2d,
+};
+use crate::resource::{Backing, MAX_ENTRIES};
+use crate::state::State;
+
+/// Size of the only mode of a display that is not there.
+const DEFAULT_MODE: (u32, u32) = (1024, 768);
+/// Bytes of the header at the front of an answer of the display, which is the response to the driver.
+const HEADER_SIZE: usize = size_of::<Header>();
+
+/// What has become of a command.
+#[derive(Debug)]
+pub enum Outcome {
+    /// It is carried out.
+    Done(Response),
+    /// It is carried out when the display has what was flushed.
+    Flushing,
+    /// It is carried out when the display has answered.
+    Asking(Query),
+}
+
+impl From<ChainError> for Refusal {
+    fn from(error: ChainError) -> Self {
+        match error {
+            ChainError::TooShort { .. } => Self::Parameter,
+            ChainError::NotMemory => Self::Unspecified,
+        }
+    }
+}
+
+/// Takes a part of a command.
+pub fn read<T: FromZeros + IntoBytes + zerocopy::FromBytes>(
+    chain: &mut Chain,
+) -> Result<T, ChainError> {
+    let mut object = T::new_zeroed();
+    chain.read(object.as_mut_bytes())?;
+    Ok(object)
+}
+
+fn no_data() -> Response {
+    Response {
+        kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_NODATA,
+        body: Vec::new(),
+    }
+}
+
+/// Carries out a command of the control queue, whose header was taken.
+pub fn control(state: &mut State, header: &Header, chain: &mut Chain) -> Result<Outcome, Refusal> {
+    match header.kind.get() {
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_DISPLAY_INFO => {
+            return Ok(Outcome::Asking(Query::DisplayInfo));
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_EDID => {
+            let scanout = read::<Number>(chain)?.number.get();
+            check_scanout(scanout)?;
+            return Ok(Outcome::Asking(Query::Edid { scanout }));
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_FLUSH => {
+            flush(state, &read(chain)?)?;
+            return Ok(Outcome::Flushing);
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_2D => {
+            create_2d(state, &read(chain)?)?
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_UNREF => {
+            let number = read::<Number>(chain)?.number.get();
+            state.resources.get(number)?;
+            state.display.detach(Some(number), &state.resources);
+            state.resources.remove(number)?;
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SET_SCANOUT => set_scanout(state, &read(chain)?)?,
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_2D => {
+            let command: Transfer2d = read(chain)?;
+            let rectangle = command.rectangle.checked().ok_or(Refusal::Parameter)?;
+            let resource = state.resources.get_mut(command.resource.get())?;
+            resource.transfer(chain.memory(), &rectangle, command.offset.get())?;
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING => {
+            attach_backing(state, chain)?
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_DETACH_BACKING => {
+            state
+                .resources
+                .detach(read::<Number>(chain)?.number.get())?;
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_ASSIGN_UUID => {
+            let resource = state
+                .resources
+                .get_mut(read::<Number>(chain)?.number.get())?;
+            let uuid = match resource.uuid {
+                Some(uuid) => uuid,
+                None => *resource.uuid.insert(random_uuid()?),
+            };
+            return Ok(Outcome::Done(Response {
+                kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_RESOURCE_UUID,
+                body: uuid.to_vec(),
+            }));
+        }
+        // There is no set of capabilities that one could ask for.
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET_INFO
+        | gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET => return Err(Refusal::Parameter),
+        // Unknown, or of a feature that is not offered.
+        _ => return Err(Refusal::Unspecified),
+    }
+    Ok(Outcome::Done(no_data()))
+}
+
+/// The response once a flush is done.
+pub fn flushed() -> Response {
+    no_data()
+}
+
+/// The response to a command that the display has answered, or could not.
+pub fn answered(query: Query, answer: Option<&[u8]>) -> Response {
+    match query {
+        Query::DisplayInfo => Response {
+            kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_DISPLAY_INFO,
+            body: match answer {
+                Some(answer) => answer.get(HEADER_SIZE..).unwrap_or_default().to_vec(),
+                None => default_display_info(),
+            },
+        },
+        Query::Edid { .. } => match answer.and_then(|answer| answer.get(HEADER_SIZE..)) {
+            Some(edid) => Response {
+                kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_EDID,
+                body: edid.to_vec(),
+            },
+            None => Refusal::Unspecified.into(),
+        },
+        Query::ProtocolFeatures => Refusal::Unspecified.into(),
+    }
+}
+
+/// One screen, which nobody looks at.
+fn default_display_info() -> Vec<u8> {
+    let mut modes = [DisplayMode::default(); MAX_SCANOUTS];
+    if let Some(mode) = modes.first_mut() {
+        mode.rectangle.width = DEFAULT_MODE.0.into();
+        mode.rectangle.height = DEFAULT_MODE.1.into();
+        mode.enabled = 1.into();
+    }
+    modes.as_bytes().to_vec()
+}
+
+fn check_scanout(scanout: u32) -> Result<(), Refusal> {
+    match (scanout as usize) < MAX_SCANOUTS {
+        true => Ok(()),
+        false => Err(Refusal::ScanoutId),
+    }
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn random_uuid() -> Result<[u8; 16], Refusal> {
+    let mut uuid = [0; 16];
+    rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())
+        .map_err(|_| Refusal::Unspecified)?;
+    let [.., version, _, variant, _, _, _, _, _, _, _] = &mut uuid;
+    *version = *version & 0x0f | 0x40;
+    *variant = *variant & 0x3f | 0x80;
+    Ok(uuid)
+}
+
+fn create_2d(state: &mut State, command: &Create2d) -> Result<(), Refusal> {
+    let format = Format::from_number(command.format.get()).ok_or(Refusal::Parameter)?;
+    let (width, height) = (command.width.get(), command.height.get());
+    state
+        .resources
+        .create(command.resource.get(), format, width, height)
+}
+
+fn set_scanout(state: &mut State, command: &SetScanout) -> Result<(), Refusal> {
+    let (scanout, number) = (command.scanout.get(), command.resource.get());
+    check_scanout(scanout)?;
+    let source = match number {
+        0 => None,
+        resource => {
+            let rectangle = command.rectangle.checked().ok_or(Refusal::Parameter)?;
+            if !state.resources.get(resource)?.has(&rectangle) {
+                return Err(Refusal::Parameter);
+            }
+            Some(Source {
+                resource,
+                rectangle,
+            })
+        }
+    };
+    state.display.set_scanout(scanout, source);
+    Ok(())
+}
+
+fn flush(state: &mut State, command: &Flush) -> Result<(), Refusal> {
+    let rectangle = command.rectangle.checked().ok_or(Refusal::Parameter)?;
+    let number = command.resource.get();
+    if !state.resources.get(number)?.has(&rectangle) {
+        return Err(Refusal::Parameter);
+    }
+    state.display.flush(number, &rectangle);
+    Ok(())
+}
+
+fn attach_backing(state: &mut State, chain: &mut Chain) -> Result<(), Refusal> {
+    let command: AttachBacking = read(chain)?;
+    let number = command.resource.get();
+    state.resources.get(number)?;
+    let count = command.entries.get();
+    let size = u64::from(count) * size_of::<MemoryEntry>() as u64;
+    if count == 0 || count > MAX_ENTRIES || chain.readable_len() < size {
+        return Err(Refusal::Parameter);
+    }
+    let mut backing = Backing::default();
+    for _ in 0..count {
+        let entry: MemoryEntry = read(chain)?;
+        backing.push(entry.address.get(), entry.length.get());
+    }
+    state.resources.attach(number, backing)
+}
+
+/// Carries out a command of the cursor queue.
+pub fn cursor(state: &mut State, chain: &mut Chain) -> Result<(), Refusal> {
+    let header: Header = read(chain)?;
+    let command: Cursor = read(chain)?;
+    let (scanout, number) = (command.scanout.get(), command.resource.get());
+    check_scanout(scanout)?;
+    let image = match header.kind.get() {
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_MOVE_CURSOR => None,
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR if number == 0 => None,
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR => {
+            let hot = (command.hot_x.get(), command.hot_y.get());
+            Some((hot, cursor_image(state, number)?))
+        }
+        _ => return Err(Refusal::Unspecified),
+    };
+    let position = (command.x.get(), command.y.get());
+    state
+        .display
+        .set_cursor(scanout, position, number != 0, image);
+    Ok(())
+}
+
+/// The picture of a resource that has the size of a cursor.
+fn cursor_image(state: &State, number: u32) -> Result<Vec<u32>, Refusal> {
+    let resource = state.resources.get(number)?;
+    if (resource.width, resource.height) != (CURSOR_SIZE, CURSOR_SIZE) {
+        return Err(Refusal::Parameter);
+    }
+    let opaque = resource.format.opaque();
+    let rows = resource.rows(0, CURSOR_SIZE);
+    Ok(rows.iter().map(|pixel| pixel | opaque).collect())
+}

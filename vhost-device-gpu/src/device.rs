@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The GPU device: features, config space, display socket.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use vhost_device_common::device::{ConfigError, Device, StartError, Threads};
+use virtio_bindings::virtio_gpu::{VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_UUID};
+
+use crate::handler::GpuHandler;
+use crate::options::Options;
+use crate::protocol::MAX_SCANOUTS;
+use crate::state::{Shared, State};
+
+/// Bytes of the config space (VIRTIO 1.3, 5.7.4): events_read, events_clear, num_scanouts, num_capsets.
+const CONFIG_SIZE: usize = 16;
+
+/// The GPU device.
+pub struct Gpu {
+    shared: Arc<Shared>,
+    headless: bool,
+}
+
+impl Device for Gpu {
+    const TYPE: &'static str = "gpu";
+    const PROGRAM: &'static str = env!("CARGO_PKG_NAME");
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const DESCRIPTION: &'static str = "vhost-user back-end for a virtio GPU";
+    const THREADS: Threads = Threads::One;
+
+    type Options = Options;
+    type Handler = GpuHandler;
+
+    fn capabilities() -> Vec<&'static str> {
+        Vec::new()
+    }
+
+    fn open(options: Options) -> Result<Self, StartError> {
+        let state = State::new(options.max_hostmem).map_err(|error| {
+            StartError(format!(
+                "cannot make what the display is waited for with: {error}"
+            ))
+        })?;
+        Ok(Self {
+            shared: Arc::new(Shared::new(state)),
+            headless: options.headless,
+        })
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_GPU_F_EDID | 1 << VIRTIO_GPU_F_RESOURCE_UUID
+    }
+
+    fn num_queues(&self) -> u16 {
+        2
+    }
+
+    fn max_queue_size(&self) -> u16 {
+        1024
+    }
+
+    fn config(&self) -> Vec<u8> {
+        [0, 0, MAX_SCANOUTS as u32, 0]
+            .map(u32::to_le_bytes)
+            .concat()
+    }
+
+    /// The front-end keeps the events, and all else can not be written; it sends the whole of it all the same.
+    fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigError> {
+        let size = data.len();
+        match offset.checked_add(size) {
+            Some(end) if end <= CONFIG_SIZE => Ok(()),
+            _ => Err(ConfigError { offset, size }),
+        }
+    }
+
+    fn set_gpu_socket(&self, socket: UnixStream) -> Result<(), UnixStream> {
+        if self.headless {
+            return Ok(());
+        }
+        if let Err(error) = self.shared.lock().display.connect(socket) {
+            log::warn!("the display can not be used: {error}");
+        }
+        Ok(())
+    }
+
+    fn handler(&self) -> io::Result<GpuHandler> {
+        GpuHandler::new(Arc::clone(&self.shared))
+    }
+
+    fn new_driver(&self) {
+        self.shared.lock().clear();
+    }
+
+    fn reset(&self) {
+        let mut state = self.shared.lock();
+        state.display.disconnect();
+        state.clear();
+    }
+}

@@ -1,0 +1,510 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The front-end's display, behind a socket of its own (vhost-user-gpu protocol, GPU_SET_SOCKET).
+//!
+//! What is shown is kept here: when a display comes (back), it is told all of it. Nothing here waits. What the display has no
+//! room for is sent when it has, and then as it is by then.
+
+mod message;
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{Timespec, epoll};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
+use thiserror::Error;
+use zerocopy::FromBytes;
+
+use crate::protocol::MAX_SCANOUTS;
+use crate::rectangle::Rectangle;
+use crate::resource::Resources;
+pub use message::Query;
+use message::{
+    FEATURE_EDID, HEADER_SIZE, MAX_UPDATE_PIXELS, Outgoing, Request, Update, cursor_update, message,
+};
+
+/// Why a display is given up.
+#[derive(Debug, Error)]
+enum DisplayError {
+    #[error("it is closed")]
+    Closed,
+    #[error("it sent what is no answer to {0:?}")]
+    Answer(Option<Query>),
+    #[error("{0}")]
+    System(#[from] Errno),
+    #[error("its picture is gone")]
+    Resource,
+}
+
+/// What of a resource a scanout shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Source {
+    pub resource: u32,
+    pub rectangle: Rectangle,
+}
+
+/// A cursor, and what the display has yet to learn of it.
+#[derive(Debug, Default)]
+struct Cursor {
+    x: u32,
+    y: u32,
+    hot_x: u32,
+    hot_y: u32,
+    visible: bool,
+    /// Empty until the driver has set one.
+    image: Vec<u32>,
+    moved: bool,
+    changed: bool,
+}
+
+/// One scanout, and what the display has yet to learn of it.
+#[derive(Debug, Default)]
+struct Output {
+    source: Option<Source>,
+    /// SCANOUT is to be sent before anything else.
+    announce: bool,
+    /// What is to be shown anew, in coordinates of the scanout.
+    dirty: Option<Rectangle>,
+    cursor: Cursor,
+}
+
+/// A connected display.
+#[derive(Debug)]
+struct Link {
+    socket: UnixStream,
+    /// The protocol features are agreed upon.
+    ready: bool,
+    features: u64,
+    /// The message that is being sent.
+    outgoing: Option<Outgoing>,
+    /// The question that was asked, and what came of its answer.
+    asked: Option<Query>,
+    answer: Vec<u8>,
+    /// Whether to be told when there is room for more.
+    watches_room: bool,
+}
+
+/// The display.
+#[derive(Debug)]
+pub struct Display {
+    /// Becomes readable when there is something to do.
+    events: Arc<OwnedFd>,
+    link: Option<Link>,
+    outputs: [Output; MAX_SCANOUTS],
+    /// The question to ask next.
+    question: Option<Query>,
+    /// Counts what comes and goes, so that one sees whether the display is alive.
+    progress: u64,
+}
+
+impl Display {
+    pub fn new() -> io::Result<Self> {
+        Ok(Self {
+            events: Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?),
+            link: None,
+            outputs: Default::default(),
+            question: None,
+            progress: 0,
+        })
+    }
+
+    /// What becomes readable when [`Display::advance`] is to be called.
+    pub fn events(&self) -> Arc<OwnedFd> {
+        Arc::clone(&self.events)
+    }
+
+    /// Uses another display from now on.
+    pub fn connect(&mut self, socket: UnixStream) -> io::Result<()> {
+        self.disconnect();
+        watch(&self.events, socket.as_fd())?;
+        self.link = Some(Link {
+            socket,
+            ready: false,
+            features: 0,
+            outgoing: Some(Outgoing::bytes(Query::ProtocolFeatures.message())),
+            asked: Some(Query::ProtocolFeatures),
+            answer: Vec::new(),
+            watches_room: true,
+        });
+        for output in &mut self.outputs {
+            output.announce = output.source.is_some();
+            output.dirty = output.source.map(|source| whole(&source));
+            output.cursor.moved = output.cursor.visible;
+            output.cursor.changed = output.cursor.visible;
+        }
+        Ok(())
+    }
+
+    /// Lets go of the display. What is shown is remembered for the next one.
+    pub fn disconnect(&mut self) {
+        if let Some(link) = self.link.take() {
+            let _ = epoll::delete(&*self.events, &link.socket);
+        }
+        self.question = None;
+    }
+
+    /// Forgets what the guest shows.
+    pub fn clear(&mut self, resources: &Resources) {
+        self.detach(None, resources);
+        for Output { cursor, .. } in &mut self.outputs {
+            let moved = cursor.visible && self.link.is_some();
+            *cursor = Cursor {
+                moved,
+                ..Cursor::default()
+            };
+        }
+        self.question = None;
+    }
+
+    /// A resource (or all, without a number) is about to go. No scanout may show it any more.
+    pub fn detach(&mut self, number: Option<u32>, resources: &Resources) {
+        if let Some(outgoing) = self.link.as_mut().and_then(|link| link.outgoing.as_mut()) {
+            outgoing.detach(number, resources);
+        }
+        for output in &mut self.outputs {
+            if let Some(source) = output.source
+                && number.is_none_or(|number| number == source.resource)
+            {
+                output.show(None);
+            }
+        }
+    }
+
+    /// Shows something else on a scanout. There is no scanout with another number.
+    pub fn set_scanout(&mut self, scanout: u32, source: Option<Source>) {
+        if let Some(output) = self.outputs.get_mut(scanout as usize) {
+            output.show(source);
+        }
+    }
+
+    /// A part of a resource has changed.
+    pub fn flush(&mut self, resource: u32, rectangle: &Rectangle) {
+        for output in &mut self.outputs {
+            if let Some(source) = output.source
+                && source.resource == resource
+                && let Some(shown) = rectangle.intersection(&source.rectangle)
+            {
+                let shown = shown.relative_to(&source.rectangle);
+                let dirty = output.dirty.map_or(shown, |dirty| dirty.union(&shown));
+                output.dirty = self.link.is_some().then_some(dirty);
+            }
+        }
+    }
+
+    /// Moves or hides a cursor, and gives it another image where there is one.
+    pub fn set_cursor(
+        &mut self,
+        scanout: u32,
+        (x, y): (u32, u32),
+        visible: bool,
+        image: Option<((u32, u32), Vec<u32>)>,
+    ) {
+        let connected = self.link.is_some();
+        let Some(Output { cursor, .. }) = self.outputs.get_mut(scanout as usize) else {
+            return;
+        };
+        (cursor.x, cursor.y, cursor.visible) = (x, y, visible);
+        cursor.moved = connected;
+        if let Some((hot, image)) = image {
+            (cursor.hot_x, cursor.hot_y) = hot;
+            cursor.image = image;
+            cursor.changed = connected;
+        }
+    }
+
+    /// Asks the display something. Returns whether there is one that can answer.
+    pub fn ask(&mut self, query: Query) -> bool {
+        let can = match (&self.link, query) {
+            (None, _) => false,
+            (Some(link), Query::Edid { .. }) => !link.ready || link.features & FEATURE_EDID != 0,
+            _ => true,
+        };
+        self.question = can.then_some(query);
+        can
+    }
+
+    /// Takes back the question, whose answer nobody waits for any more.
+    pub fn forget_question(&mut self) {
+        self.question = None;
+    }
+
+    /// Whether all that was flushed has been sent, as far as there is a display.
+    pub fn is_flushed(&self) -> bool {
+        let Some(link) = &self.link else { return true };
+        let sends = matches!(link.outgoing, Some(Outgoing::Update(_)));
+        !sends && self.outputs.iter().all(|output| output.dirty.is_none())
+    }
+
+    /// Whether a question waits for its answer.
+    pub fn is_asked(&self) -> bool {
+        self.question.is_some() && self.link.is_some()
+    }
+
+    /// Grows whenever something comes from the display or goes there.
+    pub fn progress(&self) -> u64 {
+        self.progress
+    }
+
+    /// Sends what can be without waiting, and receives: an answer that is due, or, with `readable`, whatever there is.
+    /// Returns the answer to the question, when it has come.
+    pub fn advance(&mut self, resources: &Resources, readable: bool) -> Option<Vec<u8>> {
+        match self.exchange(resources, readable) {
+            Ok(answer) => answer,
+            Err(error) => {
+                match error {
+                    DisplayError::Closed => log::info!("the display is gone"),
+                    error => log::warn!("the display is not used any more: {error}"),
+                }
+                self.disconnect();
+                None
+            }
+        }
+    }
+
+    fn exchange(
+        &mut self,
+        resources: &Resources,
+        readable: bool,
+    ) -> Result<Option<Vec<u8>>, DisplayError> {
+        let is_due = |display: &Self| {
+            display
+                .link
+                .as_ref()
+                .is_some_and(|link| link.asked.is_some())
+        };
+        let mut answer = match readable || is_due(self) {
+            true => self.receive()?,
+            false => None,
+        };
+        while self.send(resources)? {
+            if answer.is_none() && is_due(self) {
+                answer = self.receive()?;
+            }
+        }
+        Ok(answer)
+    }
+
+    /// Sends one message, or what there is room for of it. Returns whether there may be room for another.
+    fn send(&mut self, resources: &Resources) -> Result<bool, DisplayError> {
+        let next = self.next_message();
+        let Some(link) = &mut self.link else {
+            return Ok(false);
+        };
+        let Some(mut outgoing) = link.outgoing.take().or(next) else {
+            link.watch_room(&self.events, false)?;
+            return Ok(false);
+        };
+        let pieces = outgoing
+            .pieces(resources)
+            .map_err(|_| DisplayError::Resource)?;
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        let sent = sendmsg(
+            &link.socket,
+            &pieces,
+            &mut SendAncillaryBuffer::default(),
+            flags,
+        );
+        match sent {
+            Ok(0) => Err(DisplayError::Resource),
+            Ok(count) => {
+                self.progress = self.progress.wrapping_add(1);
+                if !outgoing.advance(count) {
+                    link.outgoing = Some(outgoing);
+                }
+                Ok(true)
+            }
+            Err(Errno::AGAIN) => {
+                link.outgoing = Some(outgoing);
+                link.watch_room(&self.events, true)?;
+                Ok(false)
+            }
+            Err(Errno::INTR) => {
+                link.outgoing = Some(outgoing);
+                Ok(true)
+            }
+            Err(Errno::PIPE | Errno::CONNRESET) => Err(DisplayError::Closed),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// What to send when nothing is on its way.
+    fn next_message(&mut self) -> Option<Outgoing> {
+        let link = self.link.as_mut()?;
+        if link.outgoing.is_some() || !link.ready {
+            return None;
+        }
+        let mut outputs = (0..).zip(&mut self.outputs);
+        if let Some(message) = outputs.find_map(|(number, output)| output.next_small(number)) {
+            return Some(Outgoing::bytes(message));
+        }
+        if let Some(query) = self.question
+            && link.asked.is_none()
+        {
+            link.asked = Some(query);
+            return Some(Outgoing::bytes(query.message()));
+        }
+        let mut outputs = (0..).zip(&mut self.outputs);
+        outputs.find_map(|(number, output)| output.next_update(number).map(Outgoing::Update))
+    }
+
+    /// Takes what has come of an answer. Gives the payload of one that someone waits for.
+    fn receive(&mut self) -> Result<Option<Vec<u8>>, DisplayError> {
+        let Some(link) = &mut self.link else {
+            return Ok(None);
+        };
+        loop {
+            let size = link
+                .asked
+                .map_or(1, |query| HEADER_SIZE + query.answer_size());
+            link.answer
+                .reserve_exact(size.saturating_sub(link.answer.len()));
+            let room = size.saturating_sub(link.answer.len());
+            let mut chunk = Vec::with_capacity(room);
+            match recv(
+                &link.socket,
+                spare_capacity(&mut chunk),
+                RecvFlags::DONTWAIT,
+            ) {
+                Ok(_) => {}
+                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::INTR) => continue,
+                Err(Errno::CONNRESET) => return Err(DisplayError::Closed),
+                Err(errno) => return Err(errno.into()),
+            }
+            if chunk.is_empty() {
+                return Err(DisplayError::Closed);
+            }
+            self.progress = self.progress.wrapping_add(1);
+            link.answer.extend_from_slice(&chunk);
+            let query = link.asked.ok_or(DisplayError::Answer(None))?;
+            if let Some(header) = link.answer.get(..HEADER_SIZE)
+                && !query.is_answered_by(header)
+            {
+                return Err(DisplayError::Answer(Some(query)));
+            }
+            if link.answer.len() < size {
+                continue;
+            }
+            let answer = std::mem::take(&mut link.answer).split_off(HEADER_SIZE);
+            link.asked = None;
+            if query == Query::ProtocolFeatures {
+                link.features = u64::read_from_bytes(&answer).unwrap_or(0) & FEATURE_EDID;
+                let features = [link.features as u32, (link.features >> 32) as u32];
+                link.outgoing = Some(Outgoing::bytes(message(
+                    Request::SetProtocolFeatures,
+                    &features,
+                )));
+                link.ready = true;
+                log::info!("a display is connected");
+            } else if self.question == Some(query) {
+                self.question = None;
+                return Ok(Some(answer));
+            }
+        }
+    }
+
+    /// Empties the list of what happened, so that what happens next is told.
+    pub fn drain_events(&self) {
+        let mut events = Vec::with_capacity(4);
+        let now = Timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        let _ = epoll::wait(&*self.events, spare_capacity(&mut events), Some(&now));
+    }
+}
+
+impl Output {
+    fn show(&mut self, source: Option<Source>) {
+        let size = |source: &Option<Source>| {
+            source.map(|source| (source.rectangle.width, source.rectangle.height))
+        };
+        self.announce |= size(&self.source) != size(&source);
+        if self.source != source {
+            self.dirty = None;
+        }
+        self.source = source;
+    }
+
+    /// The next message that is no picture.
+    fn next_small(&mut self, number: u32) -> Option<Vec<u8>> {
+        if std::mem::take(&mut self.announce) {
+            let (width, height) = self.source.map_or((0, 0), |source| {
+                (source.rectangle.width, source.rectangle.height)
+            });
+            return Some(message(Request::Scanout, &[number, width, height]));
+        }
+        self.cursor.next_message(number)
+    }
+
+    /// The next piece of the picture.
+    fn next_update(&mut self, number: u32) -> Option<Update> {
+        let source = self.source?;
+        let dirty = self.dirty.take()?;
+        let rows = (MAX_UPDATE_PIXELS / dirty.width).clamp(1, dirty.height);
+        self.dirty = Rectangle::new(
+            dirty.x,
+            dirty.y.saturating_add(rows),
+            dirty.width,
+            dirty.height - rows,
+        );
+        let place = Rectangle {
+            height: rows,
+            ..dirty
+        };
+        let rectangle = place.moved_into(&source.rectangle);
+        Some(Update::new(number, &place, source.resource, rectangle))
+    }
+}
+
+impl Cursor {
+    fn next_message(&mut self, number: u32) -> Option<Vec<u8>> {
+        let position = [number, self.x, self.y];
+        if std::mem::take(&mut self.changed) {
+            self.moved = !self.visible;
+            return Some(cursor_update(
+                position,
+                [self.hot_x, self.hot_y],
+                &self.image,
+            ));
+        }
+        std::mem::take(&mut self.moved).then(|| {
+            let request = match self.visible {
+                true => Request::CursorPos,
+                false => Request::CursorPosHide,
+            };
+            message(request, &position)
+        })
+    }
+}
+
+impl Link {
+    /// Asks to be told when there is room for more, or not to be.
+    fn watch_room(&mut self, events: &OwnedFd, wanted: bool) -> Result<(), Errno> {
+        if self.watches_room != wanted {
+            self.watches_room = wanted;
+            let mut flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+            flags.set(epoll::EventFlags::OUT, wanted);
+            epoll::modify(events, &self.socket, epoll::EventData::new_u64(0), flags)?;
+        }
+        Ok(())
+    }
+}
+
+fn watch(events: &OwnedFd, socket: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::OUT;
+    Ok(epoll::add(
+        events,
+        socket,
+        epoll::EventData::new_u64(0),
+        flags,
+    )?)
+}
+
+/// All of what a scanout shows, in its coordinates.
+fn whole(source: &Source) -> Rectangle {
+    source.rectangle.relative_to(&source.rectangle)
+}

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Pixel formats of 2D resources, and their conversion to what displays take.
+
+use virtio_bindings::virtio_gpu::{
+    virtio_gpu_formats_VIRTIO_GPU_FORMAT_A8B8G8R8_UNORM as A8B8G8R8,
+    virtio_gpu_formats_VIRTIO_GPU_FORMAT_A8R8G8B8_UNORM as A8R8G8B8,
+    virtio_gpu_formats_VIRTIO_GPU_FORMAT_B8G8R8A8_UNORM as B8G8R8A8,
+    virtio_gpu_formats_VIRTIO_GPU_FORMAT_B8G8R8X8_UNORM as B8G8R8X8,
+    virtio_gpu_formats_VIRTIO_GPU_FORMAT_R8G8B8A8_UNORM as R8G8B8A8,
+    virtio_gpu_formats_VIRTIO_GPU_FORMAT_R8G8B8X8_UNORM as R8G8B8X8,
+    virtio_gpu_formats_VIRTIO_GPU_FORMAT_X8B8G8R8_UNORM as X8B8G8R8,
+    virtio_gpu_formats_VIRTIO_GPU_FORMAT_X8R8G8B8_UNORM as X8R8G8B8,
+};
+
+/// Bytes of a pixel, in all formats.
+pub const PIXEL_SIZE: u64 = 4;
+
+/// In which order the bytes of a pixel lie in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Bgra,
+    Argb,
+    Rgba,
+    Abgr,
+}
+
+/// The format of a 2D resource (VIRTIO 1.3, 5.7.6.8, `virtio_gpu_formats`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Format {
+    order: Order,
+    has_alpha: bool,
+}
+
+impl Format {
+    /// The format that the driver means by this number.
+    pub fn from_number(number: u32) -> Option<Self> {
+        let (order, has_alpha) = match number {
+            B8G8R8A8 => (Order::Bgra, true),
+            B8G8R8X8 => (Order::Bgra, false),
+            A8R8G8B8 => (Order::Argb, true),
+            X8R8G8B8 => (Order::Argb, false),
+            R8G8B8A8 => (Order::Rgba, true),
+            R8G8B8X8 => (Order::Rgba, false),
+            A8B8G8R8 => (Order::Abgr, true),
+            X8B8G8R8 => (Order::Abgr, false),
+            _ => return None,
+        };
+        Some(Self { order, has_alpha })
+    }
+
+    /// Turns pixels, as the guest laid them out, into numbers 0xAARRGGBB. Without alpha, AA is arbitrary.
+    pub fn convert(self, pixels: &mut [u32]) {
+        let each = |convert: fn(u32) -> u32, pixels: &mut [u32]| {
+            for pixel in pixels {
+                *pixel = convert(u32::from_le(*pixel));
+            }
+        };
+        match self.order {
+            Order::Bgra if cfg!(target_endian = "little") => {}
+            Order::Bgra => each(|pixel| pixel, pixels),
+            Order::Argb => each(u32::swap_bytes, pixels),
+            Order::Rgba => each(|pixel| pixel.swap_bytes().rotate_right(8), pixels),
+            Order::Abgr => each(|pixel| pixel.rotate_right(8), pixels),
+        }
+    }
+
+    /// What to set in a converted pixel so that its alpha is right.
+    pub fn opaque(self) -> u32 {
+        if self.has_alpha { 0 } else { 0xff00_0000 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_formats_come_out_as_one() {
+        // The bytes of a pixel with alpha 1, red 2, green 3, blue 4.
+        let formats = [
+            (B8G8R8A8, [4, 3, 2, 1]),
+            (B8G8R8X8, [4, 3, 2, 1]),
+            (A8R8G8B8, [1, 2, 3, 4]),
+            (X8R8G8B8, [1, 2, 3, 4]),
+            (R8G8B8A8, [2, 3, 4, 1]),
+            (R8G8B8X8, [2, 3, 4, 1]),
+            (A8B8G8R8, [1, 4, 3, 2]),
+            (X8B8G8R8, [1, 4, 3, 2]),
+        ];
+        for (number, bytes) in formats {
+            let mut pixels = [u32::from_ne_bytes(bytes); 3];
+            Format::from_number(number).unwrap().convert(&mut pixels);
+            assert_eq!(pixels, [0x0102_0304; 3], "format {number}");
+        }
+    }
+
+    #[test]
+    fn formats_without_alpha_are_opaque() {
+        assert_eq!(Format::from_number(B8G8R8X8).unwrap().opaque(), 0xff00_0000);
+        assert_eq!(Format::from_number(B8G8R8A8).unwrap().opaque(), 0);
+    }
+
+    #[test]
+    fn other_numbers_are_no_formats() {
+        for number in [0, 5, 66, 69, 120, 122, 133, 135, u32::MAX] {
+            assert_eq!(Format::from_number(number), None);
+        }
+    }
+}

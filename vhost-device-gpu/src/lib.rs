@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! vhost-user back-end for the VIRTIO GPU device (VIRTIO 1.3, 5.7).
+//!
+//! A command comes from the control queue to the [`handler`]; [`command`] carries it out on the [`state`] of the guest's screen: its
+//! [`resource`]s and what of them is shown. [`display`] tells the front-end's display of it.
+
+#![deny(unsafe_code)]
+
+mod command;
+mod device;
+mod display;
+mod format;
+mod handler;
+mod options;
+mod protocol;
+mod rectangle;
+mod resource;
+mod state;
+
+pub use device::Gpu;

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What lies in the queues: headers, commands and responses (VIRTIO 1.3, 5.7.6). All numbers are little-endian.
+
+use virtio_bindings::virtio_gpu::{
+    VIRTIO_GPU_FLAG_FENCE,
+    virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER as INVALID_PARAMETER,
+    virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID as INVALID_RESOURCE_ID,
+    virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_SCANOUT_ID as INVALID_SCANOUT_ID,
+    virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY as OUT_OF_MEMORY,
+    virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_UNSPEC as UNSPEC,
+};
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::rectangle::Rectangle;
+
+/// Scanouts that a device has at most.
+pub const MAX_SCANOUTS: usize = 16;
+/// Width and height of a cursor.
+pub const CURSOR_SIZE: u32 = 64;
+
+macro_rules! layout {
+    ($($(#[$doc:meta])* $name:ident: $size:literal { $($(#[$field_doc:meta])* $field:ident: $type:ty,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+        #[repr(C)]
+        pub struct $name { $($(#[$field_doc])* pub $field: $type,)* }
+        const _: () = assert!(size_of::<$name>() == $size);
+    )*};
+}
+
+layout! {
+    /// What every command and response begins with.
+    Header: 24 {
+        /// The command, or how it went.
+        kind: U32,
+        flags: U32,
+        fence_id: U64,
+        context_id: U32,
+        ring_index: u8,
+        padding: [u8; 3],
+    }
+    /// A rectangle as the driver sends it.
+    RawRectangle: 16 {
+        x: U32,
+        y: U32,
+        width: U32,
+        height: U32,
+    }
+    /// RESOURCE_CREATE_2D.
+    Create2d: 16 {
+        resource: U32,
+        format: U32,
+        width: U32,
+        height: U32,
+    }
+    /// RESOURCE_UNREF, RESOURCE_DETACH_BACKING, RESOURCE_ASSIGN_UUID, GET_EDID, GET_CAPSET_INFO: a number of something.
+    Number: 8 {
+        number: U32,
+        padding: U32,
+    }
+    /// SET_SCANOUT.
+    SetScanout: 24 {
+        rectangle: RawRectangle,
+        scanout: U32,
+        resource: U32,
+    }
+    /// RESOURCE_FLUSH.
+    Flush: 24 {
+        rectangle: RawRectangle,
+        resource: U32,
+        padding: U32,
+    }
+    /// TRANSFER_TO_HOST_2D.
+    Transfer2d: 32 {
+        rectangle: RawRectangle,
+        /// Where in the backing the first pixel of the rectangle is, in bytes.
+        offset: U64,
+        resource: U32,
+        padding: U32,
+    }
+    /// RESOURCE_ATTACH_BACKING, before its entries.
+    AttachBacking: 8 {
+        resource: U32,
+        entries: U32,
+    }
+    /// A piece of guest memory that backs a resource.
+    MemoryEntry: 16 {
+        address: U64,
+        length: U32,
+        padding: U32,
+    }
+    /// UPDATE_CURSOR and MOVE_CURSOR.
+    Cursor: 32 {
+        scanout: U32,
+        x: U32,
+        y: U32,
+        padding: U32,
+        resource: U32,
+        hot_x: U32,
+        hot_y: U32,
+        more_padding: U32,
+    }
+    /// One display in the response to GET_DISPLAY_INFO.
+    DisplayMode: 24 {
+        rectangle: RawRectangle,
+        enabled: U32,
+        flags: U32,
+    }
+}
+
+impl RawRectangle {
+    pub fn checked(&self) -> Option<Rectangle> {
+        Rectangle::new(
+            self.x.get(),
+            self.y.get(),
+            self.width.get(),
+            self.height.get(),
+        )
+    }
+}
+
+impl Header {
+    /// The header of the response to this command: a fence comes back with all that belongs to it.
+    pub fn response(&self, kind: u32) -> Self {
+        let mut response = Self {
+            kind: kind.into(),
+            ..Self::default()
+        };
+        if self.flags.get() & VIRTIO_GPU_FLAG_FENCE != 0 {
+            response.flags = self.flags;
+            response.fence_id = self.fence_id;
+            response.context_id = self.context_id;
+            response.ring_index = self.ring_index;
+        }
+        response
+    }
+}
+
+/// Why a command was not carried out, as the driver learns it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Refusal {
+    Unspecified = UNSPEC,
+    OutOfMemory = OUT_OF_MEMORY,
+    ScanoutId = INVALID_SCANOUT_ID,
+    ResourceId = INVALID_RESOURCE_ID,
+    Parameter = INVALID_PARAMETER,
+}
+
+/// How a command went, after the header.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Response {
+    pub kind: u32,
+    pub body: Vec<u8>,
+}
+
+impl From<Refusal> for Response {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            kind: refusal as u32,
+            body: Vec::new(),
+        }
+    }
+}

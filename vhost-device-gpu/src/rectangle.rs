@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Rectangles of pixels.
+
+/// A rectangle that is not empty, and whose right and bottom ends are below 2^32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rectangle {
+    pub x: u32,
+    pub y: u32,
+    pub width: u32,
+    pub height: u32,
+}
+
+impl Rectangle {
+    /// `None` for what is empty or wraps around.
+    pub fn new(x: u32, y: u32, width: u32, height: u32) -> Option<Self> {
+        x.checked_add(width)?;
+        y.checked_add(height)?;
+        (width > 0 && height > 0).then_some(Self {
+            x,
+            y,
+            width,
+            height,
+        })
+    }
+
+    /// The first column to the right.
+    pub fn right(&self) -> u32 {
+        self.x.saturating_add(self.width)
+    }
+
+    /// The first row below.
+    pub fn bottom(&self) -> u32 {
+        self.y.saturating_add(self.height)
+    }
+
+    /// Whether all of it is in a picture of this size whose first pixel is at (0, 0).
+    pub fn is_within(&self, width: u32, height: u32) -> bool {
+        self.right() <= width && self.bottom() <= height
+    }
+
+    /// What both have.
+    pub fn intersection(&self, other: &Self) -> Option<Self> {
+        let (x, y) = (self.x.max(other.x), self.y.max(other.y));
+        let width = self.right().min(other.right()).checked_sub(x)?;
+        let height = self.bottom().min(other.bottom()).checked_sub(y)?;
+        Self::new(x, y, width, height)
+    }
+
+    /// The smallest rectangle that has both.
+    pub fn union(&self, other: &Self) -> Self {
+        let (x, y) = (self.x.min(other.x), self.y.min(other.y));
+        Self {
+            x,
+            y,
+            width: self.right().max(other.right()).saturating_sub(x),
+            height: self.bottom().max(other.bottom()).saturating_sub(y),
+        }
+    }
+
+    /// This rectangle as seen from the first pixel of `origin`, in which it is.
+    pub fn relative_to(&self, origin: &Self) -> Self {
+        Self {
+            x: self.x.saturating_sub(origin.x),
+            y: self.y.saturating_sub(origin.y),
+            ..*self
+        }
+    }
+
+    /// The reverse of [`Rectangle::relative_to`].
+    pub fn moved_into(&self, origin: &Self) -> Self {
+        Self {
+            x: self.x.saturating_add(origin.x),
+            y: self.y.saturating_add(origin.y),
+            ..*self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rectangle(x: u32, y: u32, width: u32, height: u32) -> Rectangle {
+        Rectangle::new(x, y, width, height).unwrap()
+    }
+
+    #[test]
+    fn empty_and_endless_rectangles_are_none() {
+        assert_eq!(Rectangle::new(0, 0, 0, 1), None);
+        assert_eq!(Rectangle::new(0, 0, 1, 0), None);
+        assert_eq!(Rectangle::new(u32::MAX, 0, 1, 1), None);
+        assert_eq!(Rectangle::new(0, 2, 1, u32::MAX - 1), None);
+        assert!(Rectangle::new(u32::MAX - 1, 0, 1, u32::MAX).is_some());
+    }
+
+    #[test]
+    fn intersections_have_what_both_have() {
+        let a = rectangle(10, 20, 30, 40);
+        assert_eq!(
+            a.intersection(&rectangle(0, 0, 11, 21)),
+            Rectangle::new(10, 20, 1, 1)
+        );
+        assert_eq!(
+            a.intersection(&rectangle(39, 59, 9, 9)),
+            Rectangle::new(39, 59, 1, 1)
+        );
+        assert_eq!(a.intersection(&rectangle(40, 20, 5, 5)), None);
+        assert_eq!(a.intersection(&rectangle(0, 0, 10, 100)), None);
+        assert_eq!(a.intersection(&a), Some(a));
+    }
+
+    #[test]
+    fn unions_have_both() {
+        let union = rectangle(1, 2, 3, 4).union(&rectangle(10, 1, 1, 1));
+        assert_eq!(union, rectangle(1, 1, 10, 5));
+    }
+
+    #[test]
+    fn rectangles_are_moved_there_and_back() {
+        let (part, origin) = (rectangle(15, 25, 2, 3), rectangle(10, 20, 30, 40));
+        let relative = part.relative_to(&origin);
+        assert_eq!(relative, rectangle(5, 5, 2, 3));
+        assert_eq!(relative.moved_into(&origin), part);
+    }
+}
