@@ -17,7 +17,17 @@ pub struct Program {
 }
 
 /// All programs that are installed.
-pub const PROGRAMS: &[Program] = &[device::<vhost_device_block::Block>()];
+pub const PROGRAMS: &[Program] = &[
+    device::<vhost_device_block::Block>(),
+    device::<vhost_device_input::Input>(),
+    device::<vhost_device_rng::Rng>(),
+    Program {
+        name: "vhost-user-discover",
+        package: "vhost-user-discovery",
+        command: vhost_user_discovery::program::command,
+        device: None,
+    },
+];
 
 /// A device is built from the package of its name.
 const fn device<D: Device>() -> Program {
