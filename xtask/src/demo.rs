@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use vhost_device_tests::guest::kernel::Flavour;
 use vhost_device_tests::guest::{Guest, Machine, find_program};
 use vhost_device_tests::process::{self, Program};
 
@@ -40,7 +41,7 @@ const SCRIPT: &str = r#"
 
 pub fn run(progress: &Progress) -> Result<(), String> {
     packages::install(progress, GUEST)?;
-    let kernel = packages::kernel(progress)?;
+    let kernel = packages::kernel(progress, Flavour::Cloud)?;
     let build = ["build", "--release", "--package", BINARY];
     progress.run("Building the release binary", &mut crate::cargo(build))?;
 

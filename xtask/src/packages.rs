@@ -4,7 +4,7 @@
 use std::fs;
 use std::process::Command;
 
-use vhost_device_tests::guest::kernel::Kernel;
+use vhost_device_tests::guest::kernel::{Flavour, Kernel};
 use vhost_device_tests::guest::{QEMU, find_program};
 
 use crate::progress::Progress;
@@ -35,15 +35,15 @@ pub const LIBVIRT: &[Need] = &[
 ];
 
 /// Makes sure that there is a kernel for guests.
-pub fn kernel(progress: &Progress) -> Result<Kernel, String> {
-    if !Kernel::is_kept() {
+pub fn kernel(progress: &Progress, flavour: Flavour) -> Result<Kernel, String> {
+    if !Kernel::is_kept(flavour) {
         progress.step("Downloading a kernel for the guest");
     }
-    match Kernel::prepare() {
+    match Kernel::prepare(flavour) {
         // apt may know of no kernel, or only of some that are gone.
         Err(_) if is_root() => {
             progress.run("Updating the package lists", &mut apt(&["update"]))?;
-            Kernel::prepare()
+            Kernel::prepare(flavour)
         }
         result => result,
     }

@@ -6,6 +6,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::{cargo, target_directory, workspace};
+use vhost_device_tests::guest::kernel::Flavour;
 use vhost_device_tests::guest::{find_program, libvirt};
 
 use crate::packages::{self, GUEST, IMAGES, LIBVIRT};
@@ -104,7 +105,7 @@ pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
         if libvirt::obstacle().is_none() {
             packages::install(progress, LIBVIRT)?;
         }
-        packages::kernel(progress)?;
+        packages::kernel(progress, Flavour::Cloud)?;
     }
     let mut stages = Stages {
         progress,

@@ -5,7 +5,7 @@
 //! initramfs for a machine that will never boot it, and takes two seconds. No version is named here: the newest that apt offers is taken,
 //! and kept until `guest` in the target directory is removed.
 //!
-//! The flavour is `cloud`: all the virtio drivers that have no need of other hardware, a third of the size of the plain one.
+//! The flavour is `cloud`, with all the virtio drivers but the one for GPUs, which only the plain one has: three times the size.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -15,8 +15,30 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::{GuestError, cache_directory, output, system};
 
-/// What the name of a kernel package ends in.
-const FLAVOUR: &str = "-cloud-amd64";
+/// Which of Debian's kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flavour {
+    /// For virtual machines without a screen.
+    #[default]
+    Cloud,
+    /// For all machines.
+    Plain,
+}
+
+impl Flavour {
+    /// What the names of its packages end in.
+    fn suffix(self) -> &'static str {
+        match self {
+            Self::Cloud => "-cloud-amd64",
+            Self::Plain => "-amd64",
+        }
+    }
+
+    fn has(self, release: &str) -> bool {
+        let is_other = |other: &str| release.ends_with(other) && self.suffix() != other;
+        release.ends_with(self.suffix()) && !["-cloud-amd64", "-rt-amd64"].into_iter().any(is_other)
+    }
+}
 
 /// How many versions to try: apt's lists can name some that the archive has dropped.
 const CANDIDATES: usize = 3;
@@ -34,31 +56,31 @@ pub struct Kernel {
 
 impl Kernel {
     /// The kernel that is kept here, or the newest that apt has. Many processes may call this at once; one downloads.
-    pub fn prepare() -> Result<Self, GuestError> {
+    pub fn prepare(flavour: Flavour) -> Result<Self, GuestError> {
         let cache = cache_directory()?;
         fs::create_dir_all(&cache).map_err(system(format!("create {}", cache.display())))?;
         let lock = cache.join("lock");
         let lock = File::create(&lock).map_err(system(format!("create {}", lock.display())))?;
         flock(&lock, FlockOperation::LockExclusive)
             .map_err(|error| GuestError::System("lock the kernel cache".into(), error.into()))?;
-        match Self::kept(&cache)? {
+        match Self::kept(&cache, flavour)? {
             Some(kernel) => Ok(kernel),
-            None => Self::download(&cache),
+            None => Self::download(&cache, flavour),
         }
     }
 
     /// Whether a kernel is kept here already, so that [`Kernel::prepare`] needs no network.
-    pub fn is_kept() -> bool {
-        cache_directory().is_ok_and(|cache| matches!(Self::kept(&cache), Ok(Some(_))))
+    pub fn is_kept(flavour: Flavour) -> bool {
+        cache_directory().is_ok_and(|cache| matches!(Self::kept(&cache, flavour), Ok(Some(_))))
     }
 
-    fn kept(cache: &Path) -> Result<Option<Self>, GuestError> {
+    fn kept(cache: &Path, flavour: Flavour) -> Result<Option<Self>, GuestError> {
         let Ok(entries) = fs::read_dir(cache) else {
             return Ok(None);
         };
         let newest = entries
             .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|name| name.ends_with(FLAVOUR))
+            .filter(|name| flavour.has(name))
             .max_by_key(|name| numbers(name));
         Ok(newest.map(|release| {
             let root = cache.join(&release);
@@ -71,20 +93,20 @@ impl Kernel {
         }))
     }
 
-    fn download(cache: &Path) -> Result<Self, GuestError> {
+    fn download(cache: &Path, flavour: Flavour) -> Result<Self, GuestError> {
         let packages = output(Command::new("apt-cache").args(["pkgnames", "linux-image-"]))?;
         let mut releases: Vec<_> = String::from_utf8_lossy(&packages)
             .lines()
             .filter_map(|package| package.strip_prefix("linux-image-"))
             .filter(|release| {
-                release.ends_with(FLAVOUR)
-                    && release.starts_with(|first: char| first.is_ascii_digit())
+                flavour.has(release) && release.starts_with(|first: char| first.is_ascii_digit())
             })
             .map(str::to_owned)
             .collect();
         releases.sort_by_key(|release| numbers(release));
         let mut refusal = GuestError::NoKernel(format!(
-            "apt knows no package linux-image-…{FLAVOUR}; run `apt-get update`"
+            "apt knows no package linux-image-…{}; run `apt-get update`",
+            flavour.suffix()
         ));
         for release in releases
             .iter()
@@ -97,7 +119,7 @@ impl Kernel {
                 Err(error) => refusal = error,
             }
         }
-        Self::kept(cache)?.ok_or(refusal)
+        Self::kept(cache, flavour)?.ok_or(refusal)
     }
 }
 
@@ -145,7 +167,7 @@ fn unpack(cache: &Path, release: &str) -> Result<(), GuestError> {
 /// The numbers in a release, which order releases by age.
 fn numbers(release: &str) -> Vec<u64> {
     release
-        .trim_end_matches(FLAVOUR)
+        .trim_end_matches("amd64")
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|number| number.parse().ok())
         .collect()
@@ -173,6 +195,18 @@ mod tests {
                 "6.12.117+deb12-cloud-amd64",
             ]
         );
+    }
+
+    #[test]
+    fn flavours_are_told_apart() {
+        for (release, cloud, plain) in [
+            ("6.12.117+deb12-cloud-amd64", true, false),
+            ("6.12.117+deb12-amd64", false, true),
+            ("6.12.117+deb12-rt-amd64", false, false),
+        ] {
+            assert_eq!(Flavour::Cloud.has(release), cloud);
+            assert_eq!(Flavour::Plain.has(release), plain);
+        }
     }
 
     #[test]

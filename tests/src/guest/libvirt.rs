@@ -155,7 +155,7 @@ impl Machine {
     /// Starts the machine in a libvirt of its own, with `devices` in libvirt's XML. It can have no arguments for QEMU.
     pub fn start_in_libvirt(self, devices: &str) -> Result<Domain, GuestError> {
         assert!(self.arguments.is_empty() && self.memory_slots.is_empty());
-        let kernel = kernel::Kernel::prepare()?;
+        let kernel = kernel::Kernel::prepare(kernel::Flavour::Cloud)?;
         let logs = Logs::create(&self.name, self.deadline)?;
         let files = tempfile::tempdir().map_err(system("create a temporary directory"))?;
         prepare(files.path(), logs.directory())

@@ -23,6 +23,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use thiserror::Error;
 
+use self::kernel::Flavour;
 pub use self::output::Output;
 use self::output::{CONSOLE_LOG, Logs, SCRIPT_LOG};
 pub use self::qmp::Qmp;
@@ -141,6 +142,7 @@ pub struct Machine {
     memory: u32,
     memory_slots: &'static str,
     reboots: bool,
+    flavour: Flavour,
     deadline: Duration,
 }
 
@@ -156,6 +158,7 @@ impl Machine {
             memory: 512,
             memory_slots: "",
             reboots: false,
+            flavour: Flavour::Cloud,
             deadline: Duration::from_secs(240),
         }
     }
@@ -208,6 +211,12 @@ impl Machine {
         self
     }
 
+    /// Boots another of Debian's kernels than the one for virtual machines without a screen.
+    pub fn kernel(mut self, flavour: Flavour) -> Self {
+        self.flavour = flavour;
+        self
+    }
+
     /// How long the guest may live, instead of four minutes.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -216,7 +225,7 @@ impl Machine {
 
     /// Starts the machine.
     pub fn start(self) -> Result<Guest, GuestError> {
-        let kernel = kernel::Kernel::prepare()?;
+        let kernel = kernel::Kernel::prepare(self.flavour)?;
         let logs = Logs::create(&self.name, self.deadline)?;
         let files = tempfile::tempdir().map_err(system("create a temporary directory"))?;
         let initramfs = files.path().join("initramfs");
