@@ -2,6 +2,7 @@
 //! A vhost-user front-end in user space, and what the test suites and benchmarks share.
 
 pub mod bench;
+pub mod evdev;
 pub mod front_end;
 pub mod guest;
 pub mod process;
