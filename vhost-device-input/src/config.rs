@@ -280,7 +280,7 @@ mod tests {
             (0x13, 0),
             (255, 255),
         ] {
-            assert_eq!(ask(select, subsel), [], "{select:#x} {subsel:#x}");
+            assert_eq!(ask(select, subsel), [0; 0], "{select:#x} {subsel:#x}");
         }
         let mut identity = tablet();
         identity.serial.clear();

@@ -151,7 +151,11 @@ impl QueueHandler for InputHandler {
         poller.watch(self.retry.as_fd(), Token::Device(RETRY))
     }
 
-    fn ready(&mut self, token: u32, _queues: &mut Queues) {
+    fn ready(&mut self, token: u32, queues: &mut Queues) {
+        // From its start on the queue gets what happens, whether it has buffers already or not.
+        if queues.get_mut(EVENT_QUEUE).is_some() {
+            self.reports.settle();
+        }
         match token {
             RETRY => self.look_for_node(),
             _ => self.read(),

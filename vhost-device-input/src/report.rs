@@ -152,9 +152,9 @@ impl Reports {
         self.differs = true;
     }
 
-    /// The next event for the guest. Only a guest that takes it, by [`Reports::pop`], should ask: what
-    /// it has to be told first is found out here.
-    pub fn next(&mut self) -> Option<Event> {
+    /// If what the guest was told differs from what is so, has it told before all else, as soon as
+    /// nothing waits any more. From then on reports are let through again.
+    pub fn settle(&mut self) {
         if self.differs && self.waiting.is_empty() && self.report.is_empty() && !self.is_blind {
             self.differs = false;
             let changes = self.current.differences(&self.told);
@@ -164,6 +164,11 @@ impl Reports {
                 self.waiting.push_back(Event::REPORT);
             }
         }
+    }
+
+    /// The next event for the guest.
+    pub fn next(&mut self) -> Option<Event> {
+        self.settle();
         self.waiting.front().copied()
     }
 

@@ -1,1 +1,384 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
+use super::*;
+use crate::event::{ABS_MT_SLOT, EV_LED, EV_REP, EV_SND};
+
+const KEY_A: u16 = 30;
+const KEY_B: u16 = 48;
+const ABS_X: u16 = 0;
+const REL_X: u16 = 0;
+const MT_X: u16 = 0x35;
+const MT_TOOL: u16 = 0x37;
+
+fn key(code: u16, value: i32) -> Event {
+    Event::new(EV_KEY, code, value)
+}
+
+fn abs(code: u16, value: i32) -> Event {
+    Event::new(EV_ABS, code, value)
+}
+
+fn motion() -> Event {
+    Event::new(EV_REL, REL_X, 1)
+}
+
+fn state(events: &[Event]) -> State {
+    let mut state = State::default();
+    events.iter().for_each(|event| state.apply(*event));
+    state
+}
+
+/// Reports of a device at rest, to a guest that knows so.
+fn reports() -> Reports {
+    let mut reports = Reports::new(false);
+    reports.reload(State::default());
+    assert_eq!(reports.next(), None);
+    reports
+}
+
+/// Adds the events of a report, and its end.
+fn push(reports: &mut Reports, events: &[Event]) {
+    events.iter().for_each(|event| reports.push(*event));
+    reports.push(Event::REPORT);
+}
+
+/// What a guest with so many buffers gets.
+fn take(reports: &mut Reports, buffers: usize) -> Vec<Event> {
+    let mut events = Vec::new();
+    while events.len() < buffers
+        && let Some(event) = reports.next()
+    {
+        events.push(event);
+        reports.pop();
+    }
+    events
+}
+
+fn take_all(reports: &mut Reports) -> Vec<Event> {
+    take(reports, usize::MAX)
+}
+
+/// Adds motion until reports are dropped. Gives how many of them, of two events each, were not.
+fn fill(reports: &mut Reports) -> usize {
+    for _ in 0..CAPACITY {
+        push(reports, &[motion()]);
+    }
+    CAPACITY / 2
+}
+
+#[test]
+fn a_report_is_given_when_it_is_whole() {
+    let mut reports = reports();
+    reports.push(key(KEY_A, 1));
+    reports.push(motion());
+    assert_eq!(reports.next(), None);
+    reports.push(Event::REPORT);
+    let expected = [key(KEY_A, 1), motion(), Event::REPORT];
+    assert_eq!(take_all(&mut reports), expected);
+    assert_eq!(reports.next(), None);
+}
+
+#[test]
+fn an_event_stays_until_the_guest_has_it() {
+    let mut reports = reports();
+    push(&mut reports, &[key(KEY_A, 1)]);
+    assert_eq!(reports.next(), Some(key(KEY_A, 1)));
+    assert_eq!(reports.next(), Some(key(KEY_A, 1)));
+    reports.pop();
+    assert_eq!(reports.next(), Some(Event::REPORT));
+}
+
+#[test]
+fn what_the_guest_itself_sets_does_not_come_back() {
+    let mut reports = reports();
+    for kind in [EV_LED, EV_SND, EV_REP, 0x15, 0x16, 0x17] {
+        push(&mut reports, &[Event::new(kind, 0, 1)]);
+    }
+    assert_eq!(reports.next(), None, "nor does a report of nothing else");
+    push(&mut reports, &[Event::new(EV_LED, 0, 1), motion()]);
+    assert_eq!(take_all(&mut reports), [motion(), Event::REPORT]);
+}
+
+#[test]
+fn keys_are_repeated_by_a_guest_that_can() {
+    let repeated = [key(KEY_A, KEY_REPEATED)];
+    let mut reports = reports();
+    push(&mut reports, &repeated);
+    assert_eq!(take_all(&mut reports), [repeated[0], Event::REPORT]);
+    reports.repeats_keys = true;
+    push(&mut reports, &repeated);
+    assert_eq!(take_all(&mut reports), []);
+}
+
+#[test]
+fn a_guest_that_starts_is_told_what_is_held() {
+    let mut reports = Reports::new(false);
+    push(&mut reports, &[key(KEY_B, 1)]);
+    assert_eq!(reports.next(), None, "that was before");
+    reports.reload(state(&[key(KEY_A, 1), abs(ABS_X, 5)]));
+    let expected = [key(KEY_A, 1), abs(ABS_X, 5), Event::REPORT];
+    assert_eq!(take_all(&mut reports), expected);
+}
+
+#[test]
+fn whole_reports_wait_up_to_the_capacity_and_are_dropped_from_there() {
+    let mut reports = reports();
+    let kept = fill(&mut reports);
+    push(&mut reports, &[key(KEY_A, 1)]);
+    push(&mut reports, &[key(KEY_B, 1)]);
+    push(&mut reports, &[key(KEY_B, 0)]);
+    let events = take(&mut reports, 2 * kept);
+    assert_eq!(events, [motion(), Event::REPORT].repeat(kept));
+    assert_eq!(
+        take_all(&mut reports),
+        [key(KEY_A, 1), Event::REPORT],
+        "the key that is still held, in a report of its own"
+    );
+    push(&mut reports, &[key(KEY_A, 0)]);
+    assert_eq!(take_all(&mut reports), [key(KEY_A, 0), Event::REPORT]);
+}
+
+#[test]
+fn a_key_that_came_up_while_reports_were_dropped_comes_up() {
+    let mut reports = reports();
+    push(&mut reports, &[key(KEY_A, 1), abs(ABS_X, 1)]);
+    fill(&mut reports);
+    push(&mut reports, &[key(KEY_A, 0), abs(ABS_X, 7)]);
+    let events = take_all(&mut reports);
+    assert!(events.starts_with(&[key(KEY_A, 1), abs(ABS_X, 1), Event::REPORT]));
+    assert!(events.ends_with(&[
+        motion(),
+        Event::REPORT,
+        key(KEY_A, 0),
+        abs(ABS_X, 7),
+        Event::REPORT
+    ]));
+    assert!(events.len() <= CAPACITY + 3);
+}
+
+#[test]
+fn no_report_is_let_through_before_the_guest_has_all_that_waits() {
+    let mut reports = reports();
+    let kept = fill(&mut reports);
+    take(&mut reports, kept);
+    push(&mut reports, &[key(KEY_A, 1)]);
+    push(&mut reports, &[motion()]);
+    take(&mut reports, kept);
+    assert_eq!(take_all(&mut reports), [key(KEY_A, 1), Event::REPORT]);
+    push(&mut reports, &[motion()]);
+    assert_eq!(take_all(&mut reports), [motion(), Event::REPORT]);
+}
+
+#[test]
+fn no_difference_is_told_in_the_middle_of_a_report() {
+    let mut reports = reports();
+    fill(&mut reports);
+    reports.push(key(KEY_A, 1));
+    let events = take_all(&mut reports);
+    assert_eq!(events.last(), Some(&Event::REPORT));
+    assert!(!events.contains(&key(KEY_A, 1)));
+    reports.push(abs(ABS_X, 3));
+    reports.push(Event::REPORT);
+    let expected = [key(KEY_A, 1), abs(ABS_X, 3), Event::REPORT];
+    assert_eq!(take_all(&mut reports), expected);
+}
+
+#[test]
+fn a_report_that_never_ends_is_dropped_and_takes_no_memory() {
+    let mut reports = reports();
+    for value in 0..10 * CAPACITY as i32 {
+        reports.push(abs(ABS_X, value));
+    }
+    assert_eq!(reports.next(), None);
+    assert!(reports.report.len() <= CAPACITY);
+    reports.push(Event::REPORT);
+    let last = abs(ABS_X, 10 * CAPACITY as i32 - 1);
+    assert_eq!(take_all(&mut reports), [last, Event::REPORT]);
+}
+
+#[test]
+fn a_report_of_the_whole_capacity_is_given() {
+    let mut reports = reports();
+    push(&mut reports, &vec![motion(); CAPACITY - 1]);
+    assert_eq!(take_all(&mut reports).len(), CAPACITY);
+    push(&mut reports, &vec![motion(); CAPACITY]);
+    assert_eq!(take_all(&mut reports), [], "one more is too much");
+}
+
+#[test]
+fn after_the_kernel_dropped_events_the_state_is_asked_for() {
+    let mut reports = reports();
+    push(&mut reports, &[key(KEY_A, 1)]);
+    reports.push(key(KEY_B, 1));
+    reports.push(Event::new(EV_SYN, SYN_DROPPED, 0));
+    assert!(reports.is_blind());
+    push(&mut reports, &[key(31, 1)]);
+    push(&mut reports, &[key(KEY_A, 0)]);
+    assert_eq!(take_all(&mut reports), [key(KEY_A, 1), Event::REPORT]);
+    assert!(reports.is_blind());
+    reports.reload(state(&[key(31, 1)]));
+    let expected = [key(KEY_A, 0), key(31, 1), Event::REPORT];
+    assert_eq!(take_all(&mut reports), expected);
+    push(&mut reports, &[key(31, 0)]);
+    assert_eq!(take_all(&mut reports), [key(31, 0), Event::REPORT]);
+}
+
+#[test]
+fn an_unplugged_device_lets_go_of_keys_and_touches() {
+    let mut reports = reports();
+    let touch = [
+        abs(ABS_MT_SLOT, 1),
+        abs(ABS_MT_TRACKING_ID, 7),
+        abs(MT_X, 5),
+    ];
+    push(&mut reports, &[key(KEY_A, 1), key(KEY_B, 1)]);
+    push(&mut reports, &touch);
+    push(&mut reports, &[key(KEY_B, 0)]);
+    reports.push(motion());
+    take(&mut reports, 1);
+    reports.unplug();
+    let events = take_all(&mut reports);
+    assert_eq!(
+        events[..2],
+        [key(KEY_B, 1), Event::REPORT],
+        "a report that was begun goes on"
+    );
+    let expected = [key(KEY_A, 0), abs(ABS_MT_TRACKING_ID, -1), Event::REPORT];
+    assert!(events.ends_with(&expected), "{events:?}");
+    assert!(!events.contains(&motion()), "a report that had no end");
+    reports.unplug();
+    assert_eq!(reports.next(), None);
+}
+
+#[test]
+fn a_device_that_is_back_tells_what_changed() {
+    let mut reports = reports();
+    push(&mut reports, &[key(KEY_A, 1), abs(ABS_X, 5)]);
+    take_all(&mut reports);
+    reports.unplug();
+    take_all(&mut reports);
+    reports.go_blind();
+    push(&mut reports, &[key(31, 1)]);
+    reports.reload(state(&[key(KEY_B, 1), abs(ABS_X, 5)]));
+    assert_eq!(take_all(&mut reports), [key(KEY_B, 1), Event::REPORT]);
+}
+
+#[test]
+fn a_queue_that_starts_again_tells_all_again() {
+    let mut reports = reports();
+    push(&mut reports, &[key(KEY_A, 1), key(KEY_B, 1), abs(ABS_X, 5)]);
+    take_all(&mut reports);
+    push(&mut reports, &[motion()]);
+    reports.stop();
+    push(&mut reports, &[motion()]);
+    push(&mut reports, &[key(KEY_B, 0)]);
+    let expected = [key(KEY_A, 1), key(KEY_B, 0), abs(ABS_X, 5), Event::REPORT];
+    assert_eq!(take_all(&mut reports), expected);
+}
+
+#[test]
+fn a_report_that_was_begun_is_ended_when_the_queue_starts_again() {
+    let mut reports = reports();
+    push(&mut reports, &[motion(), key(KEY_A, 1)]);
+    push(&mut reports, &[key(KEY_B, 1)]);
+    assert_eq!(take(&mut reports, 1), [motion()]);
+    reports.stop();
+    let expected = [
+        key(KEY_A, 1),
+        Event::REPORT,
+        key(KEY_A, 1),
+        key(KEY_B, 1),
+        Event::REPORT,
+    ];
+    assert_eq!(take_all(&mut reports), expected);
+}
+
+#[test]
+fn reports_of_touches_pass_as_they_are() {
+    let mut reports = reports();
+    let touches = [
+        abs(ABS_MT_SLOT, 0),
+        abs(ABS_MT_TRACKING_ID, 1),
+        abs(MT_X, 5),
+        abs(ABS_MT_SLOT, 1),
+        abs(ABS_MT_TRACKING_ID, 2),
+        abs(MT_X, 6),
+    ];
+    push(&mut reports, &touches);
+    push(&mut reports, &[abs(MT_X, 7)]);
+    push(&mut reports, &[abs(ABS_MT_TRACKING_ID, -1)]);
+    push(&mut reports, &[abs(ABS_MT_TRACKING_ID, 3), abs(MT_X, 9)]);
+    let expected = [
+        &touches[..],
+        &[Event::REPORT, abs(MT_X, 7), Event::REPORT],
+        &[abs(ABS_MT_TRACKING_ID, -1), Event::REPORT],
+        &[abs(ABS_MT_TRACKING_ID, 3), abs(MT_X, 9), Event::REPORT],
+    ];
+    assert_eq!(take_all(&mut reports), expected.concat());
+}
+
+#[test]
+fn a_new_touch_brings_what_its_slot_had_before() {
+    let before = [
+        abs(ABS_MT_SLOT, 1),
+        abs(MT_TOOL, 2),
+        abs(MT_X, 5),
+        abs(ABS_MT_SLOT, 0),
+    ];
+    let mut reports = Reports::new(false);
+    reports.reload(state(&before));
+    assert_eq!(take_all(&mut reports), [abs(ABS_MT_SLOT, 0), Event::REPORT]);
+    // The kernel leaves out what has not changed: the tool.
+    let touch = [
+        abs(ABS_MT_SLOT, 1),
+        abs(ABS_MT_TRACKING_ID, 7),
+        abs(MT_X, 8),
+    ];
+    push(&mut reports, &touch);
+    let expected = [&touch[..], &[abs(MT_TOOL, 2), Event::REPORT]].concat();
+    assert_eq!(take_all(&mut reports), expected);
+    push(&mut reports, &[abs(ABS_MT_TRACKING_ID, -1)]);
+    push(&mut reports, &[abs(ABS_MT_TRACKING_ID, 8)]);
+    let expected = [-1, 8].map(|id| [abs(ABS_MT_TRACKING_ID, id), Event::REPORT]);
+    assert_eq!(take_all(&mut reports), expected.concat(), "once is enough");
+}
+
+#[test]
+fn touches_agree_after_reports_were_dropped() {
+    let mut reports = reports();
+    push(
+        &mut reports,
+        &[
+            abs(ABS_MT_SLOT, 0),
+            abs(ABS_MT_TRACKING_ID, 1),
+            abs(MT_X, 5),
+            abs(ABS_MT_SLOT, 1),
+            abs(ABS_MT_TRACKING_ID, 2),
+            abs(MT_X, 6),
+        ],
+    );
+    fill(&mut reports);
+    push(&mut reports, &[abs(ABS_MT_TRACKING_ID, -1)]);
+    push(
+        &mut reports,
+        &[
+            abs(ABS_MT_SLOT, 0),
+            abs(MT_X, 50),
+            abs(ABS_MT_SLOT, 2),
+            abs(ABS_MT_TRACKING_ID, 3),
+            abs(MT_X, 7),
+        ],
+    );
+    let expected = [
+        abs(ABS_MT_SLOT, 0),
+        abs(MT_X, 50),
+        abs(ABS_MT_SLOT, 1),
+        abs(ABS_MT_TRACKING_ID, -1),
+        abs(ABS_MT_SLOT, 2),
+        abs(ABS_MT_TRACKING_ID, 3),
+        abs(MT_X, 7),
+        Event::REPORT,
+    ];
+    let events = take_all(&mut reports);
+    assert!(events.ends_with(&expected), "{:?}", &events[CAPACITY - 4..]);
+}
