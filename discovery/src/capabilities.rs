@@ -20,7 +20,7 @@ use thiserror::Error;
 use crate::descriptor::Descriptor;
 use crate::problem::Problem;
 use crate::root::Root;
-use crate::schema::VHostUserBackendCapabilities;
+use crate::schema::{self, VHostUserBackendCapabilities};
 
 /// Most that a program may print, in bytes.
 pub const MAX_OUTPUT: usize = 1 << 20;
@@ -154,7 +154,7 @@ impl Query<'_> {
         if !status.success() {
             return Err(QueryError::Failed(status, first_line(&errors)));
         }
-        serde_json::from_slice(&output).map_err(QueryError::NotCapabilities)
+        schema::read(&output).map_err(QueryError::NotCapabilities)
     }
 
     /// What `child` writes to stdout and stderr until it has ended and nobody can write more.

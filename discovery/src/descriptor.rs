@@ -13,7 +13,7 @@ use rustix::fs::OFlags;
 
 use crate::problem::{Finding, Problem};
 use crate::root::Root;
-use crate::schema::VhostUserBackend;
+use crate::schema::{self, VhostUserBackend};
 
 /// Largest descriptor, in bytes: libvirt's limit.
 pub const MAX_SIZE: u64 = 1 << 20;
@@ -149,7 +149,7 @@ fn parse(file: &Path) -> Result<Option<VhostUserBackend>, Problem> {
     if text.trim_ascii().is_empty() {
         return Err(Problem::Blank);
     }
-    serde_json::from_slice(&text)
+    schema::read(&text)
         .map(Some)
         .map_err(Problem::NotADescriptor)
 }

@@ -4,6 +4,7 @@
 //! Names of types and features are strings in the documents, so that one who reads them gets through
 //! those that the schema does not know; the enums say which it does.
 
+use serde::de::{DeserializeOwned, Error};
 use serde::{Deserialize, Serialize};
 
 macro_rules! names {
@@ -116,4 +117,16 @@ pub struct VhostUserBackend {
     /// Words of whoever installed it; without meaning for management software.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
+}
+
+/// Reads one of the documents.
+///
+/// # Errors
+/// It is not one JSON object with the keys that there must be.
+pub fn read<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
+    // Serde would take an array for a struct as well.
+    match text.trim_ascii_start() {
+        [b'[', ..] => Err(Error::custom("an array instead of an object")),
+        _ => serde_json::from_slice(text),
+    }
 }
