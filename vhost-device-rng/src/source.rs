@@ -73,7 +73,11 @@ impl Source {
                 self.failure = None;
                 return Ok(());
             }
-            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(FIRST_PAUSE),
+            Err(error)
+                if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
+            {
+                return Err(FIRST_PAUSE);
+            }
             Err(error) => error.to_string(),
         };
         let pause = match self.failure {

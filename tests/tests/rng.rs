@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `vhost-device-rng` as a driver meets it: what it gives, how much of it, and what becomes of requests that must wait.
+
+#[path = "rng/fips.rs"]
+mod fips;
+#[path = "rng/quota.rs"]
+mod quota;
+#[path = "rng/requests.rs"]
+mod requests;
+#[path = "rng/source.rs"]
+mod source;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use vhost::vhost_user::message::FrontendReq;
+use vhost_device_tests::front_end::{Buffer, FrontEnd, Options, Queue, QueueOptions};
+use vhost_device_tests::process::{Program, command, option};
+
+/// How long a back-end may take for what takes no time, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// How long to look for what must not happen.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// The most that one request gets.
+const LARGEST: u32 = 64 << 10;
+
+/// What buffers are filled with before a request.
+const UNTOUCHED: u8 = 0xdd;
+
+/// A running device.
+struct Device {
+    program: Program,
+    socket: PathBuf,
+    directory: TempDir,
+}
+
+impl Device {
+    /// The device with these arguments.
+    fn start(arguments: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), None, arguments)
+    }
+
+    /// The device with a file of these bytes as its source.
+    fn with_source(bytes: &[u8], arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let source = directory.path().join("source");
+        fs::write(&source, bytes).unwrap();
+        Self::start_in(directory, Some(&source), arguments)
+    }
+
+    fn start_in(directory: TempDir, source: Option<&Path>, arguments: &[&str]) -> Self {
+        let socket = directory.path().join("socket");
+        let mut command = command("vhost-device-rng").unwrap();
+        command.env_remove("RUST_LOG").args(arguments);
+        command.arg(option("socket-path", &socket));
+        command.args(source.map(|source| option("rng-source", source)));
+        let mut program = Program::spawn(&mut command).unwrap();
+        program.wait_for_listener(&socket).unwrap();
+        Self {
+            program,
+            socket,
+            directory,
+        }
+    }
+
+    fn source(&self) -> PathBuf {
+        self.directory.path().join("source")
+    }
+
+    fn connect(&self) -> Driver {
+        Driver::new(FrontEnd::connect(&self.socket, &Options::default()).unwrap())
+    }
+
+    /// How often the device said that its source gives nothing.
+    fn complaints(&self) -> usize {
+        self.program
+            .stderr()
+            .matches("no bytes from the source")
+            .count()
+    }
+
+    fn wait_for_complaint(&mut self, number: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.complaints() < number {
+            assert!(Instant::now() < deadline, "complaint {number}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// A front-end with a started ring, and memory for one request at a time.
+struct Driver {
+    front_end: FrontEnd,
+    queue: Queue,
+    area: u64,
+}
+
+impl Driver {
+    const AREA: u32 = 1 << 20;
+
+    fn new(front_end: FrontEnd) -> Self {
+        let options = front_end.queue_options(256);
+        Self::with_queue(front_end, options)
+    }
+
+    fn with_queue(front_end: FrontEnd, options: QueueOptions) -> Self {
+        let queue = front_end.queue_with(0, options).unwrap();
+        let area = front_end.memory().allocate(Self::AREA.into(), 16);
+        Driver {
+            front_end,
+            queue,
+            area,
+        }
+    }
+
+    /// The first `length` bytes of the area, made untouched.
+    fn buffer(&self, length: u32) -> Buffer {
+        self.front_end
+            .memory()
+            .fill(self.area, length as usize, UNTOUCHED);
+        Buffer::writable(self.area, length)
+    }
+
+    /// Sends a request, and waits until it is answered. Gives how many bytes were written.
+    fn carry_out(&mut self, chain: &[Buffer]) -> u32 {
+        let head = self.queue.submit(chain);
+        assert!(
+            self.queue.wait_used(PATIENCE),
+            "a request was not answered: {chain:?}"
+        );
+        let used = self.queue.take_used().unwrap();
+        assert_eq!(used.head, head);
+        used.length
+    }
+
+    /// The bytes that a request for `length` gets, all of them in its first part.
+    fn read(&mut self, length: u32) -> Vec<u8> {
+        let buffer = self.buffer(length);
+        let written = self.carry_out(&[buffer]);
+        self.check(length, written)
+    }
+
+    /// The `written` first bytes of the area; what follows must be untouched.
+    fn check(&self, length: u32, written: u32) -> Vec<u8> {
+        assert!(written <= length, "{written} bytes written to {length}");
+        let mut bytes = self.front_end.memory().read_vec(self.area, length as usize);
+        let rest = bytes.split_off(written as usize);
+        assert!(
+            rest.iter().all(|byte| *byte == UNTOUCHED),
+            "bytes after the {written} of the used length are written"
+        );
+        bytes
+    }
+
+    /// Sends a request for `length` bytes, and leaves it there.
+    fn submit(&mut self, length: u32) {
+        let buffer = self.buffer(length);
+        self.queue.submit(&[buffer]);
+    }
+
+    /// Waits until the request that was left there is answered, and gives its bytes.
+    fn answer(&mut self, length: u32) -> Vec<u8> {
+        assert!(self.queue.wait_used(PATIENCE), "a request was not answered");
+        let used = self.queue.take_used().unwrap();
+        self.check(length, used.length)
+    }
+
+    /// Nothing comes back.
+    fn assert_waits(&mut self) {
+        assert!(!self.queue.wait_used(QUIET), "a request came back");
+    }
+
+    /// The session answers.
+    fn assert_alive(&self) {
+        let raw = self.front_end.raw().unwrap();
+        raw.ask(FrontendReq::GET_FEATURES, &[], &[]).unwrap();
+    }
+}
+
+/// Bytes that differ from place to place: a counter.
+fn words(count: u32) -> Vec<u8> {
+    (0..count).flat_map(u32::to_le_bytes).collect()
+}
+
+/// Compares without printing all the bytes.
+fn assert_same(seen: &[u8], expected: &[u8]) {
+    assert_eq!(seen.len(), expected.len(), "length");
+    let differs = seen.iter().zip(expected).position(|(a, b)| a != b);
+    assert_eq!(differs, None, "the first byte that differs");
+}
