@@ -73,8 +73,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// The features that the driver accepted, those of the transport among them.
     fn set_features(&self, _accepted: u64) {}
 
-    /// Queues that the device has at most.
-    fn num_queues(&self) -> u16;
+    /// Queues that the device has at most: one, if nothing else is said.
+    fn num_queues(&self) -> u16 {
+        1
+    }
 
     /// Descriptors that a queue may have at most: as many as VIRTIO allows, if nothing else is said.
     fn max_queue_size(&self) -> u16 {

@@ -4,7 +4,7 @@
 use std::io::{self, ErrorKind};
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use vhost_device_common::device::{Device, QueueHandler, StartError, Threads};
 use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
@@ -13,8 +13,6 @@ use crate::options::Options;
 use crate::quota::Quota;
 use crate::source::Source;
 
-/// The most that one request gets.
-const LARGEST: u64 = 64 << 10;
 /// What the handler waits for beside requests.
 const TIMER: u32 = 0;
 const SOURCE: u32 = 1;
@@ -28,6 +26,16 @@ struct Supply {
     source: Source,
     quota: Quota,
     timer: Timer,
+}
+
+impl Supply {
+    /// How many bytes may be given, of which there is one at least, or how long to wait for that.
+    fn available(&mut self) -> Result<u64, Duration> {
+        let now = Instant::now();
+        let left = self.quota.left(now)?;
+        self.source.prepare(now)?;
+        Ok(left)
+    }
 }
 
 impl Rng {
@@ -54,10 +62,6 @@ impl Device for Rng {
         }))))
     }
 
-    fn num_queues(&self) -> u16 {
-        1
-    }
-
     fn handler(&self) -> io::Result<Self> {
         Ok(self.clone())
     }
@@ -67,23 +71,17 @@ impl QueueHandler for Rng {
     /// Requests stay in the ring until there is a byte for them: VIRTIO 1.3, 5.4.6.2 has none returned
     /// without, and Linux never asks again once that has happened.
     fn process(&mut self, queue: &mut Queue) {
-        let Supply {
-            source,
-            quota,
-            timer,
-        } = &mut *self.supply();
+        let supply = &mut *self.supply();
         while queue.has_available() {
-            let now = Instant::now();
-            let left = quota.left(now);
-            let most = match left.and_then(|left| source.prepare(now).map(|()| left)) {
-                Ok(left) => left.min(LARGEST),
-                Err(wait) => return timer.set(wait),
+            let most = match supply.available() {
+                Ok(most) => most,
+                Err(wait) => return supply.timer.set(wait),
             };
             let Some(mut chain) = queue.take() else {
                 return;
             };
-            let written = source.fill(&mut chain, most);
-            quota.spend(written);
+            let written = supply.source.fill(&mut chain, most);
+            supply.quota.spend(written);
             queue.complete(chain, written);
         }
     }
@@ -91,11 +89,8 @@ impl QueueHandler for Rng {
     fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {
         let supply = self.supply();
         poller.watch(supply.timer.as_fd(), Token::Device(TIMER))?;
-        match supply
-            .source
-            .file()
-            .map(|file| poller.watch(file.as_fd(), Token::Device(SOURCE)))
-        {
+        let file = supply.source.file();
+        match file.map(|file| poller.watch(file.as_fd(), Token::Device(SOURCE))) {
             // Files that never block are refused.
             Some(Err(error)) if error.kind() != ErrorKind::PermissionDenied => Err(error),
             _ => Ok(()),

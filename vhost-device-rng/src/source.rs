@@ -14,6 +14,8 @@ use vhost_device_common::chain::Chain;
 use vhost_device_common::device::StartError;
 use vhost_device_common::warn_limited;
 
+/// The most that one request gets.
+const LARGEST: u64 = 64 << 10;
 /// How much is read at once, and so at most ahead of the guest.
 const READ_SIZE: usize = 4 << 10;
 /// How long a source that failed is left alone, at first and at most.
@@ -100,13 +102,13 @@ impl Source {
         }
     }
 
-    /// Writes bytes to `chain`, at most `most`, and says how many there were.
+    /// Writes bytes to `chain`, `most` of them at most, and says how many there were.
     pub fn fill(&mut self, chain: &mut Chain, most: u64) -> u32 {
         if let Err(error) = chain.check() {
             warn_limited(format_args!("{error}"));
             return 0;
         }
-        let mut left = chain.writable_len().min(most) as usize;
+        let mut left = chain.writable_len().min(LARGEST).min(most) as usize;
         let mut written = 0;
         while left > 0
             && let Ok(bytes) = self.origin.fill_buf()

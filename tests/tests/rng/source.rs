@@ -2,15 +2,15 @@
 //! Sources that give nothing for a while, or fail: requests wait in the ring, for a driver that gets one back without a byte would not ask
 //! again.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use vhost_device_tests::process::Signal;
 
-use crate::{Device, assert_same, words};
+use crate::{Device, QUIET, assert_same, words};
 
 /// How long the program may take to end.
 const END: Duration = Duration::from_secs(2);
@@ -103,6 +103,23 @@ fn requests_wait_for_somebody_to_write_to_a_fifo() {
 }
 
 #[test]
+fn a_fifo_that_was_left_alone_for_long_is_read_as_soon_as_there_is_a_byte() {
+    let mut device = with_fifo();
+    let mut driver = device.connect();
+    driver.submit(64);
+    device.wait_for_complaint(1);
+    // It is tried after 0.1, 0.3, 0.7 and 1.5 s, and then after 3.1 s.
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1600) {
+        driver.assert_waits();
+    }
+    let mut fifo = writer(&device.source());
+    fifo.write_all(b"byte").unwrap();
+    assert_eq!(driver.answer(64), b"byte");
+    assert!(start.elapsed() < Duration::from_millis(3000));
+}
+
+#[test]
 fn a_request_gets_what_a_slow_writer_has_written() {
     let source = words(25);
     let device = with_fifo();
@@ -130,4 +147,51 @@ fn a_ring_stops_at_once_while_its_requests_wait_for_the_source() {
     driver.assert_waits();
     driver.front_end.start(0, &driver.queue, 0).unwrap();
     assert_eq!(driver.answer(64), b"bytes");
+}
+
+/// The processor time that a program has used so far.
+fn processor_time(id: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
+    // After the name in parentheses come 11 fields, then the ticks in the program and in the kernel.
+    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
+    let ticks: u64 = fields
+        .skip(11)
+        .take(2)
+        .map(|ticks| ticks.parse::<u64>().unwrap())
+        .sum();
+    Duration::from_secs(ticks) / rustix::param::clock_ticks_per_second() as u32
+}
+
+#[test]
+fn the_device_sleeps_while_requests_wait() {
+    let fifo = with_fifo();
+    let _writer = writer(&fifo.source());
+    let quota = Device::start(&["--max-bytes=64", "--period=86400000"]);
+    let devices = [fifo, quota, Device::with_source(&[], &[])];
+    let mut drivers = devices.each_ref().map(Device::connect);
+    for driver in &mut drivers {
+        driver.submit(64);
+        driver.queue.wait_used(QUIET);
+        driver.submit(64);
+        driver.queue.wait_used(QUIET);
+    }
+    let times = || {
+        devices
+            .each_ref()
+            .map(|device| processor_time(device.program.id()))
+    };
+    let before = times();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(1) {
+        for driver in &mut drivers {
+            driver.queue.wait_call(QUIET);
+        }
+    }
+    for (before, after) in before.into_iter().zip(times()) {
+        let used = after - before;
+        assert!(
+            used < Duration::from_millis(60),
+            "{used:?} of processor time in a second"
+        );
+    }
 }
