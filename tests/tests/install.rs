@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What `cargo xtask install` and `cargo xtask deb` put on a host, and that it works there.
+
+#[path = "install/package.rs"]
+mod package;
+#[path = "install/tree.rs"]
+mod tree;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+use vhost_device_tests::process;
+
+const DEVICES: &[&str] = &["block", "input", "rng"];
+const DISCOVER: &str = "vhost-user-discover";
+const SUBCOMMANDS: &[&str] = &["check", "find", "list"];
+
+/// Files by their path below the root directory, with their mode.
+type Files = BTreeMap<PathBuf, u32>;
+
+/// What is to be installed below `prefix`, completions for zsh in its directory `zsh`.
+fn expected(prefix: &str, zsh: &str) -> Files {
+    let mut files = Files::new();
+    let mut add = |path: String, mode| {
+        files.insert(Path::new(prefix).join(path), mode);
+    };
+    let devices: Vec<_> = DEVICES
+        .iter()
+        .map(|device| format!("vhost-device-{device}"))
+        .collect();
+    for name in &devices {
+        add(format!("libexec/vhost-device/{name}"), 0o755);
+        add(format!("share/qemu/vhost-user/50-{name}.json"), 0o644);
+        add(format!("lib/systemd/system/{name}@.service"), 0o644);
+        add(format!("lib/systemd/system/{name}@.socket"), 0o644);
+    }
+    add(format!("bin/{DISCOVER}"), 0o755);
+    for name in devices.iter().map(String::as_str).chain([DISCOVER]) {
+        add(format!("share/man/man1/{name}.1"), 0o644);
+        add(format!("share/bash-completion/completions/{name}"), 0o644);
+        add(format!("{zsh}/_{name}"), 0o644);
+        add(
+            format!("share/fish/vendor_completions.d/{name}.fish"),
+            0o644,
+        );
+    }
+    for name in SUBCOMMANDS {
+        add(format!("share/man/man1/{DISCOVER}-{name}.1"), 0o644);
+    }
+    for name in ["LICENSE-APACHE", "LICENSE-BSD-3-Clause"] {
+        add(format!("share/doc/vhost-device/{name}"), 0o644);
+    }
+    files
+}
+
+/// The files below `root`. Its directories are for all to read.
+fn files(root: &Path) -> Files {
+    let mut files = Files::new();
+    let mut directories = vec![root.to_owned()];
+    while let Some(directory) = directories.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let entry = entry.unwrap();
+            let metadata = entry.metadata().unwrap();
+            let mode = metadata.permissions().mode() & 0o7777;
+            if metadata.is_dir() {
+                assert_eq!(mode, 0o755, "mode of {}", entry.path().display());
+                directories.push(entry.path());
+            } else {
+                assert!(metadata.is_file(), "{}", entry.path().display());
+                let path = entry.path();
+                files.insert(Path::new("/").join(path.strip_prefix(root).unwrap()), mode);
+            }
+        }
+    }
+    files
+}
+
+fn xtask() -> Command {
+    process::command("xtask").unwrap()
+}
+
+fn run(command: &mut Command) -> Output {
+    command
+        .output()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"))
+}
+
+/// Runs what must go well, and gives what it wrote to stdout.
+fn succeed(command: &mut Command) -> String {
+    let output = run(command);
+    assert!(
+        output.status.success(),
+        "{command:?}: {}\n{}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Runs what must go well without a word.
+fn assert_silent(command: &mut Command) {
+    let output = run(command);
+    let said = [output.stdout, output.stderr].concat();
+    assert!(
+        output.status.success() && said.is_empty(),
+        "{command:?}: {}\n{}",
+        output.status,
+        String::from_utf8_lossy(&said)
+    );
+}
+
+/// A tree of all files with the prefix /usr.
+fn install() -> TempDir {
+    let tree = tempfile::tempdir().unwrap();
+    succeed(
+        xtask()
+            .args(["install", "--prefix=/usr", "--destdir"])
+            .arg(tree.path()),
+    );
+    tree
+}
