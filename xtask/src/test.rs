@@ -130,6 +130,10 @@ pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
         &mut cargo(["test", "--workspace", "--no-fail-fast"]),
     );
     if !no_guest {
+        // Builds the release binaries, installs our package where it can, and removes it.
+        let mut install = cargo(["test", "--package", "vhost-device-tests", "--no-fail-fast"]);
+        install.args(["--test", "install", "--", "--ignored"]);
+        stages.tests("install", &mut install);
         let mut guests = cargo(["test", "--package", "vhost-device-tests", "--no-fail-fast"]);
         // A guest keeps a processor busy, so no more of them at a time than small machines have.
         guests.args(["--test", "guest_*", "--", "--ignored", "--test-threads=2"]);
