@@ -25,11 +25,11 @@ const BATCH: usize = 64;
 
 /// What opens a node. Tests have one of their own.
 pub trait Source: Send {
-    /// Opens the node, if it is there and the one that it has to be.
+    /// Opens the node, if it is there.
     ///
     /// # Errors
-    /// What is in the way.
-    fn open(&mut self) -> Result<OwnedFd, String>;
+    /// What is in the way: it can not be opened, or is of another device.
+    fn open(&mut self) -> Result<Option<OwnedFd>, String>;
 
     /// How keys, switches, axes and touches are now.
     ///
@@ -92,7 +92,10 @@ impl Evdev {
 }
 
 impl Source for Evdev {
-    fn open(&mut self) -> Result<OwnedFd, String> {
+    fn open(&mut self) -> Result<Option<OwnedFd>, String> {
+        if matches!(stat(&self.path), Err(Errno::NOENT)) {
+            return Ok(None);
+        }
         let (node, identity) = open_node(&self.path)?;
         if identity != self.identity {
             return Err(format!(
@@ -104,7 +107,7 @@ impl Source for Evdev {
         if self.grab {
             self.grab(&node)?;
         }
-        Ok(node)
+        Ok(Some(node))
     }
 
     fn state(&self, node: BorrowedFd<'_>) -> io::Result<State> {
@@ -218,7 +221,7 @@ impl Port {
         match self.source.open() {
             Ok(node) => {
                 self.obstacle = None;
-                self.node = Some(node);
+                self.node = node;
             }
             Err(obstacle) => {
                 let is_known = |(known, _): &(String, bool)| *known == obstacle;

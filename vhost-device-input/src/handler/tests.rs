@@ -15,7 +15,9 @@ use vhost_device_tests::front_end::{Buffer, FrontEnd, Options, Queue as Ring, Us
 use super::*;
 use crate::config::Bitmap;
 use crate::device::Input;
-use crate::event::{EV_ABS, EV_FF, EV_KEY, EV_LED, EV_MSC, EV_REL, EV_REP, EV_SND, FF_GAIN};
+use crate::event::{
+    EV_ABS, EV_FF, EV_KEY, EV_LED, EV_MSC, EV_REL, EV_REP, EV_SND, EV_SYN, FF_GAIN, SYN_DROPPED,
+};
 use crate::report::CAPACITY;
 use crate::source::Source;
 use crate::state::State;
@@ -32,6 +34,7 @@ const KEY_B: Event = Event::new(EV_KEY, 48, 1);
 const KEY_B_UP: Event = Event::new(EV_KEY, 48, 0);
 const X: Event = Event::new(EV_REL, 0, 5);
 const REPORT: Event = Event::REPORT;
+const LOST: Event = Event::new(EV_SYN, SYN_DROPPED, 0);
 
 /// What the device finds at its path.
 #[derive(Default)]
@@ -46,11 +49,10 @@ struct Path {
 struct Fake(Arc<Mutex<Path>>);
 
 impl Source for Fake {
-    fn open(&mut self) -> Result<OwnedFd, String> {
+    fn open(&mut self) -> Result<Option<OwnedFd>, String> {
         let mut path = self.0.lock().unwrap();
         path.opens += 1;
-        let node = path.node.take();
-        node.map(OwnedFd::from).ok_or("nothing there".to_owned())
+        Ok(path.node.take().map(OwnedFd::from))
     }
 
     fn state(&self, _node: BorrowedFd<'_>) -> io::Result<State> {
@@ -373,6 +375,19 @@ fn a_slow_guest_loses_whole_reports_and_no_key_sticks() {
     assert!(reports.chunks(3).all(|report| report == [X, X, REPORT]));
     host.happen(&[KEY_B_UP, REPORT]);
     assert_eq!(guest.receive(2), [KEY_B_UP, REPORT]);
+}
+
+#[test]
+fn a_guest_agrees_with_the_device_after_the_kernel_lost_events() {
+    let host = Host::new();
+    let mut guest = host.guest();
+    host.happen(&[KEY_A, REPORT]);
+    assert_eq!(guest.receive(2), [KEY_A, REPORT]);
+    host.hold(&[KEY_B]);
+    host.happen(&[X, LOST, X, REPORT]);
+    assert_eq!(guest.receive(3), [KEY_A_UP, KEY_B, REPORT]);
+    host.happen(&[X, REPORT]);
+    assert_eq!(guest.receive(2), [X, REPORT]);
 }
 
 #[test]
