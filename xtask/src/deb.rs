@@ -9,6 +9,7 @@ use std::process::Command;
 use vhost_device_tests::guest::find_program;
 
 use crate::install::{self, Directories};
+use crate::packages::{self, PACKAGING};
 use crate::progress::Progress;
 use crate::{cargo, target_directory, workspace};
 
@@ -16,6 +17,7 @@ use crate::{cargo, target_directory, workspace};
 const TREE: &str = "deb";
 
 pub fn run(progress: &Progress, output: Option<PathBuf>) -> Result<(), String> {
+    packages::install(progress, PACKAGING)?;
     let tree = target_directory().join("release").join(TREE);
     match fs::remove_dir_all(&tree) {
         Err(error) if error.kind() != ErrorKind::NotFound => {

@@ -20,7 +20,7 @@ use crate::progress::Progress;
 
 /// See the devices work, test them, measure them, install them.
 ///
-/// demo, test and bench install the Debian packages that they need and do not find, when they run as root; else they say which these are.
+/// demo, test, bench and deb install the Debian packages that they need and do not find, when they run as root; else they say which these are.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
 struct Arguments {
@@ -66,7 +66,7 @@ enum Task {
     Install(install::Options),
     /// Make a Debian package of what `install` installs
     ///
-    /// Its prefix is /usr. Takes cargo-deb, which is built the first time and kept in the target directory, and Debian's dpkg-dev.
+    /// Its prefix is /usr. Takes cargo-deb, which is built the first time and kept in the target directory.
     Deb {
         /// File or directory for the package [default: target/debian]
         #[arg(long, value_name = "PATH")]

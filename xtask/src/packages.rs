@@ -28,6 +28,9 @@ pub const GUEST: &[Need] = &[
 /// QEMU's programs for images: to compare with, and to share images with.
 pub const IMAGES: &[Need] = &[("qemu-storage-daemon", "qemu-utils")];
 
+/// What making a Debian package takes.
+pub const PACKAGING: &[Need] = &[("dpkg-shlibdeps", "dpkg-dev")];
+
 /// libvirt, whose daemon needs no more than this to run a domain.
 pub const LIBVIRT: &[Need] = &[
     ("libvirtd", "libvirt-daemon-system"),

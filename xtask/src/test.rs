@@ -9,7 +9,7 @@ use crate::{cargo, target_directory, workspace};
 use vhost_device_tests::guest::kernel::Flavour;
 use vhost_device_tests::guest::{find_program, libvirt};
 
-use crate::packages::{self, GUEST, IMAGES, LIBVIRT};
+use crate::packages::{self, GUEST, IMAGES, LIBVIRT, PACKAGING};
 use crate::progress::Progress;
 
 /// How a stage went.
@@ -100,7 +100,7 @@ impl Stages<'_> {
 
 pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
     if !no_guest {
-        packages::install(progress, &[GUEST, IMAGES].concat())?;
+        packages::install(progress, &[GUEST, IMAGES, PACKAGING].concat())?;
         // Not with the others, because QEMU's suite has a newer libvirt than the release. Where it can not run, its tests are skipped.
         if libvirt::obstacle().is_none() {
             packages::install(progress, LIBVIRT)?;
