@@ -127,7 +127,8 @@ pub trait Device: Send + Sync + Sized + 'static {
 /// A request may be completed at once or later, in any order.
 pub trait QueueHandler {
     /// Requests are available on `queue`: takes what it can. What it leaves, because too much is held
-    /// already, is offered again when something that the handler waits for became ready.
+    /// already or there is no answer yet, is offered again when something that the handler waits for
+    /// became ready.
     fn process(&mut self, queue: &mut Queue);
 
     /// Has `poller` watch what the handler waits for beside requests, as `Token::Device`: files,
