@@ -78,6 +78,7 @@ impl GpuHandler {
                 respond(queue, chain, &Header::default(), &Refusal::Parameter.into());
                 continue;
             };
+            log::trace!("command {:#x}", header.kind);
             match command::control(&mut state, &header, &mut chain) {
                 Ok(Outcome::Done(response)) => respond(queue, chain, &header, &response),
                 Ok(Outcome::Flushing) => self.hold(&mut state, queue, chain, header, Wait::Flush),
@@ -94,6 +95,9 @@ impl GpuHandler {
                     respond(queue, chain, &header, &refusal.into());
                 }
             }
+        }
+        if self.held.is_none() {
+            self.advance(&mut state, queue, false);
         }
     }
 

@@ -6,7 +6,8 @@
 //! - [`connection`]: [`RawConnection`], which sends any bytes and any file descriptors, well-formed or not;
 //! - [`device`]: [`FrontEnd`], which negotiates and starts rings through the `vhost` crate's `Frontend`;
 //! - [`queue`]: [`Queue`], the driver's side of a split ring, with raw access for malformed ones;
-//! - [`block`]: virtio-blk requests in any framing.
+//! - [`block`]: virtio-blk requests in any framing;
+//! - [`gpu`]: virtio-gpu commands, and a display for the device.
 //!
 //! Misuse by a test panics; what the back-end does wrong is returned as an [`Error`], or panics with
 //! a message that names it where no later step could be meaningful.
@@ -14,6 +15,7 @@
 pub mod block;
 pub mod connection;
 pub mod device;
+pub mod gpu;
 pub mod memory;
 pub mod queue;
 mod watchdog;

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Displays that come, go, are slow, are silent, or talk nonsense.
+
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use vhost_device_tests::front_end::gpu::{Answers, Display, Shown, command, number, words};
+
+use crate::{B8G8R8X8, Device, bytes, pattern};
+
+#[test]
+fn a_display_that_comes_back_is_told_all_that_is_shown() {
+    let device = Device::start(&[]);
+    let (mut driver, display) = device.connect_with_display(Answers::default());
+    let picture = pattern(64 * 64);
+    let pages = driver.create(1, B8G8R8X8, 64, 64);
+    driver.draw(&pages, &bytes(&picture));
+    driver.transfer(1, 64, [0, 0, 64, 64]);
+    driver.set_scanout(0, 1, [0, 0, 64, 64]);
+    driver.run_cursor(&command(
+        number::UPDATE_CURSOR,
+        &words(&[0, 5, 6, 0, 1, 7, 8, 0]),
+    ));
+    drop(display);
+    driver.flush(1, [0, 0, 64, 64]);
+
+    let (display, socket) = Display::new(Answers::default());
+    driver.set_display(&socket).unwrap();
+    assert_eq!(display.next(), Shown::Features(1));
+    assert_eq!(display.next(), Shown::Scanout(0, 64, 64));
+    let opaque = picture.iter().map(|pixel| pixel | 0xff00_0000).collect();
+    assert_eq!(display.next(), Shown::CursorImage(0, [5, 6, 7, 8], opaque));
+    assert_eq!(display.next(), Shown::Update(0, [0, 0, 64, 64], picture));
+}
+
+#[test]
+fn a_driver_that_begins_anew_finds_nothing_of_the_one_before() {
+    let device = Device::start(&[]);
+    let (mut driver, display) = device.connect_with_display(Answers::default());
+    driver.create(1, B8G8R8X8, 64, 64);
+    driver.set_scanout(0, 1, [0, 0, 64, 64]);
+    assert_eq!(display.next(), Shown::Scanout(0, 64, 64));
+    // Paused and resumed, all is as before.
+    let bases = [0, 1].map(|index| driver.front_end.stop(index).unwrap());
+    for (index, base) in bases.into_iter().enumerate() {
+        let queue = [&driver.control, &driver.cursor][index];
+        driver.front_end.start(index, queue, base).unwrap();
+    }
+    driver.flush(1, [0, 0, 64, 64]);
+    assert!(matches!(display.next(), Shown::Update(..)));
+    // Reset, nothing is.
+    for index in [0, 1] {
+        driver.front_end.stop(index).unwrap();
+    }
+    driver.control.reset(0);
+    driver.cursor.reset(0);
+    driver.front_end.start(0, &driver.control, 0).unwrap();
+    driver.front_end.start(1, &driver.cursor, 0).unwrap();
+    let gone = driver.run(&command(number::UNREF, &words(&[1, 0])));
+    assert_eq!(gone.kind(), number::INVALID_RESOURCE_ID);
+    assert_eq!(display.next(), Shown::Scanout(0, 0, 0));
+}
+
+#[test]
+fn a_silent_display_is_waited_for_a_while() {
+    let device = Device::start(&[]);
+    let answers = Answers {
+        display_info: None,
+        edid: None,
+        ..Answers::default()
+    };
+    let (mut driver, display) = device.connect_with_display(answers);
+    let info = driver.run(&command(number::GET_DISPLAY_INFO, &[]));
+    assert_eq!(info.kind(), number::OK_DISPLAY_INFO);
+    let edid = driver.run(&command(number::GET_EDID, &words(&[0, 0])));
+    assert_eq!(edid.kind(), number::UNSPEC);
+    driver.create(1, B8G8R8X8, 8, 8);
+    driver.set_scanout(0, 1, [0, 0, 8, 8]);
+    assert_eq!(display.next(), Shown::Scanout(0, 8, 8));
+}
+
+/// A display that does not read: the socket's buffer fills up.
+fn stuck_display(device: &Device) -> (vhost_device_tests::front_end::gpu::GpuDriver, UnixStream) {
+    let mut driver = device.connect();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    driver.set_display(&theirs).unwrap();
+    (&ours)
+        .write_all(&[&words(&[1, 4, 8, 3, 0])[..]].concat())
+        .unwrap();
+    driver.create(1, B8G8R8X8, 1000, 1000);
+    driver.set_scanout(0, 1, [0, 0, 1000, 1000]);
+    (driver, ours)
+}
+
+#[test]
+fn a_stuck_display_delays_the_guest_but_stops_neither_it_nor_the_front_end() {
+    let device = Device::start(&[]);
+    let (mut driver, _ours) = stuck_display(&device);
+    let flush = command(number::FLUSH, &words(&[0, 0, 1000, 1000, 1, 0]));
+    driver.send(&flush, 4096);
+    let start = Instant::now();
+    driver.front_end.config(0, 16).unwrap();
+    // The cursor queue goes on meanwhile.
+    driver.run_cursor(&command(
+        number::MOVE_CURSOR,
+        &words(&[0, 1, 1, 0, 0, 0, 0, 0]),
+    ));
+    assert!(
+        start.elapsed() < Duration::from_millis(900),
+        "a front-end waits"
+    );
+    assert_eq!(driver.receive().kind(), number::OK_NODATA);
+    driver.done(number::UNREF, &words(&[1, 0]));
+}
+
+#[test]
+fn a_queue_stops_at_once_although_the_display_is_stuck() {
+    let device = Device::start(&[]);
+    let (mut driver, ours) = stuck_display(&device);
+    let start = Instant::now();
+    driver.send(
+        &command(number::FLUSH, &words(&[0, 0, 1000, 1000, 1, 0])),
+        4096,
+    );
+    while rustix::io::ioctl_fionread(&ours).unwrap() < 10_000 {
+        assert!(start.elapsed() < Duration::from_secs(20), "nothing is sent");
+    }
+    let start = Instant::now();
+    driver.front_end.stop(0).unwrap();
+    assert!(
+        start.elapsed() < Duration::from_millis(900),
+        "GET_VRING_BASE waits"
+    );
+    assert_eq!(driver.receive().kind(), number::OK_NODATA);
+}
+
+#[test]
+fn a_display_that_talks_nonsense_is_left_and_the_next_one_is_used() {
+    let device = Device::start(&[]);
+    for nonsense in [
+        words(&[2, 4, 8, 3, 0]),
+        words(&[1, 0, 8, 3, 0]),
+        words(&[1, 4, 0xffff_ffff, 3, 0]),
+        vec![0xff; 1000],
+        words(&[1, 4, 8, 3, 0, 3, 4, 408]),
+    ] {
+        let mut driver = device.connect();
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        driver.set_display(&theirs).unwrap();
+        drop(theirs);
+        ours.write_all(&nonsense).unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(20)))
+            .unwrap();
+        // What was sent to it is read until it is closed.
+        let closed = std::io::copy(&mut ours, &mut std::io::sink());
+        assert!(
+            closed.is_ok()
+                || closed.is_err_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
+        );
+        let (display, socket) = Display::new(Answers::default());
+        driver.set_display(&socket).unwrap();
+        assert_eq!(display.next(), Shown::Features(1));
+        driver.create(1, B8G8R8X8, 8, 8);
+    }
+}
+
+#[test]
+fn a_display_that_closes_in_the_middle_of_a_picture_does_no_harm() {
+    let device = Device::start(&[]);
+    let (mut driver, ours) = stuck_display(&device);
+    driver.send(
+        &command(number::FLUSH, &words(&[0, 0, 1000, 1000, 1, 0])),
+        4096,
+    );
+    drop(ours);
+    assert_eq!(driver.receive().kind(), number::OK_NODATA);
+    driver.done(number::UNREF, &words(&[1, 0]));
+}
