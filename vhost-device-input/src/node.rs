@@ -6,7 +6,7 @@ use std::ffi::{c_int, c_void};
 use std::os::fd::BorrowedFd;
 
 use rustix::io::{Errno, Result};
-use rustix::ioctl::{Direction, IntegerSetter, Ioctl, IoctlOutput, Opcode, ioctl, opcode};
+use rustix::ioctl::{Direction, IntegerSetter, Ioctl, IoctlOutput, Opcode, Setter, ioctl, opcode};
 
 use crate::config::{Axis, Bitmap, Identity, Ids};
 use crate::event::{
@@ -31,6 +31,7 @@ const EVIOCGBIT: u8 = 0x20;
 /// And a number for each axis.
 const EVIOCGABS: u8 = 0x40;
 const EVIOCGRAB: Opcode = opcode::write::<c_int>(GROUP, 0x90);
+const EVIOCSMASK: Opcode = opcode::write::<InputMask>(GROUP, 0x93);
 
 /// Enough for all strings and bitmaps that a guest can be told of; the largest bitmap is that of the
 /// keys, with 96 bytes.
@@ -39,6 +40,14 @@ const BUFFER: usize = 256;
 const MAX_SLOTS: usize = 1024;
 /// REP_DELAY and REP_PERIOD: the kernel has them for each device that repeats, and no bitmap of them.
 const REP_BITS: u8 = 0b11;
+
+/// `struct input_mask`: which codes of an event type this reader wants.
+#[repr(C)]
+struct InputMask {
+    kind: u32,
+    codes_size: u32,
+    codes: u64,
+}
 
 /// An ioctl of evdev that fills a buffer, from its front.
 struct Query<'a> {
@@ -236,4 +245,24 @@ pub fn has_key_down(node: BorrowedFd<'_>) -> Result<bool> {
 pub fn grab(node: BorrowedFd<'_>) -> Result<()> {
     // SAFETY: EVIOCGRAB takes an integer: 1 to grab.
     unsafe { ioctl(node, IntegerSetter::<EVIOCGRAB>::new_usize(1)) }
+}
+
+/// Has only events of these types to be read from the node. Lights and sounds that are set come back
+/// otherwise, and may take the place of keys.
+///
+/// # Errors
+/// The kernel can not do that (before Linux 4.4), or the device is gone.
+pub fn select_types(node: BorrowedFd<'_>, kinds: &[u16]) -> Result<()> {
+    // The codes of type 0 are the types.
+    let codes: u64 = kinds
+        .iter()
+        .fold(0, |codes, kind| codes | 1 << (kind & 0x1f));
+    let mask = InputMask {
+        kind: EV_SYN.into(),
+        codes_size: size_of_val(&codes) as u32,
+        codes: (&raw const codes).expose_provenance() as u64,
+    };
+    // SAFETY: EVIOCSMASK takes a `struct input_mask` and reads `codes_size` bytes at its `codes`, which
+    // outlive the call.
+    unsafe { ioctl(node, Setter::<EVIOCSMASK, InputMask>::new(mask)) }
 }

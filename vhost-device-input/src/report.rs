@@ -17,6 +17,10 @@ use crate::state::State;
 /// mouse that reports a thousand times a second in a third of one.
 pub const CAPACITY: usize = 1024;
 
+/// Types of the events that are for the guest. It is the guest that sets lights, sounds and the rest. If
+/// it were told of that, later, it would take it for a change and set them anew, without end.
+pub const KINDS: [u16; 6] = [EV_SYN, EV_KEY, EV_REL, EV_ABS, EV_MSC, EV_SW];
+
 /// The reports on their way to the guest.
 #[derive(Debug, Default)]
 pub struct Reports {
@@ -59,9 +63,7 @@ impl Reports {
         }
         match event.kind {
             EV_KEY if self.repeats_keys && event.value == KEY_REPEATED => return,
-            EV_SYN | EV_KEY | EV_REL | EV_ABS | EV_MSC | EV_SW => {}
-            // The guest sets lights, sounds and the rest. If it were told of that, later, it would take
-            // it for a change and set them anew, without end.
+            kind if KINDS.contains(&kind) => {}
             _ => return,
         }
         self.current.apply(event);

@@ -15,6 +15,7 @@ use crate::config::Identity;
 use crate::event::Event;
 use crate::node;
 use crate::options::Options;
+use crate::report;
 use crate::state::State;
 
 /// How long a grab waits until no key is down: the host would not see it come up, and repeat it for
@@ -133,11 +134,15 @@ fn open_node(path: &Path) -> Result<(OwnedFd, Identity), String> {
         result => result,
     }
     .map_err(failed)?;
-    match node::identity(node.as_fd()) {
-        Ok(identity) => Ok((node, identity)),
-        Err(Errno::NOTTY | Errno::INVAL) => Err(not_evdev()),
-        Err(errno) => Err(failed(errno)),
+    let identity = match node::identity(node.as_fd()) {
+        Ok(identity) => identity,
+        Err(Errno::NOTTY | Errno::INVAL) => return Err(not_evdev()),
+        Err(errno) => return Err(failed(errno)),
+    };
+    if let Err(errno) = node::select_types(node.as_fd(), &report::KINDS) {
+        log::debug!("cannot leave out events that are of no use: {errno}");
     }
+    Ok((node, identity))
 }
 
 fn is_writable(node: &OwnedFd) -> bool {
@@ -195,12 +200,14 @@ impl Port {
         self.source.state(node)
     }
 
-    /// Has the device carry out what the guest wants, if it is there and can.
+    /// Has the device carry out what the guest wants, if it is there and can. Others who read from it
+    /// see a report of that.
     pub fn write(&self, event: Event) {
         let Some(node) = &self.node else {
             return;
         };
-        match rustix::io::write(node, &event.to_host()) {
+        let events = [event, Event::REPORT].map(Event::to_host);
+        match rustix::io::write(node, events.as_flattened()) {
             Ok(_) => {}
             // It is open for reading only, which has been said.
             Err(Errno::BADF) => {}

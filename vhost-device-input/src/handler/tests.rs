@@ -116,15 +116,15 @@ impl Host {
         device.write_all(&bytes.collect::<Vec<_>>()).unwrap();
     }
 
-    /// The next event that was written to the node.
+    /// The next event that was written to the node, in a report of its own.
     fn written(&self) -> Event {
-        let mut bytes = [0; Event::HOST_SIZE];
-        self.device
-            .as_ref()
-            .unwrap()
-            .read_exact(&mut bytes)
-            .unwrap();
-        Event::from_host(&bytes).next().unwrap()
+        let mut bytes = [0; 2 * Event::HOST_SIZE];
+        let mut device = self.device.as_ref().unwrap();
+        device.read_exact(&mut bytes).unwrap();
+        let mut events = Event::from_host(&bytes);
+        let event = events.next().unwrap();
+        assert_eq!(events.next(), Some(REPORT));
+        event
     }
 
     fn unplug(&mut self) {
