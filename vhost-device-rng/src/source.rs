@@ -65,9 +65,10 @@ impl Source {
 
     /// Sees to it that there is a byte, or says after how long to ask again.
     pub fn prepare(&mut self, now: Instant) -> Result<(), Duration> {
-        let left = |(retry, _): (Instant, _)| retry.checked_duration_since(now);
-        if let Some(left) = self.failure.and_then(left) {
-            return Err(left);
+        if let Some((retry, _)) = self.failure
+            && retry > now
+        {
+            return Err(retry - now);
         }
         let error = match self.origin.fill_buf() {
             Ok([]) => "it is at its end".into(),
@@ -140,5 +141,33 @@ fn open(path: &Path) -> Result<File, StartError> {
     match file.metadata() {
         Ok(metadata) if metadata.is_dir() => Err(refused(&"it is a directory")),
         _ => Ok(file),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_that_stays_at_its_end_is_left_alone_for_longer_and_longer() {
+        let mut source = Source::open(Some(Path::new("/dev/null"))).unwrap();
+        let mut now = Instant::now();
+        for milliseconds in [100, 200, 400, 800, 1600, 3200, 3200] {
+            let pause = Duration::from_millis(milliseconds);
+            assert_eq!(source.prepare(now), Err(pause));
+            assert_eq!(source.prepare(now + pause / 4), Err(pause * 3 / 4));
+            now += pause;
+        }
+    }
+
+    #[test]
+    fn a_source_that_gave_bytes_is_tried_soon_again() {
+        let mut source = Source::open(Some(Path::new("/dev/null"))).unwrap();
+        let now = Instant::now();
+        assert_eq!(source.prepare(now), Err(FIRST_PAUSE));
+        source.origin = BufReader::new(Origin::Kernel);
+        assert_eq!(source.prepare(now + FIRST_PAUSE), Ok(()));
+        source.origin = BufReader::new(Origin::File(open(Path::new("/dev/null")).unwrap()));
+        assert_eq!(source.prepare(now + FIRST_PAUSE), Err(FIRST_PAUSE));
     }
 }
