@@ -34,10 +34,13 @@ const UI_SET_BITS: &[(u16, u8)] = &[
 const UI_SET_PROPBIT: u8 = 110;
 const UI_BEGIN_FF_UPLOAD: u8 = 200;
 const UI_END_FF_UPLOAD: u8 = 201;
+const UI_BEGIN_FF_ERASE: u8 = 202;
+const UI_END_FF_ERASE: u8 = 203;
 
-/// An event of type EV_UINPUT: the kernel wants an effect uploaded.
+/// What the kernel wants to be done: an effect uploaded, or erased.
 const EV_UINPUT: u16 = 0x0101;
 const UI_FF_UPLOAD: u16 = 1;
+const UI_FF_ERASE: u16 = 2;
 
 /// An axis (`struct input_absinfo`, without the value).
 #[derive(Clone, Copy, Debug)]
@@ -170,26 +173,35 @@ impl Device {
         (&self.uinput).write_all(&bytes)
     }
 
-    /// What programs have set on the device since the last time: lights, sounds, effects. Effects that programs upload meanwhile are taken.
+    /// What programs have set on the device since the last time: lights, sounds, effects. Effects that programs
+    /// upload or remove meanwhile are taken, or forgotten.
     pub fn received(&self) -> io::Result<Vec<Event>> {
         let mut events = read_events(&self.uinput)?;
         for event in &events {
-            if (event.kind, event.code) == (EV_UINPUT, UI_FF_UPLOAD) {
-                self.take_effect(event.value)?;
+            match (event.kind, event.code) {
+                (EV_UINPUT, UI_FF_UPLOAD) => {
+                    // The effect, and the one that it replaces.
+                    let size = 8 + 2 * size_of::<libc::ff_effect>();
+                    self.agree(event.value, UI_BEGIN_FF_UPLOAD, UI_END_FF_UPLOAD, size)?;
+                }
+                (EV_UINPUT, UI_FF_ERASE) => {
+                    self.agree(event.value, UI_BEGIN_FF_ERASE, UI_END_FF_ERASE, 12)?;
+                }
+                _ => (),
             }
         }
         events.retain(|event| event.kind != EV_UINPUT);
         Ok(events)
     }
 
-    /// `struct uinput_ff_upload`: the number of the request, the result, the effect, and the one that it replaces.
-    fn take_effect(&self, request: i32) -> io::Result<()> {
-        let mut bytes = vec![0; 8 + 2 * size_of::<libc::ff_effect>()];
+    /// Agrees to a request of the kernel's. The structure of each begins with the number of the request and the result.
+    fn agree(&self, request: i32, begin: u8, end: u8, size: usize) -> io::Result<()> {
+        let mut bytes = vec![0; size];
         bytes[..4].copy_from_slice(&request.to_le_bytes());
-        let begin = ioctl_number(READ | WRITE, GROUP, UI_BEGIN_FF_UPLOAD, bytes.len());
+        let begin = ioctl_number(READ | WRITE, GROUP, begin, size);
         ioctl(self.uinput.as_raw_fd(), begin, &mut bytes)?;
         bytes[4..8].fill(0);
-        let end = ioctl_number(WRITE, GROUP, UI_END_FF_UPLOAD, bytes.len());
+        let end = ioctl_number(WRITE, GROUP, end, size);
         ioctl(self.uinput.as_raw_fd(), end, &mut bytes)?;
         Ok(())
     }

@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -63,19 +64,32 @@ pub fn prepare() -> Result<PathBuf, GuestError> {
     flock(&lock, FlockOperation::LockExclusive)
         .map_err(|error| GuestError::System("lock the kernel".into(), error.into()))?;
     if !image.is_file() {
-        let work =
-            tempfile::tempdir_in(directory).map_err(system("create a temporary directory"))?;
+        // What an interrupted build has left is of no use.
+        let work = kept("build")?;
+        remove(&work)?;
+        fs::create_dir(&work).map_err(system("create a directory to build in"))?;
         let package = kept(&format!("{PACKAGE}.deb"))?;
         if !package.is_file() {
             println!("downloading {PACKAGE}");
-            let download = download(PACKAGE, work.path())?;
+            let download = download(PACKAGE, &work)?;
             fs::rename(download, &package).map_err(system("keep the kernel's source"))?;
         }
         println!("unpacking {PACKAGE}");
-        let source = unpack(&package, work.path())?;
-        fs::rename(build(&source, work.path())?, &image).map_err(system("keep the kernel"))?;
+        let source = unpack(&package, &work)?;
+        fs::rename(build(&source, &work)?, &image).map_err(system("keep the kernel"))?;
+        remove(&work)?;
     }
     Ok(image)
+}
+
+fn remove(directory: &Path) -> Result<(), GuestError> {
+    match fs::remove_dir_all(directory) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            let what = format!("remove {}", directory.display());
+            Err(GuestError::System(what, error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Unpacks the archive in the package.

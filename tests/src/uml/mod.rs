@@ -41,11 +41,14 @@ mount -t hostfs -o "$target" host "$target"
 stty -F /dev/tty0 raw
 stty -F /dev/ttyS0 raw
 cd "$directory" 2>/dev/null || cd /
+# The consoles understand none of the colours of the terminal that all came from.
+unset TERM
 "#;
 const AFTER: &str = r#"
 echo $? > "$status"
 stty -F /dev/tty0 sane
 stty -F /dev/ttyS0 sane
+echo 0 > /proc/sys/kernel/printk
 poweroff -f
 "#;
 

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `vhost-device-input` on evdev nodes, which the tests make with uinput.
+//!
+//! `cargo xtask test` runs these in User-Mode Linux. A host that has `/dev/uinput`, and lets this user write to it, needs none:
+//! `cargo test -p vhost-device-tests --test uml_input -- --ignored`.
+
+#[path = "uml_input/config.rs"]
+mod config;
+#[path = "uml_input/events.rs"]
+mod events;
+#[path = "uml_input/grab.rs"]
+mod grab;
+#[path = "uml_input/guest.rs"]
+mod guest;
+#[path = "uml_input/loss.rs"]
+mod loss;
+#[path = "uml_input/replug.rs"]
+mod replug;
+#[path = "uml_input/start.rs"]
+mod start;
+#[path = "uml_input/status.rs"]
+mod status;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+use vhost_device_tests::evdev::{
+    ABS_MT_SLOT, ABS_MT_TOOL_Y, ABS_MT_TRACKING_ID, Device, EV_ABS, EV_KEY, EV_SW, Event, Node,
+    Report,
+};
+use vhost_device_tests::front_end::{Buffer, FrontEnd, Options, Queue};
+use vhost_device_tests::process::{self, PATIENCE, Program, option};
+
+/// How often what can only be looked at is looked at again.
+const INTERVAL: Duration = Duration::from_millis(2);
+
+/// Waits until `condition` holds.
+#[track_caller]
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        thread::sleep(INTERVAL);
+    }
+}
+
+/// The back-end on a node.
+struct Input {
+    program: Program,
+    socket: PathBuf,
+    _directory: TempDir,
+}
+
+impl Input {
+    /// Starts it on a device's node.
+    fn start(device: &Device) -> Self {
+        Self::start_with(device.node(), &[])
+    }
+
+    fn start_with(path: &Path, options: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let mut command = process::command("vhost-device-input").unwrap();
+        command
+            .arg(option("evdev-path", path))
+            .arg(option("socket-path", &socket))
+            .args(options.iter().map(OsStr::new));
+        let mut program = Program::spawn(&mut command).unwrap();
+        program.wait_for_listener(&socket).unwrap();
+        Self {
+            program,
+            socket,
+            _directory: directory,
+        }
+    }
+
+    fn connect(&self) -> FrontEnd {
+        FrontEnd::connect(&self.socket, &Options::default()).unwrap()
+    }
+
+    /// How many lines of its log contain `text`.
+    fn logged(&self, text: &str) -> usize {
+        let log = self.program.stderr();
+        log.lines().filter(|line| line.contains(text)).count()
+    }
+
+    /// Panics if it wakes up often, or computes, while nothing happens.
+    fn assert_idle(&self) {
+        const TIME: Duration = Duration::from_secs(1);
+        let (wakes, ticks) = self.activity();
+        thread::sleep(TIME);
+        let (wakes, ticks) = (self.activity().0 - wakes, self.activity().1 - ticks);
+        assert!(wakes < 50, "{wakes} wake-ups in {TIME:?}");
+        assert!(ticks < 20, "{ticks} ticks of processor time in {TIME:?}");
+    }
+
+    /// How often all threads have slept, and the ticks that they have computed.
+    fn activity(&self) -> (u64, u64) {
+        let process = PathBuf::from(format!("/proc/{}", self.program.id()));
+        let tasks = fs::read_dir(process.join("task")).unwrap();
+        let wakes = tasks.map(|task| {
+            let status = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+            let line = status
+                .lines()
+                .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+            line.unwrap().trim().parse::<u64>().unwrap()
+        });
+        let wakes = wakes.sum();
+        let stat = fs::read_to_string(process.join("stat")).unwrap();
+        let (_, fields) = stat.rsplit_once(')').unwrap();
+        let times = fields.split_whitespace().skip(11).take(2);
+        (wakes, times.map(|time| time.parse::<u64>().unwrap()).sum())
+    }
+}
+
+/// A guest's driver.
+struct Driver {
+    front_end: FrontEnd,
+    events: Queue,
+    status: Queue,
+    /// The buffer of each chain, by its head.
+    buffers: BTreeMap<u16, u64>,
+    /// Buffers that the device does not have.
+    free: Vec<u64>,
+    /// Whether the device gets a buffer back as soon as its event is read.
+    is_quick: bool,
+}
+
+impl Driver {
+    /// A guest that takes events as they come.
+    fn connect(input: &Input) -> Self {
+        let mut driver = Self::with_queue(input, 64);
+        driver.start_taking();
+        driver
+    }
+
+    /// A guest with an event queue of `size`, that has not given the device any buffer.
+    fn with_queue(input: &Input, size: u16) -> Self {
+        let front_end = input.connect();
+        let events = front_end.queue(0, size).unwrap();
+        let status = front_end.queue(1, size).unwrap();
+        let memory = front_end.memory();
+        let free = (0..size)
+            .map(|_| memory.allocate(Event::GUEST_SIZE as u64, 8))
+            .collect();
+        Self {
+            front_end,
+            events,
+            status,
+            buffers: BTreeMap::new(),
+            free,
+            is_quick: false,
+        }
+    }
+
+    /// Gives the device all buffers, from now on at once when they are read.
+    fn start_taking(&mut self) {
+        self.is_quick = true;
+        self.give_buffers();
+    }
+
+    fn give_buffers(&mut self) {
+        for address in std::mem::take(&mut self.free) {
+            // What the device does not write is no event that could be expected.
+            self.front_end.memory().fill(address, 8, 0xee);
+            let buffer = Buffer::writable(address, Event::GUEST_SIZE as u32);
+            let head = self.events.add(&[buffer]).unwrap();
+            self.buffers.insert(head, address);
+        }
+        self.events.publish();
+        self.events.kick();
+    }
+
+    /// The next event, if one comes in time.
+    fn next(&mut self, within: Duration) -> Option<Event> {
+        if !self.events.wait_used(within) {
+            return None;
+        }
+        let used = self.events.take_used().unwrap();
+        assert_eq!(used.length, Event::GUEST_SIZE as u32, "bytes of an event");
+        let address = self.buffers.remove(&used.head).unwrap();
+        let mut bytes = [0; Event::GUEST_SIZE];
+        self.front_end.memory().read(address, &mut bytes);
+        self.free.push(address);
+        if self.is_quick {
+            self.give_buffers();
+        }
+        Some(Event::from_guest(bytes))
+    }
+
+    /// The next report, without its end.
+    #[track_caller]
+    fn report(&mut self) -> Report {
+        let mut report = Vec::new();
+        loop {
+            match self.next(PATIENCE) {
+                Some(event) if event.is_report() => return report,
+                Some(event) => report.push(event),
+                None => panic!("no whole report within {PATIENCE:?}, only {report:?}"),
+            }
+        }
+    }
+
+    /// As many reports.
+    #[track_caller]
+    fn reports(&mut self, count: usize) -> Vec<Report> {
+        (0..count).map(|_| self.report()).collect()
+    }
+
+    /// All reports up to the first for which `is_last` holds.
+    #[track_caller]
+    fn reports_until(&mut self, mut is_last: impl FnMut(&Report) -> bool) -> Vec<Report> {
+        let mut reports = Vec::new();
+        loop {
+            let report = self.report();
+            let end = is_last(&report);
+            reports.push(report);
+            if end {
+                return reports;
+            }
+        }
+    }
+
+    /// Sends chains to the status queue, and waits until the device has returned them all.
+    #[track_caller]
+    fn send_chains(&mut self, chains: &[Vec<Buffer>]) {
+        for chain in chains {
+            self.status.submit(chain);
+            assert!(self.status.wait_used(PATIENCE), "{chain:?} is not returned");
+            assert_eq!(self.status.take_used().unwrap().length, 0, "bytes written");
+        }
+    }
+
+    /// Sets something on the device.
+    #[track_caller]
+    fn set(&mut self, event: Event) {
+        let memory = self.front_end.memory();
+        let address = memory.allocate(Event::GUEST_SIZE as u64, 8);
+        memory.write(address, &event.to_guest());
+        let buffer = Buffer::readable(address, Event::GUEST_SIZE as u32);
+        self.send_chains(&[vec![buffer]]);
+    }
+}
+
+/// What a guest makes of events: the state of its own input device.
+#[derive(Debug, Default)]
+struct Guest {
+    keys: BTreeSet<u16>,
+    switches: BTreeSet<u16>,
+    axes: BTreeMap<u16, i32>,
+    slot: i32,
+    touches: BTreeMap<(i32, u16), i32>,
+}
+
+impl Guest {
+    fn take(&mut self, reports: &[Report]) {
+        for event in reports.iter().flatten() {
+            let Event { kind, code, value } = *event;
+            match (kind, code) {
+                (EV_KEY, _) if value == 0 => _ = self.keys.remove(&code),
+                (EV_KEY, _) => _ = self.keys.insert(code),
+                (EV_SW, _) if value == 0 => _ = self.switches.remove(&code),
+                (EV_SW, _) => _ = self.switches.insert(code),
+                (EV_ABS, ABS_MT_SLOT) => self.slot = value,
+                (EV_ABS, ABS_MT_SLOT..=ABS_MT_TOOL_Y) => {
+                    self.touches.insert((self.slot, code), value);
+                }
+                (EV_ABS, _) => _ = self.axes.insert(code, value),
+                _ => (),
+            }
+        }
+    }
+
+    fn touch(&self, slot: i32, code: u16) -> i32 {
+        let nothing = if code == ABS_MT_TRACKING_ID { -1 } else { 0 };
+        self.touches.get(&(slot, code)).copied().unwrap_or(nothing)
+    }
+
+    /// Panics unless all is as on the host's device.
+    #[track_caller]
+    fn assert_agrees(&self, node: &Node) {
+        if let Some(difference) = self.difference(node) {
+            panic!("{difference}; {self:?}");
+        }
+    }
+
+    fn difference(&self, node: &Node) -> Option<String> {
+        let keys: BTreeSet<u16> = node.keys().unwrap().into_iter().collect();
+        if self.keys != keys {
+            return Some(format!("keys of the host: {keys:?}"));
+        }
+        let switches: BTreeSet<u16> = node.switches().unwrap().into_iter().collect();
+        if self.switches != switches {
+            return Some(format!("switches of the host: {switches:?}"));
+        }
+        let axes = node.codes(EV_ABS).unwrap_or_default();
+        let is_touch = |code: &u16| (ABS_MT_SLOT..=ABS_MT_TOOL_Y).contains(code);
+        for &code in axes.iter().filter(|code| !is_touch(code)) {
+            let value = node.axis(code).unwrap().value;
+            if self.axes.get(&code).copied().unwrap_or_default() != value {
+                return Some(format!("axis {code:#x} of the host: {value}"));
+            }
+        }
+        if !axes.contains(&ABS_MT_SLOT) {
+            return None;
+        }
+        let slot = node.axis(ABS_MT_SLOT).unwrap().value;
+        if self.slot != slot {
+            return Some(format!("slot of the host: {slot}"));
+        }
+        let ids = node.slots(ABS_MT_TRACKING_ID).unwrap();
+        for &code in axes
+            .iter()
+            .filter(|code| is_touch(code) && **code != ABS_MT_SLOT)
+        {
+            for (slot, value) in (0..).zip(node.slots(code).unwrap()) {
+                let counts = ids[slot as usize] >= 0 || code == ABS_MT_TRACKING_ID;
+                if counts && self.touch(slot, code) != value {
+                    return Some(format!(
+                        "axis {code:#x} of slot {slot} of the host: {value}"
+                    ));
+                }
+            }
+        }
+        None
+    }
+}

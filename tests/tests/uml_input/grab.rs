@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Whose events they are: the guest's alone, or the host's too.
+
+use vhost_device_tests::evdev::{Device, EV_KEY, Event, KEY_A, KEY_B, Node, devices, report};
+use vhost_device_tests::process::{PATIENCE, Signal};
+
+use super::{Driver, Input};
+
+/// Another reader of the node has seen nothing of what the guest has, or all of it.
+#[track_caller]
+fn check_other_reader(options: &[&str], sees_all: bool) {
+    let device = Device::create(&devices::KEYBOARD).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let input = Input::start_with(device.node(), options);
+    let mut driver = Driver::connect(&input);
+    let mut expected = Vec::new();
+    for value in [1, 0] {
+        let press = report(&[(EV_KEY, KEY_A, value)]);
+        device.report(&press).unwrap();
+        assert_eq!(driver.report(), press);
+        expected.extend(press);
+        expected.push(Event::REPORT);
+    }
+    let seen = node.read().unwrap();
+    assert_eq!(seen, if sees_all { expected } else { Vec::new() });
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn the_host_sees_nothing_of_a_grabbed_device() {
+    check_other_reader(&[], false);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn the_host_sees_all_of_a_device_that_is_not_grabbed() {
+    check_other_reader(&["--no-grab"], true);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn the_device_is_the_host_s_again_when_the_back_end_ends() {
+    for signal in [Signal::TERM, Signal::KILL] {
+        let device = Device::create(&devices::KEYBOARD).unwrap();
+        let node = Node::open(device.node()).unwrap();
+        let mut input = Input::start(&device);
+        let mut driver = Driver::connect(&input);
+        let press = report(&[(EV_KEY, KEY_A, 1)]);
+        device.report(&press).unwrap();
+        assert_eq!(driver.report(), press);
+        assert!(node.grab(true).is_err(), "the back-end holds the device");
+        input.program.end(signal, PATIENCE).unwrap();
+        assert_eq!(node.read().unwrap(), []);
+        let press = report(&[(EV_KEY, KEY_B, 1)]);
+        device.report(&press).unwrap();
+        assert_eq!(node.read().unwrap(), [press[0], Event::REPORT]);
+        node.grab(true).unwrap();
+    }
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn the_device_stays_grabbed_between_two_guests() {
+    let device = Device::create(&devices::KEYBOARD).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let input = Input::start(&device);
+    drop(Driver::connect(&input));
+    for value in [1, 0] {
+        device.report(&report(&[(EV_KEY, KEY_A, value)])).unwrap();
+    }
+    assert_eq!(node.read().unwrap(), []);
+    Driver::connect(&input);
+    assert_eq!(node.read().unwrap(), []);
+    assert!(node.grab(true).is_err());
+}

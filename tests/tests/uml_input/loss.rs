@@ -1,0 +1,292 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Events that are lost: because the guest is slow, because the back-end was, because nobody was there.
+
+use vhost_device_tests::evdev::{
+    ABS_MT_POSITION_X, ABS_MT_SLOT, ABS_MT_TRACKING_ID, ABS_X, BTN_LEFT, BTN_TOUCH, Device, EV_ABS,
+    EV_KEY, EV_REL, EV_SW, KEY_A, KEY_B, Node, REL_WHEEL, REL_X, REL_Y, Report, SW_LID, devices,
+    report,
+};
+use vhost_device_tests::process::Signal;
+
+use super::events::ten_fingers;
+use super::{Driver, Guest, Input, wait_until};
+
+/// In the log when reports are dropped.
+const WARNING: &str = "does not fetch its input events";
+
+/// Fewer reports of a few events than the kernel keeps for a reader.
+const BURST: usize = 8;
+
+/// More events than the back-end keeps for a guest.
+const FLOOD: usize = 20_000;
+
+/// A movement that is like no other.
+fn movement(number: i32) -> Report {
+    report(&[(EV_REL, REL_X, number), (EV_REL, REL_Y, -number)])
+}
+
+/// Makes reports until the back-end has dropped some, at a pace at which it can read them. Gives how many.
+fn flood(device: &Device, input: &Input, make: impl Fn(i32) -> Report) -> i32 {
+    let mut count = 0;
+    wait_until("the back-end drops reports", || {
+        assert!((count as usize) < FLOOD, "it keeps {count} reports");
+        for _ in 0..BURST {
+            count += 1;
+            device.report(&make(count)).unwrap();
+        }
+        input.logged(WARNING) > 0
+    });
+    count
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn whole_reports_are_dropped_for_a_slow_guest_with_one_warning() {
+    let device = Device::create(&devices::MOUSE).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let input = Input::start(&device);
+    let mut driver = Driver::with_queue(&input, 64);
+    let count = flood(&device, &input, movement);
+    // Dropped too, with what they say of the button.
+    for value in [1, 0, 1] {
+        device
+            .report(&report(&[(EV_KEY, BTN_LEFT, value)]))
+            .unwrap();
+    }
+    driver.start_taking();
+    let press = report(&[(EV_KEY, BTN_LEFT, 1)]);
+    let mut reports = driver.reports_until(|report| *report == press);
+    reports.pop();
+    // The first movements that there were, and none in parts.
+    let kept = reports.len() as i32;
+    assert!(kept > 100 && kept < count, "{kept} reports of {count}");
+    let expected: Vec<Report> = (1..=kept).map(movement).collect();
+    assert_eq!(reports, expected);
+    let mut guest = Guest::default();
+    guest.take(&[press]);
+    guest.assert_agrees(&node);
+    // It goes on as before.
+    let wheel = report(&[(EV_REL, REL_WHEEL, 1)]);
+    device.report(&wheel).unwrap();
+    assert_eq!(driver.report(), wheel);
+    assert_eq!(input.logged(WARNING), 1);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn no_key_sticks_after_a_drop() {
+    let device = Device::create(&devices::KEYBOARD).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let input = Input::start(&device);
+    let mut driver = Driver::with_queue(&input, 64);
+    device.report(&report(&[(EV_KEY, KEY_A, 1)])).unwrap();
+    flood(&device, &input, |number| {
+        report(&[(EV_KEY, KEY_B, number % 2)])
+    });
+    device.report(&report(&[(EV_KEY, KEY_A, 0)])).unwrap();
+    device.report(&report(&[(EV_KEY, KEY_B, 0)])).unwrap();
+    driver.start_taking();
+    let mut guest = Guest::default();
+    let reports = driver.reports_until(|report| {
+        report
+            .iter()
+            .any(|event| (event.code, event.value) == (KEY_A, 0))
+    });
+    guest.take(&reports);
+    guest.assert_agrees(&node);
+    // And none that was pressed meanwhile is missed.
+    assert!(guest.keys.is_empty());
+    let press = report(&[(EV_KEY, KEY_B, 1)]);
+    device.report(&press).unwrap();
+    assert_eq!(driver.report(), press);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn touches_agree_after_a_drop() {
+    let device = Device::create(&devices::TOUCHSCREEN).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let input = Input::start(&device);
+    let mut driver = Driver::with_queue(&input, 64);
+    device.report(&ten_fingers(100)).unwrap();
+    flood(&device, &input, |number| {
+        let x = 300 + number / 10 % 2;
+        report(&[
+            (EV_ABS, ABS_MT_SLOT, number % 10),
+            (EV_ABS, ABS_MT_POSITION_X, x),
+        ])
+    });
+    device
+        .report(&report(&[
+            // One finger leaves, another is replaced, a third moves.
+            (EV_ABS, ABS_MT_SLOT, 3),
+            (EV_ABS, ABS_MT_TRACKING_ID, -1),
+            (EV_ABS, ABS_MT_SLOT, 5),
+            (EV_ABS, ABS_MT_TRACKING_ID, -1),
+        ]))
+        .unwrap();
+    device
+        .report(&report(&[
+            (EV_ABS, ABS_MT_SLOT, 5),
+            (EV_ABS, ABS_MT_TRACKING_ID, 777),
+            (EV_ABS, ABS_MT_SLOT, 8),
+            (EV_ABS, ABS_MT_POSITION_X, 3000),
+            (EV_ABS, ABS_X, 3000),
+        ]))
+        .unwrap();
+    driver.start_taking();
+    let mut guest = Guest::default();
+    guest.take(&driver.reports_until(|report| report.iter().any(|event| event.value == 777)));
+    guest.assert_agrees(&node);
+    // The next events are for the slot that the host's device is in.
+    let moved = report(&[(EV_ABS, ABS_MT_POSITION_X, 1234)]);
+    device.report(&moved).unwrap();
+    let reports = driver.reports(1);
+    assert_eq!(reports, [moved]);
+    guest.take(&reports);
+    guest.assert_agrees(&node);
+}
+
+/// The back-end stands still while more happens than the kernel keeps for it (SYN_DROPPED).
+#[track_caller]
+fn overflow(input: &mut Input, device: &Device, reports: impl IntoIterator<Item = Report>) {
+    input.program.signal(Signal::STOP).unwrap();
+    let status = format!("/proc/{}/status", input.program.id());
+    wait_until("the back-end has stopped", || {
+        let status = std::fs::read_to_string(&status).unwrap();
+        status.contains("State:\tT")
+    });
+    for report in reports {
+        device.report(&report).unwrap();
+    }
+    input.program.signal(Signal::CONT).unwrap();
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn keys_agree_after_the_kernel_has_dropped_events() {
+    let device = Device::create(&devices::KEYBOARD).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let mut input = Input::start(&device);
+    let mut driver = Driver::connect(&input);
+    let a_down = report(&[(EV_KEY, KEY_A, 1)]);
+    device.report(&a_down).unwrap();
+    let mut guest = Guest::default();
+    guest.take(&[driver.report()]);
+    let presses = (0..1001).map(|number| report(&[(EV_KEY, KEY_B, (number + 1) % 2)]));
+    let a_up = report(&[(EV_KEY, KEY_A, 0)]);
+    overflow(&mut input, &device, [a_up].into_iter().chain(presses));
+    let reports = driver.reports_until(|report| report.iter().any(|event| event.code == KEY_A));
+    guest.take(&reports);
+    assert!(reports.len() < 1000, "the kernel has dropped no events");
+    assert_eq!(node.keys().unwrap(), [KEY_B]);
+    guest.assert_agrees(&node);
+    let b_up = report(&[(EV_KEY, KEY_B, 0)]);
+    device.report(&b_up).unwrap();
+    assert_eq!(driver.report(), b_up);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn touches_agree_after_the_kernel_has_dropped_events() {
+    let device = Device::create(&devices::TOUCHSCREEN).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let mut input = Input::start(&device);
+    let mut driver = Driver::connect(&input);
+    let mut guest = Guest::default();
+    device.report(&ten_fingers(100)).unwrap();
+    let is_touched = |report: &Report| report.iter().any(|event| event.code == BTN_TOUCH);
+    guest.take(&driver.reports_until(is_touched));
+    guest.assert_agrees(&node);
+    let lifted = report(&[
+        (EV_ABS, ABS_MT_SLOT, 2),
+        (EV_ABS, ABS_MT_TRACKING_ID, -1),
+        (EV_ABS, ABS_MT_SLOT, 6),
+        (EV_ABS, ABS_MT_TRACKING_ID, 888),
+    ]);
+    let moves = (0..2000).map(|number| {
+        report(&[
+            (EV_ABS, ABS_MT_POSITION_X, 500 + number),
+            (EV_ABS, ABS_X, 500 + number),
+        ])
+    });
+    overflow(&mut input, &device, [lifted].into_iter().chain(moves));
+    let reports =
+        driver.reports_until(|report| report.iter().any(|event| event.value == 500 + 1999));
+    assert!(reports.len() < 2000, "the kernel has dropped no events");
+    guest.take(&reports);
+    guest.assert_agrees(&node);
+    let moved = report(&[(EV_ABS, ABS_MT_POSITION_X, 77)]);
+    device.report(&moved).unwrap();
+    assert_eq!(driver.report(), moved);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn nothing_old_is_told_to_a_guest_that_connects() {
+    let device = Device::create(&devices::KEYBOARD).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let input = Input::start(&device);
+    // For nobody, and for a guest that took nothing.
+    let type_b = || {
+        for value in [1, 0] {
+            device.report(&report(&[(EV_KEY, KEY_B, value)])).unwrap();
+        }
+    };
+    type_b();
+    let driver = Driver::with_queue(&input, 64);
+    type_b();
+    drop(driver);
+    type_b();
+    device.report(&report(&[(EV_KEY, KEY_A, 1)])).unwrap();
+    let mut driver = Driver::connect(&input);
+    // The key that is still down is no thing of the past.
+    let down = report(&[(EV_KEY, KEY_A, 1)]);
+    assert_eq!(driver.report(), down);
+    let mut guest = Guest::default();
+    guest.take(&[down]);
+    guest.assert_agrees(&node);
+    let up = report(&[(EV_KEY, KEY_A, 0)]);
+    device.report(&up).unwrap();
+    assert_eq!(driver.report(), up);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn a_ring_that_stops_and_starts_loses_no_state() {
+    let device = Device::create(&devices::KEYBOARD).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let input = Input::start(&device);
+    let mut driver = Driver::connect(&input);
+    let down = report(&[(EV_KEY, KEY_A, 1)]);
+    device.report(&down).unwrap();
+    let mut guest = Guest::default();
+    guest.take(&[driver.report()]);
+    let base = driver.front_end.stop(0).unwrap();
+    for (code, value) in [(KEY_A, 0), (KEY_B, 1)] {
+        device.report(&report(&[(EV_KEY, code, value)])).unwrap();
+    }
+    driver.front_end.start(0, &driver.events, base).unwrap();
+    let is_told = |report: &Report| report.iter().any(|event| event.code == KEY_B);
+    guest.take(&driver.reports_until(is_told));
+    guest.assert_agrees(&node);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn switches_that_changed_while_nobody_was_there_are_told() {
+    let device = Device::create(&devices::SWITCHES).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let input = Input::start(&device);
+    let closed = report(&[(EV_SW, SW_LID, 1)]);
+    device.report(&closed).unwrap();
+    let mut driver = Driver::connect(&input);
+    assert_eq!(driver.report(), closed);
+    drop(driver);
+    device.report(&report(&[(EV_SW, SW_LID, 0)])).unwrap();
+    let mut driver = Driver::connect(&input);
+    device.report(&closed).unwrap();
+    let mut guest = Guest::default();
+    guest.take(&[driver.report()]);
+    guest.assert_agrees(&node);
+}

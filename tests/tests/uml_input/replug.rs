@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Devices that go, and come back: to the path at which they were, which often is a link that udev makes.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+use vhost_device_tests::evdev::{
+    ABS_MT_TRACKING_ID, BTN_LEFT, BTN_TOUCH, Description, Device, EV_KEY, EV_LED, EV_REL, Event,
+    KEY_A, KEY_B, LED_CAPSL, Node, REL_X, devices, report,
+};
+
+use super::events::ten_fingers;
+use super::{Driver, Guest, Input, wait_until};
+
+/// A link like those in `/dev/input/by-id`.
+struct Link {
+    path: PathBuf,
+    _directory: TempDir,
+}
+
+impl Link {
+    fn to(device: &Device) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let link = Self {
+            path: directory.path().join("usb-Logitech-event-mouse"),
+            _directory: directory,
+        };
+        link.point_to(device.node());
+        link
+    }
+
+    /// As udev does: the link is there with its new target, or not.
+    fn point_to(&self, node: &Path) {
+        let new = self.path.with_extension("tmp");
+        symlink(node, &new).unwrap();
+        fs::rename(new, &self.path).unwrap();
+    }
+
+    fn remove(&self) {
+        fs::remove_file(&self.path).unwrap();
+    }
+}
+
+/// Something that the guest can do on the device while it is there.
+#[track_caller]
+fn assert_connected(driver: &mut Driver) {
+    driver.front_end.config(0, 136).unwrap();
+    driver.set(Event::new(EV_LED, LED_CAPSL, 1));
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn keys_are_released_when_the_device_goes_and_the_guest_stays() {
+    let device = Device::create(&devices::KEYBOARD).unwrap();
+    let mut input = Input::start(&device);
+    let mut driver = Driver::connect(&input);
+    for code in [KEY_A, KEY_B] {
+        let down = report(&[(EV_KEY, code, 1)]);
+        device.report(&down).unwrap();
+        assert_eq!(driver.report(), down);
+    }
+    drop(device);
+    let mut guest = Guest::default();
+    guest.keys.extend([KEY_A, KEY_B]);
+    guest.take(&driver.reports_until(|report| report.iter().any(|event| event.code == KEY_B)));
+    assert!(guest.keys.is_empty(), "{guest:?}");
+    assert_connected(&mut driver);
+    input.assert_idle();
+    assert_eq!(input.program.status().unwrap(), None);
+    // The next guest finds a device that does nothing.
+    drop(driver);
+    let mut driver = Driver::connect(&input);
+    assert_connected(&mut driver);
+    input.assert_idle();
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn touches_end_when_the_device_goes() {
+    let device = Device::create(&devices::TOUCHSCREEN).unwrap();
+    let input = Input::start(&device);
+    let mut driver = Driver::connect(&input);
+    let mut guest = Guest::default();
+    device.report(&ten_fingers(100)).unwrap();
+    let is_touched = |report: &Vec<Event>| report.iter().any(|event| event.code == BTN_TOUCH);
+    guest.take(&driver.reports_until(is_touched));
+    assert_eq!(guest.touch(9, ABS_MT_TRACKING_ID), 109);
+    drop(device);
+    let is_touched = |guest: &Guest| {
+        let mut slots = 0..10;
+        !guest.keys.is_empty() || slots.any(|slot| guest.touch(slot, ABS_MT_TRACKING_ID) >= 0)
+    };
+    while is_touched(&guest) {
+        guest.take(&[driver.report()]);
+    }
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn events_go_on_when_the_device_is_back_under_another_number() {
+    let device = Device::create(&devices::MOUSE).unwrap();
+    let link = Link::to(&device);
+    let input = Input::start_with(&link.path, &[]);
+    let mut driver = Driver::connect(&input);
+    let number = device.node().to_owned();
+    drop(device);
+    // The other device gets the number that is free now.
+    let _other = Device::create(&devices::BEEPER).unwrap();
+    let device = Device::create(&devices::MOUSE).unwrap();
+    assert_ne!(device.node(), number);
+    link.point_to(device.node());
+    let node = Node::open(device.node()).unwrap();
+    wait_until("the back-end has grabbed the device", || is_grabbed(&node));
+    let press = report(&[(EV_KEY, BTN_LEFT, 1)]);
+    device.report(&press).unwrap();
+    assert_eq!(driver.report(), press);
+    assert_eq!(node.read().unwrap(), []);
+}
+
+/// Whether somebody else has grabbed the device.
+fn is_grabbed(node: &Node) -> bool {
+    let result = node.grab(true);
+    if result.is_ok() {
+        node.grab(false).unwrap();
+    }
+    result.is_err()
+}
+
+/// Unplugs a device, and plugs another one in at the same path.
+fn replug(first: &Description, second: &Description) -> (Input, Driver, Device, Link) {
+    let device = Device::create(first).unwrap();
+    let link = Link::to(&device);
+    let input = Input::start_with(&link.path, &[]);
+    let driver = Driver::connect(&input);
+    drop(device);
+    wait_until("the back-end misses the device", || {
+        input.logged("is gone") == 1
+    });
+    link.remove();
+    let device = Device::create(second).unwrap();
+    link.point_to(device.node());
+    (input, driver, device, link)
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn the_same_device_is_taken_and_grabbed_again() {
+    let (input, mut driver, device, _link) = replug(&devices::KEYBOARD, &devices::KEYBOARD);
+    let node = Node::open(device.node()).unwrap();
+    wait_until("the back-end has grabbed the device", || is_grabbed(&node));
+    for value in [1, 0] {
+        let press = report(&[(EV_KEY, KEY_A, value)]);
+        device.report(&press).unwrap();
+        assert_eq!(driver.report(), press);
+    }
+    driver.set(Event::new(EV_LED, LED_CAPSL, 1));
+    assert_eq!(node.lights().unwrap(), [LED_CAPSL]);
+    assert_eq!(node.read().unwrap(), []);
+    // And once more.
+    drop(device);
+    wait_until("the back-end misses the device", || {
+        input.logged("is gone") == 2
+    });
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn a_key_that_is_down_when_the_device_comes_back_is_told() {
+    let (_input, mut driver, device, _link) = replug(&devices::KEYBOARD, &devices::KEYBOARD);
+    let down = report(&[(EV_KEY, KEY_A, 1)]);
+    device.report(&down).unwrap();
+    assert_eq!(driver.report(), down);
+    let up = report(&[(EV_KEY, KEY_A, 0)]);
+    device.report(&up).unwrap();
+    assert_eq!(driver.report(), up);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn another_device_at_the_path_is_not_taken() {
+    let renamed = Description {
+        name: "AT Translated Set 2 keyboarD",
+        ..devices::KEYBOARD
+    };
+    let other_ids = Description {
+        ids: [0x11, 1, 1, 0xab42],
+        ..devices::KEYBOARD
+    };
+    let fewer_keys = Description {
+        codes: &[(EV_KEY, 1..=88)],
+        ..devices::KEYBOARD
+    };
+    for other in [&devices::MOUSE, &renamed, &other_ids, &fewer_keys] {
+        let (input, mut driver, device, link) = replug(&devices::KEYBOARD, other);
+        let node = Node::open(device.node()).unwrap();
+        wait_until("the back-end says so", || {
+            input.logged("is another device") == 1
+        });
+        assert!(!is_grabbed(&node));
+        assert_connected(&mut driver);
+        // The right one comes after all.
+        let device = Device::create(&devices::KEYBOARD).unwrap();
+        link.point_to(device.node());
+        let down = report(&[(EV_KEY, KEY_B, 1)]);
+        device.report(&down).unwrap();
+        assert_eq!(driver.report(), down);
+        assert_eq!(input.logged("is another device"), 1, "said once");
+    }
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn a_node_that_comes_back_under_its_number_is_found() {
+    let device = Device::create(&devices::KEYBOARD).unwrap();
+    let path = device.node().to_owned();
+    let input = Input::start_with(&path, &[]);
+    let mut driver = Driver::connect(&input);
+    drop(device);
+    wait_until("the back-end misses the device", || {
+        input.logged("is gone") == 1
+    });
+    let device = Device::create(&devices::KEYBOARD).unwrap();
+    assert_eq!(device.node(), path, "the lowest number that is free");
+    let down = report(&[(EV_KEY, KEY_A, 1)]);
+    device.report(&down).unwrap();
+    assert_eq!(driver.report(), down);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn a_device_that_is_back_before_a_guest_connects_is_used() {
+    let device = Device::create(&devices::MOUSE).unwrap();
+    let link = Link::to(&device);
+    let input = Input::start_with(&link.path, &[]);
+    drop(Driver::connect(&input));
+    drop(device);
+    let device = Device::create(&devices::MOUSE).unwrap();
+    link.point_to(device.node());
+    let mut driver = Driver::connect(&input);
+    let node = Node::open(device.node()).unwrap();
+    wait_until("the back-end has grabbed the device", || is_grabbed(&node));
+    let movement = report(&[(EV_REL, REL_X, 9)]);
+    device.report(&movement).unwrap();
+    assert_eq!(driver.report(), movement);
+}
