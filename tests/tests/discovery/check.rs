@@ -270,12 +270,19 @@ fn what_counts_for_any_version_of_libvirt_is_checked() {
     tree.back_end(CONFIG, "50", PLAIN);
     tree.check().assert_silent();
 
-    // libvirt reads no $XDG_DATA_DIRS.
+    // libvirt reads no $XDG_DATA_DIRS, but others do.
+    let check = || {
+        let mut command = tree.discover("check");
+        run(command.env("XDG_DATA_DIRS", "/opt/share:/usr/share"))
+    };
     let bad = tree.file(format!("{DATA}/60.json"), "bad");
-    tree.back_end("/opt/share/qemu/vhost-user", "60", PLAIN);
-    let mut command = tree.discover("check");
-    let ended = run(command.env("XDG_DATA_DIRS", "/opt/share:/usr/share"));
-    assert_finding(&ended, &bad, "is no descriptor", "correct it");
+    let good = tree.back_end("/opt/share/qemu/vhost-user", "60", PLAIN);
+    assert_finding(&check(), &bad, "is no descriptor", "correct it");
+    fs::remove_file(bad).unwrap();
+    check().assert_silent();
+    fs::write(&good, "bad").unwrap();
+    assert_finding(&check(), &good, "is no descriptor", "correct it");
+    tree.check().assert_silent();
 }
 
 #[test]

@@ -102,6 +102,15 @@ fn a_dangling_link_is_left_out_with_a_warning() {
 }
 
 #[test]
+fn a_dangling_link_replaces_files_of_its_name_too() {
+    let tree = Tree::new();
+    tree.back_end(DATA, "50-a", PLAIN);
+    tree.back_end(DATA, "60-b", PLAIN);
+    tree.link(&format!("{CONFIG}/50-a.json"), "/nowhere");
+    tree.find().assert_found("60-b");
+}
+
+#[test]
 fn hidden_files_do_not_count() {
     let tree = Tree::new();
     tree.file(format!("{DATA}/.50.json.swp"), "{");
