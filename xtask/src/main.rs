@@ -41,7 +41,7 @@ enum Task {
     /// Goes on after a failure, so that all failures are seen. The last line is `N passed, N failed`; fmt, clippy and deny count as one each.
     /// The exit status is 0 if nothing failed. The logs of the guests stay in target/guest/logs.
     Test {
-        /// Leave out what boots a guest in QEMU, and install nothing
+        /// Leave out what boots a guest in QEMU, or User-Mode Linux, and install nothing
         #[arg(long)]
         no_guest: bool,
     },

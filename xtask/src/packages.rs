@@ -6,6 +6,7 @@ use std::process::Command;
 
 use vhost_device_tests::guest::kernel::{Flavour, Kernel};
 use vhost_device_tests::guest::{QEMU, find_program};
+use vhost_device_tests::uml;
 
 use crate::progress::Progress;
 
@@ -31,6 +32,16 @@ pub const IMAGES: &[Need] = &[("qemu-storage-daemon", "qemu-utils")];
 /// What making a Debian package takes.
 pub const PACKAGING: &[Need] = &[("dpkg-shlibdeps", "dpkg-dev")];
 
+/// What building User-Mode Linux takes, and what the tests in it use.
+pub const USER_MODE_LINUX: &[Need] = &[
+    ("gcc", "gcc"),
+    ("make", "make"),
+    ("flex", "flex"),
+    ("bison", "bison"),
+    ("bc", "bc"),
+    ("evtest", "evtest"),
+];
+
 /// libvirt, whose daemon needs no more than this to run a domain.
 pub const LIBVIRT: &[Need] = &[
     ("libvirtd", "libvirt-daemon-system"),
@@ -50,6 +61,23 @@ pub fn kernel(progress: &Progress, flavour: Flavour) -> Result<Kernel, String> {
         }
         result => result,
     }
+    .map_err(|error| error.to_string())
+}
+
+/// Makes sure that there is the source of User-Mode Linux, or the kernel itself.
+pub fn user_mode_linux(progress: &Progress) -> Result<(), String> {
+    if uml::kernel::is_kept() {
+        return Ok(());
+    }
+    progress.step("Looking for the source of User-Mode Linux");
+    match uml::kernel::source() {
+        Err(_) if is_root() => {
+            progress.run("Updating the package lists", &mut apt(&["update"]))?;
+            uml::kernel::source()
+        }
+        result => result,
+    }
+    .map(|_| ())
     .map_err(|error| error.to_string())
 }
 

@@ -9,7 +9,7 @@ use crate::{cargo, target_directory, workspace};
 use vhost_device_tests::guest::kernel::Flavour;
 use vhost_device_tests::guest::{find_program, libvirt};
 
-use crate::packages::{self, GUEST, IMAGES, LIBVIRT, PACKAGING};
+use crate::packages::{self, GUEST, IMAGES, LIBVIRT, PACKAGING, USER_MODE_LINUX};
 use crate::progress::Progress;
 
 /// How a stage went.
@@ -100,12 +100,16 @@ impl Stages<'_> {
 
 pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
     if !no_guest {
-        packages::install(progress, &[GUEST, IMAGES, PACKAGING].concat())?;
+        packages::install(
+            progress,
+            &[GUEST, IMAGES, PACKAGING, USER_MODE_LINUX].concat(),
+        )?;
         // Not with the others, because QEMU's suite has a newer libvirt than the release. Where it can not run, its tests are skipped.
         if libvirt::obstacle().is_none() {
             packages::install(progress, LIBVIRT)?;
         }
         packages::kernel(progress, Flavour::Cloud)?;
+        packages::user_mode_linux(progress)?;
     }
     let mut stages = Stages {
         progress,
@@ -138,11 +142,27 @@ pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
         // A guest keeps a processor busy, so no more of them at a time than small machines have.
         guests.args(["--test", "guest_*", "--", "--ignored", "--test-threads=2"]);
         stages.tests("guests", &mut guests);
+        user_mode_linux(&mut stages);
     }
     Ok(match stages.close().failed {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
+}
+
+/// Runs the tests that need devices which this host's kernel may not have, in a kernel that has them. It is built if it is not kept.
+fn user_mode_linux(stages: &mut Stages) {
+    let program = target_directory().join("debug/user-mode-linux");
+    if !stages.check("User-Mode Linux", &mut Command::new(&program)) {
+        return;
+    }
+    let mut tests = cargo(["test", "--package", "vhost-device-tests", "--no-fail-fast"]);
+    // Cargo runs the tests by way of it.
+    let runner = format!("target.'cfg(all())'.runner = [{program:?}]");
+    tests.args(["--config", &runner, "--test", "uml_*"]);
+    // It has one processor.
+    tests.args(["--", "--ignored", "--test-threads=1"]);
+    stages.tests("tests in it", &mut tests);
 }
 
 /// Checks the licences and sources of the dependencies, and, where the list of these can be had, known faults in them.

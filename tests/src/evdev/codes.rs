@@ -22,6 +22,7 @@ pub const INPUT_PROP_DIRECT: u16 = 1;
 pub const INPUT_PROP_BUTTONPAD: u16 = 2;
 
 pub const KEY_ESC: u16 = 1;
+pub const KEY_ENTER: u16 = 28;
 pub const KEY_A: u16 = 30;
 pub const KEY_B: u16 = 48;
 pub const KEY_CAPSLOCK: u16 = 58;

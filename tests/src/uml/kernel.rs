@@ -53,33 +53,54 @@ pub fn is_kept() -> bool {
     image().is_ok_and(|image| image.is_file())
 }
 
+/// The package with the source, downloaded if it is not kept.
+pub fn source() -> Result<PathBuf, GuestError> {
+    let _lock = lock()?;
+    download_source()
+}
+
 /// The kernel, an executable of the host. If none is kept it is built, which takes two minutes; what `make` says of it goes to stdout.
 /// Many processes may call this at once; one builds.
 pub fn prepare() -> Result<PathBuf, GuestError> {
     let image = image()?;
-    let lock = kept("lock")?;
-    let directory = lock.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(directory).map_err(system(format!("create {}", directory.display())))?;
-    let lock = File::create(&lock).map_err(system(format!("create {}", lock.display())))?;
-    flock(&lock, FlockOperation::LockExclusive)
-        .map_err(|error| GuestError::System("lock the kernel".into(), error.into()))?;
+    let _lock = lock()?;
     if !image.is_file() {
-        // What an interrupted build has left is of no use.
-        let work = kept("build")?;
-        remove(&work)?;
-        fs::create_dir(&work).map_err(system("create a directory to build in"))?;
-        let package = kept(&format!("{PACKAGE}.deb"))?;
-        if !package.is_file() {
-            println!("downloading {PACKAGE}");
-            let download = download(PACKAGE, &work)?;
-            fs::rename(download, &package).map_err(system("keep the kernel's source"))?;
-        }
+        let package = download_source()?;
+        let work = work()?;
         println!("unpacking {PACKAGE}");
         let source = unpack(&package, &work)?;
         fs::rename(build(&source, &work)?, &image).map_err(system("keep the kernel"))?;
         remove(&work)?;
     }
     Ok(image)
+}
+
+/// Keeps others out while this is held.
+fn lock() -> Result<File, GuestError> {
+    let path = kept("lock")?;
+    let directory = path.parent().unwrap_or(Path::new("."));
+    fs::create_dir_all(directory).map_err(system(format!("create {}", directory.display())))?;
+    let lock = File::create(&path).map_err(system(format!("create {}", path.display())))?;
+    flock(&lock, FlockOperation::LockExclusive)
+        .map_err(|error| GuestError::System("lock the kernel".into(), error.into()))?;
+    Ok(lock)
+}
+
+fn download_source() -> Result<PathBuf, GuestError> {
+    let package = kept(&format!("{PACKAGE}.deb"))?;
+    if !package.is_file() {
+        let download = download(PACKAGE, &work()?)?;
+        fs::rename(download, &package).map_err(system("keep the kernel's source"))?;
+    }
+    Ok(package)
+}
+
+/// An empty directory. What an interrupted build has left in it is of no use.
+fn work() -> Result<PathBuf, GuestError> {
+    let work = kept("build")?;
+    remove(&work)?;
+    fs::create_dir(&work).map_err(system("create a directory to build in"))?;
+    Ok(work)
 }
 
 fn remove(directory: &Path) -> Result<(), GuestError> {

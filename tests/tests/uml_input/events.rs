@@ -6,9 +6,11 @@ use vhost_device_tests::evdev::{
     ABS_MT_PRESSURE, ABS_MT_SLOT, ABS_MT_TOUCH_MAJOR, ABS_MT_TOUCH_MINOR, ABS_MT_TRACKING_ID,
     ABS_PRESSURE, ABS_RZ, ABS_TILT_X, ABS_TILT_Y, ABS_X, ABS_Y, BTN_LEFT, BTN_SOUTH, BTN_STYLUS,
     BTN_TOOL_DOUBLETAP, BTN_TOOL_FINGER, BTN_TOOL_PEN, BTN_TOUCH, Description, Device, EV_ABS,
-    EV_KEY, EV_MSC, EV_REL, EV_SW, KEY_A, MSC_SCAN, MSC_SERIAL, Node, REL_HWHEEL,
+    EV_KEY, EV_MSC, EV_REL, EV_SW, Event, KEY_A, MSC_SCAN, MSC_SERIAL, Node, REL_HWHEEL,
     REL_HWHEEL_HI_RES, REL_WHEEL, REL_WHEEL_HI_RES, REL_X, REL_Y, Report, SW_LID, devices, report,
 };
+use vhost_device_tests::front_end::Buffer;
+use vhost_device_tests::process::PATIENCE;
 
 use super::{Driver, Guest, Input, wait_until};
 
@@ -301,4 +303,40 @@ fn the_guest_repeats_held_keys_itself() {
     wait_until("the host repeats the key", || node.repeats().unwrap());
     device.report(&up).unwrap();
     assert_eq!(driver.reports(2), [down, up]);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn an_event_waits_for_a_buffer_that_can_hold_it() {
+    let device = Device::create(&devices::MOUSE).unwrap();
+    let input = Input::start(&device);
+    let mut driver = Driver::with_queue(&input, 64);
+    let memory = driver.front_end.memory().clone();
+    let address = memory.allocate(64, 8);
+    memory.fill(address, 64, 0xee);
+    let writable = |length| Buffer::writable(address, length);
+    // The device returns these with nothing in them.
+    for chain in [
+        vec![writable(7)],
+        vec![Buffer::readable(address, 8)],
+        vec![Buffer::writable(1 << 60, 8)],
+    ] {
+        driver.events.submit(&chain);
+    }
+    // In pieces, and with more room than needed.
+    driver.events.submit(&writable(8).split(&[1; 7]));
+    driver.events.submit(&[Buffer::writable(address + 8, 56)]);
+    device.report(&report(&[(EV_REL, REL_WHEEL, -2)])).unwrap();
+    for length in [0, 0, 0, 8, 8] {
+        assert!(driver.events.wait_used(PATIENCE));
+        assert_eq!(driver.events.take_used().unwrap().length, length);
+    }
+    let event = Event::new(EV_REL, REL_WHEEL, -2);
+    assert_eq!(memory.read_vec(address, 8), event.to_guest());
+    assert_eq!(memory.read_vec(address + 8, 8), Event::REPORT.to_guest());
+    assert_eq!(memory.read_vec(address + 16, 48), [0xee; 48]);
+    driver.start_taking();
+    let movement = report(&[(EV_REL, REL_X, 1)]);
+    device.report(&movement).unwrap();
+    assert_eq!(driver.report(), movement);
 }

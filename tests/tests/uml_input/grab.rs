@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Whose events they are: the guest's alone, or the host's too.
 
-use vhost_device_tests::evdev::{Device, EV_KEY, Event, KEY_A, KEY_B, Node, devices, report};
+use std::fs;
+use std::path::Path;
+
+use vhost_device_tests::evdev::{
+    Device, EV_KEY, Event, KEY_A, KEY_B, KEY_ENTER, Node, devices, report,
+};
 use vhost_device_tests::process::{PATIENCE, Signal};
 
-use super::{Driver, Input};
+use super::{Driver, Input, wait_until};
 
 /// Another reader of the node has seen nothing of what the guest has, or all of it.
 #[track_caller]
@@ -72,4 +77,51 @@ fn the_device_stays_grabbed_between_two_guests() {
     Driver::connect(&input);
     assert_eq!(node.read().unwrap(), []);
     assert!(node.grab(true).is_err());
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn the_key_that_started_the_back_end_comes_up_on_the_host_first() {
+    let device = Device::create(&devices::KEYBOARD).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let press = |value| report(&[(EV_KEY, KEY_ENTER, value)]);
+    device.report(&press(1)).unwrap();
+    let input = std::thread::scope(|scope| {
+        let start = scope.spawn(|| Input::start(&device));
+        // It has begun when it has opened the node, which it does not grab yet.
+        wait_until("the back-end opens the node", || {
+            readers(device.node()) > 1 || start.is_finished()
+        });
+        device.report(&press(0)).unwrap();
+        start.join().unwrap()
+    });
+    let up = Event::new(EV_KEY, KEY_ENTER, 0);
+    assert!(node.read().unwrap().contains(&up), "the host missed it");
+    let mut driver = Driver::connect(&input);
+    let other = report(&[(EV_KEY, KEY_A, 1)]);
+    device.report(&other).unwrap();
+    assert_eq!(driver.report(), other);
+    assert_eq!(node.read().unwrap(), []);
+}
+
+/// How many open files of all processes are this node.
+fn readers(node: &Path) -> usize {
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let files = processes.filter_map(|process| fs::read_dir(process.path().join("fd")).ok());
+    files
+        .flat_map(|files| files.flatten())
+        .filter(|file| fs::read_link(file.path()).is_ok_and(|link| link == node))
+        .count()
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn a_key_that_stays_down_does_not_keep_the_back_end_from_starting() {
+    let device = Device::create(&devices::KEYBOARD).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    device.report(&report(&[(EV_KEY, KEY_A, 1)])).unwrap();
+    let input = Input::start(&device);
+    assert!(node.grab(true).is_err());
+    let mut driver = Driver::connect(&input);
+    assert_eq!(driver.report(), report(&[(EV_KEY, KEY_A, 1)]));
 }
