@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `cargo xtask demo`: a guest that uses `vhost-device-block`, and what it sees.
+//! `cargo xtask demo`: a guest that uses our devices, and what it sees.
 
+pub mod input;
+
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,13 +11,14 @@ use std::process::Command;
 use serde_json::Value;
 use vhost_device_tests::guest::kernel::Flavour;
 use vhost_device_tests::guest::{Guest, Machine, find_program};
-use vhost_device_tests::process::{self, Program};
+use vhost_device_tests::process::{self, Program, Signal};
 
 use crate::packages::{self, GUEST};
 use crate::progress::Progress;
 use crate::target_directory;
 
-const BINARY: &str = "vhost-device-block";
+const BLOCK: &str = "vhost-device-block";
+const RNG: &str = "vhost-device-rng";
 const SERIAL: &str = "demo-disk";
 const IMAGE_MIB: u64 = 256;
 
@@ -23,6 +27,9 @@ const SCRIPT: &str = r#"
     echo "@kernel Linux $(uname -r)"
     echo "@size $(($(cat /sys/block/vda/size) / 2048)) MiB"
     echo "@serial $(cat /sys/block/vda/serial)"
+    until grep -q virtio_rng /sys/class/misc/hw_random/rng_current; do sleep 0.1; done
+    echo "@rng $(cat /sys/class/misc/hw_random/rng_current)"
+    echo "@random $(head -c 16 /dev/hwrng | hexdump -v -e '1/1 "%02x "')"
     echo "@queues $(ls /sys/block/vda/mq | wc -l)"
     mkdir /mnt
     mount -t ext4 /dev/vda /mnt
@@ -40,43 +47,48 @@ const SCRIPT: &str = r#"
 "#;
 
 pub fn run(progress: &Progress) -> Result<(), String> {
-    packages::install(progress, GUEST)?;
+    packages::install(progress, &[GUEST, input::needs()].concat())?;
     let kernel = packages::kernel(progress, Flavour::Cloud)?;
-    let build = ["build", "--release", "--package", BINARY];
-    progress.run("Building the release binary", &mut crate::cargo(build))?;
+    input::prepare(progress)?;
+    let mut build = crate::cargo(["build", "--release"]);
+    build.args([BLOCK, RNG, input::INPUT].map(|package| format!("--package={package}")));
+    progress.run("Building the release binaries", &mut build)?;
 
     let directory =
         tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
     let image = directory.path().join("image");
-    let socket = directory.path().join("socket");
     progress.step(&format!("Making an ext4 image of {IMAGE_MIB} MiB"));
     make_image(directory.path(), &image)?;
 
-    let mut command = Command::new(target_directory().join("release").join(BINARY));
-    command
-        .arg(process::option("socket-path", &socket))
-        .arg(process::option("blk-file", &image))
-        .arg(process::option("serial", SERIAL));
-    progress.step(&format!("Starting {}", shown(&command)));
-    let mut back_end = Program::spawn(&mut command).map_err(|error| error.to_string())?;
-    back_end
-        .wait_for_listener(&socket)
-        .map_err(|error| error.to_string())?;
-
+    let mut disk = BackEnd::start(
+        progress,
+        BLOCK,
+        &[
+            process::option("blk-file", &image),
+            process::option("serial", SERIAL),
+        ],
+    )?;
+    let rng = BackEnd::start(progress, RNG, &[])?;
     progress.step(&format!(
         "Booting a guest with Linux {} in QEMU",
         kernel.release
     ));
     let guest = Machine::new("demo", SCRIPT)
         .module("virtio_blk")
+        .module("virtio-rng")
         .program("fio")
         .memory(768)
         .argument("-smp")
         .argument("2")
-        .vhost_user("vhost-user-blk-pci,num-queues=2", &socket)
+        .vhost_user("vhost-user-blk-pci,num-queues=2", &disk.socket)
+        .vhost_user("vhost-user-rng-pci", &rng.socket)
         .start();
     let result = guest.and_then(|mut guest| show(progress, &mut guest));
-    result.map_err(|error| format!("{error}\n{BINARY} wrote:\n{}", back_end.stderr()))?;
+    result.map_err(|error| {
+        let wrote = [&disk, &rng].map(|back_end| back_end.program.stderr());
+        format!("{error}\nthe back-ends wrote:\n{}", wrote.concat())
+    })?;
+    disk.end()?;
 
     let written = run_quietly(
         Command::new(tool("debugfs")?)
@@ -88,8 +100,53 @@ pub fn run(progress: &Progress) -> Result<(), String> {
         written.trim()
     ));
     run_quietly(Command::new(tool("e2fsck")?).arg("-fn").arg(&image))?;
-    progress.step("The file system is clean. Done.");
+    progress.step("The file system is clean.");
+    input::run(progress)?;
+    progress.step("Done.");
     Ok(())
+}
+
+/// A device's program that runs. Dropping it ends it.
+pub struct BackEnd {
+    program: Program,
+    socket: PathBuf,
+    _directory: tempfile::TempDir,
+}
+
+impl BackEnd {
+    /// Starts a release binary, and waits until it listens.
+    fn start(progress: &Progress, name: &str, options: &[OsString]) -> Result<Self, String> {
+        let directory =
+            tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
+        let socket = directory.path().join("socket");
+        let mut command = Command::new(target_directory().join("release").join(name));
+        command
+            .arg(process::option("socket-path", &socket))
+            .args(options);
+        progress.step(&format!("Starting {}", shown(&command)));
+        let mut program = Program::spawn(&mut command).map_err(|error| error.to_string())?;
+        program
+            .wait_for_listener(&socket)
+            .map_err(|error| error.to_string())?;
+        Ok(Self {
+            program,
+            socket,
+            _directory: directory,
+        })
+    }
+
+    /// Ends it as a manager would.
+    fn end(&mut self) -> Result<(), String> {
+        let status = self.program.end(Signal::TERM, process::PATIENCE);
+        match status {
+            Ok(status) if status.success() => Ok(()),
+            Ok(status) => Err(format!(
+                "a back-end ended: {status}\n{}",
+                self.program.stderr()
+            )),
+            Err(error) => Err(error.to_string()),
+        }
+    }
 }
 
 /// Shows what the guest sees, as it comes.
@@ -101,6 +158,8 @@ fn show(
         ("kernel", "is up"),
         ("size", "disk"),
         ("serial", "serial"),
+        ("rng", "random numbers from"),
+        ("random", "random bytes"),
         ("queues", "request queues"),
         ("mount", "mounted"),
         ("read", "read from the disk"),

@@ -14,7 +14,7 @@ use crate::progress::Progress;
 const QEMU_MAJOR: u32 = 10;
 
 /// A program, and the package that has it.
-type Need = (&'static str, &'static str);
+pub type Need = (&'static str, &'static str);
 
 /// What running a guest takes.
 pub const GUEST: &[Need] = &[

@@ -23,9 +23,22 @@ impl Progress {
         }
     }
 
+    /// A clock that was started `elapsed` ago, by another process.
+    pub fn started(elapsed: Duration) -> Self {
+        let now = Instant::now();
+        Self {
+            start: now.checked_sub(elapsed).unwrap_or(now),
+        }
+    }
+
+    /// The time since the start.
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+
     /// Says what happens now.
     pub fn step(&self, what: &str) {
-        println!("[{:6.1} s] {what}", self.start.elapsed().as_secs_f64());
+        println!("[{:6.1} s] {what}", self.elapsed().as_secs_f64());
     }
 
     /// Runs `command` quietly. What it writes is shown one line at a time, and as a whole if it fails.

@@ -4,7 +4,7 @@
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -294,10 +294,7 @@ impl Display {
 
     /// What the display is told next, if that is soon.
     pub fn next_within(&self, limit: Duration) -> Option<Shown> {
-        match self.shown.recv_timeout(limit) {
-            Ok(shown) => Some(shown),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.shown.recv_timeout(limit).ok()
     }
 }
 
