@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_T_IN};
 
+use crate::front_end::gpu::{HEADER_SIZE, fenced_command, number, words};
 use crate::front_end::{Buffer, GuestMemory, Used};
 use crate::process::{Program, command, option};
 
@@ -54,6 +55,11 @@ pub trait Target: Sync {
 
     /// Range of the config space that the driver can write, which takes zeroes and ones: offset and size.
     fn writable_config(&self) -> (u32, usize);
+
+    /// How many of its queues, from the first on, take the request that [`Target::write_request`] makes.
+    fn request_queues(&self) -> usize {
+        usize::MAX
+    }
 
     /// Readable and writable bytes of the request that [`Target::write_request`] makes.
     fn request_size(&self) -> (usize, usize);
@@ -319,6 +325,54 @@ impl Target for Rng {
     fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>) {
         let bytes = (0..16).flat_map(|word| (tag << 4 | word).to_le_bytes());
         (bytes.collect(), vec![0; 64])
+    }
+}
+
+/// `vhost-device-gpu` without a display, asked for the modes that it has instead. The fence tells requests apart.
+pub struct Gpu;
+
+impl Gpu {
+    const DISPLAYS: usize = 16;
+}
+
+impl Target for Gpu {
+    fn name(&self) -> &'static str {
+        "vhost-device-gpu"
+    }
+
+    fn start(&self) -> Running {
+        let directory = tempfile::tempdir().expect("a directory");
+        Running::start("vhost-device-gpu", directory, |_| vec!["--headless".into()])
+    }
+
+    fn claims(&self, _claim: Claim) -> bool {
+        true
+    }
+
+    fn writable_config(&self) -> (u32, usize) {
+        // What the driver writes clears events, and is not kept.
+        (0, 0)
+    }
+
+    fn request_queues(&self) -> usize {
+        // The other is for the cursor.
+        1
+    }
+
+    fn request_size(&self) -> (usize, usize) {
+        (HEADER_SIZE, HEADER_SIZE + 24 * Self::DISPLAYS)
+    }
+
+    fn has_failed(&self, used: Used, _last: u8) -> bool {
+        used.length <= HEADER_SIZE as u32
+    }
+
+    fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>) {
+        let command = fenced_command(number::GET_DISPLAY_INFO, 1, tag.into(), &[]);
+        let mut response = fenced_command(number::OK_DISPLAY_INFO, 1, tag.into(), &[]);
+        response.extend(words(&[0, 0, 1024, 768, 1, 0]));
+        response.resize(HEADER_SIZE + 24 * Self::DISPLAYS, 0);
+        (command, response)
     }
 }
 

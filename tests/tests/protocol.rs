@@ -291,6 +291,10 @@ macro_rules! for_each_target {
             use vhost_device_tests::target::{Block, run};
             $(#[test] fn $test() { run(super::$test, &Block { io_engine: "auto" }) })+
         }
+        mod gpu {
+            use vhost_device_tests::target::{Gpu, run};
+            $(#[test] fn $test() { run(super::$test, &Gpu) })+
+        }
         mod reference {
             use vhost_device_tests::target::{Reference, run};
             $(#[test] fn $test() { run(super::$test, &Reference) })+

@@ -32,10 +32,6 @@ impl Device for Gpu {
     type Options = Options;
     type Handler = GpuHandler;
 
-    fn capabilities() -> Vec<&'static str> {
-        Vec::new()
-    }
-
     fn open(options: Options) -> Result<Self, StartError> {
         let state = State::new(options.max_hostmem).map_err(|error| {
             StartError(format!(
@@ -54,10 +50,6 @@ impl Device for Gpu {
 
     fn num_queues(&self) -> u16 {
         2
-    }
-
-    fn max_queue_size(&self) -> u16 {
-        1024
     }
 
     fn config(&self) -> Vec<u8> {

@@ -79,7 +79,11 @@ impl GpuHandler {
                 continue;
             };
             log::trace!("command {:#x}", header.kind);
-            match command::control(&mut state, &header, &mut chain) {
+            let outcome = chain
+                .check()
+                .map_err(Refusal::from)
+                .and_then(|()| command::control(&mut state, &header, &mut chain));
+            match outcome {
                 Ok(Outcome::Done(response)) => respond(queue, chain, &header, &response),
                 Ok(Outcome::Flushing) => self.hold(&mut state, queue, chain, header, Wait::Flush),
                 Ok(Outcome::Asking(query)) => {

@@ -357,7 +357,7 @@ fn nothing_is_left_of_a_connection(target: &dyn Target) {
     drop(peer);
     let whole_session = || {
         let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
-        let mut queues: Vec<_> = (0..front_end.queue_count().min(4))
+        let mut queues: Vec<_> = (0..front_end.queue_count().min(target.request_queues()).min(4))
             .map(|index| front_end.queue(index, 64).unwrap())
             .collect();
         let _channel = front_end.back_end_channel();

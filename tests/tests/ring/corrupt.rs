@@ -157,10 +157,14 @@ pub struct Scene {
 }
 
 impl Scene {
-    pub fn new(running: &vhost_device_tests::target::Running, mode: Mode) -> Self {
+    pub fn new(
+        target: &dyn Target,
+        running: &vhost_device_tests::target::Running,
+        mode: Mode,
+    ) -> Self {
         let front_end = mode.connect(running);
         let victim = mode.queue(&front_end, SIZE, 0);
-        let bystander = (front_end.queue_count() > 1)
+        let bystander = (front_end.queue_count().min(target.request_queues()) > 1)
             .then(|| front_end.queue_with(1, mode.options(SIZE, 0)).unwrap());
         Scene {
             front_end,
@@ -247,7 +251,7 @@ fn assert_all_break(target: &dyn Target, mode: Mode, corruptions: &[Corruption],
     }
     let running = target.start();
     for (what, corrupt) in corruptions {
-        let mut scene = Scene::new(&running, mode);
+        let mut scene = Scene::new(target, &running, mode);
         scene.act(target, |driver| {
             corrupt(driver);
             driver.queue.publish_raw(0);
@@ -300,7 +304,7 @@ fn an_available_index_that_jumps_stops_its_ring(target: &dyn Target) {
     }
     let running = target.start();
     for index in [SIZE + 1, 2 * SIZE, 0x7fff, 0x8000, 0xffff] {
-        let mut scene = Scene::new(&running, USUAL);
+        let mut scene = Scene::new(target, &running, USUAL);
         scene.act(target, |driver| {
             driver.chain(0, 0);
             driver.queue.set_avail_index(index);
@@ -320,7 +324,7 @@ fn a_head_outside_the_table_stops_its_ring(target: &dyn Target) {
     }
     let running = target.start();
     for head in [SIZE, SIZE + 1, 0x7fff, 0xffff] {
-        let mut scene = Scene::new(&running, USUAL);
+        let mut scene = Scene::new(target, &running, USUAL);
         scene.act(target, |driver| {
             driver.chain(0, 0);
             driver.queue.publish_raw(head);
@@ -340,7 +344,7 @@ fn requests_before_a_corrupt_one_are_carried_out(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let mut scene = Scene::new(&running, USUAL);
+    let mut scene = Scene::new(target, &running, USUAL);
     let memory = scene.front_end.memory().clone();
     let mut requests: Vec<_> = (0..GOOD).map(|_| Request::new(target, &memory)).collect();
     for (tag, request) in requests.iter_mut().enumerate() {
@@ -423,7 +427,7 @@ fn a_chain_that_makes_no_sense_does_no_harm(target: &dyn Target) {
     ];
     let running = target.start();
     for (what, make) in cases {
-        let mut scene = Scene::new(&running, USUAL);
+        let mut scene = Scene::new(target, &running, USUAL);
         scene.act(target, |driver| {
             make(driver);
             driver.queue.publish_raw(0);
@@ -473,7 +477,7 @@ fn a_chain_that_makes_no_sense_does_no_harm(target: &dyn Target) {
         }),
     ];
     for (what, make) in buffers {
-        let mut scene = Scene::new(&running, USUAL);
+        let mut scene = Scene::new(target, &running, USUAL);
         scene.act(target, |driver| {
             let chain = make(driver.readable, driver.writable);
             driver.queue.submit(&chain);
@@ -489,7 +493,7 @@ fn buffers_of_no_bytes_do_no_harm(target: &dyn Target) {
     }
     let running = target.start();
     for place in 0..=2 {
-        let mut scene = Scene::new(&running, USUAL);
+        let mut scene = Scene::new(target, &running, USUAL);
         scene.act(target, |driver| {
             let mut chain = vec![driver.readable, driver.writable];
             let neighbour = chain[place.min(1)];
@@ -592,7 +596,7 @@ fn the_err_eventfd_outlives_stop_and_reset(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let mut scene = Scene::new(&running, USUAL);
+    let mut scene = Scene::new(target, &running, USUAL);
     let raw = scene.front_end.raw().unwrap();
     type End<'a> = (&'a str, &'a dyn Fn());
     let ends: [End; 2] = [
@@ -652,7 +656,7 @@ fn a_corrupt_ring_without_an_err_eventfd_does_no_harm(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let mut scene = Scene::new(&running, USUAL);
+    let mut scene = Scene::new(target, &running, USUAL);
     let raw = scene.front_end.raw().unwrap();
     let payload = payload::u64(NO_FD);
     assert_eq!(

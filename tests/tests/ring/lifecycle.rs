@@ -176,7 +176,7 @@ fn a_ring_can_be_started_elsewhere_with_another_size(target: &dyn Target) {
 fn the_stop_of_a_ring_leaves_the_others_running(target: &dyn Target) {
     let running = target.start();
     let front_end = USUAL.connect(&running);
-    if front_end.queue_count() < 2 {
+    if front_end.queue_count().min(target.request_queues()) < 2 {
         return skip(
             target,
             "a second queue",

@@ -23,7 +23,7 @@ fn a_guest_can_not_fill_the_log(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let mut scene = Scene::new(&running, USUAL);
+    let mut scene = Scene::new(target, &running, USUAL);
     let (readable, _) = target.request_size();
     let before = running.program.stderr().lines().count();
     for _ in 0..REQUESTS {
@@ -77,7 +77,8 @@ fn a_ring_whose_memory_is_taken_away_does_no_harm(target: &dyn Target) {
     low.remove(high.regions()[0].guest_address());
     let victim = Queue::new(&high, USUAL.options(SIZE, 0));
     front_end.start(0, &victim, 0).unwrap();
-    let bystander = (front_end.queue_count() > 1).then(|| Queue::new(&low, USUAL.options(SIZE, 0)));
+    let bystander = (front_end.queue_count().min(target.request_queues()) > 1)
+        .then(|| Queue::new(&low, USUAL.options(SIZE, 0)));
     if let Some(bystander) = &bystander {
         front_end.start(1, bystander, 0).unwrap();
     }
@@ -148,7 +149,7 @@ fn random_rings_do_no_harm(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let mut scene = Scene::new(&running, USUAL);
+    let mut scene = Scene::new(target, &running, USUAL);
     // The device may write anything in here; the bystander lies elsewhere.
     let area = scene.front_end.memory().regions()[1].guest_address();
     for seed in 0..ROUNDS {
@@ -191,7 +192,7 @@ fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let mut scene = Scene::new(&running, USUAL);
+    let mut scene = Scene::new(target, &running, USUAL);
     let memory = scene.front_end.memory().clone();
     let area = memory.regions()[1].guest_address();
     let layout = *scene.victim.layout();

@@ -145,7 +145,7 @@ fn each_queue_works_while_the_others_do(target: &dyn Target) {
     for mode in MODES {
         let front_end = mode.connect(&running);
         let memory = front_end.memory();
-        let mut queues: Vec<_> = (0..front_end.queue_count())
+        let mut queues: Vec<_> = (0..front_end.queue_count().min(target.request_queues()))
             .map(|index| front_end.queue_with(index, mode.options(32, 0)).unwrap())
             .collect();
         std::thread::scope(|scope| {
