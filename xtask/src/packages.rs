@@ -26,6 +26,9 @@ pub const GUEST: &[Need] = &[
     ("fio", "fio"),
 ];
 
+/// What a guest with a display shows.
+pub const DISPLAY: &[Need] = &[("modetest", "libdrm-tests")];
+
 /// QEMU's programs for images: to compare with, and to share images with.
 pub const IMAGES: &[Need] = &[("qemu-storage-daemon", "qemu-utils")];
 
@@ -92,7 +95,9 @@ pub fn install(progress: &Progress, needs: &[Need]) -> Result<(), String> {
         return Ok(());
     }
     let release = debian_release();
-    let backports = release == "bookworm" && missing.iter().any(|name| name.starts_with("qemu"));
+    // What QEMU brings from there, libdrm among it, needs its companions from there too.
+    let from_backports = |name: &&str| name.starts_with("qemu") || name.starts_with("libdrm");
+    let backports = release == "bookworm" && missing.iter().any(from_backports);
     let mut install = vec!["install", "--yes", "--no-install-recommends"];
     let suite = format!("{release}-backports");
     let list = format!("/etc/apt/sources.list.d/{suite}.list");

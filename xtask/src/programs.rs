@@ -19,6 +19,7 @@ pub struct Program {
 /// All programs that are installed.
 pub const PROGRAMS: &[Program] = &[
     device::<vhost_device_block::Block>(),
+    device::<vhost_device_gpu::Gpu>(),
     device::<vhost_device_input::Input>(),
     device::<vhost_device_rng::Rng>(),
     Program {

@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `vhost-device-gpu` used by a real Linux guest in a real QEMU: what the guest draws is on QEMU's screen dump.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use tempfile::TempDir;
+use vhost_device_tests::guest::kernel::Flavour;
+use vhost_device_tests::guest::{Guest, Machine};
+use vhost_device_tests::process::{self, Program};
+
+/// How long a picture may take from the guest to the screen dump.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Has the console set the mode, and gives functions to draw with.
+const SETUP: &str = r#"
+    until [ -e /dev/fb0 ]; do sleep 0.1; done
+    # The console sets the mode when there is something to show; its cursor would blink.
+    printf '\033[?25l' > /dev/tty1
+    IFS=, read width height < /sys/class/graphics/fb0/virtual_size
+    # Rows of one colour, four octal bytes in the order blue, green, red, unused.
+    rows() {
+        printf "$1" > /tmp/row
+        while [ $(stat -c %s /tmp/row) -lt $((width * 4)) ]; do cat /tmp/row /tmp/row > /tmp/rows; mv /tmp/rows /tmp/row; done
+        row=0
+        while [ $row -lt $2 ]; do head -c $((width * 4)) /tmp/row; row=$((row + 1)); done
+    }
+"#;
+
+/// The back-end. Dropping it ends it.
+struct Gpu {
+    program: Program,
+    directory: TempDir,
+}
+
+impl Gpu {
+    fn start(options: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let mut command = process::command("vhost-device-gpu").unwrap();
+        command
+            .env("RUST_LOG", "debug")
+            .arg(process::option("socket-path", &socket))
+            .args(options);
+        let mut program = Program::spawn(&mut command).unwrap();
+        program.wait_for_listener(&socket).unwrap();
+        Self { program, directory }
+    }
+
+    /// A machine with this device of `properties`, without any other display.
+    fn machine(&self, name: &str, properties: &str, script: &str) -> Machine {
+        let socket = self.directory.path().join("socket");
+        Machine::new(name, format!("{SETUP}{script}"))
+            .kernel(Flavour::Plain)
+            .module("virtio_gpu")
+            .vhost_user(&format!("vhost-user-gpu-pci{properties}"), &socket)
+    }
+
+    /// What the guest shows now.
+    fn screen(&self, guest: &Guest) -> Picture {
+        let path = self.directory.path().join("screen.png");
+        guest
+            .qmp()
+            .unwrap()
+            .execute("screendump", json!({ "filename": path, "format": "png" }))
+            .unwrap();
+        Picture::read(path)
+    }
+
+    fn wait_for_log(&self, what: &str, count: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        while self.program.stderr().matches(what).count() < count {
+            assert!(
+                Instant::now() < deadline,
+                "not {count} times {what:?}:\n{}",
+                self.program.stderr()
+            );
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until the screen is as expected.
+    fn wait_for(&self, guest: &Guest, what: &str, is_expected: impl Fn(&Picture) -> bool) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let screen = self.screen(guest);
+            if is_expected(&screen) {
+                return;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "the screen of {}x{} does not show {what}; its corners: {:?}; the back-end wrote:\n{}",
+                screen.width,
+                screen.height,
+                screen.corners(),
+                self.program.stderr(),
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+/// A picture of red, green, blue.
+struct Picture {
+    width: usize,
+    height: usize,
+    pixels: Vec<[u8; 3]>,
+}
+
+impl Picture {
+    fn read(path: PathBuf) -> Self {
+        let mut reader = png::Decoder::new(std::io::BufReader::new(File::open(path).unwrap()))
+            .read_info()
+            .unwrap();
+        let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
+        let info = reader.next_frame(&mut bytes).unwrap();
+        let size = match info.color_type {
+            png::ColorType::Rgb => 3,
+            png::ColorType::Rgba => 4,
+            other => panic!("a screen dump of {other:?}"),
+        };
+        Self {
+            width: info.width as usize,
+            height: info.height as usize,
+            pixels: bytes
+                .chunks_exact(size)
+                .map(|pixel| [pixel[0], pixel[1], pixel[2]])
+                .collect(),
+        }
+    }
+
+    fn row(&self, row: usize) -> &[[u8; 3]] {
+        &self.pixels[row * self.width..][..self.width]
+    }
+
+    fn corners(&self) -> [[u8; 3]; 4] {
+        let (top, bottom) = (self.row(0), self.row(self.height - 1));
+        [
+            top[0],
+            top[self.width - 1],
+            bottom[0],
+            bottom[self.width - 1],
+        ]
+    }
+
+    /// Whether the upper half is the bars of the SMPTE test pattern, from the left.
+    fn has_bars(&self) -> bool {
+        const BARS: [[u8; 3]; 7] = [
+            [192, 192, 192],
+            [192, 192, 0],
+            [0, 192, 192],
+            [0, 192, 0],
+            [192, 0, 192],
+            [192, 0, 0],
+            [0, 0, 192],
+        ];
+        let bar = self.width / BARS.len();
+        (0..self.height / 2).all(|row| {
+            let bars = BARS.iter().enumerate();
+            bars.into_iter().all(|(index, colour)| {
+                let inner = &self.row(row)[index * bar + 2..(index + 1) * bar - 2];
+                inner.iter().all(|pixel| pixel == colour)
+            })
+        })
+    }
+
+    /// Whether the picture is of bands of the same height, in these colours from the top.
+    fn is_bands(&self, colours: &[[u8; 3]]) -> bool {
+        let band = self.height / colours.len();
+        (0..self.height).all(|row| {
+            let colour = colours[(row / band).min(colours.len() - 1)];
+            self.row(row).iter().all(|pixel| *pixel == colour)
+        })
+    }
+}
+
+/// Draws the four bands of [`BANDS`], again and again: the console may still be about to set the mode, and to clear the screen.
+const DRAW_BANDS: &str = r#"
+    { rows '\0\0\377\0' 120; rows '\0\377\0\0' 120; rows '\377\0\0\0' 120; rows '\20\40\100\0' 120; } > /tmp/bands
+    echo "@drawn $width $height"
+    while :; do cat /tmp/bands > /dev/fb0; sleep 0.2; done
+"#;
+
+const BANDS: [[u8; 3]; 4] = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [64, 32, 16]];
+
+#[test]
+#[ignore = "boots a guest"]
+fn what_is_in_the_frame_buffer_is_on_the_screen_and_stays_there_through_pause_and_reset() {
+    let gpu = Gpu::start(&[]);
+    let mut guest = gpu
+        .machine("gpu-frame-buffer", ",xres=640,yres=480", DRAW_BANDS)
+        .reboots()
+        .start()
+        .unwrap();
+    assert_eq!(guest.wait("drawn").unwrap(), "640 480");
+    gpu.wait_for(&guest, "the bands", |screen| screen.is_bands(&BANDS));
+    // QEMU hears one control connection at a time.
+    let command = |guest: &Guest, name| guest.qmp().unwrap().execute(name, json!({})).unwrap();
+    command(&guest, "stop");
+    command(&guest, "cont");
+    gpu.wait_for_log("a display is connected", 2);
+    gpu.wait_for(&guest, "the bands", |screen| screen.is_bands(&BANDS));
+
+    command(&guest, "system_reset");
+    assert_eq!(guest.wait("drawn").unwrap(), "640 480");
+    gpu.wait_for(&guest, "the bands", |screen| screen.is_bands(&BANDS));
+    gpu.wait_for_log("a display is connected", 3);
+    assert_eq!(guest.qemu_stderr(), "");
+    drop(guest);
+    // All that the guests left is freed: what the first one left at the reset, and the second one at the end.
+    gpu.wait_for_log("1 resources of ", 2);
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn test_patterns_are_shown_in_several_modes() {
+    let gpu = Gpu::start(&[]);
+    let mut guest = gpu
+        .machine(
+            "gpu-modes",
+            "",
+            r#"
+            connector=$(modetest -M virtio_gpu -c | awk '$3 == "connected" { print $1; exit }')
+            for mode in 1024x768 800x600; do
+                sleep 20 | modetest -M virtio_gpu -s $connector:$mode > /dev/null &
+                echo "@mode $mode"
+                sleep 8
+                killall modetest
+                wait
+            done
+            "#,
+        )
+        .program("modetest")
+        .start()
+        .unwrap();
+    for (width, height) in [(1024, 768), (800, 600)] {
+        assert_eq!(guest.wait("mode").unwrap(), format!("{width}x{height}"));
+        gpu.wait_for(&guest, "the bars", |screen| {
+            (screen.width, screen.height) == (width, height) && screen.has_bars()
+        });
+    }
+}
