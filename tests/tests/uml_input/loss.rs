@@ -3,8 +3,8 @@
 
 use vhost_device_tests::evdev::{
     ABS_MT_POSITION_X, ABS_MT_SLOT, ABS_MT_TRACKING_ID, ABS_X, BTN_LEFT, BTN_TOUCH, Device, EV_ABS,
-    EV_KEY, EV_REL, EV_SW, KEY_A, KEY_B, Node, REL_WHEEL, REL_X, REL_Y, Report, SW_LID, devices,
-    report,
+    EV_KEY, EV_REL, EV_SW, Event, KEY_A, KEY_B, Node, REL_WHEEL, REL_X, REL_Y, Report, SW_LID,
+    devices, report,
 };
 use vhost_device_tests::process::Signal;
 
@@ -20,9 +20,11 @@ const BURST: usize = 8;
 /// More events than the back-end keeps for a guest.
 const FLOOD: usize = 20_000;
 
-/// A movement that is like no other.
+/// A movement that is like no other. Not all have as many events, so that no bound falls between two by chance.
 fn movement(number: i32) -> Report {
-    report(&[(EV_REL, REL_X, number), (EV_REL, REL_Y, -number)])
+    let mut movement = report(&[(EV_REL, REL_X, number), (EV_REL, REL_Y, -number)]);
+    movement.resize(2 + number as usize % 2, Event::new(EV_REL, REL_WHEEL, 1));
+    movement
 }
 
 /// Makes reports until the back-end has dropped some, at a pace at which it can read them. Gives how many.
