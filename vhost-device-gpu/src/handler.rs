@@ -6,14 +6,10 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
 use vhost_device_common::chain::Chain;
 use vhost_device_common::device::QueueHandler;
 use vhost_device_common::warn_limited;
-use vhost_device_common::worker::{Poller, Queue, Queues, Token};
+use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
 use zerocopy::IntoBytes;
 
 use crate::command::{self, Outcome, answered, flushed, read};
@@ -49,21 +45,17 @@ struct Held {
 pub struct GpuHandler {
     shared: Arc<Shared>,
     events: Arc<OwnedFd>,
-    timer: OwnedFd,
+    timer: Timer,
     held: Option<Held>,
 }
 
 impl GpuHandler {
     pub fn new(shared: Arc<Shared>) -> io::Result<Self> {
         let events = shared.lock().display.events();
-        let timer = timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-        )?;
         Ok(Self {
             shared,
             events,
-            timer,
+            timer: Timer::new()?,
             held: None,
         })
     }
@@ -123,7 +115,7 @@ impl GpuHandler {
         self.advance(state, queue, false);
         if let Some(held) = &mut self.held {
             held.progress = state.display.progress();
-            self.set_timer();
+            self.timer.set(PATIENCE);
         }
     }
 
@@ -164,25 +156,12 @@ impl GpuHandler {
         }
     }
 
-    fn set_timer(&self) {
-        let patience = Itimerspec {
-            it_interval: Timespec::default(),
-            it_value: Timespec {
-                tv_sec: PATIENCE.as_secs() as _,
-                tv_nsec: PATIENCE.subsec_nanos() as _,
-            },
-        };
-        if let Err(errno) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &patience) {
-            warn_limited(format_args!("cannot set a timer: {errno}"));
-        }
-    }
-
     fn timer_expired(&mut self, queue: &mut Queue) {
         let progress = self.shared.lock().display.progress();
         let Some(held) = &mut self.held else { return };
         if held.progress != progress {
             held.progress = progress;
-            return self.set_timer();
+            return self.timer.set(PATIENCE);
         }
         warn_limited(format_args!(
             "the display does nothing; the guest does not wait for it"
