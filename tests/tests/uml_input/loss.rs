@@ -356,3 +356,41 @@ fn a_device_that_goes_within_a_report_ends_it() {
     }
     guest.assert_agrees(&node);
 }
+
+#[test]
+#[ignore = "needs uinput"]
+fn touches_agree_however_often_events_are_lost() {
+    let device = Device::create(&devices::TOUCHSCREEN).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let mut input = Input::start(&device);
+    let mut driver = Driver::connect(&input);
+    let mut guest = Guest::default();
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut id = 0;
+    let mut touch = || {
+        let mut events = Vec::new();
+        for _ in 0..random.usize(1..4) {
+            if random.bool() {
+                events.push((EV_ABS, ABS_MT_SLOT, random.i32(0..10)));
+            }
+            id += 1;
+            events.push(match random.u8(0..8) {
+                0 => (EV_ABS, ABS_MT_TRACKING_ID, -1),
+                1..3 => (EV_ABS, ABS_MT_TRACKING_ID, id),
+                _ => (EV_ABS, ABS_MT_POSITION_X, random.i32(0..3264)),
+            });
+        }
+        report(&events)
+    };
+    for _ in 0..20 {
+        let lost: Vec<Report> = (0..200).map(|_| touch()).collect();
+        overflow(&mut input, &device, lost);
+        // More happens while the back-end finds out how the device stands.
+        for _ in 0..50 {
+            device.report(&touch()).unwrap();
+        }
+        while guest.difference(&node).is_some() {
+            guest.take(&[driver.report()]);
+        }
+    }
+}
