@@ -16,6 +16,8 @@ use crate::state::State;
 
 /// Size of the only mode of a display that is not there.
 const DEFAULT_MODE: (u32, u32) = (1024, 768);
+/// Width and height of a scanout at most: displays count in 16 bits, with a sign.
+const MAX_SCANOUT_SIDE: u32 = i16::MAX as u32;
 /// Bytes of the header at the front of an answer of the display, which is the response to the driver.
 const HEADER_SIZE: usize = size_of::<Header>();
 
@@ -186,7 +188,8 @@ fn set_scanout(state: &mut State, command: &SetScanout) -> Result<(), Refusal> {
         0 => None,
         resource => {
             let rectangle = command.rectangle.checked().ok_or(Refusal::Parameter)?;
-            if !state.resources.get(resource)?.has(&rectangle) {
+            let is_within = state.resources.get(resource)?.has(&rectangle);
+            if !is_within || rectangle.width.max(rectangle.height) > MAX_SCANOUT_SIDE {
                 return Err(Refusal::Parameter);
             }
             Some(Source {

@@ -83,6 +83,8 @@ struct Link {
     /// The question that was asked, and what came of its answer.
     asked: Option<Query>,
     answer: Vec<u8>,
+    /// Nobody waits for the answer any more.
+    too_late: bool,
     /// Whether to be told when there is room for more.
     watches_room: bool,
 }
@@ -127,13 +129,14 @@ impl Display {
             outgoing: Some(Outgoing::bytes(Query::ProtocolFeatures.message())),
             asked: Some(Query::ProtocolFeatures),
             answer: Vec::new(),
+            too_late: false,
             watches_room: true,
         });
         for output in &mut self.outputs {
             output.announce = output.source.is_some();
             output.dirty = output.source.map(|source| whole(&source));
             output.cursor.moved = output.cursor.visible;
-            output.cursor.changed = output.cursor.visible;
+            output.cursor.changed = output.cursor.visible && !output.cursor.image.is_empty();
         }
         Ok(())
     }
@@ -156,7 +159,7 @@ impl Display {
                 ..Cursor::default()
             };
         }
-        self.question = None;
+        self.forget_question();
     }
 
     /// A resource (or all, without a number) is about to go. No scanout may show it any more.
@@ -217,10 +220,9 @@ impl Display {
 
     /// Asks the display something. Returns whether there is one that can answer.
     pub fn ask(&mut self, query: Query) -> bool {
-        let can = match (&self.link, query) {
-            (None, _) => false,
-            (Some(link), Query::Edid { .. }) => !link.ready || link.features & FEATURE_EDID != 0,
-            _ => true,
+        let can = match &self.link {
+            None => false,
+            Some(link) => !link.ready || link.can_answer(query),
         };
         self.question = can.then_some(query);
         can
@@ -228,7 +230,10 @@ impl Display {
 
     /// Takes back the question, whose answer nobody waits for any more.
     pub fn forget_question(&mut self) {
-        self.question = None;
+        let question = self.question.take();
+        if let Some(link) = &mut self.link {
+            link.too_late |= question.is_some() && link.asked == question;
+        }
     }
 
     /// Whether all that was flushed has been sent, as far as there is a display.
@@ -343,8 +348,11 @@ impl Display {
         if let Some(query) = self.question
             && link.asked.is_none()
         {
-            link.asked = Some(query);
-            return Some(Outgoing::bytes(query.message()));
+            if link.can_answer(query) {
+                link.asked = Some(query);
+                return Some(Outgoing::bytes(query.message()));
+            }
+            self.question = None;
         }
         let mut outputs = (0..).zip(&mut self.outputs);
         outputs.find_map(|(number, output)| output.next_update(number).map(Outgoing::Update))
@@ -389,6 +397,7 @@ impl Display {
                 continue;
             }
             let answer = std::mem::take(&mut link.answer).split_off(HEADER_SIZE);
+            let too_late = std::mem::take(&mut link.too_late);
             link.asked = None;
             if query == Query::ProtocolFeatures {
                 link.features = u64::read_from_bytes(&answer).unwrap_or(0) & FEATURE_EDID;
@@ -399,7 +408,7 @@ impl Display {
                 )));
                 link.ready = true;
                 log::info!("a display is connected");
-            } else if self.question == Some(query) {
+            } else if !too_late && self.question == Some(query) {
                 self.question = None;
                 return Ok(Some(answer));
             }
@@ -482,6 +491,10 @@ impl Cursor {
 }
 
 impl Link {
+    fn can_answer(&self, query: Query) -> bool {
+        !matches!(query, Query::Edid { .. }) || self.features & FEATURE_EDID != 0
+    }
+
     /// Asks to be told when there is room for more, or not to be.
     fn watch_room(&mut self, events: &OwnedFd, wanted: bool) -> Result<(), Errno> {
         if self.watches_room != wanted {
