@@ -1,19 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vhost-device-gpu` as a driver and a display meet it.
 
+#[path = "gpu/answers.rs"]
+mod answers;
+#[path = "gpu/backing.rs"]
+mod backing;
+#[path = "gpu/bounds.rs"]
+mod bounds;
 #[path = "gpu/commands.rs"]
 mod commands;
+#[path = "gpu/cursor.rs"]
+mod cursor;
 #[path = "gpu/display.rs"]
 mod display;
+#[path = "gpu/framing.rs"]
+mod framing;
+#[path = "gpu/fuzz.rs"]
+mod fuzz;
 #[path = "gpu/pictures.rs"]
 mod pictures;
+#[path = "gpu/scanouts.rs"]
+mod scanouts;
 
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use vhost_device_tests::front_end::gpu::{Answers, Display, GpuDriver, Shown};
+use vhost_device_tests::front_end::gpu::{Answers, Display, GpuDriver, Shown, words};
 use vhost_device_tests::front_end::{FrontEnd, Options};
-use vhost_device_tests::process::{Program, command, option};
+use vhost_device_tests::process::{PATIENCE, Program, command, option};
 
 /// How long to look for what must not happen.
 const QUIET: Duration = Duration::from_millis(50);
@@ -23,7 +39,7 @@ const B8G8R8X8: u32 = 2;
 
 /// A running device. Dropping it ends it.
 struct Device {
-    _program: Program,
+    program: Program,
     directory: TempDir,
 }
 
@@ -36,10 +52,7 @@ impl Device {
         command.arg(option("socket-path", &socket));
         let mut program = Program::spawn(&mut command).unwrap();
         program.wait_for_listener(&socket).unwrap();
-        Self {
-            _program: program,
-            directory,
-        }
+        Self { program, directory }
     }
 
     /// A driver, without a display.
@@ -55,6 +68,56 @@ impl Device {
         driver.set_display(&socket).unwrap();
         assert_eq!(display.next(), Shown::Features(1));
         (driver, display)
+    }
+}
+
+/// A display that does nothing by itself. Dropping it closes it.
+struct ManualDisplay(UnixStream);
+
+impl ManualDisplay {
+    /// Passes a new display to the device.
+    fn connect(driver: &GpuDriver) -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        driver.set_display(&theirs).unwrap();
+        ours.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(ours)
+    }
+
+    /// The same, and the protocol features are agreed upon.
+    fn greeted(driver: &GpuDriver, features: u64) -> Self {
+        let mut display = Self::connect(driver);
+        display.greet(features);
+        display
+    }
+
+    fn greet(&mut self, features: u64) {
+        assert_eq!(self.receive(), (1, Vec::new()));
+        self.answer(1, &features.to_ne_bytes());
+        assert_eq!(self.receive(), (2, (features & 1).to_ne_bytes().to_vec()));
+    }
+
+    /// The next request, and its payload.
+    fn receive(&mut self) -> (u32, Vec<u8>) {
+        let mut header = [0; 12];
+        self.0.read_exact(&mut header).unwrap();
+        let [request, flags, size] =
+            [0, 4, 8].map(|at| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap()));
+        assert_eq!(flags, 0, "flags of request {request}");
+        let mut payload = vec![0; size as usize];
+        self.0.read_exact(&mut payload).unwrap();
+        (request, payload)
+    }
+
+    fn answer(&mut self, request: u32, payload: &[u8]) {
+        let header = words(&[request, 4, payload.len() as u32]);
+        self.0.write_all(&[&header, payload].concat()).unwrap();
+    }
+
+    /// Reads what is left, until the device closes its end.
+    fn wait_until_closed(mut self) {
+        if let Err(error) = std::io::copy(&mut self.0, &mut std::io::sink()) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        }
     }
 }
 
