@@ -234,6 +234,7 @@ pub fn cursor(state: &mut State, chain: &mut Chain) -> Result<(), Refusal> {
     let header: Header = read(chain)?;
     let command: Cursor = read(chain)?;
     let (scanout, number) = (command.scanout.get(), command.resource.get());
+    log::trace!("cursor command {:#x}", header.kind);
     check_scanout(scanout)?;
     let image = match header.kind.get() {
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_MOVE_CURSOR => None,
