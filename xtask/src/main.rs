@@ -58,7 +58,7 @@ enum Task {
     ///
     /// Builds the release binaries and runs the benchmark program. `cargo xtask bench block --help` lists its options.
     Bench {
-        /// What to measure, like `block`, and options for it
+        /// What to measure, `block` or `gpu`, and options for it
         #[arg(
             required = true,
             num_args = 1..,
