@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vhost-device-gpu` used by a real Linux guest in a real QEMU: what the guest draws is on QEMU's screen dump.
 
-use std::fs::File;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tempfile::TempDir;
 use vhost_device_tests::guest::kernel::Flavour;
+use vhost_device_tests::guest::picture::Picture;
 use vhost_device_tests::guest::{Guest, Machine};
 use vhost_device_tests::process::{self, Program};
 
@@ -63,7 +62,7 @@ impl Gpu {
         let path = self.directory.path().join("screen.png");
         let dump = json!({ "filename": path, "format": "png", "device": "gpu", "head": head });
         guest.qmp().unwrap().execute("screendump", dump).unwrap();
-        Picture::read(path)
+        Picture::read(&path).unwrap()
     }
 
     fn wait_for_log(&self, what: &str, count: usize) {
@@ -108,96 +107,6 @@ impl Gpu {
             );
             std::thread::sleep(Duration::from_millis(100));
         }
-    }
-}
-
-/// A picture of red, green, blue.
-struct Picture {
-    width: usize,
-    height: usize,
-    pixels: Vec<[u8; 3]>,
-}
-
-impl Picture {
-    fn read(path: PathBuf) -> Self {
-        let mut reader = png::Decoder::new(std::io::BufReader::new(File::open(path).unwrap()))
-            .read_info()
-            .unwrap();
-        let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
-        let info = reader.next_frame(&mut bytes).unwrap();
-        let size = match info.color_type {
-            png::ColorType::Rgb => 3,
-            png::ColorType::Rgba => 4,
-            other => panic!("a screen dump of {other:?}"),
-        };
-        Self {
-            width: info.width as usize,
-            height: info.height as usize,
-            pixels: bytes
-                .chunks_exact(size)
-                .map(|pixel| [pixel[0], pixel[1], pixel[2]])
-                .collect(),
-        }
-    }
-
-    /// This picture, and another one to the right of it. What is lower than the higher one of them is black there.
-    fn beside(&self, right: &Self) -> Self {
-        let (width, height) = (self.width + right.width, self.height.max(right.height));
-        let mut pixels = vec![[0; 3]; width * height];
-        for (picture, x) in [(self, 0), (right, self.width)] {
-            for row in 0..picture.height {
-                pixels[row * width + x..][..picture.width].copy_from_slice(picture.row(row));
-            }
-        }
-        Self {
-            width,
-            height,
-            pixels,
-        }
-    }
-
-    fn row(&self, row: usize) -> &[[u8; 3]] {
-        &self.pixels[row * self.width..][..self.width]
-    }
-
-    fn corners(&self) -> [[u8; 3]; 4] {
-        let (top, bottom) = (self.row(0), self.row(self.height - 1));
-        [
-            top[0],
-            top[self.width - 1],
-            bottom[0],
-            bottom[self.width - 1],
-        ]
-    }
-
-    /// Whether the upper half is the bars of the SMPTE test pattern, from the left.
-    fn has_bars(&self) -> bool {
-        const BARS: [[u8; 3]; 7] = [
-            [192, 192, 192],
-            [192, 192, 0],
-            [0, 192, 192],
-            [0, 192, 0],
-            [192, 0, 192],
-            [192, 0, 0],
-            [0, 0, 192],
-        ];
-        let start = |bar: usize| bar * self.width / BARS.len();
-        (0..self.height / 2).all(|row| {
-            let bars = BARS.iter().enumerate();
-            bars.into_iter().all(|(index, colour)| {
-                let inner = &self.row(row)[start(index) + 2..start(index + 1) - 2];
-                inner.iter().all(|pixel| pixel == colour)
-            })
-        })
-    }
-
-    /// Whether the picture is of bands of the same height, in these colours from the top.
-    fn is_bands(&self, colours: &[[u8; 3]]) -> bool {
-        let band = self.height / colours.len();
-        (0..self.height).all(|row| {
-            let colour = colours[(row / band).min(colours.len() - 1)];
-            self.row(row).iter().all(|pixel| *pixel == colour)
-        })
     }
 }
 
