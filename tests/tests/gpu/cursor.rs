@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The cursor queue.
 
+use std::io::Read;
+
 use vhost_device_tests::front_end::gpu::{
     Answers, Display, GpuDriver, Shown, command, number, words,
 };
 
-use crate::{Device, QUIET, bytes, pattern};
+use crate::{Device, ManualDisplay, QUIET, bytes, pattern};
 
 const B8G8R8A8: u32 = 1;
 
@@ -109,4 +111,23 @@ fn a_cursor_may_be_outside_the_picture() {
         move_to(&mut driver, 0, 1, x, y);
         assert_eq!(display.next(), Shown::CursorMove(0, x, y));
     }
+}
+
+#[test]
+fn of_the_moves_that_a_display_has_no_room_for_it_is_told_the_last() {
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    let mut display = ManualDisplay::greeted(&driver, 3);
+    driver.create(1, B8G8R8A8, 1000, 1000);
+    driver.set_scanout(0, 1, [0, 0, 1000, 1000]);
+    assert_eq!(display.receive().0, 7);
+    let flush = words(&[0, 0, 1000, 1000, 1, 0]);
+    driver.send(&command(number::FLUSH, &flush), 4096);
+    // The picture is on its way.
+    let mut start = [0; 32];
+    display.0.read_exact(&mut start).unwrap();
+    (0..1000).for_each(|x| move_to(&mut driver, 0, 1, x, 5));
+    display.0.read_exact(&mut vec![0; 4_000_000]).unwrap();
+    assert_eq!(display.receive(), (4, words(&[0, 999, 5])));
+    assert_eq!(driver.receive().kind(), number::OK_NODATA);
 }
