@@ -23,10 +23,12 @@ mod pictures;
 mod scanouts;
 
 use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::gpu::{Answers, Display, GpuDriver, Shown, words};
 use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::process::{PATIENCE, Program, command, option};
@@ -71,14 +73,21 @@ impl Device {
     }
 }
 
+/// Passes a display, or what shall be taken for one, and waits until the device has it.
+fn pass_display(driver: &GpuDriver, file: BorrowedFd<'_>) {
+    let raw = driver.front_end.raw().unwrap();
+    let refused = raw.acknowledged(FrontendReq::GPU_SET_SOCKET, &[], &[file]);
+    assert_eq!(refused.unwrap(), 0);
+}
+
 /// A display that does nothing by itself. Dropping it closes it.
 struct ManualDisplay(UnixStream);
 
 impl ManualDisplay {
-    /// Passes a new display to the device.
+    /// Passes a new display to the device, which has it then.
     fn connect(driver: &GpuDriver) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        driver.set_display(&theirs).unwrap();
+        pass_display(driver, theirs.as_fd());
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
         Self(ours)
     }

@@ -6,13 +6,11 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::message::FrontendReq;
-use vhost_device_tests::front_end::connection::VERSION;
 use vhost_device_tests::front_end::gpu::{
     Answers, Display, GpuDriver, Response, Shown, command, number, words,
 };
 
-use crate::{B8G8R8X8, Device, ManualDisplay, bytes, pattern};
+use crate::{B8G8R8X8, Device, ManualDisplay, bytes, pass_display, pattern};
 
 /// Less than a device waits for a display.
 const AT_ONCE: Duration = Duration::from_millis(900);
@@ -281,9 +279,7 @@ fn files_that_are_no_display_are_none() {
         UnixListener::bind(&path).unwrap().into(),
     ];
     for file in files {
-        let raw = driver.front_end.raw().unwrap();
-        let pass = |flags, files: &[_]| raw.send(FrontendReq::GPU_SET_SOCKET, flags, &[], files);
-        pass(VERSION, &[file.as_fd()]).unwrap();
+        pass_display(&driver, file.as_fd());
         let start = Instant::now();
         ask_info(&mut driver);
         let response = driver.receive();

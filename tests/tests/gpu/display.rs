@@ -11,7 +11,7 @@ use vhost_device_tests::front_end::gpu::{
     Answers, Display, Shown, command, fenced_command, number, words,
 };
 
-use crate::{B8G8R8X8, Device, ManualDisplay, QUIET, bytes, pattern};
+use crate::{B8G8R8X8, Device, ManualDisplay, QUIET, bytes, pass_display, pattern};
 
 #[test]
 fn a_display_that_comes_back_is_told_all_that_is_shown() {
@@ -88,7 +88,7 @@ fn a_silent_display_is_waited_for_a_while() {
 fn stuck_display(device: &Device) -> (vhost_device_tests::front_end::gpu::GpuDriver, UnixStream) {
     let mut driver = device.connect();
     let (ours, theirs) = UnixStream::pair().unwrap();
-    driver.set_display(&theirs).unwrap();
+    pass_display(&driver, theirs.as_fd());
     (&ours)
         .write_all(&[&words(&[1, 4, 8, 3, 0])[..]].concat())
         .unwrap();
@@ -176,12 +176,12 @@ fn a_reset_closes_the_display_and_frees_what_was_shown() {
 fn a_display_is_acknowledged_and_one_without_a_socket_refused() {
     let device = Device::start(&[]);
     let driver = device.connect();
-    let raw = driver.front_end.raw().unwrap();
-    let pass = |files: &[_]| raw.acknowledged(FrontendReq::GPU_SET_SOCKET, &[], files);
     let (display, socket) = Display::new(Answers::default());
-    assert_eq!(pass(&[socket.as_fd()]).unwrap(), 0);
+    pass_display(&driver, socket.as_fd());
     assert_eq!(display.next(), Shown::Features(1));
-    assert_ne!(pass(&[]).unwrap(), 0);
+    let raw = driver.front_end.raw().unwrap();
+    let refused = raw.acknowledged(FrontendReq::GPU_SET_SOCKET, &[], &[]);
+    assert_ne!(refused.unwrap(), 0);
     driver.front_end.config(0, 16).unwrap();
 }
 
