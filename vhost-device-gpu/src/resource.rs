@@ -2,6 +2,7 @@
 //! 2D resources: pictures of the guest's, kept here as the display takes them, and the guest memory that they come from.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use vhost_device_common::memory::GuestMemory;
 use zerocopy::IntoBytes;
@@ -12,6 +13,8 @@ use crate::rectangle::Rectangle;
 
 /// Pixels that are copied before they are converted: few enough to be in the processor's cache still.
 const BAND: usize = 4096;
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
 /// What a resource costs beside its pixels, in bytes, so that many small ones are bounded too.
 const OVERHEAD: u64 = 256;
 /// Pieces of guest memory that may back one resource: single pages behind a picture of 1 GiB.
@@ -82,6 +85,31 @@ impl Backing {
     }
 }
 
+/// Pixels that begin with a cache line: copying pages there takes a third less time than to where an allocation begins.
+#[derive(Debug)]
+struct Pixels {
+    /// Never grows, so that `start` stays right.
+    all: Vec<u32>,
+    start: usize,
+}
+
+impl Pixels {
+    /// `count` of them, all 0.
+    fn new(count: usize) -> Self {
+        let all = vec![0; count.saturating_add(CACHE_LINE / size_of::<u32>())];
+        let start = all.as_ptr().align_offset(CACHE_LINE);
+        Self { all, start }
+    }
+
+    fn get(&self, range: Range<usize>) -> Option<&[u32]> {
+        self.all.get(self.start..)?.get(range)
+    }
+
+    fn get_mut(&mut self, range: Range<usize>) -> Option<&mut [u32]> {
+        self.all.get_mut(self.start..)?.get_mut(range)
+    }
+}
+
 /// A picture.
 #[derive(Debug)]
 pub struct Resource {
@@ -89,7 +117,7 @@ pub struct Resource {
     pub height: u32,
     pub format: Format,
     /// Rows of 0xAARRGGBB, from the top.
-    pixels: Vec<u32>,
+    pixels: Pixels,
     backing: Option<Backing>,
     /// What RESOURCE_ASSIGN_UUID gave.
     pub uuid: Option<[u8; 16]>,
@@ -98,7 +126,7 @@ pub struct Resource {
 impl Resource {
     fn cost(&self) -> u64 {
         let backing = self.backing.as_ref().map_or(0, Backing::cost);
-        OVERHEAD + self.pixels.len() as u64 * PIXEL_SIZE + backing
+        OVERHEAD + u64::from(self.width) * u64::from(self.height) * PIXEL_SIZE + backing
     }
 
     /// Whether a rectangle is in the picture.
@@ -249,7 +277,7 @@ impl Resources {
             width,
             height,
             format,
-            pixels: vec![0; count as usize],
+            pixels: Pixels::new(count as usize),
             backing: None,
             uuid: None,
         };

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 use thiserror::Error;
 use zerocopy::FromBytes;
@@ -25,6 +26,10 @@ pub use message::Query;
 use message::{
     FEATURE_EDID, HEADER_SIZE, MAX_UPDATE_PIXELS, Outgoing, Request, Update, cursor_update, message,
 };
+
+/// Room for what the display has yet to read, in bytes; the kernel doubles it. Twice the usual room halves how often a large
+/// picture wakes both sides. With more, flushes would be done long before their picture is seen.
+const SEND_BUFFER: usize = 208 << 10;
 
 /// Why a display is given up.
 #[derive(Debug, Error)]
@@ -122,6 +127,7 @@ impl Display {
     pub fn connect(&mut self, socket: UnixStream) -> io::Result<()> {
         self.disconnect();
         watch(&self.events, socket.as_fd())?;
+        let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER);
         self.link = Some(Link {
             socket,
             ready: false,
