@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Random commands: whatever the guest does, the device goes on, and the display is told nothing that makes no sense.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use vhost_device_tests::front_end::gpu::{Answers, Display, Shown, fenced_command, number, words};
 
-use crate::{B8G8R8X8, Device, bytes, pattern};
+use crate::{B8G8R8X8, Device, ManualDisplay, bytes, pattern};
 
 /// How long it is tried.
 const LIMIT: Duration = Duration::from_secs(3);
@@ -186,4 +187,65 @@ fn random_commands_do_no_harm() {
     let mut told = std::iter::from_fn(|| Some(display.next()));
     let expected = Shown::Update(0, [0, 0, 64, 64], picture);
     assert!(told.any(|shown| shown == expected));
+}
+
+/// What a display may send: answers that were asked for or not, right or wrong, whole or not.
+fn answers(random: &mut Rng) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for _ in 0..random.u32(1..4) {
+        let (request, right) = *random
+            .choice(&[(1, 8), (3, 408), (11, 1056), (10, 0)])
+            .unwrap();
+        let flags = if random.u32(..5) == 0 {
+            random.u32(..)
+        } else {
+            4
+        };
+        let size = if random.u32(..5) == 0 {
+            any(random, 2000)
+        } else {
+            right
+        };
+        bytes.extend(words(&[request, flags, size]));
+        bytes.extend((0..size.min(3000)).map(|_| random.u8(..)));
+    }
+    if random.bool() {
+        bytes.truncate(random.usize(..bytes.len()));
+    }
+    bytes
+}
+
+#[test]
+fn displays_that_answer_at_random_do_no_harm() {
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    let mut random = Rng::with_seed(5);
+    driver.create(1, B8G8R8X8, 300, 300);
+    for round in 0..300 {
+        let mut display = ManualDisplay::connect(&driver);
+        if random.bool() {
+            display.greet(random.u64(..4));
+        }
+        driver.set_scanout(round % 16, 1, [0, 0, 300, 300]);
+        let kind = *random
+            .choice(&[number::GET_DISPLAY_INFO, number::GET_EDID, number::FLUSH])
+            .unwrap();
+        let body = match kind {
+            number::FLUSH => words(&[0, 0, 300, 300, 1, 0]),
+            _ => words(&[round % 16, 0]),
+        };
+        driver.send(&fenced_command(kind, 0, 0, &body), 2000);
+        // It may have been left for what it sent before.
+        let _ = display.0.write_all(&answers(&mut random));
+        let _ = display.0.write_all(&answers(&mut random));
+        drop(display);
+        driver.receive();
+    }
+    let (display, socket) = Display::new(Answers::default());
+    driver.set_display(&socket).unwrap();
+    assert_eq!(display.next(), Shown::Features(1));
+    for scanout in 0..16 {
+        assert_eq!(display.next(), Shown::Scanout(scanout, 300, 300));
+    }
+    assert!(matches!(display.next(), Shown::Update(0, ..)));
 }
