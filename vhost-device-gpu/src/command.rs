@@ -221,7 +221,7 @@ fn attach_backing(state: &mut State, chain: &mut Chain) -> Result<(), Refusal> {
     if count == 0 || count > MAX_ENTRIES || chain.readable_len() < size {
         return Err(Refusal::Parameter);
     }
-    let mut backing = Backing::default();
+    let mut backing = Backing::with_room_for(count);
     for _ in 0..count {
         let entry: MemoryEntry = read(chain)?;
         backing.push(entry.address.get(), entry.length.get());

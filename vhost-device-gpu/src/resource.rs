@@ -36,6 +36,14 @@ pub struct Backing {
 }
 
 impl Backing {
+    /// A backing of no pieces, with room for `count`: no more than is counted.
+    pub fn with_room_for(count: u32) -> Self {
+        Self {
+            entries: Vec::with_capacity(count as usize),
+            length: 0,
+        }
+    }
+
     /// Adds a piece at the end.
     pub fn push(&mut self, address: u64, length: u32) {
         let start = self.length;
