@@ -15,8 +15,7 @@ use thiserror::Error;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::VolatileSlice;
 
-use mapping::Mapping;
-pub(crate) use mapping::{LostMemory, survive_lost_memory};
+pub(crate) use mapping::{LostMemory, Mapping, survive_lost_memory};
 
 /// Most regions a front-end may share at a time: what KVM gives QEMU, and QEMU's own programs offer.
 pub const MAX_REGIONS: usize = 509;

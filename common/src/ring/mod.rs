@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Virtqueues: what is taken from the driver and what is given back, one format to a file.
 
+pub mod inflight;
 mod split;
 
 use thiserror::Error;

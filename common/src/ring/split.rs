@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The split virtqueue (VIRTIO 1.3, 2.7), from the device's side.
 
+use std::collections::VecDeque;
 use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -12,6 +13,7 @@ use virtio_bindings::virtio_ring::{
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
+use super::inflight::InflightRing;
 use super::{MAX_INDIRECT_DESCRIPTORS, RingError, RingSetup};
 use crate::chain::{Chain, Segments};
 use crate::memory::{GuestMemory, PinnedRange};
@@ -51,11 +53,23 @@ pub struct SplitRing {
     /// The driver was asked to kick.
     wants_kick: bool,
     spare: Vec<Segments>,
+    /// What the front-end remembers of this ring.
+    inflight: Option<InflightRing>,
+    /// Requests that a device before this one has taken, to be taken again before all others.
+    recovered: VecDeque<u16>,
+}
+
+/// Where the parts of a ring are.
+struct Parts {
+    descriptors: PinnedRange,
+    available: PinnedRange,
+    used: PinnedRange,
 }
 
 impl SplitRing {
     /// Finds the ring in `memory`. It is to go on at `next_available` in the available ring; where
-    /// the used ring goes on, its own index says.
+    /// the used ring goes on, its own index says. With `inflight`, that says which requests are to be
+    /// carried out again first, and where the available ring goes on.
     ///
     /// # Errors
     /// A part of the ring is not aligned, or not in guest memory.
@@ -63,7 +77,45 @@ impl SplitRing {
         setup: RingSetup,
         memory: Arc<GuestMemory>,
         next_available: u16,
+        mut inflight: Option<InflightRing>,
     ) -> Result<Self, RingError> {
+        let Parts {
+            descriptors,
+            available,
+            used,
+        } = Self::find(&setup, &memory)?;
+        let next_used = Wrapping(load(&used.slice(), INDEX, Ordering::Acquire));
+        let (recovered, next_available) = match &mut inflight {
+            None => (VecDeque::new(), Wrapping(next_available)),
+            Some(inflight) => {
+                let recovered = VecDeque::from(inflight.recover(next_used.0));
+                // All that was taken was either given back or is under way.
+                let next_available = match inflight.was_fresh() {
+                    true => Wrapping(next_available),
+                    false => next_used + Wrapping(recovered.len() as u16),
+                };
+                (recovered, next_available)
+            }
+        };
+        Ok(Self {
+            setup,
+            memory,
+            descriptors,
+            available,
+            used,
+            next_available,
+            available_seen: next_available,
+            next_used,
+            published: next_used,
+            held: 0,
+            wants_kick: true,
+            spare: Vec::new(),
+            inflight,
+            recovered,
+        })
+    }
+
+    fn find(setup: &RingSetup, memory: &GuestMemory) -> Result<Parts, RingError> {
         let size = usize::from(setup.size);
         let part = |part, address: u64, alignment, length| {
             if !address.is_multiple_of(alignment) {
@@ -91,20 +143,10 @@ impl SplitRing {
             ENTRIES + 2 * size + event,
         )?;
         let used = part("used ring", setup.used, 4, ENTRIES + 8 * size + event)?;
-        let next_used = Wrapping(load(&used.slice(), INDEX, Ordering::Acquire));
-        Ok(Self {
-            setup,
-            memory,
+        Ok(Parts {
             descriptors,
             available,
             used,
-            next_available: Wrapping(next_available),
-            available_seen: Wrapping(next_available),
-            next_used,
-            published: next_used,
-            held: 0,
-            wants_kick: true,
-            spare: Vec::new(),
         })
     }
 
@@ -114,17 +156,22 @@ impl SplitRing {
     /// # Errors
     /// The ring is not in the new memory.
     pub fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
-        let fresh = Self::new(self.setup, memory, self.next_available.0)?;
-        self.memory = fresh.memory;
-        self.descriptors = fresh.descriptors;
-        self.available = fresh.available;
-        self.used = fresh.used;
+        let parts = Self::find(&self.setup, &memory)?;
+        self.memory = memory;
+        self.descriptors = parts.descriptors;
+        self.available = parts.available;
+        self.used = parts.used;
         Ok(())
     }
 
     /// Index of the available entry that is taken next: what GET_VRING_BASE answers.
     pub fn next_available(&self) -> u16 {
         self.next_available.0
+    }
+
+    /// Requests of a device before this one that are still to be taken again.
+    pub fn recovered(&self) -> usize {
+        self.recovered.len()
     }
 
     /// Requests that were taken and not yet completed.
@@ -141,7 +188,7 @@ impl SplitRing {
     /// Whether requests wait to be taken, among those seen already.
     #[inline]
     pub fn has_known_available(&self) -> bool {
-        self.next_available != self.available_seen
+        self.next_available != self.available_seen || !self.recovered.is_empty()
     }
 
     /// Whether requests wait to be taken. Looks at the driver's index if all known ones are taken.
@@ -174,16 +221,26 @@ impl SplitRing {
         if !self.has_available()? {
             return Ok(None);
         }
-        let slot = usize::from(self.next_available.0 & (self.setup.size - 1));
-        let head = load(
-            &self.available.slice(),
-            ENTRIES + 2 * slot,
-            Ordering::Relaxed,
-        );
+        let recovered = self.recovered.front().copied();
+        let head = recovered.unwrap_or_else(|| {
+            let slot = usize::from(self.next_available.0 & (self.setup.size - 1));
+            let place = ENTRIES + 2 * slot;
+            load(&self.available.slice(), place, Ordering::Relaxed)
+        });
         let mut readable = self.spare.pop().unwrap_or_default();
         let mut writable = self.spare.pop().unwrap_or_default();
         self.walk(head, &mut readable, &mut writable)?;
-        self.next_available += 1;
+        match recovered {
+            Some(_) => {
+                self.recovered.pop_front();
+            }
+            None => {
+                if let Some(inflight) = &mut self.inflight {
+                    inflight.take(head);
+                }
+                self.next_available += 1;
+            }
+        }
         self.held += 1;
         Ok(Some(Chain::new(
             head,
@@ -285,6 +342,9 @@ impl SplitRing {
         let used = self.used.slice();
         store(&used, place, entry as u32);
         store(&used, place + 4, (entry >> 32) as u32);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.complete(chain.head());
+        }
         self.next_used += 1;
         self.held = self.held.saturating_sub(1);
         for segments in chain.into_segments() {
@@ -303,6 +363,9 @@ impl SplitRing {
         let used = self.used.slice();
         // A failure is impossible: offset and alignment were checked when the ring was found.
         let _ = used.store(self.next_used.0.to_le(), INDEX, Ordering::Release);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.published(self.next_used.0);
+        }
         let before = self.published;
         self.published = self.next_used;
         // The index is visible before the driver's wish is read, or both sides could wait.

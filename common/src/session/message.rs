@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The vhost-user message codec: requests in, however they are cut into pieces, and replies out.
 
-use std::io::{self, IoSliceMut};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,8 @@ use std::os::unix::net::UnixStream;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendFlags, recv, recvmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
 };
 use thiserror::Error;
 use vhost::vhost_user::message::{MAX_MSG_SIZE, VhostUserConfig};
@@ -202,24 +203,32 @@ impl<'a> Connection<'a> {
     }
 
     /// Answers `request`.
-    pub fn reply(&mut self, request: u32, payload: &[u8]) -> Result<(), MessageError> {
+    pub fn reply(
+        &mut self,
+        request: u32,
+        payload: &[u8],
+        file: Option<OwnedFd>,
+    ) -> Result<(), MessageError> {
+        let flags = VERSION | FLAG_REPLY;
         send(
             &self.socket,
             request,
-            VERSION | FLAG_REPLY,
+            flags,
             payload,
+            file,
             SendFlags::empty(),
         )?;
         Ok(())
     }
 }
 
-/// Sends one message without files.
+/// Sends one message, with a file or without.
 pub fn send(
     socket: impl AsFd,
     request: u32,
     flags: u32,
     payload: &[u8],
+    file: Option<OwnedFd>,
     how: SendFlags,
 ) -> io::Result<()> {
     let size = payload.len() as u32;
@@ -227,8 +236,18 @@ pub fn send(
     bytes.extend_from_slice(ByteValued::as_slice(&[request, flags, size]));
     bytes.extend_from_slice(payload);
     let mut rest = bytes.as_slice();
+    let mut files: Vec<_> = file.iter().map(AsFd::as_fd).collect();
     while !rest.is_empty() {
-        let sent = retry_on_intr(|| rustix::net::send(&socket, rest, how | SendFlags::NOSIGNAL))?;
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        if !files.is_empty() {
+            ancillary.push(SendAncillaryMessage::ScmRights(&files));
+        }
+        let pieces = [IoSlice::new(rest)];
+        let how = how | SendFlags::NOSIGNAL;
+        let sent = retry_on_intr(|| sendmsg(&socket, &pieces, &mut ancillary, how))?;
+        // They went with the first byte.
+        files.clear();
         rest = rest.get(sent..).unwrap_or_default();
     }
     Ok(())
@@ -236,5 +255,5 @@ pub fn send(
 
 /// A request of the back-end, which wants no reply.
 pub fn send_backend_request(socket: impl AsFd, request: u32) -> io::Result<()> {
-    send(socket, request, VERSION, &[], SendFlags::DONTWAIT)
+    send(socket, request, VERSION, &[], None, SendFlags::DONTWAIT)
 }

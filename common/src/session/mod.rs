@@ -16,9 +16,9 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserConfig, VhostUserMemory, VhostUserMemoryRegion,
-    VhostUserProtocolFeatures as Protocol, VhostUserSingleMemoryRegion, VhostUserVringAddr,
-    VhostUserVringState,
+    FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserConfig, VhostUserInflight, VhostUserMemory,
+    VhostUserMemoryRegion, VhostUserProtocolFeatures as Protocol, VhostUserSingleMemoryRegion,
+    VhostUserVringAddr, VhostUserVringState,
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -28,6 +28,7 @@ use crate::device::{ConfigError, Device, Threads};
 use crate::limit::warn_limited;
 use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
 use crate::ring::RingError;
+use crate::ring::inflight::{self, InflightError, InflightFile};
 use crate::worker::{Worker, WorkerError};
 pub use config_change::ConfigChange;
 pub use message::MessageError;
@@ -45,6 +46,8 @@ const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
 /// In the u64 of SET_VRING_KICK, CALL and ERR: the ring's index, and "there is no file".
 const VRING_INDEX_MASK: u64 = 0xff;
 const VRING_NO_FILE: u64 = 1 << 8;
+/// Bytes of the payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD: two u64, two u16.
+const INFLIGHT_SIZE: usize = 20;
 /// Largest ring that VIRTIO allows.
 const MAX_RING_SIZE: u32 = 32768;
 
@@ -110,6 +113,9 @@ pub enum SessionError {
     /// The driver wrote what it may not.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The requests in flight can not be noted.
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
     /// The queue's thread could not do it.
     #[error(transparent)]
     Worker(#[from] WorkerError),
@@ -129,6 +135,8 @@ enum Answer {
     Ack,
     /// The request has a reply of its own.
     Reply(Vec<u8>),
+    /// The reply has a file with it.
+    ReplyWithFile(Vec<u8>, OwnedFd),
 }
 
 impl Answer {
@@ -144,6 +152,8 @@ struct Session<'a, D: Device> {
     status: u64,
     memory: GuestMemory,
     vrings: Vec<Vring>,
+    /// What the front-end remembers of requests that are under way.
+    inflight: Option<InflightFile>,
     /// The thread of all queues, for a device that has just one.
     shared_worker: Option<Arc<Worker>>,
     /// Kept open for as long as the front-end is there: QEMU takes its end for an error.
@@ -166,6 +176,7 @@ pub fn serve<D: Device>(
         status: 0,
         memory: GuestMemory::default(),
         vrings: (0..device.num_queues()).map(|_| Vring::default()).collect(),
+        inflight: None,
         shared_worker: None,
         config_change: None,
     };
@@ -178,13 +189,16 @@ pub fn serve<D: Device>(
             if need_reply { ", wants a reply" } else { "" }
         );
         match session.handle(message) {
-            Ok(Answer::Reply(payload)) => connection.reply(request, &payload)?,
-            Ok(Answer::Ack) if need_reply => connection.reply(request, 0u64.as_slice())?,
+            Ok(Answer::Reply(payload)) => connection.reply(request, &payload, None)?,
+            Ok(Answer::ReplyWithFile(payload, file)) => {
+                connection.reply(request, &payload, Some(file))?;
+            }
+            Ok(Answer::Ack) if need_reply => connection.reply(request, 0u64.as_slice(), None)?,
             Ok(Answer::Ack) => {}
             Err(error) => {
                 warn_limited(format_args!("front-end: {error}"));
                 if need_reply {
-                    connection.reply(request, 1u64.as_slice())?;
+                    connection.reply(request, 1u64.as_slice(), None)?;
                 } else if !error.spares_the_connection() {
                     log::warn!("the connection ends here: no reply was asked for");
                     break;
@@ -306,6 +320,8 @@ impl<D: Device> Session<'_, D> {
                 self.device.set_config_change(config_change);
                 Ok(Answer::Ack)
             }
+            FrontendReq::GET_INFLIGHT_FD => self.get_inflight(&message),
+            FrontendReq::SET_INFLIGHT_FD => self.set_inflight(message),
             FrontendReq::GPU_SET_SOCKET => {
                 let socket = UnixStream::from(file(&mut message, request)?);
                 self.device
@@ -347,6 +363,7 @@ impl<D: Device> Session<'_, D> {
             | Protocol::BACKEND_REQ
             | Protocol::RESET_DEVICE
             | Protocol::CONFIGURE_MEM_SLOTS
+            | Protocol::INFLIGHT_SHMFD
             | Protocol::STATUS;
         offered.set(Protocol::CONFIG, !self.device.config().is_empty());
         offered
@@ -469,9 +486,10 @@ impl<D: Device> Session<'_, D> {
             let event_index = self.has_feature(VIRTIO_RING_F_EVENT_IDX);
             let indirect = self.has_feature(VIRTIO_RING_F_INDIRECT_DESC);
             let memory = self.memory.clone();
+            let inflight = self.inflight.clone();
             let vring = self.vring(index)?;
             let setup = vring.setup(event_index, indirect);
-            vring.start(index as u16, setup, memory, worker)?;
+            vring.start(index as u16, setup, memory, inflight, worker)?;
         }
         Ok(Answer::Ack)
     }
@@ -534,6 +552,65 @@ impl<D: Device> Session<'_, D> {
         for index in 0..self.vrings.len() {
             self.start_if_ready(index)?;
         }
+        Ok(Answer::Ack)
+    }
+
+    /// Rings and descriptors that a file is to have room for, and where it is (GET_INFLIGHT_FD, SET_INFLIGHT_FD).
+    fn inflight_description(
+        &self,
+        message: &Message,
+        request: FrontendReq,
+    ) -> Result<VhostUserInflight, SessionError> {
+        let payload = &message.payload;
+        let size = payload.len();
+        // Some front-ends pad it to a multiple of 8 bytes.
+        let mut padded = [0; size_of::<VhostUserInflight>()];
+        let malformed = || SessionError::Payload { request, size };
+        if !(INFLIGHT_SIZE..=INFLIGHT_SIZE.next_multiple_of(8)).contains(&size) {
+            return Err(malformed());
+        }
+        for (to, from) in padded.iter_mut().zip(payload) {
+            *to = *from;
+        }
+        let inflight: VhostUserInflight = leading_object(&padded).ok_or_else(malformed)?;
+        let max = self.device.max_queue_size();
+        let (queues, size) = (inflight.num_queues, inflight.queue_size);
+        self.queue_index(u64::from(queues).saturating_sub(1))?;
+        if queues == 0 {
+            return Err(malformed());
+        }
+        if !size.is_power_of_two() || u32::from(size) > MAX_RING_SIZE || size > max {
+            return Err(SessionError::QueueSize {
+                size: size.into(),
+                max,
+            });
+        }
+        Ok(inflight)
+    }
+
+    fn get_inflight(&self, message: &Message) -> Result<Answer, SessionError> {
+        let wanted = self.inflight_description(message, FrontendReq::GET_INFLIGHT_FD)?;
+        let file = inflight::create_file(wanted.num_queues, wanted.queue_size)?;
+        let length = inflight::file_size(wanted.num_queues, wanted.queue_size) as u64;
+        let made = VhostUserInflight::new(length, 0, wanted.num_queues, wanted.queue_size);
+        let mut reply = made.as_slice().to_vec();
+        reply.resize(message.payload.len(), 0);
+        Ok(Answer::ReplyWithFile(reply, file))
+    }
+
+    fn set_inflight(&mut self, mut message: Message) -> Result<Answer, SessionError> {
+        let request = FrontendReq::SET_INFLIGHT_FD;
+        let inflight = self.inflight_description(&message, request)?;
+        if let Some(index) = self.vrings.iter().position(|vring| vring.worker.is_some()) {
+            return Err(SessionError::Running(index as u16));
+        }
+        self.inflight = Some(InflightFile::map(
+            &file(&mut message, request)?,
+            inflight.mmap_offset,
+            inflight.mmap_size,
+            inflight.num_queues,
+            inflight.queue_size,
+        )?);
         Ok(Answer::Ack)
     }
 

@@ -8,6 +8,7 @@ use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use vhost::vhost_user::message::VhostUserVringAddr;
 
 use crate::memory::GuestMemory;
+use crate::ring::inflight::InflightFile;
 use crate::ring::{Ring, RingSetup};
 use crate::worker::{EpollPoller, Poller, Queue, Token, Worker, signal};
 
@@ -66,20 +67,26 @@ impl Vring {
         index: u16,
         setup: RingSetup,
         memory: GuestMemory,
+        inflight: Option<InflightFile>,
         worker: Arc<Worker>,
     ) -> Result<(), SessionError> {
-        let ring = Ring::new(setup, Arc::new(memory), self.base).map_err(|source| {
+        let inflight = inflight.and_then(|file| file.ring(index, setup.size));
+        let ring = Ring::new(setup, Arc::new(memory), self.base, inflight).map_err(|source| {
             self.error.iter().for_each(|error| signal(error));
             SessionError::Ring { index, source }
         })?;
+        let (next, recovered) = (ring.next_available(), ring.recovered());
         let mut queue = Queue::new(index, ring, self.enabled);
         queue.set_call(self.call.clone());
         queue.set_error(self.error.clone());
         worker.start_queue(queue, self.kick.clone().flatten())?;
         log::info!(
-            "queue {index} started: {} descriptors, from available index {}",
+            "queue {index} started: {} descriptors, from available index {next}{}",
             self.size,
-            self.base
+            match recovered {
+                0 => String::new(),
+                count => format!(", after {count} that were under way"),
+            }
         );
         self.worker = Some(worker);
         Ok(())

@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the front-end remembers of the requests that a device holds, for the device that comes after a crash of this one
+//! (vhost-user, "Inflight I/O tracking").
+//!
+//! A file of shared memory has a region for each ring. Each step of taking and completing requests leaves it so that the requests
+//! under way can be told from it, whatever instruction the process ends at.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd_create};
+use thiserror::Error;
+use vm_memory::{AtomicAccess, Bytes};
+
+use crate::memory::Mapping;
+
+/// Layout of the region of a split ring: features u64, version u16, number of descriptors u16, last batch head u16, used index u16,
+/// then for each descriptor: in flight u8, padding, next u16, counter u64. Numbers are in the host's byte order.
+const VERSION: usize = 8;
+const DESCRIPTORS: usize = 10;
+const LAST_BATCH_HEAD: usize = 12;
+const USED_INDEX: usize = 14;
+const ENTRIES: usize = 16;
+const ENTRY_SIZE: usize = 16;
+const IN_FLIGHT: usize = 0;
+const NEXT: usize = 6;
+const COUNTER: usize = 8;
+/// Each region begins at a multiple of this.
+const ALIGNMENT: usize = 64;
+/// The only version of the layout; a region of zeroes is fresh.
+const LAYOUT_VERSION: u16 = 1;
+
+/// Why a file can not be used.
+#[derive(Debug, Error)]
+pub enum InflightError {
+    /// It would not have room for the rings.
+    #[error(
+        "{length} bytes for the requests in flight of {queues} queues of {size}; {needed} are needed"
+    )]
+    Size {
+        /// Bytes of the file, or announced.
+        length: u64,
+        /// Number of rings.
+        queues: u16,
+        /// Descriptors of a ring.
+        size: u16,
+        /// Bytes that these need.
+        needed: u64,
+    },
+    /// Its regions would not be aligned.
+    #[error("the requests in flight at offset {0:#x} of their file; it must be a multiple of 8")]
+    Unaligned(u64),
+    /// It can not be made, or mapped.
+    #[error("no memory for the requests in flight: {0}")]
+    Memory(#[from] io::Error),
+}
+
+/// Bytes of the region of a ring with `size` descriptors.
+fn region_size(size: u16) -> usize {
+    (ENTRIES + ENTRY_SIZE * usize::from(size)).next_multiple_of(ALIGNMENT)
+}
+
+/// Bytes for `queues` rings of `size` descriptors.
+pub fn file_size(queues: u16, size: u16) -> usize {
+    usize::from(queues) * region_size(size)
+}
+
+/// Makes a file for `queues` rings of `size` descriptors.
+///
+/// # Errors
+/// There is no memory for it.
+pub fn create_file(queues: u16, size: u16) -> Result<OwnedFd, InflightError> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let make = || {
+        let file = memfd_create("vhost-inflight", flags)?;
+        ftruncate(&file, file_size(queues, size) as u64)?;
+        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        Ok(file)
+    };
+    make().map_err(|errno: rustix::io::Errno| InflightError::Memory(errno.into()))
+}
+
+/// The regions of all rings.
+#[derive(Clone, Debug)]
+pub struct InflightFile {
+    mapping: Arc<Mapping>,
+    /// Where the first region begins in the mapping.
+    skip: usize,
+    queues: u16,
+    size: u16,
+}
+
+impl InflightFile {
+    /// Maps a file that the front-end keeps: `length` bytes at `offset` are for `queues` rings of `size` descriptors.
+    ///
+    /// # Errors
+    /// The file is too short, or can not be mapped.
+    pub fn map(
+        file: &OwnedFd,
+        offset: u64,
+        length: u64,
+        queues: u16,
+        size: u16,
+    ) -> Result<Self, InflightError> {
+        let needed = file_size(queues, size) as u64;
+        let too_short = |length| InflightError::Size {
+            length,
+            queues,
+            size,
+            needed,
+        };
+        let stat = fstat(file).map_err(io::Error::from)?;
+        let in_file = u64::try_from(stat.st_size)
+            .unwrap_or(0)
+            .saturating_sub(offset);
+        if length.min(in_file) < needed || needed == 0 {
+            return Err(too_short(length.min(in_file)));
+        }
+        if !offset.is_multiple_of(8) {
+            return Err(InflightError::Unaligned(offset));
+        }
+        let page_mask = rustix::param::page_size() as u64 - 1;
+        let skip = offset & page_mask;
+        let mapping = Mapping::new(file, offset - skip, (needed + skip) as usize)?;
+        Ok(Self {
+            mapping: Arc::new(mapping),
+            skip: skip as usize,
+            queues,
+            size,
+        })
+    }
+
+    /// The region of one ring with `size` descriptors; `None` if the front-end has none for it.
+    pub fn ring(&self, index: u16, size: u16) -> Option<InflightRing> {
+        (index < self.queues && size <= self.size).then(|| InflightRing {
+            mapping: Arc::clone(&self.mapping),
+            start: self.skip + usize::from(index) * region_size(self.size),
+            size,
+            counter: 0,
+            is_fresh: false,
+            completed: Vec::new(),
+        })
+    }
+}
+
+/// The region of one ring.
+#[derive(Debug)]
+pub struct InflightRing {
+    mapping: Arc<Mapping>,
+    start: usize,
+    size: u16,
+    /// Goes up with each request that is taken.
+    counter: u64,
+    /// The region was new when this device found it.
+    is_fresh: bool,
+    /// Heads that were completed since the used index was published.
+    completed: Vec<u16>,
+}
+
+impl InflightRing {
+    fn load<T: AtomicAccess + Default>(&self, offset: usize) -> T {
+        let region = self.mapping.slice(self.start, region_size(self.size));
+        // Offsets are inside: heads are below the size of the ring, for which there is room.
+        region
+            .and_then(|region| region.load(offset, Ordering::Acquire).ok())
+            .unwrap_or_default()
+    }
+
+    fn store<T: AtomicAccess>(&self, offset: usize, value: T) {
+        if let Some(region) = self.mapping.slice(self.start, region_size(self.size)) {
+            let _ = region.store(value, offset, Ordering::Release);
+        }
+    }
+
+    fn entry(head: u16) -> usize {
+        ENTRIES + ENTRY_SIZE * usize::from(head)
+    }
+
+    /// Finds out what the device before this one had taken and not given back, given the ring's used index. Gives the heads of these
+    /// requests in the order in which they were taken; they count as taken again.
+    pub fn recover(&mut self, used_index: u16) -> Vec<u16> {
+        if self.load::<u16>(VERSION) != LAYOUT_VERSION || self.load::<u16>(DESCRIPTORS) != self.size
+        {
+            (0..self.size).for_each(|head| self.store(Self::entry(head) + IN_FLIGHT, 0u8));
+            self.store(DESCRIPTORS, self.size);
+            self.store(LAST_BATCH_HEAD, 0u16);
+            self.store(USED_INDEX, used_index);
+            self.store(VERSION, LAYOUT_VERSION);
+            self.is_fresh = true;
+            return Vec::new();
+        }
+        // The last batch was published, but not all of it was noted. What the front-end keeps may be wrong: no step is taken on trust.
+        let behind = used_index.wrapping_sub(self.load(USED_INDEX));
+        let mut head: u16 = self.load(LAST_BATCH_HEAD);
+        if behind <= self.size {
+            for _ in 0..behind {
+                if head >= self.size {
+                    break;
+                }
+                self.store(Self::entry(head) + IN_FLIGHT, 0u8);
+                head = self.load(Self::entry(head) + NEXT);
+            }
+        }
+        self.store(USED_INDEX, used_index);
+        let mut taken: Vec<(u64, u16)> = (0..self.size)
+            .filter(|head| self.load::<u8>(Self::entry(*head) + IN_FLIGHT) != 0)
+            .map(|head| (self.load(Self::entry(head) + COUNTER), head))
+            .collect();
+        taken.sort_unstable();
+        self.counter = taken
+            .last()
+            .map_or(0, |(counter, _)| counter.wrapping_add(1));
+        taken.into_iter().map(|(_, head)| head).collect()
+    }
+
+    /// Whether no device has used the region before, so that it does not tell where the available ring goes on.
+    pub fn was_fresh(&self) -> bool {
+        self.is_fresh
+    }
+
+    /// Notes that a request is taken.
+    #[inline]
+    pub fn take(&mut self, head: u16) {
+        self.store(Self::entry(head) + COUNTER, self.counter);
+        self.counter = self.counter.wrapping_add(1);
+        self.store(Self::entry(head) + IN_FLIGHT, 1u8);
+    }
+
+    /// Notes that a request is completed, which the driver does not see yet.
+    #[inline]
+    pub fn complete(&mut self, head: u16) {
+        self.store(Self::entry(head) + NEXT, self.load::<u16>(LAST_BATCH_HEAD));
+        self.store(LAST_BATCH_HEAD, head);
+        self.completed.push(head);
+    }
+
+    /// Notes that the driver sees all that was completed.
+    #[inline]
+    pub fn published(&mut self, used_index: u16) {
+        for head in std::mem::take(&mut self.completed) {
+            self.store(Self::entry(head) + IN_FLIGHT, 0u8);
+        }
+        self.store(USED_INDEX, used_index);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: u16 = 8;
+
+    fn file() -> InflightFile {
+        let file = create_file(2, SIZE).unwrap();
+        let length = file_size(2, SIZE) as u64;
+        InflightFile::map(&file, 0, length, 2, SIZE).unwrap()
+    }
+
+    fn recovered(file: &InflightFile, used_index: u16) -> Vec<u16> {
+        file.ring(1, SIZE).unwrap().recover(used_index)
+    }
+
+    #[test]
+    fn what_is_taken_and_not_published_is_recovered_in_its_order() {
+        let file = file();
+        let mut ring = file.ring(1, SIZE).unwrap();
+        assert!(ring.recover(100).is_empty());
+        for head in [5, 2, 7, 0] {
+            ring.take(head);
+        }
+        assert_eq!(recovered(&file, 100), [5, 2, 7, 0]);
+        ring.complete(2);
+        ring.complete(5);
+        assert_eq!(recovered(&file, 100), [5, 2, 7, 0]);
+        ring.published(102);
+        assert_eq!(recovered(&file, 102), [7, 0]);
+        // What is recovered has been taken before what comes then.
+        let mut next = file.ring(1, SIZE).unwrap();
+        assert_eq!(next.recover(102), [7, 0]);
+        next.take(1);
+        assert_eq!(recovered(&file, 102), [7, 0, 1]);
+        assert!(file.ring(0, SIZE).unwrap().recover(0).is_empty());
+    }
+
+    #[test]
+    fn a_batch_that_was_published_and_not_noted_is_not_recovered() {
+        let file = file();
+        let mut ring = file.ring(1, SIZE).unwrap();
+        ring.recover(u16::MAX);
+        (0..6).for_each(|head| ring.take(head));
+        ring.complete(3);
+        ring.published(0);
+        ring.complete(1);
+        ring.complete(4);
+        // The process ends after the used index went from 0 to 2; or when half of it was noted.
+        ring.store(InflightRing::entry(4) + IN_FLIGHT, 0u8);
+        assert_eq!(recovered(&file, 2), [0, 2, 5]);
+        assert_eq!(recovered(&file, 2), [0, 2, 5]);
+    }
+
+    #[test]
+    fn nonsense_in_the_file_does_no_harm() {
+        let file = file();
+        let mut random = fastrand::Rng::with_seed(7);
+        for _ in 0..1000 {
+            let ring = file.ring(1, SIZE).unwrap();
+            for offset in (0..region_size(SIZE)).step_by(2) {
+                ring.store(offset, random.u16(..));
+            }
+            ring.store(VERSION, LAYOUT_VERSION);
+            ring.store(DESCRIPTORS, SIZE);
+            let heads = recovered(&file, random.u16(..));
+            assert!(heads.len() <= SIZE.into() && heads.iter().all(|head| *head < SIZE));
+        }
+    }
+
+    #[test]
+    fn files_that_are_too_short_are_refused() {
+        let needed = file_size(2, SIZE) as u64;
+        let file = create_file(2, SIZE).unwrap();
+        for (offset, length) in [(0, needed - 1), (64, needed), (u64::MAX, needed), (0, 0)] {
+            let result = InflightFile::map(&file, offset, length, 2, SIZE);
+            assert!(matches!(result, Err(InflightError::Size { .. })));
+        }
+        assert!(InflightFile::map(&file, 0, needed, 0, SIZE).is_err());
+        let file = InflightFile::map(&file, 0, needed, 2, SIZE).unwrap();
+        assert!(file.ring(2, SIZE).is_none());
+        assert!(file.ring(0, 2 * SIZE).is_none());
+    }
+}
