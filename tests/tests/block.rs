@@ -6,6 +6,8 @@
 
 #[path = "block/config.rs"]
 mod config;
+#[path = "block/crash.rs"]
+mod crash;
 #[path = "block/direct.rs"]
 mod direct;
 #[path = "block/durability.rs"]

@@ -62,6 +62,7 @@ impl Default for Options {
                 | VhostUserProtocolFeatures::CONFIG
                 | VhostUserProtocolFeatures::BACKEND_REQ
                 | VhostUserProtocolFeatures::RESET_DEVICE
+                | VhostUserProtocolFeatures::INFLIGHT_SHMFD
                 | VhostUserProtocolFeatures::STATUS
                 | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
             need_reply: true,
@@ -118,8 +119,22 @@ impl FrontEnd {
         Self::from_stream(connection.socket().try_clone()?, options)
     }
 
+    /// Like [`FrontEnd::connect`], with the memory of another connection.
+    pub fn connect_with_memory(
+        path: &Path,
+        options: &Options,
+        memory: GuestMemory,
+    ) -> Result<Self> {
+        let connection = RawConnection::connect_within(path, options.timeout)?;
+        Self::with_memory(connection.socket().try_clone()?, options, memory)
+    }
+
     /// Negotiates on a connected socket.
     pub fn from_stream(socket: UnixStream, options: &Options) -> Result<Self> {
+        Self::with_memory(socket, options, GuestMemory::new(&options.memory))
+    }
+
+    fn with_memory(socket: UnixStream, options: &Options, memory: GuestMemory) -> Result<Self> {
         // The vhost crate repeats a read that timed out, so the watchdog limits it instead.
         socket.set_read_timeout(None)?;
         let mut front_end = FrontEnd {
@@ -127,7 +142,7 @@ impl FrontEnd {
             watchdog: Arc::new(Watchdog::new(socket.try_clone()?)),
             socket,
             timeout: options.timeout,
-            memory: GuestMemory::new(&options.memory),
+            memory,
             offered: 0,
             features: 0,
             protocol_features: VhostUserProtocolFeatures::empty(),

@@ -24,7 +24,7 @@ const DESCRIPTORS: u16 = 3;
 const END: Duration = Duration::from_secs(2);
 
 /// Requests on their way at once.
-struct Load {
+pub struct Load {
     queue: Queue,
     memory: GuestMemory,
     areas: Vec<RequestArea>,
@@ -34,7 +34,7 @@ struct Load {
 
 impl Load {
     /// Room for `depth` requests of `size` bytes on queue `index`.
-    fn new(front_end: &FrontEnd, index: usize, depth: usize, size: u32) -> Self {
+    pub fn new(front_end: &FrontEnd, index: usize, depth: usize, size: u32) -> Self {
         let options = QueueOptions {
             indirect: DESCRIPTORS,
             ..front_end.queue_options((depth as u16).next_power_of_two())
@@ -52,26 +52,31 @@ impl Load {
     }
 
     /// Adds request `number`, which uses the area of that number. It is not published.
-    fn add(&mut self, number: usize, request: &Request) {
+    pub fn add(&mut self, number: usize, request: &Request) {
         let prepared = self.areas[number].prepare(&self.memory, request);
         let head = self.queue.add(&prepared.chain).unwrap();
         self.pending[usize::from(head)] = Some((number, prepared));
     }
 
-    fn publish(&mut self) {
+    pub fn publish(&mut self) {
         self.queue.publish();
         self.queue.kick();
     }
 
+    /// The queue that it is on.
+    pub fn queue(&self) -> &Queue {
+        &self.queue
+    }
+
     /// Takes a request that came back.
-    fn take(&mut self) -> Option<(usize, Completion)> {
+    pub fn take(&mut self) -> Option<(usize, Completion)> {
         let used = self.queue.take_used()?;
         let (number, prepared) = self.pending[usize::from(used.head)].take().unwrap();
         Some((number, prepared.completion(&self.memory, used.length)))
     }
 
     /// Waits for the next request to come back.
-    fn wait(&mut self) -> (usize, Completion) {
+    pub fn wait(&mut self) -> (usize, Completion) {
         loop {
             if let Some(taken) = self.take() {
                 return taken;
