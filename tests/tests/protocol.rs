@@ -12,6 +12,8 @@ mod features;
 mod framing;
 #[path = "protocol/hostile.rs"]
 mod hostile;
+#[path = "protocol/inflight.rs"]
+mod inflight;
 #[path = "protocol/memory.rs"]
 mod memory;
 #[path = "protocol/rings.rs"]
@@ -41,6 +43,7 @@ fn known_protocol_features() -> ProtocolFeatures {
         | ProtocolFeatures::CONFIG
         | ProtocolFeatures::RESET_DEVICE
         | ProtocolFeatures::CONFIGURE_MEM_SLOTS
+        | ProtocolFeatures::INFLIGHT_SHMFD
         | ProtocolFeatures::STATUS
 }
 

@@ -592,8 +592,10 @@ impl<D: Device> Session<'_, D> {
         let wanted = self.inflight_description(message, FrontendReq::GET_INFLIGHT_FD)?;
         let file = inflight::create_file(wanted.num_queues, wanted.queue_size)?;
         let length = inflight::file_size(wanted.num_queues, wanted.queue_size) as u64;
-        let made = VhostUserInflight::new(length, 0, wanted.num_queues, wanted.queue_size);
-        let mut reply = made.as_slice().to_vec();
+        let (queues, size) = (wanted.num_queues, wanted.queue_size);
+        // Field by field: the structure has padding, in which there is whatever was there before.
+        let mut reply = [length, 0].map(u64::to_ne_bytes).concat();
+        reply.extend([queues, size].map(u16::to_ne_bytes).concat());
         reply.resize(message.payload.len(), 0);
         Ok(Answer::ReplyWithFile(reply, file))
     }
