@@ -7,6 +7,8 @@ mod commands;
 mod display;
 #[path = "gpu/pictures.rs"]
 mod pictures;
+#[path = "gpu/virgl.rs"]
+mod virgl;
 
 use std::time::Duration;
 
@@ -23,7 +25,7 @@ const B8G8R8X8: u32 = 2;
 
 /// A running device. Dropping it ends it.
 struct Device {
-    _program: Program,
+    program: Program,
     directory: TempDir,
 }
 
@@ -36,10 +38,7 @@ impl Device {
         command.arg(option("socket-path", &socket));
         let mut program = Program::spawn(&mut command).unwrap();
         program.wait_for_listener(&socket).unwrap();
-        Self {
-            _program: program,
-            directory,
-        }
+        Self { program, directory }
     }
 
     /// A driver, without a display.

@@ -54,7 +54,7 @@ impl Device for Gpu {
         let offer = match options.virgl {
             true => Some(Offer::probe(node).map_err(|error| {
                 StartError(format!(
-                    "there is no 3D: {error}; start it without --virgl, or install libvirglrenderer1 and a driver for a GPU or a Mesa that does without"
+                    "there is no 3D: {error}; repair that, or leave out --virgl"
                 ))
             })?),
             false => None,

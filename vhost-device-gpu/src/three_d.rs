@@ -28,6 +28,10 @@ use crate::virgl::{Capset, Direction, Renderer, TransferBox, VirglError};
 const MAX_COMMANDS: u32 = 16 << 20;
 /// `pipe_texture_target`: a resource that is bytes, not pixels.
 const BUFFER: u32 = 0;
+/// Bytes of a pixel, or block of pixels, of the largest format.
+const MAX_BLOCK_SIZE: u64 = 16;
+/// The smallest picture of the largest resource that there can be.
+const MAX_LEVEL: u32 = 31;
 /// How often fences are looked at where nothing tells when they are done.
 const FENCE_INTERVAL_NS: i64 = 1_000_000;
 
@@ -314,6 +318,27 @@ fn create(
     })
 }
 
+/// Whether the library, which counts bytes with 32 bits, can tell if all of a transfer is in the memory behind the resource.
+fn is_countable(part: &TransferBox, (stride, layer_stride): (u32, u32), offset: u64) -> bool {
+    let ends = [
+        part.x.checked_add(part.width),
+        part.y.checked_add(part.height),
+        part.z.checked_add(part.depth),
+    ];
+    let product = |factors: [u32; 3]| {
+        let factors = factors.into_iter().map(u64::from);
+        factors.fold(MAX_BLOCK_SIZE, u64::saturating_mul)
+    };
+    let sizes = [
+        product([part.width, part.height, part.depth]),
+        u64::from(stride) * u64::from(part.height),
+        u64::from(layer_stride) * u64::from(part.depth),
+        offset,
+    ];
+    let size = sizes.into_iter().fold(0, u64::saturating_add);
+    ends.into_iter().all(|end| end.is_some()) && size <= u32::MAX.into()
+}
+
 fn transfer(
     three_d: &mut ThreeD,
     resources: &Resources,
@@ -325,12 +350,6 @@ fn transfer(
     if !resources.get(number)?.is_rendered() {
         return Err(Refusal::Parameter);
     }
-    // The library counts with signed numbers, and has had trouble with boxes that wrap around.
-    let edge = |start: u32, length: u32| {
-        let end = start.checked_add(length);
-        end.filter(|end| *end <= i32::MAX as u32)
-            .ok_or(Refusal::Parameter)
-    };
     let part = TransferBox {
         x: command.x.get(),
         y: command.y.get(),
@@ -339,13 +358,12 @@ fn transfer(
         height: command.height.get(),
         depth: command.depth.get(),
     };
-    edge(part.x, part.width)?;
-    edge(part.y, part.height)?;
-    edge(part.z, part.depth)?;
     let level = command.level.get();
-    edge(level, 0)?;
     let strides = (command.stride.get(), command.layer_stride.get());
     let offset = command.offset.get();
+    if !is_countable(&part, strides, offset) || level > MAX_LEVEL {
+        return Err(Refusal::Parameter);
+    }
     three_d
         .renderer()?
         .transfer(direction, context, number, level, strides, part, offset)

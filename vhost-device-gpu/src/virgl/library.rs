@@ -5,8 +5,6 @@ use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
 use std::sync::OnceLock;
 
-use vhost_device_common::warn_limited;
-
 use super::VirglError;
 
 /// The library, by its name in all releases so far.
@@ -146,7 +144,7 @@ fn error() -> String {
         .into_owned()
 }
 
-/// Has the library's messages, which guests can cause at will, logged with a limit. Where the library can not be asked to, they go to
+/// Has the library's messages, which guests can cause at will, logged for those who ask for it. Where the library can not be asked to, they go to
 /// stderr.
 fn catch_log(library: *mut c_void) {
     // SAFETY: the library stays open, and the name ends with a zero.
@@ -178,6 +176,6 @@ extern "C" fn log(format: *const c_char, arguments: *mut c_void) {
     unsafe { vsnprintf(line.as_mut_ptr().cast(), line.len(), format, arguments) };
     if let Ok(line) = CStr::from_bytes_until_nul(&line) {
         let line = line.to_string_lossy();
-        warn_limited(format_args!("virglrenderer: {}", line.trim_end()));
+        log::debug!("virglrenderer: {}", line.trim_end());
     }
 }

@@ -28,7 +28,7 @@ pub enum VirglError {
         error: String,
     },
     /// The library found nothing that it can draw with.
-    #[error("libvirglrenderer can not draw on this host")]
+    #[error("libvirglrenderer can not draw on this host (RUST_LOG=debug shows what it says)")]
     Init,
     /// There is one renderer in a process.
     #[error("another renderer is in use")]
