@@ -173,6 +173,9 @@ impl GpuHandler {
         {
             respond(queue, fenced.chain, &fenced.header, &fenced.response);
         }
+        if !self.fenced.is_empty() {
+            three_d.expect_fence();
+        }
     }
 
     /// Waits for the renderer, but not forever: answers all that waits for it.

@@ -109,8 +109,26 @@ impl ThreeD {
         }
     }
 
+    /// Has [`ThreeD::events`] tell when a fence may be done.
+    pub fn expect_fence(&self) {
+        let Some(renderer) = &self.renderer else {
+            return;
+        };
+        if renderer.events().is_none() {
+            let once = Itimerspec {
+                it_interval: Timespec::default(),
+                it_value: Timespec {
+                    tv_sec: 0,
+                    tv_nsec: FENCE_INTERVAL_NS,
+                },
+            };
+            let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
+        }
+    }
+
     /// The last fence that is done.
     pub fn poll(&mut self) -> u32 {
+        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
         self.renderer.as_mut().map_or(0, Renderer::poll)
     }
 
@@ -139,20 +157,7 @@ impl ThreeD {
 /// Starts the renderer on this thread.
 fn start(offer: &Offer, events: &OwnedFd, timer: &OwnedFd) -> Result<Renderer, VirglError> {
     let renderer = Renderer::new(offer.node.as_deref())?;
-    let own = renderer.events();
-    if own.is_none() {
-        let interval = Timespec {
-            tv_sec: 0,
-            tv_nsec: FENCE_INTERVAL_NS,
-        };
-        let interval = Itimerspec {
-            it_interval: interval,
-            it_value: interval,
-        };
-        timerfd_settime(timer, TimerfdTimerFlags::empty(), &interval)
-            .map_err(|errno| VirglError::System(errno.kind()))?;
-    }
-    let source = own.unwrap_or(timer.as_fd());
+    let source = renderer.events().unwrap_or(timer.as_fd());
     epoll::add(
         events,
         source,
