@@ -61,32 +61,20 @@ fn screen(guest: &Guest) -> (usize, Vec<[u8; 3]>) {
     (info.width as usize, pixels.collect())
 }
 
-#[test]
-#[ignore = "boots a guest"]
-fn a_cube_that_the_guest_draws_turns_on_the_screen() {
-    let directory = tempfile::tempdir().unwrap();
-    let socket = directory.path().join("socket");
+/// The back-end, with Mesa's software renderer in place of a GPU.
+fn start(socket: &Path) -> Program {
     let mut command = process::command("vhost-device-gpu").unwrap();
     command
         .env("RUST_LOG", "info")
         .args(["--virgl", "--render-node=/dev/null"])
-        .arg(process::option("socket-path", &socket));
+        .arg(process::option("socket-path", socket));
     let mut gpu = Program::spawn(&mut command).unwrap();
-    gpu.wait_for_listener(&socket).unwrap();
-    let script = r#"
-        # It ends when there is something on its stdin.
-        sleep 600 | run /usr/bin/kmscube -D /dev/dri/card0 > /tmp/kmscube 2>&1 &
-        cube=$!
-        until grep -q renderer: /tmp/kmscube || ! kill -0 $cube; do sleep 0.1; done
-        echo "@renderer $(grep renderer: /tmp/kmscube || cat /tmp/kmscube)"
-        wait $cube
-        tail /tmp/kmscube
-    "#;
-    let mut guest = machine("gpu-virgl-cube", &socket, script).start().unwrap();
-    let renderer = guest.wait("renderer").unwrap();
-    assert!(renderer.contains("virgl"), "{renderer}");
+    gpu.wait_for_listener(socket).unwrap();
+    gpu
+}
 
-    // The cube is in the middle of a grey screen.
+/// Waits until there is a cube in the middle of a grey screen, in one position after another.
+fn wait_for_cube(guest: &Guest, gpu: &Program) {
     let is_cube = |(width, pixels): &(usize, Vec<[u8; 3]>)| {
         let grey = |pixel: &[u8; 3]| pixel.iter().all(|value| value.abs_diff(128) <= 1);
         let middle = pixels.len() / 2 + width / 2;
@@ -99,10 +87,10 @@ fn a_cube_that_the_guest_draws_turns_on_the_screen() {
     let deadline = Instant::now() + PATIENCE;
     let mut first = None;
     loop {
-        let now = screen(&guest);
+        let now = screen(guest);
         if is_cube(&now) {
             match &first {
-                Some(first) if *first != now => break,
+                Some(first) if *first != now => return,
                 _ => first = Some(now),
             }
         }
@@ -113,6 +101,37 @@ fn a_cube_that_the_guest_draws_turns_on_the_screen() {
         );
         std::thread::sleep(Duration::from_millis(100));
     }
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_cube_turns_on_the_screen_through_pause_and_reset() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    let mut gpu = start(&socket);
+    let script = r#"
+        # It ends when there is something on its stdin.
+        sleep 600 | run /usr/bin/kmscube -D /dev/dri/card0 > /tmp/kmscube 2>&1 &
+        cube=$!
+        until grep -q renderer: /tmp/kmscube || ! kill -0 $cube; do sleep 0.1; done
+        echo "@renderer $(grep renderer: /tmp/kmscube || cat /tmp/kmscube)"
+        wait $cube
+        tail /tmp/kmscube
+    "#;
+    let mut guest = machine("gpu-virgl-cube", &socket, script)
+        .reboots()
+        .start()
+        .unwrap();
+    let renderer = guest.wait("renderer").unwrap();
+    assert!(renderer.contains("virgl"), "{renderer}");
+    wait_for_cube(&guest, &gpu);
+    let command = |guest: &Guest, name| guest.qmp().unwrap().execute(name, json!({})).unwrap();
+    command(&guest, "stop");
+    command(&guest, "cont");
+    wait_for_cube(&guest, &gpu);
+    command(&guest, "system_reset");
+    guest.wait("renderer").unwrap();
+    wait_for_cube(&guest, &gpu);
     assert_eq!(guest.qemu_stderr(), "");
     drop(guest);
     assert_eq!(gpu.status().unwrap(), None, "the back-end goes on");

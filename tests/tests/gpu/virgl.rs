@@ -289,6 +289,43 @@ fn fences_come_back_in_order() {
 }
 
 #[test]
+fn a_queue_that_stops_has_answered_all_that_it_took() {
+    if !is_there() {
+        return;
+    }
+    let device = Device::start(&["--virgl", "--headless"]);
+    let mut driver = device.connect();
+    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    driver.done(number::CREATE_3D, &picture(3, 2048, 2048, 0));
+    done_in(
+        &mut driver,
+        CONTEXT,
+        number::CTX_ATTACH_RESOURCE,
+        &words(&[3, 0]),
+    );
+    let before = 3;
+    let memory = driver.front_end.memory();
+    let commands: Vec<u32> = (0..5).flat_map(|_| clear(3, [0.0, 1.0, 0.0])).collect();
+    let mut bytes = fenced_command(number::SUBMIT_3D, FENCE, 1, &submit(&commands));
+    bytes[16..20].copy_from_slice(&CONTEXT.to_le_bytes());
+    let request = memory.allocate(bytes.len() as u64, 16);
+    memory.write(request, &bytes);
+    for _ in 0..20 {
+        let response = memory.allocate(24, 16);
+        driver.control.submit(&[
+            Buffer::readable(request, bytes.len() as u32),
+            Buffer::writable(response, 24),
+        ]);
+    }
+    let taken = driver.front_end.stop(0).unwrap() - before;
+    let mut answered = 0;
+    while driver.control.take_used().is_some() {
+        answered += 1;
+    }
+    assert_eq!(answered, taken);
+}
+
+#[test]
 fn what_can_not_be_is_refused_in_3d_too() {
     if !is_there() {
         return;
