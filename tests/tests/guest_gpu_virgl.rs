@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -20,9 +21,8 @@ const SETUP: &str = r#"
     mkdir -p /host
     mount -t 9p -o trans=virtio,version=9p2000.L,msize=262144,cache=loose,ro host /host
     for directory in dev proc sys; do mount --bind /$directory /host/$directory; done
-    mount -t tmpfs tmp /host/tmp
     # Mesa would keep shaders.
-    run() { HOME=/tmp MESA_SHADER_CACHE_DISABLE=1 chroot /host "$@"; }
+    run() { HOME=/ MESA_SHADER_CACHE_DISABLE=1 chroot /host "$@"; }
 "#;
 
 fn machine(name: &str, socket: &Path, script: &str) -> Machine {
@@ -136,4 +136,37 @@ fn a_cube_turns_on_the_screen_through_pause_and_reset() {
     drop(guest);
     assert_eq!(gpu.status().unwrap(), None, "the back-end goes on");
     assert!(!gpu.stderr().contains("warn: command"), "{}", gpu.stderr());
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_triangle_has_the_pixels_that_it_has_on_the_host() {
+    let program = process::binary("draw-triangle").unwrap();
+    let mut command = Command::new(&program);
+    let host = command.env("LIBGL_ALWAYS_SOFTWARE", "1").output().unwrap();
+    let host = String::from_utf8(host.stdout).unwrap();
+    let expected = host
+        .lines()
+        .find(|line| line.starts_with("pixels "))
+        .unwrap();
+    assert!(
+        expected.contains("[255, 128, 0, 255] [0, 0, 255, 255]"),
+        "{host}"
+    );
+
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    let mut gpu = start(&socket);
+    let script = format!("run {} 2>&1 | sed 's/^/@/'", program.display());
+    let mut guest = machine("gpu-virgl-triangle", &socket, &script)
+        .start()
+        .unwrap();
+    let renderer = guest.wait("renderer").unwrap();
+    assert!(renderer.starts_with("virgl"), "{renderer}");
+    assert_eq!(
+        format!("pixels {}", guest.wait("pixels").unwrap()),
+        expected
+    );
+    guest.finish().unwrap();
+    assert_eq!(gpu.status().unwrap(), None, "the back-end goes on");
 }
