@@ -35,6 +35,8 @@ pub enum Claim {
     ShortLog,
     /// A request whose buffers are not all in guest memory fails alone.
     BadBuffer,
+    /// Memory that the front-end takes away does not take the process with it.
+    LostMemory,
 }
 
 /// A back-end that the suites can run against.

@@ -1,21 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vhost-device-gpu` as a driver and a display meet it.
 
+#[path = "gpu/answers.rs"]
+mod answers;
+#[path = "gpu/backing.rs"]
+mod backing;
+#[path = "gpu/bounds.rs"]
+mod bounds;
 #[path = "gpu/commands.rs"]
 mod commands;
+#[path = "gpu/cursor.rs"]
+mod cursor;
 #[path = "gpu/display.rs"]
 mod display;
+#[path = "gpu/framing.rs"]
+mod framing;
+#[path = "gpu/fuzz.rs"]
+mod fuzz;
 #[path = "gpu/pictures.rs"]
 mod pictures;
+#[path = "gpu/scanouts.rs"]
+mod scanouts;
 #[path = "gpu/virgl.rs"]
 mod virgl;
 
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use tempfile::TempDir;
-use vhost_device_tests::front_end::gpu::{Answers, Display, GpuDriver, Shown};
+use vhost::vhost_user::message::FrontendReq;
+use vhost_device_tests::front_end::gpu::{Answers, Display, GpuDriver, Shown, words};
 use vhost_device_tests::front_end::{FrontEnd, Options};
-use vhost_device_tests::process::{Program, command, option};
+use vhost_device_tests::process::{PATIENCE, Program, command, option};
 
 /// How long to look for what must not happen.
 const QUIET: Duration = Duration::from_millis(50);
@@ -54,6 +72,63 @@ impl Device {
         driver.set_display(&socket).unwrap();
         assert_eq!(display.next(), Shown::Features(1));
         (driver, display)
+    }
+}
+
+/// Passes a display, or what shall be taken for one, and waits until the device has it.
+fn pass_display(driver: &GpuDriver, file: BorrowedFd<'_>) {
+    let raw = driver.front_end.raw().unwrap();
+    let refused = raw.acknowledged(FrontendReq::GPU_SET_SOCKET, &[], &[file]);
+    assert_eq!(refused.unwrap(), 0);
+}
+
+/// A display that does nothing by itself. Dropping it closes it.
+struct ManualDisplay(UnixStream);
+
+impl ManualDisplay {
+    /// Passes a new display to the device, which has it then.
+    fn connect(driver: &GpuDriver) -> Self {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        pass_display(driver, theirs.as_fd());
+        ours.set_read_timeout(Some(PATIENCE)).unwrap();
+        Self(ours)
+    }
+
+    /// The same, and the protocol features are agreed upon.
+    fn greeted(driver: &GpuDriver, features: u64) -> Self {
+        let mut display = Self::connect(driver);
+        display.greet(features);
+        display
+    }
+
+    fn greet(&mut self, features: u64) {
+        assert_eq!(self.receive(), (1, Vec::new()));
+        self.answer(1, &features.to_ne_bytes());
+        assert_eq!(self.receive(), (2, (features & 1).to_ne_bytes().to_vec()));
+    }
+
+    /// The next request, and its payload.
+    fn receive(&mut self) -> (u32, Vec<u8>) {
+        let mut header = [0; 12];
+        self.0.read_exact(&mut header).unwrap();
+        let [request, flags, size] =
+            [0, 4, 8].map(|at| u32::from_ne_bytes(header[at..at + 4].try_into().unwrap()));
+        assert_eq!(flags, 0, "flags of request {request}");
+        let mut payload = vec![0; size as usize];
+        self.0.read_exact(&mut payload).unwrap();
+        (request, payload)
+    }
+
+    fn answer(&mut self, request: u32, payload: &[u8]) {
+        let header = words(&[request, 4, payload.len() as u32]);
+        self.0.write_all(&[&header, payload].concat()).unwrap();
+    }
+
+    /// Reads what is left, until the device closes its end.
+    fn wait_until_closed(mut self) {
+        if let Err(error) = std::io::copy(&mut self.0, &mut std::io::sink()) {
+            assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        }
     }
 }
 

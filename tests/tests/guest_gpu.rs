@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vhost-device-gpu` used by a real Linux guest in a real QEMU: what the guest draws is on QEMU's screen dump.
 
-use std::fs::File;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 use tempfile::TempDir;
 use vhost_device_tests::guest::kernel::Flavour;
+use vhost_device_tests::guest::picture::Picture;
 use vhost_device_tests::guest::{Guest, Machine};
 use vhost_device_tests::process::{self, Program};
 
@@ -41,7 +40,7 @@ impl Gpu {
         let socket = directory.path().join("socket");
         let mut command = process::command("vhost-device-gpu").unwrap();
         command
-            .env("RUST_LOG", "debug")
+            .env("RUST_LOG", "trace")
             .arg(process::option("socket-path", &socket))
             .args(options);
         let mut program = Program::spawn(&mut command).unwrap();
@@ -55,18 +54,15 @@ impl Gpu {
         Machine::new(name, format!("{SETUP}{script}"))
             .kernel(Flavour::Plain)
             .module("virtio_gpu")
-            .vhost_user(&format!("vhost-user-gpu-pci{properties}"), &socket)
+            .vhost_user(&format!("vhost-user-gpu-pci,id=gpu{properties}"), &socket)
     }
 
-    /// What the guest shows now.
-    fn screen(&self, guest: &Guest) -> Picture {
+    /// What the guest shows now on output `head` of the device, whose id is `gpu`.
+    fn screen(&self, guest: &Guest, head: u32) -> Picture {
         let path = self.directory.path().join("screen.png");
-        guest
-            .qmp()
-            .unwrap()
-            .execute("screendump", json!({ "filename": path, "format": "png" }))
-            .unwrap();
-        Picture::read(path)
+        let dump = json!({ "filename": path, "format": "png", "device": "gpu", "head": head });
+        guest.qmp().unwrap().execute("screendump", dump).unwrap();
+        Picture::read(&path).unwrap()
     }
 
     fn wait_for_log(&self, what: &str, count: usize) {
@@ -83,9 +79,21 @@ impl Gpu {
 
     /// Waits until the screen is as expected.
     fn wait_for(&self, guest: &Guest, what: &str, is_expected: impl Fn(&Picture) -> bool) {
+        self.wait_for_heads(guest, 1, what, is_expected);
+    }
+
+    /// Waits until the screens of the first outputs, one beside the other, are as expected.
+    fn wait_for_heads(
+        &self,
+        guest: &Guest,
+        heads: u32,
+        what: &str,
+        is_expected: impl Fn(&Picture) -> bool,
+    ) {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            let screen = self.screen(guest);
+            let mut screen = self.screen(guest, 0);
+            (1..heads).for_each(|head| screen = screen.beside(&self.screen(guest, head)));
             if is_expected(&screen) {
                 return;
             }
@@ -99,80 +107,6 @@ impl Gpu {
             );
             std::thread::sleep(Duration::from_millis(100));
         }
-    }
-}
-
-/// A picture of red, green, blue.
-struct Picture {
-    width: usize,
-    height: usize,
-    pixels: Vec<[u8; 3]>,
-}
-
-impl Picture {
-    fn read(path: PathBuf) -> Self {
-        let mut reader = png::Decoder::new(std::io::BufReader::new(File::open(path).unwrap()))
-            .read_info()
-            .unwrap();
-        let mut bytes = vec![0; reader.output_buffer_size().unwrap()];
-        let info = reader.next_frame(&mut bytes).unwrap();
-        let size = match info.color_type {
-            png::ColorType::Rgb => 3,
-            png::ColorType::Rgba => 4,
-            other => panic!("a screen dump of {other:?}"),
-        };
-        Self {
-            width: info.width as usize,
-            height: info.height as usize,
-            pixels: bytes
-                .chunks_exact(size)
-                .map(|pixel| [pixel[0], pixel[1], pixel[2]])
-                .collect(),
-        }
-    }
-
-    fn row(&self, row: usize) -> &[[u8; 3]] {
-        &self.pixels[row * self.width..][..self.width]
-    }
-
-    fn corners(&self) -> [[u8; 3]; 4] {
-        let (top, bottom) = (self.row(0), self.row(self.height - 1));
-        [
-            top[0],
-            top[self.width - 1],
-            bottom[0],
-            bottom[self.width - 1],
-        ]
-    }
-
-    /// Whether the upper half is the bars of the SMPTE test pattern, from the left.
-    fn has_bars(&self) -> bool {
-        const BARS: [[u8; 3]; 7] = [
-            [192, 192, 192],
-            [192, 192, 0],
-            [0, 192, 192],
-            [0, 192, 0],
-            [192, 0, 192],
-            [192, 0, 0],
-            [0, 0, 192],
-        ];
-        let bar = self.width / BARS.len();
-        (0..self.height / 2).all(|row| {
-            let bars = BARS.iter().enumerate();
-            bars.into_iter().all(|(index, colour)| {
-                let inner = &self.row(row)[index * bar + 2..(index + 1) * bar - 2];
-                inner.iter().all(|pixel| pixel == colour)
-            })
-        })
-    }
-
-    /// Whether the picture is of bands of the same height, in these colours from the top.
-    fn is_bands(&self, colours: &[[u8; 3]]) -> bool {
-        let band = self.height / colours.len();
-        (0..self.height).all(|row| {
-            let colour = colours[(row / band).min(colours.len() - 1)];
-            self.row(row).iter().all(|pixel| *pixel == colour)
-        })
     }
 }
 
@@ -241,4 +175,84 @@ fn test_patterns_are_shown_in_several_modes() {
             (screen.width, screen.height) == (width, height) && screen.has_bars()
         });
     }
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn two_outputs_show_two_parts_of_one_picture() {
+    let gpu = Gpu::start(&[]);
+    let mut guest = gpu
+        .machine(
+            "gpu-outputs",
+            ",max_outputs=2,xres=640,yres=480",
+            r#"
+            # Nobody has plugged in the second one.
+            echo on > /sys/class/drm/card0-Virtual-2/status
+            set -- $(modetest -M virtio_gpu -c | awk '$3 == "connected" { print $1 }')
+            echo "@connectors $#"
+            sleep 60 | modetest -M virtio_gpu -s $1:640x480 -s $2:640x480 > /tmp/log 2>&1 || cat /tmp/log
+            "#,
+        )
+        .program("modetest")
+        .start()
+        .unwrap();
+    assert_eq!(guest.wait("connectors").unwrap(), "2");
+    gpu.wait_for_heads(&guest, 2, "the bars", |screens| {
+        (screens.width, screens.height) == (1280, 480) && screens.has_bars()
+    });
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn the_guest_moves_its_cursor() {
+    let gpu = Gpu::start(&[]);
+    let guest = gpu
+        .machine(
+            "gpu-cursor",
+            "",
+            r#"
+            connector=$(modetest -M virtio_gpu -c | awk '$3 == "connected" { print $1; exit }')
+            sleep 60 | modetest -M virtio_gpu -s $connector:800x600 -C > /dev/null
+            "#,
+        )
+        .program("modetest")
+        .start()
+        .unwrap();
+    gpu.wait_for_log("cursor command 0x300", 1);
+    gpu.wait_for_log("cursor command 0x301", 10);
+    gpu.wait_for(&guest, "the bars", Picture::has_bars);
+    assert!(!gpu.program.stderr().contains("refused"));
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_driver_that_is_loaded_again_draws_again() {
+    let gpu = Gpu::start(&[]);
+    let script = format!(
+        r#"
+        rows '\0\0\377\0' 480 > /tmp/red
+        echo "@red"
+        for try in $(seq 40); do cat /tmp/red > /dev/fb0; sleep 0.2; done
+        for console in /sys/class/vtconsole/*; do
+            grep -q 'frame buffer' $console/name && echo 0 > $console/bind
+        done
+        rmmod virtio_gpu
+        [ ! -e /dev/fb0 ]
+        insmod /modules/*virtio*gpu*
+        echo "@again"
+        {SETUP}
+        {DRAW_BANDS}
+        "#
+    );
+    let mut guest = gpu
+        .machine("gpu-driver", ",xres=640,yres=480", &script)
+        .start()
+        .unwrap();
+    guest.wait("red").unwrap();
+    gpu.wait_for(&guest, "red", |screen| screen.is_bands(&[BANDS[0]]));
+    guest.wait("again").unwrap();
+    guest.wait("drawn").unwrap();
+    gpu.wait_for(&guest, "the bands", |screen| screen.is_bands(&BANDS));
+    gpu.wait_for_log("a display is connected", 2);
+    assert_eq!(guest.qemu_stderr(), "");
 }

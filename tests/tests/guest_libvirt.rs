@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `vhost-device-block` as the disk of a domain of libvirt's, set up as the README says.
+//! `vhost-device-block` as the disk of a domain of libvirt's, set up as the README says, and `vhost-device-gpu` as its video, found by its
+//! descriptor.
 
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+use vhost_device_tests::guest::kernel::Flavour;
+use vhost_device_tests::guest::picture::Picture;
 use vhost_device_tests::guest::{Machine, libvirt};
 use vhost_device_tests::process::{self, Program, Signal};
 
@@ -88,7 +93,7 @@ fn machine(name: &str, script: &str) -> Option<Machine> {
         let _ = writeln!(io::stderr(), "{name}: skipped: {obstacle}");
         return None;
     }
-    Some(Machine::new(name, script).module("virtio_blk"))
+    Some(Machine::new(name, script))
 }
 
 #[test]
@@ -110,7 +115,8 @@ fn domain_reads_and_writes_its_disk() {
     let before = fs::read(block.image()).unwrap();
     let sum = run(Command::new("md5sum").arg(block.image()));
 
-    let mut domain = machine.start_in_libvirt(&block.disk("")).unwrap();
+    let machine = machine.module("virtio_blk");
+    let mut domain = machine.start_in_libvirt(&block.disk(""), &[]).unwrap();
     let output = domain.finish().unwrap();
     assert_eq!(output.value("serial").unwrap(), "libvirt");
     let sum = sum.split_whitespace().next().unwrap();
@@ -148,7 +154,8 @@ fn io_of_a_domain_goes_on_after_the_back_end_is_restarted() {
     let before = fs::read(block.image()).unwrap();
 
     let disk = block.disk("<reconnect enabled='yes' timeout='1'/>");
-    let mut domain = machine.start_in_libvirt(&disk).unwrap();
+    let machine = machine.module("virtio_blk");
+    let mut domain = machine.start_in_libvirt(&disk, &[]).unwrap();
     for _ in 0..3 {
         domain.wait("round").unwrap();
     }
@@ -160,4 +167,86 @@ fn io_of_a_domain_goes_on_after_the_back_end_is_restarted() {
         image == before[..8 * MIB].repeat(4),
         "the image is not what the guest wrote"
     );
+}
+
+/// The arguments of the processes that run `program`, joined.
+fn command_lines(program: &Path) -> Vec<String> {
+    let processes = fs::read_dir("/proc").unwrap();
+    let lines = processes.filter_map(|process| {
+        let line = fs::read(process.ok()?.path().join("cmdline")).ok()?;
+        let line = String::from_utf8(line).ok()?;
+        let arguments = line.strip_prefix(program.to_str()?)?;
+        Some(arguments.replace('\0', " ").trim().to_owned())
+    });
+    lines.collect()
+}
+
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn domain_shows_its_picture_by_the_back_end_that_the_first_descriptor_names() {
+    // Again and again: the console may still be about to set the mode, and to clear the screen.
+    let script = r#"
+        until [ -e /dev/fb0 ]; do sleep 0.1; done
+        printf '\033[?25l' > /dev/tty1
+        IFS=, read width height < /sys/class/graphics/fb0/virtual_size
+        for colour in '\0\0\377\0' '\20\40\100\0'; do
+            printf $colour > /tmp/row
+            while [ $(stat -c %s /tmp/row) -lt $((width * 2 * height)) ]; do
+                cat /tmp/row /tmp/row > /tmp/rows
+                mv /tmp/rows /tmp/row
+            done
+            head -c $((width * 2 * height)) /tmp/row >> /tmp/bands
+        done
+        echo "@drawn $width $height"
+        while :; do cat /tmp/bands > /dev/fb0; sleep 0.2; done
+    "#;
+    let name = "libvirt_gpu";
+    let Some(machine) = machine(name, script) else {
+        return;
+    };
+    let directory = tempfile::tempdir().unwrap();
+    run(Command::new("chmod").arg("a+rx").arg(directory.path()));
+    let program = directory.path().join("vhost-device-gpu");
+    // `cp` copies: a file that this process has written could still be open in the child of another test.
+    let built = process::binary("vhost-device-gpu").unwrap();
+    run(Command::new("cp").arg(built).arg(&program));
+    let ours = run(Command::new(&program).arg("--print-descriptor"));
+    let other = r#"{ "description": "not fit", "type": "gpu", "binary": "/bin/false" }"#;
+    let video = "<video><driver name='vhostuser'/><model type='virtio' heads='1'/></video>";
+    let descriptors = [
+        ("10-vhost-device-gpu.json", &ours[..]),
+        ("50-other.json", other),
+    ];
+    let mut domain = machine
+        .kernel(Flavour::Plain)
+        .module("virtio_gpu")
+        .start_in_libvirt(video, &descriptors)
+        .unwrap();
+    let size = domain.wait("drawn").unwrap();
+    let arguments = command_lines(&program);
+    assert_eq!(arguments.len(), 1, "{arguments:?}");
+    assert!(arguments[0].starts_with("--fd="), "{arguments:?}");
+
+    let file = directory.path().join("screen.png");
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        domain
+            .virsh(&["screenshot", name, file.to_str().unwrap()])
+            .unwrap();
+        let screen = Picture::read(&file).unwrap();
+        if screen.is_bands(&[[255, 0, 0], [64, 32, 16]]) {
+            assert_eq!(format!("{} {}", screen.width, screen.height), size);
+            domain.virsh(&["destroy", name]).unwrap();
+            assert_eq!(command_lines(&program), [""; 0], "it has not ended");
+            break;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "a screen of {}x{}, its corners: {:?}",
+            screen.width,
+            screen.height,
+            screen.corners()
+        );
+        thread::sleep(Duration::from_millis(100));
+    }
 }

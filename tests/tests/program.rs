@@ -39,8 +39,8 @@ struct Binary {
     kind: &'static str,
     /// What it prints for `--print-capabilities`.
     capabilities: &'static str,
-    /// The option that names the file that it works on.
-    file_option: &'static str,
+    /// The option that names the file that it works on, if it works on one.
+    file_option: Option<&'static str>,
     /// Options of its own: name, words that its help has, default.
     options: &'static [(&'static str, &'static [&'static str], &'static str)],
     /// Options of its own, and values that are no good.
@@ -58,7 +58,7 @@ const BLOCK: Binary = Binary {
   ]
 }
 "#,
-    file_option: "blk-file",
+    file_option: Some("blk-file"),
     options: &[
         ("blk-file", &["PATH"], ""),
         ("read-only", &[], ""),
@@ -97,7 +97,7 @@ const RNG: Binary = Binary {
   "features": []
 }
 "#,
-    file_option: "rng-source",
+    file_option: Some("rng-source"),
     options: &[
         ("rng-source", &["PATH", "getrandom"], ""),
         ("max-bytes", &["N", "--period"], ""),
@@ -110,6 +110,25 @@ const RNG: Binary = Binary {
         ),
         ("period", &["0", "-1", "1s", "0.5", "4294967296", ""]),
     ],
+};
+
+const GPU: Binary = Binary {
+    name: "vhost-device-gpu",
+    kind: "gpu",
+    capabilities: r#"{
+  "type": "gpu",
+  "features": []
+}
+"#,
+    file_option: None,
+    options: &[
+        ("max-hostmem", &["SIZE", "bytes", "M"], "256M"),
+        ("headless", &[], ""),
+    ],
+    bad_values: &[(
+        "max-hostmem",
+        &["0", "-1", "1T", "many", "1.5G", "99999999999G", ""],
+    )],
 };
 
 impl Binary {
@@ -151,18 +170,19 @@ impl<'a> Setup<'a> {
     }
 
     /// What tells the program to work on the image.
-    fn file_option(&self) -> OsString {
-        option(self.binary.file_option, self.image())
+    fn file_option(&self) -> Option<OsString> {
+        let name = self.binary.file_option?;
+        Some(option(name, self.image()))
     }
 
-    /// The program with its image, and nothing said about its socket.
+    /// The program with its image, if it takes one, and nothing said about its socket.
     fn command(&self) -> Command {
         let mut command = self.binary.command();
-        command.arg(self.file_option());
+        command.args(self.file_option());
         command
     }
 
-    /// The program with its image, to listen at [`Setup::socket`].
+    /// The same, to listen at [`Setup::socket`].
     fn listening(&self) -> Command {
         let mut command = self.command();
         command.arg(option("socket-path", self.socket()));
@@ -280,11 +300,27 @@ fn read_request(front_end: &FrontEnd, length: u32) -> Vec<Buffer> {
     area.prepare(front_end.memory(), &read).chain
 }
 
+/// Makes of each function that takes a [`Binary`] a test for each program that works on a file.
+macro_rules! for_each_program_with_a_file {
+    ($($test:ident),+ $(,)?) => {
+        mod block {
+            $(#[test] fn $test() { super::$test(&crate::BLOCK) })+
+        }
+        mod rng {
+            $(#[test] fn $test() { super::$test(&crate::RNG) })+
+        }
+    };
+}
+use for_each_program_with_a_file;
+
 /// Makes of each function that takes a [`Binary`] a test for each program.
 macro_rules! for_each_program {
     ($($test:ident),+ $(,)?) => {
         mod block {
             $(#[test] fn $test() { super::$test(&crate::BLOCK) })+
+        }
+        mod gpu {
+            $(#[test] fn $test() { super::$test(&crate::GPU) })+
         }
         mod rng {
             $(#[test] fn $test() { super::$test(&crate::RNG) })+

@@ -18,6 +18,8 @@ use crate::three_d::{self, ThreeD};
 
 /// Size of the only mode of a display that is not there.
 const DEFAULT_MODE: (u32, u32) = (1024, 768);
+/// Width and height of a scanout at most: displays count in 16 bits, with a sign.
+const MAX_SCANOUT_SIDE: u32 = i16::MAX as u32;
 /// Bytes of the header at the front of an answer of the display, which is the response to the driver.
 const HEADER_SIZE: usize = size_of::<Header>();
 
@@ -206,7 +208,8 @@ fn set_scanout(state: &mut State, command: &SetScanout) -> Result<(), Refusal> {
         0 => None,
         resource => {
             let rectangle = command.rectangle.checked().ok_or(Refusal::Parameter)?;
-            if !state.resources.get(resource)?.has(&rectangle) {
+            let is_within = state.resources.get(resource)?.has(&rectangle);
+            if !is_within || rectangle.width.max(rectangle.height) > MAX_SCANOUT_SIDE {
                 return Err(Refusal::Parameter);
             }
             state.resources.prepare(resource)?;
@@ -263,7 +266,7 @@ fn attach_backing(
     if count == 0 || count > MAX_ENTRIES || chain.readable_len() < size {
         return Err(Refusal::Parameter);
     }
-    let mut backing = Backing::default();
+    let mut backing = Backing::with_room_for(count);
     for _ in 0..count {
         let entry: MemoryEntry = read(chain)?;
         backing.push(entry.address.get(), entry.length.get());
@@ -291,6 +294,7 @@ pub fn cursor(
     let header: Header = read(chain)?;
     let command: Cursor = read(chain)?;
     let (scanout, number) = (command.scanout.get(), command.resource.get());
+    log::trace!("cursor command {:#x}", header.kind);
     check_scanout(scanout)?;
     let image = match header.kind.get() {
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_MOVE_CURSOR => None,

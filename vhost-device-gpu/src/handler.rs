@@ -8,15 +8,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
 use vhost_device_common::chain::Chain;
 use vhost_device_common::device::QueueHandler;
 use vhost_device_common::memory::GuestMemory;
 use vhost_device_common::warn_limited;
-use vhost_device_common::worker::{Poller, Queue, Queues, Token};
+use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
 use zerocopy::IntoBytes;
 
 use crate::command::{self, Outcome, answered, no_data, read};
@@ -63,7 +59,7 @@ struct Fenced {
 pub struct GpuHandler {
     shared: Arc<Shared>,
     events: Arc<OwnedFd>,
-    timer: OwnedFd,
+    timer: Timer,
     held: Option<Held>,
     three_d: Option<ThreeD>,
     fenced: VecDeque<Fenced>,
@@ -74,14 +70,10 @@ pub struct GpuHandler {
 impl GpuHandler {
     pub fn new(shared: Arc<Shared>, offer: Option<Arc<Offer>>) -> io::Result<Self> {
         let events = shared.lock().display.events();
-        let timer = timerfd_create(
-            TimerfdClockId::Monotonic,
-            TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK,
-        )?;
         Ok(Self {
             shared,
             events,
-            timer,
+            timer: Timer::new()?,
             held: None,
             three_d: offer.map(ThreeD::new).transpose()?,
             fenced: VecDeque::new(),
@@ -219,7 +211,7 @@ impl GpuHandler {
         self.advance(state, queue, false);
         if let Some(held) = &mut self.held {
             held.progress = state.display.progress();
-            self.set_timer();
+            self.timer.set(PATIENCE);
         }
     }
 
@@ -262,25 +254,12 @@ impl GpuHandler {
         }
     }
 
-    fn set_timer(&self) {
-        let patience = Itimerspec {
-            it_interval: Timespec::default(),
-            it_value: Timespec {
-                tv_sec: PATIENCE.as_secs() as _,
-                tv_nsec: PATIENCE.subsec_nanos() as _,
-            },
-        };
-        if let Err(errno) = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &patience) {
-            warn_limited(format_args!("cannot set a timer: {errno}"));
-        }
-    }
-
     fn timer_expired(&mut self, queue: &mut Queue) {
         let progress = self.shared.lock().display.progress();
         let Some(held) = &mut self.held else { return };
         if held.progress != progress {
             held.progress = progress;
-            return self.set_timer();
+            return self.timer.set(PATIENCE);
         }
         warn_limited(format_args!(
             "the display does nothing; the guest does not wait for it"

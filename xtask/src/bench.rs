@@ -3,11 +3,17 @@
 
 use std::process::ExitCode;
 
-use crate::packages::{self, IMAGES};
+use crate::packages::{self, GPU_PEER, IMAGES};
 use crate::progress::Progress;
 
 pub fn run(progress: &Progress, arguments: &[String]) -> Result<ExitCode, String> {
-    packages::install(progress, IMAGES)?;
+    let needs = match arguments.first().map(String::as_str) {
+        Some("block") => IMAGES,
+        Some("gpu") => GPU_PEER,
+        // The benchmark program says what there is.
+        _ => &[],
+    };
+    packages::install(progress, needs)?;
     progress.run(
         "Building the release binaries",
         &mut crate::cargo([

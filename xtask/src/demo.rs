@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `cargo xtask demo`: a guest that uses our devices, and what it sees.
 
+mod gpu;
 pub mod input;
 
 use std::ffi::OsString;
@@ -49,9 +50,10 @@ const SCRIPT: &str = r#"
 pub fn run(progress: &Progress) -> Result<(), String> {
     packages::install(progress, &[GUEST, input::needs()].concat())?;
     let kernel = packages::kernel(progress, Flavour::Cloud)?;
+    packages::kernel(progress, Flavour::Plain)?;
     input::prepare(progress)?;
     let mut build = crate::cargo(["build", "--release"]);
-    build.args([BLOCK, RNG, input::INPUT].map(|package| format!("--package={package}")));
+    build.args([BLOCK, RNG, gpu::GPU, input::INPUT].map(|package| format!("--package={package}")));
     progress.run("Building the release binaries", &mut build)?;
 
     let directory =
@@ -101,6 +103,7 @@ pub fn run(progress: &Progress) -> Result<(), String> {
     ));
     run_quietly(Command::new(tool("e2fsck")?).arg("-fn").arg(&image))?;
     progress.step("The file system is clean.");
+    gpu::run(progress)?;
     input::run(progress)?;
     progress.step("Done.");
     Ok(())

@@ -34,9 +34,9 @@ enum Task {
     /// Boot Linux guests in QEMU that use our devices, and show what they see
     ///
     /// Builds the release binaries, makes a file system image of 256 MiB, starts block on it and rng beside it, boots a guest, and prints
-    /// the guest's view: size, serial, file system, throughput, random numbers. Then a second guest has a keyboard by input; a host without
-    /// uinput runs that part in User-Mode Linux, which takes three minutes to build the first time. All else takes less than two minutes
-    /// after the build. Processors are emulated, so that it works on every machine; the throughput is that of the emulated guest, not of the
+    /// the guest's view: size, serial, file system, throughput, random numbers. Then a second guest has a screen by gpu, and the picture on it
+    /// is saved in target/demo/screen.png; a third has a keyboard by input. A host without uinput runs that part in User-Mode Linux, which
+    /// takes three minutes to build the first time. All else takes less than two minutes after the build. Processors are emulated, so that it works on every machine; the throughput is that of the emulated guest, not of the
     /// back-end (see `cargo xtask bench`).
     Demo,
     /// The part of the demo that runs in User-Mode Linux
@@ -58,7 +58,7 @@ enum Task {
     ///
     /// Builds the release binaries and runs the benchmark program. `cargo xtask bench block --help` lists its options.
     Bench {
-        /// What to measure, like `block`, and options for it
+        /// What to measure, `block` or `gpu`, and options for it
         #[arg(
             required = true,
             num_args = 1..,

@@ -4,6 +4,7 @@
 use std::fs;
 use std::process::Command;
 
+use vhost_device_tests::bench;
 use vhost_device_tests::guest::kernel::{Flavour, Kernel};
 use vhost_device_tests::guest::{QEMU, find_program};
 use vhost_device_tests::uml;
@@ -37,6 +38,9 @@ pub const DISPLAY: &[Need] = &[
 
 /// QEMU's programs for images: to compare with, and to share images with.
 pub const IMAGES: &[Need] = &[("qemu-storage-daemon", "qemu-utils")];
+
+/// QEMU's own back-end of a GPU: to compare with.
+pub const GPU_PEER: &[Need] = &[(bench::gpu::QEMU, "qemu-system-gui")];
 
 /// What making a Debian package takes.
 pub const PACKAGING: &[Need] = &[("dpkg-shlibdeps", "dpkg-dev")];

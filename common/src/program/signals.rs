@@ -13,6 +13,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
 use super::socket::Listener;
 use crate::device::StartError;
+use crate::memory::survive_lost_memory;
 
 /// How long requests in flight may take to finish once a signal came.
 const TIME_TO_FINISH: Duration = Duration::from_millis(1800);
@@ -34,6 +35,7 @@ impl Stop {
         }
         // A write beyond the limit of file sizes is to fail, not to end the process.
         signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(failed)?;
+        survive_lost_memory().map_err(failed)?;
         let stop = Self {
             file: Arc::new(read.into()),
             listener: Arc::default(),

@@ -15,6 +15,8 @@ use thiserror::Error;
 use vhost::vhost_user::message::{MAX_MSG_SIZE, VhostUserConfig};
 use vm_memory::ByteValued;
 
+use crate::memory::LostMemory;
+
 /// Bytes of a header: request u32, flags u32, size u32, in native byte order.
 const HEADER_SIZE: usize = 12;
 /// Most bytes that may follow a header: the largest message is a config space of 4 KiB.
@@ -42,6 +44,9 @@ pub enum MessageError {
     /// The payload is larger than any that exists.
     #[error("a message of {0} bytes; the largest has {MAX_PAYLOAD}")]
     TooLong(u32),
+    /// Access to shared memory failed.
+    #[error("the front-end made a file shorter which it had shared as memory")]
+    MemoryLost,
     /// The kernel had to drop files, for want of file descriptors.
     #[error("files of a message were lost; raise the limit of open files (ulimit -n)")]
     FilesLost,
@@ -82,11 +87,16 @@ pub struct Connection<'a> {
     socket: UnixStream,
     /// Becomes readable when the process is to end.
     stop: &'a OwnedFd,
+    lost: LostMemory,
 }
 
 impl<'a> Connection<'a> {
     pub fn new(socket: UnixStream, stop: &'a OwnedFd) -> Self {
-        Self { socket, stop }
+        Self {
+            socket,
+            stop,
+            lost: LostMemory::watch(),
+        }
     }
 
     /// Waits for the next request. `None` when the front-end closed its end, or the process is to
@@ -148,13 +158,18 @@ impl<'a> Connection<'a> {
 
     /// Waits for bytes. Returns true when the process is to end instead.
     fn is_stopped(&self) -> Result<bool, MessageError> {
+        let lost = self.lost.event().unwrap_or(self.stop.as_fd());
         let mut fds = [
             PollFd::new(&self.socket, PollFlags::IN),
             PollFd::new(self.stop, PollFlags::IN),
+            PollFd::from_borrowed_fd(lost, PollFlags::IN),
         ];
         retry_on_intr(|| poll(&mut fds, None)).map_err(io::Error::from)?;
-        let [_, stop] = &fds;
-        Ok(!stop.revents().is_empty())
+        let [_, stop, lost] = &fds;
+        match stop.revents().is_empty() {
+            true if !lost.revents().is_empty() => Err(MessageError::MemoryLost),
+            is_going_on => Ok(!is_going_on),
+        }
     }
 
     fn receive_with_files(

@@ -1,10 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Compares our back-ends with others, side by side. `bench block --help` lists the options.
 
+use std::fmt::Display;
+use std::fs::File;
 use std::process::ExitCode;
 
+use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
-use vhost_device_tests::bench::{self, BlockOptions};
+use vhost_device_tests::bench::block::{self, BlockOptions};
+use vhost_device_tests::bench::gpu::{self, GpuOptions};
+use vhost_device_tests::bench::{BenchError, CommonOptions};
 
 /// Compare our back-ends with others, side by side
 #[derive(Debug, Parser)]
@@ -17,11 +22,28 @@ struct Arguments {
 enum Device {
     /// vhost-device-block with qemu-storage-daemon in three settings
     Block(BlockOptions),
+    /// vhost-device-gpu with QEMU's vhost-user-gpu, in 2D
+    Gpu(GpuOptions),
 }
 
 fn main() -> ExitCode {
-    let Device::Block(options) = Arguments::parse().device;
-    match run(&options) {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => return refuse(&error),
+    };
+    let result = match arguments.device {
+        Device::Block(options) => report(
+            &options.common,
+            || block::run(&options),
+            block::report::Report::json,
+        ),
+        Device::Gpu(options) => report(
+            &options.common,
+            || gpu::run(&options),
+            gpu::report::Report::json,
+        ),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error}");
@@ -30,17 +52,30 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(options: &BlockOptions) -> Result<(), Box<dyn std::error::Error>> {
+/// Prints the help that was asked for, or one line that says what is wrong with the arguments.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if error.exit_code() == 0 || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+    {
+        error.exit();
+    }
+    let text = error.render().to_string();
+    let message = text.split("\n\n").next().unwrap_or_default();
+    let words: Vec<_> = message.split_whitespace().collect();
+    eprintln!("{}; see --help", words.join(" "));
+    ExitCode::from(2)
+}
+
+fn report<R: Display>(
+    options: &CommonOptions,
+    run: impl FnOnce() -> Result<R, BenchError>,
+    json: fn(&R) -> serde_json::Value,
+) -> Result<(), Box<dyn std::error::Error>> {
     // A report that can not be written is better known before the measurements.
-    let json = options
-        .json
-        .as_ref()
-        .map(std::fs::File::create)
-        .transpose()?;
-    let report = bench::block(options)?;
+    let file = options.json.as_ref().map(File::create).transpose()?;
+    let report = run()?;
     print!("{report}");
-    if let Some(file) = json {
-        serde_json::to_writer_pretty(file, &report.json())?;
+    if let Some(file) = file {
+        serde_json::to_writer_pretty(file, &json(&report))?;
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::{Buffer, FrontEnd, Queue, Result};
 
 /// How long a device may take for what takes no time, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Bytes set aside for a command, and for its response.
+/// Bytes set aside for a command, for its response, and for a command of the cursor queue.
 const AREA: u64 = 1 << 20;
 /// Bytes of the header of a command and of a response.
 pub const HEADER_SIZE: usize = 24;
@@ -114,7 +114,7 @@ impl GpuDriver {
     pub fn new(front_end: FrontEnd) -> Result<Self> {
         let control = front_end.queue(0, 64)?;
         let cursor = front_end.queue(1, 16)?;
-        let area = front_end.memory().allocate(2 * AREA, 4096);
+        let area = front_end.memory().allocate(3 * AREA, 4096);
         Ok(Self {
             front_end,
             control,
@@ -171,8 +171,10 @@ impl GpuDriver {
 
     /// Sends a command of the cursor queue, and waits until it is carried out.
     pub fn run_cursor(&mut self, command: &[u8]) {
-        self.front_end.memory().write(self.area, command);
-        let chain = [Buffer::readable(self.area, command.len() as u32)];
+        // A command of the control queue may be under way.
+        let place = self.area + 2 * AREA;
+        self.front_end.memory().write(place, command);
+        let chain = [Buffer::readable(place, command.len() as u32)];
         self.cursor.submit(&chain);
         assert!(
             self.cursor.wait_used(PATIENCE),

@@ -4,7 +4,6 @@
 //! The daemon is private to a test. It lives in namespaces of its own, where `/run` and libvirt's directories are others than the host's: it
 //! neither meets nor disturbs a daemon of the host, systemd, D-Bus, control groups or the firewall. It is used through `virsh` only.
 
-use std::fmt::Display;
 use std::fs::{self, Permissions};
 use std::io::{self, PipeWriter};
 use std::os::unix::fs::PermissionsExt;
@@ -35,21 +34,21 @@ const NAMESPACES: [&str; 5] = ["--mount", "--net", "--pid", "--mount-proc", "--k
 /// to reap what the daemon leaves behind. Control groups are taken away because libvirt would make some of the whole host's.
 const INIT: &str = r#"
 set -e
+[ ! -d "$1/over-etc" ] || mount -t overlay overlay -o "lowerdir=$1/over-etc:/etc" /etc
 mount --bind "$1/run" /run
 mount --bind "$1/etc" /etc/libvirt
 mount --bind "$1/lib" /var/lib/libvirt
 mount --bind "$1/cache" /var/cache/libvirt
 mount --bind "$2" /var/log/libvirt
-mount --bind "$3" /var/lib/libvirt/boot
 umount --recursive --lazy /sys/fs/cgroup || true
 libvirtd &
 cat
 "#;
 
-/// Settings of libvirt's driver for QEMU: files keep their owners, logs are written without a daemon for that, and AppArmor, which is the
-/// whole host's, gets no profiles.
+/// Settings of libvirt's driver for QEMU: who owned a file is not written to it, logs are written without a daemon for that, and AppArmor,
+/// which is the whole host's, gets no profiles.
 const SETTINGS: &str = r#"
-dynamic_ownership = 0
+remember_owner = 0
 stdio_handler = "file"
 security_driver = "none"
 "#;
@@ -80,8 +79,8 @@ struct Daemon {
 }
 
 impl Daemon {
-    /// Starts a daemon that writes its logs to `logs` and has `boot` as `/var/lib/libvirt/boot`.
-    fn start(files: TempDir, logs: &Path, boot: &Path) -> Result<Self, GuestError> {
+    /// Starts a daemon that writes its logs to `logs`.
+    fn start(files: TempDir, logs: &Path) -> Result<Self, GuestError> {
         for program in ["libvirtd", "virsh", QEMU] {
             find_program(program).ok_or_else(|| GuestError::NotInstalled(program.into()))?;
         }
@@ -90,7 +89,7 @@ impl Daemon {
         command
             .args(NAMESPACES)
             .args(["sh", "-c", INIT, "sh"])
-            .args([files.path(), logs, boot])
+            .args([files.path(), logs])
             .stdin(Stdio::from(stdin));
         let mut daemon = Self {
             lifeline: Some(lifeline),
@@ -152,10 +151,15 @@ pub struct Domain {
 }
 
 impl Machine {
-    /// Starts the machine in a libvirt of its own, with `devices` in libvirt's XML. It can have no arguments for QEMU.
-    pub fn start_in_libvirt(self, devices: &str) -> Result<Domain, GuestError> {
+    /// Starts the machine in a libvirt of its own, with `devices` in libvirt's XML. It can have no arguments for QEMU. `descriptors` of
+    /// vhost-user back-ends, by the names of their files, are beside what is in `/etc/qemu/vhost-user`.
+    pub fn start_in_libvirt(
+        self,
+        devices: &str,
+        descriptors: &[(&str, &str)],
+    ) -> Result<Domain, GuestError> {
         assert!(self.arguments.is_empty() && self.memory_slots.is_empty());
-        let kernel = kernel::Kernel::prepare(kernel::Flavour::Cloud)?;
+        let kernel = kernel::Kernel::prepare(self.flavour)?;
         let logs = Logs::create(&self.name, self.deadline)?;
         let files = tempfile::tempdir().map_err(system("create a temporary directory"))?;
         prepare(files.path(), logs.directory())
@@ -168,13 +172,20 @@ impl Machine {
             &self.programs,
             &self.script,
         )?;
-        let boot = kernel.image.parent().unwrap_or(Path::new("/boot"));
-        let image = kernel.image.file_name().unwrap_or_default();
+        // A copy, because libvirt lends it to QEMU's user.
+        let image = files.path().join("lib/boot/image");
+        fs::copy(&kernel.image, &image).map_err(system("copy the kernel"))?;
+        for (name, text) in descriptors {
+            let directory = files.path().join("over-etc/qemu/vhost-user");
+            fs::create_dir_all(&directory)
+                .and_then(|()| fs::write(directory.join(name), text))
+                .map_err(system("write a descriptor"))?;
+        }
         let definition = files.path().join("domain.xml");
-        let xml = self.xml(&image.display(), devices);
+        let xml = self.xml(devices);
         fs::write(&definition, xml).map_err(system("write the domain's definition"))?;
 
-        let daemon = Daemon::start(files, logs.directory(), boot)?;
+        let daemon = Daemon::start(files, logs.directory())?;
         let domain = Domain {
             name: self.name,
             daemon,
@@ -185,7 +196,7 @@ impl Machine {
         Ok(domain)
     }
 
-    fn xml(&self, image: &impl Display, devices: &str) -> String {
+    fn xml(&self, devices: &str) -> String {
         let Self { name, memory, .. } = self;
         let on_reboot = if self.reboots { "restart" } else { "destroy" };
         let qemu = find_program(QEMU).unwrap_or_default();
@@ -206,7 +217,7 @@ impl Machine {
                <cpu mode='maximum'/>
                <os>
                  <type arch='x86_64' machine='q35'>hvm</type>
-                 <kernel>/var/lib/libvirt/boot/{image}</kernel>
+                 <kernel>/var/lib/libvirt/boot/image</kernel>
                  <initrd>/var/lib/libvirt/initramfs</initrd>
                  <cmdline>{KERNEL_COMMAND_LINE}</cmdline>
                </os>
@@ -225,7 +236,7 @@ impl Machine {
     }
 }
 
-/// Makes the private directories, and lets QEMU's user read and write what it has to.
+/// Makes the private directories, and lets QEMU's user read what it has to.
 fn prepare(files: &Path, logs: &Path) -> io::Result<()> {
     for name in ["run", "etc", "lib", "lib/boot", "cache"] {
         let directory = files.join(name);

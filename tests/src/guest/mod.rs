@@ -12,6 +12,7 @@ mod initramfs;
 pub mod kernel;
 pub mod libvirt;
 mod output;
+pub mod picture;
 mod qmp;
 
 use std::ffi::OsString;

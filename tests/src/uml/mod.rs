@@ -243,3 +243,19 @@ fn copy(
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_come_out_of_the_shell_as_they_were() {
+        let words = ["", "a b", "it's", "'", "$HOME `id` \\ \"x\" *", "new\nline"];
+        for word in words {
+            let mut command = OsString::from("printf %s ");
+            command.push(quoted(word));
+            let output = Command::new("sh").arg("-c").arg(command).output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), word);
+        }
+    }
+}

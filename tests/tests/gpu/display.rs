@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Displays that come, go, are slow, are silent, or talk nonsense.
 
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use vhost_device_tests::front_end::gpu::{Answers, Display, Shown, command, number, words};
+use vhost::vhost_user::message::FrontendReq;
+use vhost_device_tests::front_end::gpu::{
+    Answers, Display, Shown, command, fenced_command, number, words,
+};
 
-use crate::{B8G8R8X8, Device, bytes, pattern};
+use crate::{B8G8R8X8, Device, ManualDisplay, QUIET, bytes, pass_display, pattern};
 
 #[test]
 fn a_display_that_comes_back_is_told_all_that_is_shown() {
@@ -84,7 +88,7 @@ fn a_silent_display_is_waited_for_a_while() {
 fn stuck_display(device: &Device) -> (vhost_device_tests::front_end::gpu::GpuDriver, UnixStream) {
     let mut driver = device.connect();
     let (ours, theirs) = UnixStream::pair().unwrap();
-    driver.set_display(&theirs).unwrap();
+    pass_display(&driver, theirs.as_fd());
     (&ours)
         .write_all(&[&words(&[1, 4, 8, 3, 0])[..]].concat())
         .unwrap();
@@ -112,6 +116,73 @@ fn a_stuck_display_delays_the_guest_but_stops_neither_it_nor_the_front_end() {
     );
     assert_eq!(driver.receive().kind(), number::OK_NODATA);
     driver.done(number::UNREF, &words(&[1, 0]));
+}
+
+#[test]
+fn a_flush_is_answered_when_a_slow_display_has_the_picture_and_not_before() {
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    let mut display = ManualDisplay::greeted(&driver, 3);
+    driver.create(1, B8G8R8X8, 1000, 1000);
+    driver.set_scanout(0, 1, [0, 0, 1000, 1000]);
+    assert_eq!(display.receive().0, 7);
+    let flush = fenced_command(number::FLUSH, 1, 77, &words(&[0, 0, 1000, 1000, 1, 0]));
+    driver.send(&flush, 4096);
+    let mut left = 32 + 4_000_000;
+    // For longer in all than a display that does nothing would be waited for.
+    while left > 1_000_000 {
+        let start = Instant::now();
+        if driver.control.wait_used(Duration::from_millis(250)) {
+            // On a machine that stood still the device may have given up.
+            let stood_still = start.elapsed() > Duration::from_millis(900);
+            assert!(stood_still, "answered when {left} bytes were left");
+            return;
+        }
+        let step = 500_000;
+        display.0.read_exact(&mut vec![0; step]).unwrap();
+        left -= step;
+    }
+    display.0.read_exact(&mut vec![0; left]).unwrap();
+    let response = driver.receive();
+    assert_eq!(response.kind(), number::OK_NODATA);
+    assert_eq!(response.bytes[4..16], flush[4..16]);
+}
+
+#[test]
+fn a_reset_closes_the_display_and_frees_what_was_shown() {
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    let mut display = ManualDisplay::greeted(&driver, 3);
+    driver.create(1, B8G8R8X8, 8, 8);
+    driver.set_scanout(0, 1, [0, 0, 8, 8]);
+    assert_eq!(display.receive().0, 7);
+    let reset = driver.front_end.raw().unwrap();
+    let refused = reset.acknowledged(FrontendReq::RESET_DEVICE, &[], &[]);
+    assert_eq!(refused.unwrap(), 0);
+    display.wait_until_closed();
+    driver.control.reset(0);
+    driver.cursor.reset(0);
+    driver.front_end.start(0, &driver.control, 0).unwrap();
+    driver.front_end.start(1, &driver.cursor, 0).unwrap();
+    let (display, socket) = Display::new(Answers::default());
+    driver.set_display(&socket).unwrap();
+    assert_eq!(display.next(), Shown::Features(1));
+    let gone = driver.run(&command(number::UNREF, &words(&[1, 0])));
+    assert_eq!(gone.kind(), number::INVALID_RESOURCE_ID);
+    assert_eq!(display.next_within(QUIET), None);
+}
+
+#[test]
+fn a_display_is_acknowledged_and_one_without_a_socket_refused() {
+    let device = Device::start(&[]);
+    let driver = device.connect();
+    let (display, socket) = Display::new(Answers::default());
+    pass_display(&driver, socket.as_fd());
+    assert_eq!(display.next(), Shown::Features(1));
+    let raw = driver.front_end.raw().unwrap();
+    let refused = raw.acknowledged(FrontendReq::GPU_SET_SOCKET, &[], &[]);
+    assert_ne!(refused.unwrap(), 0);
+    driver.front_end.config(0, 16).unwrap();
 }
 
 #[test]

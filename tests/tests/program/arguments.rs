@@ -9,7 +9,8 @@ use std::process::Command;
 use vhost_device_tests::process::{self, Program, Signal, option};
 
 use crate::{
-    BLOCK, Binary, END, Setup, assert_refused, assert_refused_without_socket, for_each_program, run,
+    BLOCK, Binary, END, Setup, assert_refused, assert_refused_without_socket, for_each_program,
+    for_each_program_with_a_file, run,
 };
 
 pub const USAGE: i32 = 2;
@@ -80,9 +81,9 @@ fn an_option_given_twice_is_a_usage_error(binary: &Binary) {
     let setup = Setup::new(binary);
     assert_refused_without_socket(
         &setup,
-        setup.listening().arg(setup.file_option()),
+        setup.listening().arg(option("socket-path", setup.socket())),
         USAGE,
-        format!("--{}", binary.file_option),
+        "--socket-path",
     );
 }
 
@@ -112,7 +113,7 @@ fn an_image_without_rights_is_a_failure_before_the_socket_exists(binary: &Binary
     fs::set_permissions(setup.image(), Permissions::from_mode(0o400)).unwrap();
     let mut command = unprivileged(&setup);
     command
-        .arg(setup.file_option())
+        .args(setup.file_option())
         .arg(option("socket-path", setup.socket()));
     assert_refused_without_socket(&setup, &mut command, FAILURE, setup.image());
 }
@@ -227,10 +228,17 @@ for_each_program!(
     a_value_out_of_range_is_a_usage_error_that_names_the_option,
     an_fd_that_is_no_number_is_a_usage_error,
     an_option_given_twice_is_a_usage_error,
-    a_missing_image_is_a_failure_before_the_socket_exists,
-    a_directory_as_image_is_a_failure_before_the_socket_exists,
-    an_image_without_rights_is_a_failure_before_the_socket_exists,
     version_is_printed_and_nothing_else_done,
     help_explains_each_option_with_its_unit_and_default,
     nothing_is_written_to_stdout_while_serving,
 );
+
+mod with_a_file {
+    use super::*;
+
+    for_each_program_with_a_file!(
+        a_missing_image_is_a_failure_before_the_socket_exists,
+        a_directory_as_image_is_a_failure_before_the_socket_exists,
+        an_image_without_rights_is_a_failure_before_the_socket_exists,
+    );
+}

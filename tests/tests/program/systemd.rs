@@ -17,7 +17,10 @@ use vhost_device_tests::guest::find_program;
 use vhost_device_tests::process::{PATIENCE, Program, Signal, inherit, listens, option};
 
 use crate::arguments::USAGE;
-use crate::{Binary, END, Setup, assert_refused, assert_serves, exists, for_each_program};
+use crate::{
+    Binary, END, Setup, assert_refused, assert_serves, exists, for_each_program,
+    for_each_program_with_a_file,
+};
 
 /// `command` as systemd starts it: with `socket` as file descriptor 3, and `count` as number of sockets.
 fn activated(command: &Command, socket: impl Into<OwnedFd>, count: &str) -> Command {
@@ -305,8 +308,13 @@ for_each_program!(
     systemd_hears_that_the_socket_it_passed_is_served,
     systemd_hears_that_a_connection_is_served,
     systemd_may_listen_in_the_abstract_namespace,
-    a_program_that_can_not_start_is_never_ready,
     a_notify_socket_that_nobody_listens_on_is_no_reason_to_fail,
     a_notify_socket_that_nobody_reads_from_is_no_reason_to_fail,
     systemd_socket_activate_starts_the_program_at_the_first_connection,
 );
+
+mod with_a_file {
+    use super::*;
+
+    for_each_program_with_a_file!(a_program_that_can_not_start_is_never_ready);
+}

@@ -225,7 +225,50 @@ fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
     scene.assert_restarts(target, "a changing ring");
 }
 
+/// A front-end can cut the file short that it has shared: whoever touches what is gone gets SIGBUS.
+fn memory_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::LostMemory,
+        "memory_that_is_cut_short_ends_its_connection_only",
+    ) {
+        return;
+    }
+    let running = target.start();
+    for cuts_the_ring in [true, false, true] {
+        let front_end = USUAL.connect(&running);
+        // Nothing of ours may be in what goes.
+        let [mut kept, mut cut] = [0, 1].map(|_| front_end.memory().clone());
+        cut.remove(kept.regions()[0].guest_address());
+        kept.remove(cut.regions()[0].guest_address());
+        let [ring, buffers] = match cuts_the_ring {
+            true => [&cut, &kept],
+            false => [&kept, &cut],
+        };
+        let mut queue = Queue::new(ring, USUAL.options(SIZE, 0));
+        let mut request = Request::new(target, buffers);
+        queue.add(&request.write(1)).unwrap();
+        queue.publish();
+        let region = cut.regions()[0].clone();
+        region.file().set_len(0).unwrap();
+        // The back-end looks at a ring as soon as it starts, or answers no more. It may fail the request without touching the buffers.
+        let _ = front_end.start(0, &queue, 0);
+        if cuts_the_ring {
+            let raw = front_end.raw().unwrap();
+            assert!(
+                raw.closed(PATIENCE),
+                "the connection goes on without its memory"
+            );
+        }
+        drop(front_end);
+        let front_end = USUAL.connect(&running);
+        let mut queue = USUAL.queue(&front_end, SIZE, 0);
+        assert_works(target, front_end.memory(), &mut queue);
+    }
+}
+
 crate::for_each_target![
+    memory_that_is_cut_short_ends_its_connection_only,
     a_guest_can_not_fill_the_log,
     a_ring_whose_memory_is_taken_away_does_no_harm,
     random_rings_do_no_harm,

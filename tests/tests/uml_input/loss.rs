@@ -292,3 +292,105 @@ fn switches_that_changed_while_nobody_was_there_are_told() {
     guest.take(&[driver.report()]);
     guest.assert_agrees(&node);
 }
+
+/// A guest that has got four events of a report, and has no buffer for the rest.
+fn within_a_report(device: &Device, input: &Input) -> Driver {
+    let mut driver = Driver::with_queue(input, 4);
+    driver.start_taking();
+    // How the axes stand, which is a report of its own.
+    driver.report();
+    driver.is_quick = false;
+    let end = driver.events.avail_index();
+    device.report(&ten_fingers(100)).unwrap();
+    wait_until("the device has used all buffers", || {
+        driver.events.used_index() == end
+    });
+    driver
+}
+
+/// The rest comes, and all that the guest is told after it is so.
+#[track_caller]
+fn assert_completed(driver: &mut Driver, guest: &mut Guest, node: &Node) {
+    driver.start_taking();
+    guest.take(&driver.reports_until(|report| *report == ten_fingers(100)));
+    while guest.difference(node).is_some() {
+        guest.take(&[driver.report()]);
+    }
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn a_ring_that_stops_within_a_report_goes_on_within_it() {
+    let device = Device::create(&devices::TOUCHSCREEN).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let input = Input::start(&device);
+    let mut driver = within_a_report(&device, &input);
+    let base = driver.front_end.stop(0).unwrap();
+    let gone = report(&[(EV_ABS, ABS_MT_SLOT, 4), (EV_ABS, ABS_MT_TRACKING_ID, -1)]);
+    device.report(&gone).unwrap();
+    driver.front_end.start(0, &driver.events, base).unwrap();
+    let mut guest = Guest::default();
+    assert_completed(&mut driver, &mut guest, &node);
+    assert_eq!(guest.touch(4, ABS_MT_TRACKING_ID), -1);
+    assert_eq!(guest.touch(5, ABS_MT_TRACKING_ID), 105);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn a_device_that_goes_within_a_report_ends_it() {
+    let device = Device::create(&devices::TOUCHSCREEN).unwrap();
+    let input = Input::start(&device);
+    let mut driver = within_a_report(&device, &input);
+    drop(device);
+    wait_until("the back-end misses the device", || {
+        input.logged("is gone") == 1
+    });
+    // It is back, and nothing touches it.
+    let device = Device::create(&devices::TOUCHSCREEN).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let mut guest = Guest::default();
+    assert_completed(&mut driver, &mut guest, &node);
+    device.report(&ten_fingers(300)).unwrap();
+    while guest.touch(9, ABS_MT_TRACKING_ID) != 309 {
+        guest.take(&[driver.report()]);
+    }
+    guest.assert_agrees(&node);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn touches_agree_however_often_events_are_lost() {
+    let device = Device::create(&devices::TOUCHSCREEN).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let mut input = Input::start(&device);
+    let mut driver = Driver::connect(&input);
+    let mut guest = Guest::default();
+    let mut random = fastrand::Rng::with_seed(7);
+    let mut id = 0;
+    let mut touch = || {
+        let mut events = Vec::new();
+        for _ in 0..random.usize(1..4) {
+            if random.bool() {
+                events.push((EV_ABS, ABS_MT_SLOT, random.i32(0..10)));
+            }
+            id += 1;
+            events.push(match random.u8(0..8) {
+                0 => (EV_ABS, ABS_MT_TRACKING_ID, -1),
+                1..3 => (EV_ABS, ABS_MT_TRACKING_ID, id),
+                _ => (EV_ABS, ABS_MT_POSITION_X, random.i32(0..3264)),
+            });
+        }
+        report(&events)
+    };
+    for _ in 0..20 {
+        let lost: Vec<Report> = (0..200).map(|_| touch()).collect();
+        overflow(&mut input, &device, lost);
+        // More happens while the back-end finds out how the device stands.
+        for _ in 0..50 {
+            device.report(&touch()).unwrap();
+        }
+        while guest.difference(&node).is_some() {
+            guest.take(&[driver.report()]);
+        }
+    }
+}

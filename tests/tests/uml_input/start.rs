@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! How the program starts, and why it does not.
 
-use std::fs::File;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 
-use vhost_device_tests::evdev::{Device, Node, devices};
+use vhost_device_tests::evdev::{
+    Device, EV_KEY, EV_LED, Event, KEY_A, LED_CAPSL, Node, devices, report,
+};
 use vhost_device_tests::process::{self, PATIENCE, Program, Signal, option};
 
-use super::Input;
+use super::{Driver, Input};
 
 /// The program ends with status 1, and says why in one line that has these words.
 #[track_caller]
@@ -92,4 +96,57 @@ fn a_back_end_that_waits_is_idle() {
     input.assert_idle();
     let _front_end = input.connect();
     input.assert_idle();
+}
+
+/// The user that owns nothing.
+const NOBODY: u32 = 65534;
+
+/// The program of a user that is not root, on a node with this mode. It does not listen yet.
+fn start_as_nobody(device: &Device, mode: u32) -> Input {
+    fs::set_permissions(device.node(), Permissions::from_mode(mode)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    chown(directory.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    let socket = directory.path().join("socket");
+    let mut command = process::command("vhost-device-input").unwrap();
+    command
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .arg(option("evdev-path", device.node()))
+        .arg(option("socket-path", &socket));
+    Input {
+        program: Program::spawn(&mut command).unwrap(),
+        socket,
+        _directory: directory,
+    }
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn a_node_that_can_only_be_read_has_events_and_no_lights() {
+    let device = Device::create(&devices::KEYBOARD).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let mut input = start_as_nobody(&device, 0o444);
+    input.program.wait_for_listener(&input.socket).unwrap();
+    let mut driver = Driver::connect(&input);
+    for _ in 0..3 {
+        driver.set(Event::new(EV_LED, LED_CAPSL, 1));
+    }
+    let press = report(&[(EV_KEY, KEY_A, 1)]);
+    device.report(&press).unwrap();
+    assert_eq!(driver.report(), press);
+    assert!(node.lights().unwrap().is_empty());
+    assert!(node.grab(true).is_err());
+    assert_eq!(input.logged("read only"), 1);
+}
+
+#[test]
+#[ignore = "needs uinput"]
+fn a_node_that_can_not_be_read_is_refused() {
+    let device = Device::create(&devices::KEYBOARD).unwrap();
+    let mut input = start_as_nobody(&device, 0o600);
+    let status = input.program.wait(PATIENCE).unwrap();
+    assert_eq!(status.code(), Some(1));
+    let stderr = input.program.stderr();
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.contains("Permission denied"), "{stderr}");
 }

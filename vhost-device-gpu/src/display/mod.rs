@@ -14,6 +14,7 @@ use std::sync::Arc;
 use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
 use thiserror::Error;
 use zerocopy::FromBytes;
@@ -25,6 +26,10 @@ pub use message::Query;
 use message::{
     FEATURE_EDID, HEADER_SIZE, MAX_UPDATE_PIXELS, Outgoing, Request, Update, cursor_update, message,
 };
+
+/// Room for what the display has yet to read, in bytes; the kernel doubles it. Twice the usual room halves how often a large
+/// picture wakes both sides. With more, flushes would be done long before their picture is seen.
+const SEND_BUFFER: usize = 208 << 10;
 
 /// Why a display is given up.
 #[derive(Debug, Error)]
@@ -83,6 +88,8 @@ struct Link {
     /// The question that was asked, and what came of its answer.
     asked: Option<Query>,
     answer: Vec<u8>,
+    /// Nobody waits for the answer any more.
+    too_late: bool,
     /// Whether to be told when there is room for more.
     watches_room: bool,
 }
@@ -120,6 +127,7 @@ impl Display {
     pub fn connect(&mut self, socket: UnixStream) -> io::Result<()> {
         self.disconnect();
         watch(&self.events, socket.as_fd())?;
+        let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER);
         self.link = Some(Link {
             socket,
             ready: false,
@@ -127,13 +135,14 @@ impl Display {
             outgoing: Some(Outgoing::bytes(Query::ProtocolFeatures.message())),
             asked: Some(Query::ProtocolFeatures),
             answer: Vec::new(),
+            too_late: false,
             watches_room: true,
         });
         for output in &mut self.outputs {
             output.announce = output.source.is_some();
             output.dirty = output.source.map(|source| whole(&source));
             output.cursor.moved = output.cursor.visible;
-            output.cursor.changed = output.cursor.visible;
+            output.cursor.changed = output.cursor.visible && !output.cursor.image.is_empty();
         }
         Ok(())
     }
@@ -156,7 +165,7 @@ impl Display {
                 ..Cursor::default()
             };
         }
-        self.question = None;
+        self.forget_question();
     }
 
     /// A resource (or all, without a number) is about to go. No scanout may show it any more.
@@ -225,10 +234,9 @@ impl Display {
 
     /// Asks the display something. Returns whether there is one that can answer.
     pub fn ask(&mut self, query: Query) -> bool {
-        let can = match (&self.link, query) {
-            (None, _) => false,
-            (Some(link), Query::Edid { .. }) => !link.ready || link.features & FEATURE_EDID != 0,
-            _ => true,
+        let can = match &self.link {
+            None => false,
+            Some(link) => !link.ready || link.can_answer(query),
         };
         self.question = can.then_some(query);
         can
@@ -236,7 +244,10 @@ impl Display {
 
     /// Takes back the question, whose answer nobody waits for any more.
     pub fn forget_question(&mut self) {
-        self.question = None;
+        let question = self.question.take();
+        if let Some(link) = &mut self.link {
+            link.too_late |= question.is_some() && link.asked == question;
+        }
     }
 
     /// Whether all that was flushed has been sent, as far as there is a display.
@@ -351,8 +362,11 @@ impl Display {
         if let Some(query) = self.question
             && link.asked.is_none()
         {
-            link.asked = Some(query);
-            return Some(Outgoing::bytes(query.message()));
+            if link.can_answer(query) {
+                link.asked = Some(query);
+                return Some(Outgoing::bytes(query.message()));
+            }
+            self.question = None;
         }
         let mut outputs = (0..).zip(&mut self.outputs);
         outputs.find_map(|(number, output)| output.next_update(number).map(Outgoing::Update))
@@ -397,6 +411,7 @@ impl Display {
                 continue;
             }
             let answer = std::mem::take(&mut link.answer).split_off(HEADER_SIZE);
+            let too_late = std::mem::take(&mut link.too_late);
             link.asked = None;
             if query == Query::ProtocolFeatures {
                 link.features = u64::read_from_bytes(&answer).unwrap_or(0) & FEATURE_EDID;
@@ -407,7 +422,7 @@ impl Display {
                 )));
                 link.ready = true;
                 log::info!("a display is connected");
-            } else if self.question == Some(query) {
+            } else if !too_late && self.question == Some(query) {
                 self.question = None;
                 return Ok(Some(answer));
             }
@@ -490,6 +505,10 @@ impl Cursor {
 }
 
 impl Link {
+    fn can_answer(&self, query: Query) -> bool {
+        !matches!(query, Query::Edid { .. }) || self.features & FEATURE_EDID != 0
+    }
+
     /// Asks to be told when there is room for more, or not to be.
     fn watch_room(&mut self, events: &OwnedFd, wanted: bool) -> Result<(), Errno> {
         if self.watches_room != wanted {

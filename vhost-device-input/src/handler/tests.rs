@@ -20,7 +20,6 @@ use crate::event::{
 };
 use crate::report::CAPACITY;
 use crate::source::Source;
-use crate::state::State;
 
 /// Descriptors of the rings that QEMU makes for this device.
 const RING: u16 = 4;
@@ -42,6 +41,8 @@ struct Path {
     node: Option<UnixStream>,
     /// What is held when somebody asks.
     held: Vec<Event>,
+    /// What happens, and where, when somebody has just asked; what is held afterwards.
+    meanwhile: Option<(UnixStream, Vec<Event>, Vec<Event>)>,
     /// How often somebody looked for the node.
     opens: usize,
 }
@@ -57,8 +58,13 @@ impl Source for Fake {
 
     fn state(&self, _node: BorrowedFd<'_>) -> io::Result<State> {
         let mut state = State::default();
-        let path = self.0.lock().unwrap();
+        let mut path = self.0.lock().unwrap();
         path.held.iter().for_each(|event| state.apply(*event));
+        if let Some((mut device, events, held)) = path.meanwhile.take() {
+            let bytes: Vec<_> = events.iter().flat_map(|event| event.to_host()).collect();
+            device.write_all(&bytes)?;
+            path.held = held;
+        }
         Ok(state)
     }
 }
@@ -386,6 +392,22 @@ fn a_guest_agrees_with_the_device_after_the_kernel_lost_events() {
     host.hold(&[KEY_B]);
     host.happen(&[X, LOST, X, REPORT]);
     assert_eq!(guest.receive(3), [KEY_A_UP, KEY_B, REPORT]);
+    host.happen(&[X, REPORT]);
+    assert_eq!(guest.receive(2), [X, REPORT]);
+}
+
+#[test]
+fn what_comes_while_the_state_is_asked_for_is_told_once() {
+    let host = Host::new();
+    let mut guest = host.guest();
+    host.happen(&[KEY_A, REPORT]);
+    assert_eq!(guest.receive(2), [KEY_A, REPORT]);
+    host.hold(&[KEY_A]);
+    let device = host.device.as_ref().unwrap().try_clone().unwrap();
+    let meanwhile = vec![KEY_B, REPORT, KEY_A_UP, KEY_B_UP, REPORT];
+    host.path.lock().unwrap().meanwhile = Some((device, meanwhile, vec![]));
+    host.happen(&[X, LOST, X, REPORT]);
+    assert_eq!(guest.receive(2), [KEY_A_UP, REPORT]);
     host.happen(&[X, REPORT]);
     assert_eq!(guest.receive(2), [X, REPORT]);
 }

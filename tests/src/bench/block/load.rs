@@ -9,7 +9,7 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::histogram::Histogram;
+use crate::bench::histogram::Histogram;
 use crate::front_end::block::{HEADER_SIZE, IN, OK, OUT, SECTOR_SIZE, header};
 use crate::front_end::{Buffer, FrontEnd, GuestMemory, Queue};
 

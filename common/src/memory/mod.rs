@@ -4,17 +4,19 @@
 //! A [`GuestMemory`] never changes. A new table from the front-end makes a new one, which shares the
 //! mappings that stay; whoever still works on the old one keeps it, and its mappings, alive.
 
-#![allow(unsafe_code)]
+#[allow(unsafe_code)]
+mod mapping;
 
-use std::ffi::c_void;
 use std::os::fd::OwnedFd;
-use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
 
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::fs::{SealFlags, fcntl_add_seals};
 use thiserror::Error;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::VolatileSlice;
+
+use mapping::Mapping;
+pub(crate) use mapping::{LostMemory, survive_lost_memory};
 
 /// Most regions a front-end may share at a time: what KVM gives QEMU, and QEMU's own programs offer.
 pub const MAX_REGIONS: usize = 509;
@@ -86,45 +88,6 @@ pub enum MemoryError {
     },
 }
 
-/// A shared mapping of a file. Unlike `vm_memory`'s own it does not keep the file open: a table can
-/// have more regions than a process may have open files.
-#[derive(Debug)]
-struct Mapping {
-    start: NonNull<c_void>,
-    length: usize,
-}
-
-// SAFETY: the mapping belongs to no thread, and all access to it is volatile or by the kernel.
-unsafe impl Send for Mapping {}
-// SAFETY: as above.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(file: &OwnedFd, offset: u64, length: usize) -> std::io::Result<Self> {
-        let protection = ProtFlags::READ | ProtFlags::WRITE;
-        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: the kernel chooses an address where nothing is mapped.
-        let start = unsafe { mmap(null_mut(), length, protection, flags, file, offset) }?;
-        let start = NonNull::new(start).ok_or(std::io::ErrorKind::AddrNotAvailable)?;
-        Ok(Self { start, length })
-    }
-
-    /// A part of the mapping; `None` if it is not inside.
-    #[inline]
-    fn slice(&self, offset: usize, length: usize) -> Option<VolatileSlice<'_>> {
-        // SAFETY: start and length are those of the mapping, which lives as long as the borrow.
-        let whole = unsafe { VolatileSlice::new(self.start.as_ptr().cast(), self.length) };
-        whole.subslice(offset, length).ok()
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: all who use the memory hold a reference to the mapping.
-        let _ = unsafe { munmap(self.start.as_ptr(), self.length) };
-    }
-}
-
 /// One region of guest memory, mapped into this process.
 #[derive(Clone, Debug)]
 struct Region {
@@ -154,6 +117,8 @@ impl Region {
         guest_address.checked_add(size).ok_or_else(wraps)?;
         user_address.checked_add(size).ok_or_else(wraps)?;
         let needed = mmap_offset.checked_add(size).ok_or_else(wraps)?;
+        // Where the front-end lets us, its file can not become shorter from now on.
+        let _ = fcntl_add_seals(&file, SealFlags::SHRINK);
         let length = rustix::fs::fstat(&file)
             .map_err(|errno| MemoryError::Stat(errno.into()))?
             .st_size;
@@ -349,6 +314,17 @@ mod tests {
                     .with_region(&info(guest, size, user, 0), file(size))
                     .unwrap()
             })
+    }
+
+    #[test]
+    fn a_file_that_can_be_sealed_does_not_become_shorter() {
+        use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+        let file = memfd_create("memory", MemfdFlags::ALLOW_SEALING).unwrap();
+        ftruncate(&file, PAGE).unwrap();
+        let shared = file.try_clone().unwrap();
+        let memory = GuestMemory::default().with_region(&info(0, PAGE, 0, 0), shared);
+        assert_eq!(ftruncate(&file, 0), Err(rustix::io::Errno::PERM));
+        drop(memory);
     }
 
     #[test]

@@ -10,7 +10,8 @@ use serde::Serialize;
 use tempfile::TempDir;
 
 use super::peer::Image;
-use super::{BenchError, BlockOptions, Row, at};
+use super::{BlockOptions, Row};
+use crate::bench::{BenchError, at};
 
 /// Bytes written between two looks at whether to go on.
 const CHUNK: usize = 4 << 20;

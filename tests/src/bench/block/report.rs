@@ -2,16 +2,15 @@
 //! What was measured, as a table for people and as JSON.
 
 use std::fmt::{self, Display, Write};
-use std::fs;
-use std::process::Command;
-use std::thread::available_parallelism;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use super::Row;
 use super::image::Place;
 use super::peer::{OURS, Peer};
-use super::{BenchError, Row};
+use crate::bench::BenchError;
+use crate::bench::summary::{Machine, Spread, date, median, spread};
 
 /// One measurement.
 #[derive(Debug, Clone, Serialize)]
@@ -46,15 +45,6 @@ pub struct Footprint {
 }
 
 #[derive(Debug, Serialize)]
-struct Machine {
-    cpu: String,
-    cores: usize,
-    kernel: String,
-    load_average: String,
-    idle_cpus_poll: bool,
-}
-
-#[derive(Debug, Serialize)]
 struct PeerReport {
     #[serde(skip)]
     peer: Peer,
@@ -76,17 +66,6 @@ struct Cell {
     #[serde(rename = "peer")]
     name: &'static str,
     rounds: Vec<Sample>,
-}
-
-/// A number over the rounds.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Spread {
-    /// Median.
-    pub median: f64,
-    /// Smallest.
-    pub min: f64,
-    /// Largest.
-    pub max: f64,
 }
 
 /// All that was measured.
@@ -197,17 +176,7 @@ impl Cell {
 
 impl Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let machine = &self.machine;
-        let polling = if machine.idle_cpus_poll {
-            ", idle CPUs poll"
-        } else {
-            ""
-        };
-        writeln!(
-            f,
-            "{}, {} CPUs, Linux {}{polling}; {}",
-            machine.cpu, machine.cores, machine.kernel, self.date
-        )?;
+        writeln!(f, "{}; {}", self.machine, self.date)?;
         for peer in &self.peers {
             writeln!(f, "{}: {}", peer.name, peer.version)?;
         }
@@ -240,8 +209,8 @@ impl Display for Report {
                 cell.median(|sample| sample.p99_us),
                 cell.median(|sample| sample.cpu_seconds_per_million),
             );
-            if let Some(Spread { median, min, max }) = self.ratio(cell) {
-                write!(line, "  {median:.2} ({min:.2}-{max:.2})")?;
+            if let Some(ratio) = self.ratio(cell) {
+                write!(line, "  {ratio}")?;
             }
             writeln!(f, "{line}")?;
         }
@@ -289,68 +258,10 @@ impl Report {
     }
 }
 
-impl Machine {
-    fn this(idle_cpus_poll: bool) -> Self {
-        let line = |path: &str, prefix: &str| {
-            let text = fs::read_to_string(path).unwrap_or_default();
-            let line = text.lines().find_map(|line| line.strip_prefix(prefix));
-            line.map(|rest| rest.trim_start_matches([' ', '\t', ':']).to_owned())
-                .unwrap_or_default()
-        };
-        Machine {
-            cpu: line("/proc/cpuinfo", "model name"),
-            cores: available_parallelism().map_or(0, usize::from),
-            kernel: line("/proc/sys/kernel/osrelease", ""),
-            load_average: line("/proc/loadavg", ""),
-            idle_cpus_poll,
-        }
-    }
-}
-
-fn date() -> String {
-    let output = Command::new("date")
-        .args(["-u", "+%Y-%m-%d %H:%M UTC"])
-        .output();
-    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-    text.unwrap_or_default()
-}
-
-/// Median of numbers; the mean of the middle two of an even count, 0 of none.
-pub fn median(numbers: &[f64]) -> f64 {
-    spread(numbers).median
-}
-
-fn spread(numbers: &[f64]) -> Spread {
-    let mut sorted = numbers.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let (Some(&min), Some(&max)) = (sorted.first(), sorted.last()) else {
-        return Spread {
-            median: 0.0,
-            min: 0.0,
-            max: 0.0,
-        };
-    };
-    let middle = sorted.len() / 2;
-    let median = if sorted.len() % 2 == 1 {
-        sorted[middle]
-    } else {
-        (sorted[middle - 1] + sorted[middle]) / 2.0
-    };
-    Spread { median, min, max }
-}
-
-/// A duration for people.
-pub fn duration(duration: Duration) -> String {
-    match duration.as_secs() {
-        seconds @ 0..60 => format!("{seconds} s"),
-        seconds => format!("{} min {:02} s", seconds / 60, seconds % 60),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::ROWS;
+    use crate::bench::block::ROWS;
 
     fn sample(iops: f64) -> Sample {
         Sample {
@@ -381,12 +292,5 @@ mod tests {
             (&1.0.into(), &2.0.into(), &3.0.into())
         );
         assert!(report.to_string().contains("2.00 (1.00-3.00)"), "{report}");
-    }
-
-    #[test]
-    fn medians() {
-        assert_eq!(median(&[]), 0.0);
-        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0]), 2.5);
     }
 }

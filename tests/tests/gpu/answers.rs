@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What is asked of the display, and displays that answer badly, late, or not at all.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::time::{Duration, Instant};
+
+use vhost_device_tests::front_end::gpu::{
+    Answers, Display, GpuDriver, Response, Shown, command, number, words,
+};
+
+use crate::{B8G8R8X8, Device, ManualDisplay, bytes, pass_display, pattern};
+
+/// Less than a device waits for a display.
+const AT_ONCE: Duration = Duration::from_millis(900);
+
+fn ask_info(driver: &mut GpuDriver) {
+    driver.send(&command(number::GET_DISPLAY_INFO, &[]), 4096);
+}
+
+fn ask_edid(driver: &mut GpuDriver, scanout: u32) {
+    driver.send(&command(number::GET_EDID, &words(&[scanout, 0])), 4096);
+}
+
+/// An answer to GET_DISPLAY_INFO or GET_EDID whose bytes are all the same.
+fn filled(size: usize, byte: u8) -> Vec<u8> {
+    vec![byte; size]
+}
+
+fn assert_edid(response: &Response, byte: u8) {
+    assert_eq!(response.kind(), number::OK_EDID);
+    assert_eq!(response.body(), filled(1032, byte));
+}
+
+fn assert_info(response: &Response, byte: u8) {
+    assert_eq!(response.kind(), number::OK_DISPLAY_INFO);
+    assert_eq!(response.body(), filled(384, byte));
+}
+
+#[test]
+fn a_display_without_edid_is_not_asked_for_it() {
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    let mut display = ManualDisplay::connect(&driver);
+    // Asked before it is known what the display can do.
+    ask_edid(&mut driver, 0);
+    display.greet(2);
+    assert_eq!(driver.receive().kind(), number::UNSPEC);
+    // And after.
+    ask_edid(&mut driver, 0);
+    assert_eq!(driver.receive().kind(), number::UNSPEC);
+    ask_info(&mut driver);
+    assert_eq!(display.receive(), (3, Vec::new()));
+    display.answer(3, &filled(408, 7));
+    assert_info(&driver.receive(), 7);
+}
+
+#[test]
+fn what_is_asked_before_the_display_is_greeted_is_asked_when_it_is() {
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    let mut display = ManualDisplay::connect(&driver);
+    ask_edid(&mut driver, 3);
+    display.greet(3);
+    assert_eq!(display.receive(), (11, words(&[3])));
+    display.answer(11, &filled(1056, 8));
+    assert_edid(&driver.receive(), 8);
+}
+
+#[test]
+fn an_answer_that_comes_too_late_is_not_that_to_the_next_question() {
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    let mut display = ManualDisplay::greeted(&driver, 3);
+    ask_edid(&mut driver, 0);
+    assert_eq!(display.receive(), (11, words(&[0])));
+    assert_eq!(driver.receive().kind(), number::UNSPEC);
+    // One of another kind, one of the same kind, and the very same.
+    ask_info(&mut driver);
+    display.answer(11, &filled(1056, 1));
+    assert_eq!(display.receive(), (3, Vec::new()));
+    assert_eq!(driver.receive().kind(), number::OK_DISPLAY_INFO);
+    ask_edid(&mut driver, 1);
+    display.answer(3, &filled(408, 2));
+    assert_eq!(display.receive(), (11, words(&[1])));
+    assert_eq!(driver.receive().kind(), number::UNSPEC);
+    ask_edid(&mut driver, 2);
+    display.answer(11, &filled(1056, 3));
+    assert_eq!(display.receive(), (11, words(&[2])));
+    assert_eq!(driver.receive().kind(), number::UNSPEC);
+    ask_edid(&mut driver, 2);
+    display.answer(11, &filled(1056, 4));
+    assert_eq!(display.receive(), (11, words(&[2])));
+    display.answer(11, &filled(1056, 5));
+    assert_edid(&driver.receive(), 5);
+}
+
+#[test]
+fn an_answer_may_come_in_pieces_and_between_pictures() {
+    use std::io::Write;
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    let mut display = ManualDisplay::greeted(&driver, 3);
+    driver.create(1, B8G8R8X8, 8, 8);
+    driver.set_scanout(0, 1, [0, 0, 8, 8]);
+    assert_eq!(display.receive().0, 7);
+    ask_info(&mut driver);
+    assert_eq!(display.receive(), (3, Vec::new()));
+    let answer = [words(&[3, 4, 408]), filled(408, 9)].concat();
+    let mut driver_waits = || {
+        driver.run_cursor(&command(
+            number::MOVE_CURSOR,
+            &words(&[0, 1, 1, 0, 1, 0, 0, 0]),
+        ));
+        assert!(!driver.control.has_used());
+    };
+    for piece in answer[..419].chunks(40) {
+        display.0.write_all(piece).unwrap();
+        driver_waits();
+        assert_eq!(display.receive(), (4, words(&[0, 1, 1])));
+    }
+    display.0.write_all(&answer[419..]).unwrap();
+    assert_info(&driver.receive(), 9);
+}
+
+#[test]
+fn a_display_whose_answer_has_another_size_is_left_at_once() {
+    for (size, payload) in [(407, 407), (409, 409), (0, 0), (u32::MAX, 10), (1056, 1056)] {
+        let device = Device::start(&[]);
+        let mut driver = device.connect();
+        let mut display = ManualDisplay::greeted(&driver, 3);
+        ask_info(&mut driver);
+        assert_eq!(display.receive(), (3, Vec::new()));
+        let start = Instant::now();
+        let answer = [words(&[3, 4, size]), filled(payload, 0xaa)].concat();
+        std::io::Write::write_all(&mut display.0, &answer).unwrap();
+        let response = driver.receive();
+        assert!(start.elapsed() < AT_ONCE, "the guest waits");
+        assert_eq!(response.kind(), number::OK_DISPLAY_INFO);
+        assert_eq!(response.body()[..24], words(&[0, 0, 1024, 768, 1, 0]));
+        display.wait_until_closed();
+        assert_next_display_works(&mut driver);
+    }
+}
+
+/// A display that comes later shows what is drawn then.
+fn assert_next_display_works(driver: &mut GpuDriver) {
+    let (display, socket) = Display::new(Answers::default());
+    driver.set_display(&socket).unwrap();
+    assert_eq!(display.next(), Shown::Features(1));
+    let picture = pattern(64 * 64);
+    let pages = driver.create(77, B8G8R8X8, 64, 64);
+    driver.draw(&pages, &bytes(&picture));
+    driver.transfer(77, 64, [0, 0, 64, 64]);
+    driver.set_scanout(7, 77, [0, 0, 64, 64]);
+    driver.flush(77, [0, 0, 64, 64]);
+    let mut told = std::iter::from_fn(|| Some(display.next()));
+    let expected = Shown::Update(7, [0, 0, 64, 64], picture);
+    assert!(told.any(|shown| shown == expected));
+}
+
+#[test]
+fn a_display_may_close_at_any_time() {
+    use std::io::{Read, Write};
+    type Scene = fn(&mut GpuDriver, ManualDisplay);
+    let scenes: [(&str, Scene); 6] = [
+        ("before it is greeted", |driver, display| {
+            drop(display);
+            ask_info(driver);
+            assert_eq!(driver.receive().kind(), number::OK_DISPLAY_INFO);
+        }),
+        ("in the middle of the greeting", |driver, mut display| {
+            ask_info(driver);
+            display.0.write_all(&words(&[1, 4])).unwrap();
+            drop(display);
+            assert_eq!(driver.receive().kind(), number::OK_DISPLAY_INFO);
+        }),
+        ("when it is asked", |driver, mut display| {
+            display.greet(3);
+            ask_edid(driver, 0);
+            display.receive();
+            drop(display);
+            assert_eq!(driver.receive().kind(), number::UNSPEC);
+        }),
+        ("in the middle of an answer", |driver, mut display| {
+            display.greet(3);
+            ask_edid(driver, 0);
+            display.receive();
+            display
+                .0
+                .write_all(&words(&[11, 4, 1056, 1, 2, 3]))
+                .unwrap();
+            drop(display);
+            assert_eq!(driver.receive().kind(), number::UNSPEC);
+        }),
+        ("in the middle of a picture", |driver, mut display| {
+            display.greet(3);
+            driver.create(1, B8G8R8X8, 1000, 1000);
+            driver.set_scanout(0, 1, [0, 0, 1000, 1000]);
+            let flush = words(&[0, 0, 1000, 1000, 1, 0]);
+            driver.send(&command(number::FLUSH, &flush), 4096);
+            display.0.read_exact(&mut [0; 5000]).unwrap();
+            drop(display);
+            assert_eq!(driver.receive().kind(), number::OK_NODATA);
+        }),
+        ("for what it sends only", |driver, mut display| {
+            display.greet(3);
+            display.0.shutdown(std::net::Shutdown::Write).unwrap();
+            display.wait_until_closed();
+            ask_info(driver);
+            assert_eq!(driver.receive().kind(), number::OK_DISPLAY_INFO);
+        }),
+    ];
+    for (when, scene) in scenes {
+        println!("closed {when}");
+        let device = Device::start(&[]);
+        let mut driver = device.connect();
+        let display = ManualDisplay::connect(&driver);
+        let start = Instant::now();
+        scene(&mut driver, display);
+        assert!(start.elapsed() < AT_ONCE, "closed {when}: the guest waits");
+        assert_next_display_works(&mut driver);
+    }
+}
+
+#[test]
+fn a_second_display_is_used_instead_of_the_first() {
+    let device = Device::start(&[]);
+    let (mut driver, first) = device.connect_with_display(Answers::default());
+    let picture = pattern(64 * 64);
+    let pages = driver.create(1, B8G8R8X8, 64, 64);
+    driver.draw(&pages, &bytes(&picture));
+    driver.transfer(1, 64, [0, 0, 64, 64]);
+    driver.set_scanout(0, 1, [0, 0, 64, 64]);
+    assert_eq!(first.next(), Shown::Scanout(0, 64, 64));
+    let (second, socket) = Display::new(Answers::default());
+    driver.set_display(&socket).unwrap();
+    assert_eq!(second.next(), Shown::Features(1));
+    assert_eq!(second.next(), Shown::Scanout(0, 64, 64));
+    assert_eq!(
+        second.next(),
+        Shown::Update(0, [0, 0, 64, 64], picture.clone())
+    );
+    driver.flush(1, [0, 0, 64, 64]);
+    assert_eq!(second.next(), Shown::Update(0, [0, 0, 64, 64], picture));
+    assert_eq!(first.next_within(crate::QUIET), None);
+}
+
+#[test]
+fn a_display_that_comes_while_a_flush_waits_is_what_it_waits_for() {
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    let _stuck = ManualDisplay::greeted(&driver, 3);
+    driver.create(1, B8G8R8X8, 1000, 1000);
+    driver.set_scanout(0, 1, [0, 0, 1000, 1000]);
+    let flush = words(&[0, 0, 1000, 1000, 1, 0]);
+    driver.send(&command(number::FLUSH, &flush), 4096);
+    let (display, socket) = Display::new(Answers::default());
+    driver.set_display(&socket).unwrap();
+    assert_eq!(display.next(), Shown::Features(1));
+    assert_eq!(display.next(), Shown::Scanout(0, 1000, 1000));
+    assert!(matches!(display.next(), Shown::Update(0, ..)));
+    assert_eq!(driver.receive().kind(), number::OK_NODATA);
+}
+
+#[test]
+fn files_that_are_no_display_are_none() {
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("socket");
+    let files: [OwnedFd; 6] = [
+        tempfile::tempfile().unwrap().into(),
+        File::open("/dev/null").unwrap().into(),
+        File::open("/").unwrap().into(),
+        std::io::pipe().unwrap().1.into(),
+        UnixDatagram::unbound().unwrap().into(),
+        UnixListener::bind(&path).unwrap().into(),
+    ];
+    for file in files {
+        pass_display(&driver, file.as_fd());
+        let start = Instant::now();
+        ask_info(&mut driver);
+        let response = driver.receive();
+        assert_eq!(response.body()[..24], words(&[0, 0, 1024, 768, 1, 0]));
+        assert!(start.elapsed() < AT_ONCE, "the guest waits for {file:?}");
+    }
+    assert_next_display_works(&mut driver);
+}
+
+#[test]
+fn a_headless_device_has_no_use_for_a_display() {
+    let device = Device::start(&["--headless"]);
+    let mut driver = device.connect();
+    ManualDisplay::connect(&driver).wait_until_closed();
+    driver.create(1, B8G8R8X8, 8, 8);
+    driver.flush(1, [0, 0, 8, 8]);
+}
