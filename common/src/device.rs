@@ -4,9 +4,11 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 
 use thiserror::Error;
 
+use crate::memory::GuestMemory;
 pub use crate::session::ConfigChange;
 use crate::worker::{Poller, Queue, Queues};
 
@@ -148,6 +150,10 @@ pub trait QueueHandler {
 
     /// Something of this handler's is ready: what is watched as `Token::Device(token)`.
     fn ready(&mut self, _token: u32, _queues: &mut Queues) {}
+
+    /// Another table of guest memory is in force. A handler that keeps pointers into the one before it, beside those of
+    /// requests, replaces them now.
+    fn memory_changed(&mut self, _memory: &Arc<GuestMemory>) {}
 
     /// `queue` is about to stop: whatever is held for it must be completed soon. A handler that waits
     /// for something that may never come gives up here.

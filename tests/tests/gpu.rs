@@ -21,6 +21,8 @@ mod fuzz;
 mod pictures;
 #[path = "gpu/scanouts.rs"]
 mod scanouts;
+#[path = "gpu/virgl.rs"]
+mod virgl;
 
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};

@@ -11,8 +11,10 @@ use crate::protocol::{
     AttachBacking, CURSOR_SIZE, Create2d, Cursor, DisplayMode, Flush, Header, MAX_SCANOUTS,
     MemoryEntry, Number, Refusal, Response, SetScanout, Transfer2d,
 };
+use crate::rectangle::Rectangle;
 use crate::resource::{Backing, MAX_ENTRIES};
 use crate::state::State;
+use crate::three_d::{self, ThreeD};
 
 /// Size of the only mode of a display that is not there.
 const DEFAULT_MODE: (u32, u32) = (1024, 768);
@@ -50,15 +52,21 @@ pub fn read<T: FromZeros + IntoBytes + zerocopy::FromBytes>(
     Ok(object)
 }
 
-fn no_data() -> Response {
+/// The response of a command that has nothing else to say.
+pub fn no_data() -> Response {
     Response {
         kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_NODATA,
         body: Vec::new(),
     }
 }
 
-/// Carries out a command of the control queue, whose header was taken.
-pub fn control(state: &mut State, header: &Header, chain: &mut Chain) -> Result<Outcome, Refusal> {
+/// Carries out a command of the control queue, whose header was taken. There is no `three_d` for a driver that did not ask for it.
+pub fn control(
+    state: &mut State,
+    mut three_d: Option<&mut ThreeD>,
+    header: &Header,
+    chain: &mut Chain,
+) -> Result<Outcome, Refusal> {
     match header.kind.get() {
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_DISPLAY_INFO => {
             return Ok(Outcome::Asking(Query::DisplayInfo));
@@ -69,7 +77,7 @@ pub fn control(state: &mut State, header: &Header, chain: &mut Chain) -> Result<
             return Ok(Outcome::Asking(Query::Edid { scanout }));
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_FLUSH => {
-            flush(state, &read(chain)?)?;
+            flush(state, three_d, &read(chain)?)?;
             return Ok(Outcome::Flushing);
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_2D => {
@@ -80,6 +88,9 @@ pub fn control(state: &mut State, header: &Header, chain: &mut Chain) -> Result<
             state.resources.get(number)?;
             state.display.detach(Some(number), &state.resources);
             state.resources.remove(number)?;
+            if let Some(renderer) = three_d.and_then(ThreeD::started) {
+                renderer.remove_resource(number);
+            }
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SET_SCANOUT => set_scanout(state, &read(chain)?)?,
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_2D => {
@@ -89,12 +100,14 @@ pub fn control(state: &mut State, header: &Header, chain: &mut Chain) -> Result<
             resource.transfer(chain.memory(), &rectangle, command.offset.get())?;
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING => {
-            attach_backing(state, chain)?
+            attach_backing(state, three_d, chain)?
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_DETACH_BACKING => {
-            state
-                .resources
-                .detach(read::<Number>(chain)?.number.get())?;
+            let number = read::<Number>(chain)?.number.get();
+            state.resources.detach(number)?;
+            if let Some(renderer) = three_d.and_then(ThreeD::started) {
+                renderer.detach_backing(number);
+            }
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_ASSIGN_UUID => {
             let resource = state
@@ -109,18 +122,25 @@ pub fn control(state: &mut State, header: &Header, chain: &mut Chain) -> Result<
                 body: uuid.to_vec(),
             }));
         }
-        // There is no set of capabilities that one could ask for.
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET_INFO
-        | gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET => return Err(Refusal::Parameter),
-        // Unknown, or of a feature that is not offered.
-        _ => return Err(Refusal::Unspecified),
+        kind => match three_d.take() {
+            Some(three_d) => {
+                let response = three_d::control(three_d, &mut state.resources, header, chain)?;
+                return Ok(Outcome::Done(response));
+            }
+            // There is no set of capabilities that one could ask for.
+            None if matches!(
+                kind,
+                gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET_INFO
+                    | gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET
+            ) =>
+            {
+                return Err(Refusal::Parameter);
+            }
+            // Unknown, or of a feature that is not offered.
+            None => return Err(Refusal::Unspecified),
+        },
     }
     Ok(Outcome::Done(no_data()))
-}
-
-/// The response once a flush is done.
-pub fn flushed() -> Response {
-    no_data()
 }
 
 /// The response to a command that the display has answered, or could not.
@@ -192,6 +212,7 @@ fn set_scanout(state: &mut State, command: &SetScanout) -> Result<(), Refusal> {
             if !is_within || rectangle.width.max(rectangle.height) > MAX_SCANOUT_SIDE {
                 return Err(Refusal::Parameter);
             }
+            state.resources.prepare(resource)?;
             Some(Source {
                 resource,
                 rectangle,
@@ -202,17 +223,41 @@ fn set_scanout(state: &mut State, command: &SetScanout) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn flush(state: &mut State, command: &Flush) -> Result<(), Refusal> {
+fn flush(state: &mut State, three_d: Option<&mut ThreeD>, command: &Flush) -> Result<(), Refusal> {
     let rectangle = command.rectangle.checked().ok_or(Refusal::Parameter)?;
     let number = command.resource.get();
     if !state.resources.get(number)?.has(&rectangle) {
         return Err(Refusal::Parameter);
     }
+    if state.display.shows(number) {
+        read_back(state, three_d, number, &rectangle)?;
+    }
     state.display.flush(number, &rectangle);
     Ok(())
 }
 
-fn attach_backing(state: &mut State, chain: &mut Chain) -> Result<(), Refusal> {
+/// Takes over what the renderer has drawn, where the resource is the renderer's.
+fn read_back(
+    state: &mut State,
+    three_d: Option<&mut ThreeD>,
+    number: u32,
+    rectangle: &Rectangle,
+) -> Result<(), Refusal> {
+    let resource = state.resources.get_mut(number)?;
+    match three_d.and_then(ThreeD::started) {
+        Some(renderer) if resource.is_rendered() => resource
+            .read_back(rectangle, |rectangle, width, pixels| {
+                renderer.read(number, rectangle, width, pixels)
+            }),
+        _ => Ok(()),
+    }
+}
+
+fn attach_backing(
+    state: &mut State,
+    three_d: Option<&mut ThreeD>,
+    chain: &mut Chain,
+) -> Result<(), Refusal> {
     let command: AttachBacking = read(chain)?;
     let number = command.resource.get();
     state.resources.get(number)?;
@@ -226,11 +271,26 @@ fn attach_backing(state: &mut State, chain: &mut Chain) -> Result<(), Refusal> {
         let entry: MemoryEntry = read(chain)?;
         backing.push(entry.address.get(), entry.length.get());
     }
-    state.resources.attach(number, backing)
+    state.resources.attach(number, backing)?;
+    let resource = state.resources.get(number)?;
+    if resource.is_rendered()
+        && let Some(renderer) = three_d.and_then(ThreeD::started)
+        && let Some(backing) = resource.backing()
+    {
+        let outcome = renderer.attach_backing(number, backing, chain.memory());
+        return outcome.inspect_err(|_| {
+            let _ = state.resources.detach(number);
+        });
+    }
+    Ok(())
 }
 
 /// Carries out a command of the cursor queue.
-pub fn cursor(state: &mut State, chain: &mut Chain) -> Result<(), Refusal> {
+pub fn cursor(
+    state: &mut State,
+    three_d: Option<&mut ThreeD>,
+    chain: &mut Chain,
+) -> Result<(), Refusal> {
     let header: Header = read(chain)?;
     let command: Cursor = read(chain)?;
     let (scanout, number) = (command.scanout.get(), command.resource.get());
@@ -241,7 +301,7 @@ pub fn cursor(state: &mut State, chain: &mut Chain) -> Result<(), Refusal> {
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR if number == 0 => None,
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR => {
             let hot = (command.hot_x.get(), command.hot_y.get());
-            Some((hot, cursor_image(state, number)?))
+            Some((hot, cursor_image(state, three_d, number)?))
         }
         _ => return Err(Refusal::Unspecified),
     };
@@ -253,12 +313,20 @@ pub fn cursor(state: &mut State, chain: &mut Chain) -> Result<(), Refusal> {
 }
 
 /// The picture of a resource that has the size of a cursor.
-fn cursor_image(state: &State, number: u32) -> Result<Vec<u32>, Refusal> {
+fn cursor_image(
+    state: &mut State,
+    three_d: Option<&mut ThreeD>,
+    number: u32,
+) -> Result<Vec<u32>, Refusal> {
     let resource = state.resources.get(number)?;
-    if (resource.width, resource.height) != (CURSOR_SIZE, CURSOR_SIZE) {
+    let all = Rectangle::new(0, 0, resource.width, resource.height).ok_or(Refusal::Parameter)?;
+    if (all.width, all.height) != (CURSOR_SIZE, CURSOR_SIZE) {
         return Err(Refusal::Parameter);
     }
-    let opaque = resource.format.opaque();
+    state.resources.prepare(number)?;
+    read_back(state, three_d, number, &all)?;
+    let resource = state.resources.get(number)?;
+    let opaque = resource.opaque();
     let rows = resource.rows(0, CURSOR_SIZE);
     Ok(rows.iter().map(|pixel| pixel | opaque).collect())
 }

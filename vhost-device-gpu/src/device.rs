@@ -6,12 +6,16 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use vhost_device_common::device::{ConfigError, Device, StartError, Threads};
-use virtio_bindings::virtio_gpu::{VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_UUID};
+use virtio_bindings::virtio_gpu::{
+    VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_UUID, VIRTIO_GPU_F_VIRGL,
+};
 
 use crate::handler::GpuHandler;
 use crate::options::Options;
 use crate::protocol::MAX_SCANOUTS;
 use crate::state::{Shared, State};
+use crate::three_d::Offer;
+use crate::virgl::has_render_node;
 
 /// Bytes of the config space (VIRTIO 1.3, 5.7.4): events_read, events_clear, num_scanouts, num_capsets.
 const CONFIG_SIZE: usize = 16;
@@ -20,6 +24,8 @@ const CONFIG_SIZE: usize = 16;
 pub struct Gpu {
     shared: Arc<Shared>,
     headless: bool,
+    /// What there is of 3D, with `--virgl`.
+    offer: Option<Arc<Offer>>,
 }
 
 impl Device for Gpu {
@@ -32,7 +38,27 @@ impl Device for Gpu {
     type Options = Options;
     type Handler = GpuHandler;
 
+    fn capabilities() -> Vec<&'static str> {
+        let mut capabilities = Vec::new();
+        if has_render_node() {
+            capabilities.push("render-node");
+        }
+        if can_render() {
+            capabilities.push("virgl");
+        }
+        capabilities
+    }
+
     fn open(options: Options) -> Result<Self, StartError> {
+        let node = options.render_node.as_deref();
+        let offer = match options.virgl {
+            true => Some(Offer::probe(node).map_err(|error| {
+                StartError(format!(
+                    "there is no 3D: {error}; repair that, or leave out --virgl"
+                ))
+            })?),
+            false => None,
+        };
         let state = State::new(options.max_hostmem).map_err(|error| {
             StartError(format!(
                 "cannot make what the display is waited for with: {error}"
@@ -41,11 +67,18 @@ impl Device for Gpu {
         Ok(Self {
             shared: Arc::new(Shared::new(state)),
             headless: options.headless,
+            offer: offer.map(Arc::new),
         })
     }
 
     fn features(&self) -> u64 {
-        1 << VIRTIO_GPU_F_EDID | 1 << VIRTIO_GPU_F_RESOURCE_UUID
+        let virgl = u64::from(self.offer.is_some()) << VIRTIO_GPU_F_VIRGL;
+        1 << VIRTIO_GPU_F_EDID | 1 << VIRTIO_GPU_F_RESOURCE_UUID | virgl
+    }
+
+    fn set_features(&self, accepted: u64) {
+        self.shared
+            .accept_3d(accepted & 1 << VIRTIO_GPU_F_VIRGL != 0);
     }
 
     fn num_queues(&self) -> u16 {
@@ -53,7 +86,8 @@ impl Device for Gpu {
     }
 
     fn config(&self) -> Vec<u8> {
-        [0, 0, MAX_SCANOUTS as u32, 0]
+        let num_capsets = self.offer.as_ref().map_or(0, |offer| offer.num_capsets());
+        [0, 0, MAX_SCANOUTS as u32, num_capsets]
             .map(u32::to_le_bytes)
             .concat()
     }
@@ -78,7 +112,7 @@ impl Device for Gpu {
     }
 
     fn handler(&self) -> io::Result<GpuHandler> {
-        GpuHandler::new(Arc::clone(&self.shared))
+        GpuHandler::new(Arc::clone(&self.shared), self.offer.clone())
     }
 
     fn new_driver(&self) {
@@ -90,4 +124,16 @@ impl Device for Gpu {
         state.display.disconnect();
         state.clear();
     }
+}
+
+/// Whether there is 3D on this host. Nothing that libraries print meanwhile comes to stdout, which has one document.
+fn can_render() -> bool {
+    let Ok(stdout) = rustix::io::fcntl_dupfd_cloexec(std::io::stdout(), 3) else {
+        return false;
+    };
+    if rustix::stdio::dup2_stdout(std::io::stderr()).is_err() {
+        return false;
+    }
+    let can = Offer::probe(None).is_ok();
+    rustix::stdio::dup2_stdout(stdout).is_ok() && can
 }

@@ -1,27 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Takes commands from the two queues, and answers them in order.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use vhost_device_common::chain::Chain;
 use vhost_device_common::device::QueueHandler;
+use vhost_device_common::memory::GuestMemory;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
 use zerocopy::IntoBytes;
 
-use crate::command::{self, Outcome, answered, flushed, read};
+use crate::command::{self, Outcome, answered, no_data, read};
 use crate::display::Query;
 use crate::protocol::{Header, Refusal, Response};
 use crate::state::{Shared, State};
+use crate::three_d::{Offer, ThreeD};
 
 /// Number of the control queue; the cursor queue is the other.
 const CONTROL: u16 = 0;
 /// What the handler waits for.
 const DISPLAY: u32 = 0;
 const TIMER: u32 = 1;
+const FENCES: u32 = 2;
 /// A display that does nothing for this long is not waited for any more.
 const PATIENCE: Duration = Duration::from_secs(1);
 
@@ -41,28 +46,55 @@ struct Held {
     progress: u64,
 }
 
+/// A command that is carried out, but whose response waits for the renderer. Those behind it go on, but their fences do not overtake.
+struct Fenced {
+    chain: Chain,
+    header: Header,
+    response: Response,
+    /// The renderer's fence that it waits for.
+    fence: u32,
+}
+
 /// Works on both queues.
 pub struct GpuHandler {
     shared: Arc<Shared>,
     events: Arc<OwnedFd>,
     timer: Timer,
     held: Option<Held>,
+    three_d: Option<ThreeD>,
+    fenced: VecDeque<Fenced>,
+    /// The guest that `three_d` works for.
+    generation: u64,
 }
 
 impl GpuHandler {
-    pub fn new(shared: Arc<Shared>) -> io::Result<Self> {
+    pub fn new(shared: Arc<Shared>, offer: Option<Arc<Offer>>) -> io::Result<Self> {
         let events = shared.lock().display.events();
         Ok(Self {
             shared,
             events,
             timer: Timer::new()?,
             held: None,
+            three_d: offer.map(ThreeD::new).transpose()?,
+            fenced: VecDeque::new(),
+            generation: 0,
         })
+    }
+
+    /// Has the renderer forget a guest that is gone.
+    fn follow(&mut self, state: &State) {
+        if self.generation != state.generation {
+            self.generation = state.generation;
+            if let Some(three_d) = &mut self.three_d {
+                three_d.clear();
+            }
+        }
     }
 
     fn control(&mut self, queue: &mut Queue) {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
+        self.follow(&state);
         while self.held.is_none()
             && let Some(mut chain) = queue.take()
         {
@@ -71,29 +103,93 @@ impl GpuHandler {
                 continue;
             };
             log::trace!("command {:#x}", header.kind);
-            let outcome = chain
-                .check()
-                .map_err(Refusal::from)
-                .and_then(|()| command::control(&mut state, &header, &mut chain));
+            let outcome = chain.check().map_err(Refusal::from).and_then(|()| {
+                let three_d = shared.three_d(&mut self.three_d);
+                command::control(&mut state, three_d, &header, &mut chain)
+            });
             match outcome {
-                Ok(Outcome::Done(response)) => respond(queue, chain, &header, &response),
+                Ok(Outcome::Done(response)) => self.finish(queue, chain, header, response),
                 Ok(Outcome::Flushing) => self.hold(&mut state, queue, chain, header, Wait::Flush),
                 Ok(Outcome::Asking(query)) => {
                     if state.display.ask(query) {
                         self.hold(&mut state, queue, chain, header, Wait::Answer(query));
                     } else {
-                        respond(queue, chain, &header, &answered(query, None));
+                        self.finish(queue, chain, header, answered(query, None));
                     }
                 }
                 Err(refusal) => {
                     let kind = header.kind.get();
                     warn_limited(format_args!("command {kind:#x} is refused: {refusal:?}"));
-                    respond(queue, chain, &header, &refusal.into());
+                    self.finish(queue, chain, header, refusal.into());
                 }
             }
         }
+        self.retire(queue);
         if self.held.is_none() {
             self.advance(&mut state, queue, false);
+        }
+    }
+
+    /// Answers a command that is carried out: now, or, where a fence asks for it, when the renderer is done with it and all before it.
+    fn finish(&mut self, queue: &mut Queue, chain: Chain, header: Header, response: Response) {
+        if header.is_fenced() {
+            let last = self.fenced.back().map(|fenced| fenced.fence);
+            let renderer = self.three_d.as_mut().and_then(ThreeD::started);
+            let fence = match renderer {
+                Some(renderer) if header.is_3d() => renderer.create_fence().ok().or(last),
+                _ => last,
+            };
+            if let Some(fence) = fence {
+                self.fenced.push_back(Fenced {
+                    chain,
+                    header,
+                    response,
+                    fence,
+                });
+                return;
+            }
+        }
+        respond(queue, chain, &header, &response);
+    }
+
+    /// Answers what the renderer is done with.
+    fn retire(&mut self, queue: &mut Queue) {
+        let Some(three_d) = self.three_d.as_mut().filter(|_| !self.fenced.is_empty()) else {
+            return;
+        };
+        let done = three_d.poll();
+        // The numbers of fences wrap around.
+        let is_done = |fenced: &Fenced| done.wrapping_sub(fenced.fence) as i32 >= 0;
+        while self.fenced.front().is_some_and(is_done)
+            && let Some(fenced) = self.fenced.pop_front()
+        {
+            respond(queue, fenced.chain, &fenced.header, &fenced.response);
+        }
+        if !self.fenced.is_empty() {
+            three_d.expect_fence();
+        }
+    }
+
+    /// Waits for the renderer, but not forever: answers all that waits for it.
+    fn finish_fences(&mut self, queue: &mut Queue) {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.retire(queue);
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Some(three_d) = self.three_d.as_ref().filter(|_| !self.fenced.is_empty()) else {
+                return;
+            };
+            if left.is_zero() {
+                break;
+            }
+            let mut events = [PollFd::new(three_d.events(), PollFlags::IN)];
+            let _ = poll(&mut events, left.try_into().ok().as_ref());
+        }
+        warn_limited(format_args!(
+            "the renderer is not done yet; the guest does not wait for it"
+        ));
+        for fenced in self.fenced.drain(..) {
+            respond(queue, fenced.chain, &fenced.header, &fenced.response);
         }
     }
 
@@ -121,17 +217,19 @@ impl GpuHandler {
 
     /// Goes on with the display, and with the command that waits for it.
     fn advance(&mut self, state: &mut State, queue: &mut Queue, readable: bool) {
-        let State { resources, display } = state;
+        let State {
+            resources, display, ..
+        } = state;
         let answer = display.advance(resources, readable);
         let Some(held) = &self.held else { return };
         let response = match held.wait {
-            Wait::Flush if display.is_flushed() => flushed(),
+            Wait::Flush if display.is_flushed() => no_data(),
             Wait::Answer(query) if answer.is_some() || !display.is_asked() => {
                 answered(query, answer.as_deref())
             }
             _ => return,
         };
-        self.release(queue, &response);
+        self.release(queue, response);
     }
 
     /// Answers the command that waits, without the display.
@@ -140,19 +238,19 @@ impl GpuHandler {
             None => return,
             Some(Held {
                 wait: Wait::Flush, ..
-            }) => flushed(),
+            }) => no_data(),
             Some(Held {
                 wait: Wait::Answer(query),
                 ..
             }) => answered(*query, None),
         };
         self.shared.lock().display.forget_question();
-        self.release(queue, &response);
+        self.release(queue, response);
     }
 
-    fn release(&mut self, queue: &mut Queue, response: &Response) {
+    fn release(&mut self, queue: &mut Queue, response: Response) {
         if let Some(Held { chain, header, .. }) = self.held.take() {
-            respond(queue, chain, &header, response);
+            self.finish(queue, chain, header, response);
         }
     }
 
@@ -191,28 +289,48 @@ impl QueueHandler for GpuHandler {
         if queue.index() == CONTROL {
             return self.control(queue);
         }
-        let mut state = self.shared.lock();
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        self.follow(&state);
         while let Some(mut chain) = queue.take() {
-            if let Err(refusal) = command::cursor(&mut state, &mut chain) {
+            let three_d = shared.three_d(&mut self.three_d);
+            if let Err(refusal) = command::cursor(&mut state, three_d, &mut chain) {
                 warn_limited(format_args!("a cursor command is refused: {refusal:?}"));
             }
             // Drivers leave no room for a response here.
             queue.complete(chain, 0);
         }
-        let State { resources, display } = &mut *state;
+        let State {
+            resources, display, ..
+        } = &mut *state;
         display.advance(resources, false);
     }
 
     fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {
         poller.watch(self.events.as_fd(), Token::Device(DISPLAY))?;
-        poller.watch(self.timer.as_fd(), Token::Device(TIMER))
+        poller.watch(self.timer.as_fd(), Token::Device(TIMER))?;
+        match &self.three_d {
+            Some(three_d) => poller.watch(three_d.events().as_fd(), Token::Device(FENCES)),
+            None => Ok(()),
+        }
     }
 
     fn ready(&mut self, token: u32, queues: &mut Queues) {
+        if token == FENCES {
+            if let Some(three_d) = &mut self.three_d {
+                three_d.poll();
+            }
+            if let Some(queue) = queues.get_mut(CONTROL) {
+                self.retire(queue);
+            }
+            return;
+        }
         let Some(queue) = queues.get_mut(CONTROL) else {
             // Between two drivers the display is still heard.
             let mut state = self.shared.lock();
-            let State { resources, display } = &mut *state;
+            let State {
+                resources, display, ..
+            } = &mut *state;
             display.drain_events();
             display.advance(resources, true);
             return;
@@ -229,6 +347,16 @@ impl QueueHandler for GpuHandler {
     fn drain(&mut self, queue: &mut Queue) {
         if queue.index() == CONTROL {
             self.give_up(queue);
+            self.finish_fences(queue);
+        }
+    }
+
+    fn memory_changed(&mut self, memory: &Arc<GuestMemory>) {
+        let shared = Arc::clone(&self.shared);
+        let state = shared.lock();
+        self.follow(&state);
+        if let Some(three_d) = &mut self.three_d {
+            three_d.set_memory(&state.resources, memory);
         }
     }
 }

@@ -2,7 +2,8 @@
 //! vhost-user back-end for the VIRTIO GPU device (VIRTIO 1.3, 5.7).
 //!
 //! A command comes from the control queue to the [`handler`]; [`command`] carries it out on the [`state`] of the guest's screen: its
-//! [`resource`]s and what of them is shown. [`display`] tells the front-end's display of it.
+//! [`resource`]s and what of them is shown. [`display`] tells the front-end's display of it. [`three_d`] has the commands
+//! that [`virgl`] carries out.
 
 #![deny(unsafe_code)]
 
@@ -16,5 +17,7 @@ mod protocol;
 mod rectangle;
 mod resource;
 mod state;
+mod three_d;
+mod virgl;
 
 pub use device::Gpu;

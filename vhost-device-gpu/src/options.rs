@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The command line options of the GPU device.
 
+use std::path::PathBuf;
+
 use clap::Args;
 
 /// Options of the GPU device.
@@ -9,6 +11,14 @@ pub struct Options {
     /// Memory of this host that the guest's resources may take: bytes, or a number with K, M or G.
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size)]
     pub max_hostmem: u64,
+
+    /// Offer 3D, by virglrenderer.
+    #[arg(long)]
+    pub virgl: bool,
+
+    /// Draw 3D with this GPU, instead of one that virglrenderer finds: such as /dev/dri/renderD128.
+    #[arg(long, value_name = "PATH")]
+    pub render_node: Option<PathBuf>,
 
     /// Do without a display: what the guest draws is kept, and nobody sees it.
     #[arg(long)]

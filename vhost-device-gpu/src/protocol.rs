@@ -2,7 +2,9 @@
 //! What lies in the queues: headers, commands and responses (VIRTIO 1.3, 5.7.6). All numbers are little-endian.
 
 use virtio_bindings::virtio_gpu::{
-    VIRTIO_GPU_FLAG_FENCE,
+    VIRTIO_GPU_FLAG_FENCE, virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_CREATE as CTX_CREATE,
+    virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SUBMIT_3D as SUBMIT_3D,
+    virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_CONTEXT_ID as INVALID_CONTEXT_ID,
     virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER as INVALID_PARAMETER,
     virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID as INVALID_RESOURCE_ID,
     virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_SCANOUT_ID as INVALID_SCANOUT_ID,
@@ -54,7 +56,8 @@ layout! {
         width: U32,
         height: U32,
     }
-    /// RESOURCE_UNREF, RESOURCE_DETACH_BACKING, RESOURCE_ASSIGN_UUID, GET_EDID, GET_CAPSET_INFO: a number of something.
+    /// RESOURCE_UNREF, RESOURCE_DETACH_BACKING, RESOURCE_ASSIGN_UUID, GET_EDID, GET_CAPSET_INFO, CTX_ATTACH_RESOURCE,
+    /// CTX_DETACH_RESOURCE, SUBMIT_3D before its commands: a number of something.
     Number: 8 {
         number: U32,
         padding: U32,
@@ -101,6 +104,54 @@ layout! {
         hot_y: U32,
         more_padding: U32,
     }
+    /// GET_CAPSET.
+    GetCapset: 8 {
+        id: U32,
+        version: U32,
+    }
+    /// The response to GET_CAPSET_INFO.
+    CapsetInfo: 16 {
+        id: U32,
+        max_version: U32,
+        max_size: U32,
+        padding: U32,
+    }
+    /// CTX_CREATE.
+    CreateContext: 72 {
+        name_length: U32,
+        init: U32,
+        name: [[u8; 32]; 2],
+    }
+    /// RESOURCE_CREATE_3D.
+    Create3d: 48 {
+        resource: U32,
+        target: U32,
+        format: U32,
+        bind: U32,
+        width: U32,
+        height: U32,
+        depth: U32,
+        array_size: U32,
+        last_level: U32,
+        samples: U32,
+        flags: U32,
+        padding: U32,
+    }
+    /// TRANSFER_TO_HOST_3D and TRANSFER_FROM_HOST_3D.
+    Transfer3d: 48 {
+        x: U32,
+        y: U32,
+        z: U32,
+        width: U32,
+        height: U32,
+        depth: U32,
+        /// Where in the backing the first byte of the box is.
+        offset: U64,
+        resource: U32,
+        level: U32,
+        stride: U32,
+        layer_stride: U32,
+    }
     /// One display in the response to GET_DISPLAY_INFO.
     DisplayMode: 24 {
         rectangle: RawRectangle,
@@ -121,13 +172,23 @@ impl RawRectangle {
 }
 
 impl Header {
+    /// Whether the response may come only when all that the command does, or began, is done.
+    pub fn is_fenced(&self) -> bool {
+        self.flags.get() & VIRTIO_GPU_FLAG_FENCE != 0
+    }
+
+    /// Whether the command is one of 3D.
+    pub fn is_3d(&self) -> bool {
+        (CTX_CREATE..=SUBMIT_3D).contains(&self.kind.get())
+    }
+
     /// The header of the response to this command: a fence comes back with all that belongs to it.
     pub fn response(&self, kind: u32) -> Self {
         let mut response = Self {
             kind: kind.into(),
             ..Self::default()
         };
-        if self.flags.get() & VIRTIO_GPU_FLAG_FENCE != 0 {
+        if self.is_fenced() {
             response.flags = self.flags;
             response.fence_id = self.fence_id;
             response.context_id = self.context_id;
@@ -145,6 +206,7 @@ pub enum Refusal {
     OutOfMemory = OUT_OF_MEMORY,
     ScanoutId = INVALID_SCANOUT_ID,
     ResourceId = INVALID_RESOURCE_ID,
+    ContextId = INVALID_CONTEXT_ID,
     Parameter = INVALID_PARAMETER,
 }
 

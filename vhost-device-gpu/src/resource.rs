@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! 2D resources: pictures of the guest's, kept here as the display takes them, and the guest memory that they come from.
+//! Resources: pictures of the guest's, kept here as the display takes them, and the guest memory that they come from. Those of 3D are the
+//! renderer's; here is what of them is shown.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -49,6 +50,14 @@ impl Backing {
         let start = self.length;
         self.entries.push(Entry { address, start });
         self.length = start.saturating_add(length.into());
+    }
+
+    /// Address and length of each piece.
+    pub fn pieces(&self) -> impl Iterator<Item = (u64, u64)> {
+        let ends = self.entries.iter().skip(1).map(|entry| entry.start);
+        let ends = ends.chain(std::iter::once(self.length));
+        let pieces = self.entries.iter().zip(ends);
+        pieces.map(|(entry, end)| (entry.address, end.saturating_sub(entry.start)))
     }
 
     fn cost(&self) -> u64 {
@@ -109,6 +118,15 @@ impl Pixels {
         Self { all, start }
     }
 
+    fn len(&self) -> usize {
+        self.all.len().saturating_sub(CACHE_LINE / size_of::<u32>())
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [u32] {
+        let range = 0..self.len();
+        self.get_mut(range).unwrap_or_default()
+    }
+
     fn get(&self, range: Range<usize>) -> Option<&[u32]> {
         self.all.get(self.start..)?.get(range)
     }
@@ -118,14 +136,25 @@ impl Pixels {
     }
 }
 
-/// A picture.
+/// What is known of a resource that the renderer has.
+#[derive(Debug)]
+struct Rendered {
+    /// What it takes of the host, as far as one can tell.
+    size: u64,
+    /// It has been drawn in since its pixels were read, maybe anywhere.
+    unread: bool,
+}
+
+/// A picture, or something else of the renderer's.
 #[derive(Debug)]
 pub struct Resource {
     pub width: u32,
     pub height: u32,
-    pub format: Format,
-    /// Rows of 0xAARRGGBB, from the top.
+    /// `None` for what no display can show.
+    format: Option<Format>,
+    /// Rows of 0xAARRGGBB, from the top. Those of the renderer's are here when they are shown.
     pixels: Pixels,
+    rendered: Option<Rendered>,
     backing: Option<Backing>,
     /// What RESOURCE_ASSIGN_UUID gave.
     pub uuid: Option<[u8; 16]>,
@@ -134,7 +163,48 @@ pub struct Resource {
 impl Resource {
     fn cost(&self) -> u64 {
         let backing = self.backing.as_ref().map_or(0, Backing::cost);
-        OVERHEAD + u64::from(self.width) * u64::from(self.height) * PIXEL_SIZE + backing
+        let rendered = self.rendered.as_ref().map_or(0, |rendered| rendered.size);
+        OVERHEAD + self.pixels.len() as u64 * PIXEL_SIZE + backing + rendered
+    }
+
+    /// Whether the renderer has it.
+    pub fn is_rendered(&self) -> bool {
+        self.rendered.is_some()
+    }
+
+    pub fn backing(&self) -> Option<&Backing> {
+        self.backing.as_ref()
+    }
+
+    /// What to set in a pixel so that its alpha is right.
+    pub fn opaque(&self) -> u32 {
+        self.format.map_or(0, Format::opaque)
+    }
+
+    /// Bytes of all its pixels.
+    fn picture_size(&self) -> u64 {
+        (u64::from(self.width) * u64::from(self.height)).saturating_mul(PIXEL_SIZE)
+    }
+
+    /// Has `read` fill in a rectangle of the pixels of a resource that the renderer has, or all of them where more may have changed.
+    pub fn read_back(
+        &mut self,
+        rectangle: &Rectangle,
+        read: impl FnOnce(&Rectangle, u32, &mut [u32]) -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        let format = self.format.ok_or(Refusal::Parameter)?;
+        let rendered = self.rendered.as_mut().ok_or(Refusal::Parameter)?;
+        let whole = Rectangle::new(0, 0, self.width, self.height).ok_or(Refusal::Parameter)?;
+        let rectangle = if rendered.unread { &whole } else { rectangle };
+        read(rectangle, self.width, self.pixels.as_mut_slice())?;
+        rendered.unread = false;
+        let (mut start, width) = (y_x(self.width, rectangle), self.width as usize);
+        for _ in 0..rectangle.height {
+            let end = start.saturating_add(rectangle.width as usize);
+            format.convert(self.pixels.get_mut(start..end).ok_or(Refusal::Parameter)?);
+            start += width;
+        }
+        Ok(())
     }
 
     /// Whether a rectangle is in the picture.
@@ -171,7 +241,8 @@ impl Resource {
         rectangle: &Rectangle,
         offset: u64,
     ) -> Result<(), Refusal> {
-        if !self.has(rectangle) {
+        let format = self.format.ok_or(Refusal::Parameter)?;
+        if self.is_rendered() || !self.has(rectangle) {
             return Err(Refusal::Parameter);
         }
         let backing = self.backing.as_ref().ok_or(Refusal::Unspecified)?;
@@ -196,7 +267,7 @@ impl Resource {
             let mut place = from;
             for band in pixels.chunks_mut(BAND) {
                 backing.read(memory, place, band.as_mut_bytes())?;
-                self.format.convert(band);
+                format.convert(band);
                 place += band.len() as u64 * PIXEL_SIZE;
             }
             from += stride;
@@ -264,6 +335,14 @@ impl Resources {
         log::debug!("resources take {} of {} bytes", self.used, self.limit);
     }
 
+    /// Whether a new resource may have this number.
+    fn check_new(&self, number: u32) -> Result<(), Refusal> {
+        match number == 0 || self.all.contains_key(&number) {
+            true => Err(Refusal::ResourceId),
+            false => Ok(()),
+        }
+    }
+
     /// RESOURCE_CREATE_2D. The picture is black and transparent at first.
     pub fn create(
         &mut self,
@@ -272,9 +351,7 @@ impl Resources {
         width: u32,
         height: u32,
     ) -> Result<(), Refusal> {
-        if number == 0 || self.all.contains_key(&number) {
-            return Err(Refusal::ResourceId);
-        }
+        self.check_new(number)?;
         let count = u64::from(width) * u64::from(height);
         if count == 0 {
             return Err(Refusal::Parameter);
@@ -284,13 +361,61 @@ impl Resources {
         let resource = Resource {
             width,
             height,
-            format,
+            format: Some(format),
             pixels: Pixels::new(count as usize),
+            rendered: None,
             backing: None,
             uuid: None,
         };
         self.all.insert(number, resource);
         Ok(())
+    }
+
+    /// RESOURCE_CREATE_3D: has `create` make a resource that takes about `size` bytes of the host.
+    pub fn create_rendered(
+        &mut self,
+        number: u32,
+        format: Option<Format>,
+        (width, height): (u32, u32),
+        size: u64,
+        create: impl FnOnce() -> Result<(), Refusal>,
+    ) -> Result<(), Refusal> {
+        self.check_new(number)?;
+        let resource = Resource {
+            width,
+            height,
+            format,
+            pixels: Pixels::new(0),
+            rendered: Some(Rendered { size, unread: true }),
+            backing: None,
+            uuid: None,
+        };
+        self.charge(size.saturating_add(OVERHEAD))?;
+        create().inspect_err(|_| self.refund(resource.cost()))?;
+        self.all.insert(number, resource);
+        Ok(())
+    }
+
+    /// Makes sure that a resource can be shown: all pixels of one that the renderer has are to be read when it is.
+    pub fn prepare(&mut self, number: u32) -> Result<(), Refusal> {
+        let resource = self.get(number)?;
+        resource.format.ok_or(Refusal::Parameter)?;
+        let size = resource.picture_size();
+        if resource.is_rendered() && resource.pixels.len() == 0 {
+            self.charge(size)?;
+            self.get_mut(number)?.pixels = Pixels::new((size / PIXEL_SIZE) as usize);
+        }
+        if let Some(rendered) = &mut self.get_mut(number)?.rendered {
+            rendered.unread = true;
+        }
+        Ok(())
+    }
+
+    /// The resources that the renderer has, with their numbers.
+    pub fn rendered(&self) -> impl Iterator<Item = (u32, &Resource)> {
+        let all = self.all.iter();
+        all.filter(|(_, resource)| resource.is_rendered())
+            .map(|(number, resource)| (*number, resource))
     }
 
     /// RESOURCE_UNREF.

@@ -2,16 +2,20 @@
 //! What the device knows of its guest, shared by the connection and the queues.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::display::Display;
 use crate::resource::Resources;
+use crate::three_d::ThreeD;
 
 /// The guest's resources, and its screen.
 #[derive(Debug)]
 pub struct State {
     pub resources: Resources,
     pub display: Display,
+    /// Counts the guests, for those who keep something of one elsewhere.
+    pub generation: u64,
 }
 
 impl State {
@@ -19,6 +23,7 @@ impl State {
         Ok(Self {
             resources: Resources::new(max_hostmem),
             display: Display::new()?,
+            generation: 0,
         })
     }
 
@@ -26,19 +31,37 @@ impl State {
     pub fn clear(&mut self) {
         self.display.clear(&self.resources);
         self.resources.clear();
+        self.generation = self.generation.wrapping_add(1);
     }
 }
 
 /// The state, for whoever needs it. It is never held while something is waited for.
 #[derive(Debug)]
-pub struct Shared(Mutex<State>);
+pub struct Shared {
+    state: Mutex<State>,
+    accepts_3d: AtomicBool,
+}
 
 impl Shared {
     pub fn new(state: State) -> Self {
-        Self(Mutex::new(state))
+        Self {
+            state: Mutex::new(state),
+            accepts_3d: AtomicBool::new(false),
+        }
+    }
+
+    /// The driver wants 3D, or does not.
+    pub fn accept_3d(&self, accepts: bool) {
+        self.accepts_3d.store(accepts, Ordering::Relaxed);
+    }
+
+    /// 3D for a driver that wants it.
+    pub fn three_d<'a>(&self, three_d: &'a mut Option<ThreeD>) -> Option<&'a mut ThreeD> {
+        let accepts = self.accepts_3d.load(Ordering::Relaxed);
+        three_d.as_mut().filter(|_| accepts)
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

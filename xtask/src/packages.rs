@@ -28,7 +28,13 @@ pub const GUEST: &[Need] = &[
 ];
 
 /// What a guest with a display shows.
-pub const DISPLAY: &[Need] = &[("modetest", "libdrm-tests")];
+pub const DISPLAY: &[Need] = &[
+    ("modetest", "libdrm-tests"),
+    ("kmscube", "kmscube"),
+    // These two bring what draws: the renderer for virgl, and Mesa.
+    ("virgl_test_server", "virgl-server"),
+    ("eglinfo", "mesa-utils"),
+];
 
 /// QEMU's programs for images: to compare with, and to share images with.
 pub const IMAGES: &[Need] = &[("qemu-storage-daemon", "qemu-utils")];

@@ -80,7 +80,7 @@ impl Chain {
     }
 
     /// All memory of the guest, as it was when the request was taken: for addresses that are data.
-    pub fn memory(&self) -> &GuestMemory {
+    pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 

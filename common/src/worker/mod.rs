@@ -339,6 +339,7 @@ impl<H: QueueHandler> Thread<H> {
                 for queue in &mut self.queues.0 {
                     queue.set_memory(Arc::clone(&memory));
                 }
+                self.handler.memory_changed(&memory);
             }
             Command::Quit => {
                 while let Some(index) = self.queues.0.first().map(Queue::index) {

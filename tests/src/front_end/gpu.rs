@@ -23,23 +23,36 @@ pub const HEADER_SIZE: usize = 24;
 /// Commands and responses by their numbers (VIRTIO 1.3, 5.7.6.7).
 pub mod number {
     pub use virtio_bindings::virtio_gpu::{
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_ATTACH_RESOURCE as CTX_ATTACH_RESOURCE,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_CREATE as CTX_CREATE,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_DESTROY as CTX_DESTROY,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_DETACH_RESOURCE as CTX_DETACH_RESOURCE,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET as GET_CAPSET,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET_INFO as GET_CAPSET_INFO,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_DISPLAY_INFO as GET_DISPLAY_INFO,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_EDID as GET_EDID,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_MOVE_CURSOR as MOVE_CURSOR,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_ASSIGN_UUID as ASSIGN_UUID,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING as ATTACH_BACKING,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_2D as CREATE_2D,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_3D as CREATE_3D,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_DETACH_BACKING as DETACH_BACKING,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_FLUSH as FLUSH,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_UNREF as UNREF,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SET_SCANOUT as SET_SCANOUT,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SUBMIT_3D as SUBMIT_3D,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_FROM_HOST_3D as TRANSFER_FROM_HOST_3D,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_2D as TRANSFER_TO_HOST_2D,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_3D as TRANSFER_TO_HOST_3D,
         virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR as UPDATE_CURSOR,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_CONTEXT_ID as INVALID_CONTEXT_ID,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER as INVALID_PARAMETER,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_RESOURCE_ID as INVALID_RESOURCE_ID,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_SCANOUT_ID as INVALID_SCANOUT_ID,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY as OUT_OF_MEMORY,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_UNSPEC as UNSPEC,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_CAPSET as OK_CAPSET,
+        virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_CAPSET_INFO as OK_CAPSET_INFO,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_DISPLAY_INFO as OK_DISPLAY_INFO,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_EDID as OK_EDID,
         virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_NODATA as OK_NODATA,
@@ -173,9 +186,14 @@ impl GpuDriver {
 
     /// Makes a resource that is backed by `pages` of guest memory, each from another place. Gives where these are.
     pub fn create(&mut self, number: u32, format: u32, width: u32, height: u32) -> Vec<u64> {
-        const PAGE: u64 = 4096;
         self.done(number::CREATE_2D, &words(&[number, format, width, height]));
-        let count = (u64::from(width) * u64::from(height) * 4).div_ceil(PAGE);
+        self.attach(number, u64::from(width) * u64::from(height) * 4)
+    }
+
+    /// Backs a resource by pages for `size` bytes, each from another place. Gives where these are.
+    pub fn attach(&mut self, number: u32, size: u64) -> Vec<u64> {
+        const PAGE: u64 = 4096;
+        let count = size.div_ceil(PAGE);
         let memory = self.front_end.memory();
         let mut pages: Vec<u64> = (0..count).map(|_| memory.allocate(PAGE, PAGE)).collect();
         pages.reverse();
@@ -186,6 +204,15 @@ impl GpuDriver {
         }
         self.done(number::ATTACH_BACKING, &body);
         pages
+    }
+
+    /// What is in the pages that back a resource.
+    pub fn look(&self, pages: &[u64]) -> Vec<u8> {
+        let memory = self.front_end.memory();
+        pages
+            .iter()
+            .flat_map(|page| memory.read_vec(*page, 4096))
+            .collect()
     }
 
     /// Writes bytes to the pages that back a resource.

@@ -189,6 +189,14 @@ impl Display {
         }
     }
 
+    /// Whether a scanout shows something of a resource.
+    pub fn shows(&self, resource: u32) -> bool {
+        let sources = self.outputs.iter().filter_map(|output| output.source);
+        sources
+            .into_iter()
+            .any(|source| source.resource == resource)
+    }
+
     /// A part of a resource has changed.
     pub fn flush(&mut self, resource: u32, rectangle: &Rectangle) {
         for output in &mut self.outputs {

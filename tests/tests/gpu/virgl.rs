@@ -1,0 +1,465 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! 3D commands, where virglrenderer is there and can draw.
+
+#[path = "virgl_refused.rs"]
+mod refused;
+
+use std::process::Stdio;
+
+use vhost_device_tests::front_end::gpu::{
+    Answers, GpuDriver, Shown, command, fenced_command, number, words,
+};
+use vhost_device_tests::front_end::{Buffer, FrontEnd, Options};
+use vhost_device_tests::process::{self, Program};
+
+use crate::{B8G8R8X8, Device, QUIET, bytes, pattern};
+
+/// `pipe_texture_target`: bytes, and a picture.
+const BUFFER: u32 = 0;
+const TEXTURE_2D: u32 = 2;
+/// What a resource is for: `VIRGL_BIND_RENDER_TARGET` and `VIRGL_BIND_SAMPLER_VIEW`; `VIRGL_BIND_VERTEX_BUFFER`.
+const PICTURE: u32 = 1 << 1 | 1 << 3;
+const VERTICES: u32 = 1 << 4;
+/// `VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP`.
+const Y_0_TOP: u32 = 1 << 0;
+/// The context that the tests draw in.
+const CONTEXT: u32 = 7;
+const FENCE: u32 = 1 << 0;
+
+/// Whether there is 3D on this host, by what the back-end says.
+fn is_there() -> bool {
+    let output = process::command("vhost-device-gpu")
+        .unwrap()
+        .arg("--print-capabilities")
+        .stderr(Stdio::null())
+        .output()
+        .unwrap();
+    let there = String::from_utf8_lossy(&output.stdout).contains("\"virgl\"");
+    if !there {
+        eprintln!("SKIPPED: there is no virglrenderer on this host that can draw");
+    }
+    there
+}
+
+/// A command in a context.
+fn in_context(context: u32, kind: u32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = command(kind, body);
+    bytes[16..20].copy_from_slice(&context.to_le_bytes());
+    bytes
+}
+
+fn done_in(driver: &mut GpuDriver, context: u32, kind: u32, body: &[u8]) {
+    let response = driver.run(&in_context(context, kind, body));
+    assert_eq!(response.kind(), number::OK_NODATA, "command {kind:#x}");
+}
+
+/// CTX_CREATE.
+fn context() -> Vec<u8> {
+    let mut body = words(&[4, 0]);
+    body.extend(b"test");
+    body.resize(72, 0);
+    body
+}
+
+/// RESOURCE_CREATE_3D of a picture.
+fn picture(number: u32, width: u32, height: u32, flags: u32) -> Vec<u8> {
+    let what = [number, TEXTURE_2D, B8G8R8X8, PICTURE];
+    let shape = [width, height, 1, 1, 0, 0, flags, 0];
+    [words(&what), words(&shape)].concat()
+}
+
+/// TRANSFER_TO_HOST_3D and TRANSFER_FROM_HOST_3D of a rectangle of a resource.
+fn transfer([x, y, w, h]: [u32; 4], offset: u64, resource: u32, stride: u32) -> Vec<u8> {
+    let mut body = words(&[x, y, 0, w, h, 1]);
+    body.extend(offset.to_le_bytes());
+    body.extend(words(&[resource, 0, stride, 0]));
+    body
+}
+
+/// SUBMIT_3D.
+fn submit(commands: &[u32]) -> Vec<u8> {
+    [words(&[commands.len() as u32 * 4, 0]), words(commands)].concat()
+}
+
+/// The renderer's commands that fill a resource with one colour.
+fn clear(resource: u32, [red, green, blue]: [f32; 3]) -> Vec<u32> {
+    const SURFACE: u32 = 9;
+    let head = |kind: u32, object: u32, length: u32| kind | object << 8 | length << 16;
+    let surface = [head(1, 8, 5), SURFACE, resource, B8G8R8X8, 0, 0];
+    let frame_buffer = [head(5, 0, 3), 1, 0, SURFACE];
+    let [red, green, blue, alpha] = [red, green, blue, 1.0].map(f32::to_bits);
+    let clear = [head(7, 0, 8), 1 << 2, red, green, blue, alpha, 0, 0, 0];
+    let forget = [head(3, 8, 1), SURFACE];
+    [&surface[..], &frame_buffer, &clear, &forget].concat()
+}
+
+/// Colours without what is not used of each pixel.
+fn colours(shown: Shown) -> (u32, [u32; 4], Vec<u32>) {
+    let Shown::Update(scanout, rectangle, pixels) = shown else {
+        panic!("{shown:?} is no picture");
+    };
+    let colours = pixels.iter().map(|pixel| pixel & 0xff_ffff);
+    (scanout, rectangle, colours.collect())
+}
+
+#[test]
+fn the_sets_of_capabilities_are_those_that_are_counted() {
+    if !is_there() {
+        return;
+    }
+    let device = Device::start(&["--virgl", "--headless"]);
+    let mut driver = device.connect();
+    assert_eq!(driver.front_end.features() & 1, 1, "VIRGL is offered");
+    let count = driver.front_end.config(12, 4).unwrap();
+    let count = u32::from_le_bytes(count.try_into().unwrap());
+    assert!((1..=2).contains(&count), "{count} sets");
+    for index in 0..count {
+        let info = driver.run(&command(number::GET_CAPSET_INFO, &words(&[index, 0])));
+        assert_eq!(info.kind(), number::OK_CAPSET_INFO);
+        assert_eq!(info.body().len(), 16);
+        let word = |at: usize| u32::from_le_bytes(info.body()[at..at + 4].try_into().unwrap());
+        let (id, version, size) = (word(0), word(4), word(8));
+        assert_eq!((id, word(12)), (index + 1, 0));
+        let mut get =
+            |id, version| driver.run(&command(number::GET_CAPSET, &words(&[id, version])));
+        let capset = get(id, version);
+        assert_eq!(capset.kind(), number::OK_CAPSET);
+        assert_eq!(capset.body().len(), size as usize);
+        assert!(capset.body().iter().any(|byte| *byte != 0));
+        assert_eq!(get(id, version), capset, "it is always the same");
+        assert_eq!(get(id, version + 1).kind(), number::INVALID_PARAMETER);
+        assert_eq!(get(id + 2, 0).kind(), number::INVALID_PARAMETER);
+    }
+    let beyond = driver.run(&command(number::GET_CAPSET_INFO, &words(&[count, 0])));
+    assert_eq!(beyond.kind(), number::INVALID_PARAMETER);
+    // Without room for all of it, nothing is written past the end.
+    driver.send(&command(number::GET_CAPSET, &words(&[1, 0])), 100);
+    assert_eq!(driver.receive().kind(), number::INVALID_PARAMETER);
+}
+
+#[test]
+fn what_is_drawn_is_shown_where_it_is_flushed() {
+    if !is_there() {
+        return;
+    }
+    let device = Device::start(&["--virgl"]);
+    let (mut driver, display) = device.connect_with_display(Answers::default());
+    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    driver.done(number::CREATE_3D, &picture(3, 64, 32, 0));
+    let resource = words(&[3, 0]);
+    done_in(&mut driver, CONTEXT, number::CTX_ATTACH_RESOURCE, &resource);
+    let draw = |driver: &mut GpuDriver, colour| {
+        let body = submit(&clear(3, colour));
+        done_in(driver, CONTEXT, number::SUBMIT_3D, &body);
+    };
+    draw(&mut driver, [1.0, 0.0, 0.0]);
+    driver.flush(3, [0, 0, 64, 32]);
+    assert_eq!(display.next_within(QUIET), None, "nothing shows it yet");
+    driver.set_scanout(1, 3, [0, 0, 64, 32]);
+    assert_eq!(display.next(), Shown::Scanout(1, 64, 32));
+    driver.flush(3, [0, 0, 64, 32]);
+    let red = (1, [0, 0, 64, 32], vec![0xff_0000; 64 * 32]);
+    assert_eq!(colours(display.next()), red);
+    draw(&mut driver, [0.0, 0.0, 1.0]);
+    driver.flush(3, [8, 4, 10, 6]);
+    let blue = (1, [8, 4, 10, 6], vec![0xff; 60]);
+    assert_eq!(colours(display.next()), blue);
+    driver.done(number::UNREF, &resource);
+    assert_eq!(display.next(), Shown::Scanout(1, 0, 0));
+    done_in(&mut driver, CONTEXT, number::CTX_DESTROY, &[]);
+}
+
+#[test]
+fn pictures_come_out_as_the_guest_laid_them_down() {
+    if !is_there() {
+        return;
+    }
+    let device = Device::start(&["--virgl"]);
+    let (mut driver, display) = device.connect_with_display(Answers::default());
+    let (width, height) = (48, 20);
+    let all = [0, 0, width, height];
+    for (number, flags) in [(1, 0), (2, Y_0_TOP)] {
+        let drawn: Vec<u32> = pattern(width * height)
+            .iter()
+            .map(|pixel| pixel & 0xff_ffff)
+            .collect();
+        driver.done(number::CREATE_3D, &picture(number, width, height, flags));
+        let pages = driver.attach(number, u64::from(width * height * 4));
+        driver.draw(&pages, &bytes(&drawn));
+        driver.done(
+            number::TRANSFER_TO_HOST_3D,
+            &transfer(all, 0, number, width * 4),
+        );
+        driver.set_scanout(0, number, all);
+        if number == 1 {
+            assert_eq!(display.next(), Shown::Scanout(0, width, height));
+        }
+        driver.flush(number, [5, 3, 11, 7]);
+        let part = (3..10).flat_map(|y| &drawn[y * 48 + 5..][..11]);
+        let part = part.copied().collect();
+        assert_eq!(colours(display.next()), (0, [5, 3, 11, 7], part));
+        driver.flush(number, all);
+        assert_eq!(colours(display.next()), (0, all, drawn.clone()));
+
+        // Back to other places of the guest's.
+        driver.draw(&pages, &vec![0xee; 4096 * pages.len()]);
+        let back = transfer(
+            [0, 10, width, 10],
+            u64::from(width * 10 * 4),
+            number,
+            width * 4,
+        );
+        driver.done(number::TRANSFER_FROM_HOST_3D, &back);
+        let seen = driver.look(&pages);
+        let half = (width * 10 * 4) as usize;
+        assert!(seen[..half].iter().all(|byte| *byte == 0xee));
+        let seen: Vec<u32> = seen[half..2 * half]
+            .chunks_exact(4)
+            .map(|pixel| u32::from_le_bytes(pixel.try_into().unwrap()) & 0xff_ffff)
+            .collect();
+        assert_eq!(seen, drawn[48 * 10..], "flags {flags}");
+        assert!(
+            driver.look(&pages)[2 * half..]
+                .iter()
+                .all(|byte| *byte == 0xee)
+        );
+    }
+}
+
+#[test]
+fn a_resource_of_3d_can_be_a_cursor() {
+    if !is_there() {
+        return;
+    }
+    let device = Device::start(&["--virgl"]);
+    let (mut driver, display) = device.connect_with_display(Answers::default());
+    let image = pattern(64 * 64);
+    driver.done(number::CREATE_3D, &picture(1, 64, 64, 0));
+    let pages = driver.attach(1, 64 * 64 * 4);
+    driver.draw(&pages, &bytes(&image));
+    let all = transfer([0, 0, 64, 64], 0, 1, 0);
+    driver.done(number::TRANSFER_TO_HOST_3D, &all);
+    driver.run_cursor(&command(0x300, &words(&[0, 10, 20, 0, 1, 3, 4, 0])));
+    let opaque = image.iter().map(|pixel| pixel | 0xff00_0000).collect();
+    assert_eq!(
+        display.next(),
+        Shown::CursorImage(0, [10, 20, 3, 4], opaque)
+    );
+}
+
+#[test]
+fn fences_come_back_in_order() {
+    if !is_there() {
+        return;
+    }
+    let device = Device::start(&["--virgl", "--headless"]);
+    let mut driver = device.connect();
+    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    driver.done(number::CREATE_3D, &picture(3, 512, 512, 0));
+    done_in(
+        &mut driver,
+        CONTEXT,
+        number::CTX_ATTACH_RESOURCE,
+        &words(&[3, 0]),
+    );
+    let memory = driver.front_end.memory();
+    let commands: Vec<u32> = (0..20).flat_map(|_| clear(3, [0.0, 1.0, 0.0])).collect();
+    let mut fences = Vec::new();
+    for fence in 1..=24u64 {
+        // Every third is none of 3D, every fourth is refused.
+        let mut bytes = match fence {
+            fence if fence % 3 == 0 => fenced_command(number::GET_DISPLAY_INFO, FENCE, fence, &[]),
+            fence if fence % 4 == 0 => fenced_command(number::SUBMIT_3D, FENCE, fence, &[]),
+            fence => fenced_command(number::SUBMIT_3D, FENCE, fence, &submit(&commands)),
+        };
+        bytes[16..20].copy_from_slice(&CONTEXT.to_le_bytes());
+        let request = memory.allocate(bytes.len() as u64, 16);
+        let response = memory.allocate(512, 16);
+        memory.write(request, &bytes);
+        driver.control.submit(&[
+            Buffer::readable(request, bytes.len() as u32),
+            Buffer::writable(response, 512),
+        ]);
+        fences.push((fence, response));
+    }
+    for (fence, response) in fences {
+        assert!(driver.control.wait_used(process::PATIENCE), "fence {fence}");
+        driver.control.take_used().unwrap();
+        assert_eq!(memory.read_u32(response + 4) & FENCE, FENCE);
+        assert_eq!(memory.read_u64(response + 8), fence);
+        assert_eq!(memory.read_u32(response + 16), CONTEXT);
+    }
+}
+
+#[test]
+fn a_queue_that_stops_has_answered_all_that_it_took() {
+    if !is_there() {
+        return;
+    }
+    let device = Device::start(&["--virgl", "--headless"]);
+    let mut driver = device.connect();
+    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    driver.done(number::CREATE_3D, &picture(3, 2048, 2048, 0));
+    done_in(
+        &mut driver,
+        CONTEXT,
+        number::CTX_ATTACH_RESOURCE,
+        &words(&[3, 0]),
+    );
+    let before = 3;
+    let memory = driver.front_end.memory();
+    let commands: Vec<u32> = (0..5).flat_map(|_| clear(3, [0.0, 1.0, 0.0])).collect();
+    let mut bytes = fenced_command(number::SUBMIT_3D, FENCE, 1, &submit(&commands));
+    bytes[16..20].copy_from_slice(&CONTEXT.to_le_bytes());
+    let request = memory.allocate(bytes.len() as u64, 16);
+    memory.write(request, &bytes);
+    for _ in 0..20 {
+        let response = memory.allocate(24, 16);
+        driver.control.submit(&[
+            Buffer::readable(request, bytes.len() as u32),
+            Buffer::writable(response, 24),
+        ]);
+    }
+    let taken = driver.front_end.stop(0).unwrap() - before;
+    let mut answered = 0;
+    while driver.control.take_used().is_some() {
+        answered += 1;
+    }
+    assert_eq!(answered, taken);
+}
+
+#[test]
+fn contexts_are_bounded() {
+    if !is_there() {
+        return;
+    }
+    let device = Device::start(&["--virgl", "--headless"]);
+    let mut driver = device.connect();
+    let mut made = 0;
+    let refused = (1..2000).find_map(|number| {
+        let response = driver.run(&in_context(number, number::CTX_CREATE, &context()));
+        made += 1;
+        (response.kind() != number::OK_NODATA).then(|| response.kind())
+    });
+    assert_eq!(refused, Some(number::OUT_OF_MEMORY));
+    assert!(made > 100, "{made} contexts");
+    done_in(&mut driver, 1, number::CTX_DESTROY, &[]);
+    done_in(&mut driver, 5000, number::CTX_CREATE, &context());
+}
+
+#[test]
+fn resources_follow_the_memory_of_the_guest() {
+    const ADDRESS: u64 = 0x4000_0000;
+    if !is_there() {
+        return;
+    }
+    let device = Device::start(&["--virgl", "--headless"]);
+    let options = Options {
+        memory_slots: true,
+        ..Options::default()
+    };
+    let socket = device.directory.path().join("socket");
+    let mut driver = GpuDriver::new(FrontEnd::connect(&socket, &options).unwrap()).unwrap();
+    driver.front_end.add_region(ADDRESS, 1 << 20).unwrap();
+    driver.done(number::CREATE_3D, &picture(1, 16, 16, 0));
+    let backing = words(&[1, 1, ADDRESS as u32, 0, 1024, 0]);
+    driver.done(number::ATTACH_BACKING, &backing);
+    let all = transfer([0, 0, 16, 16], 0, 1, 0);
+    driver.front_end.memory().fill(ADDRESS, 1024, 0x11);
+    driver.done(number::TRANSFER_TO_HOST_3D, &all);
+    let mapped = mappings(&device);
+
+    driver.front_end.remove_region(ADDRESS).unwrap();
+    assert_eq!(mappings(&device), mapped - 1, "nothing keeps it mapped");
+    let response = driver.run(&command(number::TRANSFER_FROM_HOST_3D, &all));
+    assert_eq!(response.kind(), number::UNSPEC);
+
+    // Other memory at the same place.
+    driver.front_end.add_region(ADDRESS, 1 << 20).unwrap();
+    assert_eq!(driver.front_end.memory().read_u32(ADDRESS), 0);
+    driver.done(number::TRANSFER_FROM_HOST_3D, &all);
+    let seen = driver.front_end.memory().read_vec(ADDRESS, 1024);
+    assert!(seen.chunks(4).all(|pixel| pixel[..3] == [0x11; 3]));
+    driver.done(number::DETACH_BACKING, &words(&[1, 0]));
+    driver.done(number::UNREF, &words(&[1, 0]));
+}
+
+/// Pieces of guest memory that the device has mapped.
+fn mappings(device: &Device) -> usize {
+    let maps = format!("/proc/{}/maps", device.program.id());
+    let maps = std::fs::read_to_string(maps).unwrap();
+    maps.lines().filter(|line| line.contains("rw-s")).count()
+}
+
+#[test]
+fn a_driver_that_does_not_want_3d_has_none() {
+    if !is_there() {
+        return;
+    }
+    let device = Device::start(&["--virgl", "--headless"]);
+    let options = Options {
+        features: Options::default().features & !1,
+        ..Options::default()
+    };
+    let socket = device.directory.path().join("socket");
+    let mut driver = GpuDriver::new(FrontEnd::connect(&socket, &options).unwrap()).unwrap();
+    for (kind, body) in [
+        (number::CTX_CREATE, context()),
+        (number::CREATE_3D, picture(1, 1, 1, 0)),
+    ] {
+        let response = driver.run(&in_context(1, kind, &body));
+        assert_eq!(response.kind(), number::UNSPEC);
+    }
+    driver.create(1, B8G8R8X8, 4, 4);
+}
+
+#[test]
+fn the_next_driver_finds_nothing_and_nothing_grows() {
+    if !is_there() {
+        return;
+    }
+    let device = Device::start(&["--virgl", "--headless"]);
+    let work = |driver: &mut GpuDriver| {
+        done_in(driver, CONTEXT, number::CTX_CREATE, &context());
+        for number in 1..10 {
+            driver.done(number::CREATE_3D, &picture(number, 256, 256, 0));
+            driver.attach(number, 256 * 256 * 4);
+            let resource = words(&[number, 0]);
+            done_in(driver, CONTEXT, number::CTX_ATTACH_RESOURCE, &resource);
+            let body = submit(&clear(number, [1.0; 3]));
+            done_in(driver, CONTEXT, number::SUBMIT_3D, &body);
+        }
+    };
+    let mut first = None;
+    for round in 0..8 {
+        let mut driver = device.connect();
+        work(&mut driver);
+        // A driver that begins anew, on the same connection.
+        driver.front_end.stop(0).unwrap();
+        driver.front_end.stop(1).unwrap();
+        driver.control = driver.front_end.queue(0, 64).unwrap();
+        work(&mut driver);
+        let used = device.program.resources().unwrap();
+        assert_eq!(*first.get_or_insert(used), used, "round {round}");
+    }
+}
+
+#[test]
+fn virgl_without_a_renderer_is_an_error_at_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    let node = directory.path().join("no-node");
+    let mut command = process::command("vhost-device-gpu").unwrap();
+    command.arg("--virgl");
+    command.arg(process::option("render-node", &node));
+    command.arg(process::option("socket-path", &socket));
+    let mut program = Program::spawn(&mut command).unwrap();
+    assert_eq!(program.wait(process::PATIENCE).unwrap().code(), Some(1));
+    let line = program.stderr();
+    assert!(
+        line.starts_with("vhost-device-gpu: there is no 3D: "),
+        "{line}"
+    );
+    assert_eq!(line.lines().count(), 1, "{line}");
+    assert!(!socket.exists());
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The functions of libvirglrenderer that its releases 0.10 and 1.x have in common, found when the program runs.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::fmt;
+use std::sync::OnceLock;
+
+use super::VirglError;
+
+/// The library, by its name in all releases so far.
+const NAME: &CStr = c"libvirglrenderer.so.1";
+/// The longest line of the library's that is logged, in bytes.
+const MAX_LINE: usize = 256;
+
+/// virgl_renderer_init: make a context of EGL.
+pub const USE_EGL: c_int = 1 << 0;
+/// virgl_renderer_init: wait for fences in a thread, and tell of them by a file.
+pub const THREAD_SYNC: c_int = 1 << 1;
+/// virgl_renderer_init: do without a file of a GPU.
+pub const USE_SURFACELESS: c_int = 1 << 3;
+
+/// `struct virgl_renderer_callbacks`, version 2.
+#[repr(C)]
+pub struct Callbacks {
+    pub version: c_int,
+    pub write_fence: extern "C" fn(*mut c_void, u32),
+    /// The callbacks for contexts that the caller makes, of which there are none.
+    pub contexts: [Option<extern "C" fn()>; 3],
+    pub get_drm_fd: extern "C" fn(*mut c_void) -> c_int,
+}
+
+/// `struct virgl_renderer_resource_create_args`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ResourceArguments {
+    pub handle: u32,
+    pub target: u32,
+    pub format: u32,
+    pub bind: u32,
+    pub width: u32,
+    pub height: u32,
+    pub depth: u32,
+    pub array_size: u32,
+    pub last_level: u32,
+    pub samples: u32,
+    pub flags: u32,
+}
+
+/// `struct virgl_box`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TransferBox {
+    pub x: u32,
+    pub y: u32,
+    pub z: u32,
+    pub width: u32,
+    pub height: u32,
+    pub depth: u32,
+}
+
+type Log = extern "C" fn(*const c_char, *mut c_void);
+
+macro_rules! functions {
+    ($($name:ident: $type:ty,)*) => {
+        /// Its functions, by their names without `virgl_renderer_`.
+        pub struct Library { $(pub $name: $type,)* }
+
+        impl Library {
+            fn open() -> Result<Self, VirglError> {
+                // SAFETY: the library is trusted to run its own initialisers, as one that is linked is.
+                let library = unsafe { libc::dlopen(NAME.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+                if library.is_null() {
+                    return Err(VirglError::Load(error()));
+                }
+                catch_log(library);
+                Ok(Self { $($name: {
+                    let name = concat!("virgl_renderer_", stringify!($name), "\0");
+                    // SAFETY: the library stays open, and the name ends with a zero.
+                    let symbol = unsafe { libc::dlsym(library, name.as_ptr().cast()) };
+                    if symbol.is_null() {
+                        return Err(VirglError::Load(error()));
+                    }
+                    // SAFETY: the type is that of this function in virglrenderer.h, in all releases alike.
+                    unsafe { std::mem::transmute::<*mut c_void, $type>(symbol) }
+                },)* })
+            }
+        }
+    };
+}
+
+functions! {
+    init: unsafe extern "C" fn(*mut c_void, c_int, *mut Callbacks) -> c_int,
+    cleanup: unsafe extern "C" fn(*mut c_void),
+    poll: unsafe extern "C" fn(),
+    get_poll_fd: unsafe extern "C" fn() -> c_int,
+    force_ctx_0: unsafe extern "C" fn(),
+    create_fence: unsafe extern "C" fn(c_int, u32) -> c_int,
+    get_cap_set: unsafe extern "C" fn(u32, *mut u32, *mut u32),
+    fill_caps: unsafe extern "C" fn(u32, u32, *mut c_void),
+    context_create: unsafe extern "C" fn(u32, u32, *const c_char) -> c_int,
+    context_destroy: unsafe extern "C" fn(u32),
+    ctx_attach_resource: unsafe extern "C" fn(c_int, c_int),
+    ctx_detach_resource: unsafe extern "C" fn(c_int, c_int),
+    resource_create: unsafe extern "C" fn(*mut ResourceArguments, *mut libc::iovec, u32) -> c_int,
+    resource_unref: unsafe extern "C" fn(u32),
+    resource_attach_iov: unsafe extern "C" fn(c_int, *mut libc::iovec, c_int) -> c_int,
+    resource_detach_iov: unsafe extern "C" fn(c_int, *mut *mut libc::iovec, *mut c_int),
+    submit_cmd: unsafe extern "C" fn(*mut c_void, c_int, c_int) -> c_int,
+    transfer_read_iov: unsafe extern "C" fn(
+        u32, u32, u32, u32, u32, *mut TransferBox, u64, *mut libc::iovec, c_int,
+    ) -> c_int,
+    transfer_write_iov: unsafe extern "C" fn(
+        u32, u32, c_int, u32, u32, *mut TransferBox, u64, *mut libc::iovec, u32,
+    ) -> c_int,
+}
+
+impl Library {
+    /// The library, which is opened once and stays.
+    pub fn get() -> Result<&'static Self, VirglError> {
+        static LIBRARY: OnceLock<Result<Library, VirglError>> = OnceLock::new();
+        LIBRARY
+            .get_or_init(Self::open)
+            .as_ref()
+            .map_err(Clone::clone)
+    }
+}
+
+impl fmt::Debug for Library {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("Library")
+    }
+}
+
+/// What the dynamic linker has to say.
+fn error() -> String {
+    // SAFETY: the message is copied before the next call of the linker on this thread.
+    let message = unsafe { libc::dlerror() };
+    if message.is_null() {
+        return "a function is missing".to_owned();
+    }
+    // SAFETY: it is a string, as dlerror says.
+    unsafe { CStr::from_ptr(message) }
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Has the library's messages, which guests can cause at will, logged for those who ask for it. Where the library can not be asked to, they go to
+/// stderr.
+fn catch_log(library: *mut c_void) {
+    // SAFETY: the library stays open, and the name ends with a zero.
+    let symbol = unsafe { libc::dlsym(library, c"virgl_set_debug_callback".as_ptr()) };
+    if !symbol.is_null() {
+        // SAFETY: the type is that of the function in virglrenderer.h; the callback before, which it returns, is not used.
+        unsafe {
+            let set = std::mem::transmute::<*mut c_void, unsafe extern "C" fn(Log) -> *mut c_void>(
+                symbol,
+            );
+            set(log);
+        }
+    }
+}
+
+unsafe extern "C" {
+    /// On the processors that we build for, a `va_list` that is passed on is passed as a pointer.
+    fn vsnprintf(
+        buffer: *mut c_char,
+        size: usize,
+        format: *const c_char,
+        arguments: *mut c_void,
+    ) -> c_int;
+}
+
+extern "C" fn log(format: *const c_char, arguments: *mut c_void) {
+    let mut line = [0u8; MAX_LINE];
+    // SAFETY: the library gives a format and its arguments, and the line has that much room.
+    unsafe { vsnprintf(line.as_mut_ptr().cast(), line.len(), format, arguments) };
+    if let Ok(line) = CStr::from_bytes_until_nul(&line) {
+        let line = line.to_string_lossy();
+        log::debug!("virglrenderer: {}", line.trim_end());
+    }
+}

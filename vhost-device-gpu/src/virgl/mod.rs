@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! 3D by virglrenderer: the library, and its one renderer. The one place of this device with unsafe code.
+
+#![allow(unsafe_code)]
+
+mod library;
+mod renderer;
+
+use std::io;
+
+use thiserror::Error;
+
+pub use library::TransferBox;
+pub use renderer::{Capset, Direction, Renderer, has_render_node};
+
+/// Why there is no 3D.
+#[derive(Clone, Debug, Error)]
+pub enum VirglError {
+    /// The library is not there.
+    #[error("libvirglrenderer can not be loaded: {0}")]
+    Load(String),
+    /// The render node can not be opened.
+    #[error("{path}: {error}")]
+    Node {
+        /// Its path.
+        path: String,
+        /// Why not.
+        error: String,
+    },
+    /// The library found nothing that it can draw with.
+    #[error("libvirglrenderer can not draw on this host (RUST_LOG=debug shows what it says)")]
+    Init,
+    /// There is one renderer in a process.
+    #[error("another renderer is in use")]
+    Busy,
+    /// What tells of fences can not be made.
+    #[error("{0}")]
+    System(io::ErrorKind),
+}

@@ -1,0 +1,528 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The renderer: contexts, resources and fences of virglrenderer, with all that they refer to kept in place.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::{c_int, c_void};
+use std::fs::File;
+use std::os::fd::{BorrowedFd, IntoRawFd};
+use std::path::{Path, PathBuf};
+use std::ptr::null_mut;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::thread::ThreadId;
+
+use vhost_device_common::memory::GuestMemory;
+use zerocopy::IntoBytes;
+
+use super::VirglError;
+use super::library::{
+    Callbacks, Library, ResourceArguments, THREAD_SYNC, TransferBox, USE_EGL, USE_SURFACELESS,
+};
+use crate::protocol::{Create3d, Refusal};
+use crate::rectangle::Rectangle;
+use crate::resource::Backing;
+
+/// Sets of capabilities that the library fills in: VIRTIO_GPU_CAPSET_VIRGL and VIRTIO_GPU_CAPSET_VIRGL2.
+const CAPSETS: [u32; 2] = [1, 2];
+/// A set is a few hundred bytes; one that says it is larger than this is not offered.
+const MAX_CAPSET_SIZE: u32 = 64 << 10;
+/// Contexts that a guest may have at a time: one for each of its programs that draw.
+const MAX_CONTEXTS: usize = 256;
+
+/// The library has one state for the whole process.
+static IN_USE: AtomicBool = AtomicBool::new(false);
+
+/// A set of capabilities.
+#[derive(Clone, Copy, Debug)]
+pub struct Capset {
+    pub id: u32,
+    pub max_version: u32,
+    /// Its size in bytes: not 0, and bounded.
+    pub size: u32,
+}
+
+/// Where a transfer goes.
+#[derive(Clone, Copy, Debug)]
+pub enum Direction {
+    ToHost,
+    FromHost,
+}
+
+/// What the library calls.
+static CALLBACKS: Callbacks = Callbacks {
+    version: 2,
+    write_fence,
+    contexts: [None; 3],
+    get_drm_fd,
+};
+
+/// A resource that the library knows.
+#[derive(Default)]
+struct Resource {
+    attached: Option<Attached>,
+}
+
+/// Guest memory that the library may read and write at any call.
+struct Attached {
+    /// The library keeps a pointer to these.
+    iovecs: Box<[libc::iovec]>,
+    /// Keeps mapped what they point to.
+    _memory: Arc<GuestMemory>,
+}
+
+/// What the library's callbacks are given.
+struct Cookie {
+    /// The last fence that is done.
+    fence: AtomicU32,
+    node: Option<PathBuf>,
+}
+
+/// The renderer. Contexts of EGL belong to a thread: all calls, and the end, must come from the thread that made it.
+pub struct Renderer {
+    library: &'static Library,
+    thread: ThreadId,
+    /// The library keeps a pointer to it.
+    cookie: Box<Cookie>,
+    contexts: HashSet<u32>,
+    resources: HashMap<u32, Resource>,
+    /// The last fence that was made.
+    fence: u32,
+}
+
+// SAFETY: what is not Send are the iovecs and the library's state; both are only used after `Renderer::library` has seen that this is the
+// thread that made the renderer.
+unsafe impl Send for Renderer {}
+
+impl Renderer {
+    /// Starts the library on this thread, with a render node, or what there is.
+    pub fn new(node: Option<&Path>) -> Result<Self, VirglError> {
+        let library = Library::get()?;
+        if let Some(path) = node {
+            open(path).map_err(|error| VirglError::Node {
+                path: path.display().to_string(),
+                error: error.to_string(),
+            })?;
+        }
+        if IN_USE.swap(true, Ordering::AcqRel) {
+            return Err(VirglError::Busy);
+        }
+        let mut cookie = Box::new(Cookie {
+            fence: AtomicU32::new(0),
+            node: node.map(Path::to_owned),
+        });
+        let mut flags = USE_EGL | THREAD_SYNC;
+        if node.is_none() && !has_render_node() {
+            flags |= USE_SURFACELESS;
+        }
+        let callbacks = (&raw const CALLBACKS).cast_mut();
+        // SAFETY: the cookie stays where it is until the cleanup, after which the library does not use it. It only reads the callbacks.
+        let outcome = unsafe { (library.init)((&raw mut *cookie).cast(), flags, callbacks) };
+        if outcome != 0 {
+            IN_USE.store(false, Ordering::Release);
+            return Err(VirglError::Init);
+        }
+        Ok(Self {
+            library,
+            thread: std::thread::current().id(),
+            cookie,
+            contexts: HashSet::new(),
+            resources: HashMap::new(),
+            fence: 0,
+        })
+    }
+
+    /// The library, for the thread that may use it.
+    fn library(&self) -> Result<&'static Library, Refusal> {
+        match self.thread == std::thread::current().id() {
+            true => Ok(self.library),
+            false => Err(Refusal::Unspecified),
+        }
+    }
+
+    /// What the guest may ask for.
+    pub fn capsets(&self) -> Vec<Capset> {
+        let Ok(library) = self.library() else {
+            return Vec::new();
+        };
+        let all = CAPSETS.map(|id| {
+            let (mut max_version, mut size) = (0, 0);
+            // SAFETY: both pointers are to a u32 that is written.
+            unsafe { (library.get_cap_set)(id, &raw mut max_version, &raw mut size) };
+            Capset {
+                id,
+                max_version,
+                size,
+            }
+        });
+        all.into_iter()
+            .filter(|capset| (1..=MAX_CAPSET_SIZE).contains(&capset.size))
+            .collect()
+    }
+
+    /// The contents of a set.
+    pub fn fill_capset(&self, capset: &Capset, version: u32) -> Result<Vec<u8>, Refusal> {
+        let library = self.library()?;
+        // As u64, because the library takes it for a struct; with more room than any set has.
+        let mut room = vec![0u64; MAX_CAPSET_SIZE as usize / 8];
+        // SAFETY: the library writes no more than the size that it told, which was found to be less than there is.
+        unsafe { (library.fill_caps)(capset.id, version, room.as_mut_ptr().cast()) };
+        let bytes = room.as_bytes().get(..capset.size as usize);
+        Ok(bytes.unwrap_or_default().to_vec())
+    }
+
+    fn check_context(&self, context: u32) -> Result<(), Refusal> {
+        match self.contexts.contains(&context) {
+            true => Ok(()),
+            false => Err(Refusal::ContextId),
+        }
+    }
+
+    pub fn create_context(&mut self, context: u32, name: &[u8]) -> Result<(), Refusal> {
+        let library = self.library()?;
+        if context == 0 || self.contexts.contains(&context) {
+            return Err(Refusal::ContextId);
+        }
+        if self.contexts.len() >= MAX_CONTEXTS {
+            return Err(Refusal::OutOfMemory);
+        }
+        // SAFETY: the name has this length; the library copies it.
+        let outcome =
+            unsafe { (library.context_create)(context, name.len() as u32, name.as_ptr().cast()) };
+        check(outcome)?;
+        self.contexts.insert(context);
+        Ok(())
+    }
+
+    pub fn destroy_context(&mut self, context: u32) -> Result<(), Refusal> {
+        let library = self.library()?;
+        self.check_context(context)?;
+        self.contexts.remove(&context);
+        // SAFETY: the context exists.
+        unsafe { (library.context_destroy)(context) };
+        Ok(())
+    }
+
+    /// Lets a context use a resource, or not any more.
+    pub fn share(&mut self, context: u32, resource: u32, uses: bool) -> Result<(), Refusal> {
+        let library = self.library()?;
+        self.check_context(context)?;
+        let call = match uses {
+            true => library.ctx_attach_resource,
+            false => library.ctx_detach_resource,
+        };
+        // SAFETY: the context exists; the library ignores unknown resources.
+        unsafe { call(context as c_int, resource as c_int) };
+        Ok(())
+    }
+
+    pub fn create_resource(&mut self, command: &Create3d) -> Result<(), Refusal> {
+        let library = self.library()?;
+        let mut arguments = ResourceArguments {
+            handle: command.resource.get(),
+            target: command.target.get(),
+            format: command.format.get(),
+            bind: command.bind.get(),
+            width: command.width.get(),
+            height: command.height.get(),
+            depth: command.depth.get(),
+            array_size: command.array_size.get(),
+            last_level: command.last_level.get(),
+            samples: command.samples.get(),
+            flags: command.flags.get(),
+        };
+        // SAFETY: the arguments are read during the call; there are no iovecs.
+        let outcome = unsafe {
+            (library.force_ctx_0)();
+            (library.resource_create)(&raw mut arguments, null_mut(), 0)
+        };
+        check(outcome)?;
+        self.resources.insert(arguments.handle, Resource::default());
+        Ok(())
+    }
+
+    pub fn remove_resource(&mut self, number: u32) {
+        self.detach_backing(number);
+        if let Ok(library) = self.library()
+            && self.resources.remove(&number).is_some()
+        {
+            // SAFETY: the resource exists, and has no iovecs any more.
+            unsafe {
+                (library.force_ctx_0)();
+                (library.resource_unref)(number);
+            }
+        }
+    }
+
+    /// Gives a resource guest memory, instead of what it may have.
+    pub fn attach_backing(
+        &mut self,
+        number: u32,
+        backing: &Backing,
+        memory: &Arc<GuestMemory>,
+    ) -> Result<(), Refusal> {
+        let library = self.library()?;
+        self.detach_backing(number);
+        let resource = self.resources.get_mut(&number).ok_or(Refusal::ResourceId)?;
+        let mut iovecs = iovecs(backing, memory).ok_or(Refusal::Unspecified)?;
+        let (start, count) = (iovecs.as_mut_ptr(), iovecs.len() as c_int);
+        // Kept before the call, so that nothing can end it too early.
+        let attached = resource.attached.insert(Attached {
+            iovecs,
+            _memory: Arc::clone(memory),
+        });
+        debug_assert_eq!(attached.iovecs.as_ptr(), start.cast_const());
+        // SAFETY: iovecs and memory stay in place until they are detached, by `detach_backing`.
+        let outcome = unsafe {
+            (library.force_ctx_0)();
+            (library.resource_attach_iov)(number as c_int, start, count)
+        };
+        check(outcome).inspect_err(|_| resource.attached = None)
+    }
+
+    pub fn detach_backing(&mut self, number: u32) {
+        if let Ok(library) = self.library()
+            && let Some(resource) = self.resources.get_mut(&number)
+            && let Some(attached) = resource.attached.take()
+        {
+            // SAFETY: the library lets go of the iovecs, which are still there; it writes nothing through null pointers.
+            unsafe {
+                (library.force_ctx_0)();
+                (library.resource_detach_iov)(number as c_int, null_mut(), null_mut());
+            }
+            drop(attached);
+        }
+    }
+
+    /// Copies between a resource and the guest memory behind it.
+    #[allow(clippy::too_many_arguments, reason = "it has these fields")]
+    pub fn transfer(
+        &mut self,
+        direction: Direction,
+        context: u32,
+        number: u32,
+        level: u32,
+        (stride, layer_stride): (u32, u32),
+        mut part: TransferBox,
+        offset: u64,
+    ) -> Result<(), Refusal> {
+        let library = self.library()?;
+        if context != 0 {
+            self.check_context(context)?;
+        }
+        let resource = self.resources.get(&number).ok_or(Refusal::ResourceId)?;
+        if resource.attached.is_none() {
+            return Err(Refusal::Unspecified);
+        }
+        let part = &raw mut part;
+        // SAFETY: without iovecs of this call the library takes those that are attached, and checks that box and offset are in them.
+        let outcome = unsafe {
+            match direction {
+                Direction::ToHost => (library.transfer_write_iov)(
+                    number,
+                    context,
+                    level as c_int,
+                    stride,
+                    layer_stride,
+                    part,
+                    offset,
+                    null_mut(),
+                    0,
+                ),
+                Direction::FromHost => (library.transfer_read_iov)(
+                    number,
+                    context,
+                    level,
+                    stride,
+                    layer_stride,
+                    part,
+                    offset,
+                    null_mut(),
+                    0,
+                ),
+            }
+        };
+        check(outcome)
+    }
+
+    /// Copies a rectangle of a resource into a picture of `width`, at the same place. The first row is the top, whatever the resource's
+    /// flags say: the library turns it around where it must.
+    pub fn read(
+        &mut self,
+        number: u32,
+        rectangle: &Rectangle,
+        width: u32,
+        pixels: &mut [u32],
+    ) -> Result<(), Refusal> {
+        let library = self.library()?;
+        let pixels = pixels.as_mut_bytes();
+        let mut part = TransferBox {
+            x: rectangle.x,
+            y: rectangle.y,
+            z: 0,
+            width: rectangle.width,
+            height: rectangle.height,
+            depth: 1,
+        };
+        let offset = (u64::from(rectangle.y) * u64::from(width) + u64::from(rectangle.x)) * 4;
+        let last_row = u64::from(rectangle.height - 1) * u64::from(width) * 4;
+        let end = offset + last_row + u64::from(rectangle.width) * 4;
+        let stride = width.checked_mul(4).ok_or(Refusal::Parameter)?;
+        if end > pixels.len() as u64 || !rectangle.is_within(width, u32::MAX) {
+            return Err(Refusal::Parameter);
+        }
+        let mut iovec = libc::iovec {
+            iov_base: pixels.as_mut_ptr().cast(),
+            iov_len: pixels.len(),
+        };
+        // SAFETY: the iovec is the pixels, which are borrowed; the library keeps within it.
+        let outcome = unsafe {
+            (library.force_ctx_0)();
+            (library.transfer_read_iov)(
+                number,
+                0,
+                0,
+                stride,
+                0,
+                &raw mut part,
+                offset,
+                &raw mut iovec,
+                1,
+            )
+        };
+        check(outcome)
+    }
+
+    /// Has a context carry out commands.
+    pub fn submit(&mut self, context: u32, commands: &mut [u32]) -> Result<(), Refusal> {
+        let library = self.library()?;
+        self.check_context(context)?;
+        // SAFETY: there are as many words as is said.
+        let outcome = unsafe {
+            (library.submit_cmd)(
+                commands.as_mut_ptr().cast(),
+                context as c_int,
+                commands.len() as c_int,
+            )
+        };
+        check(outcome)
+    }
+
+    /// Makes a fence, which is done when all that was submitted is.
+    pub fn create_fence(&mut self) -> Result<u32, Refusal> {
+        let library = self.library()?;
+        let fence = self.fence.wrapping_add(1);
+        // SAFETY: a fence has no preconditions.
+        check(unsafe { (library.create_fence)(fence as c_int, 0) })?;
+        self.fence = fence;
+        Ok(fence)
+    }
+
+    /// The last fence that is done.
+    pub fn poll(&mut self) -> u32 {
+        if let Ok(library) = self.library() {
+            // SAFETY: the library calls `write_fence` on this thread, with the cookie that is still there.
+            unsafe { (library.poll)() };
+        }
+        self.cookie.fence.load(Ordering::Relaxed)
+    }
+
+    /// What becomes readable when a fence is done, where the library has such a thing.
+    pub fn events(&self) -> Option<BorrowedFd<'_>> {
+        // SAFETY: a number is returned.
+        let number = unsafe { (self.library().ok()?.get_poll_fd)() };
+        // SAFETY: the library keeps the file open until the cleanup, at the end of this object.
+        (number >= 0).then(|| unsafe { BorrowedFd::borrow_raw(number) })
+    }
+
+    /// Destroys all contexts and resources.
+    pub fn clear(&mut self) {
+        let Ok(library) = self.library() else { return };
+        let numbers: Vec<u32> = self.resources.keys().copied().collect();
+        for context in std::mem::take(&mut self.contexts) {
+            // SAFETY: the context exists.
+            unsafe { (library.context_destroy)(context) };
+        }
+        for number in numbers {
+            self.remove_resource(number);
+        }
+    }
+}
+
+impl Drop for Renderer {
+    fn drop(&mut self) {
+        let Ok(library) = self.library() else {
+            // The library may still use what this owns, and can not be told from here.
+            log::error!("the renderer was left on another thread; please report this");
+            let resources = std::mem::take(&mut self.resources);
+            std::mem::forget(resources);
+            let cookie = Cookie {
+                fence: AtomicU32::new(0),
+                node: None,
+            };
+            std::mem::forget(std::mem::replace(&mut self.cookie, Box::new(cookie)));
+            return;
+        };
+        self.clear();
+        // SAFETY: this is the thread that started the library, and nothing calls it after this.
+        unsafe { (library.cleanup)((&raw mut *self.cookie).cast()) };
+        IN_USE.store(false, Ordering::Release);
+    }
+}
+
+/// Where a backing is in this process; `None` where it is not all guest memory.
+fn iovecs(backing: &Backing, memory: &GuestMemory) -> Option<Box<[libc::iovec]>> {
+    let mut iovecs = Vec::new();
+    for (mut address, mut left) in backing.pieces() {
+        while left > 0 {
+            let slice = memory.slice_up_to(address, usize::try_from(left).ok()?)?;
+            iovecs.push(libc::iovec {
+                iov_base: slice.ptr_guard_mut().as_ptr().cast(),
+                iov_len: slice.len(),
+            });
+            address = address.checked_add(slice.len() as u64)?;
+            left = left.checked_sub(slice.len() as u64)?;
+        }
+    }
+    Some(iovecs.into_boxed_slice())
+}
+
+/// What the library says of a call.
+fn check(outcome: c_int) -> Result<(), Refusal> {
+    match outcome.checked_abs() {
+        Some(0) => Ok(()),
+        Some(libc::ENOMEM) => Err(Refusal::OutOfMemory),
+        Some(libc::EINVAL) => Err(Refusal::Parameter),
+        _ => Err(Refusal::Unspecified),
+    }
+}
+
+/// Whether this host has a GPU that programs may draw with.
+pub fn has_render_node() -> bool {
+    let Ok(directory) = std::fs::read_dir("/dev/dri") else {
+        return false;
+    };
+    directory
+        .flatten()
+        .any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"renderD"))
+}
+
+fn open(node: &Path) -> std::io::Result<File> {
+    File::options().read(true).write(true).open(node)
+}
+
+/// A fence, and all before it, are done.
+extern "C" fn write_fence(cookie: *mut c_void, fence: u32) {
+    // SAFETY: the cookie is the one of the renderer, which outlives all calls of the library.
+    let cookie = unsafe { &*cookie.cast::<Cookie>() };
+    cookie.fence.store(fence, Ordering::Relaxed);
+}
+
+/// A file of the render node, for the library to keep.
+extern "C" fn get_drm_fd(cookie: *mut c_void) -> c_int {
+    // SAFETY: as above.
+    let cookie = unsafe { &*cookie.cast::<Cookie>() };
+    match cookie.node.as_deref().map(open) {
+        Some(Ok(file)) => file.into_raw_fd(),
+        _ => -1,
+    }
+}
