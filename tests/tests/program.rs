@@ -37,8 +37,10 @@ struct Binary {
     name: &'static str,
     /// Its type in QEMU's schema.
     kind: &'static str,
-    /// What it prints for `--print-capabilities`.
-    capabilities: &'static str,
+    /// The features that it has on all hosts, as `--print-capabilities` prints them.
+    features: &'static [&'static str],
+    /// Those that it has where the host has what they need, which are printed after them.
+    host_features: &'static [&'static str],
     /// The option that names the file that it works on, if it works on one.
     file_option: Option<&'static str>,
     /// Options of its own: name, words that its help has, default.
@@ -50,14 +52,8 @@ struct Binary {
 const BLOCK: Binary = Binary {
     name: "vhost-device-block",
     kind: "block",
-    capabilities: r#"{
-  "type": "block",
-  "features": [
-    "read-only",
-    "blk-file"
-  ]
-}
-"#,
+    features: &["read-only", "blk-file"],
+    host_features: &[],
     file_option: Some("blk-file"),
     options: &[
         ("blk-file", &["PATH"], ""),
@@ -92,11 +88,8 @@ const BLOCK: Binary = Binary {
 const RNG: Binary = Binary {
     name: "vhost-device-rng",
     kind: "rng",
-    capabilities: r#"{
-  "type": "rng",
-  "features": []
-}
-"#,
+    features: &[],
+    host_features: &[],
     file_option: Some("rng-source"),
     options: &[
         ("rng-source", &["PATH", "getrandom"], ""),
@@ -115,13 +108,12 @@ const RNG: Binary = Binary {
 const GPU: Binary = Binary {
     name: "vhost-device-gpu",
     kind: "gpu",
-    capabilities: r#"{
-  "type": "gpu",
-  "features": []
-}
-"#,
+    features: &[],
+    host_features: &["render-node", "virgl"],
     file_option: None,
     options: &[
+        ("virgl", &["3D"], ""),
+        ("render-node", &["PATH", "GPU"], ""),
         ("max-hostmem", &["SIZE", "bytes", "M"], "256M"),
         ("headless", &[], ""),
     ],
