@@ -28,10 +28,11 @@ pub const GUEST: &[Need] = &[
 ];
 
 /// What a guest with a display shows.
-pub const DISPLAY: &[Need] = &[
-    ("modetest", "libdrm-tests"),
+pub const DISPLAY: &[Need] = &[("modetest", "libdrm-tests")];
+
+/// What draws in 3D, in a guest and for it: the last two bring the renderer for virgl, and Mesa.
+pub const THREE_D: &[Need] = &[
     ("kmscube", "kmscube"),
-    // These two bring what draws: the renderer for virgl, and Mesa.
     ("virgl_test_server", "virgl-server"),
     ("eglinfo", "mesa-utils"),
 ];

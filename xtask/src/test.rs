@@ -9,7 +9,7 @@ use crate::{cargo, target_directory, workspace};
 use vhost_device_tests::guest::kernel::Flavour;
 use vhost_device_tests::guest::{find_program, libvirt};
 
-use crate::packages::{self, DISPLAY, GUEST, IMAGES, LIBVIRT, PACKAGING, USER_MODE_LINUX};
+use crate::packages::{self, DISPLAY, GUEST, IMAGES, LIBVIRT, PACKAGING, THREE_D, USER_MODE_LINUX};
 use crate::progress::Progress;
 
 /// How a stage went.
@@ -104,7 +104,9 @@ pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
             progress,
             &[GUEST, DISPLAY, IMAGES, PACKAGING, USER_MODE_LINUX].concat(),
         )?;
-        // Not with the others, because QEMU's suite has a newer libvirt than the release. Where it can not run, its tests are skipped.
+        // Not with the others, because QEMU's suite has a newer Mesa and libvirt than the release.
+        packages::install(progress, THREE_D)?;
+        // Where libvirt can not run, its tests are skipped.
         if libvirt::obstacle().is_none() {
             packages::install(progress, LIBVIRT)?;
         }
