@@ -7,6 +7,19 @@
 //! back), [`device`] (what a device implements).
 
 #![deny(unsafe_code)]
+// What comes from outside ends no process. Tests may do as they like.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::todo,
+        clippy::unimplemented,
+        clippy::unreachable,
+        clippy::indexing_slicing
+    )
+)]
 
 pub mod chain;
 pub mod device;

@@ -5,6 +5,19 @@
 //! operations on the image; an [`engine`] carries these out.
 
 #![deny(unsafe_code)]
+// What comes from outside ends no process. Tests may do as they like.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::todo,
+        clippy::unimplemented,
+        clippy::unreachable,
+        clippy::indexing_slicing
+    )
+)]
 
 mod device;
 #[allow(unsafe_code)]

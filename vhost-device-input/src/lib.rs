@@ -7,6 +7,19 @@
 //! [`config`] answers what the guest asks about the device.
 
 #![deny(unsafe_code)]
+// What comes from outside ends no process. Tests may do as they like.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::todo,
+        clippy::unimplemented,
+        clippy::unreachable,
+        clippy::indexing_slicing
+    )
+)]
 
 mod config;
 mod device;

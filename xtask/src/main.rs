@@ -36,7 +36,7 @@ enum Task {
     /// Builds the release binaries, makes a file system image of 256 MiB, starts block on it and rng beside it, boots a guest, and prints
     /// the guest's view: size, serial, file system, throughput, random numbers. Then a second guest has a screen by gpu, and the picture on it
     /// is saved in target/demo/screen.png; a third has a keyboard by input. A host without uinput runs that part in User-Mode Linux, which
-    /// takes three minutes to build the first time. All else takes less than two minutes after the build. Processors are emulated, so that it works on every machine; the throughput is that of the emulated guest, not of the
+    /// takes two minutes to build the first time. All else takes less than two minutes after the build. Processors are emulated, so that it works on every machine; the throughput is that of the emulated guest, not of the
     /// back-end (see `cargo xtask bench`).
     Demo,
     /// The part of the demo that runs in User-Mode Linux

@@ -239,9 +239,12 @@ impl InflightRing {
     /// Notes that the driver sees all that was completed.
     #[inline]
     pub fn published(&mut self, used_index: u16) {
-        for head in std::mem::take(&mut self.completed) {
+        let mut completed = std::mem::take(&mut self.completed);
+        for head in completed.drain(..) {
             self.store(Self::entry(head) + IN_FLIGHT, 0u8);
         }
+        // The storage is kept: nothing is allocated for a batch.
+        self.completed = completed;
         self.store(USED_INDEX, used_index);
     }
 }
