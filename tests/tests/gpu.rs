@@ -13,6 +13,8 @@ mod commands;
 mod cursor;
 #[path = "gpu/display.rs"]
 mod display;
+#[path = "gpu/dmabuf.rs"]
+mod dmabuf;
 #[path = "gpu/framing.rs"]
 mod framing;
 #[path = "gpu/fuzz.rs"]
@@ -27,6 +29,7 @@ mod virgl;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -49,11 +52,17 @@ struct Device {
 
 impl Device {
     fn start(arguments: &[&str]) -> Self {
+        Self::start_configured(arguments, |_| {})
+    }
+
+    /// Starts it with something else about its command than the arguments.
+    fn start_configured(arguments: &[&str], configure: impl FnOnce(&mut Command)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("socket");
         let mut command = command("vhost-device-gpu").unwrap();
         command.env_remove("RUST_LOG").args(arguments);
         command.arg(option("socket-path", &socket));
+        configure(&mut command);
         let mut program = Program::spawn(&mut command).unwrap();
         program.wait_for_listener(&socket).unwrap();
         Self { program, directory }
@@ -70,7 +79,7 @@ impl Device {
         let driver = self.connect();
         let (display, socket) = Display::new(answers);
         driver.set_display(&socket).unwrap();
-        assert_eq!(display.next(), Shown::Features(1));
+        assert_eq!(display.next(), Shown::Features(3));
         (driver, display)
     }
 }
@@ -104,7 +113,7 @@ impl ManualDisplay {
     fn greet(&mut self, features: u64) {
         assert_eq!(self.receive(), (1, Vec::new()));
         self.answer(1, &features.to_ne_bytes());
-        assert_eq!(self.receive(), (2, (features & 1).to_ne_bytes().to_vec()));
+        assert_eq!(self.receive(), (2, (features & 3).to_ne_bytes().to_vec()));
     }
 
     /// The next request, and its payload.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The commands of the control queue (VIRTIO 1.3, 5.7.6.8) and of the cursor queue (5.7.6.10).
 
+use std::sync::Arc;
+
 use vhost_device_common::chain::{Chain, ChainError};
 use virtio_bindings::virtio_gpu as gpu;
 use zerocopy::{FromZeros, IntoBytes};
@@ -92,7 +94,9 @@ pub fn control(
                 renderer.remove_resource(number);
             }
         }
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SET_SCANOUT => set_scanout(state, &read(chain)?)?,
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SET_SCANOUT => {
+            set_scanout(state, three_d, &read(chain)?)?
+        }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_2D => {
             let command: Transfer2d = read(chain)?;
             let rectangle = command.rectangle.checked().ok_or(Refusal::Parameter)?;
@@ -160,7 +164,7 @@ pub fn answered(query: Query, answer: Option<&[u8]>) -> Response {
             },
             None => Refusal::Unspecified.into(),
         },
-        Query::ProtocolFeatures => Refusal::Unspecified.into(),
+        Query::ProtocolFeatures | Query::Shown { .. } => Refusal::Unspecified.into(),
     }
 }
 
@@ -201,9 +205,14 @@ fn create_2d(state: &mut State, command: &Create2d) -> Result<(), Refusal> {
         .create(command.resource.get(), format, width, height)
 }
 
-fn set_scanout(state: &mut State, command: &SetScanout) -> Result<(), Refusal> {
+fn set_scanout(
+    state: &mut State,
+    three_d: Option<&mut ThreeD>,
+    command: &SetScanout,
+) -> Result<(), Refusal> {
     let (scanout, number) = (command.scanout.get(), command.resource.get());
     check_scanout(scanout)?;
+    let mut buffer = None;
     let source = match number {
         0 => None,
         resource => {
@@ -212,25 +221,42 @@ fn set_scanout(state: &mut State, command: &SetScanout) -> Result<(), Refusal> {
             if !is_within || rectangle.width.max(rectangle.height) > MAX_SCANOUT_SIDE {
                 return Err(Refusal::Parameter);
             }
-            state.resources.prepare(resource)?;
+            // QEMU takes the part that is shown for one that begins at (0, 0) of a buffer.
+            if (rectangle.x, rectangle.y) == (0, 0) {
+                buffer = state.display.buffer(resource);
+                buffer = buffer.or_else(|| three_d?.export(resource).map(Arc::new));
+            }
+            if buffer.is_none() {
+                state.resources.prepare(resource)?;
+            }
             Some(Source {
                 resource,
                 rectangle,
             })
         }
     };
-    state.display.set_scanout(scanout, source);
+    state.display.set_scanout(scanout, source, buffer);
     Ok(())
 }
 
-fn flush(state: &mut State, three_d: Option<&mut ThreeD>, command: &Flush) -> Result<(), Refusal> {
+fn flush(
+    state: &mut State,
+    mut three_d: Option<&mut ThreeD>,
+    command: &Flush,
+) -> Result<(), Refusal> {
     let rectangle = command.rectangle.checked().ok_or(Refusal::Parameter)?;
     let number = command.resource.get();
     if !state.resources.get(number)?.has(&rectangle) {
         return Err(Refusal::Parameter);
     }
-    if state.display.shows(number) {
-        read_back(state, three_d, number, &rectangle)?;
+    if state.display.shows_pixels(number) {
+        read_back(state, three_d.as_deref_mut(), number, &rectangle)?;
+    }
+    if state.display.buffer(number).is_some()
+        && let Some(renderer) = three_d.and_then(ThreeD::started)
+    {
+        // Has the GPU begin with all that was submitted; whoever reads the buffer waits for the end of it.
+        let _ = renderer.create_fence();
     }
     state.display.flush(number, &rectangle);
     Ok(())

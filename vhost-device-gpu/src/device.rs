@@ -52,11 +52,13 @@ impl Device for Gpu {
     fn open(options: Options) -> Result<Self, StartError> {
         let node = options.render_node.as_deref();
         let offer = match options.virgl {
-            true => Some(Offer::probe(node).map_err(|error| {
-                StartError(format!(
-                    "there is no 3D: {error}; repair that, or leave out --virgl"
-                ))
-            })?),
+            true => Some(
+                Offer::probe(node, !options.no_dmabuf && !options.headless).map_err(|error| {
+                    StartError(format!(
+                        "there is no 3D: {error}; repair that, or leave out --virgl"
+                    ))
+                })?,
+            ),
             false => None,
         };
         let state = State::new(options.max_hostmem).map_err(|error| {
@@ -134,6 +136,6 @@ fn can_render() -> bool {
     if rustix::stdio::dup2_stdout(std::io::stderr()).is_err() {
         return false;
     }
-    let can = Offer::probe(None).is_ok();
+    let can = Offer::probe(None, false).is_ok();
     rustix::stdio::dup2_stdout(stdout).is_ok() && can
 }

@@ -264,6 +264,7 @@ impl GpuHandler {
         warn_limited(format_args!(
             "the display does nothing; the guest does not wait for it"
         ));
+        self.shared.lock().display.stop_waiting();
         self.give_up(queue);
     }
 }

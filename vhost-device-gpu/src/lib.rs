@@ -23,6 +23,7 @@
 mod command;
 mod device;
 mod display;
+mod dmabuf;
 mod format;
 mod handler;
 mod options;

@@ -20,6 +20,10 @@ pub struct Options {
     #[arg(long, value_name = "PATH")]
     pub render_node: Option<PathBuf>,
 
+    /// Send the display pixels even where the GPU could share its buffers: for a front-end that shows without a GPU.
+    #[arg(long)]
+    pub no_dmabuf: bool,
+
     /// Do without a display: what the guest draws is kept, and nobody sees it.
     #[arg(long)]
     pub headless: bool,

@@ -17,6 +17,7 @@ use virtio_bindings::virtio_gpu as gpu;
 use zerocopy::IntoBytes;
 
 use crate::command::{no_data, read};
+use crate::dmabuf::Dmabuf;
 use crate::format::{Format, PIXEL_SIZE};
 use crate::protocol::{
     CapsetInfo, Create3d, CreateContext, GetCapset, Header, Number, Refusal, Response, Transfer3d,
@@ -39,12 +40,14 @@ const FENCE_INTERVAL_NS: i64 = 1_000_000;
 #[derive(Debug)]
 pub struct Offer {
     node: Option<PathBuf>,
+    /// Displays may take pictures from buffers of the renderer's.
+    gives_buffers: bool,
     capsets: Vec<Capset>,
 }
 
 impl Offer {
     /// Finds out what the renderer can do on this host.
-    pub fn probe(node: Option<&Path>) -> Result<Self, VirglError> {
+    pub fn probe(node: Option<&Path>, gives_buffers: bool) -> Result<Self, VirglError> {
         // What the library leaves in a thread ends with the thread.
         let capsets = std::thread::scope(|scope| {
             let probe = scope.spawn(|| Renderer::new(node).map(|renderer| renderer.capsets()));
@@ -55,6 +58,7 @@ impl Offer {
         }
         Ok(Self {
             node: node.map(Path::to_owned),
+            gives_buffers,
             capsets,
         })
     }
@@ -94,6 +98,14 @@ impl ThreeD {
     /// The renderer, if it has started.
     pub fn started(&mut self) -> Option<&mut Renderer> {
         self.renderer.as_mut()
+    }
+
+    /// A resource as a buffer that the display can show by itself, where that can be.
+    pub fn export(&mut self, number: u32) -> Option<Dmabuf> {
+        let renderer = self.renderer.as_mut()?;
+        let buffer = self.offer.gives_buffers.then(|| renderer.export(number))?;
+        log::debug!("resource {number} is shown from {buffer:?}");
+        buffer
     }
 
     fn renderer(&mut self) -> Result<&mut Renderer, Refusal> {

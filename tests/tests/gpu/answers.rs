@@ -148,7 +148,7 @@ fn a_display_whose_answer_has_another_size_is_left_at_once() {
 fn assert_next_display_works(driver: &mut GpuDriver) {
     let (display, socket) = Display::new(Answers::default());
     driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(1));
+    assert_eq!(display.next(), Shown::Features(3));
     let picture = pattern(64 * 64);
     let pages = driver.create(77, B8G8R8X8, 64, 64);
     driver.draw(&pages, &bytes(&picture));
@@ -236,7 +236,7 @@ fn a_second_display_is_used_instead_of_the_first() {
     assert_eq!(first.next(), Shown::Scanout(0, 64, 64));
     let (second, socket) = Display::new(Answers::default());
     driver.set_display(&socket).unwrap();
-    assert_eq!(second.next(), Shown::Features(1));
+    assert_eq!(second.next(), Shown::Features(3));
     assert_eq!(second.next(), Shown::Scanout(0, 64, 64));
     assert_eq!(
         second.next(),
@@ -258,7 +258,7 @@ fn a_display_that_comes_while_a_flush_waits_is_what_it_waits_for() {
     driver.send(&command(number::FLUSH, &flush), 4096);
     let (display, socket) = Display::new(Answers::default());
     driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(1));
+    assert_eq!(display.next(), Shown::Features(3));
     assert_eq!(display.next(), Shown::Scanout(0, 1000, 1000));
     assert!(matches!(display.next(), Shown::Update(0, ..)));
     assert_eq!(driver.receive().kind(), number::OK_NODATA);

@@ -146,7 +146,7 @@ fn of_many_displays_only_the_last_one_is_kept() {
     let displays: Vec<_> = (0..100).map(|_| ManualDisplay::connect(&driver)).collect();
     let (display, socket) = Display::new(Answers::default());
     driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(1));
+    assert_eq!(display.next(), Shown::Features(3));
     first.wait_until_closed();
     displays
         .into_iter()

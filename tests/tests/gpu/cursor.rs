@@ -73,7 +73,7 @@ fn a_cursor_that_is_moved_before_it_has_an_image_has_none_for_the_next_display_e
     drop(display);
     let (display, socket) = Display::new(Answers::default());
     driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(1));
+    assert_eq!(display.next(), Shown::Features(3));
     assert_eq!(display.next(), Shown::CursorMove(0, 8, 9));
     update(&mut driver, 0, 1);
     assert_eq!(display.next(), Shown::CursorImage(0, [3, 4, 1, 2], image));
@@ -92,7 +92,7 @@ fn a_cursor_keeps_the_image_that_it_was_given() {
     drop(display);
     let (display, socket) = Display::new(Answers::default());
     driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(1));
+    assert_eq!(display.next(), Shown::Features(3));
     assert_eq!(display.next(), shown);
     // A hidden one is none for the next display.
     update(&mut driver, 0, 0);
@@ -100,7 +100,7 @@ fn a_cursor_keeps_the_image_that_it_was_given() {
     drop(display);
     let (display, socket) = Display::new(Answers::default());
     driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(1));
+    assert_eq!(display.next(), Shown::Features(3));
     assert_eq!(display.next_within(QUIET), None);
 }
 

@@ -31,7 +31,7 @@ fn a_display_that_comes_back_is_told_all_that_is_shown() {
 
     let (display, socket) = Display::new(Answers::default());
     driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(1));
+    assert_eq!(display.next(), Shown::Features(3));
     assert_eq!(display.next(), Shown::Scanout(0, 64, 64));
     let opaque = picture.iter().map(|pixel| pixel | 0xff00_0000).collect();
     assert_eq!(display.next(), Shown::CursorImage(0, [5, 6, 7, 8], opaque));
@@ -166,7 +166,7 @@ fn a_reset_closes_the_display_and_frees_what_was_shown() {
     driver.front_end.start(1, &driver.cursor, 0).unwrap();
     let (display, socket) = Display::new(Answers::default());
     driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(1));
+    assert_eq!(display.next(), Shown::Features(3));
     let gone = driver.run(&command(number::UNREF, &words(&[1, 0])));
     assert_eq!(gone.kind(), number::INVALID_RESOURCE_ID);
     assert_eq!(display.next_within(QUIET), None);
@@ -178,7 +178,7 @@ fn a_display_is_acknowledged_and_one_without_a_socket_refused() {
     let driver = device.connect();
     let (display, socket) = Display::new(Answers::default());
     pass_display(&driver, socket.as_fd());
-    assert_eq!(display.next(), Shown::Features(1));
+    assert_eq!(display.next(), Shown::Features(3));
     let raw = driver.front_end.raw().unwrap();
     let refused = raw.acknowledged(FrontendReq::GPU_SET_SOCKET, &[], &[]);
     assert_ne!(refused.unwrap(), 0);
@@ -231,7 +231,7 @@ fn a_display_that_talks_nonsense_is_left_and_the_next_one_is_used() {
         );
         let (display, socket) = Display::new(Answers::default());
         driver.set_display(&socket).unwrap();
-        assert_eq!(display.next(), Shown::Features(1));
+        assert_eq!(display.next(), Shown::Features(3));
         driver.create(1, B8G8R8X8, 8, 8);
     }
 }

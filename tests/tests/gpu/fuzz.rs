@@ -243,7 +243,7 @@ fn displays_that_answer_at_random_do_no_harm() {
     }
     let (display, socket) = Display::new(Answers::default());
     driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(1));
+    assert_eq!(display.next(), Shown::Features(3));
     for scanout in 0..16 {
         assert_eq!(display.next(), Shown::Scanout(scanout, 300, 300));
     }

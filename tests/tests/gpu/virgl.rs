@@ -21,9 +21,9 @@ const TEXTURE_2D: u32 = 2;
 const PICTURE: u32 = 1 << 1 | 1 << 3;
 const VERTICES: u32 = 1 << 4;
 /// `VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP`.
-const Y_0_TOP: u32 = 1 << 0;
+pub const Y_0_TOP: u32 = 1 << 0;
 /// The context that the tests draw in.
-const CONTEXT: u32 = 7;
+pub const CONTEXT: u32 = 7;
 const FENCE: u32 = 1 << 0;
 
 /// Whether there is 3D on this host, by what the back-end says.
@@ -42,19 +42,19 @@ fn is_there() -> bool {
 }
 
 /// A command in a context.
-fn in_context(context: u32, kind: u32, body: &[u8]) -> Vec<u8> {
+pub fn in_context(context: u32, kind: u32, body: &[u8]) -> Vec<u8> {
     let mut bytes = command(kind, body);
     bytes[16..20].copy_from_slice(&context.to_le_bytes());
     bytes
 }
 
-fn done_in(driver: &mut GpuDriver, context: u32, kind: u32, body: &[u8]) {
+pub fn done_in(driver: &mut GpuDriver, context: u32, kind: u32, body: &[u8]) {
     let response = driver.run(&in_context(context, kind, body));
     assert_eq!(response.kind(), number::OK_NODATA, "command {kind:#x}");
 }
 
 /// CTX_CREATE.
-fn context() -> Vec<u8> {
+pub fn context() -> Vec<u8> {
     let mut body = words(&[4, 0]);
     body.extend(b"test");
     body.resize(72, 0);
@@ -62,7 +62,7 @@ fn context() -> Vec<u8> {
 }
 
 /// RESOURCE_CREATE_3D of a picture.
-fn picture(number: u32, width: u32, height: u32, flags: u32) -> Vec<u8> {
+pub fn picture(number: u32, width: u32, height: u32, flags: u32) -> Vec<u8> {
     let what = [number, TEXTURE_2D, B8G8R8X8, PICTURE];
     let shape = [width, height, 1, 1, 0, 0, flags, 0];
     [words(&what), words(&shape)].concat()
@@ -77,7 +77,7 @@ fn transfer([x, y, w, h]: [u32; 4], offset: u64, resource: u32, stride: u32) -> 
 }
 
 /// SUBMIT_3D.
-fn submit(commands: &[u32]) -> Vec<u8> {
+pub fn submit(commands: &[u32]) -> Vec<u8> {
     [words(&[commands.len() as u32 * 4, 0]), words(commands)].concat()
 }
 

@@ -3,9 +3,12 @@
 //! the host's byte order.
 
 use std::io::IoSlice;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
+use crate::dmabuf::Dmabuf;
 use crate::protocol::{CURSOR_SIZE, Refusal};
 use crate::rectangle::Rectangle;
 use crate::resource::Resources;
@@ -22,13 +25,18 @@ pub enum Request {
     CursorUpdate = 6,
     Scanout = 7,
     Update = 8,
+    DmabufScanout = 9,
+    DmabufUpdate = 10,
     GetEdid = 11,
+    DmabufScanout2 = 12,
 }
 
 /// Header flag: this answers a request.
 const REPLY: u32 = 1 << 2;
 /// Protocol feature: GET_EDID.
 pub const FEATURE_EDID: u64 = 1 << 0;
+/// Protocol feature: DMABUF_SCANOUT2.
+pub const FEATURE_DMABUF2: u64 = 1 << 1;
 /// Bytes of a header.
 pub const HEADER_SIZE: usize = 12;
 /// Bytes of an UPDATE before its pixels: header, scanout, rectangle.
@@ -43,7 +51,14 @@ const MAX_PIECES: usize = 1024;
 pub enum Query {
     ProtocolFeatures,
     DisplayInfo,
-    Edid { scanout: u32 },
+    Edid {
+        scanout: u32,
+    },
+    /// Nothing but whether a part of a buffer is shown (DMABUF_UPDATE).
+    Shown {
+        scanout: u32,
+        part: Rectangle,
+    },
 }
 
 impl Query {
@@ -53,6 +68,7 @@ impl Query {
             Self::ProtocolFeatures => 8,
             Self::DisplayInfo => 408,
             Self::Edid { .. } => 1056,
+            Self::Shown { .. } => 0,
         }
     }
 
@@ -61,6 +77,7 @@ impl Query {
             Self::ProtocolFeatures => Request::GetProtocolFeatures,
             Self::DisplayInfo => Request::GetDisplayInfo,
             Self::Edid { .. } => Request::GetEdid,
+            Self::Shown { .. } => Request::DmabufUpdate,
         }
     }
 
@@ -68,6 +85,10 @@ impl Query {
     pub fn message(self) -> Vec<u8> {
         match self {
             Self::Edid { scanout } => message(self.request(), &[scanout]),
+            Self::Shown { scanout, part } => message(
+                self.request(),
+                &[scanout, part.x, part.y, part.width, part.height],
+            ),
             _ => message(self.request(), &[]),
         }
     }
@@ -96,11 +117,39 @@ pub fn cursor_update(position: [u32; 3], hot: [u32; 2], image: &[u32]) -> Vec<u8
     message(Request::CursorUpdate, &words)
 }
 
+/// The message that shows `rectangle` of a buffer on a scanout.
+fn dmabuf_scanout(scanout: u32, rectangle: &Rectangle, buffer: &Dmabuf, features: u64) -> Vec<u8> {
+    let mut words = vec![
+        scanout,
+        rectangle.x,
+        rectangle.y,
+        rectangle.width,
+        rectangle.height,
+        buffer.width,
+        buffer.height,
+        buffer.stride,
+        buffer.flags,
+        buffer.fourcc,
+    ];
+    match buffer.modifier {
+        Some(modifier) if features & FEATURE_DMABUF2 != 0 => {
+            let halves: [u32; 2] = zerocopy::transmute!(modifier);
+            words.extend_from_slice(&halves);
+            message(Request::DmabufScanout2, &words)
+        }
+        _ => message(Request::DmabufScanout, &words),
+    }
+}
+
 /// A message on its way.
 #[derive(Debug)]
 pub enum Outgoing {
-    /// One that is complete in itself.
-    Bytes { bytes: Vec<u8>, sent: usize },
+    /// One that is complete in itself, but for the file that goes with its first byte.
+    Bytes {
+        bytes: Vec<u8>,
+        sent: usize,
+        buffer: Option<Arc<Dmabuf>>,
+    },
     /// Pixels of a resource, sent from where they are.
     Update(Update),
 }
@@ -192,13 +241,45 @@ impl Update {
 
 impl Outgoing {
     pub fn bytes(bytes: Vec<u8>) -> Self {
-        Self::Bytes { bytes, sent: 0 }
+        Self::Bytes {
+            bytes,
+            sent: 0,
+            buffer: None,
+        }
+    }
+
+    /// Shows a rectangle of a buffer on a scanout.
+    pub fn scanout(
+        scanout: u32,
+        rectangle: &Rectangle,
+        buffer: &Arc<Dmabuf>,
+        features: u64,
+    ) -> Self {
+        Self::Bytes {
+            bytes: dmabuf_scanout(scanout, rectangle, buffer, features),
+            sent: 0,
+            buffer: Some(Arc::clone(buffer)),
+        }
+    }
+
+    /// Shows a buffer on a scanout no more.
+    pub fn no_scanout(scanout: u32) -> Self {
+        let words = [scanout, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        Self::bytes(message(Request::DmabufScanout, &words))
+    }
+
+    /// The file to send with what is left.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Bytes { buffer, .. } => buffer.as_ref().map(|buffer| buffer.file.as_fd()),
+            Self::Update(_) => None,
+        }
     }
 
     /// What is left to send, or the beginning of it.
     pub fn pieces<'a>(&'a self, resources: &'a Resources) -> Result<Vec<IoSlice<'a>>, Refusal> {
         match self {
-            Self::Bytes { bytes, sent } => {
+            Self::Bytes { bytes, sent, .. } => {
                 Ok(vec![IoSlice::new(bytes.get(*sent..).unwrap_or_default())])
             }
             Self::Update(update) => update.pieces(resources),
@@ -208,7 +289,12 @@ impl Outgoing {
     /// Takes note that `count` more bytes are sent. Returns whether that is all.
     pub fn advance(&mut self, count: usize) -> bool {
         match self {
-            Self::Bytes { bytes, sent } => {
+            Self::Bytes {
+                bytes,
+                sent,
+                buffer,
+            } => {
+                *buffer = None;
                 *sent = sent.saturating_add(count);
                 *sent >= bytes.len()
             }

@@ -7,6 +7,7 @@
 mod message;
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -15,16 +16,18 @@ use rustix::buffer::spare_capacity;
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size;
-use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, recv, sendmsg};
+use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 use thiserror::Error;
 use zerocopy::FromBytes;
 
+use crate::dmabuf::Dmabuf;
 use crate::protocol::MAX_SCANOUTS;
 use crate::rectangle::Rectangle;
 use crate::resource::Resources;
 pub use message::Query;
 use message::{
-    FEATURE_EDID, HEADER_SIZE, MAX_UPDATE_PIXELS, Outgoing, Request, Update, cursor_update, message,
+    FEATURE_DMABUF2, FEATURE_EDID, HEADER_SIZE, MAX_UPDATE_PIXELS, Outgoing, Request, Update,
+    cursor_update, message,
 };
 
 /// Room for what the display has yet to read, in bytes; the kernel doubles it. Twice the usual room halves how often a large
@@ -69,7 +72,11 @@ struct Cursor {
 #[derive(Debug, Default)]
 struct Output {
     source: Option<Source>,
-    /// SCANOUT is to be sent before anything else.
+    /// What the display takes the picture from, where the renderer has given that out.
+    buffer: Option<Arc<Dmabuf>>,
+    /// The display was told of a buffer.
+    has_buffer: bool,
+    /// What is shown is to be told before anything else.
     announce: bool,
     /// What is to be shown anew, in coordinates of the scanout.
     dirty: Option<Rectangle>,
@@ -92,6 +99,8 @@ struct Link {
     too_late: bool,
     /// Whether to be told when there is room for more.
     watches_room: bool,
+    /// It did nothing for so long that no flush waits for it, until it does something.
+    stalled: bool,
 }
 
 /// The display.
@@ -103,7 +112,7 @@ pub struct Display {
     outputs: [Output; MAX_SCANOUTS],
     /// The question to ask next.
     question: Option<Query>,
-    /// Counts what comes and goes, so that one sees whether the display is alive.
+    /// Counts what comes, and the pictures that go, so that one sees whether the display is alive.
     progress: u64,
 }
 
@@ -137,9 +146,11 @@ impl Display {
             answer: Vec::new(),
             too_late: false,
             watches_room: true,
+            stalled: false,
         });
         for output in &mut self.outputs {
             output.announce = output.source.is_some();
+            output.has_buffer = false;
             output.dirty = output.source.map(|source| whole(&source));
             output.cursor.moved = output.cursor.visible;
             output.cursor.changed = output.cursor.visible && !output.cursor.image.is_empty();
@@ -177,24 +188,43 @@ impl Display {
             if let Some(source) = output.source
                 && number.is_none_or(|number| number == source.resource)
             {
-                output.show(None);
+                output.show(None, None);
             }
         }
     }
 
-    /// Shows something else on a scanout. There is no scanout with another number.
-    pub fn set_scanout(&mut self, scanout: u32, source: Option<Source>) {
+    /// Shows something else on a scanout, which the display takes from the buffer where there is one. There is no scanout with
+    /// another number.
+    pub fn set_scanout(
+        &mut self,
+        scanout: u32,
+        source: Option<Source>,
+        buffer: Option<Arc<Dmabuf>>,
+    ) {
         if let Some(output) = self.outputs.get_mut(scanout as usize) {
-            output.show(source);
+            output.show(source, buffer);
         }
     }
 
-    /// Whether a scanout shows something of a resource.
-    pub fn shows(&self, resource: u32) -> bool {
-        let sources = self.outputs.iter().filter_map(|output| output.source);
-        sources
-            .into_iter()
-            .any(|source| source.resource == resource)
+    fn outputs_of(&self, resource: u32) -> impl Iterator<Item = &Output> {
+        let outputs = self.outputs.iter();
+        outputs.filter(move |output| {
+            output
+                .source
+                .is_some_and(|source| source.resource == resource)
+        })
+    }
+
+    /// Whether a scanout shows something of a resource, and is sent its pixels.
+    pub fn shows_pixels(&self, resource: u32) -> bool {
+        self.outputs_of(resource)
+            .any(|output| output.buffer.is_none())
+    }
+
+    /// The buffer that a scanout shows a resource from.
+    pub fn buffer(&self, resource: u32) -> Option<Arc<Dmabuf>> {
+        self.outputs_of(resource)
+            .find_map(|output| output.buffer.clone())
     }
 
     /// A part of a resource has changed.
@@ -250,11 +280,21 @@ impl Display {
         }
     }
 
-    /// Whether all that was flushed has been sent, as far as there is a display.
+    /// Whether all that was flushed has been sent or, from buffers, shown, as far as there is a display that does something.
     pub fn is_flushed(&self) -> bool {
-        let Some(link) = &self.link else { return true };
+        let Some(link) = self.link.as_ref().filter(|link| !link.stalled) else {
+            return true;
+        };
         let sends = matches!(link.outgoing, Some(Outgoing::Update(_)));
-        !sends && self.outputs.iter().all(|output| output.dirty.is_none())
+        let shows = matches!(link.asked, Some(Query::Shown { .. }));
+        !sends && !shows && self.outputs.iter().all(|output| output.dirty.is_none())
+    }
+
+    /// The display has done nothing for too long: has no flush wait for it until it does something.
+    pub fn stop_waiting(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.stalled = true;
+        }
     }
 
     /// Whether a question waits for its answer.
@@ -262,7 +302,7 @@ impl Display {
         self.question.is_some() && self.link.is_some()
     }
 
-    /// Grows whenever something comes from the display or goes there.
+    /// Grows whenever something comes from the display, or a part of a picture goes there.
     pub fn progress(&self) -> u64 {
         self.progress
     }
@@ -320,16 +360,19 @@ impl Display {
             .pieces(resources)
             .map_err(|_| DisplayError::Resource)?;
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let sent = sendmsg(
-            &link.socket,
-            &pieces,
-            &mut SendAncillaryBuffer::default(),
-            flags,
-        );
-        match sent {
+        let files: Vec<_> = outgoing.file().into_iter().collect();
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut room);
+        if !files.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(&files));
+        }
+        match sendmsg(&link.socket, &pieces, &mut control, flags) {
             Ok(0) => Err(DisplayError::Resource),
             Ok(count) => {
-                self.progress = self.progress.wrapping_add(1);
+                if matches!(outgoing, Outgoing::Update(_)) {
+                    self.progress = self.progress.wrapping_add(1);
+                    link.stalled = false;
+                }
                 if !outgoing.advance(count) {
                     link.outgoing = Some(outgoing);
                 }
@@ -356,8 +399,11 @@ impl Display {
             return None;
         }
         let mut outputs = (0..).zip(&mut self.outputs);
-        if let Some(message) = outputs.find_map(|(number, output)| output.next_small(number)) {
-            return Some(Outgoing::bytes(message));
+        let features = link.features;
+        if let Some(message) =
+            outputs.find_map(|(number, output)| output.next_small(number, features))
+        {
+            return Some(message);
         }
         if let Some(query) = self.question
             && link.asked.is_none()
@@ -368,8 +414,21 @@ impl Display {
             }
             self.question = None;
         }
-        let mut outputs = (0..).zip(&mut self.outputs);
-        outputs.find_map(|(number, output)| output.next_update(number).map(Outgoing::Update))
+        for (number, output) in (0..).zip(&mut self.outputs) {
+            if output.buffer.is_none() {
+                if let Some(update) = output.next_update(number) {
+                    return Some(Outgoing::Update(update));
+                }
+            } else if link.asked.is_none()
+                && let Some(part) = output.dirty.take()
+            {
+                let scanout = number;
+                let query = Query::Shown { scanout, part };
+                link.asked = Some(query);
+                return Some(Outgoing::bytes(query.message()));
+            }
+        }
+        None
     }
 
     /// Takes what has come of an answer. Gives the payload of one that someone waits for.
@@ -400,6 +459,7 @@ impl Display {
                 return Err(DisplayError::Closed);
             }
             self.progress = self.progress.wrapping_add(1);
+            link.stalled = false;
             link.answer.extend_from_slice(&chunk);
             let query = link.asked.ok_or(DisplayError::Answer(None))?;
             if let Some(header) = link.answer.get(..HEADER_SIZE)
@@ -414,7 +474,8 @@ impl Display {
             let too_late = std::mem::take(&mut link.too_late);
             link.asked = None;
             if query == Query::ProtocolFeatures {
-                link.features = u64::read_from_bytes(&answer).unwrap_or(0) & FEATURE_EDID;
+                link.features =
+                    u64::read_from_bytes(&answer).unwrap_or(0) & (FEATURE_EDID | FEATURE_DMABUF2);
                 let features = [link.features as u32, (link.features >> 32) as u32];
                 link.outgoing = Some(Outgoing::bytes(message(
                     Request::SetProtocolFeatures,
@@ -441,26 +502,41 @@ impl Display {
 }
 
 impl Output {
-    fn show(&mut self, source: Option<Source>) {
+    fn show(&mut self, source: Option<Source>, buffer: Option<Arc<Dmabuf>>) {
         let size = |source: &Option<Source>| {
             source.map(|source| (source.rectangle.width, source.rectangle.height))
         };
-        self.announce |= size(&self.source) != size(&source);
+        self.announce |= match (&self.buffer, &buffer) {
+            (None, None) => size(&self.source) != size(&source),
+            (Some(before), Some(buffer)) => self.source != source || !Arc::ptr_eq(before, buffer),
+            _ => true,
+        };
         if self.source != source {
             self.dirty = None;
         }
-        self.source = source;
+        (self.source, self.buffer) = (source, buffer);
     }
 
     /// The next message that is no picture.
-    fn next_small(&mut self, number: u32) -> Option<Vec<u8>> {
-        if std::mem::take(&mut self.announce) {
-            let (width, height) = self.source.map_or((0, 0), |source| {
-                (source.rectangle.width, source.rectangle.height)
-            });
-            return Some(message(Request::Scanout, &[number, width, height]));
+    fn next_small(&mut self, number: u32, features: u64) -> Option<Outgoing> {
+        if !std::mem::take(&mut self.announce) {
+            return self.cursor.next_message(number).map(Outgoing::bytes);
         }
-        self.cursor.next_message(number)
+        if let (Some(source), Some(buffer)) = (&self.source, &self.buffer) {
+            self.has_buffer = true;
+            let message = Outgoing::scanout(number, &source.rectangle, buffer, features);
+            return Some(message);
+        }
+        if std::mem::take(&mut self.has_buffer) {
+            // Before what takes its place.
+            self.announce = true;
+            return Some(Outgoing::no_scanout(number));
+        }
+        let (width, height) = self.source.map_or((0, 0), |source| {
+            (source.rectangle.width, source.rectangle.height)
+        });
+        let words = [number, width, height];
+        Some(Outgoing::bytes(message(Request::Scanout, &words)))
     }
 
     /// The next piece of the picture.

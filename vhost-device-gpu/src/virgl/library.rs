@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The functions of libvirglrenderer that its releases 0.10 and 1.x have in common, found when the program runs.
+//! The functions of libvirglrenderer that its releases 0.10 and 1.x have in common, and some that only one has, found when the program runs.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
+use std::ptr::NonNull;
 use std::sync::OnceLock;
 
 use super::VirglError;
@@ -58,12 +59,53 @@ pub struct TransferBox {
     pub depth: u32,
 }
 
+/// `struct virgl_renderer_resource_info`. Release 0.10 has no `fd`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ResourceInfo {
+    pub handle: u32,
+    pub virgl_format: u32,
+    pub width: u32,
+    pub height: u32,
+    pub depth: u32,
+    pub flags: u32,
+    pub texture: u32,
+    pub stride: u32,
+    pub fourcc: c_int,
+    pub fd: c_int,
+}
+
+/// `struct virgl_renderer_resource_info_ext`, with room for what later releases add.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ResourceInfoExt {
+    pub version: c_int,
+    pub base: ResourceInfo,
+    /// A boolean of C.
+    pub has_dmabuf_export: u8,
+    pub planes: c_int,
+    pub modifier: u64,
+    pub room: [u64; 16],
+}
+
+const _: () = assert!(size_of::<ResourceInfo>() == 40);
+const _: () = assert!(std::mem::offset_of!(ResourceInfoExt, modifier) == 56);
+
+/// Planes that a format has at most.
+pub const MAX_PLANES: usize = 4;
+
 type Log = extern "C" fn(*const c_char, *mut c_void);
 
 macro_rules! functions {
-    ($($name:ident: $type:ty,)*) => {
+    (
+        required { $($name:ident: $type:ty,)* }
+        optional { $($optional:ident: $optional_type:ty,)* }
+    ) => {
         /// Its functions, by their names without `virgl_renderer_`.
-        pub struct Library { $(pub $name: $type,)* }
+        pub struct Library {
+            $(pub $name: $type,)*
+            $(pub $optional: Option<$optional_type>,)*
+        }
 
         impl Library {
             fn open() -> Result<Self, VirglError> {
@@ -73,45 +115,57 @@ macro_rules! functions {
                     return Err(VirglError::Load(error()));
                 }
                 catch_log(library);
-                Ok(Self { $($name: {
-                    let name = concat!("virgl_renderer_", stringify!($name), "\0");
-                    // SAFETY: the library stays open, and the name ends with a zero.
-                    let symbol = unsafe { libc::dlsym(library, name.as_ptr().cast()) };
-                    if symbol.is_null() {
-                        return Err(VirglError::Load(error()));
-                    }
-                    // SAFETY: the type is that of this function in virglrenderer.h, in all releases alike.
-                    unsafe { std::mem::transmute::<*mut c_void, $type>(symbol) }
-                },)* })
+                Ok(Self {
+                    $($name: {
+                        let symbol = find(library, concat!("virgl_renderer_", stringify!($name), "\0"))
+                            .ok_or_else(|| VirglError::Load(error()))?;
+                        // SAFETY: the type is that of this function in virglrenderer.h, in all releases alike.
+                        unsafe { std::mem::transmute::<*mut c_void, $type>(symbol.as_ptr()) }
+                    },)*
+                    $($optional: {
+                        let symbol = find(library, concat!("virgl_renderer_", stringify!($optional), "\0"));
+                        // SAFETY: as above, in the releases that have it.
+                        symbol.map(|symbol| unsafe {
+                            std::mem::transmute::<*mut c_void, $optional_type>(symbol.as_ptr())
+                        })
+                    },)*
+                })
             }
         }
     };
 }
 
 functions! {
-    init: unsafe extern "C" fn(*mut c_void, c_int, *mut Callbacks) -> c_int,
-    cleanup: unsafe extern "C" fn(*mut c_void),
-    poll: unsafe extern "C" fn(),
-    get_poll_fd: unsafe extern "C" fn() -> c_int,
-    force_ctx_0: unsafe extern "C" fn(),
-    create_fence: unsafe extern "C" fn(c_int, u32) -> c_int,
-    get_cap_set: unsafe extern "C" fn(u32, *mut u32, *mut u32),
-    fill_caps: unsafe extern "C" fn(u32, u32, *mut c_void),
-    context_create: unsafe extern "C" fn(u32, u32, *const c_char) -> c_int,
-    context_destroy: unsafe extern "C" fn(u32),
-    ctx_attach_resource: unsafe extern "C" fn(c_int, c_int),
-    ctx_detach_resource: unsafe extern "C" fn(c_int, c_int),
-    resource_create: unsafe extern "C" fn(*mut ResourceArguments, *mut libc::iovec, u32) -> c_int,
-    resource_unref: unsafe extern "C" fn(u32),
-    resource_attach_iov: unsafe extern "C" fn(c_int, *mut libc::iovec, c_int) -> c_int,
-    resource_detach_iov: unsafe extern "C" fn(c_int, *mut *mut libc::iovec, *mut c_int),
-    submit_cmd: unsafe extern "C" fn(*mut c_void, c_int, c_int) -> c_int,
-    transfer_read_iov: unsafe extern "C" fn(
-        u32, u32, u32, u32, u32, *mut TransferBox, u64, *mut libc::iovec, c_int,
-    ) -> c_int,
-    transfer_write_iov: unsafe extern "C" fn(
-        u32, u32, c_int, u32, u32, *mut TransferBox, u64, *mut libc::iovec, u32,
-    ) -> c_int,
+    required {
+        init: unsafe extern "C" fn(*mut c_void, c_int, *mut Callbacks) -> c_int,
+        cleanup: unsafe extern "C" fn(*mut c_void),
+        poll: unsafe extern "C" fn(),
+        get_poll_fd: unsafe extern "C" fn() -> c_int,
+        force_ctx_0: unsafe extern "C" fn(),
+        create_fence: unsafe extern "C" fn(c_int, u32) -> c_int,
+        get_cap_set: unsafe extern "C" fn(u32, *mut u32, *mut u32),
+        fill_caps: unsafe extern "C" fn(u32, u32, *mut c_void),
+        context_create: unsafe extern "C" fn(u32, u32, *const c_char) -> c_int,
+        context_destroy: unsafe extern "C" fn(u32),
+        ctx_attach_resource: unsafe extern "C" fn(c_int, c_int),
+        ctx_detach_resource: unsafe extern "C" fn(c_int, c_int),
+        resource_create: unsafe extern "C" fn(*mut ResourceArguments, *mut libc::iovec, u32) -> c_int,
+        resource_unref: unsafe extern "C" fn(u32),
+        resource_attach_iov: unsafe extern "C" fn(c_int, *mut libc::iovec, c_int) -> c_int,
+        resource_detach_iov: unsafe extern "C" fn(c_int, *mut *mut libc::iovec, *mut c_int),
+        submit_cmd: unsafe extern "C" fn(*mut c_void, c_int, c_int) -> c_int,
+        transfer_read_iov: unsafe extern "C" fn(
+            u32, u32, u32, u32, u32, *mut TransferBox, u64, *mut libc::iovec, c_int,
+        ) -> c_int,
+        transfer_write_iov: unsafe extern "C" fn(
+            u32, u32, c_int, u32, u32, *mut TransferBox, u64, *mut libc::iovec, u32,
+        ) -> c_int,
+    }
+    optional {
+        get_fd_for_texture2: unsafe extern "C" fn(u32, *mut c_int, *mut c_int, *mut c_int) -> c_int,
+        resource_get_info: unsafe extern "C" fn(c_int, *mut ResourceInfo) -> c_int,
+        resource_get_info_ext: unsafe extern "C" fn(c_int, *mut ResourceInfoExt) -> c_int,
+    }
 }
 
 impl Library {
@@ -131,6 +185,12 @@ impl fmt::Debug for Library {
     }
 }
 
+/// A function of the library, whose name ends with a zero.
+fn find(library: *mut c_void, name: &'static str) -> Option<NonNull<c_void>> {
+    // SAFETY: the library stays open, and the name ends with a zero.
+    NonNull::new(unsafe { libc::dlsym(library, name.as_ptr().cast()) })
+}
+
 /// What the dynamic linker has to say.
 fn error() -> String {
     // SAFETY: the message is copied before the next call of the linker on this thread.
@@ -147,13 +207,11 @@ fn error() -> String {
 /// Has the library's messages, which guests can cause at will, logged for those who ask for it. Where the library can not be asked to, they go to
 /// stderr.
 fn catch_log(library: *mut c_void) {
-    // SAFETY: the library stays open, and the name ends with a zero.
-    let symbol = unsafe { libc::dlsym(library, c"virgl_set_debug_callback".as_ptr()) };
-    if !symbol.is_null() {
+    if let Some(symbol) = find(library, "virgl_set_debug_callback\0") {
         // SAFETY: the type is that of the function in virglrenderer.h; the callback before, which it returns, is not used.
         unsafe {
             let set = std::mem::transmute::<*mut c_void, unsafe extern "C" fn(Log) -> *mut c_void>(
-                symbol,
+                symbol.as_ptr(),
             );
             set(log);
         }

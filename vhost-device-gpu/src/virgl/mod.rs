@@ -3,6 +3,7 @@
 
 #![allow(unsafe_code)]
 
+mod export;
 mod library;
 mod renderer;
 

@@ -139,6 +139,14 @@ impl Renderer {
         }
     }
 
+    /// The library, for something with a resource that it knows.
+    pub(super) fn library_of(&self, number: u32) -> Result<&'static Library, Refusal> {
+        match self.resources.contains_key(&number) {
+            true => self.library(),
+            false => Err(Refusal::ResourceId),
+        }
+    }
+
     /// What the guest may ask for.
     pub fn capsets(&self) -> Vec<Capset> {
         let Ok(library) = self.library() else {
