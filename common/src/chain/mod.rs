@@ -12,7 +12,7 @@ use std::sync::Arc;
 use thiserror::Error;
 use vm_memory::ByteValued;
 
-use crate::memory::GuestMemory;
+use crate::memory::{DirtyLog, GuestMemory};
 pub(crate) use segments::Segments;
 
 /// Why a part of a chain could not be used.
@@ -72,6 +72,15 @@ impl Chain {
     /// The most that the used length of this request may say.
     pub(crate) fn writable_total(&self) -> u64 {
         self.writable_total
+    }
+
+    /// Marks all that was writable: what the device wrote is a part of it, but not always the first one.
+    pub(crate) fn mark_dirty(&self, log: &DirtyLog) {
+        for (pointer, length) in self.writable.pieces() {
+            if let Some(address) = self.memory.guest_address(pointer) {
+                log.mark(address, length as u64);
+            }
+        }
     }
 
     /// The storage of both halves, for the next chain.

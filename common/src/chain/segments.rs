@@ -50,6 +50,14 @@ impl Segment {
         };
         (piece(0, at), piece(at, self.len() - at))
     }
+
+    /// The segment with the `count` bytes before it, which it was split from.
+    fn with_front(self, count: usize) -> Self {
+        Self(libc::iovec {
+            iov_base: self.0.iov_base.wrapping_byte_sub(count),
+            iov_len: self.len() + count,
+        })
+    }
 }
 
 /// The readable or the writable bytes of a chain.
@@ -61,6 +69,8 @@ pub(crate) struct Segments {
     /// Consumed segments, then those in view, then the tail.
     list: Vec<Segment>,
     start: usize,
+    /// Bytes consumed of the first segment in view, which it has not any more.
+    cut: usize,
     end: usize,
     /// Bytes in view.
     length: u64,
@@ -133,9 +143,13 @@ impl Segments {
             let (front, rest) = segment.split(length - done);
             each(done, volatile(&front)?);
             done += front.len();
-            *segment = rest;
             if rest.len() == 0 {
+                *segment = front.with_front(self.cut);
+                self.cut = 0;
                 self.start += 1;
+            } else {
+                *segment = rest;
+                self.cut += front.len();
             }
         }
         self.length -= length as u64;
@@ -219,6 +233,15 @@ impl Segments {
         Err(ChainError::TooShort {
             have: (bytes.len() - rest.len()) as u64,
             need: bytes.len() as u64,
+        })
+    }
+
+    /// All that is guest memory, consumed, in view, or set aside: pieces by their address in this process, and their lengths.
+    pub fn pieces(&self) -> impl Iterator<Item = (usize, usize)> {
+        self.list.iter().enumerate().filter_map(|(index, segment)| {
+            let cut = if index == self.start { self.cut } else { 0 };
+            let whole = segment.with_front(cut).0;
+            (!segment.is_hole()).then_some((whole.iov_base.addr(), whole.iov_len))
         })
     }
 

@@ -174,6 +174,11 @@ impl Mapping {
         })
     }
 
+    /// Where the mapping begins.
+    pub fn start(&self) -> usize {
+        self.start.as_ptr().addr()
+    }
+
     /// A part of the mapping; `None` if it is not inside.
     #[inline]
     pub fn slice(&self, offset: usize, length: usize) -> Option<VolatileSlice<'_>> {

@@ -2,8 +2,10 @@
 //! Guest memory: the regions that the front-end shares, and checked access to them.
 //!
 //! A [`GuestMemory`] never changes. A new table from the front-end makes a new one, which shares the
-//! mappings that stay; whoever still works on the old one keeps it, and its mappings, alive.
+//! mappings that stay; whoever still works on the old one keeps it, and its mappings, alive. The same
+//! goes for the log of dirty pages, which is a part of it.
 
+mod dirty;
 #[allow(unsafe_code)]
 mod mapping;
 
@@ -15,6 +17,7 @@ use thiserror::Error;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::VolatileSlice;
 
+pub use dirty::{DirtyLog, DirtyLogError};
 pub(crate) use mapping::{LostMemory, Mapping, survive_lost_memory};
 
 /// Most regions a front-end may share at a time: what KVM gives QEMU, and QEMU's own programs offer.
@@ -154,6 +157,12 @@ impl Region {
     fn offset(&self, into: u64) -> usize {
         self.skip + into as usize
     }
+
+    /// The guest address of the byte that is mapped at `pointer`; `None` if that is not in this region.
+    fn guest_address(&self, pointer: usize) -> Option<u64> {
+        let into = pointer.checked_sub(self.mapping.start() + self.skip)? as u64;
+        (into < self.size).then(|| self.guest_address + into)
+    }
 }
 
 /// The guest's memory, as one table of the front-end describes it.
@@ -161,6 +170,8 @@ impl Region {
 pub struct GuestMemory {
     /// Sorted by guest address; no two overlap.
     regions: Vec<Region>,
+    /// Where pages that the device writes to are marked, while the guest migrates.
+    log: Option<Arc<DirtyLog>>,
 }
 
 impl GuestMemory {
@@ -186,7 +197,7 @@ impl GuestMemory {
         let mut regions = self.regions.clone();
         let place = regions.partition_point(|other| other.guest_address < region.guest_address);
         regions.insert(place, region);
-        Ok(Self { regions })
+        Ok(self.with_regions(regions))
     }
 
     /// This memory without one region (REM_MEM_REG), named by its addresses and size.
@@ -212,7 +223,51 @@ impl GuestMemory {
                 size,
             })?;
         regions.remove(place);
-        Ok(Self { regions })
+        Ok(self.with_regions(regions))
+    }
+
+    fn with_regions(&self, regions: Vec<Region>) -> Self {
+        let log = self.log.clone();
+        Self { regions, log }
+    }
+
+    /// This memory, with another log of dirty pages, or with none.
+    pub fn with_log(&self, log: Option<Arc<DirtyLog>>) -> Self {
+        let regions = self.regions.clone();
+        Self { regions, log }
+    }
+
+    /// Where pages are marked that the device writes to.
+    #[inline]
+    pub(crate) fn log(&self) -> Option<&DirtyLog> {
+        self.log.as_deref()
+    }
+
+    /// Whether writes are to be noted, because the guest migrates.
+    pub fn is_logged(&self) -> bool {
+        self.log.is_some()
+    }
+
+    /// Notes, if writes are to be noted, that the device has written to `length` bytes which are mapped at `pointer` in one piece. For
+    /// devices that write to other memory than that of a request, after they did so; requests are noted when they are completed.
+    pub fn mark_dirty(&self, pointer: usize, length: u64) {
+        if let Some(log) = self.log()
+            && let Some(address) = self.guest_address(pointer)
+        {
+            log.mark(address, length);
+        }
+    }
+
+    /// First address behind all regions.
+    pub(crate) fn end(&self) -> u64 {
+        let end = |region: &Region| region.guest_address + region.size;
+        self.regions.last().map_or(0, end)
+    }
+
+    /// The guest address of what is mapped at `pointer`; `None` if that is not guest memory.
+    pub(crate) fn guest_address(&self, pointer: usize) -> Option<u64> {
+        let mut regions = self.regions.iter();
+        regions.find_map(|region| region.guest_address(pointer))
     }
 
     /// The memory from guest address `address` on: `length` bytes, or fewer where the region ends

@@ -24,6 +24,8 @@ pub struct RingSetup {
     pub available: u64,
     /// Used ring, as an address of the front-end.
     pub used: u64,
+    /// Guest address by which writes to the used ring are logged, if they are. It need not be that of the ring, or of memory.
+    pub used_log: Option<u64>,
     /// VIRTIO_F_EVENT_IDX was negotiated.
     pub event_index: bool,
     /// VIRTIO_F_INDIRECT_DESC was negotiated.

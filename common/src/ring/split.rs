@@ -16,7 +16,7 @@ use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 use super::inflight::InflightRing;
 use super::{MAX_INDIRECT_DESCRIPTORS, RingError, RingSetup};
 use crate::chain::{Chain, Segments};
-use crate::memory::{GuestMemory, PinnedRange};
+use crate::memory::{DirtyLog, GuestMemory, PinnedRange};
 
 const DESCRIPTOR_SIZE: usize = 16;
 const _: () = assert!(size_of::<Descriptor>() == DESCRIPTOR_SIZE);
@@ -97,7 +97,7 @@ impl SplitRing {
                 (recovered, next_available)
             }
         };
-        Ok(Self {
+        let ring = Self {
             setup,
             memory,
             descriptors,
@@ -112,7 +112,43 @@ impl SplitRing {
             spare: Vec::new(),
             inflight,
             recovered,
-        })
+        };
+        // A device that crashed may have written to it and not come to note that.
+        ring.mark_used(0, ring.used_size());
+        Ok(ring)
+    }
+
+    /// Bytes of the used ring.
+    fn used_size(&self) -> usize {
+        self.used.slice().len()
+    }
+
+    /// Has writes to the used ring logged by another guest address, or not any more.
+    pub fn set_used_log(&mut self, address: Option<u64>) {
+        self.setup.used_log = address;
+        self.mark_used(0, self.used_size());
+    }
+
+    /// Notes, while the guest migrates, that `length` bytes at `offset` of the used ring were written.
+    #[inline]
+    fn mark_used(&self, offset: usize, length: usize) {
+        if let Some(log) = self.memory.log() {
+            self.mark_used_in(log, offset, length);
+        }
+    }
+
+    #[cold]
+    fn mark_used_in(&self, log: &DirtyLog, offset: usize, length: usize) {
+        if let Some(start) = self.setup.used_log {
+            log.mark(start.saturating_add(offset as u64), length as u64);
+        }
+    }
+
+    /// Notes what was written for a request, with its entry at `offset` of the used ring.
+    #[cold]
+    fn mark_completed(&self, log: &DirtyLog, chain: &Chain, offset: usize) {
+        chain.mark_dirty(log);
+        self.mark_used_in(log, offset, 8);
     }
 
     fn find(setup: &RingSetup, memory: &GuestMemory) -> Result<Parts, RingError> {
@@ -342,6 +378,9 @@ impl SplitRing {
         let used = self.used.slice();
         store(&used, place, entry as u32);
         store(&used, place + 4, (entry >> 32) as u32);
+        if let Some(log) = self.memory.log() {
+            self.mark_completed(log, &chain, place);
+        }
         if let Some(inflight) = &mut self.inflight {
             inflight.complete(chain.head());
         }
@@ -363,6 +402,7 @@ impl SplitRing {
         let used = self.used.slice();
         // A failure is impossible: offset and alignment were checked when the ring was found.
         let _ = used.store(self.next_used.0.to_le(), INDEX, Ordering::Release);
+        self.mark_used(INDEX, 2);
         if let Some(inflight) = &mut self.inflight {
             inflight.published(self.next_used.0);
         }
@@ -391,6 +431,7 @@ impl SplitRing {
                 FLAGS,
                 Ordering::Relaxed,
             );
+            self.mark_used(FLAGS, 2);
         }
     }
 
@@ -401,12 +442,15 @@ impl SplitRing {
     /// The driver's index is further ahead than the ring is long.
     pub fn want_kick(&mut self) -> Result<bool, RingError> {
         let used = self.used.slice();
-        if self.setup.event_index {
+        let place = if self.setup.event_index {
             let place = ENTRIES + 8 * usize::from(self.setup.size);
             let _ = used.store(self.next_available.0.to_le(), place, Ordering::Relaxed);
+            place
         } else {
             let _ = used.store(0u16, FLAGS, Ordering::Relaxed);
-        }
+            FLAGS
+        };
+        self.mark_used(place, 2);
         self.wants_kick = true;
         // The wish is visible before the index is read, or both sides could wait.
         fence(Ordering::SeqCst);

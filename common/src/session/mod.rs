@@ -6,6 +6,7 @@
 //! guest can bring about through its front-end never ends the connection.
 
 mod config_change;
+mod dirty_log;
 mod message;
 mod vring;
 
@@ -16,9 +17,9 @@ use std::sync::Arc;
 
 use thiserror::Error;
 use vhost::vhost_user::message::{
-    FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserConfig, VhostUserInflight, VhostUserMemory,
-    VhostUserMemoryRegion, VhostUserProtocolFeatures as Protocol, VhostUserSingleMemoryRegion,
-    VhostUserVringAddr, VhostUserVringState,
+    FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserConfig, VhostUserInflight, VhostUserLog,
+    VhostUserMemory, VhostUserMemoryRegion, VhostUserProtocolFeatures as Protocol,
+    VhostUserSingleMemoryRegion, VhostUserVringAddr, VhostUserVringState,
 };
 use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -26,11 +27,12 @@ use vm_memory::ByteValued;
 
 use crate::device::{ConfigError, Device, Threads};
 use crate::limit::warn_limited;
-use crate::memory::{GuestMemory, MAX_REGIONS, MemoryError};
+use crate::memory::{DirtyLog, DirtyLogError, GuestMemory, MAX_REGIONS, MemoryError};
 use crate::ring::RingError;
 use crate::ring::inflight::{self, InflightError, InflightFile};
 use crate::worker::{Worker, WorkerError};
 pub use config_change::ConfigChange;
+use dirty_log::LOG_ALL;
 pub use message::MessageError;
 use message::{Connection, Message, leading_object};
 use vring::{Vring, eventfd};
@@ -41,6 +43,7 @@ const PROTOCOL_FEATURES: u64 = 1 << 30;
 const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
+    | LOG_ALL
     | PROTOCOL_FEATURES;
 
 /// In the u64 of SET_VRING_KICK, CALL and ERR: the ring's index, and "there is no file".
@@ -116,6 +119,9 @@ pub enum SessionError {
     /// The requests in flight can not be noted.
     #[error(transparent)]
     Inflight(#[from] InflightError),
+    /// Dirty pages can not be logged.
+    #[error(transparent)]
+    DirtyLog(#[from] DirtyLogError),
     /// The queue's thread could not do it.
     #[error(transparent)]
     Worker(#[from] WorkerError),
@@ -149,8 +155,11 @@ impl Answer {
 struct Session<'a, D: Device> {
     device: &'a D,
     accepted_features: u64,
+    protocol_features: Protocol,
     status: u64,
     memory: GuestMemory,
+    /// Where dirty pages are marked while LOG_ALL is accepted.
+    log: Option<Arc<DirtyLog>>,
     vrings: Vec<Vring>,
     /// What the front-end remembers of requests that are under way.
     inflight: Option<InflightFile>,
@@ -173,8 +182,10 @@ pub fn serve<D: Device>(
     let mut session = Session {
         device,
         accepted_features: 0,
+        protocol_features: Protocol::empty(),
         status: 0,
         memory: GuestMemory::default(),
+        log: None,
         vrings: (0..device.num_queues()).map(|_| Vring::default()).collect(),
         inflight: None,
         shared_worker: None,
@@ -224,10 +235,7 @@ impl<D: Device> Session<'_, D> {
         let malformed = || SessionError::Payload { request, size };
         match request {
             FrontendReq::GET_FEATURES => Answer::object(self.offered_features()),
-            FrontendReq::SET_FEATURES => {
-                self.set_features(message.object().ok_or_else(malformed)?);
-                Ok(Answer::Ack)
-            }
+            FrontendReq::SET_FEATURES => self.set_features(message.object().ok_or_else(malformed)?),
             FrontendReq::GET_PROTOCOL_FEATURES => {
                 Answer::object(self.offered_protocol_features().bits())
             }
@@ -264,6 +272,10 @@ impl<D: Device> Session<'_, D> {
             FrontendReq::REM_MEM_REG => {
                 let region: VhostUserSingleMemoryRegion = message.object().ok_or_else(malformed)?;
                 self.set_memory(self.memory.without_region(&region)?)
+            }
+            FrontendReq::SET_LOG_BASE => {
+                let log: VhostUserLog = message.object().ok_or_else(malformed)?;
+                self.set_log(log, message)
             }
             FrontendReq::SET_VRING_NUM => {
                 let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
@@ -337,20 +349,26 @@ impl<D: Device> Session<'_, D> {
         self.device.features() | TRANSPORT_FEATURES
     }
 
-    fn set_features(&mut self, wanted: u64) {
+    fn set_features(&mut self, wanted: u64) -> Result<Answer, SessionError> {
         let offered = self.offered_features();
         if wanted & !offered != 0 {
             // QEMU asks some devices for bits that were not offered.
             log::debug!("features {:#x} were not offered", wanted & !offered);
         }
-        self.accepted_features = wanted & offered;
-        log::info!("features {:#x} accepted", self.accepted_features);
-        self.device.set_features(self.accepted_features);
+        let before = std::mem::replace(&mut self.accepted_features, wanted & offered);
+        // QEMU sends them all to have only LOG_ALL changed while the driver is at work.
+        let is_at_work = self.vrings.iter().any(|vring| vring.worker.is_some());
+        if !is_at_work || before ^ self.accepted_features != LOG_ALL {
+            log::info!("features {:#x} accepted", self.accepted_features);
+            self.device.set_features(self.accepted_features & !LOG_ALL);
+        }
         if self.accepted_features & PROTOCOL_FEATURES == 0 {
             for vring in &mut self.vrings {
                 vring.enabled = true;
             }
         }
+        self.apply_log()?;
+        Ok(Answer::Ack)
     }
 
     fn has_feature(&self, bit: u32) -> bool {
@@ -364,17 +382,19 @@ impl<D: Device> Session<'_, D> {
             | Protocol::RESET_DEVICE
             | Protocol::CONFIGURE_MEM_SLOTS
             | Protocol::INFLIGHT_SHMFD
+            | Protocol::LOG_SHMFD
             | Protocol::STATUS;
         offered.set(Protocol::CONFIG, !self.device.config().is_empty());
         offered
     }
 
-    fn set_protocol_features(&self, wanted: u64) -> Result<Answer, SessionError> {
+    fn set_protocol_features(&mut self, wanted: u64) -> Result<Answer, SessionError> {
         let unknown = wanted & !self.offered_protocol_features().bits();
         if unknown != 0 {
             return Err(SessionError::Features(unknown));
         }
-        // What was offered is understood whether it is wanted or not.
+        // Most of what was offered is understood whether it is wanted or not.
+        self.protocol_features = Protocol::from_bits_retain(wanted);
         Ok(Answer::Ack)
     }
 
@@ -428,6 +448,9 @@ impl<D: Device> Session<'_, D> {
             })
         })?;
         vring.addresses = Some(addresses);
+        if let Some(worker) = &vring.worker {
+            worker.set_used_log(index as u16, vring.used_log())?;
+        }
         self.start_if_ready(index as usize)
     }
 
@@ -543,16 +566,22 @@ impl<D: Device> Session<'_, D> {
 
     /// Puts another table in force. Requests in flight keep the memory that they point to.
     fn set_memory(&mut self, memory: GuestMemory) -> Result<Answer, SessionError> {
-        self.memory = memory;
+        self.share_memory(memory)?;
+        for index in 0..self.vrings.len() {
+            self.start_if_ready(index)?;
+        }
+        Ok(Answer::Ack)
+    }
+
+    /// Has all workers use this memory, with the log that is in force.
+    fn share_memory(&mut self, memory: GuestMemory) -> Result<(), SessionError> {
+        self.memory = memory.with_log(self.log_in_force());
         let own = self.vrings.iter().filter_map(|vring| vring.worker.as_ref());
         let own = own.filter(|_| D::THREADS == Threads::OnePerQueue);
         for worker in self.shared_worker.iter().chain(own) {
             worker.set_memory(&self.memory)?;
         }
-        for index in 0..self.vrings.len() {
-            self.start_if_ready(index)?;
-        }
-        Ok(Answer::Ack)
+        Ok(())
     }
 
     /// Rings and descriptors that a file is to have room for, and where it is (GET_INFLIGHT_FD, SET_INFLIGHT_FD).

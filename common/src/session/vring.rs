@@ -14,6 +14,9 @@ use crate::worker::{EpollPoller, Poller, Queue, Token, Worker, signal};
 
 use super::SessionError;
 
+/// Flag of SET_VRING_ADDR: writes to the used ring are logged (VHOST_VRING_F_LOG).
+const VRING_LOG: u32 = 1;
+
 /// The set-up of one ring. It starts when its size, addresses and kick have been set, in any order
 /// (a kick without a file is a kick), and stops with GET_VRING_BASE.
 #[derive(Default)]
@@ -56,9 +59,16 @@ impl Vring {
             descriptors: addresses.descriptor,
             available: addresses.available,
             used: addresses.used,
+            used_log: self.used_log(),
             event_index,
             indirect,
         }
+    }
+
+    /// Guest address by which writes to the used ring are logged.
+    pub fn used_log(&self) -> Option<u64> {
+        let logged = |addresses: &VhostUserVringAddr| addresses.flags & VRING_LOG != 0;
+        self.addresses.filter(logged).map(|addresses| addresses.log)
     }
 
     /// Starts the ring on `worker`.

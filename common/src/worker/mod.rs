@@ -52,6 +52,7 @@ enum Command {
     Kick(u16, Option<Arc<OwnedFd>>),
     Call(u16, Option<Arc<OwnedFd>>),
     Error(u16, Option<Arc<OwnedFd>>),
+    UsedLog(u16, Option<u64>),
     Memory(Arc<GuestMemory>),
     Quit,
 }
@@ -172,7 +173,16 @@ impl Worker {
         self.ask(Command::Error(index, error)).map(drop)
     }
 
-    /// Takes all further requests from another table of guest memory.
+    /// Has writes to a used ring logged by this guest address, or not any more.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn set_used_log(&self, index: u16, address: Option<u64>) -> Result<(), WorkerError> {
+        self.ask(Command::UsedLog(index, address)).map(drop)
+    }
+
+    /// Takes all further requests from another table of guest memory. Writes are logged where it says: when this returns, the log of
+    /// the one before it is not written to any more.
     ///
     /// # Errors
     /// The thread has ended.
@@ -333,6 +343,11 @@ impl<H: QueueHandler> Thread<H> {
             Command::Error(index, error) => {
                 if let Some(queue) = self.queues.get_mut(index) {
                     queue.set_error(error);
+                }
+            }
+            Command::UsedLog(index, address) => {
+                if let Some(queue) = self.queues.get_mut(index) {
+                    queue.set_used_log(address);
                 }
             }
             Command::Memory(memory) => {

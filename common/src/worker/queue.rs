@@ -124,6 +124,10 @@ impl Queue {
         }
     }
 
+    pub(super) fn set_used_log(&mut self, address: Option<u64>) {
+        self.ring.set_used_log(address);
+    }
+
     /// The ring can not be used any more: stops it and tells the front-end.
     fn fail(&mut self, error: &RingError) {
         self.broken = true;
