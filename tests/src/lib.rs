@@ -6,5 +6,6 @@ pub mod evdev;
 pub mod front_end;
 pub mod guest;
 pub mod process;
+pub mod soak;
 pub mod target;
 pub mod uml;

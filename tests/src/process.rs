@@ -295,6 +295,11 @@ impl Program {
         self.memory("VmHWM:")
     }
 
+    /// The memory that the program has for itself now, in bytes: what is no file, and shared with nobody.
+    pub fn anonymous_bytes(&self) -> Result<u64, ProcessError> {
+        self.memory("RssAnon:")
+    }
+
     fn memory(&self, field: &str) -> Result<u64, ProcessError> {
         let read = || {
             let status = fs::read_to_string(format!("/proc/{}/status", self.id()))?;

@@ -14,6 +14,12 @@ pub fn run(progress: &Progress, arguments: &[String]) -> Result<ExitCode, String
         _ => &[],
     };
     packages::install(progress, needs)?;
+    build(progress)?;
+    program("bench", arguments)
+}
+
+/// Builds what is measured, and what measures it.
+pub fn build(progress: &Progress) -> Result<(), String> {
     progress.run(
         "Building the release binaries",
         &mut crate::cargo([
@@ -24,12 +30,16 @@ pub fn run(progress: &Progress, arguments: &[String]) -> Result<ExitCode, String
             "xtask",
             "--bins",
         ]),
-    )?;
+    )
+}
+
+/// Runs a program of the tests.
+pub fn program(name: &str, arguments: &[String]) -> Result<ExitCode, String> {
     let status = crate::cargo(["run", "--release", "--quiet"])
-        .args(["--package", "vhost-device-tests", "--bin", "bench", "--"])
+        .args(["--package", "vhost-device-tests", "--bin", name, "--"])
         .args(arguments)
         .status()
-        .map_err(|error| format!("cannot run the benchmark: {error}"))?;
+        .map_err(|error| format!("cannot run the program {name}: {error}"))?;
     Ok(match status.success() {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,

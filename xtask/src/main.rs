@@ -8,6 +8,7 @@ mod install;
 mod packages;
 mod programs;
 mod progress;
+mod soak;
 mod test;
 
 use std::path::{Path, PathBuf};
@@ -67,6 +68,21 @@ enum Task {
         )]
         arguments: Vec<String>,
     },
+    /// Run all devices for long, under load and with faults, and see that nothing is lost
+    ///
+    /// Builds the release binaries and runs the soak program: every device carries load whose results are verified, while rings are stopped,
+    /// memory changes, front-ends and displays go away, and processes are killed. Prints the progress, and at the end what was carried, which
+    /// faults were injected, and what was lost. The exit status is 1 if anything was. `cargo xtask soak --help` lists the options.
+    #[command(disable_help_flag = true)]
+    Soak {
+        /// `--minutes N`, `--seed N`, `--only NAME`
+        #[arg(
+            num_args = 0..,
+            trailing_var_arg = true,
+            allow_hyphen_values = true
+        )]
+        arguments: Vec<String>,
+    },
     /// Build the release binaries and install them, with descriptors, manual pages, completions and systemd units
     ///
     /// Devices go to PREFIX/libexec/vhost-device, tools to PREFIX/bin, the rest to the conventional places below PREFIX. Each file that is
@@ -97,6 +113,7 @@ fn main() -> ExitCode {
         }
         Task::Test { no_guest } => test::run(&progress, no_guest),
         Task::Bench { arguments } => bench::run(&progress, &arguments),
+        Task::Soak { arguments } => soak::run(&progress, &arguments),
         Task::Install(options) => install::run(&progress, &options).map(|()| ExitCode::SUCCESS),
         Task::Deb { output } => deb::run(&progress, output).map(|()| ExitCode::SUCCESS),
     };

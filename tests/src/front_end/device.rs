@@ -178,6 +178,11 @@ impl FrontEnd {
         }
     }
 
+    /// Closes the connection. The memory stays.
+    pub fn disconnect(&self) {
+        let _ = self.socket.shutdown(std::net::Shutdown::Both);
+    }
+
     /// The `vhost` crate's front-end, for one call: `front_end.call().get_features()`.
     pub fn call(&self) -> Call {
         self.watchdog.arm(self.timeout);
@@ -229,6 +234,12 @@ impl FrontEnd {
             .collect();
         self.call().set_mem_table(&regions)?;
         Ok(())
+    }
+
+    /// Replaces guest memory, and tells the back-end with SET_MEM_TABLE.
+    pub fn replace_memory(&mut self, memory: GuestMemory) -> Result<()> {
+        self.memory = memory;
+        self.send_memory_table()
     }
 
     /// Adds a region of memory and tells the back-end with ADD_MEM_REG.

@@ -4,6 +4,8 @@
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -292,6 +294,8 @@ impl Default for Answers {
 pub struct Display {
     shown: Receiver<Shown>,
     socket: UnixStream,
+    /// Milliseconds that it waits before it reads a message.
+    delay: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -301,13 +305,16 @@ impl Display {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         let (sender, shown) = channel();
         let socket = ours.try_clone().expect("another handle of a socket");
+        let delay = Arc::new(AtomicU64::new(0));
+        let its_delay = delay.clone();
         let thread = std::thread::spawn(move || {
             // It ends when either side closes the socket.
-            let _ = serve(ours, &answers, &sender);
+            let _ = serve(ours, &answers, &its_delay, &sender);
         });
         let display = Self {
             shown,
             socket,
+            delay,
             thread: Some(thread),
         };
         (display, theirs)
@@ -319,6 +326,12 @@ impl Display {
             Ok(shown) => shown,
             Err(error) => panic!("the display is told nothing: {error}"),
         }
+    }
+
+    /// Waits this long before it reads each message, from now on.
+    pub fn set_delay(&self, delay: Duration) {
+        self.delay
+            .store(delay.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// What the display is told next, if that is soon.
@@ -336,10 +349,16 @@ impl Drop for Display {
     }
 }
 
-fn serve(mut socket: UnixStream, answers: &Answers, shown: &Sender<Shown>) -> std::io::Result<()> {
+fn serve(
+    mut socket: UnixStream,
+    answers: &Answers,
+    delay: &AtomicU64,
+    shown: &Sender<Shown>,
+) -> std::io::Result<()> {
     loop {
         let mut header = [0; 12];
         socket.read_exact(&mut header)?;
+        std::thread::sleep(Duration::from_millis(delay.load(Ordering::Relaxed)));
         let [request, flags, size] =
             [0, 4, 8].map(|at| u32::from_ne_bytes(header[at..at + 4].try_into().expect("4 bytes")));
         assert_eq!(flags, 0, "flags of request {request}");

@@ -243,9 +243,9 @@ impl Queue {
                 indirect: host((indirect_tables, indirect_size)),
             },
             _regions: regions,
-            kick: EventFd::new(EFD_NONBLOCK).expect("eventfd"),
-            call: EventFd::new(EFD_NONBLOCK).expect("eventfd"),
-            error: EventFd::new(EFD_NONBLOCK).expect("eventfd"),
+            kick: eventfd(),
+            call: eventfd(),
+            error: eventfd(),
             next: (1..=options.size).collect(),
             outstanding: vec![0; usize::from(options.size)].into_boxed_slice(),
             free_head: 0,
@@ -635,6 +635,11 @@ impl Queue {
         // SAFETY: callers stay within the 6 + 8 * size bytes of the used ring, at even offsets.
         unsafe { AtomicU16::from_ptr(self.pointers.used.add(offset).cast()) }
     }
+}
+
+/// An eventfd that no program started meanwhile inherits.
+fn eventfd() -> EventFd {
+    EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).expect("eventfd")
 }
 
 fn in_chain(buffer: &Buffer, more: bool, next: u16) -> Descriptor {

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Runs all devices for long, under load and with faults. The exit status is 1 if anything was lost.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use vhost_device_tests::soak::{self, SoakOptions};
+
+/// Run all devices under load, inject faults, and see that nothing is lost
+#[derive(Debug, Parser)]
+#[command(name = "soak")]
+struct Arguments {
+    #[command(flatten)]
+    options: SoakOptions,
+}
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.exit_code() == 0 => error.exit(),
+        Err(error) => {
+            let text = error.render().to_string();
+            let message = text.split("\n\n").next().unwrap_or_default();
+            let words: Vec<_> = message.split_whitespace().collect();
+            eprintln!("{}; see --help", words.join(" "));
+            return ExitCode::from(2);
+        }
+    };
+    match soak::run(&arguments.options) {
+        Ok(report) => {
+            print!("{report}");
+            ExitCode::from(u8::from(report.lost() > 0))
+        }
+        Err(error) => {
+            eprintln!("soak: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

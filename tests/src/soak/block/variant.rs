@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The ways in which an image is read and written.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+use crate::guest::target_directory;
+use crate::soak::Loss;
+use crate::target::{Block as Target, Target as _};
+
+/// A directory in memory.
+const MEMORY: &str = "/dev/shm";
+
+/// How the image is read and written.
+#[derive(Clone, Copy, Debug)]
+pub struct Variant {
+    /// Name of the scenario.
+    pub name: &'static str,
+    /// Value of `--io-engine`.
+    pub engine: &'static str,
+    /// Whether to bypass the page cache.
+    pub direct: bool,
+    /// Whether the image is in memory.
+    pub in_memory: bool,
+}
+
+/// Each I/O engine.
+pub const VARIANTS: [Variant; 4] = [
+    Variant {
+        name: "block io_uring",
+        engine: "io_uring",
+        direct: false,
+        in_memory: false,
+    },
+    Variant {
+        name: "block io_uring direct",
+        engine: "io_uring",
+        direct: true,
+        in_memory: false,
+    },
+    Variant {
+        name: "block threads",
+        engine: "threads",
+        direct: false,
+        in_memory: false,
+    },
+    Variant {
+        name: "block in memory",
+        engine: "auto",
+        direct: false,
+        in_memory: true,
+    },
+];
+
+impl Variant {
+    /// Whether this host can run it; if not, says so.
+    pub fn is_possible(&self) -> bool {
+        let target = Target {
+            io_engine: self.engine,
+        };
+        let possible = target.is_possible() && (!self.in_memory || Path::new(MEMORY).is_dir());
+        if !possible {
+            println!("soak: this host can not run {}", self.name);
+        }
+        possible
+    }
+
+    /// A new directory for an image.
+    pub fn directory(&self) -> Result<TempDir, Loss> {
+        let parent = match self.in_memory {
+            true => PathBuf::from(MEMORY),
+            false => target_directory()
+                .map_err(|error| Loss(error.to_string()))?
+                .join("tmp"),
+        };
+        fs::create_dir_all(&parent)?;
+        Ok(tempfile::tempdir_in(parent)?)
+    }
+}

@@ -1,0 +1,296 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A back-end, the connection to it, and its rings; and the faults that are the same for each device.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use fastrand::Rng;
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost::vhost_user::message::{FrontendReq, VhostUserInflight};
+
+use super::back_end::BackEnd;
+use super::fault::Fault;
+use super::report::Tally;
+use super::scenario::Scenario;
+use super::{Loss, PATIENCE};
+use crate::front_end::connection::{VERSION, message};
+use crate::front_end::memory::Region;
+use crate::front_end::{FrontEnd, GuestMemory, Options, Queue, QueueOptions};
+
+/// Where the memory that comes and goes is, each time somewhere else: no driver uses an address again while requests point there.
+const MOVING: u64 = 1 << 36;
+/// Its size.
+pub const MOVING_SIZE: usize = 4 << 20;
+
+/// A connected device.
+pub struct Link {
+    /// The process.
+    pub back_end: BackEnd,
+    /// The connection.
+    pub front_end: FrontEnd,
+    /// The rings, which run.
+    pub queues: Vec<Queue>,
+    /// What the device has under way, for another one.
+    inflight: (VhostUserInflight, File),
+    /// The memory that comes and goes, when it is there.
+    moving: Option<u64>,
+    next_moving: u64,
+    /// Others that are connected.
+    garbage: Vec<UnixStream>,
+}
+
+impl Link {
+    /// Connects to a back-end, and starts rings of these numbers of descriptors. Memory beyond the rings is `memory`.
+    pub fn new(back_end: BackEnd, sizes: &[u16], memory: &[(u64, usize)]) -> Result<Self, Loss> {
+        let options = Options {
+            memory: memory.to_vec(),
+            timeout: PATIENCE,
+            ..Options::default()
+        };
+        let front_end = FrontEnd::connect(back_end.socket(), &options)?;
+        let most = sizes.iter().copied().max().unwrap_or_default();
+        let inflight = inflight(&front_end, sizes.len() as u16, most)?;
+        let queues = sizes.iter().map(|&size| {
+            let options = QueueOptions {
+                indirect: front_end.queue_options(size).indirect.min(8),
+                ..front_end.queue_options(size)
+            };
+            Queue::new(front_end.memory(), options)
+        });
+        let link = Self {
+            queues: queues.collect(),
+            back_end,
+            front_end,
+            inflight,
+            moving: None,
+            next_moving: MOVING,
+            garbage: Vec::new(),
+        };
+        link.start_all(&vec![0; sizes.len()])?;
+        Ok(link)
+    }
+
+    /// Guest memory.
+    pub fn memory(&self) -> &GuestMemory {
+        self.front_end.memory()
+    }
+
+    /// Address of the memory that comes and goes, when it is there.
+    pub fn moving(&self) -> Option<u64> {
+        self.moving
+    }
+
+    fn start_all(&self, bases: &[u16]) -> Result<(), Loss> {
+        let (inflight, file) = &self.inflight;
+        self.front_end
+            .call()
+            .set_inflight_fd(inflight, file.as_raw_fd())?;
+        for (index, base) in bases.iter().enumerate() {
+            self.front_end.start(index, &self.queues[index], *base)?;
+        }
+        Ok(())
+    }
+
+    /// Starts all rings after those of a back-end that is gone: where they go on is in the file of requests in flight.
+    fn start_unknown(&self) -> Result<(), Loss> {
+        self.start_all(&vec![0; self.queues.len()])
+    }
+
+    /// Stops a ring. All that the device has taken of it must have come back.
+    fn stop(&self, index: usize) -> Result<u16, Loss> {
+        let base = self.front_end.stop(index)?;
+        let used = self.queues[index].used_index();
+        match base == used {
+            true => Ok(base),
+            false => Err(Loss(format!(
+                "queue {index}: GET_VRING_BASE answers {base}, but {used} requests are used"
+            ))),
+        }
+    }
+
+    fn stop_all(&self) -> Result<Vec<u16>, Loss> {
+        (0..self.queues.len())
+            .map(|index| self.stop(index))
+            .collect()
+    }
+
+    /// Connects to the same back-end, or another one, with the same memory.
+    fn connect(&mut self) -> Result<(), Loss> {
+        let options = Options {
+            timeout: PATIENCE,
+            features: self.front_end.features(),
+            ..Options::default()
+        };
+        let memory = self.memory().clone();
+        self.front_end = FrontEnd::connect_with_memory(self.back_end.socket(), &options, memory)?;
+        Ok(())
+    }
+
+    /// Ends the connection, and looks at what the process holds without one.
+    fn disconnect(&mut self, tally: &Tally) -> Result<(), Loss> {
+        self.front_end.disconnect();
+        self.garbage.clear();
+        tally.sample(self.back_end.wait_until_idle()?);
+        Ok(())
+    }
+
+    /// Rings as if they were new, for a driver that begins anew.
+    fn renew(&mut self) -> Result<(), Loss> {
+        self.queues.iter_mut().for_each(|queue| queue.reset(0));
+        let (old, _) = self.inflight;
+        self.inflight = inflight(&self.front_end, old.num_queues, old.queue_size)?;
+        self.start_unknown()
+    }
+
+    fn add_moving(&mut self) -> u64 {
+        let address = self.next_moving;
+        self.next_moving += MOVING_SIZE as u64;
+        self.moving = Some(address);
+        address
+    }
+
+    /// Others connect, say something, and may stay until the next front-end connects.
+    fn send_garbage(&mut self, random: &mut Rng) -> Result<(), Loss> {
+        for _ in 0..random.usize(1..4) {
+            let stream = UnixStream::connect(self.back_end.socket())?;
+            stream.set_write_timeout(Some(Duration::from_millis(100)))?;
+            let mut bytes = vec![0; random.usize(..300)];
+            random.fill(&mut bytes);
+            if random.bool() {
+                bytes = message(random.u32(..48), VERSION | random.u32(..16), &bytes);
+            }
+            // Whether it takes them is its own affair.
+            let _ = (&stream).write_all(&bytes);
+            if self.garbage.len() < 4 && random.bool() {
+                self.garbage.push(stream);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A file for the requests in flight of rings that begin.
+fn inflight(
+    front_end: &FrontEnd,
+    queues: u16,
+    size: u16,
+) -> Result<(VhostUserInflight, File), Loss> {
+    let wanted = VhostUserInflight::new(0, 0, queues, size);
+    let (inflight, file) = front_end.call().get_inflight_fd(&wanted)?;
+    // The copy is not inherited by programs that are started.
+    Ok((inflight, file.try_clone()?))
+}
+
+/// Injects a fault into a device under load, and mends it.
+pub fn inject(
+    scenario: &mut dyn Scenario,
+    fault: Fault,
+    random: &mut Rng,
+    tally: &Tally,
+) -> Result<(), Loss> {
+    let count = scenario.link().queues.len();
+    let index = random.usize(..count);
+    match fault {
+        Fault::GetVringBase => {
+            let base = scenario.link().stop(index)?;
+            scenario.collect(tally)?;
+            let link = scenario.link();
+            link.front_end.start(index, &link.queues[index], base)?;
+        }
+        Fault::SetVringEnable => {
+            let front_end = &scenario.link().front_end;
+            front_end.call().set_vring_enable(index, false)?;
+            std::thread::sleep(Duration::from_millis(random.u64(..5)));
+            let front_end = &scenario.link().front_end;
+            front_end.call().set_vring_enable(index, true)?;
+        }
+        Fault::SetVringKick => {
+            let link = scenario.link();
+            let (queue, front_end) = (&link.queues[index], &link.front_end);
+            front_end.call().set_vring_call(index, queue.call_fd())?;
+            front_end.call().set_vring_kick(index, queue.kick_fd())?;
+            front_end.call().set_vring_err(index, queue.error_fd())?;
+        }
+        Fault::Kick => {
+            for _ in 0..random.u32(1..100) {
+                scenario.link().queues[index].kick_anyway();
+            }
+        }
+        Fault::ResetDevice => {
+            let raw = scenario.link().front_end.raw()?;
+            let refused = raw.acknowledged(FrontendReq::RESET_DEVICE, &[], &[])?;
+            if refused != 0 {
+                return Err(Loss(format!("{refused} for RESET_DEVICE")));
+            }
+            scenario.collect(tally)?;
+            scenario.link().renew()?;
+            scenario.forget(fault)?;
+        }
+        Fault::DriverReset => {
+            scenario.link().stop_all()?;
+            scenario.collect(tally)?;
+            scenario.link().renew()?;
+            scenario.forget(fault)?;
+        }
+        Fault::AddMemReg | Fault::RemMemReg => {
+            let link = scenario.link();
+            match link.moving.take() {
+                Some(address) => link.front_end.remove_region(address)?,
+                None => {
+                    let address = link.add_moving();
+                    link.front_end.add_region(address, MOVING_SIZE)?;
+                }
+            }
+        }
+        Fault::SetMemTable => {
+            let link = scenario.link();
+            let mut memory = link.memory().clone();
+            if random.bool() {
+                match link.moving.take() {
+                    Some(address) => _ = memory.remove(address),
+                    None => {
+                        _ = memory.add(Region::new(link.add_moving(), MOVING_SIZE));
+                    }
+                }
+            }
+            link.front_end.replace_memory(memory)?;
+        }
+        Fault::Reconnect => {
+            let bases = scenario.link().stop_all()?;
+            scenario.collect(tally)?;
+            scenario.link().disconnect(tally)?;
+            scenario.link().connect()?;
+            scenario.link().start_all(&bases)?;
+            scenario.connected(false)?;
+        }
+        Fault::Vanish => {
+            scenario.link().disconnect(tally)?;
+            scenario.collect(tally)?;
+            scenario.link().connect()?;
+            scenario.link().start_unknown()?;
+            scenario.connected(false)?;
+        }
+        Fault::Sigterm | Fault::Sigkill => {
+            let back_end = &mut scenario.link().back_end;
+            match fault {
+                Fault::Sigkill => back_end.kill()?,
+                _ => back_end.terminate()?,
+            }
+            tally.reborn();
+            scenario.link().garbage.clear();
+            scenario.collect(tally)?;
+            scenario.inspect()?;
+            scenario.link().back_end.start_again()?;
+            scenario.link().connect()?;
+            scenario.link().start_unknown()?;
+            scenario.connected(true)?;
+        }
+        Fault::Garbage => scenario.link().send_garbage(random)?,
+        _ => scenario.inject(fault, tally)?,
+    }
+    Ok(())
+}

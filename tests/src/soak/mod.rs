@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Long runs: every device under load whose results are verified, while one fault after the other is injected. Nothing may be lost.
+//!
+//! Each [`Scenario`] has a back-end process of its own, and a thread that carries load, injects a [`Fault`], and goes on, until the time
+//! is over. A [`Loss`] is what must not be: a wrong byte, a request that is not answered, a process that ends, files or memory that grow.
+//!
+//! - [`scenario`]: what a device implements, and the thread that drives it;
+//! - [`fault`]: the faults, each named as the specification names what brings it about;
+//! - [`link`](mod@link): a back-end and the connection to it, and the faults that are the same for each device;
+//! - [`back_end`]: the process, how it is ended and started again, and what it holds when it has nothing to do;
+//! - [`block`], [`rng`], [`gpu`]: the load of each device, and what it is compared with;
+//! - [`report`]: counts, progress, and the summary.
+
+pub mod back_end;
+pub mod block;
+pub mod fault;
+pub mod gpu;
+pub mod link;
+pub mod report;
+pub mod rng;
+pub mod scenario;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use thiserror::Error;
+use vmm_sys_util::signal::register_signal_handler;
+
+use crate::front_end::Error;
+use crate::process::ProcessError;
+use report::{Report, Tally};
+use scenario::{Lives, Start};
+
+/// What is answered later than this is lost.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often the progress is printed.
+const INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long to run, and what.
+#[derive(Debug, Clone, Args)]
+pub struct SoakOptions {
+    /// Minutes under load
+    #[arg(long, value_name = "N", default_value_t = 5.0, value_parser = minutes)]
+    pub minutes: f64,
+    /// Seconds under load, instead
+    #[arg(long, value_name = "N", conflicts_with = "minutes")]
+    pub seconds: Option<u64>,
+    /// Start of all random numbers, to inject the same faults in the same order again [default: any]
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Only scenarios whose name contains this; may be given more than once
+    #[arg(long, value_name = "TEXT")]
+    pub only: Vec<String>,
+}
+
+impl SoakOptions {
+    fn duration(&self) -> Duration {
+        let minutes = || Duration::from_secs_f64(60.0 * self.minutes);
+        self.seconds.map_or_else(minutes, Duration::from_secs)
+    }
+}
+
+fn minutes(text: &str) -> Result<f64, String> {
+    match text.parse() {
+        Ok(minutes) if (0.05..=100_000.0).contains(&minutes) => Ok(minutes),
+        _ => Err("a number of minutes from 0.05 on".to_owned()),
+    }
+}
+
+/// Something was lost, or can not be told. What, and by how much.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Loss(pub String);
+
+impl fmt::Debug for Loss {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(&self.0)
+    }
+}
+
+impl From<Error> for Loss {
+    fn from(error: Error) -> Self {
+        Loss(error.to_string())
+    }
+}
+
+impl From<vhost::Error> for Loss {
+    fn from(error: vhost::Error) -> Self {
+        Loss(format!("vhost-user: {error}"))
+    }
+}
+
+impl From<ProcessError> for Loss {
+    fn from(error: ProcessError) -> Self {
+        Loss(error.to_string())
+    }
+}
+
+impl From<std::io::Error> for Loss {
+    fn from(error: std::io::Error) -> Self {
+        Loss(error.to_string())
+    }
+}
+
+/// Why there is no run.
+#[derive(Debug, Error)]
+pub enum SoakError {
+    /// No scenario has this in its name.
+    #[error("no scenario matches --only; there are: {0}")]
+    Nothing(String),
+    /// The operating system refused.
+    #[error("{0}: {1}")]
+    System(&'static str, #[source] std::io::Error),
+}
+
+/// SIGINT or SIGTERM ends the run early, and all back-ends with it.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn interrupt(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    INTERRUPTED.store(true, Ordering::Relaxed);
+}
+
+/// All scenarios by their names.
+fn scenarios() -> Vec<(String, Start)> {
+    let mut all = Vec::new();
+    let three_d = gpu::has_three_d();
+    for lives in [Lives::One, Lives::Many] {
+        for variant in block::VARIANTS
+            .into_iter()
+            .filter(block::Variant::is_possible)
+        {
+            all.push(block::start(variant, lives));
+        }
+        all.push(rng::start(lives));
+        all.push(gpu::start(false, lives));
+        if three_d {
+            all.push(gpu::start(true, lives));
+        }
+    }
+    all
+}
+
+/// Runs what `options` ask for, and prints the progress. Losses are in the report.
+///
+/// # Errors
+/// Nothing was run.
+pub fn run(options: &SoakOptions) -> Result<Report, SoakError> {
+    for signal in [libc::SIGINT, libc::SIGTERM] {
+        register_signal_handler(signal, interrupt)
+            .map_err(|error| SoakError::System("handle signals", error.into()))?;
+    }
+    let all = scenarios();
+    let names = || all.iter().map(|(name, _)| name.as_str());
+    let is_wanted = |name: &str| {
+        options.only.is_empty() || options.only.iter().any(|text| name.contains(text.as_str()))
+    };
+    if !names().any(is_wanted) {
+        return Err(SoakError::Nothing(names().collect::<Vec<_>>().join(", ")));
+    }
+    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let duration = options.duration();
+    println!("soak: {} s, --seed={seed}", duration.as_secs());
+    let begin = Instant::now();
+    let end = begin + duration;
+    let running: Vec<_> = all
+        .into_iter()
+        .filter(|(name, _)| is_wanted(name))
+        .map(|(name, start)| {
+            let tally = Arc::new(Tally::new(&name));
+            let theirs = tally.clone();
+            let thread = std::thread::spawn(move || {
+                let stop = || Instant::now() >= end || INTERRUPTED.load(Ordering::Relaxed);
+                scenario::drive(start, seed, &theirs, &stop);
+            });
+            (tally, thread)
+        })
+        .collect();
+    let mut report = Report::new(
+        seed,
+        running.iter().map(|(tally, _)| tally.clone()).collect(),
+    );
+    let mut next = begin + INTERVAL;
+    while running.iter().any(|(_, thread)| !thread.is_finished()) {
+        std::thread::sleep(Duration::from_millis(20));
+        if Instant::now() >= next {
+            report.progress();
+            next += INTERVAL;
+        }
+    }
+    for (tally, thread) in running {
+        if let Err(panic) = thread.join() {
+            tally.lose(message(&panic), "");
+        }
+    }
+    report.finish();
+    Ok(report)
+}
+
+/// What a panic says.
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+    text.unwrap_or("a panic").to_owned()
+}

@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The short form of `cargo xtask soak`, and what becomes of a back-end that loses something.
+
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::process::{Command, Output};
+
+use vhost_device_tests::process::{BIN_DIR, binary};
+
+/// The soak program with these arguments.
+fn soak(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_soak"));
+    command.args(arguments);
+    command
+}
+
+fn text(output: &Output) -> String {
+    let (stdout, stderr) = (&output.stdout, &output.stderr);
+    [stdout, stderr]
+        .map(|bytes| String::from_utf8_lossy(bytes))
+        .concat()
+}
+
+#[test]
+fn nothing_is_lost_in_a_short_run() {
+    let output = soak(&["--seconds=15"]).output().unwrap();
+    let text = text(&output);
+    println!("{text}");
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text.trim_end().ends_with(", 0 lost"));
+}
+
+#[test]
+fn a_back_end_that_ends_is_a_loss_and_the_seed_is_printed() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut command = soak(&["--seconds=5", "--only=rng", "--seed=7"]);
+    command.env(BIN_DIR, directory.path());
+    // Another back-end for a while, without the quota.
+    let script = format!(
+        "#!/bin/sh\nfor option; do case $option in --socket-path=*) break;; esac; done\nexec {:?} \"$option\"\n",
+        binary("vhost-device-rng").unwrap()
+    );
+    let program = directory.path().join("vhost-device-rng");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    symlink(
+        binary("vhost-device-gpu").unwrap(),
+        directory.path().join("vhost-device-gpu"),
+    )
+    .unwrap();
+    let output = command.output().unwrap();
+    let text = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("seed=7"), "{text}");
+    assert!(text.contains("LOST: rng: "), "{text}");
+    assert!(text.contains("byte 0 of the source"), "{text}");
+}
+
+#[test]
+fn what_can_not_be_run_is_said_in_one_line() {
+    let output = soak(&["--only=nothing"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.starts_with("soak: no scenario matches --only; there are: block io_uring,"));
+    assert_eq!(text.lines().count(), 1, "{text}");
+}
