@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use crate::memory::GuestMemory;
 pub use crate::session::ConfigChange;
+pub use crate::state::StateError;
 use crate::worker::{Poller, Queue, Queues};
 
 /// How many threads work on the queues of a device.
@@ -50,6 +51,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     const DESCRIPTION: &'static str;
     /// How many threads work on the queues.
     const THREADS: Threads;
+    /// Version of what [`Device::save`] gives: 0 for devices that have nothing to save.
+    const STATE_VERSION: u32 = 0;
 
     /// Command line options of this device, beside those that all devices have.
     type Options: clap::Args;
@@ -122,6 +125,34 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     /// Forgets all that a guest left: the device is reset, or its front-end went away.
     fn reset(&self) {}
+
+    /// Bytes that [`Device::load`] takes at most.
+    fn max_state_size(&self) -> u64 {
+        64 << 10
+    }
+
+    /// What this device knows of its guest, and another process must know in its place: what is neither in the guest's
+    /// memory nor in what front-ends say when they start a device. No queue runs. [`state::encode`](crate::state::encode)
+    /// makes bytes of a structure.
+    ///
+    /// # Errors
+    /// There is something that can not be taken elsewhere.
+    fn save(&self) -> Result<Vec<u8>, StateError> {
+        Ok(Vec::new())
+    }
+
+    /// Takes over what a device of this type saved, in place of all that it knows of a guest. `version` is
+    /// [`Device::STATE_VERSION`] of the program that saved it: this one's, or an older one. No queue runs, and all handlers
+    /// are made anew when they start.
+    ///
+    /// # Errors
+    /// Anything in it is wrong. The device is then as it was before.
+    fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
+        match state {
+            [] => Ok(()),
+            _ => Err(StateError::TooLong),
+        }
+    }
 }
 
 /// Works on one or all queues of a device, in one thread.

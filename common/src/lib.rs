@@ -4,7 +4,8 @@
 //! A request passes through the rooms in this order: [`program`] (arguments, the socket, signals, exit
 //! status), [`session`] (one connection of a front-end), [`memory`] (the guest's memory), [`ring`]
 //! (virtqueues), [`chain`] (one request), [`worker`] (the thread that takes requests and gives them
-//! back), [`device`] (what a device implements).
+//! back), [`device`] (what a device implements). What a device knows of its guest goes to another process as
+//! a [`state`].
 
 #![deny(unsafe_code)]
 // What comes from outside ends no process. Tests may do as they like.
@@ -28,6 +29,7 @@ pub mod memory;
 pub mod program;
 pub mod ring;
 pub mod session;
+pub mod state;
 pub mod worker;
 
 pub use limit::warn_limited;

@@ -6,6 +6,8 @@
 
 #[path = "protocol/config.rs"]
 mod config;
+#[path = "protocol/device_state.rs"]
+mod device_state;
 #[path = "protocol/features.rs"]
 mod features;
 #[path = "protocol/framing.rs"]
@@ -44,6 +46,7 @@ fn known_protocol_features() -> ProtocolFeatures {
         | ProtocolFeatures::RESET_DEVICE
         | ProtocolFeatures::CONFIGURE_MEM_SLOTS
         | ProtocolFeatures::INFLIGHT_SHMFD
+        | ProtocolFeatures::DEVICE_STATE
         | ProtocolFeatures::STATUS
 }
 

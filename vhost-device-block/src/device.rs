@@ -5,7 +5,9 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use vhost_device_common::device::{ConfigError, Device, StartError, Threads};
+use serde::{Deserialize, Serialize};
+use vhost_device_common::device::{ConfigError, Device, StartError, StateError, Threads};
+use vhost_device_common::state;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
@@ -79,6 +81,13 @@ impl Disk {
     }
 }
 
+/// What a guest leaves in the device, version 1.
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    /// [`Disk::writeback`]: to write back what the driver believes to be written through would be to lose it.
+    writeback: bool,
+}
+
 /// The block device.
 pub struct Block {
     disk: Arc<Disk>,
@@ -92,6 +101,7 @@ impl Device for Block {
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio block device";
     const THREADS: Threads = Threads::OnePerQueue;
+    const STATE_VERSION: u32 = 1;
 
     type Options = Options;
     type Handler = BlockHandler;
@@ -212,6 +222,17 @@ impl Device for Block {
     fn reset(&self) {
         self.disk.features.store(0, Ordering::Relaxed);
         self.disk.writeback.store(true, Ordering::Relaxed);
+    }
+
+    fn save(&self) -> Result<Vec<u8>, StateError> {
+        let writeback = self.disk.writeback.load(Ordering::Relaxed);
+        state::encode(&Saved { writeback })
+    }
+
+    fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
+        let Saved { writeback } = state::decode(state)?;
+        self.disk.writeback.store(writeback, Ordering::Relaxed);
+        Ok(())
     }
 }
 

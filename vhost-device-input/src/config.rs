@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::event::{EV_ABS, EV_FF, EV_LED, EV_REP, EV_SND, Event, FF_GAIN};
 
 /// Bytes of `struct virtio_input_config`.
@@ -150,7 +152,7 @@ impl Identity {
 
 /// What the guest wants to know: the first two bytes of the config space, the only ones that it can
 /// write.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {
     select: u8,
     subsel: u8,

@@ -3,13 +3,16 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
-use vhost_device_common::device::{ConfigError, Device, StartError, Threads};
+use vhost_device_common::device::{ConfigError, Device, StartError, StateError, Threads};
+use vhost_device_common::state;
 
 use crate::config::{CONFIG_SIZE, Identity, Selection};
-use crate::handler::InputHandler;
+use crate::handler::{InputHandler, lock};
 use crate::options::Options;
+use crate::report::Left;
+use crate::saved::Saved;
 use crate::source::{Evdev, Port, Source};
 
 /// The input device.
@@ -17,6 +20,8 @@ pub struct Input {
     identity: Arc<Identity>,
     selection: Mutex<Selection>,
     port: Arc<Mutex<Port>>,
+    /// What is left of the guest while the event queue stands.
+    left: Arc<Mutex<Left>>,
 }
 
 impl Input {
@@ -26,13 +31,8 @@ impl Input {
             identity: Arc::new(identity),
             selection: Mutex::default(),
             port: Arc::new(Mutex::new(Port::new(source, node))),
+            left: Arc::default(),
         }
-    }
-
-    fn selection(&self) -> MutexGuard<'_, Selection> {
-        self.selection
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -42,6 +42,7 @@ impl Device for Input {
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio input device";
     const THREADS: Threads = Threads::One;
+    const STATE_VERSION: u32 = 1;
 
     type Options = Options;
     type Handler = InputHandler;
@@ -66,7 +67,7 @@ impl Device for Input {
     }
 
     fn config(&self) -> Vec<u8> {
-        self.identity.config(*self.selection())
+        self.identity.config(*lock(&self.selection))
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigError> {
@@ -74,15 +75,31 @@ impl Device for Input {
         if offset.saturating_add(size) > CONFIG_SIZE {
             return Err(ConfigError { offset, size });
         }
-        self.selection().write(offset, data);
+        lock(&self.selection).write(offset, data);
         Ok(())
     }
 
     fn handler(&self) -> io::Result<InputHandler> {
-        InputHandler::new(Arc::clone(&self.identity), Arc::clone(&self.port))
+        InputHandler::new(
+            Arc::clone(&self.identity),
+            Arc::clone(&self.port),
+            Arc::clone(&self.left),
+        )
     }
 
     fn reset(&self) {
-        *self.selection() = Selection::default();
+        *lock(&self.selection) = Selection::default();
+        *lock(&self.left) = Left::default();
+    }
+
+    fn save(&self) -> Result<Vec<u8>, StateError> {
+        state::encode(&Saved::new(*lock(&self.selection), &lock(&self.left)))
+    }
+
+    fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
+        let (selection, left) = state::decode::<Saved>(state)?.check()?;
+        *lock(&self.selection) = selection;
+        *lock(&self.left) = left;
+        Ok(())
     }
 }

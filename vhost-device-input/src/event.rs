@@ -2,6 +2,8 @@
 //! Input events, as the kernel and as VIRTIO lay them out, and the names of those that this device
 //! treats in a way of their own. All names are those of Linux' `input-event-codes.h`.
 
+use serde::{Deserialize, Serialize};
+
 pub const EV_SYN: u16 = 0x00;
 pub const EV_KEY: u16 = 0x01;
 pub const EV_REL: u16 = 0x02;
@@ -29,7 +31,7 @@ pub const ABS_MT_TRACKING_ID: u16 = 0x39;
 pub const FF_GAIN: u16 = 0x60;
 
 /// One input event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// `EV_*`
     pub kind: u16,

@@ -13,7 +13,7 @@ use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
 
 use crate::config::Identity;
 use crate::event::Event;
-use crate::report::Reports;
+use crate::report::{Left, Reports};
 use crate::source::Port;
 use crate::state::State;
 
@@ -34,6 +34,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 pub struct InputHandler {
     identity: Arc<Identity>,
     port: Arc<Mutex<Port>>,
+    left: Arc<Mutex<Left>>,
     reports: Reports,
     /// Watches the node. The worker watches this: nodes come and go.
     epoll: OwnedFd,
@@ -41,12 +42,18 @@ pub struct InputHandler {
 }
 
 impl InputHandler {
-    /// For a guest that just starts. Events from before are not for it.
-    pub fn new(identity: Arc<Identity>, port: Arc<Mutex<Port>>) -> io::Result<Self> {
+    /// For a guest that just starts, or of which something is `left`. Events from before are not for it.
+    pub fn new(
+        identity: Arc<Identity>,
+        port: Arc<Mutex<Port>>,
+        left: Arc<Mutex<Left>>,
+    ) -> io::Result<Self> {
+        let known = lock(&left).clone();
         let mut handler = Self {
-            reports: Reports::new(identity.repeats_keys()),
+            reports: Reports::new(identity.repeats_keys(), known),
             identity,
             port,
+            left,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             retry: Timer::new()?,
         };
@@ -168,7 +175,7 @@ impl QueueHandler for InputHandler {
 
     fn drain(&mut self, queue: &mut Queue) {
         if queue.index() == EVENT_QUEUE {
-            self.reports.stop();
+            *lock(&self.left) = self.reports.stop();
         }
     }
 }
@@ -193,8 +200,8 @@ fn watch_node(epoll: &OwnedFd, node: impl AsFd) -> io::Result<()> {
     Ok(epoll::add(epoll, node, data, epoll::EventFlags::IN)?)
 }
 
-fn lock(port: &Mutex<Port>) -> MutexGuard<'_, Port> {
-    port.lock().unwrap_or_else(PoisonError::into_inner)
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ mod handler;
 mod node;
 mod options;
 mod report;
+mod saved;
 mod source;
 mod state;
 

@@ -21,6 +21,15 @@ pub const CAPACITY: usize = 1024;
 /// it were told of that, later, it would take it for a change and set them anew, without end.
 pub const KINDS: [u16; 6] = [EV_SYN, EV_KEY, EV_REL, EV_ABS, EV_MSC, EV_SW];
 
+/// What is left of a guest whose queue has stopped.
+#[derive(Clone, Debug, Default)]
+pub struct Left {
+    /// The controls that it was told of.
+    pub told: State,
+    /// The end of a report whose beginning it has.
+    pub waiting: Vec<Event>,
+}
+
 /// The reports on their way to the guest.
 #[derive(Debug, Default)]
 pub struct Reports {
@@ -43,9 +52,12 @@ pub struct Reports {
 }
 
 impl Reports {
-    /// For a guest that knows nothing, of a device whose state has yet to be asked for.
-    pub fn new(repeats_keys: bool) -> Self {
+    /// For a guest that knows no more than what is `left`, of a device whose state has yet to be asked for.
+    pub fn new(repeats_keys: bool, left: Left) -> Self {
         Self {
+            told: left.told,
+            begun: !left.waiting.is_empty(),
+            waiting: left.waiting.into(),
             differs: true,
             is_blind: true,
             repeats_keys,
@@ -145,13 +157,17 @@ impl Reports {
     }
 
     /// The queue stops. The guest, if it is the same one, waits for the end of a report whose beginning
-    /// it has; it, or another, is told all else anew when the queue starts.
-    pub fn stop(&mut self) {
+    /// it has; it, or another, is told all else anew when the queue starts. Gives what another device must know to do so.
+    pub fn stop(&mut self) -> Left {
         let end = self.waiting.iter().position(Event::is_report);
         let keep = end.filter(|_| self.begun).map_or(0, |end| end + 1);
         self.waiting.truncate(keep);
         self.told.forget();
         self.differs = true;
+        Left {
+            told: self.told.clone(),
+            waiting: self.waiting.iter().copied().collect(),
+        }
     }
 
     /// If what the guest was told differs from what is so, has it told before all else, as soon as

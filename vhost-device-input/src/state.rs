@@ -4,6 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
 use crate::event::{
     ABS_MT_FIRST, ABS_MT_LAST, ABS_MT_SLOT, ABS_MT_TRACKING_ID, EV_ABS, EV_KEY, EV_SW, Event,
     KEY_REPEATED,
@@ -13,8 +15,8 @@ use crate::event::{
 const NO_TOUCH: i32 = -1;
 
 /// Something that keeps its value until an event changes it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Control {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Control {
     /// The multi-touch slot that it belongs to.
     slot: Option<i32>,
     kind: u16,
@@ -22,6 +24,16 @@ struct Control {
 }
 
 impl Control {
+    /// Whether this is what a [`State`] has.
+    pub fn is_valid(&self) -> bool {
+        match (self.kind, self.code) {
+            (EV_ABS, ABS_MT_SLOT) => false,
+            (EV_ABS, ABS_MT_FIRST..=ABS_MT_LAST) => self.slot.is_some(),
+            (EV_KEY | EV_SW | EV_ABS, _) => self.slot.is_none(),
+            _ => false,
+        }
+    }
+
     fn is_touch(&self) -> bool {
         self.slot.is_some() && self.code == ABS_MT_TRACKING_ID
     }
@@ -79,6 +91,20 @@ impl State {
     pub fn forget(&mut self) {
         self.values.values_mut().for_each(|value| *value = None);
         self.slot = None;
+    }
+
+    /// The controls of which anything was ever known, which is all that is left of a state that was forgotten.
+    pub fn controls(&self) -> impl Iterator<Item = Control> {
+        self.values.keys().copied()
+    }
+
+    /// The state of these controls, forgotten.
+    pub fn forgotten(controls: impl IntoIterator<Item = Control>) -> Self {
+        let values = controls.into_iter().map(|control| (control, None));
+        Self {
+            values: values.collect(),
+            slot: None,
+        }
     }
 
     fn value(&self, control: &Control) -> Option<i32> {

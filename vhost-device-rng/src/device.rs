@@ -6,11 +6,12 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vhost_device_common::device::{Device, QueueHandler, StartError, Threads};
+use vhost_device_common::device::{Device, QueueHandler, StartError, StateError, Threads};
+use vhost_device_common::state;
 use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
 
 use crate::options::Options;
-use crate::quota::Quota;
+use crate::quota::{Quota, Spent};
 use crate::source::Source;
 
 /// What the handler waits for beside requests.
@@ -50,6 +51,7 @@ impl Device for Rng {
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio entropy device";
     const THREADS: Threads = Threads::One;
+    const STATE_VERSION: u32 = 1;
 
     type Options = Options;
     type Handler = Self;
@@ -64,6 +66,18 @@ impl Device for Rng {
 
     fn handler(&self) -> io::Result<Self> {
         Ok(self.clone())
+    }
+
+    fn save(&self) -> Result<Vec<u8>, StateError> {
+        state::encode(&self.supply().quota.spent(Instant::now()))
+    }
+
+    /// What another device gave in this period counts here as well. The front-end can say what it likes: it gets no more
+    /// than it would without.
+    fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
+        let spent: Spent = state::decode(state)?;
+        self.supply().quota.count(spent, Instant::now());
+        Ok(())
     }
 }
 

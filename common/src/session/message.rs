@@ -5,6 +5,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::{Errno, retry_on_intr};
@@ -82,6 +83,14 @@ pub fn leading_object<T: ByteValued + Default>(bytes: &[u8]) -> Option<T> {
     Some(object)
 }
 
+/// What became ready while a session waited for more than messages.
+pub struct Ready {
+    /// The socket of the front-end; or no message is to be waited for any more, which [`Connection::receive`] tells.
+    pub front_end: bool,
+    /// The file.
+    pub file: bool,
+}
+
 /// The back-end's end of the socket.
 #[derive(Debug)]
 pub struct Connection<'a> {
@@ -155,6 +164,31 @@ impl<'a> Connection<'a> {
             }
         }
         Ok(true)
+    }
+
+    /// Waits for `events` at the socket, for the end of the process, or for a file, but not longer than `limit`.
+    pub fn wait_beside(
+        &self,
+        events: PollFlags,
+        file: PollFd<'_>,
+        limit: Duration,
+    ) -> Result<Ready, MessageError> {
+        let mut fds = [
+            PollFd::new(&self.socket, events),
+            PollFd::new(self.stop, PollFlags::IN),
+            PollFd::from_borrowed_fd(
+                self.lost.event().unwrap_or(self.stop.as_fd()),
+                PollFlags::IN,
+            ),
+            file,
+        ];
+        let limit = limit.try_into().ok();
+        retry_on_intr(|| poll(&mut fds, limit.as_ref())).map_err(io::Error::from)?;
+        let [own @ .., file] = &fds;
+        Ok(Ready {
+            front_end: own.iter().any(|fd| !fd.revents().is_empty()),
+            file: !file.revents().is_empty(),
+        })
     }
 
     /// Waits for bytes. Returns true when the process is to end instead.

@@ -7,15 +7,15 @@
 
 mod config_change;
 mod dirty_log;
+mod error;
 mod message;
+mod transfer;
 mod vring;
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use thiserror::Error;
 use vhost::vhost_user::message::{
     FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserConfig, VhostUserInflight, VhostUserLog,
     VhostUserMemory, VhostUserMemoryRegion, VhostUserProtocolFeatures as Protocol,
@@ -25,16 +25,17 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::ByteValued;
 
-use crate::device::{ConfigError, Device, Threads};
+use crate::device::{Device, Threads};
 use crate::limit::warn_limited;
-use crate::memory::{DirtyLog, DirtyLogError, GuestMemory, MAX_REGIONS, MemoryError};
-use crate::ring::RingError;
-use crate::ring::inflight::{self, InflightError, InflightFile};
+use crate::memory::{DirtyLog, GuestMemory, MAX_REGIONS};
+use crate::ring::inflight::{self, InflightFile};
 use crate::worker::{Worker, WorkerError};
 pub use config_change::ConfigChange;
 use dirty_log::LOG_ALL;
+pub use error::SessionError;
 pub use message::MessageError;
 use message::{Connection, Message, leading_object};
+use transfer::DeviceState;
 use vring::{Vring, eventfd};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: without it, all rings are enabled from the start.
@@ -53,87 +54,6 @@ const VRING_NO_FILE: u64 = 1 << 8;
 const INFLIGHT_SIZE: usize = 20;
 /// Largest ring that VIRTIO allows.
 const MAX_RING_SIZE: u32 = 32768;
-
-/// What is wrong with a request.
-#[derive(Debug, Error)]
-pub enum SessionError {
-    /// No such request, or one that this back-end does not offer.
-    #[error("request {0} is not supported")]
-    Unsupported(u32),
-    /// The payload has not the size, or not the contents, that the request asks for.
-    #[error("{request:?} with a malformed payload of {size} bytes")]
-    Payload {
-        /// The request.
-        request: FrontendReq,
-        /// Size of its payload.
-        size: usize,
-    },
-    /// A file should have come with the request.
-    #[error("{0:?} without the file that it needs")]
-    NoFile(FrontendReq),
-    /// The file is not one that the request can use.
-    #[error("a file of the front-end can not be used: {0}")]
-    File(#[source] io::Error),
-    /// The ring does not exist.
-    #[error("queue {index} does not exist; there are {count}")]
-    QueueIndex {
-        /// The index that was sent.
-        index: u64,
-        /// Queues of this device.
-        count: usize,
-    },
-    /// The ring has an impossible size.
-    #[error("{size} descriptors for a queue: must be a power of two and at most {max}")]
-    QueueSize {
-        /// The size that was sent.
-        size: u32,
-        /// The most that is possible.
-        max: u16,
-    },
-    /// The base is no index of a split ring.
-    #[error("{0:#x} is no index of an available ring")]
-    Base(u32),
-    /// What describes a ring can not change while it runs.
-    #[error("queue {0} is running; GET_VRING_BASE stops it")]
-    Running(u16),
-    /// Features that were not offered.
-    #[error("protocol features {0:#x} were not offered")]
-    Features(u64),
-    /// The device has no use for the request.
-    #[error("this device can not use {0:?}")]
-    NotForDevice(FrontendReq),
-    /// The memory can not be used.
-    #[error(transparent)]
-    Memory(#[from] MemoryError),
-    /// The ring can not be used.
-    #[error("queue {index}: {source}")]
-    Ring {
-        /// Which queue.
-        index: u16,
-        /// What is wrong with its ring.
-        source: RingError,
-    },
-    /// The driver wrote what it may not.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The requests in flight can not be noted.
-    #[error(transparent)]
-    Inflight(#[from] InflightError),
-    /// Dirty pages can not be logged.
-    #[error(transparent)]
-    DirtyLog(#[from] DirtyLogError),
-    /// The queue's thread could not do it.
-    #[error(transparent)]
-    Worker(#[from] WorkerError),
-}
-
-impl SessionError {
-    /// Whether a guest, or the state of this host, can bring this about. Closing the connection for
-    /// it could end the virtual machine.
-    fn spares_the_connection(&self) -> bool {
-        matches!(self, Self::Ring { .. } | Self::Config(_) | Self::Worker(_))
-    }
-}
 
 /// What to answer to a request that succeeded.
 enum Answer {
@@ -163,6 +83,8 @@ struct Session<'a, D: Device> {
     vrings: Vec<Vring>,
     /// What the front-end remembers of requests that are under way.
     inflight: Option<InflightFile>,
+    /// The state of the device, on its way to or from the front-end.
+    device_state: DeviceState,
     /// The thread of all queues, for a device that has just one.
     shared_worker: Option<Arc<Worker>>,
     /// Kept open for as long as the front-end is there: QEMU takes its end for an error.
@@ -188,10 +110,18 @@ pub fn serve<D: Device>(
         log: None,
         vrings: (0..device.num_queues()).map(|_| Vring::default()).collect(),
         inflight: None,
+        device_state: DeviceState::default(),
         shared_worker: None,
         config_change: None,
     };
-    while let Some(message) = connection.receive()? {
+    loop {
+        session.transfer_until_message(&connection)?;
+        let Some(message) = connection.receive()? else {
+            break;
+        };
+        if message.request == u32::from(FrontendReq::CHECK_DEVICE_STATE) {
+            session.finish_transfer(&connection)?;
+        }
         let (request, need_reply) = (message.request, message.need_reply);
         log::trace!(
             "request {request}: {} bytes, {} files{}",
@@ -252,6 +182,8 @@ impl<D: Device> Session<'_, D> {
             FrontendReq::RESET_DEVICE => {
                 self.stop_all();
                 self.vrings.iter_mut().for_each(Vring::reset);
+                self.end_transfer("the device is reset");
+                self.device_state = DeviceState::default();
                 self.status = 0;
                 self.device.reset();
                 Ok(Answer::Ack)
@@ -334,6 +266,8 @@ impl<D: Device> Session<'_, D> {
             }
             FrontendReq::GET_INFLIGHT_FD => self.get_inflight(&message),
             FrontendReq::SET_INFLIGHT_FD => self.set_inflight(message),
+            FrontendReq::SET_DEVICE_STATE_FD => Ok(self.set_device_state(message)),
+            FrontendReq::CHECK_DEVICE_STATE => Answer::object(self.check_device_state()),
             FrontendReq::GPU_SET_SOCKET => {
                 let socket = UnixStream::from(file(&mut message, request)?);
                 self.device
@@ -383,6 +317,7 @@ impl<D: Device> Session<'_, D> {
             | Protocol::CONFIGURE_MEM_SLOTS
             | Protocol::INFLIGHT_SHMFD
             | Protocol::LOG_SHMFD
+            | Protocol::DEVICE_STATE
             | Protocol::STATUS;
         offered.set(Protocol::CONFIG, !self.device.config().is_empty());
         offered
@@ -505,6 +440,7 @@ impl<D: Device> Session<'_, D> {
     /// Starts a ring of which all is known. One that can not start is tried again when more is said.
     fn start_if_ready(&mut self, index: usize) -> Result<Answer, SessionError> {
         if self.vring(index)?.is_ready() {
+            self.end_transfer("a queue starts");
             let worker = self.worker(index)?;
             let event_index = self.has_feature(VIRTIO_RING_F_EVENT_IDX);
             let indirect = self.has_feature(VIRTIO_RING_F_INDIRECT_DESC);
@@ -632,9 +568,7 @@ impl<D: Device> Session<'_, D> {
     fn set_inflight(&mut self, mut message: Message) -> Result<Answer, SessionError> {
         let request = FrontendReq::SET_INFLIGHT_FD;
         let inflight = self.inflight_description(&message, request)?;
-        if let Some(index) = self.vrings.iter().position(|vring| vring.worker.is_some()) {
-            return Err(SessionError::Running(index as u16));
-        }
+        self.check_stopped()?;
         self.inflight = Some(InflightFile::map(
             &file(&mut message, request)?,
             inflight.mmap_offset,

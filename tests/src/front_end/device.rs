@@ -63,6 +63,7 @@ impl Default for Options {
                 | VhostUserProtocolFeatures::BACKEND_REQ
                 | VhostUserProtocolFeatures::RESET_DEVICE
                 | VhostUserProtocolFeatures::INFLIGHT_SHMFD
+                | VhostUserProtocolFeatures::DEVICE_STATE
                 | VhostUserProtocolFeatures::STATUS
                 | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
             need_reply: true,

@@ -7,7 +7,8 @@
 //! - [`device`]: [`FrontEnd`], which negotiates and starts rings through the `vhost` crate's `Frontend`;
 //! - [`queue`]: [`Queue`], the driver's side of a split ring, with raw access for malformed ones;
 //! - [`block`]: virtio-blk requests in any framing;
-//! - [`gpu`]: virtio-gpu commands, and a display for the device.
+//! - [`gpu`]: virtio-gpu commands, and a display for the device;
+//! - [`state`]: saving and loading the state of a device.
 //!
 //! Misuse by a test panics; what the back-end does wrong is returned as an [`Error`], or panics with
 //! a message that names it where no later step could be meaningful.
@@ -18,6 +19,7 @@ pub mod device;
 pub mod gpu;
 pub mod memory;
 pub mod queue;
+pub mod state;
 mod watchdog;
 
 pub use block::BlockDriver;

@@ -229,7 +229,7 @@ const UNASSIGNED: [u32; 11] = [
 ];
 
 /// Requests that belong to features which these suites never agree on.
-const NOT_AGREED_ON: [FrontendReq; 19] = [
+const NOT_AGREED_ON: [FrontendReq; 17] = [
     FrontendReq::SET_LOG_BASE,
     FrontendReq::SET_LOG_FD,
     FrontendReq::SEND_RARP,
@@ -246,8 +246,6 @@ const NOT_AGREED_ON: [FrontendReq; 19] = [
     FrontendReq::GPU_SET_SOCKET,
     FrontendReq::VRING_KICK,
     FrontendReq::GET_SHARED_OBJECT,
-    FrontendReq::SET_DEVICE_STATE_FD,
-    FrontendReq::CHECK_DEVICE_STATE,
     FrontendReq::GET_SHMEM_CONFIG,
 ];
 

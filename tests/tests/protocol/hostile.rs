@@ -197,7 +197,7 @@ fn garbage_ends_its_connection_only(target: &dyn Target) {
 }
 
 /// Waits until the back-end holds what it held before, which takes it a moment after a connection has ended.
-fn assert_settles(running: &mut Running, before: Resources) {
+pub fn assert_settles(running: &mut Running, before: Resources) {
     let id = running.program.id();
     let mut last = before;
     let settled = running

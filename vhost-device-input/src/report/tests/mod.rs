@@ -30,7 +30,7 @@ fn state(events: &[Event]) -> State {
 
 /// Reports of a device at rest, to a guest that knows so.
 fn reports() -> Reports {
-    let mut reports = Reports::new(false);
+    let mut reports = Reports::new(false, Left::default());
     reports.reload(State::default());
     assert_eq!(reports.next(), None);
     reports
@@ -112,7 +112,7 @@ fn keys_are_repeated_by_a_guest_that_can() {
 
 #[test]
 fn a_guest_that_starts_is_told_what_is_held() {
-    let mut reports = Reports::new(false);
+    let mut reports = Reports::new(false, Left::default());
     push(&mut reports, &[key(KEY_B, 1)]);
     assert_eq!(reports.next(), None, "that was before");
     reports.reload(state(&[key(KEY_A, 1), abs(ABS_X, 5)]));
@@ -325,7 +325,7 @@ fn a_new_touch_brings_what_its_slot_had_before() {
         abs(MT_X, 5),
         abs(ABS_MT_SLOT, 0),
     ];
-    let mut reports = Reports::new(false);
+    let mut reports = Reports::new(false, Left::default());
     reports.reload(state(&before));
     assert_eq!(take_all(&mut reports), [abs(ABS_MT_SLOT, 0), Event::REPORT]);
     // The kernel leaves out what has not changed: the tool.

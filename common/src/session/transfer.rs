@@ -1,0 +1,349 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The state of the device on its way through a file of the front-end (SET_DEVICE_STATE_FD, CHECK_DEVICE_STATE).
+//!
+//! The bytes move while the session waits for messages, in its own thread, and never wait for the other end.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use thiserror::Error;
+use vhost::vhost_user::message::{FrontendReq, VhostUserTransferDeviceState};
+
+use super::message::{Connection, Message, MessageError};
+use super::{Answer, Session, SessionError, file};
+use crate::device::Device;
+use crate::limit::warn_limited;
+use crate::state::{self, HEADER_SIZE, StateError};
+
+/// Directions of SET_DEVICE_STATE_FD.
+const SAVE: u32 = 0;
+const LOAD: u32 = 1;
+/// The only phase: all rings are stopped.
+const STOPPED: u32 = 0;
+/// In the reply to SET_DEVICE_STATE_FD: what went wrong is in the bits before, and there is no file.
+const FAILED: u64 = 1;
+const NO_FILE: u64 = 1 << 8;
+
+/// How long the other end may do nothing.
+const IDLE: Duration = Duration::from_secs(30);
+/// The same, once the front-end waits for the outcome: then it has nothing else to do.
+const IDLE_AT_CHECK: Duration = Duration::from_secs(5);
+/// How long it may all take.
+const TOTAL: Duration = Duration::from_secs(300);
+
+/// Why a state did not come through.
+#[derive(Debug, Error)]
+enum TransferError {
+    #[error("the file that the front-end sent can not be used: {0}")]
+    File(#[from] Errno),
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error("there is no memory for {0} bytes")]
+    Memory(usize),
+    #[error("nothing moved for {} seconds", .0.as_secs())]
+    Idle(Duration),
+    #[error("it takes more than {} seconds", TOTAL.as_secs())]
+    TooSlow,
+    #[error("{0}")]
+    Ended(&'static str),
+}
+
+/// What there is to move.
+enum Way {
+    Save {
+        bytes: Vec<u8>,
+        sent: usize,
+    },
+    Load {
+        bytes: Vec<u8>,
+        /// How many there will be, which the header says.
+        size: Option<usize>,
+    },
+}
+
+/// A state on its way.
+struct Transfer {
+    file: OwnedFd,
+    way: Way,
+    began: Instant,
+    /// When the last byte moved.
+    moved: Instant,
+}
+
+/// What has become of the last transfer.
+#[derive(Default)]
+enum Course {
+    Running(Transfer),
+    Done,
+    /// It failed, or there was none.
+    #[default]
+    Failed,
+}
+
+/// The last transfer of a connection.
+#[derive(Default)]
+pub struct DeviceState(Course);
+
+impl Transfer {
+    fn new(file: OwnedFd, way: Way) -> Result<Self, SessionError> {
+        // A front-end that keeps an end of a socket or FIFO has it unblocked too.
+        fcntl_getfl(&file)
+            .and_then(|flags| fcntl_setfl(&file, flags | OFlags::NONBLOCK))
+            .map_err(|errno| SessionError::File(errno.into()))?;
+        let now = Instant::now();
+        Ok(Self {
+            file,
+            way,
+            began: now,
+            moved: now,
+        })
+    }
+
+    fn poll_fd(&self) -> PollFd<'_> {
+        let flags = match self.way {
+            Way::Save { .. } => PollFlags::OUT,
+            Way::Load { .. } => PollFlags::IN,
+        };
+        PollFd::from_borrowed_fd(self.file.as_fd(), flags)
+    }
+
+    /// How long it may go on without a byte that moves.
+    fn time_left(&self, now: Instant, idle: Duration) -> Result<Duration, TransferError> {
+        if now.duration_since(self.began) >= TOTAL {
+            return Err(TransferError::TooSlow);
+        }
+        let total = TOTAL.saturating_sub(now.duration_since(self.began));
+        match idle.saturating_sub(now.duration_since(self.moved)) {
+            Duration::ZERO => Err(TransferError::Idle(idle)),
+            left => Ok(left.min(total)),
+        }
+    }
+
+    /// Moves some bytes, if that can be done now. Gives whether it is all done.
+    fn step(&mut self, device: &impl Device, now: Instant) -> Result<bool, TransferError> {
+        let moved = match &mut self.way {
+            Way::Save { bytes, sent } => {
+                let rest = bytes.get(*sent..).unwrap_or_default();
+                rustix::io::write(&self.file, rest).and_then(|count| {
+                    *sent = sent.saturating_add(count);
+                    match count {
+                        0 => Err(Errno::IO),
+                        _ => Ok(*sent >= bytes.len()),
+                    }
+                })
+            }
+            Way::Load { bytes, size } => {
+                // One byte more tells of a state that goes on after its end.
+                let end = size.map_or(HEADER_SIZE, |size| size.saturating_add(1));
+                let room = end.saturating_sub(bytes.len());
+                bytes
+                    .try_reserve_exact(room)
+                    .map_err(|_| TransferError::Memory(room))?;
+                rustix::io::read(&self.file, spare_capacity(bytes)).map(|count| count == 0)
+            }
+        };
+        match moved {
+            Ok(is_done) => {
+                self.moved = now;
+                if let Way::Load { bytes, size } = &mut self.way {
+                    if size.is_none() && bytes.len() >= HEADER_SIZE {
+                        *size = Some(state::size(device, bytes)?);
+                    }
+                    if size.is_some_and(|size| bytes.len() > size) {
+                        return Err(StateError::TooLong.into());
+                    }
+                }
+                Ok(is_done)
+            }
+            Err(Errno::AGAIN | Errno::INTR) => Ok(false),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+}
+
+impl<D: Device> Session<'_, D> {
+    /// SET_DEVICE_STATE_FD. Its reply always says how it went.
+    pub(super) fn set_device_state(&mut self, message: Message) -> Answer {
+        self.end_transfer("the front-end begins another transfer");
+        self.device_state = DeviceState::default();
+        let outcome = self.begin_transfer(message).inspect_err(|error| {
+            warn_limited(format_args!(
+                "the state of the device is not transferred: {error}"
+            ));
+        });
+        let reply = NO_FILE | outcome.map_or(FAILED, |()| 0);
+        Answer::Reply(reply.to_ne_bytes().to_vec())
+    }
+
+    fn begin_transfer(&mut self, mut message: Message) -> Result<(), SessionError> {
+        let request = FrontendReq::SET_DEVICE_STATE_FD;
+        let size = message.payload.len();
+        let malformed = || SessionError::Payload { request, size };
+        let wanted: VhostUserTransferDeviceState = message.object().ok_or_else(malformed)?;
+        let (direction, phase) = (wanted.direction, wanted.phase);
+        if phase != STOPPED {
+            return Err(malformed());
+        }
+        self.check_stopped()?;
+        let file = file(&mut message, request)?;
+        let way = match direction {
+            SAVE => Way::Save {
+                bytes: state::save(self.device)?,
+                sent: 0,
+            },
+            LOAD => Way::Load {
+                bytes: Vec::new(),
+                size: None,
+            },
+            _ => return Err(malformed()),
+        };
+        self.device_state.0 = Course::Running(Transfer::new(file, way)?);
+        Ok(())
+    }
+
+    /// Ends a transfer that is under way, for a reason that the log gets.
+    pub(super) fn end_transfer(&mut self, why: &'static str) {
+        if matches!(self.device_state.0, Course::Running(_)) {
+            self.conclude(Err(TransferError::Ended(why)));
+        }
+    }
+
+    /// CHECK_DEVICE_STATE, after [`Session::finish_transfer`]: 0 if the last transfer has succeeded.
+    pub(super) fn check_device_state(&self) -> u64 {
+        u64::from(!matches!(self.device_state.0, Course::Done))
+    }
+
+    /// Goes on with a transfer until there is a message to be heard.
+    pub(super) fn transfer_until_message(
+        &mut self,
+        connection: &Connection<'_>,
+    ) -> Result<(), MessageError> {
+        self.transfer(connection, PollFlags::IN, IDLE)
+    }
+
+    /// Goes on with a transfer to its end, unless the front-end goes away.
+    pub(super) fn finish_transfer(
+        &mut self,
+        connection: &Connection<'_>,
+    ) -> Result<(), MessageError> {
+        if let Course::Running(transfer) = &mut self.device_state.0 {
+            transfer.moved = Instant::now();
+        }
+        self.transfer(connection, PollFlags::RDHUP, IDLE_AT_CHECK)?;
+        self.end_transfer("the connection ends");
+        Ok(())
+    }
+
+    /// Goes on with a transfer until it ends, or one of `events` happens at the front-end's socket.
+    fn transfer(
+        &mut self,
+        connection: &Connection<'_>,
+        events: PollFlags,
+        idle: Duration,
+    ) -> Result<(), MessageError> {
+        while let Course::Running(transfer) = &mut self.device_state.0 {
+            let outcome = match transfer.time_left(Instant::now(), idle) {
+                Ok(left) => {
+                    let ready = connection.wait_beside(events, transfer.poll_fd(), left)?;
+                    let outcome = match ready.file {
+                        true => transfer.step(self.device, Instant::now()),
+                        false => Ok(false),
+                    };
+                    if ready.front_end && matches!(outcome, Ok(false)) {
+                        return Ok(());
+                    }
+                    outcome
+                }
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(false) => {}
+                Ok(true) => self.conclude(Ok(())),
+                Err(error) => self.conclude(Err(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// All bytes have moved, or something is in the way.
+    fn conclude(&mut self, moved: Result<(), TransferError>) {
+        let Course::Running(Transfer { file, way, .. }) = std::mem::take(&mut self.device_state.0)
+        else {
+            return;
+        };
+        // Whoever reads sees the end.
+        drop(file);
+        let (what, bytes, outcome) = match way {
+            Way::Save { bytes, .. } => ("saved", bytes, moved),
+            Way::Load { bytes, .. } => {
+                let outcome = moved.and_then(|()| Ok(self.load(&bytes)?));
+                ("loaded", bytes, outcome)
+            }
+        };
+        match outcome {
+            Ok(()) => {
+                log::info!("the state of the device was {what}: {} bytes", bytes.len());
+                self.device_state.0 = Course::Done;
+            }
+            Err(error) => warn_limited(format_args!(
+                "the state of the device was not {what}: {error}"
+            )),
+        }
+    }
+
+    fn load(&mut self, bytes: &[u8]) -> Result<(), StateError> {
+        state::load(self.device, bytes)?;
+        // What handlers and rings know is of the guest that was replaced.
+        self.stop_all();
+        self.vrings.iter_mut().for_each(|vring| vring.base = 0);
+        Ok(())
+    }
+
+    /// No ring runs.
+    pub(super) fn check_stopped(&self) -> Result<(), SessionError> {
+        match self.vrings.iter().position(|vring| vring.worker.is_some()) {
+            Some(index) => Err(SessionError::Running(index as u16)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_transfer_ends_when_nothing_moves_or_when_it_takes_too_long() {
+        let file = rustix::pipe::pipe().unwrap().0;
+        let way = Way::Load {
+            bytes: Vec::new(),
+            size: None,
+        };
+        let mut transfer = Transfer::new(file, way).unwrap();
+        let began = transfer.began;
+        let second = Duration::from_secs(1);
+        let left = |transfer: &Transfer, seconds, idle| {
+            let left = transfer.time_left(began + second * seconds, idle);
+            left.map_err(|error| error.to_string())
+        };
+        assert_eq!(left(&transfer, 29, IDLE), Ok(second));
+        assert!(
+            left(&transfer, 30, IDLE)
+                .unwrap_err()
+                .contains("30 seconds")
+        );
+        assert_eq!(left(&transfer, 4, IDLE_AT_CHECK), Ok(second));
+        assert!(left(&transfer, 5, IDLE_AT_CHECK).is_err());
+        transfer.moved = began + 290 * second;
+        assert_eq!(left(&transfer, 295, IDLE), Ok(5 * second));
+        assert!(
+            left(&transfer, 300, IDLE)
+                .unwrap_err()
+                .contains("300 seconds")
+        );
+    }
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What a device knows of its guest, as bytes that another process can take over: after a migration, or from a
+//! snapshot (vhost-user, "Migrating device state").
+//!
+//! The bytes are a header and what [`Device::save`](crate::device::Device::save) gave. All numbers are
+//! little-endian:
+//!
+//! | bytes | what |
+//! |---|---|
+//! | 8 | `vhdstate` |
+//! | 4 | version of this header: 1 |
+//! | 16 | type of the device, such as `gpu`, filled up with zeroes |
+//! | 4 | version of the device's part |
+//! | 8 | length of the device's part, in bytes |
+//! | 4 | CRC-32 (that of IEEE 802.3) of all the above and of the device's part |
+//!
+//! The device's part is in the [wire format of postcard](https://postcard.jamesmunns.com).
+//!
+//! A program loads what programs of its own version and of older ones have saved. It refuses what is newer, for it can
+//! not know what it would leave out: one migrates forward, and back only between programs whose versions of the device's
+//! part are the same. That version changes with each change of what is saved.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use zerocopy::little_endian::{U32, U64};
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+use crate::device::Device;
+
+const MAGIC: [u8; 8] = *b"vhdstate";
+const HEADER_VERSION: u32 = 1;
+/// Most letters of the name of a type.
+const TYPE_SIZE: usize = 16;
+
+/// Why a state can not be saved or loaded.
+#[derive(Debug, Error)]
+pub enum StateError {
+    /// The guest uses something that can not be taken elsewhere.
+    #[error("the guest uses {0}, which can not be saved")]
+    NotSaveable(&'static str),
+    /// It was not made by [`Device::save`](crate::device::Device::save).
+    #[error("it is not a saved state")]
+    Unknown,
+    /// It is that of another device.
+    #[error("it is the state of a device of another type: {0:?}")]
+    OtherDevice(String),
+    /// The program that saved it is newer.
+    #[error("its version is {found}; this program knows those up to {known}: use a newer one here")]
+    Version {
+        /// That of the state.
+        found: u32,
+        /// The newest that this program can load.
+        known: u32,
+    },
+    /// It is larger than this device's can be.
+    #[error("it has {size} bytes; this device takes {limit} at most")]
+    TooLarge {
+        /// Its bytes.
+        size: u64,
+        /// Most bytes.
+        limit: u64,
+    },
+    /// It ends too early.
+    #[error("it ends after {0} bytes, which is too early")]
+    Truncated(usize),
+    /// There is more than it says itself.
+    #[error("it goes on after its end")]
+    TooLong,
+    /// It is not what was saved.
+    #[error("its checksum is wrong")]
+    Checksum,
+    /// It is not the form of what this device saves.
+    #[error("it can not be read: {0}")]
+    Form(#[from] postcard::Error),
+    /// It says what can not be so.
+    #[error("it contradicts itself: {0}")]
+    Contradiction(&'static str),
+}
+
+/// The bytes of `state`.
+///
+/// # Errors
+/// There is no memory for them.
+pub fn encode(state: &impl Serialize) -> Result<Vec<u8>, StateError> {
+    Ok(postcard::to_stdvec(state)?)
+}
+
+/// The state in `bytes`, which has nothing beside it. Of what is long, it takes no more memory than a multiple of what
+/// `bytes` take; a state can borrow it from there.
+///
+/// # Errors
+/// It has not this form.
+pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, StateError> {
+    match postcard::take_from_bytes(bytes)? {
+        (state, []) => Ok(state),
+        _ => Err(StateError::TooLong),
+    }
+}
+
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+struct Header {
+    magic: [u8; 8],
+    header_version: U32,
+    device: [u8; TYPE_SIZE],
+    version: U32,
+    length: U64,
+    checksum: U32,
+}
+
+/// Bytes before the device's part.
+pub(crate) const HEADER_SIZE: usize = 44;
+const _: () = assert!(size_of::<Header>() == HEADER_SIZE);
+
+impl Header {
+    fn new<D: Device>(part: &[u8]) -> Self {
+        let mut header = Self {
+            magic: MAGIC,
+            header_version: HEADER_VERSION.into(),
+            device: type_name::<D>(),
+            version: D::STATE_VERSION.into(),
+            length: (part.len() as u64).into(),
+            checksum: 0.into(),
+        };
+        header.checksum = header.checksum_with(part).into();
+        header
+    }
+
+    fn checksum_with(&self, part: &[u8]) -> u32 {
+        let header = Self {
+            checksum: 0.into(),
+            ..*self
+        };
+        let mut checksum = crc32fast::Hasher::new();
+        let (before, _) = header.as_bytes().split_at(HEADER_SIZE - size_of::<U32>());
+        checksum.update(before);
+        checksum.update(part);
+        checksum.finalize()
+    }
+
+    /// The header at the start of `bytes`, if this device can load what follows.
+    fn read<D: Device>(bytes: &[u8], device: &D) -> Result<Self, StateError> {
+        let (header, _) =
+            Self::read_from_prefix(bytes).map_err(|_| StateError::Truncated(bytes.len()))?;
+        if header.magic != MAGIC {
+            return Err(StateError::Unknown);
+        }
+        let check = |found, known| match found > known {
+            true => Err(StateError::Version { found, known }),
+            false => Ok(()),
+        };
+        check(header.header_version.get(), HEADER_VERSION)?;
+        if header.device != type_name::<D>() {
+            let name = header.device.split(|byte| *byte == 0).next();
+            let name = String::from_utf8_lossy(name.unwrap_or_default());
+            return Err(StateError::OtherDevice(name.into_owned()));
+        }
+        check(header.version.get(), D::STATE_VERSION)?;
+        let (size, limit) = (header.length.get(), device.max_state_size());
+        if size > limit {
+            return Err(StateError::TooLarge { size, limit });
+        }
+        Ok(header)
+    }
+}
+
+fn type_name<D: Device>() -> [u8; TYPE_SIZE] {
+    let mut name = [0; TYPE_SIZE];
+    for (to, from) in name.iter_mut().zip(D::TYPE.bytes()) {
+        *to = from;
+    }
+    name
+}
+
+/// The whole state of a device, header and all.
+pub(crate) fn save<D: Device>(device: &D) -> Result<Vec<u8>, StateError> {
+    let mut bytes = device.save()?;
+    let header = Header::new::<D>(&bytes);
+    bytes.splice(..0, header.as_bytes().iter().copied());
+    Ok(bytes)
+}
+
+/// How many bytes a state has that begins with this header.
+pub(crate) fn size(device: &impl Device, header: &[u8]) -> Result<usize, StateError> {
+    let length = Header::read(header, device)?.length.get();
+    let limit = device.max_state_size();
+    usize::try_from(length)
+        .ok()
+        .and_then(|length| length.checked_add(HEADER_SIZE))
+        .ok_or(StateError::TooLarge {
+            size: length,
+            limit,
+        })
+}
+
+/// Has a device take over a state.
+pub(crate) fn load(device: &impl Device, bytes: &[u8]) -> Result<(), StateError> {
+    let header = Header::read(bytes, device)?;
+    let part = bytes.get(HEADER_SIZE..).unwrap_or_default();
+    if (part.len() as u64) < header.length.get() {
+        return Err(StateError::Truncated(bytes.len()));
+    }
+    if (part.len() as u64) > header.length.get() {
+        return Err(StateError::TooLong);
+    }
+    if header.checksum.get() != header.checksum_with(part) {
+        return Err(StateError::Checksum);
+    }
+    device.load(header.version.get(), part)
+}
