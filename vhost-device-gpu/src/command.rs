@@ -83,7 +83,7 @@ pub fn control(
             return Ok(Outcome::Flushing);
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_2D => {
-            create_2d(state, &read(chain)?)?
+            create_2d(state, three_d, &read(chain)?)?
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_UNREF => {
             let number = read::<Number>(chain)?.number.get();
@@ -100,8 +100,14 @@ pub fn control(
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_2D => {
             let command: Transfer2d = read(chain)?;
             let rectangle = command.rectangle.checked().ok_or(Refusal::Parameter)?;
-            let resource = state.resources.get_mut(command.resource.get())?;
-            resource.transfer(chain.memory(), &rectangle, command.offset.get())?;
+            let (number, offset) = (command.resource.get(), command.offset.get());
+            let resource = state.resources.get_mut(number)?;
+            match three_d.filter(|_| resource.is_rendered()) {
+                Some(three_d) if resource.has(&rectangle) => {
+                    three_d.transfer_2d(number, &rectangle, offset)?
+                }
+                _ => resource.transfer(chain.memory(), &rectangle, offset)?,
+            }
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING => {
             attach_backing(state, three_d, chain)?
@@ -197,12 +203,22 @@ fn random_uuid() -> Result<[u8; 16], Refusal> {
     Ok(uuid)
 }
 
-fn create_2d(state: &mut State, command: &Create2d) -> Result<(), Refusal> {
+/// RESOURCE_CREATE_2D. A driver that has contexts may attach it to them: then it is the renderer's too, if that knows the format.
+fn create_2d(
+    state: &mut State,
+    three_d: Option<&mut ThreeD>,
+    command: &Create2d,
+) -> Result<(), Refusal> {
     let format = Format::from_number(command.format.get()).ok_or(Refusal::Parameter)?;
     let (width, height) = (command.width.get(), command.height.get());
-    state
-        .resources
-        .create(command.resource.get(), format, width, height)
+    let resources = &mut state.resources;
+    if let Some(three_d) = three_d.filter(|_| width > 0 && height > 0) {
+        match three_d.create_2d(resources, command) {
+            Err(Refusal::Parameter | Refusal::Unspecified) => {}
+            outcome => return outcome,
+        }
+    }
+    resources.create(command.resource.get(), format, width, height)
 }
 
 fn set_scanout(

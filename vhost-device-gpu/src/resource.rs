@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 
 use vhost_device_common::memory::GuestMemory;
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
 use crate::format::{Format, PIXEL_SIZE};
 use crate::protocol::Refusal;
@@ -103,19 +103,20 @@ impl Backing {
 }
 
 /// Pixels that begin with a cache line: copying pages there takes a third less time than to where an allocation begins.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Pixels {
-    /// Never grows, so that `start` stays right.
-    all: Vec<u32>,
+    all: Box<[u32]>,
     start: usize,
 }
 
 impl Pixels {
-    /// `count` of them, all 0.
-    fn new(count: usize) -> Self {
-        let all = vec![0; count.saturating_add(CACHE_LINE / size_of::<u32>())];
+    /// `count` of them, all 0, if the host has so much memory.
+    fn new(count: u64) -> Result<Self, Refusal> {
+        let count = usize::try_from(count).map_err(|_| Refusal::OutOfMemory)?;
+        let count = count.saturating_add(CACHE_LINE / size_of::<u32>());
+        let all = <[u32]>::new_box_zeroed_with_elems(count).map_err(|_| Refusal::OutOfMemory)?;
         let start = all.as_ptr().align_offset(CACHE_LINE);
-        Self { all, start }
+        Ok(Self { all, start })
     }
 
     fn len(&self) -> usize {
@@ -358,11 +359,12 @@ impl Resources {
         }
         let cost = count.saturating_mul(PIXEL_SIZE).saturating_add(OVERHEAD);
         self.charge(cost)?;
+        let pixels = Pixels::new(count).inspect_err(|_| self.refund(cost))?;
         let resource = Resource {
             width,
             height,
             format: Some(format),
-            pixels: Pixels::new(count as usize),
+            pixels,
             rendered: None,
             backing: None,
             uuid: None,
@@ -385,7 +387,7 @@ impl Resources {
             width,
             height,
             format,
-            pixels: Pixels::new(0),
+            pixels: Pixels::default(),
             rendered: Some(Rendered { size, unread: true }),
             backing: None,
             uuid: None,
@@ -403,7 +405,8 @@ impl Resources {
         let size = resource.picture_size();
         if resource.is_rendered() && resource.pixels.len() == 0 {
             self.charge(size)?;
-            self.get_mut(number)?.pixels = Pixels::new((size / PIXEL_SIZE) as usize);
+            let pixels = Pixels::new(size / PIXEL_SIZE).inspect_err(|_| self.refund(size))?;
+            self.get_mut(number)?.pixels = pixels;
         }
         if let Some(rendered) = &mut self.get_mut(number)?.rendered {
             rendered.unread = true;

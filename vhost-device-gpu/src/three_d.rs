@@ -20,15 +20,20 @@ use crate::command::{no_data, read};
 use crate::dmabuf::Dmabuf;
 use crate::format::{Format, PIXEL_SIZE};
 use crate::protocol::{
-    CapsetInfo, Create3d, CreateContext, GetCapset, Header, Number, Refusal, Response, Transfer3d,
+    CapsetInfo, Create2d, Create3d, CreateContext, GetCapset, Header, Number, Refusal, Response,
+    Transfer3d,
 };
+use crate::rectangle::Rectangle;
 use crate::resource::Resources;
 use crate::virgl::{Capset, Direction, Renderer, TransferBox, VirglError};
 
 /// Bytes of one SUBMIT_3D: Linux guests stay far below.
 const MAX_COMMANDS: u32 = 16 << 20;
-/// `pipe_texture_target`: a resource that is bytes, not pixels.
+/// `pipe_texture_target`: a resource that is bytes, and one that is a picture.
 const BUFFER: u32 = 0;
+const TEXTURE_2D: u32 = 2;
+/// `VIRGL_BIND_RENDER_TARGET`: contexts may draw in it.
+const RENDER_TARGET: u32 = 1 << 1;
 /// Bytes of a pixel, or block of pixels, of the largest format.
 const MAX_BLOCK_SIZE: u64 = 16;
 /// The smallest picture of the largest resource that there can be.
@@ -98,6 +103,64 @@ impl ThreeD {
     /// The renderer, if it has started.
     pub fn started(&mut self) -> Option<&mut Renderer> {
         self.renderer.as_mut()
+    }
+
+    /// RESOURCE_CREATE_2D, with the renderer.
+    pub fn create_2d(
+        &mut self,
+        resources: &mut Resources,
+        command: &Create2d,
+    ) -> Result<(), Refusal> {
+        let command = Create3d {
+            resource: command.resource,
+            target: TEXTURE_2D.into(),
+            format: command.format,
+            bind: RENDER_TARGET.into(),
+            width: command.width,
+            height: command.height,
+            depth: 1.into(),
+            array_size: 1.into(),
+            flags: gpu::VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP.into(),
+            ..Create3d::default()
+        };
+        create(self.renderer()?, resources, &command)
+    }
+
+    /// TRANSFER_TO_HOST_2D to a resource that the renderer has. The rectangle is in the picture.
+    pub fn transfer_2d(
+        &mut self,
+        number: u32,
+        rectangle: &Rectangle,
+        offset: u64,
+    ) -> Result<(), Refusal> {
+        let part = TransferBox {
+            x: rectangle.x,
+            y: rectangle.y,
+            z: 0,
+            width: rectangle.width,
+            height: rectangle.height,
+            depth: 1,
+        };
+        // Rows are as long as the resource's.
+        self.transfer(Direction::ToHost, 0, number, 0, (0, 0), part, offset)
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "it has these fields")]
+    fn transfer(
+        &mut self,
+        direction: Direction,
+        context: u32,
+        number: u32,
+        level: u32,
+        strides: (u32, u32),
+        part: TransferBox,
+        offset: u64,
+    ) -> Result<(), Refusal> {
+        if !is_countable(&part, strides, offset) || level > MAX_LEVEL {
+            return Err(Refusal::Parameter);
+        }
+        let renderer = self.renderer()?;
+        renderer.transfer(direction, context, number, level, strides, part, offset)
     }
 
     /// A resource as a buffer that the display can show by itself, where that can be.
@@ -282,8 +345,8 @@ fn capset(three_d: &mut ThreeD, command: &GetCapset) -> Result<Response, Refusal
     })
 }
 
-/// Lets a context use a resource, or not any more. 2D resources are not the renderer's: no context can refer to them, but Linux
-/// attaches them all the same.
+/// Lets a context use a resource, or not any more. One that the renderer does not have, because it does not know the format, can be used by no
+/// context; Linux attaches it all the same.
 fn share(
     three_d: &mut ThreeD,
     resources: &Resources,
@@ -378,10 +441,5 @@ fn transfer(
     let level = command.level.get();
     let strides = (command.stride.get(), command.layer_stride.get());
     let offset = command.offset.get();
-    if !is_countable(&part, strides, offset) || level > MAX_LEVEL {
-        return Err(Refusal::Parameter);
-    }
-    three_d
-        .renderer()?
-        .transfer(direction, context, number, level, strides, part, offset)
+    three_d.transfer(direction, context, number, level, strides, part, offset)
 }

@@ -265,6 +265,32 @@ fn a_display_that_comes_while_a_flush_waits_is_what_it_waits_for() {
 }
 
 #[test]
+fn what_a_display_did_not_answer_is_asked_of_the_next_one() {
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    let mut first = ManualDisplay::greeted(&driver, 3);
+    ask_edid(&mut driver, 2);
+    assert_eq!(first.receive(), (11, words(&[2])));
+    let mut second = ManualDisplay::greeted(&driver, 3);
+    assert_eq!(second.receive(), (11, words(&[2])));
+    second.answer(11, &filled(1056, 6));
+    assert_edid(&driver.receive(), 6);
+    ask_info(&mut driver);
+    assert_eq!(second.receive(), (3, Vec::new()));
+    let mut third = ManualDisplay::greeted(&driver, 3);
+    assert_eq!(third.receive(), (3, Vec::new()));
+    third.answer(3, &filled(408, 7));
+    assert_info(&driver.receive(), 7);
+    // One that can not answer.
+    ask_edid(&mut driver, 2);
+    assert_eq!(third.receive(), (11, words(&[2])));
+    let start = Instant::now();
+    let _fourth = ManualDisplay::greeted(&driver, 2);
+    assert_eq!(driver.receive().kind(), number::UNSPEC);
+    assert!(start.elapsed() < AT_ONCE, "the guest waits");
+}
+
+#[test]
 fn files_that_are_no_display_are_none() {
     let device = Device::start(&[]);
     let mut driver = device.connect();

@@ -61,6 +61,17 @@ fn large_resources_are_bounded_and_one_that_does_not_fit_harms_no_other() {
     assert_eq!(create(&mut driver, 5, 250, 250), number::OUT_OF_MEMORY);
 }
 
+#[test]
+fn more_than_the_host_has_is_refused_even_where_it_is_allowed() {
+    let device = Device::start(&["--headless", "--max-hostmem=4194304G"]);
+    let mut driver = device.connect();
+    for resource in 1..4 {
+        let kind = create(&mut driver, resource, 1 << 24, 1 << 24);
+        assert_eq!(kind, number::OUT_OF_MEMORY);
+    }
+    assert_eq!(create(&mut driver, 1, 64, 64), number::OK_NODATA);
+}
+
 /// Attaches long lists to resources 1 to 4, until one is refused.
 fn fill_with_backings(driver: &mut GpuDriver) -> u32 {
     for resource in 1..=4 {

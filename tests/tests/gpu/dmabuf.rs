@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use vhost_device_tests::front_end::gpu::{GpuDriver, command, number, words};
 use vhost_device_tests::process::PATIENCE;
 
-use crate::virgl::{CONTEXT, Y_0_TOP, context, done_in, in_context, picture, submit};
+use crate::virgl::{CONTEXT, Y_0_TOP, context, done_in, in_context, picture, submit, transfer};
 use crate::{Device, pass_display};
 
 const B8G8R8A8: u32 = 1;
@@ -584,6 +584,26 @@ fn a_renderer_that_refuses_is_refused() {
         let response = driver.run(&in_context(CONTEXT, kind, &body));
         assert_eq!(response.kind(), expected, "{function}");
     }
+    // What it does not take is on the 2D path.
+    let renderer = StandIn::new("resource_create", &[]);
+    let device = renderer.start(&[]);
+    let mut driver = device.connect();
+    let mut display = GlDisplay::connect(&driver, FEATURES);
+    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    let pages = driver.create(5, B8G8R8A8, 64, 32);
+    let resource = words(&[5, 0]);
+    for kind in [number::CTX_ATTACH_RESOURCE, number::CTX_DETACH_RESOURCE] {
+        done_in(&mut driver, CONTEXT, kind, &resource);
+    }
+    driver.draw(&pages, &[0x77; 64 * 32 * 4]);
+    driver.transfer(5, 64, ALL);
+    driver.set_scanout(0, 5, ALL);
+    display.told().assert(SCANOUT, &[0, 64, 32]);
+    driver.flush(5, ALL);
+    assert_eq!(display.told().words()[5..], [0x7777_7777; 64 * 32]);
+    let body = transfer(ALL, 0, 5, 0);
+    let response = driver.run(&command(number::TRANSFER_TO_HOST_3D, &body));
+    assert_eq!(response.kind(), number::INVALID_PARAMETER);
     // Without a display nobody is given buffers.
     let renderer = StandIn::new("", &[]);
     let device = renderer.start(&["--headless"]);

@@ -109,7 +109,7 @@ fn scanouts_larger_than_displays_can_be_are_refused() {
 }
 
 /// Where alpha (or nothing), red, green and blue are among the bytes of a pixel.
-const FORMATS: [(u32, [usize; 4]); 8] = [
+pub const FORMATS: [(u32, [usize; 4]); 8] = [
     (1, [3, 2, 1, 0]),
     (2, [3, 2, 1, 0]),
     (3, [0, 1, 2, 3]),

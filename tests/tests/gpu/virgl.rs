@@ -12,6 +12,7 @@ use vhost_device_tests::front_end::gpu::{
 use vhost_device_tests::front_end::{Buffer, FrontEnd, Options};
 use vhost_device_tests::process::{self, Program};
 
+use crate::scanouts::FORMATS;
 use crate::{B8G8R8X8, Device, QUIET, bytes, pattern};
 
 /// `pipe_texture_target`: bytes, and a picture.
@@ -69,7 +70,7 @@ pub fn picture(number: u32, width: u32, height: u32, flags: u32) -> Vec<u8> {
 }
 
 /// TRANSFER_TO_HOST_3D and TRANSFER_FROM_HOST_3D of a rectangle of a resource.
-fn transfer([x, y, w, h]: [u32; 4], offset: u64, resource: u32, stride: u32) -> Vec<u8> {
+pub fn transfer([x, y, w, h]: [u32; 4], offset: u64, resource: u32, stride: u32) -> Vec<u8> {
     let mut body = words(&[x, y, 0, w, h, 1]);
     body.extend(offset.to_le_bytes());
     body.extend(words(&[resource, 0, stride, 0]));
@@ -245,6 +246,97 @@ fn a_resource_of_3d_can_be_a_cursor() {
         display.next(),
         Shown::CursorImage(0, [10, 20, 3, 4], opaque)
     );
+}
+
+#[test]
+fn what_is_created_in_2d_can_be_used_by_contexts() {
+    if !is_there() {
+        return;
+    }
+    let device = Device::start(&["--virgl"]);
+    let (mut driver, display) = device.connect_with_display(Answers::default());
+    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    let (width, height) = (48, 20);
+    let all = [0, 0, width, height];
+    let drawn: Vec<u32> = pattern(width * height)
+        .iter()
+        .map(|pixel| pixel & 0xff_ffff)
+        .collect();
+    let pages = driver.create(1, B8G8R8X8, width, height);
+    let resource = words(&[1, 0]);
+    done_in(&mut driver, CONTEXT, number::CTX_ATTACH_RESOURCE, &resource);
+    driver.draw(&pages, &bytes(&drawn));
+    driver.transfer(1, width, all);
+    driver.set_scanout(0, 1, all);
+    assert_eq!(display.next(), Shown::Scanout(0, width, height));
+    driver.flush(1, all);
+    assert_eq!(colours(display.next()), (0, all, drawn.clone()));
+
+    // The context draws in it, then the guest draws over that.
+    let red = submit(&clear(1, [1.0, 0.0, 0.0]));
+    done_in(&mut driver, CONTEXT, number::SUBMIT_3D, &red);
+    driver.transfer(1, width, [7, 5, 10, 3]);
+    driver.flush(1, all);
+    let mixed: Vec<u32> = (0..width * height)
+        .map(|index| {
+            let is_new = (7..17).contains(&(index % width)) && (5..8).contains(&(index / width));
+            if is_new {
+                drawn[index as usize]
+            } else {
+                0xff_0000
+            }
+        })
+        .collect();
+    assert_eq!(colours(display.next()), (0, all, mixed.clone()));
+    let back = transfer(all, 0, 1, 0);
+    driver.done(number::TRANSFER_FROM_HOST_3D, &back);
+    let seen: Vec<u32> = driver.look(&pages)[..(width * height * 4) as usize]
+        .chunks_exact(4)
+        .map(|pixel| u32::from_le_bytes(pixel.try_into().unwrap()) & 0xff_ffff)
+        .collect();
+    assert_eq!(seen, mixed);
+
+    done_in(&mut driver, CONTEXT, number::CTX_DETACH_RESOURCE, &resource);
+    driver.done(number::DETACH_BACKING, &resource);
+    driver.done(number::UNREF, &resource);
+    assert_eq!(display.next(), Shown::Scanout(0, 0, 0));
+}
+
+#[test]
+fn pictures_of_all_formats_are_right_with_3d_too() {
+    if !is_there() {
+        return;
+    }
+    let device = Device::start(&["--virgl"]);
+    let (mut driver, display) = device.connect_with_display(Answers::default());
+    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    let image = pattern(64 * 64);
+    for (number, (format, places)) in (1..).zip(FORMATS) {
+        let memory: Vec<u8> = image
+            .iter()
+            .flat_map(|pixel| {
+                let mut bytes = [0; 4];
+                for (place, byte) in places.iter().zip(pixel.to_be_bytes()) {
+                    bytes[*place] = byte;
+                }
+                bytes
+            })
+            .collect();
+        let pages = driver.create(number, format, 64, 64);
+        let resource = words(&[number, 0]);
+        done_in(&mut driver, CONTEXT, number::CTX_ATTACH_RESOURCE, &resource);
+        driver.draw(&pages, &memory);
+        driver.transfer(number, 64, [0, 0, 64, 64]);
+        driver.set_scanout(0, number, [2, 1, 60, 50]);
+        if number == 1 {
+            assert_eq!(display.next(), Shown::Scanout(0, 60, 50));
+        }
+        driver.flush(number, [3, 2, 11, 7]);
+        let part = (2..9).flat_map(|y| &image[y * 64 + 3..][..11]);
+        let part = part.map(|pixel| pixel & 0xff_ffff).collect();
+        let expected = (0, [1, 1, 11, 7], part);
+        assert_eq!(colours(display.next()), expected, "format {format}");
+    }
 }
 
 #[test]

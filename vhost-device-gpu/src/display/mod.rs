@@ -134,6 +134,8 @@ impl Display {
 
     /// Uses another display from now on.
     pub fn connect(&mut self, socket: UnixStream) -> io::Result<()> {
+        // Of the display before this one; it waits for this one's answer from now on.
+        let question = self.question;
         self.disconnect();
         watch(&self.events, socket.as_fd())?;
         let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER);
@@ -148,6 +150,7 @@ impl Display {
             watches_room: true,
             stalled: false,
         });
+        self.question = question;
         for output in &mut self.outputs {
             output.announce = output.source.is_some();
             output.has_buffer = false;
