@@ -14,6 +14,7 @@ use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fstat, ftruncate, memfd
 use thiserror::Error;
 use vm_memory::{AtomicAccess, Bytes};
 
+use super::fault::{Step, after};
 use crate::memory::Mapping;
 
 /// Layout of the region of a split ring: features u64, version u16, number of descriptors u16, last batch head u16, used index u16,
@@ -187,7 +188,9 @@ impl InflightRing {
             self.store(DESCRIPTORS, self.size);
             self.store(LAST_BATCH_HEAD, 0u16);
             self.store(USED_INDEX, used_index);
+            after(Step::Sized);
             self.store(VERSION, LAYOUT_VERSION);
+            after(Step::Initialized);
             self.is_fresh = true;
             return Vec::new();
         }
@@ -200,10 +203,12 @@ impl InflightRing {
                     break;
                 }
                 self.store(Self::entry(head) + IN_FLIGHT, 0u8);
+                after(Step::OneRecovered);
                 head = self.load(Self::entry(head) + NEXT);
             }
         }
         self.store(USED_INDEX, used_index);
+        after(Step::IndexRecovered);
         let mut taken: Vec<(u64, u16)> = (0..self.size)
             .filter(|head| self.load::<u8>(Self::entry(*head) + IN_FLIGHT) != 0)
             .map(|head| (self.load(Self::entry(head) + COUNTER), head))
@@ -225,14 +230,18 @@ impl InflightRing {
     pub fn take(&mut self, head: u16) {
         self.store(Self::entry(head) + COUNTER, self.counter);
         self.counter = self.counter.wrapping_add(1);
+        after(Step::CounterNoted);
         self.store(Self::entry(head) + IN_FLIGHT, 1u8);
+        after(Step::Taken);
     }
 
     /// Notes that a request is completed, which the driver does not see yet.
     #[inline]
     pub fn complete(&mut self, head: u16) {
         self.store(Self::entry(head) + NEXT, self.load::<u16>(LAST_BATCH_HEAD));
+        after(Step::Linked);
         self.store(LAST_BATCH_HEAD, head);
+        after(Step::Completed);
         self.completed.push(head);
     }
 
@@ -242,10 +251,12 @@ impl InflightRing {
         let mut completed = std::mem::take(&mut self.completed);
         for head in completed.drain(..) {
             self.store(Self::entry(head) + IN_FLIGHT, 0u8);
+            after(Step::OneNoted);
         }
         // The storage is kept: nothing is allocated for a batch.
         self.completed = completed;
         self.store(USED_INDEX, used_index);
+        after(Step::IndexNoted);
     }
 }
 

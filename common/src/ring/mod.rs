@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Virtqueues: what is taken from the driver and what is given back, one format to a file.
 
+pub mod fault;
 pub mod inflight;
 mod split;
 
@@ -78,6 +79,12 @@ pub enum RingError {
     /// A descriptor to read follows one to write.
     #[error("a readable descriptor follows a writable one")]
     ReadableAfterWritable,
+    /// The front-end keeps a file of requests in flight, but has no room in it for this ring: they would be lost in a crash.
+    #[error("{size} descriptors, for which the front-end's file of requests in flight has no room")]
+    NoRoomInFlight {
+        /// Descriptors of the ring.
+        size: u16,
+    },
     /// An indirect table that is empty, no multiple of 16 bytes, nested, or not negotiated.
     #[error("bad indirect descriptor: {0}")]
     Indirect(&'static str),

@@ -13,6 +13,7 @@ use virtio_bindings::virtio_ring::{
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
+use super::fault::{Step, after};
 use super::inflight::InflightRing;
 use super::{MAX_INDIRECT_DESCRIPTORS, RingError, RingSetup};
 use crate::chain::{Chain, Segments};
@@ -210,6 +211,12 @@ impl SplitRing {
         self.recovered.len()
     }
 
+    /// Whether another device has worked on this ring, of which nobody knows if it called the driver for all that it published.
+    pub fn may_owe_call(&self) -> bool {
+        let inflight = self.inflight.as_ref();
+        inflight.is_some_and(|inflight| !inflight.was_fresh())
+    }
+
     /// Requests that were taken and not yet completed.
     pub fn held(&self) -> u16 {
         self.held
@@ -269,8 +276,10 @@ impl SplitRing {
         match recovered {
             Some(_) => {
                 self.recovered.pop_front();
+                after(Step::TakenAgain);
             }
             None => {
+                after(Step::Read);
                 if let Some(inflight) = &mut self.inflight {
                     inflight.take(head);
                 }
@@ -376,8 +385,10 @@ impl SplitRing {
         let entry = u64::from(chain.head()) | u64::from(written.min(most)) << 32;
         let place = ENTRIES + 8 * slot;
         let used = self.used.slice();
+        after(Step::CarriedOut);
         store(&used, place, entry as u32);
         store(&used, place + 4, (entry >> 32) as u32);
+        after(Step::UsedEntryWritten);
         if let Some(log) = self.memory.log() {
             self.mark_completed(log, &chain, place);
         }
@@ -402,6 +413,7 @@ impl SplitRing {
         let used = self.used.slice();
         // A failure is impossible: offset and alignment were checked when the ring was found.
         let _ = used.store(self.next_used.0.to_le(), INDEX, Ordering::Release);
+        after(Step::Published);
         self.mark_used(INDEX, 2);
         if let Some(inflight) = &mut self.inflight {
             inflight.published(self.next_used.0);

@@ -9,7 +9,7 @@ use vhost::vhost_user::message::VhostUserVringAddr;
 
 use crate::memory::GuestMemory;
 use crate::ring::inflight::InflightFile;
-use crate::ring::{Ring, RingSetup};
+use crate::ring::{Ring, RingError, RingSetup};
 use crate::worker::{EpollPoller, Poller, Queue, Token, Worker, signal};
 
 use super::SessionError;
@@ -80,11 +80,19 @@ impl Vring {
         inflight: Option<InflightFile>,
         worker: Arc<Worker>,
     ) -> Result<(), SessionError> {
-        let inflight = inflight.and_then(|file| file.ring(index, setup.size));
-        let ring = Ring::new(setup, Arc::new(memory), self.base, inflight).map_err(|source| {
-            self.error.iter().for_each(|error| signal(error));
-            SessionError::Ring { index, source }
-        })?;
+        let size = setup.size;
+        let room = |file: InflightFile| {
+            file.ring(index, size)
+                .ok_or(RingError::NoRoomInFlight { size })
+        };
+        let ring = inflight
+            .map(room)
+            .transpose()
+            .and_then(|inflight| Ring::new(setup, Arc::new(memory), self.base, inflight))
+            .map_err(|source| {
+                self.error.iter().for_each(|error| signal(error));
+                SessionError::Ring { index, source }
+            })?;
         let (next, recovered) = (ring.next_available(), ring.recovered());
         let mut queue = Queue::new(index, ring, self.enabled);
         queue.set_call(self.call.clone());

@@ -387,9 +387,19 @@ impl<H: QueueHandler> Thread<H> {
 
     /// Finishes what is held for a queue and lets go of it.
     fn stop(&mut self, index: u16) -> Option<u16> {
-        self.handler.drain(self.queues.get_mut(index)?);
-        while self.queues.get_mut(index)?.held() > 0 {
-            self.wait(None);
+        let mut recovered = usize::MAX;
+        loop {
+            self.handler.drain(self.queues.get_mut(index)?);
+            while self.queues.get_mut(index)?.held() > 0 {
+                self.wait(None);
+            }
+            // The available index counts these among those that are done with.
+            let queue = self.queues.get_mut(index)?;
+            let before = std::mem::replace(&mut recovered, queue.begin_recovered());
+            if recovered == 0 || recovered == before {
+                break;
+            }
+            self.handler.process(queue);
         }
         let queue = self.queues.get_mut(index)?;
         queue.publish();

@@ -31,7 +31,7 @@ pub struct Queue {
     budget: u16,
     /// The ring is corrupt, and left alone until it is set up anew.
     broken: bool,
-    /// The driver was to be called while there was no eventfd to do so.
+    /// The driver is to be called as soon as there is an eventfd to do so.
     owes_call: bool,
 }
 
@@ -39,6 +39,7 @@ impl Queue {
     pub(crate) fn new(index: u16, ring: Ring, enabled: bool) -> Self {
         Self {
             index,
+            owes_call: ring.may_owe_call(),
             ring,
             kick: None,
             call: None,
@@ -47,7 +48,6 @@ impl Queue {
             pending: true,
             budget: 0,
             broken: false,
-            owes_call: false,
         }
     }
 
@@ -150,6 +150,17 @@ impl Queue {
     pub(super) fn begin_batch(&mut self) {
         self.budget = BATCH;
         self.ring.suppress_kicks();
+    }
+
+    /// Lets the handler take what a device before this one had taken, and no more. Returns how many requests that are.
+    pub(super) fn begin_recovered(&mut self) -> usize {
+        let recovered = if self.broken {
+            0
+        } else {
+            self.ring.recovered()
+        };
+        self.budget = recovered.min(BATCH.into()) as u16;
+        recovered
     }
 
     /// Whether the handler took requests in this batch.
