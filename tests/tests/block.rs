@@ -14,6 +14,8 @@ mod direct;
 mod durability;
 #[path = "block/errors.rs"]
 mod errors;
+#[path = "block/faults.rs"]
+mod faults;
 #[path = "block/framing.rs"]
 mod framing;
 #[path = "block/load.rs"]

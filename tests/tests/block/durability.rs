@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 
 use vhost::VhostBackend;
@@ -49,9 +50,14 @@ struct Cachestat {
 
 /// Pages of `file` that are not on its disk.
 fn unwritten_pages(file: &File) -> io::Result<u64> {
-    let all = CachestatRange {
-        offset: 0,
-        length: 0,
+    unwritten_pages_in(file, 0..0)
+}
+
+/// Pages in a range of `file` that are not on its disk; an empty range is all of it.
+pub fn unwritten_pages_in(file: &File, range: Range<u64>) -> io::Result<u64> {
+    let range = CachestatRange {
+        offset: range.start,
+        length: range.end - range.start,
     };
     let mut counts = Cachestat::default();
     // SAFETY: both structs are those of the kernel's interface, and live during the call.
@@ -59,7 +65,7 @@ fn unwritten_pages(file: &File) -> io::Result<u64> {
         libc::syscall(
             CACHESTAT,
             file.as_raw_fd(),
-            &raw const all,
+            &raw const range,
             &raw mut counts,
             0,
         )

@@ -68,6 +68,11 @@ impl Load {
         &self.queue
     }
 
+    /// The same, to wait on.
+    pub fn queue_mut(&mut self) -> &mut Queue {
+        &mut self.queue
+    }
+
     /// Takes a request that came back.
     pub fn take(&mut self) -> Option<(usize, Completion)> {
         let used = self.queue.take_used()?;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
+use vhost_device_common::ring::fault::KILL_AFTER;
 use vhost_device_tests::guest::find_program;
 use vhost_device_tests::process;
 
@@ -191,6 +192,19 @@ fn completions_know_each_option() {
                 None => println!("syntax of {path:?} not checked: {shell} is not installed"),
             }
         }
+    }
+}
+
+/// What is for tests alone is not for users.
+#[test]
+#[ignore = "builds release binaries"]
+fn no_device_can_be_told_to_kill_itself() {
+    let tree = install();
+    for (name, path) in programs(tree.path()) {
+        let program = fs::read(path).unwrap();
+        let variable = KILL_AFTER.as_bytes();
+        let mut windows = program.windows(variable.len());
+        assert!(windows.all(|bytes| bytes != variable), "{name} can");
     }
 }
 

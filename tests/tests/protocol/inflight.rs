@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The file in which requests under way are noted (INFLIGHT_SHMFD).
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
+use vhost_device_tests::front_end::connection::payload;
+use vhost_device_tests::front_end::{GuestMemory, Queue, QueueOptions};
 use vhost_device_tests::target::Target;
 
-use crate::{Message, Peer, assert_refused, start};
+use crate::{Message, PATIENCE, Peer, assert_refused, ring_start, start};
 
 /// The payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD.
 fn description(size: u64, offset: u64, queues: u16, queue_size: u16) -> Vec<u8> {
@@ -18,6 +22,21 @@ fn description(size: u64, offset: u64, queues: u16, queue_size: u16) -> Vec<u8> 
 /// Bytes of the region of a split ring, which begins at a multiple of 64.
 fn region(queue_size: u64) -> u64 {
     (16 + 16 * queue_size).next_multiple_of(64)
+}
+
+/// A file of this length.
+fn sized(length: u64) -> OwnedFd {
+    let file = memfd_create("inflight", MemfdFlags::CLOEXEC).unwrap();
+    ftruncate(&file, length).unwrap();
+    file
+}
+
+fn queue(memory: &GuestMemory, size: u16) -> Queue {
+    let options = QueueOptions {
+        size,
+        ..Default::default()
+    };
+    Queue::new(memory, options)
 }
 
 fn has_inflight(target: &dyn Target, test: &str) -> bool {
@@ -57,12 +76,6 @@ fn a_malformed_description_is_refused(target: &dyn Target) {
         return;
     }
     let queues = Peer::new(&target.start()).queues as u16;
-    let file = || rustix::fs::memfd_create("inflight", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
-    let sized = |length| {
-        let file = file();
-        rustix::fs::ftruncate(&file, length).unwrap();
-        file
-    };
     assert_refused(
         target,
         |_| {},
@@ -94,7 +107,75 @@ fn a_malformed_description_is_refused(target: &dyn Target) {
     );
 }
 
+/// Its requests would be lost in a crash, and nobody would know.
+fn a_ring_that_the_file_has_no_room_for_does_not_start(target: &dyn Target) {
+    if !has_inflight(
+        target,
+        "a_ring_that_the_file_has_no_room_for_does_not_start",
+    ) {
+        return;
+    }
+    let (_running, peer) = start(target);
+    let keep = |size: u16| {
+        let file = sized(region(size.into()));
+        let description = description(region(size.into()), 0, 1, size);
+        let files = [file.as_fd()];
+        peer.done(FrontendReq::SET_INFLIGHT_FD, &description, &files);
+    };
+    let memory = GuestMemory::new(&[(0, 1 << 20)]);
+    let queue = queue(&memory, 64);
+    keep(32);
+    let mut refused = Vec::new();
+    for message in ring_start(&peer, &memory, &queue) {
+        let outcome = peer.acknowledged(message.request, &message.payload, &message.fds());
+        if outcome.unwrap() != 0 {
+            refused.push(message.request);
+        }
+    }
+    assert_eq!(refused, [FrontendReq::SET_VRING_KICK]);
+    assert!(queue.wait_error(PATIENCE), "the front-end is not told");
+    keep(64);
+    for message in ring_start(&peer, &memory, &queue) {
+        peer.done(message.request, &message.payload, &message.fds());
+    }
+    assert!(!queue.wait_error(Duration::ZERO));
+}
+
+/// What is in the file is the front-end's: nothing of it is taken on trust.
+fn nonsense_in_the_file_does_no_harm(target: &dyn Target) {
+    const SIZE: u16 = 64;
+    if !has_inflight(target, "nonsense_in_the_file_does_no_harm") {
+        return;
+    }
+    let running = target.start();
+    let mut random = fastrand::Rng::with_seed(3);
+    for _ in 0..50 {
+        let peer = Peer::new(&running);
+        let memory = GuestMemory::new(&[(0, 1 << 20)]);
+        let queue = queue(&memory, SIZE);
+        let length = region(SIZE.into());
+        let mut contents = vec![0; length as usize];
+        random.fill(&mut contents);
+        // Version 1, and as many descriptors as the ring has.
+        contents[8..12].copy_from_slice(&[1u16, SIZE].map(u16::to_ne_bytes).concat());
+        let file = sized(length);
+        assert_eq!(rustix::io::pwrite(&file, &contents, 0), Ok(contents.len()));
+        peer.done(
+            FrontendReq::SET_INFLIGHT_FD,
+            &description(length, 0, 1, SIZE),
+            &[file.as_fd()],
+        );
+        for message in ring_start(&peer, &memory, &queue) {
+            peer.done(message.request, &message.payload, &message.fds());
+        }
+        peer.ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(0, 0));
+        peer.assert_alive();
+    }
+}
+
 crate::for_each_target![
+    nonsense_in_the_file_does_no_harm,
+    a_ring_that_the_file_has_no_room_for_does_not_start,
     a_file_has_room_for_what_was_asked_and_is_empty,
     a_malformed_description_is_refused,
 ];

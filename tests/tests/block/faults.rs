@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A device that is killed after each step of taking and completing requests. Debug builds of it do that to themselves.
+
+use fastrand::Rng;
+use vhost::VhostBackend;
+use vhost_device_common::ring::fault::{KILL_AFTER, Step};
+
+use crate::Variant;
+use crate::crash::{Crashes, DEPTH, FLUSHES};
+
+/// How often a step is done before the kill: in the first batch, after it, and others.
+const PASSAGES: [u64; 4] = [1, 2, 64, 65];
+/// Answers after which a device that is to be killed must be dead, or does the step less often.
+const MOST: u64 = 2 * DEPTH as u64;
+
+/// What must be left for a device that is to do a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// Requests.
+    Work,
+    /// A region that is new.
+    NewRegion,
+    /// A batch that was published and not noted.
+    UnnotedBatch,
+    /// Requests that another device has taken.
+    TakenRequests,
+}
+
+fn needed_for(step: Step) -> Left {
+    match step {
+        Step::Sized | Step::Initialized => Left::NewRegion,
+        Step::OneRecovered | Step::IndexRecovered => Left::UnnotedBatch,
+        Step::TakenAgain => Left::TakenRequests,
+        _ => Left::Work,
+    }
+}
+
+impl Crashes {
+    /// Starts a device that is to be killed when it has done `step` for the `passage`th time. Returns whether it was.
+    fn is_killed_after(&mut self, step: Step, passage: u64) -> bool {
+        self.environment = vec![(KILL_AFTER, format!("{}:{passage}", step.name()))];
+        // QEMU has it go on there.
+        self.restart(self.load.queue().used_index());
+        self.work(None, MOST);
+        let is_killed = self.answered < MOST;
+        if !is_killed {
+            self.kill();
+        }
+        self.assert_killed();
+        is_killed
+    }
+}
+
+fn nothing_is_lost_by_a_kill_after_any_step(variant: Variant) {
+    let mut random = Rng::with_seed(5);
+    let mut crashes = Crashes::start(variant, FLUSHES);
+    crashes.kill();
+    crashes.assert_killed();
+    for &step in Step::ALL {
+        let others: [u64; 2] = std::array::from_fn(|_| random.u64(1..=200));
+        let mut killed = Vec::new();
+        for passage in PASSAGES.into_iter().chain(others) {
+            match needed_for(step) {
+                Left::Work => {}
+                Left::NewRegion if passage > 1 => break,
+                Left::NewRegion => {
+                    crashes.environment.clear();
+                    crashes.restart(crashes.load.queue().used_index());
+                    crashes.begin_anew();
+                }
+                Left::UnnotedBatch => {
+                    crashes.is_killed_after(Step::Published, random.u64(1..=8));
+                }
+                Left::TakenRequests => {
+                    crashes.is_killed_after(Step::Taken, random.u64(1..=64));
+                }
+            }
+            if crashes.is_killed_after(step, passage) {
+                killed.push(passage);
+            }
+        }
+        println!("killed after {step:?}: {killed:?}");
+        assert_eq!(killed.first(), Some(&1), "no device does {step:?}");
+    }
+    crashes.environment.clear();
+    crashes.restart(crashes.load.queue().used_index());
+    crashes.finish();
+}
+
+/// Such a ring has a base like any other, so that what is not answered then would be lost.
+fn a_ring_that_stops_before_it_is_enabled_answers_what_was_taken(variant: Variant) {
+    let mut crashes = Crashes::start(variant, 0);
+    crashes.kill();
+    crashes.assert_killed();
+    assert!(crashes.is_killed_after(Step::Taken, 50));
+    crashes.environment.clear();
+    let front_end = crashes.replace().unwrap();
+    let queue = crashes.load.queue();
+    let answered = queue.used_index();
+    front_end.configure(0, queue, answered).unwrap();
+    let kick = queue.kick_fd();
+    front_end.call().set_vring_kick(0, kick).unwrap();
+    let base = front_end.stop(0).unwrap();
+    let queue = crashes.load.queue();
+    assert!(queue.used_index() != answered, "nothing was taken");
+    assert_eq!(queue.used_index(), base);
+    front_end.start(0, queue, base).unwrap();
+    crashes.front_end = Some(front_end);
+    crashes.finish();
+}
+
+crate::for_each_variant![
+    nothing_is_lost_by_a_kill_after_any_step,
+    a_ring_that_stops_before_it_is_enabled_answers_what_was_taken,
+];
