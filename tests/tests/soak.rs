@@ -2,7 +2,8 @@
 //! The short form of `cargo xtask soak`, and what becomes of a back-end that loses something.
 
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::process::{Command, Output};
 
 use vhost_device_tests::process::{BIN_DIR, binary};
@@ -30,30 +31,35 @@ fn nothing_is_lost_in_a_short_run() {
     assert!(text.trim_end().ends_with(", 0 lost"));
 }
 
-#[test]
-fn a_back_end_that_ends_is_a_loss_and_the_seed_is_printed() {
+/// Runs rng with another back-end: one that reads from `source` whatever it is asked for.
+fn soak_with_source(source: &Path) -> String {
     let directory = tempfile::tempdir().unwrap();
-    let mut command = soak(&["--seconds=5", "--only=rng", "--seed=7"]);
-    command.env(BIN_DIR, directory.path());
-    // Another back-end for a while, without the quota.
     let script = format!(
-        "#!/bin/sh\nfor option; do case $option in --socket-path=*) break;; esac; done\nexec {:?} \"$option\"\n",
+        "#!/bin/sh\nfor option; do :; done\nexec {:?} --rng-source={source:?} \"$option\"\n",
         binary("vhost-device-rng").unwrap()
     );
     let program = directory.path().join("vhost-device-rng");
     fs::write(&program, script).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
-    symlink(
-        binary("vhost-device-gpu").unwrap(),
-        directory.path().join("vhost-device-gpu"),
-    )
-    .unwrap();
-    let output = command.output().unwrap();
+    let mut command = soak(&["--seconds=5", "--patience=1", "--only=rng", "--seed=7"]);
+    let output = command.env(BIN_DIR, directory.path()).output().unwrap();
     let text = text(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("seed=7"), "{text}");
     assert!(text.contains("LOST: rng: "), "{text}");
-    assert!(text.contains("byte 0 of the source"), "{text}");
+    text
+}
+
+#[test]
+fn a_wrong_byte_is_a_loss() {
+    let text = soak_with_source(Path::new("/dev/urandom"));
+    assert!(text.contains("byte 0 of the source is not"), "{text}");
+}
+
+#[test]
+fn a_request_that_is_not_answered_is_a_loss() {
+    let text = soak_with_source(Path::new("/dev/null"));
+    assert!(text.contains("is not answered within 1s"), "{text}");
 }
 
 #[test]

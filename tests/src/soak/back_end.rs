@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 use super::report::Sample;
-use super::{Loss, PATIENCE};
+use super::{Loss, patience};
 use crate::process::{Program, Resources, Signal, command, option};
 
 /// How long the process may take to end after SIGTERM. The protocol's conventions say "quickly"; this is what managers wait.
@@ -76,7 +76,7 @@ impl BackEnd {
     /// Kills the process.
     pub fn kill(&mut self) -> Result<(), Loss> {
         self.check()?;
-        self.program.end(Signal::KILL, PATIENCE)?;
+        self.program.end(Signal::KILL, patience())?;
         Ok(())
     }
 
@@ -100,7 +100,7 @@ impl BackEnd {
 
     /// Waits until the process, which nobody is connected to, holds no more than when it was new.
     pub fn wait_until_idle(&mut self) -> Result<Sample, Loss> {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + patience();
         let most = self.most;
         loop {
             self.check()?;

@@ -16,7 +16,7 @@ use super::back_end::BackEnd;
 use super::fault::Fault;
 use super::report::Tally;
 use super::scenario::Scenario;
-use super::{Loss, PATIENCE};
+use super::{Loss, patience};
 use crate::front_end::connection::{VERSION, message};
 use crate::front_end::memory::Region;
 use crate::front_end::{FrontEnd, GuestMemory, Options, Queue, QueueOptions};
@@ -48,7 +48,7 @@ impl Link {
     pub fn new(back_end: BackEnd, sizes: &[u16], memory: &[(u64, usize)]) -> Result<Self, Loss> {
         let options = Options {
             memory: memory.to_vec(),
-            timeout: PATIENCE,
+            timeout: patience(),
             ..Options::default()
         };
         let front_end = FrontEnd::connect(back_end.socket(), &options)?;
@@ -121,7 +121,7 @@ impl Link {
     /// Connects to the same back-end, or another one, with the same memory.
     fn connect(&mut self) -> Result<(), Loss> {
         let options = Options {
-            timeout: PATIENCE,
+            timeout: patience(),
             features: self.front_end.features(),
             ..Options::default()
         };

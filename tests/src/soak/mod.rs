@@ -22,7 +22,7 @@ pub mod scenario;
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -34,8 +34,13 @@ use crate::process::ProcessError;
 use report::{Report, Tally};
 use scenario::{Lives, Start};
 
+/// What is answered later than this is lost: seconds.
+static PATIENCE: AtomicU64 = AtomicU64::new(60);
+
 /// What is answered later than this is lost.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+fn patience() -> Duration {
+    Duration::from_secs(PATIENCE.load(Ordering::Relaxed))
+}
 
 /// How often the progress is printed.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -52,6 +57,9 @@ pub struct SoakOptions {
     /// Start of all random numbers, to inject the same faults in the same order again [default: any]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Seconds after which what is not answered is lost
+    #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+    pub patience: u64,
     /// Only scenarios whose name contains this; may be given more than once
     #[arg(long, value_name = "TEXT")]
     pub only: Vec<String>,
@@ -74,6 +82,13 @@ fn minutes(text: &str) -> Result<f64, String> {
 /// Something was lost, or can not be told. What, and by how much.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Loss(pub String);
+
+impl Loss {
+    /// Nobody waits any longer for `what`.
+    fn late(what: &str) -> Self {
+        Loss(format!("{what} is not answered within {:?}", patience()))
+    }
+}
 
 impl fmt::Debug for Loss {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -162,6 +177,7 @@ pub fn run(options: &SoakOptions) -> Result<Report, SoakError> {
     }
     let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
     let duration = options.duration();
+    PATIENCE.store(options.patience, Ordering::Relaxed);
     println!("soak: {} s, --seed={seed}", duration.as_secs());
     let begin = Instant::now();
     let end = begin + duration;

@@ -18,7 +18,7 @@ use super::fault::Fault;
 use super::link::{Link, MOVING_SIZE};
 use super::report::Tally;
 use super::scenario::{Lives, Scenario, Start};
-use super::{Loss, PATIENCE};
+use super::{Loss, patience};
 use crate::front_end::{Buffer, GuestMemory, Used};
 use crate::process::{Resources, option};
 
@@ -248,9 +248,9 @@ impl Entropy {
         if self.take(tally)? == 0 {
             self.link.queues[0].wait_used(Duration::from_millis(5));
             if let Some(first) = self.pending.front()
-                && first.since.elapsed() > PATIENCE
+                && first.since.elapsed() > patience()
             {
-                return Err(Loss(format!("no bytes for more than {PATIENCE:?}")));
+                return Err(Loss::late("a request for bytes"));
             }
         }
         Ok(())

@@ -17,7 +17,7 @@ use super::fault::Fault;
 use super::link::{Link, MOVING_SIZE};
 use super::report::Tally;
 use super::scenario::{Lives, Scenario, Start};
-use super::{Loss, PATIENCE};
+use super::{Loss, patience};
 use crate::front_end::block::{
     DISCARD, FLUSH, GET_ID, HEADER_SIZE, ID_SIZE, IN, IOERR, NO_STATUS, OK, OUT, SECTOR_SIZE,
     UNMAP, UNSUPP, WRITE_ZEROES, header, segment,
@@ -316,10 +316,7 @@ impl Block {
     fn assert_answered(&self) -> Result<(), Loss> {
         let all = self.pending.iter().flatten().flatten();
         match all.map(|pending| pending.since).min() {
-            Some(since) if since.elapsed() > PATIENCE => Err(Loss(format!(
-                "{} requests are under way, one for more than {PATIENCE:?}",
-                self.under_way
-            ))),
+            Some(since) if since.elapsed() > patience() => Err(Loss::late("a request")),
             _ => Ok(()),
         }
     }

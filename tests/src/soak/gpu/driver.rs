@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::front_end::Buffer;
 use crate::front_end::gpu::{HEADER_SIZE, fenced_command, number, words};
 use crate::soak::link::Link;
-use crate::soak::{Loss, PATIENCE};
+use crate::soak::{Loss, patience};
 
 /// Bytes of the longest command, and of the longest response.
 const COMMAND: u64 = 8 << 10;
@@ -114,8 +114,8 @@ impl Driver {
     /// Waits for the command that is under way.
     pub fn finish(&mut self) -> Result<Option<Response>, Loss> {
         while let Some((_, since)) = &self.under_way {
-            if since.elapsed() > PATIENCE {
-                return Err(Loss(format!("a command is under way for {PATIENCE:?}")));
+            if since.elapsed() > patience() {
+                return Err(Loss::late("a command"));
             }
             self.link.queues[0].wait_used(Duration::from_millis(100));
             if let Some(response) = self.receive()? {
@@ -155,8 +155,8 @@ impl Driver {
         self.link.memory().write(place, &command);
         let queue = &mut self.link.queues[1];
         queue.submit(&[Buffer::readable(place, command.len() as u32)]);
-        if !queue.wait_used(PATIENCE) {
-            return Err(Loss("a cursor command is not answered".into()));
+        if !queue.wait_used(patience()) {
+            return Err(Loss::late("a cursor command"));
         }
         queue.take_used();
         Ok(())
