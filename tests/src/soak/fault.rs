@@ -32,6 +32,8 @@ pub enum Fault {
     Sigterm,
     /// The process is killed, and another one started.
     Sigkill,
+    /// The state is saved, and loaded by another process, or over another connection.
+    DeviceState,
     /// Others connect meanwhile, and send nonsense.
     Garbage,
     /// Another display.
@@ -64,6 +66,7 @@ impl Fault {
         Self::SetMemTable,
         Self::Reconnect,
         Self::Vanish,
+        Self::DeviceState,
         Self::Garbage,
     ];
 
@@ -96,6 +99,7 @@ impl fmt::Display for Fault {
             Self::Vanish => "front-end gone without GET_VRING_BASE",
             Self::Sigterm => "SIGTERM, and another process",
             Self::Sigkill => "SIGKILL, and another process",
+            Self::DeviceState => "SET_DEVICE_STATE_FD, save and load",
             Self::Garbage => "connections with nonsense",
             Self::GpuSetSocket => "GPU_SET_SOCKET",
             Self::SlowDisplay => "slow display",

@@ -15,7 +15,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserInflight};
 use super::back_end::BackEnd;
 use super::fault::Fault;
 use super::report::Tally;
-use super::scenario::Scenario;
+use super::scenario::{Lives, Scenario};
 use super::{Loss, patience};
 use crate::front_end::connection::{VERSION, message};
 use crate::front_end::memory::Region;
@@ -141,9 +141,15 @@ impl Link {
     /// Rings as if they were new, for a driver that begins anew.
     fn renew(&mut self) -> Result<(), Loss> {
         self.queues.iter_mut().for_each(|queue| queue.reset(0));
+        self.renew_inflight()?;
+        self.start_all(&vec![0; self.queues.len()])
+    }
+
+    /// Nothing is under way.
+    fn renew_inflight(&mut self) -> Result<(), Loss> {
         let (old, _) = self.inflight;
         self.inflight = inflight(&self.front_end, old.num_queues, old.queue_size)?;
-        self.start_unknown()
+        Ok(())
     }
 
     fn add_moving(&mut self) -> u64 {
@@ -265,32 +271,53 @@ pub fn inject(
             scenario.link().disconnect(tally)?;
             scenario.link().connect()?;
             scenario.link().start_all(&bases)?;
-            scenario.connected(false)?;
+            scenario.connected(false, false)?;
         }
         Fault::Vanish => {
             scenario.link().disconnect(tally)?;
             scenario.collect(tally)?;
             scenario.link().connect()?;
             scenario.link().start_unknown()?;
-            scenario.connected(false)?;
+            scenario.connected(false, false)?;
         }
         Fault::Sigterm | Fault::Sigkill => {
-            let back_end = &mut scenario.link().back_end;
-            match fault {
-                Fault::Sigkill => back_end.kill()?,
-                _ => back_end.terminate()?,
-            }
-            tally.reborn();
-            scenario.link().garbage.clear();
-            scenario.collect(tally)?;
-            scenario.inspect()?;
-            scenario.link().back_end.start_again()?;
+            replace_process(scenario, fault, tally)?;
             scenario.link().connect()?;
             scenario.link().start_unknown()?;
-            scenario.connected(true)?;
+            scenario.connected(true, false)?;
+        }
+        Fault::DeviceState => {
+            let bases = scenario.link().stop_all()?;
+            scenario.collect(tally)?;
+            let state = scenario.link().front_end.save_state()?;
+            let is_new = scenario.lives() == Lives::Many;
+            match is_new {
+                true => replace_process(scenario, Fault::Sigterm, tally)?,
+                false => scenario.link().disconnect(tally)?,
+            }
+            let link = scenario.link();
+            link.connect()?;
+            link.front_end.load_state(&state)?;
+            link.renew_inflight()?;
+            link.start_all(&bases)?;
+            scenario.connected(is_new, true)?;
         }
         Fault::Garbage => scenario.link().send_garbage(random)?,
         _ => scenario.inject(fault, tally)?,
     }
     Ok(())
+}
+
+/// Ends the process, by SIGKILL or SIGTERM, and starts another one.
+fn replace_process(scenario: &mut dyn Scenario, signal: Fault, tally: &Tally) -> Result<(), Loss> {
+    let back_end = &mut scenario.link().back_end;
+    match signal {
+        Fault::Sigkill => back_end.kill()?,
+        _ => back_end.terminate()?,
+    }
+    tally.reborn();
+    scenario.link().garbage.clear();
+    scenario.collect(tally)?;
+    scenario.inspect()?;
+    scenario.link().back_end.start_again()
 }

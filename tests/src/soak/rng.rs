@@ -262,8 +262,8 @@ impl Scenario for Entropy {
         &mut self.link
     }
 
-    fn faults(&self) -> Vec<Fault> {
-        self.lives.faults(&[])
+    fn lives(&self) -> Lives {
+        self.lives
     }
 
     fn load(&mut self, until: Instant, tally: &Tally) -> Result<(), Loss> {
@@ -290,7 +290,7 @@ impl Scenario for Entropy {
         self.source.begin_anew()
     }
 
-    fn connected(&mut self, is_new: bool) -> Result<(), Loss> {
+    fn connected(&mut self, is_new: bool, _has_state: bool) -> Result<(), Loss> {
         if is_new {
             self.window = (self.link.back_end.began(), 0);
         }

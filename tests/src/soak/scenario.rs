@@ -27,7 +27,7 @@ pub enum Lives {
 
 impl Lives {
     /// The faults for a device, with those that only it knows.
-    pub fn faults(self, own: &[Fault]) -> Vec<Fault> {
+    fn faults(self, own: &[Fault]) -> Vec<Fault> {
         let deadly = match self {
             Self::One => &[],
             Self::Many => Fault::DEADLY,
@@ -52,8 +52,13 @@ pub trait Scenario {
     /// The back-end and the connection to it.
     fn link(&mut self) -> &mut Link;
 
-    /// The faults to inject. One that is there twice comes twice as often.
-    fn faults(&self) -> Vec<Fault>;
+    /// Whether its process is ended and started again.
+    fn lives(&self) -> Lives;
+
+    /// The faults that only this device knows. One that is there twice comes twice as often.
+    fn own_faults(&self) -> &'static [Fault] {
+        &[]
+    }
 
     /// Carries load until then, and compares what comes back. Requests may stay under way.
     fn load(&mut self, until: Instant, tally: &Tally) -> Result<(), Loss>;
@@ -69,9 +74,9 @@ pub trait Scenario {
         Ok(())
     }
 
-    /// The connection (or, if `is_new`, the process) is another one, and its rings run.
-    fn connected(&mut self, is_new: bool) -> Result<(), Loss> {
-        let _ = is_new;
+    /// The connection (or, if `is_new`, the process) is another one, and its rings run. With `has_state`, it has the state of the old one.
+    fn connected(&mut self, is_new: bool, has_state: bool) -> Result<(), Loss> {
+        let _ = (is_new, has_state);
         Ok(())
     }
 
@@ -111,7 +116,7 @@ fn run(
     tally: &Tally,
     stop: &dyn Fn() -> bool,
 ) -> Result<(), Loss> {
-    let faults = scenario.faults();
+    let faults = scenario.lives().faults(scenario.own_faults());
     while !stop() {
         let pause = Duration::from_millis(random.u64(..PAUSE));
         let fault = faults[random.usize(..faults.len())];

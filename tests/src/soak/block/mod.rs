@@ -351,8 +351,8 @@ impl Scenario for Block {
         &mut self.link
     }
 
-    fn faults(&self) -> Vec<Fault> {
-        self.lives.faults(&[])
+    fn lives(&self) -> Lives {
+        self.lives
     }
 
     fn load(&mut self, until: Instant, tally: &Tally) -> Result<(), Loss> {

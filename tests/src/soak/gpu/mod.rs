@@ -228,8 +228,12 @@ impl Scenario for Gpu {
         &mut self.driver.link
     }
 
-    fn faults(&self) -> Vec<Fault> {
-        self.lives.faults(Fault::DISPLAY)
+    fn lives(&self) -> Lives {
+        self.lives
+    }
+
+    fn own_faults(&self) -> &'static [Fault] {
+        Fault::DISPLAY
     }
 
     fn load(&mut self, until: Instant, tally: &Tally) -> Result<(), Loss> {
@@ -255,11 +259,11 @@ impl Scenario for Gpu {
                 self.cursors = [None; SHOWN];
                 Ok(())
             }
-            _ => self.connected(false),
+            _ => self.connected(false, false),
         }
     }
 
-    fn connected(&mut self, _is_new: bool) -> Result<(), Loss> {
+    fn connected(&mut self, _is_new: bool, _has_state: bool) -> Result<(), Loss> {
         self.clear();
         self.cursors = [None; SHOWN];
         self.set_display(Answers::default())
