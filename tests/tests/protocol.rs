@@ -8,6 +8,8 @@
 mod config;
 #[path = "protocol/device_state.rs"]
 mod device_state;
+#[path = "protocol/dirty_log.rs"]
+mod dirty_log;
 #[path = "protocol/features.rs"]
 mod features;
 #[path = "protocol/framing.rs"]
@@ -47,6 +49,7 @@ fn known_protocol_features() -> ProtocolFeatures {
         | ProtocolFeatures::CONFIGURE_MEM_SLOTS
         | ProtocolFeatures::INFLIGHT_SHMFD
         | ProtocolFeatures::DEVICE_STATE
+        | ProtocolFeatures::LOG_SHMFD
         | ProtocolFeatures::STATUS
 }
 

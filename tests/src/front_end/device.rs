@@ -20,6 +20,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::connection::DEFAULT_TIMEOUT;
+use super::dirty_log::{DirtyLog, LOG_ALL, LOG_RING};
 use super::memory::{GuestMemory, Region};
 use super::queue::{Queue, QueueOptions};
 use super::watchdog::Watchdog;
@@ -52,11 +53,11 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// All features but packed rings (34) and ring reset (40), no logging (26); the protocol features that
+    /// All features but packed rings (34) and ring reset (40), and no logging; the protocol features that
     /// this front-end has a use for; 64 MiB of memory in two regions with a hole between them.
     fn default() -> Self {
         Options {
-            features: !(1 << 34 | 1 << 40 | 1 << 26),
+            features: !(1 << 34 | 1 << 40 | LOG_ALL),
             protocol_features: VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::REPLY_ACK
                 | VhostUserProtocolFeatures::CONFIG
@@ -64,6 +65,7 @@ impl Default for Options {
                 | VhostUserProtocolFeatures::RESET_DEVICE
                 | VhostUserProtocolFeatures::INFLIGHT_SHMFD
                 | VhostUserProtocolFeatures::DEVICE_STATE
+                | VhostUserProtocolFeatures::LOG_SHMFD
                 | VhostUserProtocolFeatures::STATUS
                 | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS,
             need_reply: true,
@@ -317,6 +319,31 @@ impl FrontEnd {
             avail_ring_addr: self.memory.user_address(layout.avail),
             log_addr: None,
         }
+    }
+
+    /// Gives the back-end another log of dirty pages.
+    pub fn set_log(&self, log: &DirtyLog) -> Result<()> {
+        assert!(self.has(VhostUserProtocolFeatures::LOG_SHMFD));
+        self.call().set_log_base(0, Some(log.region()))?;
+        Ok(())
+    }
+
+    /// Has the back-end log what it writes, or not any more. Rings are another matter: [`FrontEnd::log_ring`].
+    pub fn log_writes(&self, on: bool) -> Result<()> {
+        let log = if on { LOG_ALL } else { 0 };
+        self.call().set_features(self.features | log)?;
+        Ok(())
+    }
+
+    /// Has the back-end log what it writes to the used ring of ring `index`, by guest address `log`, or not any more.
+    pub fn log_ring(&self, index: usize, ring: &VringConfigData, log: Option<u64>) -> Result<()> {
+        let ring = VringConfigData {
+            flags: if log.is_some() { LOG_RING } else { 0 },
+            log_addr: log,
+            ..*ring
+        };
+        self.call().set_vring_addr(index, &ring)?;
+        Ok(())
     }
 
     /// Stops ring `index` with GET_VRING_BASE and returns the avail index to start it again at.

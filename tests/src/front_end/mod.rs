@@ -6,6 +6,7 @@
 //! - [`connection`]: [`RawConnection`], which sends any bytes and any file descriptors, well-formed or not;
 //! - [`device`]: [`FrontEnd`], which negotiates and starts rings through the `vhost` crate's `Frontend`;
 //! - [`queue`]: [`Queue`], the driver's side of a split ring, with raw access for malformed ones;
+//! - [`dirty_log`]: what a front-end does with the memory of a guest that migrates;
 //! - [`block`]: virtio-blk requests in any framing;
 //! - [`gpu`]: virtio-gpu commands, and a display for the device;
 //! - [`state`]: saving and loading the state of a device.
@@ -16,6 +17,7 @@
 pub mod block;
 pub mod connection;
 pub mod device;
+pub mod dirty_log;
 pub mod gpu;
 pub mod memory;
 pub mod queue;
@@ -25,6 +27,7 @@ mod watchdog;
 pub use block::BlockDriver;
 pub use connection::{RawConnection, Reply};
 pub use device::{FrontEnd, Options};
+pub use dirty_log::{DirtyLog, Shadow};
 pub use memory::GuestMemory;
 pub use queue::{Buffer, Queue, QueueOptions, Used};
 

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Guest memory as a migrating front-end copies it: by the log of dirty pages alone, and nothing may be missing at the other end.
+//!
+//! What the device writes lies in one region, in pages that nobody else writes to; what the driver writes there before, the tests note
+//! themselves, as a VMM does for its guest.
+
+#[path = "dirty_log/hostile.rs"]
+mod hostile;
+#[path = "dirty_log/load.rs"]
+mod load;
+#[path = "dirty_log/requests.rs"]
+mod requests;
+
+use std::time::{Duration, Instant};
+
+use vhost::VringConfigData;
+use vhost_device_tests::front_end::device::{EVENT_IDX, INDIRECT_DESC};
+use vhost_device_tests::front_end::dirty_log::{PAGE_SIZE, Pages, pages};
+use vhost_device_tests::front_end::queue::Layout;
+use vhost_device_tests::front_end::{
+    Buffer, DirtyLog, FrontEnd, GuestMemory, Options, Queue, QueueOptions,
+};
+use vhost_device_tests::target::{Running, Target};
+
+/// How long a back-end may take for what takes no time, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Where the driver's own memory begins, where the device writes, and the size of each.
+const LOW: u64 = 0;
+const HIGH: u64 = 1 << 28;
+const REGION_SIZE: usize = 2 << 20;
+/// Guest address where no memory is, for logging used rings.
+const ELSEWHERE: u64 = 1 << 29;
+/// End of all addresses that have a bit in the log.
+const END: u64 = ELSEWHERE + (1 << 20);
+
+/// Descriptors of a ring. Its used ring has three pages: entries in the first two, avail_event in the last.
+const SIZE: u16 = 1024;
+const USED_SIZE: u64 = 6 + 8 * SIZE as u64;
+
+/// Ring features.
+#[derive(Clone, Copy, Debug)]
+struct Mode {
+    event_idx: bool,
+    indirect: bool,
+}
+
+const MODES: [Mode; 4] = [
+    Mode {
+        event_idx: false,
+        indirect: false,
+    },
+    Mode {
+        event_idx: true,
+        indirect: false,
+    },
+    Mode {
+        event_idx: false,
+        indirect: true,
+    },
+    USUAL,
+];
+
+const USUAL: Mode = Mode {
+    event_idx: true,
+    indirect: true,
+};
+
+/// A front-end with a running device, and its guest's memory.
+struct Scene {
+    front_end: FrontEnd,
+    low: GuestMemory,
+    high: GuestMemory,
+    mode: Mode,
+}
+
+impl Scene {
+    fn new(running: &Running, mode: Mode) -> Self {
+        let defaults = Options::default();
+        let without = |has: bool, bit: u64| if has { 0 } else { bit };
+        let options = Options {
+            features: defaults.features
+                & !without(mode.event_idx, EVENT_IDX)
+                & !without(mode.indirect, INDIRECT_DESC),
+            memory: vec![(LOW, REGION_SIZE), (HIGH, REGION_SIZE)],
+            ..defaults
+        };
+        let front_end = FrontEnd::connect(&running.socket, &options).unwrap();
+        let (mut low, mut high) = (front_end.memory().clone(), front_end.memory().clone());
+        low.remove(HIGH);
+        high.remove(LOW);
+        Scene {
+            front_end,
+            low,
+            high,
+            mode,
+        }
+    }
+
+    /// How many queues take requests, of some.
+    fn queues(&self, target: &dyn Target) -> usize {
+        self.front_end
+            .queue_count()
+            .min(target.request_queues())
+            .min(3)
+    }
+
+    /// A ring whose used ring is in the device's region. It is not started.
+    fn ring<'a>(&self, target: &'a dyn Target) -> Ring<'a> {
+        let size = u64::from(SIZE);
+        let layout = Layout {
+            descriptors: self.low.allocate(16 * size, PAGE_SIZE),
+            avail: self.low.allocate(6 + 2 * size, PAGE_SIZE),
+            used: self
+                .high
+                .allocate(USED_SIZE.next_multiple_of(PAGE_SIZE), PAGE_SIZE),
+        };
+        let options = QueueOptions {
+            size: SIZE,
+            event_idx: self.mode.event_idx,
+            indirect: if self.mode.indirect { 4 } else { 0 },
+            base: 0,
+        };
+        let queue = Queue::at(self.front_end.memory(), options, layout);
+        Ring {
+            addresses: self.front_end.ring_addresses(&queue),
+            queue,
+            target,
+            memory: self.front_end.memory().clone(),
+            slots: Vec::new(),
+            owner: vec![usize::MAX; SIZE.into()],
+            idle: Vec::new(),
+            sent: 0,
+        }
+    }
+}
+
+/// A ring, and requests that are sent on it again and again.
+struct Ring<'a> {
+    target: &'a dyn Target,
+    memory: GuestMemory,
+    queue: Queue,
+    addresses: VringConfigData,
+    slots: Vec<Slot>,
+    /// For the head of a chain: the slot that it is in.
+    owner: Vec<usize>,
+    idle: Vec<usize>,
+    sent: u32,
+}
+
+/// Room for a request.
+struct Slot {
+    readable: Buffer,
+    /// All but the last byte, which lie in two pages; then that, in a page of its own.
+    writable: [Buffer; 2],
+    expected: Vec<u8>,
+}
+
+impl Slot {
+    fn new(scene: &Scene, target: &dyn Target) -> Self {
+        let (readable, writable) = target.request_size();
+        let base = scene.high.allocate(3 * PAGE_SIZE, PAGE_SIZE);
+        Slot {
+            readable: Buffer::readable(
+                scene.low.allocate(readable as u64, 1),
+                readable.try_into().unwrap(),
+            ),
+            writable: [
+                Buffer::writable(base + PAGE_SIZE - 32, writable as u32 - 1),
+                Buffer::writable(base + 2 * PAGE_SIZE + 77, 1),
+            ],
+            expected: Vec::new(),
+        }
+    }
+
+    /// The pages of what the device writes.
+    fn pages(&self) -> Pages {
+        let of = |buffer: &Buffer| pages(buffer.address, buffer.length.into());
+        self.writable.iter().flat_map(of).collect()
+    }
+}
+
+impl Ring<'_> {
+    /// Makes room for `count` requests at a time.
+    fn make_room(&mut self, scene: &Scene, count: usize) {
+        for _ in 0..count {
+            self.idle.push(self.slots.len());
+            self.slots.push(Slot::new(scene, self.target));
+        }
+    }
+
+    /// Adds a request, if there is room. Gives the pages that the driver wrote to in the device's region.
+    fn add(&mut self) -> Option<Pages> {
+        let index = self.idle.pop()?;
+        let slot = &mut self.slots[index];
+        let (readable, expected) = self.target.request(self.sent);
+        self.sent += 1;
+        self.memory.write(slot.readable.address, &readable);
+        // Whatever is expected, none of it is there yet.
+        let nothing: Vec<u8> = expected.iter().map(|byte| !byte).collect();
+        let (most, last) = nothing.split_at(nothing.len() - 1);
+        self.memory.write(slot.writable[0].address, most);
+        self.memory.write(slot.writable[1].address, last);
+        slot.expected = expected;
+        let [most, last] = slot.writable;
+        let head = self.queue.add(&[slot.readable, most, last]);
+        self.owner[usize::from(head.expect("a ring with room for all slots"))] = index;
+        Some(slot.pages())
+    }
+
+    fn publish(&mut self) {
+        self.queue.publish();
+        self.queue.kick();
+    }
+
+    /// Takes and checks what the device has used. Gives how many that were.
+    fn take(&mut self) -> u64 {
+        let mut taken = 0;
+        while let Some(used) = self.queue.take_used() {
+            let index = self.owner[usize::from(used.head)];
+            let slot = &self.slots[index];
+            assert_eq!(used.length as usize, slot.expected.len(), "used length");
+            let read =
+                |buffer: &Buffer| self.memory.read_vec(buffer.address, buffer.length as usize);
+            let written: Vec<u8> = slot.writable.iter().flat_map(read).collect();
+            assert_eq!(written, slot.expected, "what the device wrote");
+            self.idle.push(index);
+            taken += 1;
+        }
+        taken
+    }
+
+    /// Waits until all requests are answered, and the device has asked for the next kick.
+    fn finish(&mut self) {
+        while self.idle.len() < self.slots.len() {
+            assert!(self.queue.wait_used(PATIENCE), "requests are not answered");
+            self.take();
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while self.queue.options().event_idx && self.queue.avail_event() != self.queue.avail_index()
+        {
+            assert!(Instant::now() < deadline, "the device wants no kick");
+            std::thread::yield_now();
+        }
+    }
+
+    fn used_pages(&self) -> Pages {
+        pages(self.queue.layout().used, USED_SIZE)
+    }
+}
+
+/// Makes of each function that takes a [`Target`] a test for each device.
+macro_rules! for_each_device {
+    ($($test:ident),+ $(,)?) => {
+        mod block {
+            use vhost_device_tests::target::{Block, run};
+            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "auto" }) })+
+        }
+        mod block_io_uring {
+            use vhost_device_tests::target::{Block, run};
+            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "io_uring" }) })+
+        }
+        mod block_threads {
+            use vhost_device_tests::target::{Block, run};
+            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "threads" }) })+
+        }
+        mod gpu {
+            use vhost_device_tests::target::{Gpu, run};
+            $(#[test] fn $test() { run(super::$test, &Gpu) })+
+        }
+        mod rng {
+            use vhost_device_tests::target::{Rng, run};
+            $(#[test] fn $test() { run(super::$test, &Rng) })+
+        }
+    };
+}
+use for_each_device;
+
+/// A log for all addresses of the tests.
+fn new_log() -> DirtyLog {
+    DirtyLog::new(END)
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What single requests leave in the log.
+
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
+use vhost_device_tests::front_end::dirty_log::{PAGE_SIZE, Pages, pages};
+use vhost_device_tests::front_end::{DirtyLog, Shadow};
+use vhost_device_tests::target::Target;
+
+use crate::{ELSEWHERE, END, MODES, Ring, Scene, USED_SIZE, USUAL, new_log};
+
+/// Requests at a time.
+const COUNT: usize = 5;
+
+/// A ring that runs and has requests, which the device does not know of yet.
+fn prepared<'a>(scene: &Scene, target: &'a dyn Target) -> Ring<'a> {
+    let mut ring = scene.ring(target);
+    ring.make_room(scene, COUNT);
+    scene.front_end.start(0, &ring.queue, 0).unwrap();
+    while ring.add().is_some() {}
+    ring
+}
+
+fn data_pages(ring: &Ring) -> Pages {
+    ring.slots.iter().flat_map(|slot| slot.pages()).collect()
+}
+
+fn all_that_changes_is_logged_and_little_else(target: &dyn Target) {
+    let running = target.start();
+    for mode in MODES {
+        let scene = Scene::new(&running, mode);
+        let mut ring = prepared(&scene, target);
+        let log = new_log();
+        let used = ring.queue.layout().used;
+        scene.front_end.set_log(&log).unwrap();
+        scene.front_end.log_writes(true).unwrap();
+        scene
+            .front_end
+            .log_ring(0, &ring.addresses, Some(used))
+            .unwrap();
+        let mut shadow = Shadow::new(&scene.high);
+        log.take();
+        ring.publish();
+        ring.finish();
+        scene.front_end.stop(0).unwrap();
+        let marked = log.take();
+        // The test would see it if some of these were not logged.
+        let mut changed = data_pages(&ring);
+        changed.extend(pages(used, 4));
+        if mode.event_idx {
+            changed.extend(pages(used + USED_SIZE - 2, 2));
+        }
+        assert_eq!(shadow.differences(), changed, "{mode:?}");
+        shadow.copy(&marked);
+        assert!(shadow.differences().is_empty(), "{mode:?}");
+        let expected = &data_pages(&ring) | &ring.used_pages();
+        assert!(marked.is_subset(&expected), "{mode:?}: {marked:?}");
+    }
+}
+
+/// At an address that may be no memory, or not at all.
+fn the_used_ring_is_logged_where_the_front_end_says(target: &dyn Target) {
+    let running = target.start();
+    for place in [None, Some(ELSEWHERE), Some(ELSEWHERE + 4)] {
+        let scene = Scene::new(&running, USUAL);
+        let mut ring = prepared(&scene, target);
+        let log = new_log();
+        scene.front_end.set_log(&log).unwrap();
+        scene.front_end.log_ring(0, &ring.addresses, place).unwrap();
+        scene.front_end.log_writes(true).unwrap();
+        log.take();
+        ring.publish();
+        ring.finish();
+        scene.front_end.stop(0).unwrap();
+        let mut expected = data_pages(&ring);
+        if let Some(place) = place {
+            // The index, the first entries, and avail_event.
+            expected.extend(pages(place + 2, 2));
+            expected.extend(pages(place + USED_SIZE - 2, 2));
+        }
+        assert_eq!(log.take(), expected, "{place:x?}");
+    }
+}
+
+/// With a ring that starts while logging is on, as after the guest has started anew.
+fn a_ring_that_starts_late_is_logged(target: &dyn Target) {
+    let running = target.start();
+    let scene = Scene::new(&running, USUAL);
+    let log = new_log();
+    scene.front_end.log_writes(true).unwrap();
+    scene.front_end.set_log(&log).unwrap();
+    let mut ring = scene.ring(target);
+    ring.make_room(&scene, COUNT);
+    while ring.add().is_some() {}
+    let mut shadow = Shadow::new(&scene.high);
+    ring.queue.publish();
+    scene.front_end.configure(0, &ring.queue, 0).unwrap();
+    scene
+        .front_end
+        .log_ring(0, &ring.addresses, Some(ring.queue.layout().used))
+        .unwrap();
+    let call = || scene.front_end.call();
+    call().set_vring_kick(0, ring.queue.kick_fd()).unwrap();
+    call().set_vring_enable(0, true).unwrap();
+    ring.finish();
+    scene.front_end.stop(0).unwrap();
+    shadow.copy(&log.take());
+    assert!(shadow.differences().is_empty());
+}
+
+/// A log may begin anywhere in its file.
+fn a_log_has_its_place_in_its_file(target: &dyn Target) {
+    let running = target.start();
+    for offset in [8, 4096, 4103] {
+        let scene = Scene::new(&running, USUAL);
+        let mut ring = prepared(&scene, target);
+        let size = END.div_ceil(8 * PAGE_SIZE) as usize;
+        let log = DirtyLog::at_offset(offset, size);
+        scene.front_end.set_log(&log).unwrap();
+        scene.front_end.log_writes(true).unwrap();
+        ring.publish();
+        ring.finish();
+        scene.front_end.stop(0).unwrap();
+        assert_eq!(log.take(), data_pages(&ring), "offset {offset}");
+        let before = rustix::io::pread(log.file(), &mut vec![0; offset][..], 0);
+        assert_eq!(before, Ok(offset));
+    }
+}
+
+crate::for_each_device![
+    all_that_changes_is_logged_and_little_else,
+    the_used_ring_is_logged_where_the_front_end_says,
+    a_ring_that_starts_late_is_logged,
+    a_log_has_its_place_in_its_file,
+];
