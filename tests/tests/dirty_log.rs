@@ -189,23 +189,32 @@ impl Ring<'_> {
         }
     }
 
-    /// Adds a request, if there is room. Gives the pages that the driver wrote to in the device's region.
-    fn add(&mut self) -> Option<Pages> {
+    /// Adds a request, if there is room. Where the device writes, nothing is yet of what is expected.
+    fn add(&mut self) -> bool {
+        self.add_over(true).is_some()
+    }
+
+    /// Adds a request, if there is room. Where the device writes, the answer to another one may be left. Gives the pages that the driver
+    /// wrote to in the device's region.
+    fn add_over(&mut self, clears: bool) -> Option<Pages> {
         let index = self.idle.pop()?;
         let slot = &mut self.slots[index];
         let (readable, expected) = self.target.request(self.sent);
         self.sent += 1;
         self.memory.write(slot.readable.address, &readable);
-        // Whatever is expected, none of it is there yet.
-        let nothing: Vec<u8> = expected.iter().map(|byte| !byte).collect();
-        let (most, last) = nothing.split_at(nothing.len() - 1);
-        self.memory.write(slot.writable[0].address, most);
-        self.memory.write(slot.writable[1].address, last);
+        let mut touched = Pages::new();
+        if clears || slot.expected == expected {
+            let nothing: Vec<u8> = expected.iter().map(|byte| !byte).collect();
+            let (most, last) = nothing.split_at(nothing.len() - 1);
+            self.memory.write(slot.writable[0].address, most);
+            self.memory.write(slot.writable[1].address, last);
+            touched = slot.pages();
+        }
         slot.expected = expected;
         let [most, last] = slot.writable;
         let head = self.queue.add(&[slot.readable, most, last]);
         self.owner[usize::from(head.expect("a ring with room for all slots"))] = index;
-        Some(slot.pages())
+        Some(touched)
     }
 
     fn publish(&mut self) {

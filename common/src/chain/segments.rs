@@ -269,3 +269,45 @@ fn volatile(segment: &Segment) -> Result<VolatileSlice<'_>, ChainError> {
     // SAFETY: the segment was made from a volatile slice of memory that its chain keeps mapped.
     Ok(unsafe { VolatileSlice::new(segment.0.iov_base.cast(), segment.len()) })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever was consumed, set aside, or is left.
+    #[test]
+    fn pieces_are_all_that_was_pushed() {
+        let mut random = fastrand::Rng::with_seed(5);
+        for _ in 0..500 {
+            let mut memory = vec![0; 4096];
+            let start = memory.as_ptr().addr();
+            let mut segments = Segments::default();
+            let mut pushed = Vec::new();
+            let mut rest = memory.as_mut_slice();
+            for _ in 0..random.usize(1..6) {
+                let (piece, left) = rest.split_at_mut(random.usize(1..300));
+                pushed.extend(piece.as_ptr().addr()..piece.as_ptr().addr() + piece.len());
+                segments.push(&VolatileSlice::from(piece));
+                // Between the pieces there is something else.
+                rest = &mut left[random.usize(0..2)..];
+                if random.u8(..) < 20 {
+                    segments.push_hole(10);
+                }
+            }
+            for _ in 0..random.usize(0..8) {
+                let length = random.u64(0..=segments.len());
+                // Holes can not be written to.
+                let _ = match random.u8(0..4) {
+                    0 => segments.split_tail(length),
+                    1 => segments.skip(length),
+                    _ => segments.write(&vec![1; length.min(40) as usize]),
+                };
+            }
+            let covered: Vec<usize> = segments
+                .pieces()
+                .flat_map(|(pointer, length)| pointer..pointer + length)
+                .collect();
+            assert_eq!(covered, pushed, "from {start:#x}");
+        }
+    }
+}

@@ -38,7 +38,7 @@ impl<'a> Guest<'a> {
                 continue;
             }
             for ring in &mut *self.rings.lock().unwrap() {
-                while let Some(pages) = ring.add() {
+                while let Some(pages) = ring.add_over(false) {
                     self.dirty.lock().unwrap().extend(pages);
                 }
                 ring.publish();

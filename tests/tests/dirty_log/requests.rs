@@ -17,7 +17,7 @@ fn prepared<'a>(scene: &Scene, target: &'a dyn Target) -> Ring<'a> {
     let mut ring = scene.ring(target);
     ring.make_room(scene, COUNT);
     scene.front_end.start(0, &ring.queue, 0).unwrap();
-    while ring.add().is_some() {}
+    while ring.add() {}
     ring
 }
 
@@ -91,7 +91,7 @@ fn a_ring_that_starts_late_is_logged(target: &dyn Target) {
     scene.front_end.set_log(&log).unwrap();
     let mut ring = scene.ring(target);
     ring.make_room(&scene, COUNT);
-    while ring.add().is_some() {}
+    while ring.add() {}
     let mut shadow = Shadow::new(&scene.high);
     ring.queue.publish();
     scene.front_end.configure(0, &ring.queue, 0).unwrap();
