@@ -143,6 +143,7 @@ impl Segments {
             let (front, rest) = segment.split(length - done);
             each(done, volatile(&front)?);
             done += front.len();
+            self.length -= front.len() as u64;
             if rest.len() == 0 {
                 *segment = front.with_front(self.cut);
                 self.cut = 0;
@@ -152,7 +153,6 @@ impl Segments {
                 self.cut += front.len();
             }
         }
-        self.length -= length as u64;
         Ok(())
     }
 
