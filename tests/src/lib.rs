@@ -7,5 +7,6 @@ pub mod front_end;
 pub mod guest;
 pub mod process;
 pub mod soak;
+pub mod stand_in;
 pub mod target;
 pub mod uml;

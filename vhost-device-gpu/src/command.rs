@@ -354,7 +354,8 @@ pub fn cursor(
     Ok(())
 }
 
-/// The picture of a resource that has the size of a cursor.
+/// The picture of a resource that has the size of a cursor. What would be alpha is, whatever the format says: Linux has its cursors in a format
+/// without.
 fn cursor_image(
     state: &mut State,
     three_d: Option<&mut ThreeD>,
@@ -368,7 +369,5 @@ fn cursor_image(
     state.resources.prepare(number)?;
     read_back(state, three_d, number, &all)?;
     let resource = state.resources.get(number)?;
-    let opaque = resource.opaque();
-    let rows = resource.rows(0, CURSOR_SIZE);
-    Ok(rows.iter().map(|pixel| pixel | opaque).collect())
+    Ok(resource.rows(0, CURSOR_SIZE).to_vec())
 }

@@ -48,7 +48,7 @@ impl Format {
         Some(Self { order, has_alpha })
     }
 
-    /// Turns pixels, as the guest laid them out, into numbers 0xAARRGGBB. Without alpha, AA is arbitrary.
+    /// Turns pixels, as the guest laid them out, into numbers 0xAARRGGBB. In formats without alpha, AA is what the guest has there.
     pub fn convert(self, pixels: &mut [u32]) {
         let each = |convert: fn(u32) -> u32, pixels: &mut [u32]| {
             for pixel in pixels {
@@ -62,11 +62,6 @@ impl Format {
             Order::Rgba => each(|pixel| pixel.swap_bytes().rotate_right(8), pixels),
             Order::Abgr => each(|pixel| pixel.rotate_right(8), pixels),
         }
-    }
-
-    /// What to set in a converted pixel so that its alpha is right.
-    pub fn opaque(self) -> u32 {
-        if self.has_alpha { 0 } else { 0xff00_0000 }
     }
 }
 
@@ -92,12 +87,6 @@ mod tests {
             Format::from_number(number).unwrap().convert(&mut pixels);
             assert_eq!(pixels, [0x0102_0304; 3], "format {number}");
         }
-    }
-
-    #[test]
-    fn formats_without_alpha_are_opaque() {
-        assert_eq!(Format::from_number(B8G8R8X8).unwrap().opaque(), 0xff00_0000);
-        assert_eq!(Format::from_number(B8G8R8A8).unwrap().opaque(), 0);
     }
 
     #[test]

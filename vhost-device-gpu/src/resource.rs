@@ -177,11 +177,6 @@ impl Resource {
         self.backing.as_ref()
     }
 
-    /// What to set in a pixel so that its alpha is right.
-    pub fn opaque(&self) -> u32 {
-        self.format.map_or(0, Format::opaque)
-    }
-
     /// Bytes of all its pixels.
     fn picture_size(&self) -> u64 {
         (u64::from(self.width) * u64::from(self.height)).saturating_mul(PIXEL_SIZE)

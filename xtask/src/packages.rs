@@ -6,7 +6,7 @@ use std::process::Command;
 
 use vhost_device_tests::bench;
 use vhost_device_tests::guest::kernel::{Flavour, Kernel};
-use vhost_device_tests::guest::{QEMU, find_program};
+use vhost_device_tests::guest::{QEMU, dbus, find_program};
 use vhost_device_tests::uml;
 
 use crate::progress::Progress;
@@ -27,8 +27,11 @@ pub const GUEST: &[Need] = &[
     ("fio", "fio"),
 ];
 
-/// What a guest with a display shows.
-pub const DISPLAY: &[Need] = &[("modetest", "libdrm-tests")];
+/// What a guest with a display shows, and QEMU's display that tells the tests of it.
+pub const DISPLAY: &[Need] = &[
+    ("modetest", "libdrm-tests"),
+    (dbus::MODULE, "qemu-system-modules-opengl"),
+];
 
 /// What draws in 3D, in a guest and for it: the last two bring the renderer for virgl, and Mesa.
 pub const THREE_D: &[Need] = &[

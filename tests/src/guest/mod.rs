@@ -8,6 +8,7 @@
 //!
 //! The logs of the last run of each machine stay in `guest/logs/NAME` of Cargo's target directory; when a test panics they are printed.
 
+pub mod dbus;
 mod initramfs;
 pub mod kernel;
 pub mod libvirt;

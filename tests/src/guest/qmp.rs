@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! QEMU's control protocol: one JSON object a line over a socket.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, IoSlice, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::BorrowedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
 use super::{GuestError, system};
@@ -37,6 +40,31 @@ impl Qmp {
         let request = json!({ "execute": command, "arguments": arguments });
         writeln!(self.0.get_mut(), "{request}")
             .map_err(system("write to QEMU's control socket"))?;
+        self.answer(command)
+    }
+
+    /// The same, for a command that takes a file.
+    pub fn execute_with_file(
+        &mut self,
+        command: &str,
+        arguments: Value,
+        file: BorrowedFd<'_>,
+    ) -> Result<Value, GuestError> {
+        let request = format!(
+            "{}\n",
+            json!({ "execute": command, "arguments": arguments })
+        );
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut control = SendAncillaryBuffer::new(&mut room);
+        let files = [file];
+        control.push(SendAncillaryMessage::ScmRights(&files));
+        let pieces = [IoSlice::new(request.as_bytes())];
+        sendmsg(self.0.get_ref(), &pieces, &mut control, SendFlags::NOSIGNAL)
+            .map_err(|errno| system("pass a file to QEMU")(errno.into()))?;
+        self.answer(command)
+    }
+
+    fn answer(&mut self, command: &str) -> Result<Value, GuestError> {
         loop {
             let mut line = self.line()?;
             if let Some(answer) = line.get_mut("return") {

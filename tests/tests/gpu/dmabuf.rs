@@ -8,15 +8,13 @@ use std::mem::MaybeUninit;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use stand_in_renderer::{FILL, MODIFIER, ROW};
-use tempfile::TempDir;
 use vhost_device_tests::front_end::gpu::{GpuDriver, command, number, words};
 use vhost_device_tests::process::PATIENCE;
+use vhost_device_tests::stand_in::StandIn;
 
 use crate::virgl::{CONTEXT, Y_0_TOP, context, done_in, in_context, picture, submit, transfer};
 use crate::{Device, pass_display};
@@ -34,63 +32,10 @@ const AT_ONCE: Duration = Duration::from_millis(900);
 /// A rectangle of the pictures here.
 const ALL: [u32; 4] = [0, 0, 64, 32];
 
-/// The library in place of the renderer, as a program finds it.
-struct StandIn {
-    directory: TempDir,
-    settings: String,
-}
-
-impl StandIn {
-    /// One with these settings (see the library), and without some functions.
-    fn new(settings: &str, without: &[&str]) -> Self {
-        let executable = std::env::current_exe().unwrap();
-        let library = executable.with_file_name("libstand_in_renderer.so");
-        let mut bytes = std::fs::read(library).unwrap();
-        for function in without {
-            // Nobody finds it by another name.
-            let name = format!("virgl_renderer_{function}\0");
-            let mut places = bytes.windows(name.len()).enumerate();
-            let places: Vec<usize> = places
-                .by_ref()
-                .filter(|(_, window)| *window == name.as_bytes())
-                .map(|(place, _)| place)
-                .collect();
-            assert!(!places.is_empty(), "{function} is not there");
-            places.iter().for_each(|place| bytes[*place] = b'X');
-        }
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("libvirglrenderer.so.1"), bytes).unwrap();
-        Self {
-            directory,
-            settings: settings.to_owned(),
-        }
-    }
-
-    fn log(&self) -> PathBuf {
-        self.directory.path().join("log")
-    }
-
-    /// How many times a function was called.
-    fn calls(&self, function: &str) -> usize {
-        let log = std::fs::read_to_string(self.log()).unwrap_or_default();
-        let calls = log
-            .lines()
-            .filter(|line| line.split(' ').next() == Some(function));
-        calls.count()
-    }
-
-    fn configure(&self, command: &mut Command) {
-        command
-            .env("LD_LIBRARY_PATH", self.directory.path())
-            .env("STAND_IN", &self.settings)
-            .env("STAND_IN_LOG", self.log());
-    }
-
-    fn start(&self, arguments: &[&str]) -> Device {
-        Device::start_configured(&[&["--virgl"], arguments].concat(), |command| {
-            self.configure(command);
-        })
-    }
+fn start(renderer: &StandIn, arguments: &[&str]) -> Device {
+    Device::start_configured(&[&["--virgl"], arguments].concat(), |command| {
+        renderer.configure(command);
+    })
 }
 
 /// What a display was told, and the file that came with it.
@@ -238,8 +183,8 @@ fn pixel(file: &File) -> u32 {
 
 #[test]
 fn a_picture_is_shown_from_its_buffer_and_a_flush_waits_for_that() {
-    let renderer = StandIn::new("", &[]);
-    let device = renderer.start(&[]);
+    let renderer = StandIn::new("", &[]).unwrap();
+    let device = start(&renderer, &[]);
     let (mut driver, mut display, file) = shown(&device);
     for (colour, part) in [(0x1122_3344, ALL), (0x5566_7788, [3, 4, 50, 20])] {
         fill(&mut driver, 1, colour);
@@ -273,15 +218,15 @@ fn a_picture_is_shown_from_its_buffer_and_a_flush_waits_for_that() {
 
 #[test]
 fn what_the_library_or_the_display_does_not_know_of_modifiers_is_left_out() {
-    let renderer = StandIn::new("", &["resource_get_info_ext"]);
-    let device = renderer.start(&[]);
+    let renderer = StandIn::new("", &["resource_get_info_ext"]).unwrap();
+    let device = start(&renderer, &[]);
     let (mut driver, mut display) = started(&device, FEATURES);
     driver.set_scanout(3, 1, ALL);
     display.told().buffer(3, None);
     assert_eq!(renderer.calls("resource_get_info"), 1);
 
-    let renderer = StandIn::new("", &[]);
-    let device = renderer.start(&[]);
+    let renderer = StandIn::new("", &[]).unwrap();
+    let device = start(&renderer, &[]);
     let (mut driver, mut display) = started(&device, 1);
     driver.set_scanout(3, 1, ALL);
     display.told().buffer(3, None);
@@ -307,8 +252,8 @@ fn what_can_not_be_shared_is_sent_as_pixels() {
         ("", &["resource_get_info_ext", "resource_get_info"], none),
         ("", none, &["--no-dmabuf"]),
     ] {
-        let renderer = StandIn::new(settings, without);
-        let device = renderer.start(arguments);
+        let renderer = StandIn::new(settings, without).unwrap();
+        let device = start(&renderer, arguments);
         let (mut driver, mut display) = started(&device, FEATURES);
         let files = device.program.resources().unwrap().files;
         fill(&mut driver, 1, 0x0a0b_0c0d);
@@ -327,8 +272,8 @@ fn what_can_not_be_shared_is_sent_as_pixels() {
 
 #[test]
 fn a_scanout_goes_from_buffers_to_pixels_and_back() {
-    let renderer = StandIn::new("", &[]);
-    let device = renderer.start(&[]);
+    let renderer = StandIn::new("", &[]).unwrap();
+    let device = start(&renderer, &[]);
     let (mut driver, mut display, file) = shown(&device);
     let told_no_buffer = [0; 10];
     // QEMU shows the part that begins at (0, 0), whatever it is told.
@@ -374,8 +319,8 @@ fn a_scanout_goes_from_buffers_to_pixels_and_back() {
 
 #[test]
 fn sixteen_scanouts_show_one_buffer() {
-    let renderer = StandIn::new("", &[]);
-    let device = renderer.start(&[]);
+    let renderer = StandIn::new("", &[]).unwrap();
+    let device = start(&renderer, &[]);
     let (mut driver, mut display) = started(&device, FEATURES);
     for scanout in 0..16 {
         driver.set_scanout(scanout, 1, ALL);
@@ -389,8 +334,8 @@ fn sixteen_scanouts_show_one_buffer() {
 
 #[test]
 fn the_next_display_is_given_the_buffer_too() {
-    let renderer = StandIn::new("", &[]);
-    let device = renderer.start(&[]);
+    let renderer = StandIn::new("", &[]).unwrap();
+    let device = start(&renderer, &[]);
     let (mut driver, display, file) = shown(&device);
     drop(display);
     driver.flush(1, ALL);
@@ -420,8 +365,8 @@ fn the_next_display_is_given_the_buffer_too() {
 
 #[test]
 fn a_display_that_never_shows_anything_delays_the_guest_once() {
-    let renderer = StandIn::new("", &[]);
-    let device = renderer.start(&[]);
+    let renderer = StandIn::new("", &[]).unwrap();
+    let device = start(&renderer, &[]);
     let (mut driver, mut display, _file) = shown(&device);
     let move_to = |driver: &mut GpuDriver, x| {
         let body = words(&[0, x, 1, 0, 0, 0, 0, 0]);
@@ -456,8 +401,8 @@ fn a_display_that_never_shows_anything_delays_the_guest_once() {
 
 #[test]
 fn a_queue_stops_at_once_although_the_display_shows_nothing() {
-    let renderer = StandIn::new("", &[]);
-    let device = renderer.start(&[]);
+    let renderer = StandIn::new("", &[]).unwrap();
+    let device = start(&renderer, &[]);
     let (mut driver, mut display, _file) = shown(&device);
     flush(&mut driver, 1, ALL);
     display.told().assert(DMABUF_UPDATE, &[0, 0, 0, 64, 32]);
@@ -469,8 +414,8 @@ fn a_queue_stops_at_once_although_the_display_shows_nothing() {
 
 #[test]
 fn a_display_that_answers_nonsense_is_left_and_the_next_one_is_used() {
-    let renderer = StandIn::new("", &[]);
-    let device = renderer.start(&[]);
+    let renderer = StandIn::new("", &[]).unwrap();
+    let device = start(&renderer, &[]);
     let (mut driver, mut display, _file) = shown(&device);
     for nonsense in [
         words(&[DMABUF_UPDATE, 0, 0]),
@@ -500,8 +445,8 @@ fn a_display_that_answers_nonsense_is_left_and_the_next_one_is_used() {
 
 #[test]
 fn buffers_end_with_what_they_are_of() {
-    let renderer = StandIn::new("", &[]);
-    let device = renderer.start(&[]);
+    let renderer = StandIn::new("", &[]).unwrap();
+    let device = start(&renderer, &[]);
     let (mut driver, mut display, _file) = shown(&device);
     driver.set_scanout(0, 0, [0; 4]);
     display.told().assert(DMABUF_SCANOUT, &[0; 10]);
@@ -574,8 +519,8 @@ fn a_renderer_that_refuses_is_refused() {
             number::INVALID_PARAMETER,
         ),
     ] {
-        let renderer = StandIn::new(function, &[]);
-        let device = renderer.start(&["--headless"]);
+        let renderer = StandIn::new(function, &[]).unwrap();
+        let device = start(&renderer, &["--headless"]);
         let mut driver = device.connect();
         if function == "submit_cmd" {
             done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
@@ -585,8 +530,8 @@ fn a_renderer_that_refuses_is_refused() {
         assert_eq!(response.kind(), expected, "{function}");
     }
     // What it does not take is on the 2D path.
-    let renderer = StandIn::new("resource_create", &[]);
-    let device = renderer.start(&[]);
+    let renderer = StandIn::new("resource_create", &[]).unwrap();
+    let device = start(&renderer, &[]);
     let mut driver = device.connect();
     let mut display = GlDisplay::connect(&driver, FEATURES);
     done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
@@ -605,8 +550,8 @@ fn a_renderer_that_refuses_is_refused() {
     let response = driver.run(&command(number::TRANSFER_TO_HOST_3D, &body));
     assert_eq!(response.kind(), number::INVALID_PARAMETER);
     // Without a display nobody is given buffers.
-    let renderer = StandIn::new("", &[]);
-    let device = renderer.start(&["--headless"]);
+    let renderer = StandIn::new("", &[]).unwrap();
+    let device = start(&renderer, &["--headless"]);
     let mut driver = device.connect();
     create(&mut driver, 1);
     driver.set_scanout(0, 1, ALL);
