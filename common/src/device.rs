@@ -9,6 +9,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::memory::GuestMemory;
+pub use crate::program::sandbox::{Access, Call, Needs};
 pub use crate::session::ConfigChange;
 pub use crate::state::StateError;
 use crate::worker::{Poller, Queue, Queues};
@@ -122,6 +123,11 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// A driver has begun anew on the same connection, without a reset that the front-end told of: forgets
     /// what the one before it left. Features and config space are already those of the new one.
     fn new_driver(&self) {}
+
+    /// What the device does after [`Device::open`], beside what the core does. All else ends the process.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
 
     /// Forgets all that a guest left: the device is reset, or its front-end went away.
     fn reset(&self) {}

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde::{Deserialize, Serialize};
-use vhost_device_common::device::{ConfigError, Device, StartError, StateError, Threads};
+use vhost_device_common::device::{ConfigError, Device, Needs, StartError, StateError, Threads};
 use vhost_device_common::state;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -217,6 +217,10 @@ impl Device for Block {
     fn handler(&self) -> io::Result<BlockHandler> {
         let engine = Engine::new(&self.disk.image, self.io_engine)?;
         Ok(BlockHandler::new(Arc::clone(&self.disk), engine))
+    }
+
+    fn needs(&self) -> Needs {
+        crate::engine::needs(self.io_engine)
     }
 
     fn reset(&self) {

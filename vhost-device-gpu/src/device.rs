@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use vhost_device_common::device::{ConfigError, Device, StartError, Threads};
+use vhost_device_common::device::{Call, ConfigError, Device, Needs, StartError, Threads};
 use virtio_bindings::virtio_gpu::{
     VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_UUID, VIRTIO_GPU_F_VIRGL,
 };
@@ -119,6 +119,19 @@ impl Device for Gpu {
 
     fn new_driver(&self) {
         self.shared.lock().clear();
+    }
+
+    fn needs(&self) -> Needs {
+        // The display.
+        let display = [libc::SYS_sendmsg, libc::SYS_recvfrom].map(Call::new);
+        let mut needs = Needs {
+            queue: display.to_vec(),
+            ..Needs::default()
+        };
+        if let Some(offer) = &self.offer {
+            offer.add_needs(&mut needs);
+        }
+        needs
     }
 
     fn reset(&self) {

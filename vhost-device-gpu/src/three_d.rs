@@ -11,6 +11,7 @@ use rustix::time::{
     timerfd_settime,
 };
 use vhost_device_common::chain::Chain;
+use vhost_device_common::device::Needs;
 use vhost_device_common::memory::GuestMemory;
 use vhost_device_common::warn_limited;
 use virtio_bindings::virtio_gpu as gpu;
@@ -25,7 +26,7 @@ use crate::protocol::{
 };
 use crate::rectangle::Rectangle;
 use crate::resource::Resources;
-use crate::virgl::{Capset, Direction, Renderer, TransferBox, VirglError};
+use crate::virgl::{self, Capset, Direction, Renderer, TransferBox, VirglError};
 
 /// Bytes of one SUBMIT_3D: Linux guests stay far below.
 const MAX_COMMANDS: u32 = 16 << 20;
@@ -53,6 +54,7 @@ pub struct Offer {
 impl Offer {
     /// Finds out what the renderer can do on this host.
     pub fn probe(node: Option<&Path>, gives_buffers: bool) -> Result<Self, VirglError> {
+        virgl::keep_no_files();
         // What the library leaves in a thread ends with the thread.
         let capsets = std::thread::scope(|scope| {
             let probe = scope.spawn(|| Renderer::new(node).map(|renderer| renderer.capsets()));
@@ -66,6 +68,11 @@ impl Offer {
             gives_buffers,
             capsets,
         })
+    }
+
+    /// What the renderer does, beside the 2D device.
+    pub fn add_needs(&self, needs: &mut Needs) {
+        virgl::add_needs(needs, self.node.as_deref());
     }
 
     /// How many sets of capabilities there are.

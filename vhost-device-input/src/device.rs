@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use vhost_device_common::device::{ConfigError, Device, StartError, StateError, Threads};
+use vhost_device_common::device::{ConfigError, Device, Needs, StartError, StateError, Threads};
 use vhost_device_common::state;
 
 use crate::config::{CONFIG_SIZE, Identity, Selection};
@@ -85,6 +85,10 @@ impl Device for Input {
             Arc::clone(&self.port),
             Arc::clone(&self.left),
         )
+    }
+
+    fn needs(&self) -> Needs {
+        lock(&self.port).needs()
     }
 
     fn reset(&self) {

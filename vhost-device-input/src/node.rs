@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 
 use rustix::io::{Errno, Result};
 use rustix::ioctl::{Direction, IntegerSetter, Ioctl, IoctlOutput, Opcode, Setter, ioctl, opcode};
+use vhost_device_common::device::Call;
 
 use crate::config::{Axis, Bitmap, Identity, Ids};
 use crate::event::{
@@ -32,6 +33,11 @@ const EVIOCGBIT: u8 = 0x20;
 const EVIOCGABS: u8 = 0x40;
 const EVIOCGRAB: Opcode = opcode::write::<c_int>(GROUP, 0x90);
 const EVIOCSMASK: Opcode = opcode::write::<InputMask>(GROUP, 0x93);
+
+/// Direction and group in the number of an ioctl.
+const KIND: u64 = 0xc000_ff00;
+/// Those that evdev answers.
+const QUERY: u64 = 0x8000_0000 | (GROUP as u64) << 8;
 
 /// Enough for all strings and bitmaps that a guest can be told of; the largest bitmap is that of the
 /// keys, with 96 bytes.
@@ -134,6 +140,16 @@ fn absinfo(node: BorrowedFd<'_>, code: u16) -> Result<(i32, Axis)> {
         resolution,
     };
     Ok((value, axis))
+}
+
+/// The ioctls that are made here.
+pub fn calls() -> [Call; 3] {
+    let ioctl = Call::new(libc::SYS_ioctl);
+    [
+        ioctl.with_bits(1, KIND, QUERY),
+        ioctl.with(1, EVIOCGRAB),
+        ioctl.with(1, EVIOCSMASK),
+    ]
 }
 
 /// What the device is.

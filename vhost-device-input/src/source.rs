@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, Mode, OFlags, open, stat};
 use rustix::io::Errno;
-use vhost_device_common::device::StartError;
+use vhost_device_common::device::{Access, Call, Needs, StartError};
 use vhost_device_common::warn_limited;
 
 use crate::config::Identity;
@@ -37,6 +37,11 @@ pub trait Source: Send {
     /// # Errors
     /// The device is gone.
     fn state(&self, node: BorrowedFd<'_>) -> io::Result<State>;
+
+    /// What it does for that.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
 }
 
 /// The evdev node at a path.
@@ -114,6 +119,22 @@ impl Source for Evdev {
     fn state(&self, node: BorrowedFd<'_>) -> io::Result<State> {
         Ok(node::state(node, &self.identity)?)
     }
+
+    /// The path leads to a node that may go and come back, as another file of the same directory.
+    fn needs(&self) -> Needs {
+        let node = std::fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
+        let directory = node.parent().unwrap_or(Path::new("/dev/input"));
+        let open = [libc::SYS_openat, libc::SYS_newfstatat, libc::SYS_statx].map(Call::new);
+        #[cfg(target_arch = "x86_64")]
+        let older = [libc::SYS_open, libc::SYS_stat].map(Call::new);
+        #[cfg(not(target_arch = "x86_64"))]
+        let older = [];
+        Needs {
+            queue: node::calls().into_iter().chain(open).chain(older).collect(),
+            files: vec![(directory.to_owned(), Access::ReadWrite)],
+            ..Needs::default()
+        }
+    }
 }
 
 /// Opens the evdev node at `path`, for writing too if that is allowed.
@@ -169,6 +190,11 @@ impl Port {
     /// The node, while it is there.
     pub fn node(&self) -> Option<BorrowedFd<'_>> {
         self.node.as_ref().map(AsFd::as_fd)
+    }
+
+    /// What the source does.
+    pub fn needs(&self) -> Needs {
+        self.source.needs()
     }
 
     /// Hands all events that there are to `each`.

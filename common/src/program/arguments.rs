@@ -10,6 +10,7 @@ use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, Command, CommandFactory, FromArgMatches, Parser};
 
 use super::USAGE;
+use super::sandbox::Sandbox;
 use crate::device::Device;
 
 /// Options of every back-end, then those of the device.
@@ -40,6 +41,12 @@ pub struct Arguments<O: Args> {
         requires = "socket_path"
     )]
     pub socket_mode: u32,
+
+    /// What happens when this program does what no back-end of this kind has a use for.
+    ///
+    /// Once all is open, the program gives up its privileges, other files, and all system calls but those that it needs.
+    #[arg(long, value_name = "MODE", value_enum, default_value_t = Sandbox::On)]
+    pub sandbox: Sandbox,
 
     /// Print what this program can do on this host, as JSON, and exit. All other arguments are
     /// ignored.

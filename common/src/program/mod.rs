@@ -3,11 +3,13 @@
 //! "back-end program conventions".
 
 mod arguments;
+pub mod sandbox;
 mod service;
 mod signals;
 mod socket;
 
 use std::io::Write;
+use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +21,7 @@ use vhost_user_discovery::schema::{VHostUserBackendCapabilities, VhostUserBacken
 use crate::device::{Device, StartError};
 use crate::session;
 use arguments::Arguments;
+use sandbox::Access;
 use service::{ServiceManager, State};
 use signals::Stop;
 use socket::{Listener, Source};
@@ -90,27 +93,56 @@ fn start<D: Device>(
     log_to_stderr(D::PROGRAM);
     let device = D::open(arguments.device)?;
     let stop = Stop::on_signals()?;
-    let outcome = match source {
-        Source::Connected(socket) => {
+    let manager = manager.connect();
+    let server = Server::open(source)?;
+    let listener = server.listener();
+    let mut needs = device.needs();
+    if let Some(directory) = listener.as_ref().and_then(|listener| listener.directory()) {
+        needs.files.push((directory, Access::Remove));
+    }
+    let outcome = sandbox::enter(D::PROGRAM, arguments.sandbox, &needs)
+        .and_then(|()| stop.force_end(listener.clone()))
+        .and_then(|()| {
             manager.tell(State::Ready);
-            session::serve(&device, socket, stop.file())
-                .map_err(|error| StartError(format!("the connection ended: {error}")))
-        }
-        Source::Listening(listener) => {
-            manager.tell(State::Ready);
-            serve_all(&device, &Listener::adopt(listener), &stop)
-        }
-        Source::Path { path, mode } => {
-            let listener = Arc::new(Listener::bind(path, mode)?);
-            stop.remove_at_forced_end(&listener);
-            manager.tell(State::Ready);
-            let outcome = serve_all(&device, &listener, &stop);
-            listener.remove_file();
+            let outcome = server.serve(&device, &stop);
+            manager.tell(State::Stopping);
             outcome
-        }
-    };
-    manager.tell(State::Stopping);
+        });
+    if let Some(listener) = listener {
+        listener.remove_file();
+    }
     outcome
+}
+
+/// Where front-ends come from, open.
+enum Server {
+    Connected(UnixStream),
+    Listening(Arc<Listener>),
+}
+
+impl Server {
+    fn open(source: Source) -> Result<Self, StartError> {
+        Ok(match source {
+            Source::Connected(socket) => Self::Connected(socket),
+            Source::Listening(socket) => Self::Listening(Arc::new(Listener::adopt(socket))),
+            Source::Path { path, mode } => Self::Listening(Arc::new(Listener::bind(path, mode)?)),
+        })
+    }
+
+    fn listener(&self) -> Option<Arc<Listener>> {
+        match self {
+            Self::Connected(_) => None,
+            Self::Listening(listener) => Some(Arc::clone(listener)),
+        }
+    }
+
+    fn serve<D: Device>(self, device: &D, stop: &Stop) -> Result<(), StartError> {
+        match self {
+            Self::Connected(socket) => session::serve(device, socket, stop.file())
+                .map_err(|error| StartError(format!("the connection ended: {error}"))),
+            Self::Listening(listener) => serve_all(device, &listener, stop),
+        }
+    }
 }
 
 /// Serves one front-end after the other.

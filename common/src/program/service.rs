@@ -72,28 +72,48 @@ impl ServiceManager {
         )))
     }
 
+    /// Connects to it, if it wants to hear something.
+    pub fn connect(&self) -> Notifier<'_> {
+        Notifier(self.notify.as_deref().map(|name| (name, connect(name))))
+    }
+}
+
+/// A service manager that listens, or why it can not be reached.
+#[derive(Debug)]
+pub struct Notifier<'a>(Option<(&'a OsStr, io::Result<UnixDatagram>)>);
+
+impl Notifier<'_> {
     /// Tells it `state`, if it wants to know. That it can not be reached is no reason to fail.
     pub fn tell(&self, state: State) {
         let message = match state {
             State::Ready => "READY=1",
             State::Stopping => "STOPPING=1",
         };
-        if let Some(socket) = &self.notify
-            && let Err(error) = send(socket, message)
-        {
-            let socket = socket.display();
-            log::warn!("cannot send {message} to NOTIFY_SOCKET={socket}: {error}");
+        let Some((name, socket)) = &self.0 else {
+            return;
+        };
+        let failed = |error: &io::Error| {
+            let name = name.display();
+            log::warn!("cannot send {message} to NOTIFY_SOCKET={name}: {error}");
+        };
+        match socket {
+            Ok(socket) => {
+                if let Err(error) = socket.send(message.as_bytes()) {
+                    failed(&error);
+                }
+            }
+            Err(error) => failed(error),
         }
     }
 }
 
-fn send(socket: &OsStr, message: &str) -> io::Result<()> {
-    let address = match socket.as_bytes() {
+fn connect(name: &OsStr) -> io::Result<UnixDatagram> {
+    let address = match name.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
-        _ => SocketAddr::from_pathname(socket),
+        _ => SocketAddr::from_pathname(name),
     }?;
-    let sender = UnixDatagram::unbound()?;
-    sender.set_write_timeout(Some(TIME_TO_HEAR))?;
-    sender.send_to_addr(message.as_bytes(), &address)?;
-    Ok(())
+    let socket = UnixDatagram::unbound()?;
+    socket.set_write_timeout(Some(TIME_TO_HEAR))?;
+    socket.connect_addr(&address)?;
+    Ok(socket)
 }

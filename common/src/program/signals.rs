@@ -4,13 +4,14 @@
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::retry_on_intr;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGXFSZ};
 
+use super::sandbox::{Role, confine_thread};
 use super::socket::Listener;
 use crate::device::StartError;
 use crate::memory::survive_lost_memory;
@@ -21,7 +22,6 @@ const TIME_TO_FINISH: Duration = Duration::from_millis(1800);
 /// Becomes readable, and stays so, when the program is to end.
 pub struct Stop {
     file: Arc<OwnedFd>,
-    listener: Arc<OnceLock<Arc<Listener>>>,
 }
 
 impl Stop {
@@ -36,41 +36,41 @@ impl Stop {
         // A write beyond the limit of file sizes is to fail, not to end the process.
         signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(failed)?;
         survive_lost_memory().map_err(failed)?;
-        let stop = Self {
+        Ok(Self {
             file: Arc::new(read.into()),
-            listener: Arc::default(),
-        };
-        let (file, listener) = (Arc::clone(&stop.file), Arc::clone(&stop.listener));
+        })
+    }
+
+    /// Has the program end some time after a signal even if it does not do so by itself, and the socket's file removed.
+    pub fn force_end(&self, listener: Option<Arc<Listener>>) -> Result<(), StartError> {
+        let file = Arc::clone(&self.file);
         std::thread::Builder::new()
             .name("stop".to_owned())
             .stack_size(128 << 10)
-            .spawn(move || force_end(&file, &listener))
-            .map_err(failed)?;
-        Ok(stop)
+            .spawn(move || {
+                confine_thread(Role::End);
+                force_end(&file, listener.as_deref());
+            })
+            .map_err(|error| StartError(format!("cannot start a thread: {error}")))?;
+        Ok(())
     }
 
     /// What to wait on beside all else.
     pub fn file(&self) -> &OwnedFd {
         &self.file
     }
-
-    /// The socket file to remove even if the program does not end by itself.
-    pub fn remove_at_forced_end(&self, listener: &Arc<Listener>) {
-        // Called once.
-        let _ = self.listener.set(Arc::clone(listener));
-    }
 }
 
 /// Ends the process if it has not ended some time after a signal: a request can hang for as long as
 /// its storage does.
-fn force_end(stop: &OwnedFd, listener: &OnceLock<Arc<Listener>>) {
+fn force_end(stop: &OwnedFd, listener: Option<&Listener>) {
     let mut fds = [PollFd::new(stop, PollFlags::IN)];
     if retry_on_intr(|| poll(&mut fds, None)).is_err() {
         return;
     }
     std::thread::sleep(TIME_TO_FINISH);
     log::warn!("requests did not finish in time; they are lost");
-    if let Some(listener) = listener.get() {
+    if let Some(listener) = listener {
         listener.remove_file();
     }
     std::process::exit(0);

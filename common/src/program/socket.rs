@@ -169,9 +169,19 @@ impl Listener {
         if let Some((path, device, inode)) = &self.file
             && let Ok(metadata) = std::fs::symlink_metadata(path)
             && (metadata.dev(), metadata.ino()) == (*device, *inode)
+            && let Err(error) = std::fs::remove_file(path)
         {
-            let _ = std::fs::remove_file(path);
+            log::warn!("cannot remove {}: {error}", path.display());
         }
+    }
+
+    /// The directory of the file that was made.
+    pub fn directory(&self) -> Option<PathBuf> {
+        let (path, ..) = self.file.as_ref()?;
+        let parent = path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty());
+        Some(parent.unwrap_or(Path::new(".")).to_owned())
     }
 }
 

@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::device::QueueHandler;
 use crate::limit::warn_limited;
 use crate::memory::GuestMemory;
+use crate::program::sandbox::{Role, confine_thread};
 pub use poll::{EpollPoller, Poller, Token};
 pub(crate) use queue::signal;
 pub use queue::{Queue, Queues};
@@ -105,7 +106,10 @@ impl Worker {
         };
         let thread = std::thread::Builder::new()
             .name(name)
-            .spawn(move || thread.run())
+            .spawn(move || {
+                confine_thread(Role::Queue);
+                thread.run();
+            })
             .map_err(WorkerError::Start)?;
         Ok(Self {
             requests,

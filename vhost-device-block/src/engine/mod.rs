@@ -14,6 +14,8 @@ use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
+use vhost_device_common::device::{Call, Needs};
+use vhost_device_common::program::sandbox::without_capabilities;
 use vhost_device_common::worker::Poller;
 
 use crate::image::Image;
@@ -22,6 +24,26 @@ use crate::request::Request;
 pub use operation::{Memory, Operation, Range, execute};
 use threads::ThreadsEngine;
 use uring::UringEngine;
+
+/// The system calls of an engine, and of what is carried out without one.
+pub fn needs(kind: IoEngine) -> Needs {
+    let operations = [
+        libc::SYS_preadv2,
+        libc::SYS_pwritev2,
+        libc::SYS_fdatasync,
+        libc::SYS_fallocate,
+    ]
+    .map(Call::new);
+    let mut needs = Needs {
+        queue: operations.to_vec(),
+        ..Needs::default()
+    };
+    match kind {
+        IoEngine::Threads => needs.helper = Some(operations.to_vec()),
+        _ => uring::add_needs(&mut needs),
+    }
+    needs
+}
 
 /// Operations that one queue may have under way.
 pub const DEPTH: usize = 256;
@@ -53,7 +75,9 @@ impl Engine {
     /// # Errors
     /// It does not.
     pub fn probe_io_uring(file: &File) -> io::Result<()> {
-        UringEngine::new(file).map(drop)
+        // What a privilege lets it do now, it could not do later.
+        let outcome = without_capabilities(|| UringEngine::new(file).map(drop));
+        outcome.unwrap_or(Err(io::ErrorKind::PermissionDenied.into()))
     }
 
     /// Whether another operation may start.

@@ -8,6 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
+use vhost_device_common::program::sandbox::confine_helper;
 use vhost_device_common::worker::{Poller, Token};
 
 use super::slots::Slots;
@@ -137,7 +138,10 @@ impl ThreadsEngine {
         let shared = Arc::clone(&self.shared);
         let started = std::thread::Builder::new()
             .name("io".to_owned())
-            .spawn(move || shared.work());
+            .spawn(move || {
+                confine_helper();
+                shared.work();
+            });
         match started {
             Ok(thread) => self.threads.push(thread),
             Err(error) if self.threads.is_empty() => {

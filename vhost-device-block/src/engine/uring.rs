@@ -8,8 +8,10 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::Duration;
 
+use io_uring::register::Restriction;
 use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
+use vhost_device_common::device::{Call, Needs};
 use vhost_device_common::worker::{Poller, Token};
 
 use super::slots::Slots;
@@ -24,6 +26,34 @@ const PIECE: usize = 4;
 const IMAGE: Fixed = Fixed(0);
 /// Marks the completion of a removed watch, which is of no interest. No token has this number.
 const REMOVED: u64 = u64::MAX;
+
+// What is asked of io_uring_register, beside what is on the ring.
+const REGISTER_FILES: u32 = 2;
+const REGISTER_RESTRICTIONS: u32 = 11;
+const REGISTER_ENABLE_RINGS: u32 = 12;
+
+/// Operations that a ring carries out. The kernel refuses others: they are none of the system calls that the process is confined to.
+const OPERATIONS: [u8; 8] = [
+    opcode::Read::CODE,
+    opcode::Readv::CODE,
+    opcode::Write::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+    opcode::PollAdd::CODE,
+    opcode::PollRemove::CODE,
+];
+
+/// Rings are made by the thread that serves the front-end, and used by those of the queues.
+pub fn add_needs(needs: &mut Needs) {
+    let register = |what| Call::new(libc::SYS_io_uring_register).with(1, what);
+    needs.session.push(Call::new(libc::SYS_io_uring_setup));
+    needs
+        .session
+        .extend([REGISTER_FILES, REGISTER_RESTRICTIONS].map(register));
+    needs.queue.push(register(REGISTER_ENABLE_RINGS));
+    needs.queue.push(Call::new(libc::SYS_io_uring_enter));
+}
 
 /// Carries operations out by io_uring.
 pub struct UringEngine {
@@ -55,6 +85,7 @@ impl UringEngine {
             Err(_) => (plain.build(ENTRIES)?, false),
         };
         ring.submitter().register_files(&[image.as_raw_fd()])?;
+        restrict(&ring)?;
         Ok(Self {
             ring,
             enabled: false,
@@ -180,6 +211,16 @@ impl UringEngine {
             }
         }
     }
+}
+
+/// Has the kernel refuse, on this ring, all that the engine does not do: io_uring can open files and make sockets too.
+fn restrict(ring: &IoUring) -> io::Result<()> {
+    let mut restrictions = Vec::from(OPERATIONS.map(Restriction::sqe_op));
+    restrictions.push(Restriction::register_op(REGISTER_ENABLE_RINGS as u8));
+    restrictions.push(Restriction::sqe_flags_allowed(
+        squeue::Flags::FIXED_FILE.bits(),
+    ));
+    ring.submitter().register_restrictions(&mut restrictions)
 }
 
 /// The operation as the kernel takes it.

@@ -5,6 +5,7 @@
 
 mod export;
 mod library;
+mod needs;
 mod renderer;
 
 use std::io;
@@ -12,6 +13,7 @@ use std::io;
 use thiserror::Error;
 
 pub use library::TransferBox;
+pub use needs::{add_needs, keep_no_files};
 pub use renderer::{Capset, Direction, Renderer, has_render_node};
 
 /// Why there is no 3D.

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Filters of system calls (seccomp): one for each kind of thread.
+
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, apply_filter, apply_filter_all_threads,
+};
+
+use super::Needs;
+use super::call::{self, Call};
+
+/// A kind of thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Serves the front-end, and starts the other threads: it may do what any of these may.
+    Session,
+    /// Works on queues.
+    Queue,
+    /// Is started by a queue's thread.
+    Helper,
+    /// Ends the program.
+    End,
+}
+
+/// What threads of `role` may do.
+pub(super) fn allowed(role: Role, needs: &Needs) -> Vec<Call> {
+    let mut calls = call::everywhere();
+    match role {
+        Role::Session => {
+            calls.extend(call::session());
+            calls.extend(call::queue());
+            calls.extend(call::end());
+            calls.extend(&needs.session);
+            calls.extend(&needs.queue);
+            calls.extend(needs.helper.iter().flatten());
+        }
+        Role::Queue => {
+            calls.extend(call::queue());
+            calls.extend(&needs.queue);
+            if let Some(helper) = &needs.helper {
+                calls.extend(helper);
+                calls.extend(Call::threads());
+            }
+        }
+        Role::Helper => calls.extend(needs.helper.iter().flatten()),
+        Role::End => calls.extend(call::end()),
+    }
+    if needs.removes_files() && matches!(role, Role::Session | Role::End) {
+        calls.extend(call::removal());
+    }
+    calls
+}
+
+/// Compiles a filter that does `listed` for `calls`, and `other` for all others.
+pub(super) fn compile(
+    calls: &[Call],
+    listed: SeccompAction,
+    other: SeccompAction,
+) -> Result<BpfProgram, seccompiler::Error> {
+    let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
+    let is_plain = |call: &&Call| call.conditions().next().is_none();
+    for call in calls.iter().filter(is_plain) {
+        // No rule: all arguments will do.
+        rules.insert(call.number(), Vec::new());
+    }
+    for call in calls.iter().filter(|call| !is_plain(call)) {
+        let conditions = call.conditions().map(|condition| {
+            SeccompCondition::new(
+                condition.argument,
+                SeccompCmpArgLen::Qword,
+                SeccompCmpOp::MaskedEq(condition.mask),
+                condition.value,
+            )
+        });
+        let rule = SeccompRule::new(conditions.collect::<Result<_, _>>()?)?;
+        match rules.get_mut(&call.number()) {
+            Some(any) if any.is_empty() => {}
+            Some(others) => others.push(rule),
+            None => {
+                rules.insert(call.number(), vec![rule]);
+            }
+        }
+    }
+    let architecture = std::env::consts::ARCH.try_into()?;
+    Ok(SeccompFilter::new(rules, other, listed, architecture)?.try_into()?)
+}
+
+/// What is refused with an error: C libraries look into a file now and then, and can do without.
+fn refused(allowed: &[Call]) -> Vec<Call> {
+    const NO_READING: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
+    let mut reading = vec![Call::new(libc::SYS_openat).with_bits(2, NO_READING, 0)];
+    #[cfg(target_arch = "x86_64")]
+    reading.push(Call::new(libc::SYS_open).with_bits(1, NO_READING, 0));
+    let is_allowed = |call: &Call| allowed.iter().any(|other| other.number() == call.number());
+    reading.retain(|call| !is_allowed(call));
+    reading
+}
+
+/// The filters of a thread, each of which must let a call through.
+type Filters = Vec<BpfProgram>;
+
+fn filters(role: Role, needs: &Needs) -> Result<Filters, seccompiler::Error> {
+    let mut calls = allowed(role, needs);
+    let mut filters = Vec::new();
+    let refused = refused(&calls);
+    if !refused.is_empty() {
+        let error = SeccompAction::Errno(libc::EACCES as u32);
+        filters.push(compile(&refused, error, SeccompAction::Allow)?);
+        calls.extend(refused);
+    }
+    filters.push(compile(&calls, SeccompAction::Allow, SeccompAction::Trap)?);
+    Ok(filters)
+}
+
+/// The filters of threads that are started later.
+#[derive(Debug)]
+struct Later {
+    queue: Filters,
+    helper: Filters,
+    end: Filters,
+}
+
+static LATER: OnceLock<Later> = OnceLock::new();
+
+/// Filters the calls of this thread, and of all that it starts; sees to it that those get filters of their own.
+pub(super) fn install(needs: &Needs) -> Result<(), seccompiler::Error> {
+    let later = Later {
+        queue: filters(Role::Queue, needs)?,
+        helper: filters(Role::Helper, needs)?,
+        end: filters(Role::End, needs)?,
+    };
+    // These win over what the filter of the thread lets through.
+    let handler = Call::new(libc::SYS_rt_sigaction).with(0, libc::SIGSYS as u32);
+    let fatal = compile(&[handler], SeccompAction::KillProcess, SeccompAction::Allow)?;
+    let unknown = compile(
+        &[Call::new(libc::SYS_clone3)],
+        SeccompAction::Errno(libc::ENOSYS as u32),
+        SeccompAction::Allow,
+    )?;
+    let session = filters(Role::Session, needs)?;
+    for filter in [fatal, unknown].iter().chain(&session) {
+        apply_filter_all_threads(filter)?;
+    }
+    let _ = LATER.set(later);
+    Ok(())
+}
+
+/// Leaves this thread only the calls of its kind, if there is a sandbox.
+pub(crate) fn confine_thread(role: Role) {
+    let Some(later) = LATER.get() else {
+        return;
+    };
+    let filters = match role {
+        Role::Session => return,
+        Role::Queue => &later.queue,
+        Role::Helper => &later.helper,
+        Role::End => &later.end,
+    };
+    if let Err(error) = filters.iter().try_for_each(|filter| apply_filter(filter)) {
+        // It goes on with the filter of the thread that started it.
+        log::warn!("cannot confine a thread any further: {error}");
+    }
+}

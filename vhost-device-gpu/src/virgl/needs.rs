@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What virglrenderer and the drivers behind it do when the renderer starts and draws, which is after the start of the program: they
+//! load libraries and compile code, in threads of their own. All of it is found out by looking; no document says it.
+
+use std::path::{Path, PathBuf};
+
+use vhost_device_common::device::{Access, Call, Needs};
+
+/// Where libraries are, and what they read.
+const READ: [&str; 14] = [
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/nix/store",
+    "/gnu/store",
+    "/run/opengl-driver",
+    "/etc/ld.so.cache",
+    "/etc/drirc",
+    "/etc/glvnd",
+    "/etc/egl",
+    // Processors and GPUs.
+    "/sys/devices",
+    "/sys/dev",
+    "/sys/bus/pci",
+    "/sys/class/drm",
+];
+/// GPUs.
+const READ_WRITE: [&str; 1] = ["/dev/dri"];
+/// Variables that name more directories with libraries.
+const LIBRARY_PATHS: [&str; 2] = ["LD_LIBRARY_PATH", "LIBGL_DRIVERS_PATH"];
+
+/// Has Mesa keep no files of its own. To be called while the process has one thread.
+pub fn keep_no_files() {
+    // SAFETY: there is no other thread that could use the environment.
+    unsafe { std::env::set_var("MESA_SHADER_CACHE_DISABLE", "true") };
+}
+
+/// The group of ioctls that GPUs have, and of those for buffers that are shared.
+const GPU: u64 = b'd' as u64;
+const BUFFER: u64 = b'b' as u64;
+
+/// Adds what the renderer does, with a render node or what it finds.
+pub fn add_needs(needs: &mut Needs, node: Option<&Path>) {
+    let calls = [
+        libc::SYS_openat,
+        libc::SYS_newfstatat,
+        libc::SYS_statx,
+        libc::SYS_fstat,
+        libc::SYS_fstatfs,
+        libc::SYS_statfs,
+        libc::SYS_faccessat,
+        libc::SYS_faccessat2,
+        libc::SYS_readlinkat,
+        libc::SYS_getdents64,
+        libc::SYS_getcwd,
+        libc::SYS_lseek,
+        libc::SYS_pread64,
+        libc::SYS_fadvise64,
+        libc::SYS_eventfd2,
+        libc::SYS_epoll_create1,
+        libc::SYS_timerfd_create,
+        libc::SYS_memfd_create,
+        libc::SYS_ftruncate,
+        libc::SYS_dup,
+        libc::SYS_fcntl,
+        // Memory that is executed: Mesa compiles what guests draw with.
+        libc::SYS_mmap,
+        libc::SYS_mprotect,
+        libc::SYS_mincore,
+        libc::SYS_getuid,
+        libc::SYS_geteuid,
+        libc::SYS_getgid,
+        libc::SYS_getegid,
+        libc::SYS_uname,
+        libc::SYS_sysinfo,
+        libc::SYS_kcmp,
+        libc::SYS_getcpu,
+        libc::SYS_sched_setaffinity,
+        libc::SYS_sched_setscheduler,
+        libc::SYS_sched_getscheduler,
+        libc::SYS_sched_getparam,
+        libc::SYS_getpriority,
+        libc::SYS_setpriority,
+    ];
+    needs.queue.extend(calls.map(Call::new));
+    #[cfg(target_arch = "x86_64")]
+    needs.queue.extend(
+        [
+            libc::SYS_open,
+            libc::SYS_stat,
+            libc::SYS_lstat,
+            libc::SYS_access,
+            libc::SYS_readlink,
+        ]
+        .map(Call::new),
+    );
+    let ioctl = |group| Call::new(libc::SYS_ioctl).with_bits(1, 0xff00, group << 8);
+    needs.queue.extend([GPU, BUFFER].map(ioctl));
+    needs.queue.extend(Call::threads());
+
+    let directories = LIBRARY_PATHS.iter().filter_map(std::env::var_os);
+    let directories: Vec<PathBuf> = directories
+        .flat_map(|paths| std::env::split_paths(&paths).collect::<Vec<_>>())
+        .filter(|path| path.is_absolute())
+        .collect();
+    let read = READ.iter().map(PathBuf::from);
+    let read = read.chain(directories).map(|path| (path, Access::Read));
+    let nodes = READ_WRITE.iter().map(Path::new).chain(node);
+    let nodes = nodes.map(|path| (path.to_owned(), Access::ReadWrite));
+    needs.files.extend(read.chain(nodes));
+}
