@@ -42,9 +42,10 @@ pub struct Arguments<O: Args> {
     )]
     pub socket_mode: u32,
 
-    /// What happens when this program does what no back-end of this kind has a use for.
+    /// What happens when this program does what it has no use for.
     ///
-    /// Once all is open, the program gives up its privileges, other files, and all system calls but those that it needs.
+    /// Once all is open, and before a front-end is heard, it gives up its privileges, all files but those that it has to open later, and
+    /// all system calls but those that it needs.
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Sandbox::On)]
     pub sandbox: Sandbox,
 
