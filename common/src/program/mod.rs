@@ -103,6 +103,11 @@ fn start<D: Device>(
     let outcome = sandbox::enter(D::PROGRAM, arguments.sandbox, &needs)
         .and_then(|()| stop.force_end(listener.clone()))
         .and_then(|()| {
+            listener
+                .as_ref()
+                .map_or(Ok(()), |listener| listener.listen())
+        })
+        .and_then(|()| {
             manager.tell(State::Ready);
             let outcome = server.serve(&device, &stop);
             manager.tell(State::Stopping);

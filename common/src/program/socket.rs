@@ -13,11 +13,16 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
 use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd, retry_on_intr};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 
 use super::arguments::Arguments;
 use super::service::ServiceManager;
 use crate::device::StartError;
+
+/// Front-ends that may wait to be accepted: as many as the kernel allows.
+const QUEUE: i32 = i32::MAX;
 
 /// What the arguments name.
 pub enum Source {
@@ -116,6 +121,10 @@ fn make_way(path: &Path) -> Result<(), StartError> {
     }
 }
 
+fn cannot_listen(path: &Path, error: &io::Error) -> StartError {
+    StartError(format!("cannot listen on {}: {error}", path.display()))
+}
+
 /// Connects, to see whether somebody listens. Does not wait where there is a queue.
 fn probe(path: &Path) -> Result<(), Errno> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -137,17 +146,32 @@ impl Listener {
         Self { socket, file: None }
     }
 
-    /// Makes the socket file at `path`, with just the permissions `mode` from its first moment.
+    /// Makes the socket file at `path`, with just the permissions `mode` from its first moment. Nobody can connect yet.
     pub fn bind(path: PathBuf, mode: u32) -> Result<Self, StartError> {
         make_way(&path)?;
+        let failed = |error| cannot_listen(&path, &error);
+        let address = SocketAddrUnix::new(&path).map_err(|errno| failed(errno.into()))?;
+        let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
+        let socket = socket_with(family, SocketType::STREAM, flags, None)
+            .map_err(|errno| failed(errno.into()))?;
         let before = rustix::process::umask(Mode::from_raw_mode(!mode & 0o777));
-        let bound = UnixListener::bind(&path);
+        let bound = bind(&socket, &address);
         rustix::process::umask(before);
-        let failed = |error| StartError(format!("cannot listen on {}: {error}", path.display()));
-        let socket = bound.map_err(failed)?;
+        bound.map_err(|errno| failed(errno.into()))?;
         let metadata = std::fs::symlink_metadata(&path).map_err(failed)?;
         let file = Some((path, metadata.dev(), metadata.ino()));
+        let socket = socket.into();
         Ok(Self { socket, file })
+    }
+
+    /// Lets front-ends connect to the file that was made.
+    pub fn listen(&self) -> Result<(), StartError> {
+        match &self.file {
+            Some((path, ..)) => {
+                listen(&self.socket, QUEUE).map_err(|errno| cannot_listen(path, &errno.into()))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Waits for a front-end. `None` when the process is to end.

@@ -55,6 +55,7 @@ pub fn add_needs(needs: &mut Needs, node: Option<&Path>) {
         libc::SYS_getcwd,
         libc::SYS_lseek,
         libc::SYS_pread64,
+        libc::SYS_pwrite64,
         libc::SYS_fadvise64,
         libc::SYS_eventfd2,
         libc::SYS_epoll_create1,

@@ -171,6 +171,7 @@ pub(super) fn queue() -> Vec<Call> {
 /// What serves the front-end: its connection, its files, the threads that work on queues.
 pub(super) fn session() -> Vec<Call> {
     let mut calls = plain(&[
+        libc::SYS_listen,
         libc::SYS_accept4,
         libc::SYS_recvmsg,
         libc::SYS_recvfrom,
