@@ -24,8 +24,18 @@ const ENTRIES: u32 = DEPTH as u32;
 const PIECE: usize = 4;
 /// The image, in the ring's table of registered files.
 const IMAGE: Fixed = Fixed(0);
-/// Marks the completion of a removed watch, which is of no interest. No token has this number.
+/// Marks the completion of the removal of a watch, which is of no interest. No token, and no watch, has this number.
 const REMOVED: u64 = u64::MAX;
+/// A watch is named by its token in these low bits, and by a number of its own above them.
+const TOKEN_BITS: u32 = 40;
+
+/// A file that is waited on.
+struct Watch {
+    fd: RawFd,
+    token: Token,
+    /// Tells its completions from those of an earlier watch with the same token, which may still come.
+    name: u64,
+}
 
 // What is asked of io_uring_register, beside what is on the ring.
 const REGISTER_FILES: u32 = 2;
@@ -65,7 +75,9 @@ pub struct UringEngine {
     tells: bool,
     slots: Slots,
     finished: VecDeque<Finished>,
-    watched: Vec<(RawFd, Token)>,
+    watched: Vec<Watch>,
+    /// Watches that there have been.
+    watches: u32,
     /// Storage for completions on their way out of the ring.
     completions: Vec<cqueue::Entry>,
 }
@@ -93,6 +105,7 @@ impl UringEngine {
             slots: Slots::new(),
             finished: VecDeque::new(),
             watched: Vec::new(),
+            watches: 0,
             completions: Vec::new(),
         })
     }
@@ -137,11 +150,11 @@ impl UringEngine {
         }
     }
 
-    fn push_watch(&mut self, fd: RawFd, token: Token) -> io::Result<()> {
+    fn push_watch(&mut self, fd: RawFd, name: u64) -> io::Result<()> {
         let entry = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32)
             .multi(true)
             .build()
-            .user_data(token.to_u64());
+            .user_data(name);
         // SAFETY: the entry points to nothing.
         unsafe { self.push(&entry) }
     }
@@ -192,7 +205,7 @@ impl UringEngine {
             return None;
         }
         let result = completion.result();
-        match Token::from_u64(number) {
+        match Token::from_u64(number & ((1 << TOKEN_BITS) - 1)) {
             Token::Device(slot) => {
                 let request = self.slots.remove(slot)?;
                 let outcome =
@@ -200,11 +213,15 @@ impl UringEngine {
                 self.finished.push_back((request, outcome));
                 None
             }
-            token => {
-                if !cqueue::more(completion.flags())
-                    && let Some(&(fd, _)) = self.watched.iter().find(|(_, other)| *other == token)
-                    && let Err(error) = self.push_watch(fd, token)
-                {
+            _ => {
+                let watch = self.watched.iter().find(|watch| watch.name == number)?;
+                let (fd, token) = (watch.fd, watch.token);
+                let outcome = match result {
+                    error @ ..0 => Err(io::Error::from_raw_os_error(-error)),
+                    _ if cqueue::more(completion.flags()) => Ok(()),
+                    _ => self.push_watch(fd, number),
+                };
+                if let Err(error) = outcome {
                     log::error!("cannot wait for kicks any more: {error}");
                 }
                 (result >= 0).then_some(token)
@@ -267,15 +284,20 @@ fn entry(operation: &Operation<'_>) -> squeue::Entry {
 
 impl Poller for UringEngine {
     fn watch(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
-        self.push_watch(fd.as_raw_fd(), token)?;
-        self.watched.push((fd.as_raw_fd(), token));
+        let fd = fd.as_raw_fd();
+        self.watches = self.watches.wrapping_add(1);
+        let name = token.to_u64() | u64::from(self.watches) << TOKEN_BITS;
+        self.push_watch(fd, name)?;
+        self.watched.push(Watch { fd, token, name });
         Ok(())
     }
 
     fn forget(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
-        let watch = (fd.as_raw_fd(), token);
-        self.watched.retain(|other| *other != watch);
-        let entry = opcode::PollRemove::new(token.to_u64())
+        let is_it = |watch: &Watch| (watch.fd, watch.token) == (fd.as_raw_fd(), token);
+        let place = self.watched.iter().position(is_it);
+        let place = place.ok_or(io::ErrorKind::NotFound)?;
+        let watch = self.watched.swap_remove(place);
+        let entry = opcode::PollRemove::new(watch.name)
             .build()
             .user_data(REMOVED);
         // SAFETY: the entry points to nothing.
