@@ -36,7 +36,7 @@ pub use error::SessionError;
 pub use message::MessageError;
 use message::{Connection, Message, leading_object};
 use transfer::DeviceState;
-use vring::{Vring, eventfd};
+use vring::{Vring, call, kick};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: without it, all rings are enabled from the start.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -408,7 +408,11 @@ impl<D: Device> Session<'_, D> {
         let file = if value & VRING_NO_FILE != 0 {
             None
         } else {
-            Some(eventfd(file(&mut message, request)?)?)
+            let file = file(&mut message, request)?;
+            Some(match request {
+                FrontendReq::SET_VRING_KICK => kick(file)?,
+                _ => call(file)?,
+            })
         };
         let queue = index as u16;
         let vring = self.vring(index)?;
@@ -503,8 +507,11 @@ impl<D: Device> Session<'_, D> {
     /// Puts another table in force. Requests in flight keep the memory that they point to.
     fn set_memory(&mut self, memory: GuestMemory) -> Result<Answer, SessionError> {
         self.share_memory(memory)?;
+        // The table is in force, whether all rings can start in it or not.
         for index in 0..self.vrings.len() {
-            self.start_if_ready(index)?;
+            if let Err(error) = self.start_if_ready(index) {
+                warn_limited(format_args!("front-end: {error}"));
+            }
         }
         Ok(Answer::Ack)
     }

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the front-end said of one ring, and the worker that it runs on once all is said.
 
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use vhost::vhost_user::message::VhostUserVringAddr;
 
 use crate::memory::GuestMemory;
@@ -124,14 +125,25 @@ impl Vring {
     }
 }
 
-/// Takes a file of the front-end as an eventfd: one that can be waited on, and that no write can
-/// block on.
-pub fn eventfd(file: OwnedFd) -> Result<Arc<OwnedFd>, SessionError> {
+/// Takes a file of the front-end as an eventfd for kicks: one that can be waited on.
+pub fn kick(file: OwnedFd) -> Result<Arc<OwnedFd>, SessionError> {
     EpollPoller::new()
         .and_then(|mut poller| poller.watch(file.as_fd(), Token::Control))
         .map_err(SessionError::File)?;
+    Ok(Arc::new(file))
+}
+
+/// Takes a file of the front-end as an eventfd to signal it by: no pipe or socket, on which a write could block for good if the
+/// front-end wants that.
+pub fn call(file: OwnedFd) -> Result<Arc<OwnedFd>, SessionError> {
+    let stat = fstat(&file).map_err(|errno| SessionError::File(errno.into()))?;
+    // Files that have no other type are those that the kernel makes without a file system.
+    if FileType::from_raw_mode(stat.st_mode) != FileType::Unknown {
+        let error = io::Error::new(io::ErrorKind::InvalidInput, "it is no eventfd");
+        return Err(SessionError::File(error));
+    }
     fcntl_getfl(&file)
         .and_then(|flags| fcntl_setfl(&file, flags | OFlags::NONBLOCK))
         .map_err(|errno| SessionError::File(errno.into()))?;
-    Ok(Arc::new(file))
+    kick(file)
 }

@@ -8,12 +8,13 @@ mod timer;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, eventfd};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use thiserror::Error;
 
 use crate::device::QueueHandler;
@@ -28,6 +29,8 @@ pub use timer::Timer;
 /// How long a worker looks for more work, without sleeping, after there was some. A sleep and a wake-up
 /// take about as long.
 const SPIN: Duration = Duration::from_micros(50);
+/// How long the session waits for a worker before it looks whether that hangs in an eventfd of the front-end.
+const HANG: Duration = Duration::from_millis(100);
 /// How often a queue is looked at whose driver can not kick (SET_VRING_KICK without an eventfd).
 const UNKICKED_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -69,6 +72,8 @@ struct Request {
 pub struct Worker {
     requests: Sender<Request>,
     wake: Arc<OwnedFd>,
+    /// The front-end's eventfds that the thread may be writing to.
+    signalled: Mutex<Vec<Weak<OwnedFd>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -114,6 +119,7 @@ impl Worker {
         Ok(Self {
             requests,
             wake,
+            signalled: Mutex::default(),
             thread: Some(thread),
         })
     }
@@ -125,7 +131,26 @@ impl Worker {
             .send(Request { command, reply })
             .map_err(|_| WorkerError::Gone)?;
         let _ = rustix::io::write(&self.wake, &1u64.to_ne_bytes());
-        answer.recv().map_err(|_| WorkerError::Gone)?
+        loop {
+            match answer.recv_timeout(HANG) {
+                Ok(outcome) => return outcome,
+                Err(RecvTimeoutError::Disconnected) => return Err(WorkerError::Gone),
+                Err(RecvTimeoutError::Timeout) => self.signalled().iter().for_each(make_room),
+            }
+        }
+    }
+
+    fn signalled(&self) -> MutexGuard<'_, Vec<Weak<OwnedFd>>> {
+        self.signalled
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The thread may write to these from now on.
+    fn may_signal<'a>(&self, eventfds: impl IntoIterator<Item = &'a Arc<OwnedFd>>) {
+        let mut signalled = self.signalled();
+        signalled.retain(|eventfd| eventfd.strong_count() > 0);
+        signalled.extend(eventfds.into_iter().map(Arc::downgrade));
     }
 
     /// Starts working on `queue`, which is kicked by `kick`.
@@ -133,6 +158,7 @@ impl Worker {
     /// # Errors
     /// `kick` can not be waited on.
     pub fn start_queue(&self, queue: Queue, kick: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
+        self.may_signal(queue.eventfds());
         self.ask(Command::Start(Box::new(queue), kick)).map(drop)
     }
 
@@ -166,6 +192,7 @@ impl Worker {
     /// # Errors
     /// The thread has ended.
     pub fn set_call(&self, index: u16, call: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
+        self.may_signal(&call);
         self.ask(Command::Call(index, call)).map(drop)
     }
 
@@ -174,6 +201,7 @@ impl Worker {
     /// # Errors
     /// The thread has ended.
     pub fn set_error(&self, index: u16, error: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
+        self.may_signal(&error);
         self.ask(Command::Error(index, error)).map(drop)
     }
 
@@ -206,6 +234,21 @@ impl Drop for Worker {
             log::error!("the thread of a queue has crashed; please report this");
         }
     }
+}
+
+/// Lets a write to an eventfd of the front-end go on. Such a write can block, if the eventfd is full: the front-end can undo that it
+/// must not. What is read is no loss then, since another count follows.
+fn make_room(eventfd: &Weak<OwnedFd>) {
+    let Some(eventfd) = eventfd.upgrade() else {
+        return;
+    };
+    let mut fds = [PollFd::new(&eventfd, PollFlags::OUT)];
+    if poll(&mut fds, Some(&Timespec::default())) != Ok(0) {
+        return;
+    }
+    let _ = fcntl_getfl(&eventfd)
+        .and_then(|flags| fcntl_setfl(&eventfd, flags | OFlags::NONBLOCK))
+        .and_then(|()| rustix::io::read(&eventfd, &mut [0; 8]));
 }
 
 /// What the thread waits with.

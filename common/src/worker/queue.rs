@@ -114,6 +114,11 @@ impl Queue {
         }
     }
 
+    /// What the front-end is told by.
+    pub(super) fn eventfds(&self) -> impl Iterator<Item = &Arc<OwnedFd>> {
+        self.call.iter().chain(&self.error)
+    }
+
     pub(crate) fn set_error(&mut self, error: Option<Arc<OwnedFd>>) {
         self.error = error;
     }
