@@ -3,6 +3,8 @@
 //!
 //! [`command`] finds a binary of this workspace, [`inherit`] hands it a file descriptor, [`Program::spawn`] starts it. A [`Program`] is
 //! killed and reaped when it is dropped; when that happens because the test panics, what it wrote to stdout and stderr is printed.
+//! With [`Program::expect_no_leak`] it is a panic when the program ended before that, or holds more then than it did at first: so each
+//! test of a back-end that means no good is one of what is left behind, too.
 
 use std::env;
 use std::ffi::OsString;
@@ -30,6 +32,9 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How often something that can only be looked at is looked at again.
 const INTERVAL: Duration = Duration::from_millis(2);
+
+/// By how many bytes the memory of a program's own may have grown in a test: allocators keep some of what was freed.
+const GROWTH: u64 = 16 << 20;
 
 /// How much of a program's output is shown when a test fails: its end, in characters.
 const SHOWN: usize = 16 << 10;
@@ -71,6 +76,16 @@ pub enum ProcessError {
         status: ExitStatus,
         /// What it wrote to stderr.
         stderr: String,
+    },
+    /// The program keeps what it should have given back.
+    #[error("{program} had {before:?}, and has {after:?} now")]
+    Leak {
+        /// The program.
+        program: String,
+        /// What it should have.
+        before: Resources,
+        /// What it has.
+        after: Resources,
     },
 }
 
@@ -126,12 +141,14 @@ pub fn inherit(command: &mut Command, file: OwnedFd, number: RawFd) {
 }
 
 /// What a process holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
     /// Open file descriptors.
     pub files: usize,
     /// Threads.
     pub threads: usize,
+    /// Mappings that are shared with others: guest memory, requests in flight, and the rings of io_uring.
+    pub mappings: usize,
 }
 
 /// A running program, with its output captured.
@@ -142,6 +159,8 @@ pub struct Program {
     exit: OwnedFd,
     stdout: File,
     stderr: File,
+    /// What it held at first, and the bytes of memory of its own, if it is to hold no more in the end.
+    at_first: Option<(Resources, u64)>,
 }
 
 impl Program {
@@ -165,6 +184,7 @@ impl Program {
                 exit,
                 stdout,
                 stderr,
+                at_first: None,
             }),
             Err(error) => {
                 // Not yet in a `Program`, so nothing else would end it.
@@ -182,6 +202,7 @@ impl Program {
 
     /// Sends `signal`; nothing happens if the program has ended.
     pub fn signal(&mut self, signal: Signal) -> Result<(), ProcessError> {
+        self.at_first = None;
         // Reaps it if it has ended, after which the process id may belong to someone else.
         if self.status()?.is_none() {
             kill_process(Pid::from_child(&self.child), signal)
@@ -273,16 +294,61 @@ impl Program {
         contents(&self.stderr)
     }
 
-    /// The file descriptors and threads that the program has now.
+    /// What the program holds now.
     pub fn resources(&self) -> Result<Resources, ProcessError> {
-        let count = |list: &str| -> io::Result<usize> {
-            let mut entries = fs::read_dir(format!("/proc/{}/{list}", self.id()))?;
-            entries.try_fold(0, |count, entry| entry.map(|_| count + 1))
+        resources(self.id())
+    }
+
+    /// Waits until the program holds just what is `expected`, as it does a moment after a connection has ended.
+    pub fn wait_for_resources(&mut self, expected: Resources) -> Result<(), ProcessError> {
+        let id = self.id();
+        let mut last = expected;
+        let settled = self.wait_until("hold what it did before", PATIENCE, || {
+            last = resources(id).map_err(io::Error::other)?;
+            Ok(last == expected)
+        });
+        match settled {
+            Err(ProcessError::Deadline { program, .. }) => Err(ProcessError::Leak {
+                program,
+                before: expected,
+                after: last,
+            }),
+            settled => settled,
+        }
+    }
+
+    /// From now on the program must not end by itself, and when this is dropped it must come to hold no more than it does now, all
+    /// connections to it being closed. It is a panic if not. A program that was sent a signal is not asked for that.
+    pub fn expect_no_leak(&mut self) -> Result<(), ProcessError> {
+        self.at_first = Some((self.resources()?, self.anonymous_bytes()?));
+        Ok(())
+    }
+
+    /// What is wrong with a program that has been used as [`Program::expect_no_leak`] says.
+    fn leak(&mut self) -> Option<String> {
+        let (before, bytes) = self.at_first.take()?;
+        if let Err(error) = self.wait_for_resources(before) {
+            return Some(error.to_string());
+        }
+        match self.anonymous_bytes() {
+            Ok(after) if after <= bytes + GROWTH => None,
+            Ok(after) => Some(format!("{bytes} bytes of memory became {after}")),
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    /// The processor time that the program has taken so far.
+    pub fn processor_time(&self) -> Result<Duration, ProcessError> {
+        let read = || {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
+            // The name of the program, in parentheses, may have anything in it.
+            let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+            let times = fields.split_whitespace().skip(11).take(2);
+            let ticks = times.map(|field| field.parse::<u64>());
+            ticks.sum::<Result<u64, _>>().map_err(io::Error::other)
         };
-        Ok(Resources {
-            files: count("fd").map_err(system("count file descriptors"))?,
-            threads: count("task").map_err(system("count threads"))?,
-        })
+        let ticks = read().map_err(system("read the program's processor time"))?;
+        Ok(Duration::from_secs(1) * ticks as u32 / rustix::param::clock_ticks_per_second() as u32)
     }
 
     /// The memory that the program occupies now, in bytes.
@@ -323,14 +389,36 @@ impl Program {
     }
 }
 
+/// What a process holds now.
+fn resources(id: u32) -> Result<Resources, ProcessError> {
+    let count = |list: &str| -> io::Result<usize> {
+        let mut entries = fs::read_dir(format!("/proc/{id}/{list}"))?;
+        entries.try_fold(0, |count, entry| entry.map(|_| count + 1))
+    };
+    let maps = fs::read_to_string(format!("/proc/{id}/maps")).map_err(system("read mappings"))?;
+    let is_shared = |line: &&str| {
+        let permissions = line.split_whitespace().nth(1);
+        permissions.is_some_and(|permissions| permissions.ends_with('s'))
+    };
+    Ok(Resources {
+        files: count("fd").map_err(system("count file descriptors"))?,
+        threads: count("task").map_err(system("count threads"))?,
+        mappings: maps.lines().filter(is_shared).count(),
+    })
+}
+
 impl Drop for Program {
     fn drop(&mut self) {
+        let leak = match thread::panicking() {
+            true => None,
+            false => self.leak(),
+        };
         let status = self.status();
         if !matches!(status, Ok(Some(_))) {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
-        if thread::panicking() {
+        if thread::panicking() || leak.is_some() {
             let state = match status {
                 Ok(Some(status)) => status.to_string(),
                 _ => "still running, killed now".to_owned(),
@@ -341,6 +429,9 @@ impl Drop for Program {
                 "--- {} ({state})\n--- stdout\n{stdout}--- stderr\n{stderr}---",
                 self.name
             );
+        }
+        if let Some(leak) = leak {
+            panic!("{}: {leak}", self.name);
         }
     }
 }

@@ -41,7 +41,7 @@ pub enum Claim {
 
 /// A back-end that the suites can run against.
 pub trait Target: Sync {
-    /// What to call it when something is skipped.
+    /// Its program, by which it is called when something is skipped.
     fn name(&self) -> &'static str;
 
     /// Whether this host can run it.
@@ -84,13 +84,14 @@ pub struct Running {
 }
 
 impl Running {
+    /// Starts the program of `target`. It must survive the test, and hold no more after it than before it, if the target claims that.
     fn start(
-        name: &str,
+        target: &dyn Target,
         directory: TempDir,
         arguments: impl FnOnce(&Path) -> Vec<std::ffi::OsString>,
     ) -> Self {
         let socket = directory.path().join("socket");
-        let mut command = command(name).unwrap_or_else(|error| panic!("{error}"));
+        let mut command = command(target.name()).unwrap_or_else(|error| panic!("{error}"));
         command
             .args(arguments(directory.path()))
             .arg(option("socket-path", &socket));
@@ -98,6 +99,11 @@ impl Running {
         program
             .wait_for_listener(&socket)
             .unwrap_or_else(|error| panic!("{error}"));
+        if target.claims(Claim::NoLeak) {
+            program
+                .expect_no_leak()
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
         Running {
             program,
             socket,
@@ -241,7 +247,7 @@ impl Target for Block {
         File::create_new(&image)
             .and_then(|mut file| file.write_all(&contents))
             .expect("an image");
-        Running::start("vhost-device-block", directory, |_| {
+        Running::start(self, directory, |_| {
             vec![
                 option("blk-file", image),
                 option("io-engine", self.io_engine),
@@ -302,9 +308,7 @@ impl Target for Rng {
 
     fn start(&self) -> Running {
         let directory = tempfile::tempdir().expect("a directory");
-        Running::start("vhost-device-rng", directory, |_| {
-            vec![option("rng-source", "/dev/zero")]
-        })
+        Running::start(self, directory, |_| vec![option("rng-source", "/dev/zero")])
     }
 
     fn claims(&self, _claim: Claim) -> bool {
@@ -344,7 +348,7 @@ impl Target for Gpu {
 
     fn start(&self) -> Running {
         let directory = tempfile::tempdir().expect("a directory");
-        Running::start("vhost-device-gpu", directory, |_| vec!["--headless".into()])
+        Running::start(self, directory, |_| vec!["--headless".into()])
     }
 
     fn claims(&self, _claim: Claim) -> bool {
@@ -388,7 +392,7 @@ impl Target for Reference {
 
     fn start(&self) -> Running {
         let directory = tempfile::tempdir().expect("a directory");
-        Running::start("reference-device", directory, |_| Vec::new())
+        Running::start(self, directory, |_| Vec::new())
     }
 
     fn claims(&self, claim: Claim) -> bool {

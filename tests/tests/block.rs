@@ -137,6 +137,7 @@ impl Variant {
         prepare(&mut command);
         let mut program = Program::spawn(&mut command).unwrap();
         program.wait_for_listener(&socket).unwrap();
+        program.expect_no_leak().unwrap();
         Device {
             program,
             socket,

@@ -65,6 +65,10 @@ impl Device {
         configure(&mut command);
         let mut program = Program::spawn(&mut command).unwrap();
         program.wait_for_listener(&socket).unwrap();
+        // What the libraries of 3D keep for the next time is theirs.
+        if !arguments.contains(&"--virgl") {
+            program.expect_no_leak().unwrap();
+        }
         Self { program, directory }
     }
 

@@ -4,6 +4,8 @@
 //! Nothing here depends on the device, so that all tests run against several back-ends. What a target does not claim is skipped, and
 //! the skip printed.
 
+#[path = "protocol/clients.rs"]
+mod clients;
 #[path = "protocol/config.rs"]
 mod config;
 #[path = "protocol/device_state.rs"]
@@ -12,6 +14,8 @@ mod device_state;
 mod dirty_log;
 #[path = "protocol/features.rs"]
 mod features;
+#[path = "protocol/files.rs"]
+mod files;
 #[path = "protocol/framing.rs"]
 mod framing;
 #[path = "protocol/hostile.rs"]

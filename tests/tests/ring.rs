@@ -4,14 +4,22 @@
 //! Nothing here depends on the device, so that all tests run against several back-ends. What a target does not claim is skipped, and
 //! the skip printed.
 
+#[path = "ring/aliasing.rs"]
+mod aliasing;
 #[path = "ring/corrupt.rs"]
 mod corrupt;
+#[path = "ring/killed.rs"]
+mod killed;
 #[path = "ring/lifecycle.rs"]
 mod lifecycle;
+#[path = "ring/memory_changes.rs"]
+mod memory_changes;
 #[path = "ring/notifications.rs"]
 mod notifications;
 #[path = "ring/persistent.rs"]
 mod persistent;
+#[path = "ring/race.rs"]
+mod race;
 #[path = "ring/requests.rs"]
 mod requests;
 

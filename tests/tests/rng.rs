@@ -60,6 +60,7 @@ impl Device {
         command.args(source.map(|source| option("rng-source", source)));
         let mut program = Program::spawn(&mut command).unwrap();
         program.wait_for_listener(&socket).unwrap();
+        program.expect_no_leak().unwrap();
         Self {
             program,
             socket,

@@ -72,6 +72,7 @@ impl Input {
             .args(options.iter().map(OsStr::new));
         let mut program = Program::spawn(&mut command).unwrap();
         program.wait_for_listener(&socket).unwrap();
+        program.expect_no_leak().unwrap();
         Self {
             program,
             socket,

@@ -105,19 +105,23 @@ impl BackEnd {
         loop {
             self.check()?;
             let now = self.program.resources()?;
-            if now.files <= most.files && now.threads <= most.threads {
+            let Resources {
+                files,
+                threads,
+                mappings,
+            } = now;
+            if files <= most.files && threads <= most.threads && mappings <= most.mappings {
                 break;
             }
             if Instant::now() >= deadline {
-                let Resources { files, threads } = now;
                 return Err(Loss(format!(
-                    "{} holds {files} files and {threads} threads when nobody is connected; {} and {} are its own",
-                    self.name, most.files, most.threads
+                    "{} holds {now:?} when nobody is connected; {most:?} is its own",
+                    self.name
                 )));
             }
             std::thread::sleep(Duration::from_millis(1));
         }
-        let Resources { files, threads } = self.program.resources()?;
+        let Resources { files, threads, .. } = self.program.resources()?;
         Ok(Sample {
             age: self.began.elapsed(),
             files,
@@ -138,6 +142,7 @@ fn sum(one: Resources, other: Resources) -> Resources {
     Resources {
         files: one.files + other.files,
         threads: one.threads + other.threads,
+        mappings: one.mappings + other.mappings,
     }
 }
 

@@ -123,10 +123,7 @@ impl Entropy {
             option("max-bytes", MAX_BYTES.to_string()),
             option("period", PERIOD.as_millis().to_string()),
         ];
-        let keeps = Resources {
-            files: 0,
-            threads: 0,
-        };
+        let keeps = Resources::default();
         let back_end = BackEnd::start("vhost-device-rng", arguments, keeps)?;
         let link = Link::new(back_end, &[DEPTH as u16], &[(0, 2 << 20)])?;
         let memory = link.memory();

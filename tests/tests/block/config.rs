@@ -72,21 +72,22 @@ pub fn write_zeroes_limits(front_end: &FrontEnd) -> Limits {
     }
 }
 
-fn start(size: usize, arguments: &[&str]) -> (FrontEnd, Device) {
+fn start(size: usize, arguments: &[&str]) -> (Device, FrontEnd) {
     let device = Variant::THREADS.start(&vec![0; size], arguments);
-    (device.connect(), device)
+    let front_end = device.connect();
+    (device, front_end)
 }
 
 #[test]
 fn a_disk_offers_what_it_can_do_and_no_more() {
-    let (front_end, _device) = start(IMAGE_SIZE, &[]);
+    let (_device, front_end) = start(IMAGE_SIZE, &[]);
     let expected = bits(&ALWAYS) | bits(&[VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_WRITE_ZEROES]);
     assert_eq!(front_end.offered() & DEVICE_BITS, expected);
 }
 
 #[test]
 fn a_read_only_disk_says_so_and_offers_no_request_that_writes() {
-    let (front_end, _device) = start(IMAGE_SIZE, &["--read-only"]);
+    let (_device, front_end) = start(IMAGE_SIZE, &["--read-only"]);
     let expected = bits(&ALWAYS) | bits(&[VIRTIO_BLK_F_RO]);
     assert_eq!(front_end.offered() & DEVICE_BITS, expected);
 }
@@ -102,7 +103,7 @@ fn the_capacity_is_the_size_of_the_image_in_whole_blocks() {
         (IMAGE_SIZE + 4095, "4096", SECTORS),
         (IMAGE_SIZE + 4096, "4096", SECTORS + 8),
     ] {
-        let (front_end, _device) = start(size, &[&format!("--logical-block-size={block}")]);
+        let (_device, front_end) = start(size, &[&format!("--logical-block-size={block}")]);
         assert_eq!(
             field(&front_end, 0, 8),
             sectors,
@@ -131,7 +132,7 @@ fn the_capacity_may_need_more_than_32_bits() {
 #[test]
 fn block_size_and_topology_tell_the_blocks_of_guest_and_host() {
     for block in [512, 4096] {
-        let (front_end, device) = start(IMAGE_SIZE, &[&format!("--logical-block-size={block}")]);
+        let (device, front_end) = start(IMAGE_SIZE, &[&format!("--logical-block-size={block}")]);
         assert_eq!(field(&front_end, 20, 4), block, "blk_size");
         let physical = device.image.metadata().unwrap().blksize();
         let exponent = field(&front_end, 24, 1);
@@ -148,7 +149,7 @@ fn block_size_and_topology_tell_the_blocks_of_guest_and_host() {
 
 #[test]
 fn a_request_of_seg_max_segments_fits_a_ring_of_128() {
-    let (front_end, _device) = start(IMAGE_SIZE, &[]);
+    let (_device, front_end) = start(IMAGE_SIZE, &[]);
     let seg_max = field(&front_end, 12, 4);
     // With header and status.
     assert!((1..=126).contains(&seg_max), "{seg_max}");
@@ -161,7 +162,7 @@ fn num_queues_is_what_the_options_say() {
         (&["--num-queues=1"], 1),
         (&["--num-queues=256"], 256),
     ] {
-        let (front_end, _device) = start(IMAGE_SIZE, arguments);
+        let (_device, front_end) = start(IMAGE_SIZE, arguments);
         assert_eq!(field(&front_end, 34, 2), expected, "num_queues");
         assert_eq!(front_end.queue_count() as u64, expected, "GET_QUEUE_NUM");
     }
@@ -169,7 +170,7 @@ fn num_queues_is_what_the_options_say() {
 
 #[test]
 fn limits_of_discard_and_write_zeroes_are_set() {
-    let (front_end, device) = start(IMAGE_SIZE, &[]);
+    let (device, front_end) = start(IMAGE_SIZE, &[]);
     for limits in [discard_limits(&front_end), write_zeroes_limits(&front_end)] {
         assert!(limits.sectors > 0);
         assert_eq!(limits.segments, 16);
@@ -185,14 +186,14 @@ fn limits_of_discard_and_write_zeroes_are_set() {
 #[test]
 fn write_zeroes_may_unmap_unless_discards_are_ignored() {
     for (argument, expected) in [("--discard=unmap", 1), ("--discard=ignore", 0)] {
-        let (front_end, _device) = start(IMAGE_SIZE, &[argument]);
+        let (_device, front_end) = start(IMAGE_SIZE, &[argument]);
         assert_eq!(field(&front_end, 56, 1), expected, "{argument}");
     }
 }
 
 #[test]
 fn fields_of_features_that_are_not_offered_are_zero() {
-    let (front_end, _device) = start(IMAGE_SIZE, &[]);
+    let (_device, front_end) = start(IMAGE_SIZE, &[]);
     assert_eq!(field(&front_end, 8, 4), 0, "size_max");
     assert_eq!(field(&front_end, 16, 4), 0, "geometry");
     assert_eq!(field(&front_end, 33, 1), 0, "unused");
@@ -203,7 +204,7 @@ fn fields_of_features_that_are_not_offered_are_zero() {
 
 #[test]
 fn the_config_space_is_the_same_read_at_once_or_byte_by_byte() {
-    let (front_end, _device) = start(IMAGE_SIZE, &["--logical-block-size=4096"]);
+    let (_device, front_end) = start(IMAGE_SIZE, &["--logical-block-size=4096"]);
     let whole = front_end.config(0, SIZE).unwrap();
     let bytes: Vec<u8> = (0..SIZE)
         .map(|offset| field(&front_end, offset, 1) as u8)
@@ -213,7 +214,7 @@ fn the_config_space_is_the_same_read_at_once_or_byte_by_byte() {
 
 #[test]
 fn writeback_is_on_until_the_driver_clears_it() {
-    let (front_end, _device) = start(IMAGE_SIZE, &[]);
+    let (_device, front_end) = start(IMAGE_SIZE, &[]);
     assert_eq!(writeback(&front_end), 1);
     for value in [0, 0, 1, 0] {
         set_writeback(&front_end, value);
@@ -231,7 +232,7 @@ fn writeback_is_off_for_a_driver_that_can_not_flush() {
 
 #[test]
 fn no_other_field_can_be_written() {
-    let (front_end, _device) = start(IMAGE_SIZE, &[]);
+    let (_device, front_end) = start(IMAGE_SIZE, &[]);
     let before = front_end.config(0, SIZE).unwrap();
     for offset in (0..SIZE).filter(|&offset| offset != WRITEBACK) {
         assert!(
@@ -257,7 +258,7 @@ fn no_other_field_can_be_written() {
 
 #[test]
 fn writeback_is_on_again_after_a_reset() {
-    let (front_end, _device) = start(IMAGE_SIZE, &[]);
+    let (_device, front_end) = start(IMAGE_SIZE, &[]);
     set_writeback(&front_end, 0);
     front_end.call().reset_device().unwrap();
     assert_eq!(writeback(&front_end), 1);
@@ -265,7 +266,7 @@ fn writeback_is_on_again_after_a_reset() {
 
 #[test]
 fn writeback_is_on_again_for_the_next_connection() {
-    let (front_end, device) = start(IMAGE_SIZE, &[]);
+    let (device, front_end) = start(IMAGE_SIZE, &[]);
     set_writeback(&front_end, 0);
     drop(front_end);
     assert_eq!(writeback(&device.connect()), 1);

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::PathBuf;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use fastrand::Rng;
 use vhost_device_tests::front_end::block::{
@@ -334,15 +334,7 @@ fn connections_that_go_away_leave_nothing_behind(variant: Variant) {
         ok(disk.driver.write(0, &data).unwrap());
         assert_eq!(ok(disk.driver.read(0, 4096).unwrap()), data);
         device = disk.disconnect();
-        let deadline = Instant::now() + PATIENCE;
-        while device.program.resources().unwrap() != before {
-            assert!(
-                Instant::now() < deadline,
-                "{before:?} before the connections, {:?} afterwards",
-                device.program.resources()
-            );
-            thread::yield_now();
-        }
+        device.program.wait_for_resources(before).unwrap();
     }
 }
 

@@ -4,7 +4,6 @@
 use vhost_device_tests::front_end::gpu::{
     Answers, Display, GpuDriver, Shown, command, number, words,
 };
-use vhost_device_tests::process::{PATIENCE, Resources};
 
 use crate::{B8G8R8X8, Device, ManualDisplay, bytes, pattern};
 
@@ -115,18 +114,6 @@ fn resources_that_come_and_go_leave_nothing() {
     assert!(after < before + (1 << 20), "{before} bytes became {after}");
 }
 
-/// Waits until the device holds no more than it did.
-fn wait_until_idle(device: &mut Device, before: Resources) {
-    let id = device.program.id();
-    let count =
-        |list: &str| std::io::Result::Ok(std::fs::read_dir(format!("/proc/{id}/{list}"))?.count());
-    let idle = || Ok(count("task")? == before.threads && count("fd")? == before.files);
-    device
-        .program
-        .wait_until("give back its files and threads", PATIENCE, idle)
-        .unwrap();
-}
-
 #[test]
 fn front_ends_that_come_and_go_leave_nothing() {
     let mut device = Device::start(&["--max-hostmem=1M"]);
@@ -140,10 +127,10 @@ fn front_ends_that_come_and_go_leave_nothing() {
         driver.flush(1, [0, 0, 500, 500]);
     };
     (0..3).for_each(|_| visit(&device));
-    wait_until_idle(&mut device, before);
+    device.program.wait_for_resources(before).unwrap();
     let memory = device.program.resident_bytes().unwrap();
     (0..30).for_each(|_| visit(&device));
-    wait_until_idle(&mut device, before);
+    device.program.wait_for_resources(before).unwrap();
     let after = device.program.resident_bytes().unwrap();
     assert!(after < memory + (2 << 20), "{memory} bytes became {after}");
 }
@@ -165,5 +152,5 @@ fn of_many_displays_only_the_last_one_is_kept() {
     assert_eq!(device.program.resources().unwrap(), held);
     drop(display);
     held.files -= 1;
-    wait_until_idle(&mut device, held);
+    device.program.wait_for_resources(held).unwrap();
 }

@@ -74,7 +74,17 @@ fn flags_of_a_read_are_ignored(target: &dyn Target) {
     if !has_config(&peer, target, "flags_of_a_read_are_ignored") {
         return;
     }
-    assert_eq!(peer.config(0, 60, 1), peer.config(0, 60, 0));
+    let unknown = match target.claims(Claim::Refusal) {
+        true => &[2, 3, 1 << 31, u32::MAX][..],
+        false => &[],
+    };
+    for &flags in [1].iter().chain(unknown) {
+        assert_eq!(
+            peer.config(0, 60, flags),
+            peer.config(0, 60, 0),
+            "{flags:#x}"
+        );
+    }
 }
 
 /// The protocol has a reply of no bytes for this.
@@ -157,6 +167,27 @@ fn what_is_written_is_read_back(target: &dyn Target) {
             assert_eq!(peer.config(offset, size as u32, 0), bytes, "flags {flags}");
         }
     }
+}
+
+/// There are two kinds of writes, and no use for other bits.
+fn flags_of_a_write_do_no_harm(target: &dyn Target) {
+    let running = target.start();
+    if !has_config(&Peer::new(&running), target, "flags_of_a_write_do_no_harm") {
+        return;
+    }
+    let (offset, size) = target.writable_config();
+    for flags in [2, 3, 1 << 31, u32::MAX] {
+        let peer = Peer::new(&running);
+        let payload = payload::config(offset, flags, &vec![0; size]);
+        match peer.acknowledged(FrontendReq::SET_CONFIG, &payload, &[]) {
+            Ok(_) if target.claims(Claim::Refusal) => peer.assert_alive(),
+            Err(Error::Closed) if target.claims(Claim::Refusal) => {
+                panic!("flags {flags:#x} ended the connection")
+            }
+            _ => {}
+        }
+    }
+    Peer::new(&running);
 }
 
 fn a_write_changes_nothing_else(target: &dyn Target) {
@@ -253,6 +284,7 @@ crate::for_each_target![
     a_read_out_of_any_config_space_fails,
     a_read_with_a_size_that_is_not_there_fails,
     what_is_written_is_read_back,
+    flags_of_a_write_do_no_harm,
     a_write_changes_nothing_else,
     what_can_not_be_written_stays_as_it_is,
     a_write_that_is_malformed_is_refused,

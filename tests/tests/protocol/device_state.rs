@@ -16,7 +16,6 @@ use vhost_device_tests::front_end::state::{BEGUN, HEADER_SIZE, LOAD, SAVE, pipe,
 use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::target::{Request, Running, Target};
 
-use crate::hostile::assert_settles;
 use crate::{PATIENCE, Peer, start};
 
 /// How long a back-end may wait in CHECK_DEVICE_STATE, which makes the front-end wait too.
@@ -131,7 +130,7 @@ fn a_malformed_request_for_a_transfer_is_refused(target: &dyn Target) {
         assert_eq!((reply.u64(), reply.fds.len()), (BEGUN | 1, 0));
     }
     assert_ne!(peer.connection.check_device_state().unwrap(), 0);
-    assert_settles(&mut running, before);
+    running.program.wait_for_resources(before).unwrap();
 }
 
 fn an_outcome_is_that_of_the_last_transfer(target: &dyn Target) {
@@ -187,7 +186,7 @@ fn what_is_no_whole_state_of_the_device_is_refused(target: &dyn Target) {
         assert!(!peer.connection.loads(wrong), "{wrong:02x?}");
     }
     assert!(peer.connection.loads(&state));
-    assert_settles(&mut running, before);
+    running.program.wait_for_resources(before).unwrap();
     let log = running.program.stderr();
     assert!(
         log.contains("the state of the device was not loaded"),
@@ -251,7 +250,7 @@ fn no_change_of_a_state_goes_unseen_and_no_content_does_harm(target: &dyn Target
     });
     harm.unwrap();
     assert!(peer.connection.loads(&state));
-    assert_settles(&mut running, before);
+    running.program.wait_for_resources(before).unwrap();
 }
 
 fn a_writer_without_end_is_cut_off(target: &dyn Target) {
@@ -332,7 +331,7 @@ fn a_check_of_a_transfer_that_stands_has_an_end(target: &dyn Target) {
         let _stuck = begin();
         assert_ne!(peer.connection.check_device_state().unwrap(), 0);
         assert!(begun.elapsed() < LONGEST_CHECK, "{:?}", begun.elapsed());
-        assert_settles(&mut running, before);
+        running.program.wait_for_resources(before).unwrap();
     }
     peer.assert_alive();
 }
@@ -434,7 +433,7 @@ fn another_transfer_ends_the_first(target: &dyn Target) {
         assert_eq!(answer.unwrap(), BEGUN | 1);
         assert_closed(&ours);
     }
-    assert_settles(&mut running, before);
+    running.program.wait_for_resources(before).unwrap();
 }
 
 fn a_reset_or_a_ring_that_starts_ends_a_transfer(target: &dyn Target) {
@@ -486,7 +485,7 @@ fn nothing_is_left_of_a_transfer_whose_front_end_goes_away(target: &dyn Target) 
     }
     let peer = Peer::new(&running);
     peer.assert_alive();
-    assert_settles(&mut running, before);
+    running.program.wait_for_resources(before).unwrap();
 }
 
 crate::for_each_target![

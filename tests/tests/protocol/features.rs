@@ -101,6 +101,47 @@ fn features_that_were_not_offered_are_not_turned_on(target: &dyn Target) {
     request.assert_done(queue.take_used().unwrap());
 }
 
+/// What is agreed on while a ring runs is for the rings that start after that.
+fn features_that_change_while_a_ring_runs_leave_it_alone(target: &dyn Target) {
+    const TEST: &str = "features_that_change_while_a_ring_runs_leave_it_alone";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let running = target.start();
+    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let mut queue = front_end.queue(0, 16).unwrap();
+    let mut request = Request::new(target, front_end.memory());
+    let raw = front_end.raw().unwrap();
+    let features = front_end.features();
+    for other in [
+        features & !EVENT_IDX & !INDIRECT_DESC,
+        features & !VERSION_1,
+        0,
+        u64::MAX,
+        features & !PROTOCOL_FEATURES,
+        features,
+    ] {
+        let payload = payload::u64(other);
+        raw.acknowledged(FrontendReq::SET_FEATURES, &payload, &[])
+            .unwrap();
+        queue.submit(&request.write(1));
+        assert!(queue.wait_used(PATIENCE), "features {other:#x}");
+        request.assert_done(queue.take_used().unwrap());
+    }
+}
+
+fn protocol_features_can_be_any_of_those_offered(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    for bit in 0..64 {
+        let wanted = peer.protocol_features.bits() & 1 << bit;
+        let payload = payload::u64(wanted);
+        peer.connection
+            .send(FrontendReq::SET_PROTOCOL_FEATURES, VERSION, &payload, &[])
+            .unwrap();
+        peer.assert_alive();
+    }
+}
+
 fn protocol_features_that_were_not_offered_are_refused(target: &dyn Target) {
     if !claims(
         target,
@@ -122,9 +163,19 @@ fn protocol_features_that_were_not_offered_are_refused(target: &dyn Target) {
                     with(14),
                 ),
                 Message::new(
+                    "in-band notifications alone",
+                    FrontendReq::SET_PROTOCOL_FEATURES,
+                    payload::u64(1 << 14),
+                ),
+                Message::new(
                     "a bit that nobody knows",
                     FrontendReq::SET_PROTOCOL_FEATURES,
                     with(63),
+                ),
+                Message::new(
+                    "all bits",
+                    FrontendReq::SET_PROTOCOL_FEATURES,
+                    payload::u64(u64::MAX),
                 ),
             ]
         },
@@ -327,6 +378,8 @@ crate::for_each_target![
     protocol_features_can_be_set_before_features,
     features_can_be_set_again,
     features_that_were_not_offered_are_not_turned_on,
+    features_that_change_while_a_ring_runs_leave_it_alone,
+    protocol_features_can_be_any_of_those_offered,
     protocol_features_that_were_not_offered_are_refused,
     a_new_connection_starts_without_what_the_last_one_negotiated,
     the_status_is_what_was_set,

@@ -8,7 +8,7 @@ use vhost::VhostUserMemoryRegionInfo;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
 use vhost_device_tests::front_end::connection::payload;
 use vhost_device_tests::front_end::memory::Region;
-use vhost_device_tests::front_end::{FrontEnd, Options};
+use vhost_device_tests::front_end::{Buffer, FrontEnd, Options};
 use vhost_device_tests::target::{Claim, Request, Target, claims};
 
 use crate::{Message, PATIENCE, Peer, assert_refused, start};
@@ -158,6 +158,59 @@ fn a_table_of_no_regions_does_no_harm(target: &dyn Target) {
     }
     drop(peer);
     Peer::new(&running);
+}
+
+/// More than front-ends send, up to the largest message that the kernel lets carry its files, and beyond.
+fn a_table_of_more_regions_than_front_ends_send_does_no_harm(target: &dyn Target) {
+    let running = target.start();
+    for (count, files) in [
+        (33, 33),
+        (64, 64),
+        (127, 127),
+        (128, 128),
+        (129, 129),
+        (250, 250),
+    ] {
+        let peer = Peer::new(&running);
+        let mut table = table(count);
+        table.files.truncate(files);
+        let _ = peer.acknowledged(table.request, &table.payload, &table.fds());
+    }
+    // Files beyond those that the table has regions for.
+    let peer = Peer::new(&running);
+    let mut few = table(2);
+    few.files = table(250).files;
+    let _ = peer.acknowledged(few.request, &few.payload, &few.fds());
+    drop(peer);
+    Peer::new(&running).assert_alive();
+}
+
+/// Two ranges of guest addresses that are the same memory.
+fn memory_may_be_there_twice(target: &dyn Target) {
+    let running = target.start();
+    let options = Options {
+        memory: vec![(0, 1 << 20)],
+        ..Options::default()
+    };
+    let front_end = FrontEnd::connect(&running.socket, &options).unwrap();
+    let first = front_end.memory().regions()[0].info();
+    let mut second = first;
+    second.guest_phys_addr += 1 << 30;
+    second.userspace_addr += 1 << 40;
+    let file = front_end.memory().regions()[0].file().as_fd();
+    let raw = front_end.raw().unwrap();
+    let table = payload::memory_table(&[first, second]);
+    raw.acknowledged(FrontendReq::SET_MEM_TABLE, &table, &[file, file])
+        .unwrap();
+    let mut queue = front_end.queue(0, 16).unwrap();
+    let mut request = Request::new(target, front_end.memory());
+    let buffers = request.write(1).map(|buffer| {
+        let address = buffer.address + (1 << 30);
+        Buffer { address, ..buffer }
+    });
+    queue.submit(&buffers);
+    assert!(queue.wait_used(PATIENCE));
+    request.assert_done(queue.take_used().unwrap());
 }
 
 /// Runs a request in memory whose file offset is no multiple of the page size; a back-end that can not map it says so.
@@ -341,7 +394,8 @@ fn a_malformed_region_is_refused(target: &dyn Target) {
         &payload::single_region(&good.info()),
         &[good.file().as_fd()],
     );
-    drop((running, peer));
+    drop(peer);
+    drop(running);
 
     assert_refused(target, add_first_slot, |_| {
         let region = region();
@@ -437,6 +491,8 @@ crate::for_each_target![
     a_table_of_as_many_regions_as_front_ends_send_is_accepted,
     a_malformed_table_is_refused,
     a_table_of_no_regions_does_no_harm,
+    a_table_of_more_regions_than_front_ends_send_does_no_harm,
+    memory_may_be_there_twice,
     a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused,
     a_refused_table_leaves_the_old_one_in_place,
     as_many_regions_as_there_are_slots_can_be_added,

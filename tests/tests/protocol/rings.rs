@@ -141,6 +141,126 @@ fn every_power_of_two_up_to_32768_is_a_ring_size(target: &dyn Target) {
     }
 }
 
+/// A split ring counts in 16 bits.
+fn a_base_that_is_no_index_is_refused(target: &dyn Target) {
+    if !claims(
+        target,
+        Claim::RingChecks,
+        "a_base_that_is_no_index_is_refused",
+    ) {
+        return;
+    }
+    assert_refused(
+        target,
+        |_| {},
+        |_| {
+            let bases = [("2^16", 1 << 16), ("2^31", 1 << 31), ("2^32 - 1", u32::MAX)];
+            bases
+                .map(|(what, base)| {
+                    let payload = payload::vring_state(0, base);
+                    Message::new(what, FrontendReq::SET_VRING_BASE, payload)
+                })
+                .into()
+        },
+    );
+}
+
+/// A ring is enabled or not.
+fn a_ring_that_is_neither_enabled_nor_disabled_is_refused(target: &dyn Target) {
+    const TEST: &str = "a_ring_that_is_neither_enabled_nor_disabled_is_refused";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    assert_refused(
+        target,
+        |_| {},
+        |_| {
+            [("2", 2), ("all bits", u32::MAX)]
+                .map(|(what, enable)| {
+                    let payload = payload::vring_state(0, enable);
+                    Message::new(what, FrontendReq::SET_VRING_ENABLE, payload)
+                })
+                .into()
+        },
+    );
+}
+
+/// A base that is far from what the driver has made available is a corrupt ring, whoever is wrong.
+fn a_base_that_the_driver_knows_nothing_of_stops_its_ring(target: &dyn Target) {
+    const TEST: &str = "a_base_that_the_driver_knows_nothing_of_stops_its_ring";
+    if !claims(target, Claim::BrokenRing, TEST) {
+        return;
+    }
+    let running = target.start();
+    for base in [1, 17, 0x7fff, 0xffef] {
+        let peer = Peer::new(&running);
+        let memory = GuestMemory::new(&[(0, 1 << 20)]);
+        let options = QueueOptions {
+            size: 16,
+            ..QueueOptions::default()
+        };
+        let queue = Queue::new(&memory, options);
+        for mut message in ring_start(&peer, &memory, &queue) {
+            if message.request == FrontendReq::SET_VRING_BASE {
+                message.payload = payload::vring_state(0, base);
+            }
+            peer.done(message.request, &message.payload, &message.fds());
+        }
+        assert!(queue.wait_error(PATIENCE), "base {base}: no ERR");
+        assert_eq!(queue.used_index(), 0);
+        let base_now = peer.ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(0, 0));
+        assert_eq!(base_now, payload::vring_state(0, base), "base {base}");
+    }
+}
+
+/// Rings of which one can not start, because its guest chose addresses that can not be, and all others can: with a table that comes
+/// last, the table is in force, and they start.
+fn a_ring_that_can_not_start_keeps_no_other_from_it(target: &dyn Target) {
+    const TEST: &str = "a_ring_that_can_not_start_keeps_no_other_from_it";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let (_running, peer) = start(target);
+    if peer.queues.min(target.request_queues() as u32) < 2 {
+        return vhost_device_tests::target::skip(target, "a second queue", TEST);
+    }
+    let memory = GuestMemory::new(&[(0, 1 << 20)]);
+    let options = QueueOptions {
+        size: 16,
+        event_idx: true,
+        indirect: 0,
+        base: 0,
+    };
+    let [bad, mut good] = [0, 1].map(|_| Queue::new(&memory, options));
+    let mut table = None;
+    for (index, queue) in [(0, &bad), (1, &good)] {
+        for mut message in ring_start(&peer, &memory, queue) {
+            match message.request {
+                FrontendReq::SET_FEATURES => continue,
+                FrontendReq::SET_MEM_TABLE => {
+                    table = Some(message);
+                    continue;
+                }
+                _ => message.payload[0] = index,
+            }
+            if index == 0 && message.request == FrontendReq::SET_VRING_ADDR {
+                message.payload = payload::vring_addresses(0, 0, 1, 1, 1, 0);
+            }
+            // Neither can start yet.
+            let _ = peer
+                .acknowledged(message.request, &message.payload, &message.fds())
+                .unwrap();
+        }
+    }
+    let table = table.unwrap();
+    peer.done(table.request, &table.payload, &table.fds());
+    assert!(bad.wait_error(PATIENCE), "ERR is not signalled");
+    let mut request = Request::new(target, &memory);
+    good.submit(&request.write(1));
+    assert!(good.wait_used(PATIENCE), "the other ring does not run");
+    request.assert_done(good.take_used().unwrap());
+}
+
 /// Sends the messages that start ring 0 at `layout`, with an acknowledgement for each. Gives whether one was refused.
 fn is_refused(peer: &Peer, memory: &GuestMemory, queue: &Queue, layout: Layout) -> bool {
     let first = &memory.regions()[0];
@@ -503,6 +623,10 @@ crate::for_each_target![
     an_index_without_a_queue_is_refused,
     the_base_of_a_ring_that_is_not_there_is_not_answered_with_one,
     a_ring_size_that_can_not_be_is_refused,
+    a_base_that_is_no_index_is_refused,
+    a_base_that_the_driver_knows_nothing_of_stops_its_ring,
+    a_ring_that_is_neither_enabled_nor_disabled_is_refused,
+    a_ring_that_can_not_start_keeps_no_other_from_it,
     every_power_of_two_up_to_32768_is_a_ring_size,
     ring_addresses_that_can_not_be_are_refused,
     ring_addresses_that_can_not_be_spare_the_connection,

@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Drivers and front-ends that mean no good, for longer: again and again, at random, and while the device is at work.
+//! Drivers and front-ends that mean no good, for longer: again and again, and at random.
 
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use vhost::vhost_user::message::FrontendReq;
@@ -12,7 +11,7 @@ use vhost_device_tests::front_end::{Buffer, GuestMemory, Queue};
 use vhost_device_tests::target::{Claim, Request, Target, claims};
 
 use crate::corrupt::{HOLE, SIZE, Scene};
-use crate::{PATIENCE, USUAL, assert_works, while_repeating};
+use crate::{PATIENCE, USUAL, assert_works};
 
 /// Neither with bad requests, nor with bad rings.
 fn a_guest_can_not_fill_the_log(target: &dyn Target) {
@@ -112,7 +111,7 @@ fn a_ring_whose_memory_is_taken_away_does_no_harm(target: &dyn Target) {
     scene.assert_restarts(target, "a ring without memory");
 }
 
-fn random_descriptor(random: &mut Rng, area: u64) -> Descriptor {
+pub fn random_descriptor(random: &mut Rng, area: u64) -> Descriptor {
     let address = match random.u8(0..10) {
         0 => random.u64(..),
         1 => HOLE,
@@ -181,50 +180,6 @@ fn random_rings_do_no_harm(target: &dyn Target) {
     scene.assert_restarts(target, "random rings");
 }
 
-/// A driver that writes to its ring while the device reads it.
-fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
-    const TIME: Duration = Duration::from_secs(1);
-    if !claims(
-        target,
-        Claim::BrokenRing,
-        "a_ring_that_changes_while_it_is_read_does_no_harm",
-    ) {
-        return;
-    }
-    let running = target.start();
-    let mut scene = Scene::new(target, &running, USUAL);
-    let memory = scene.front_end.memory().clone();
-    let area = memory.regions()[1].guest_address();
-    let layout = *scene.victim.layout();
-    let mut random = Rng::with_seed(1);
-    let scribble = || {
-        let index = u64::from(random.u16(0..SIZE));
-        memory.write(
-            layout.descriptors + index * 16,
-            &random_descriptor(&mut random, area).to_bytes(),
-        );
-        memory.write_u16(layout.avail + 4 + index * 2, random.u16(0..SIZE));
-        if random.u8(..) == 0 {
-            memory.write_u16(layout.avail + 2, random.u16(..));
-        }
-    };
-    while_repeating(scribble, || {
-        let end = Instant::now() + TIME;
-        let mut index = 0u16;
-        while Instant::now() < end {
-            for _ in 0..10 {
-                index = index.wrapping_add(SIZE / 2);
-                scene.victim.set_avail_index(index);
-                scene.victim.kick_anyway();
-            }
-            scene.assert_others_live(target, "a changing ring");
-            index = scene.front_end.stop(0).unwrap();
-            scene.front_end.start(0, &scene.victim, index).unwrap();
-        }
-    });
-    scene.assert_restarts(target, "a changing ring");
-}
-
 /// A front-end can cut the file short that it has shared: whoever touches what is gone gets SIGBUS.
 fn memory_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
     if !claims(
@@ -272,5 +227,4 @@ crate::for_each_target![
     a_guest_can_not_fill_the_log,
     a_ring_whose_memory_is_taken_away_does_no_harm,
     random_rings_do_no_harm,
-    a_ring_that_changes_while_it_is_read_does_no_harm,
 ];

@@ -2,7 +2,7 @@
 //! Sources that give nothing for a while, or fail: requests wait in the ring, for a driver that gets one back without a byte would not ask
 //! again.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -149,19 +149,6 @@ fn a_ring_stops_at_once_while_its_requests_wait_for_the_source() {
     assert_eq!(driver.answer(64), b"bytes");
 }
 
-/// The processor time that a program has used so far.
-fn processor_time(id: u32) -> Duration {
-    let stat = fs::read_to_string(format!("/proc/{id}/stat")).unwrap();
-    // After the name in parentheses come 11 fields, then the ticks in the program and in the kernel.
-    let fields = stat.rsplit_once(')').unwrap().1.split_whitespace();
-    let ticks: u64 = fields
-        .skip(11)
-        .take(2)
-        .map(|ticks| ticks.parse::<u64>().unwrap())
-        .sum();
-    Duration::from_secs(ticks) / rustix::param::clock_ticks_per_second() as u32
-}
-
 #[test]
 fn the_device_sleeps_while_requests_wait() {
     let fifo = with_fifo();
@@ -178,7 +165,7 @@ fn the_device_sleeps_while_requests_wait() {
     let times = || {
         devices
             .each_ref()
-            .map(|device| processor_time(device.program.id()))
+            .map(|device| device.program.processor_time().unwrap())
     };
     let before = times();
     let start = Instant::now();

@@ -90,10 +90,7 @@ impl Block {
             option("serial", SERIAL),
         ];
         arguments.extend(variant.direct.then(|| "--direct".into()));
-        let keeps = Resources {
-            files: 0,
-            threads: 0,
-        };
+        let keeps = Resources::default();
         let back_end = BackEnd::start("vhost-device-block", arguments, keeps)?;
         let memory = [(0, 4 << 20), (1 << 32, 4 << 20)];
         let link = Link::new(back_end, &[DEPTH as u16; QUEUES], &memory)?;

@@ -88,6 +88,7 @@ impl Gpu {
         let keeps = Resources {
             files: kept,
             threads: kept,
+            mappings: kept,
         };
         let back_end = BackEnd::start("vhost-device-gpu", arguments, keeps)?;
         let link = Link::new(back_end, &[64, 16], &[(0, 8 << 20)])?;

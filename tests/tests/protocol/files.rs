@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Files that come with messages (vhost-user, "File descriptors"): eventfds that are something else, full, closed or blocking; files
+//! that replace others; and files that are lost because there are too many.
+
+use std::collections::HashSet;
+use std::fs::{self, File};
+use std::io::{Read, Write, pipe};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::thread;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+use vhost::vhost_user::message::FrontendReq;
+use vhost_device_tests::front_end::connection::{NEED_REPLY, VERSION, payload};
+use vhost_device_tests::front_end::{GuestMemory, Queue, QueueOptions};
+use vhost_device_tests::process::Program;
+use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
+
+use crate::{Message, PATIENCE, Peer, owned, ring_start};
+
+/// How long a program is watched that has nothing to do, and how much of that time it may compute.
+const IDLE: Duration = Duration::from_millis(300);
+const IDLE_TIME: Duration = Duration::from_millis(100);
+
+const SIZE: u16 = 16;
+
+/// Ring 0 of a connection.
+struct Scene {
+    peer: Peer,
+    memory: GuestMemory,
+    queue: Queue,
+}
+
+impl Scene {
+    fn new(running: &Running) -> Self {
+        let memory = GuestMemory::new(&[(0, 1 << 20)]);
+        let options = QueueOptions {
+            size: SIZE,
+            event_idx: true,
+            indirect: 0,
+            base: 0,
+        };
+        Scene {
+            peer: Peer::new(running),
+            queue: Queue::new(&memory, options),
+            memory,
+        }
+    }
+
+    /// Starts the ring with `file` instead of the eventfd that `request` would have. Gives whether no message was refused.
+    fn start(&self, request: FrontendReq, file: BorrowedFd<'_>) -> bool {
+        ring_start(&self.peer, &self.memory, &self.queue)
+            .into_iter()
+            .all(|mut message| {
+                if message.request == request {
+                    message.files = vec![file.try_clone_to_owned().unwrap()];
+                }
+                let answer =
+                    self.peer
+                        .acknowledged(message.request, &message.payload, &message.fds());
+                answer.unwrap() == 0
+            })
+    }
+
+    /// Starts the ring as it should be.
+    fn start_well(&self) {
+        assert!(self.start(
+            FrontendReq::SET_OWNER,
+            self.peer.connection.socket().as_fd()
+        ));
+    }
+
+    /// Makes a request available, and waits until it is used, without an eventfd of the device's.
+    fn carry_out(&mut self, target: &dyn Target, what: &str) {
+        let mut request = Request::new(target, &self.memory);
+        self.queue.submit(&request.write(1));
+        let next = self.queue.used_index().wrapping_add(1);
+        let done = self.queue.has_used() || self.queue.wait_used_index(next, PATIENCE);
+        assert!(done, "{what}: a request is not answered");
+        request.assert_done(self.queue.take_used().unwrap());
+    }
+
+    fn stop(&self) {
+        self.peer
+            .ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(0, 0));
+    }
+}
+
+fn an_eventfd(count: u32) -> OwnedFd {
+    eventfd(count, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
+}
+
+/// Adds as much to an eventfd as it takes.
+fn fill(eventfd: &OwnedFd) {
+    rustix::io::write(eventfd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+}
+
+/// A pipe whose other end is closed, or a socket.
+fn without_peer() -> [(&'static str, OwnedFd); 3] {
+    [
+        (
+            "the end of a pipe that nobody writes to",
+            pipe().unwrap().0.into(),
+        ),
+        (
+            "the end of a pipe that nobody reads",
+            pipe().unwrap().1.into(),
+        ),
+        (
+            "a socket without a peer",
+            UnixStream::pair().unwrap().0.into(),
+        ),
+    ]
+}
+
+fn assert_idle(program: &Program, what: &str) {
+    let before = program.processor_time().unwrap();
+    thread::sleep(IDLE);
+    let used = program.processor_time().unwrap() - before;
+    assert!(
+        used < IDLE_TIME,
+        "{what}: {used:?} of processor time in {IDLE:?} without work"
+    );
+}
+
+/// What is always readable, or broken, wakes the device once at most: it must not go round in circles.
+fn a_kick_of_any_kind_costs_nothing_while_there_is_nothing_to_do(target: &dyn Target) {
+    const TEST: &str = "a_kick_of_any_kind_costs_nothing_while_there_is_nothing_to_do";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let running = target.start();
+    let (unread, mut writer) = pipe().unwrap();
+    writer.write_all(&[1; 100]).unwrap();
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let readable = an_eventfd(1);
+    let data = epoll::EventData::new_u64(0);
+    let events = epoll::EventFlags::IN;
+    epoll::add(&set, &readable, data, events).unwrap();
+    let mut kinds = vec![
+        ("an eventfd that nobody reads", an_eventfd(1)),
+        ("a pipe with unread bytes", unread.into()),
+        ("a set of files of which one is readable", set),
+        (
+            "a file of random bytes",
+            File::open("/dev/urandom").unwrap().into(),
+        ),
+    ];
+    kinds.extend(without_peer());
+    for (what, file) in kinds {
+        let mut scene = Scene::new(&running);
+        if scene.start(FrontendReq::SET_VRING_KICK, file.as_fd()) {
+            assert_idle(&running.program, what);
+            scene.stop();
+            scene.queue.reset(0);
+        }
+        scene.start_well();
+        scene.carry_out(target, what);
+    }
+}
+
+/// A driver that can not be called has its requests carried out all the same; it is the front-end's own loss.
+fn a_call_that_can_not_be_made_does_no_harm(target: &dyn Target) {
+    const TEST: &str = "a_call_that_can_not_be_made_does_no_harm";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let running = target.start();
+    let full = an_eventfd(0);
+    fill(&full);
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    for (what, file) in [
+        ("a full eventfd", full),
+        ("a file that can not be written", set),
+    ] {
+        let mut scene = Scene::new(&running);
+        assert!(scene.start(FrontendReq::SET_VRING_CALL, file.as_fd()));
+        for _ in 0..3 {
+            scene.carry_out(target, what);
+        }
+        scene.stop();
+        // The same for the one that tells of a broken ring.
+        scene.queue.reset(0);
+        assert!(scene.start(FrontendReq::SET_VRING_ERR, file.as_fd()));
+        scene.queue.publish_raw(0xffff);
+        scene.stop();
+        scene.queue.reset(0);
+        scene.start_well();
+        scene.carry_out(target, what);
+    }
+}
+
+/// A write to one of these could block whatever is done against it, or end a process by SIGPIPE.
+fn a_call_that_is_no_eventfd_is_refused(target: &dyn Target) {
+    const TEST: &str = "a_call_that_is_no_eventfd_is_refused";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    crate::assert_refused(
+        target,
+        |_| {},
+        |_| {
+            [FrontendReq::SET_VRING_CALL, FrontendReq::SET_VRING_ERR]
+                .into_iter()
+                .flat_map(|request| {
+                    without_peer()
+                        .map(|(what, file)| Message::new(what, request, payload::u64(0)).with(file))
+                })
+                .collect()
+        },
+    );
+}
+
+/// A front-end can have its eventfds block again, whatever the back-end has set them to.
+fn a_call_that_blocks_does_not_keep_a_ring_from_stopping(target: &dyn Target) {
+    const TEST: &str = "a_call_that_blocks_does_not_keep_a_ring_from_stopping";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let running = target.start();
+    for leaves in [false, true] {
+        let mut scene = Scene::new(&running);
+        let call = owned(scene.queue.call_fd());
+        scene.start_well();
+        fill(&call);
+        let flags = fcntl_getfl(&call).unwrap();
+        fcntl_setfl(&call, flags - OFlags::NONBLOCK).unwrap();
+        let mut requests: Vec<_> = (0..4)
+            .map(|_| Request::new(target, &scene.memory))
+            .collect();
+        for request in &mut requests {
+            scene.queue.add(&request.write(1)).unwrap();
+        }
+        scene.queue.publish();
+        scene.queue.kick_anyway();
+        if leaves {
+            assert!(scene.queue.wait_used_index(4, PATIENCE));
+        } else {
+            scene.stop();
+            scene.peer.assert_alive();
+        }
+        drop(scene);
+        let mut next = Scene::new(&running);
+        next.start_well();
+        next.carry_out(target, "after an eventfd that blocks");
+    }
+}
+
+/// Whether the other end of a pipe is closed within the time limit.
+fn is_closed(end: impl AsFd) -> bool {
+    let limit = Timespec::try_from(PATIENCE).unwrap();
+    let mut fds = [PollFd::new(&end, PollFlags::empty())];
+    poll(&mut fds, Some(&limit)).unwrap() == 1
+}
+
+/// A new kick takes the place of the old one, which is let go of: in the worker, and in what it waits with.
+fn a_kick_that_is_replaced_is_let_go_of(target: &dyn Target) {
+    const TEST: &str = "a_kick_that_is_replaced_is_let_go_of";
+    if !claims(target, Claim::NoLeak, TEST) {
+        return;
+    }
+    let running = target.start();
+    for is_running in [false, true] {
+        let mut scene = Scene::new(&running);
+        if is_running {
+            scene.start_well();
+        }
+        let set = |request, file: &OwnedFd| {
+            scene.peer.done(request, &payload::u64(0), &[file.as_fd()]);
+        };
+        for _ in 0..5 {
+            let (reader, writer) = pipe().unwrap();
+            let reader = OwnedFd::from(reader);
+            set(FrontendReq::SET_VRING_KICK, &reader);
+            drop(reader);
+            set(FrontendReq::SET_VRING_KICK, &owned(scene.queue.kick_fd()));
+            assert!(is_closed(writer), "running {is_running}: the old kick");
+        }
+        if is_running {
+            scene.carry_out(target, "after its kick was replaced");
+        }
+    }
+}
+
+/// GET_VRING_BASE ends the use of the kick eventfd.
+fn the_kick_of_a_stopped_ring_is_let_go_of(target: &dyn Target) {
+    const TEST: &str = "the_kick_of_a_stopped_ring_is_let_go_of";
+    if !claims(target, Claim::NoLeak, TEST) {
+        return;
+    }
+    let running = target.start();
+    let mut scene = Scene::new(&running);
+    for _ in 0..5 {
+        let (reader, writer) = pipe().unwrap();
+        let reader = OwnedFd::from(reader);
+        assert!(scene.start(FrontendReq::SET_VRING_KICK, reader.as_fd()));
+        drop(reader);
+        scene.stop();
+        assert!(is_closed(writer), "the kick of a stopped ring");
+        scene.queue.reset(0);
+    }
+}
+
+/// Sets the limit of the numbers of a program's open files, and gives what it was.
+fn set_file_limit(program: &Program, limit: u64) -> u64 {
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let id = Pid::from_raw(program.id() as i32);
+    let current = Some(limit);
+    let old = prlimit(id, Resource::Nofile, Rlimit { current, maximum });
+    old.unwrap().current.unwrap()
+}
+
+/// Lets a program open `room` files more, and no others. Gives the limit that it had.
+fn leave_room(program: &Program, room: usize) -> u64 {
+    let numbers = fs::read_dir(format!("/proc/{}/fd", program.id())).unwrap();
+    let open: HashSet<u64> = numbers
+        .map(|entry| {
+            entry
+                .unwrap()
+                .file_name()
+                .to_str()
+                .unwrap()
+                .parse()
+                .unwrap()
+        })
+        .collect();
+    let mut free = (0..).filter(|number| !open.contains(number));
+    set_file_limit(program, free.nth(room).unwrap())
+}
+
+/// The kernel drops what a process has no room for (MSG_CTRUNC). A message without all its files can not be trusted.
+fn a_message_whose_files_are_lost_ends_its_connection(target: &dyn Target) {
+    const TEST: &str = "a_message_whose_files_are_lost_ends_its_connection";
+    if !claims(target, Claim::NoLeak, TEST) {
+        return;
+    }
+    let running = target.start();
+    for (room, count) in [(1, 2), (0, 1), (3, 250)] {
+        let peer = Peer::new(&running);
+        peer.assert_alive();
+        let limit = leave_room(&running.program, room);
+        let file = an_eventfd(0);
+        peer.connection
+            .send(
+                FrontendReq::SET_VRING_CALL,
+                VERSION | NEED_REPLY,
+                &payload::u64(0),
+                &vec![file.as_fd(); count],
+            )
+            .unwrap();
+        assert!(
+            peer.connection.closed(PATIENCE),
+            "{count} files where there is room for {room}"
+        );
+        set_file_limit(&running.program, limit);
+        Peer::new(&running).assert_alive();
+    }
+}
+
+/// A process that may open no more files can serve nobody, but neither does it end, nor go round in circles.
+fn a_back_end_without_room_for_a_connection_waits(target: &dyn Target) {
+    const TEST: &str = "a_back_end_without_room_for_a_connection_waits";
+    if !claims(target, Claim::NoLeak, TEST) {
+        return;
+    }
+    let mut running = target.start();
+    let limit = leave_room(&running.program, 0);
+    let mut socket = UnixStream::connect(&running.socket).unwrap();
+    assert_idle(&running.program, "a connection that can not be accepted");
+    set_file_limit(&running.program, limit);
+    let header = vhost_device_tests::front_end::connection::message;
+    socket
+        .write_all(&header(FrontendReq::GET_FEATURES, VERSION, &[]))
+        .unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+    socket.read_exact(&mut [0; 20]).unwrap();
+    drop(socket);
+    // A ring needs more files than a connection.
+    let scene = Scene::new(&running);
+    let limit = leave_room(&running.program, 4);
+    let _ = ring_start(&scene.peer, &scene.memory, &scene.queue)
+        .into_iter()
+        .all(|message| {
+            let answer = scene.peer.connection.acknowledged(
+                message.request,
+                &message.payload,
+                &message.fds(),
+            );
+            answer.is_ok()
+        });
+    set_file_limit(&running.program, limit);
+    drop(scene);
+    let mut scene = Scene::new(&running);
+    scene.start_well();
+    scene.carry_out(target, "after there was no room for files");
+    assert!(running.program.status().unwrap().is_none());
+}
+
+crate::for_each_target![
+    a_kick_of_any_kind_costs_nothing_while_there_is_nothing_to_do,
+    a_call_that_can_not_be_made_does_no_harm,
+    a_call_that_is_no_eventfd_is_refused,
+    a_call_that_blocks_does_not_keep_a_ring_from_stopping,
+    a_kick_that_is_replaced_is_let_go_of,
+    the_kick_of_a_stopped_ring_is_let_go_of,
+    a_message_whose_files_are_lost_ends_its_connection,
+    a_back_end_without_room_for_a_connection_waits,
+];

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Memory that is several things at once: what is read is also written, parts of a ring lie on one another, and buffers in the ring. The
+//! guest gets what it asked for, garbage, or a ring that is broken, and nobody else notices.
+
+use std::time::{Duration, Instant};
+
+use vhost_device_tests::front_end::queue::{Layout, NEXT, WRITE};
+use vhost_device_tests::front_end::{Buffer, Queue};
+use vhost_device_tests::target::{Claim, Request, Target, claims};
+
+use crate::corrupt::{SIZE, Scene};
+use crate::{PATIENCE, USUAL, assert_works};
+
+/// How long a ring may do whatever it does before the others are looked at.
+const MOMENT: Duration = Duration::from_millis(5);
+
+/// The response over the command, wholly and partly: what is needed of the one is read before the other is written, or at least
+/// nothing else suffers.
+fn a_request_may_be_where_its_answer_is(target: &dyn Target) {
+    const TEST: &str = "a_request_may_be_where_its_answer_is";
+    if !claims(target, Claim::BrokenRing, TEST) {
+        return;
+    }
+    let running = target.start();
+    let front_end = USUAL.connect(&running);
+    let memory = front_end.memory();
+    let mut queue = USUAL.queue(&front_end, SIZE, 0);
+    let mut request = Request::new(target, memory);
+    let room = request.writable().length;
+    let area = memory.allocate(u64::from(4 * room), 16);
+    for shift in [0, 1, 3, 8, 15, 16, u64::from(room) - 1] {
+        for starts_before in [false, true] {
+            let [mut readable, mut writable] = request.write(3);
+            let bytes = memory.read_vec(readable.address, readable.length as usize);
+            readable.address = area + if starts_before { shift } else { 0 };
+            writable.address = area + if starts_before { 0 } else { shift };
+            memory.write(readable.address, &bytes);
+            queue.submit(&[readable, writable]);
+            let what = format!("shifted by {shift}, the answer first: {starts_before}");
+            assert!(queue.wait_used(PATIENCE), "{what}");
+            let used = queue.take_used().unwrap();
+            assert!(used.length <= room, "{what}: {used:?}");
+            // The last byte is not where the command is read from, but in the one case.
+            if shift + u64::from(readable.length) < u64::from(room) {
+                let last = memory.read_u8(writable.address + u64::from(room) - 1);
+                assert!(!target.has_failed(used, last), "{what}: {used:?}");
+            }
+        }
+    }
+    // All pieces of the answer in one place.
+    let [readable, writable] = request.write(4);
+    let piece = writable.length / 3;
+    let mut chain = vec![readable];
+    for piece in writable.split(&[piece; 2]) {
+        let address = area;
+        chain.push(Buffer { address, ..piece });
+    }
+    queue.submit(&chain[..]);
+    assert!(queue.wait_used(PATIENCE));
+    let used = queue.take_used().unwrap();
+    assert_eq!(used.length, room, "pieces of an answer in one place");
+    assert_works(target, memory, &mut queue);
+    assert!(!queue.wait_error(Duration::ZERO));
+}
+
+/// Waits for what a device makes of a ring: ERR, a used request, or nothing.
+fn settle(queue: &Queue) {
+    let end = Instant::now() + MOMENT;
+    while Instant::now() < end && !queue.wait_error(Duration::from_millis(1)) {}
+}
+
+/// The device writes its answers over the ring that they are asked by.
+fn buffers_in_the_ring_itself_harm_that_ring_only(target: &dyn Target) {
+    const TEST: &str = "buffers_in_the_ring_itself_harm_that_ring_only";
+    if !claims(target, Claim::BrokenRing, TEST) {
+        return;
+    }
+    let running = target.start();
+    let mut scene = Scene::new(target, &running, USUAL);
+    let memory = scene.front_end.memory().clone();
+    let Layout {
+        descriptors,
+        avail,
+        used,
+    } = *scene.victim.layout();
+    let mut request = Request::new(target, &memory);
+    for (what, place) in [
+        ("the descriptors", descriptors),
+        ("its own descriptor", descriptors + 16),
+        ("the available ring", avail),
+        ("the available index", avail + 2),
+        ("the used ring", used),
+        ("the used index", used + 2),
+        ("a used entry", used + 4),
+    ] {
+        for reads_it_too in [false, true] {
+            let [mut readable, mut writable] = request.write(1);
+            writable.address = place;
+            if reads_it_too {
+                readable.address = place;
+            }
+            let plain = |buffer: Buffer, flags, next| {
+                let flags = if buffer.writable { WRITE } else { 0 } | flags;
+                vhost_device_tests::front_end::queue::Descriptor {
+                    address: buffer.address,
+                    length: buffer.length,
+                    flags,
+                    next,
+                }
+            };
+            scene.victim.set_descriptor(0, plain(readable, NEXT, 1));
+            scene.victim.set_descriptor(1, plain(writable, 0, 0));
+            for _ in 0..4 {
+                scene.victim.publish_raw(0);
+            }
+            settle(&scene.victim);
+            scene.assert_others_live(target, what);
+            scene.front_end.stop(0).unwrap();
+            scene.victim.reset(0);
+            scene.front_end.start(0, &scene.victim, 0).unwrap();
+            scene.assert_restarts(target, what);
+        }
+    }
+}
+
+/// Parts of a ring on one another, and on those of another ring.
+fn rings_that_lie_on_one_another_harm_no_other(target: &dyn Target) {
+    const TEST: &str = "rings_that_lie_on_one_another_harm_no_other";
+    if !claims(target, Claim::BrokenRing, TEST) {
+        return;
+    }
+    let running = target.start();
+    let mut scene = Scene::new(target, &running, USUAL);
+    let memory = scene.front_end.memory().clone();
+    let good = *scene.victim.layout();
+    let area = memory.allocate(1 << 16, 4096);
+    let layouts = [
+        ("all parts in one place", [area; 3]),
+        ("used on descriptors", [area, area + 4096, area]),
+        ("available on descriptors", [area, area, area + 4096]),
+        ("used on available", [area, area + 4096, area + 4096]),
+        (
+            "used on the end of descriptors",
+            [area, area + 4096, area + 16 * u64::from(SIZE) - 16],
+        ),
+        (
+            "used on the entries of available",
+            [area, area + 4096, area + 4100],
+        ),
+        (
+            "the ring that it was",
+            [good.descriptors, good.used, good.avail],
+        ),
+    ];
+    let mut request = Request::new(target, &memory);
+    for (what, [descriptors, avail, used]) in layouts {
+        scene.front_end.stop(0).unwrap();
+        let layout = Layout {
+            descriptors,
+            avail,
+            used,
+        };
+        let mut ring = Queue::at(&memory, USUAL.options(SIZE, 0), layout);
+        for filled in [0, 0xff] {
+            memory.fill(area, 1 << 14, filled);
+            // The front-end does not look at what is in the ring.
+            scene.front_end.start(0, &ring, 0).unwrap();
+            let _ = ring.add(&request.write(1));
+            for index in 1..=4 {
+                ring.set_avail_index(index);
+                ring.kick_anyway();
+                settle(&ring);
+            }
+            scene.assert_others_live(target, what);
+            scene.front_end.stop(0).unwrap();
+            ring.reset(0);
+        }
+        scene.victim = Queue::at(&memory, USUAL.options(SIZE, 0), good);
+        scene.front_end.start(0, &scene.victim, 0).unwrap();
+        scene.assert_restarts(target, what);
+    }
+}
+
+crate::for_each_target![
+    a_request_may_be_where_its_answer_is,
+    buffers_in_the_ring_itself_harm_that_ring_only,
+    rings_that_lie_on_one_another_harm_no_other,
+];

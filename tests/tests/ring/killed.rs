@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Front-ends that are killed while many of their requests are on their way.
+
+use std::env;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use vhost_device_tests::front_end::{FrontEnd, Options};
+use vhost_device_tests::process::{Program, Signal};
+use vhost_device_tests::target::{Block, Claim, Gpu, Rng, Target, claims};
+
+use crate::{Load, PATIENCE, USUAL, assert_works};
+
+/// Name the target and the socket of a front-end that is to be killed.
+const TARGET: &str = "VHOST_DEVICE_TEST_TARGET";
+const SOCKET: &str = "VHOST_DEVICE_TEST_SOCKET";
+/// What it prints when its requests are on their way.
+const BUSY: &str = "requests are on their way";
+
+/// Requests that a queue has at a time.
+const DEPTH: usize = 128;
+
+/// The front-end itself, in a process of its own.
+#[test]
+#[ignore = "does nothing where no other test runs it"]
+fn front_end() {
+    let Some(socket) = env::var_os(SOCKET) else {
+        return;
+    };
+    let target: &dyn Target = match env::var(TARGET).unwrap().as_str() {
+        "vhost-device-rng" => &Rng,
+        "vhost-device-gpu" => &Gpu,
+        _ => &Block { io_engine: "auto" },
+    };
+    let front_end = FrontEnd::connect(Path::new(&socket), &Options::default()).unwrap();
+    let memory = front_end.memory();
+    let mut queue = USUAL.queue(&front_end, 256, 0);
+    let mut load = Load::new(target, memory, &queue, DEPTH);
+    load.run(&mut queue, 2 * DEPTH as u32);
+    println!("{BUSY}");
+    loop {
+        load.run(&mut queue, 10_000);
+    }
+}
+
+/// SIGKILL at any moment: nothing is left of the front-end, and the next one is served.
+fn a_front_end_that_is_killed_leaves_nothing(target: &dyn Target) {
+    const KILLS: u64 = 5;
+    const TEST: &str = "a_front_end_that_is_killed_leaves_nothing";
+    if !claims(target, Claim::NoLeak, TEST) {
+        return;
+    }
+    let mut running = target.start();
+    let before = running.program.resources().unwrap();
+    for _ in 0..KILLS {
+        let mut command = Command::new(env::current_exe().unwrap());
+        command
+            .args(["killed::front_end", "--exact", "--ignored", "--nocapture"])
+            .env(TARGET, target.name())
+            .env(SOCKET, &running.socket);
+        let mut front_end = Program::spawn(&mut command).unwrap();
+        assert!(is_busy(&mut front_end), "it does nothing");
+        std::thread::sleep(Duration::from_micros(fastrand::u64(0..5000)));
+        front_end.end(Signal::KILL, PATIENCE).unwrap();
+        let next = USUAL.connect(&running);
+        let mut queue = USUAL.queue(&next, 16, 0);
+        assert_works(target, next.memory(), &mut queue);
+        drop(next);
+        running.program.wait_for_resources(before).unwrap();
+    }
+}
+
+/// Waits until a front-end has requests on their way.
+fn is_busy(front_end: &mut Program) -> bool {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while !front_end.stdout().contains(BUSY) {
+        if std::time::Instant::now() > deadline || front_end.status().unwrap().is_some() {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    true
+}
+
+crate::for_each_target![a_front_end_that_is_killed_leaves_nothing];

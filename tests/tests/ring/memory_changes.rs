@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Memory that the front-end takes away while rings run: under a ring, and under requests that are on their way.
+
+use std::time::Duration;
+
+use vhost_device_tests::front_end::{FrontEnd, GuestMemory, Options, Queue};
+use vhost_device_tests::target::{Claim, Request, Target, claims};
+
+use crate::corrupt::{SIZE, Scene};
+use crate::{PATIENCE, QUIET, USUAL, assert_works};
+
+/// Where the second region of guest memory is, and how large it is.
+const HIGH: u64 = 1 << 32;
+const HIGH_SIZE: usize = 4 << 20;
+
+/// A front-end with memory in slots, and views of its two regions.
+fn connect(running: &vhost_device_tests::target::Running) -> (FrontEnd, GuestMemory, GuestMemory) {
+    let options = Options {
+        memory_slots: true,
+        memory: vec![(0, 4 << 20), (HIGH, HIGH_SIZE)],
+        ..Options::default()
+    };
+    let front_end = FrontEnd::connect(&running.socket, &options).unwrap();
+    let [mut low, mut high] = [0; 2].map(|_| front_end.memory().clone());
+    low.remove(HIGH);
+    high.remove(0);
+    (front_end, low, high)
+}
+
+/// REM_MEM_REG of the region that a ring lies in. From the answer on the device writes nothing there; ERR tells of the broken ring.
+fn a_ring_whose_region_is_removed_stops(target: &dyn Target) {
+    const TEST: &str = "a_ring_whose_region_is_removed_stops";
+    if !claims(target, Claim::BrokenRing, TEST) {
+        return;
+    }
+    let running = target.start();
+    let (front_end, low, high) = connect(&running);
+    let bystander = (front_end.queue_count().min(target.request_queues()) > 1)
+        .then(|| Queue::new(&low, USUAL.options(SIZE, 0)));
+    if let Some(bystander) = &bystander {
+        front_end.start(1, bystander, 0).unwrap();
+    }
+    let victim = Queue::new(&high, USUAL.options(SIZE, 0));
+    front_end.start(0, &victim, 0).unwrap();
+    let mut scene = Scene {
+        front_end,
+        victim,
+        bystander,
+    };
+    assert_works(target, &low, &mut scene.victim);
+    // The region itself is still ours to look at.
+    scene.front_end.remove_region(HIGH).unwrap();
+    assert!(scene.victim.wait_error(PATIENCE), "ERR is not signalled");
+    let mut request = Request::new(target, &low);
+    scene.victim.submit(&request.write(1));
+    scene.victim.kick_anyway();
+    let before = high.read_vec(HIGH, 1 << 16);
+    scene.assert_others_live(target, "a ring without memory");
+    std::thread::sleep(QUIET);
+    request.assert_untouched();
+    assert!(
+        high.read_vec(HIGH, before.len()) == before,
+        "the device writes to memory that was removed"
+    );
+    scene.front_end.stop(0).unwrap();
+    // Other memory comes to be where that was.
+    scene.front_end.add_region(HIGH, HIGH_SIZE).unwrap();
+    let mut fresh = scene.front_end.memory().clone();
+    fresh.remove(0);
+    scene.victim = Queue::new(&fresh, USUAL.options(SIZE, 0));
+    scene.front_end.start(0, &scene.victim, 0).unwrap();
+    scene.assert_restarts(target, "a ring without memory");
+    assert!(
+        high.read_vec(HIGH, before.len()) == before,
+        "the device writes to memory that was replaced"
+    );
+}
+
+/// Each request is either carried out, in the memory that it still holds, or fails for want of it; and all come back.
+fn requests_whose_memory_goes_are_answered(target: &dyn Target) {
+    const REQUESTS: usize = 64;
+    const ROUNDS: usize = 20;
+    const TEST: &str = "requests_whose_memory_goes_are_answered";
+    if !claims(target, Claim::BadBuffer, TEST) || !claims(target, Claim::BrokenRing, TEST) {
+        return;
+    }
+    let running = target.start();
+    let (mut front_end, low, mut high) = connect(&running);
+    let mut queue = Queue::new(&low, USUAL.options(256, 0));
+    front_end.start(0, &queue, 0).unwrap();
+    for round in 0..ROUNDS {
+        let mut requests: Vec<_> = (0..REQUESTS).map(|_| Request::new(target, &high)).collect();
+        for request in &mut requests {
+            queue.add(&request.write(1)).unwrap();
+        }
+        queue.publish();
+        queue.kick_anyway();
+        front_end.remove_region(HIGH).unwrap();
+        for _ in 0..REQUESTS {
+            assert!(
+                queue.wait_used(PATIENCE),
+                "round {round}: a request is lost"
+            );
+            let used = queue.take_used().unwrap();
+            // Where it could not even be told how it went, nothing is said to be written.
+            assert!(used.length == 0 || used.length == requests[0].writable().length);
+        }
+        assert!(!queue.wait_error(Duration::ZERO), "round {round}: ERR");
+        front_end.add_region(HIGH, HIGH_SIZE).unwrap();
+        high = front_end.memory().clone();
+        high.remove(0);
+        assert_works(target, &high, &mut queue);
+    }
+}
+
+/// The table is replaced by others, with and without what requests and rings lie in, as fast as that goes, while requests run.
+fn tables_that_change_without_end_do_no_harm(target: &dyn Target) {
+    const ROUNDS: usize = 60;
+    const TEST: &str = "tables_that_change_without_end_do_no_harm";
+    if !claims(target, Claim::BadBuffer, TEST) || !claims(target, Claim::BrokenRing, TEST) {
+        return;
+    }
+    let running = target.start();
+    let (mut front_end, low, high) = connect(&running);
+    let mut queue = Queue::new(&low, USUAL.options(256, 0));
+    front_end.start(0, &queue, 0).unwrap();
+    let mut requests: Vec<_> = (0..16).map(|_| Request::new(target, &high)).collect();
+    let mut seen = 0u16;
+    for round in 0..ROUNDS {
+        for request in &mut requests {
+            queue.add(&request.write(1)).unwrap();
+            seen = seen.wrapping_add(1);
+        }
+        queue.publish();
+        queue.kick_anyway();
+        front_end.remove_region(HIGH).unwrap();
+        front_end.add_region(HIGH, HIGH_SIZE).unwrap();
+        front_end.send_memory_table().unwrap();
+        assert!(
+            queue.wait_used_index(seen, PATIENCE),
+            "round {round}: requests are lost"
+        );
+        while queue.take_used().is_some() {}
+    }
+    assert_works(target, &low, &mut queue);
+    assert!(!queue.wait_error(Duration::ZERO));
+}
+
+crate::for_each_target![
+    a_ring_whose_region_is_removed_stops,
+    requests_whose_memory_goes_are_answered,
+    tables_that_change_without_end_do_no_harm,
+];

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Drivers that do not wait: who change what the device is reading, make the same available again and again, and never look at what
+//! comes back.
+
+use std::env;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use vhost_device_tests::front_end::queue::{Descriptor, INDIRECT, Layout, NEXT, WRITE};
+use vhost_device_tests::front_end::{Buffer, GuestMemory};
+use vhost_device_tests::target::{Claim, Request, Target, claims};
+
+use crate::corrupt::{SIZE, Scene};
+use crate::persistent::random_descriptor;
+use crate::{Going, PATIENCE, USUAL};
+
+/// Fixes what the fuzzer does: the number that a failed run has printed.
+const SEED: &str = "VHOST_DEVICE_TEST_SEED";
+
+/// How long the fuzzer races with a device.
+const TIME: Duration = Duration::from_millis(1500);
+
+/// Whom the device races with: a thread that writes all over a ring, and over the requests that it is asked for.
+struct Scribbler<'a> {
+    random: Rng,
+    memory: &'a GuestMemory,
+    ring: Layout,
+    /// Requests that can be carried out, whose bytes are changed too.
+    requests: &'a [[Buffer; 2]],
+    /// Memory that the device may write anything in, with indirect tables.
+    area: u64,
+}
+
+impl Scribbler<'_> {
+    /// A descriptor that is mostly a part of a request.
+    fn descriptor(&mut self, size: u16) -> Descriptor {
+        let random = &mut self.random;
+        match random.u8(0..16) {
+            0 => random_descriptor(random, self.area),
+            1 => Descriptor {
+                address: self.area + 16 * random.u64(0..256),
+                length: 16 * random.u32(0..=u32::from(size) + 1),
+                flags: INDIRECT,
+                next: 0,
+            },
+            _ => {
+                let is_writable = random.bool();
+                let buffer = random.choice(self.requests).unwrap()[usize::from(is_writable)];
+                let cut = random.u32(0..8);
+                Descriptor {
+                    address: buffer.address,
+                    length: match cut {
+                        0 => random.u32(0..=buffer.length),
+                        _ => buffer.length,
+                    },
+                    flags: if is_writable { WRITE } else { NEXT },
+                    next: random.u16(0..size),
+                }
+            }
+        }
+    }
+
+    fn scribble(&mut self) {
+        let slot = u64::from(self.random.u16(0..SIZE));
+        let Layout {
+            descriptors,
+            avail,
+            used,
+        } = self.ring;
+        match self.random.u8(0..32) {
+            0..12 => {
+                let descriptor = self.descriptor(SIZE).to_bytes();
+                self.memory.write(descriptors + 16 * slot, &descriptor);
+            }
+            12..18 => {
+                let descriptor = self.descriptor(4).to_bytes();
+                let place = self.area + 16 * self.random.u64(0..256);
+                self.memory.write(place, &descriptor);
+            }
+            18..24 => {
+                let head = self.random.u16(0..SIZE);
+                self.memory.write_u16(avail + 4 + 2 * slot, head);
+            }
+            24..26 => {
+                // A byte of a command, that the device may be reading.
+                let [readable, _] = *self.random.choice(self.requests).unwrap();
+                let place = readable.address + self.random.u64(0..u64::from(readable.length));
+                self.memory.write_u8(place, self.random.u8(..));
+            }
+            26 => self.memory.write_u16(avail, self.random.u16(..)),
+            27 => {
+                let used_event = avail + 4 + 2 * u64::from(SIZE);
+                self.memory.write_u16(used_event, self.random.u16(..));
+            }
+            28..30 => {
+                let place = used + self.random.u64(0..4 + 8 * u64::from(SIZE));
+                self.memory.write_u8(place, self.random.u8(..));
+            }
+            30 if self.random.u8(..) < 16 => {
+                self.memory.write_u16(avail + 2, self.random.u16(..));
+            }
+            _ => {
+                let index = self.memory.read_u16(avail + 2);
+                let next = index.wrapping_add(self.random.u16(0..4));
+                self.memory.write_u16(avail + 2, next);
+            }
+        }
+    }
+}
+
+/// The driver writes wherever it can while the device works, and its front-end stops and starts the ring meanwhile. Each descriptor that
+/// the device checks must be the one that it uses: read once.
+fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
+    const TEST: &str = "a_ring_that_changes_while_it_is_read_does_no_harm";
+    if !claims(target, Claim::BrokenRing, TEST) {
+        return;
+    }
+    let seed = env::var(SEED).map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+    println!("{SEED}={seed}");
+    let running = target.start();
+    let mut scene = Scene::new(target, &running, USUAL);
+    let memory = scene.front_end.memory().clone();
+    // The bystander, and its requests, are in the other region.
+    let mut apart = memory.clone();
+    apart.remove(0);
+    let mut requests: Vec<_> = (0..8).map(|_| Request::new(target, &apart)).collect();
+    let buffers: Vec<_> = (0..8)
+        .map(|tag| requests[tag as usize].write(tag))
+        .collect();
+    let area = apart.allocate(1 << 20, 4096);
+    let ring = *scene.victim.layout();
+    let going = AtomicBool::new(true);
+    thread::scope(|scope| {
+        for number in 0..2 {
+            let mut scribbler = Scribbler {
+                random: Rng::with_seed(seed.wrapping_add(number)),
+                memory: &memory,
+                ring,
+                requests: &buffers,
+                area,
+            };
+            let going = &going;
+            scope.spawn(move || {
+                while going.load(Ordering::Relaxed) {
+                    scribbler.scribble();
+                }
+            });
+        }
+        let guard = Going(&going);
+        let mut random = Rng::with_seed(!seed);
+        let end = Instant::now() + TIME;
+        while Instant::now() < end {
+            let until = Instant::now() + Duration::from_millis(random.u64(0..20));
+            while Instant::now() < until {
+                scene.victim.kick_anyway();
+                thread::yield_now();
+            }
+            match random.u8(0..8) {
+                0 => scene.front_end.send_memory_table().unwrap(),
+                1 => {
+                    use vhost::vhost_user::VhostUserFrontend;
+                    let _ = scene.front_end.call().set_vring_enable(0, random.bool());
+                }
+                2 => scene.assert_others_live(target, "a changing ring"),
+                _ => {
+                    let base = scene.front_end.stop(0).unwrap();
+                    // Mostly it goes on from there, which only a ring with that index can do.
+                    if random.u8(..) < 200 {
+                        scene.victim.set_avail_index(base);
+                        scene.front_end.start(0, &scene.victim, base).unwrap();
+                    } else {
+                        let base = random.u16(..);
+                        scene.front_end.start(0, &scene.victim, base).unwrap();
+                    }
+                }
+            }
+        }
+        drop(guard);
+    });
+    scene.assert_others_live(target, "a changing ring");
+    scene.assert_restarts(target, "a changing ring");
+}
+
+/// Drivers that make requests available as fast as they can, the same ones while the device has them, and look at nothing that comes
+/// back (CVE-2016-5403). No more than the ring's size is on its way at a time.
+fn submissions_without_end_are_bounded_by_the_ring(target: &dyn Target) {
+    const ROUNDS: u16 = 2000;
+    const TEST: &str = "submissions_without_end_are_bounded_by_the_ring";
+    if !claims(target, Claim::BrokenRing, TEST) {
+        return;
+    }
+    let running = target.start();
+    let mut scene = Scene::new(target, &running, USUAL);
+    let memory = scene.front_end.memory().clone();
+    let [readable, writable] = Request::new(target, &memory).write(1);
+    scene.victim.set_descriptor(
+        0,
+        Descriptor {
+            address: readable.address,
+            length: readable.length,
+            flags: NEXT,
+            next: 1,
+        },
+    );
+    scene.victim.set_descriptor(
+        1,
+        Descriptor {
+            address: writable.address,
+            length: writable.length,
+            flags: WRITE,
+            next: 0,
+        },
+    );
+    // All entries name the same request.
+    (0..SIZE).for_each(|slot| scene.victim.set_avail_entry(slot, 0));
+    let threads = running.program.resources().unwrap().threads;
+    let mut bytes = 0;
+    for round in 0..ROUNDS {
+        // As far ahead of the device as may be.
+        let index = scene.victim.used_index().wrapping_add(SIZE);
+        scene.victim.set_avail_index(index);
+        scene.victim.kick_anyway();
+        if round == ROUNDS / 4 {
+            bytes = running.program.anonymous_bytes().unwrap();
+        }
+    }
+    let index = scene.victim.avail_index();
+    assert!(
+        scene.victim.wait_used_index(index, PATIENCE),
+        "requests are lost"
+    );
+    assert!(!scene.victim.wait_error(Duration::ZERO), "ERR");
+    let grown = running
+        .program
+        .anonymous_bytes()
+        .unwrap()
+        .saturating_sub(bytes);
+    assert!(grown < 1 << 20, "it takes {grown} bytes more");
+    let now = running.program.resources().unwrap().threads;
+    assert!(now <= threads + 16, "{threads} threads became {now}");
+    // One further, and the ring is corrupt.
+    scene
+        .victim
+        .set_avail_index(index.wrapping_add(SIZE).wrapping_add(1));
+    scene.victim.kick_anyway();
+    assert!(scene.victim.wait_error(PATIENCE), "no ERR");
+    scene.assert_others_live(target, "submissions without end");
+    scene.assert_restarts(target, "submissions without end");
+}
+
+crate::for_each_target![
+    a_ring_that_changes_while_it_is_read_does_no_harm,
+    submissions_without_end_are_bounded_by_the_ring,
+];
