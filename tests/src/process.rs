@@ -27,6 +27,9 @@ use thiserror::Error;
 /// Names the directory that holds the binaries under test, instead of the one that this executable was built into.
 pub const BIN_DIR: &str = "VHOST_DEVICE_BIN_DIR";
 
+/// Has the tests that kill a program, to see how another goes on, do so this many times.
+pub const KILLS: &str = "VHOST_DEVICE_KILLS";
+
 /// How long a program may take to do what takes no time, on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -449,6 +452,16 @@ pub fn listens(path: &Path) -> io::Result<bool> {
             .and_then(|columns| u32::from_str_radix(columns.split_whitespace().nth(3)?, 16).ok());
         flags.is_some_and(|flags| flags & ACCEPTS_CONNECTIONS != 0)
     }))
+}
+
+/// How often a test kills its program: `few` times, or as often as [`KILLS`] says.
+pub fn kills(few: u64) -> u64 {
+    let kills = env::var(KILLS).ok();
+    kills.map_or(few, |kills| {
+        kills
+            .parse()
+            .unwrap_or_else(|_| panic!("{KILLS}={kills} is no number"))
+    })
 }
 
 /// `--NAME=VALUE`, for a value that need not be UTF-8.

@@ -180,11 +180,18 @@ impl Machine {
 
     /// Adds a device of the type and properties `device`, whose back-end listens at `socket`.
     pub fn vhost_user(self, device: &str, socket: &Path) -> Self {
+        self.vhost_user_on(device, socket, "")
+    }
+
+    /// The same with a back-end that may go away: QEMU looks ten times a second whether another has come.
+    pub fn vhost_user_reconnecting(self, device: &str, socket: &Path) -> Self {
+        self.vhost_user_on(device, socket, ",reconnect-ms=100")
+    }
+
+    fn vhost_user_on(self, device: &str, socket: &Path, options: &str) -> Self {
         let id = format!("vhost{}", self.arguments.len());
-        let mut chardev = OsString::from(format!("socket,id={id},path="));
-        chardev.push(socket);
         self.argument("-chardev")
-            .argument(chardev)
+            .argument(joined(&format!("socket,id={id},path="), socket, options))
             .argument("-device")
             .argument(format!("{device},chardev={id}"))
     }

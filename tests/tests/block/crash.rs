@@ -15,7 +15,7 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::VhostUserInflight;
 use vhost_device_tests::front_end::block::{FLUSH, OK, OUT, Request, SECTOR_SIZE};
 use vhost_device_tests::front_end::{FrontEnd, GuestMemory, Options, Result};
-use vhost_device_tests::process::{Program, Signal};
+use vhost_device_tests::process::{Program, Signal, kills};
 
 use crate::durability::unwritten_pages_in;
 use crate::load::Load;
@@ -29,17 +29,10 @@ pub const FLUSHES: usize = 4;
 const SIZE: usize = 8 << 10;
 /// What a kill leaves written or not, but not half written.
 const PAGE: usize = 4096;
-/// Environment variable with another number of kills.
-const KILLS: &str = "VHOST_DEVICE_KILLS";
+/// Kills, where nothing else is said.
 const FEW_KILLS: u64 = 20;
 /// How often to look whether a device has ended while nothing comes from it.
 const INTERVAL: Duration = Duration::from_millis(1);
-
-/// How many times to kill.
-fn kills() -> u64 {
-    let kills = std::env::var(KILLS).ok().and_then(|text| text.parse().ok());
-    kills.unwrap_or(FEW_KILLS)
-}
 
 impl Variant {
     /// Whether requests are carried out one after the other.
@@ -326,7 +319,7 @@ impl Crashes {
 fn kill_at_random(variant: Variant, flushes: usize) {
     let mut random = Rng::with_seed(11);
     let mut crashes = Crashes::start(variant, flushes);
-    for _ in 0..kills() {
+    for _ in 0..kills(FEW_KILLS) {
         let end = Instant::now() + Duration::from_micros(random.u64(0..30_000));
         crashes.work(Some(end), u64::MAX);
         crashes.kill();

@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A back-end that is killed under a guest again and again, and its successors, to which QEMU connects.
+
+use std::os::unix::process::ExitStatusExt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use fastrand::Rng;
+use vhost_device_common::ring::fault::{KILL_AFTER, Step};
+use vhost_device_tests::guest::{Guest, Machine};
+use vhost_device_tests::process::{Program, Signal, kills};
+
+use super::{Block, VERIFY, check_verified, spawn};
+
+/// Kills, where nothing else is said.
+const FEW_KILLS: u64 = 3;
+/// Seconds that the guest works, beside those for each kill.
+const SECONDS: u64 = 10;
+const SECONDS_PER_KILL: u64 = 2;
+/// How long QEMU and its guest may take, which are slow where there is no KVM.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often to look at what a device has logged.
+const INTERVAL: Duration = Duration::from_millis(2);
+
+/// Numbers of requests of the protocol.
+const GET_INFLIGHT_FD: u32 = 31;
+const SET_INFLIGHT_FD: u32 = 32;
+
+/// Steps that a device kills itself after, in turn. After the first at least, something is under way.
+const STEPS: [Step; 4] = [
+    Step::Taken,
+    Step::CarriedOut,
+    Step::Completed,
+    Step::Published,
+];
+
+/// What a device says when QEMU has connected to it.
+const STARTED: &str = "queue 0 started";
+
+/// Has a device killed some time after QEMU has connected to it.
+fn kill(program: &mut Program, after: Duration) {
+    let deadline = Instant::now() + PATIENCE;
+    let mut end = None;
+    while end.is_none_or(|end| Instant::now() < end) {
+        if end.is_none() && program.stderr().contains(STARTED) {
+            end = Some(Instant::now() + after);
+        }
+        assert!(Instant::now() < deadline, "QEMU does not connect");
+        thread::sleep(INTERVAL);
+    }
+    program.signal(Signal::KILL).unwrap();
+}
+
+/// Requests that a device has taken from one before it, by what it has logged.
+fn taken_again(log: &str) -> u64 {
+    let started = log.lines().find(|line| line.contains(STARTED));
+    let count = started.and_then(|line| line.split_once(", after "));
+    count.map_or(0, |(_, rest)| {
+        rest.split(' ').next().unwrap().parse().unwrap()
+    })
+}
+
+/// How often QEMU has sent a request.
+fn sent(guest: &Guest, request: u32) -> u64 {
+    let message = format!("vhost_user_write req:{request} ");
+    let trace = guest.qemu_stderr();
+    trace.lines().filter(|line| line.contains(&message)).count() as u64
+}
+
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn fio_finds_no_error_while_the_device_is_killed() {
+    let kills = kills(FEW_KILLS);
+    let seconds = SECONDS + SECONDS_PER_KILL * kills;
+    let script = format!(
+        r#"{VERIFY}
+        verify --bsrange=4k-64k --runtime={seconds} &
+        job=$!
+        while [ "$(awk '{{ print $5 }}' /sys/block/vda/stat)" -lt 100 ]; do kill -0 $job; done
+        echo "@busy"
+        wait $job
+        "#
+    );
+    let mut block = Block::start(128, &[]);
+    let socket = block.directory.path().join("socket");
+    let mut guest = Machine::new("fio_kills", script)
+        .module("virtio_blk")
+        .program("fio")
+        .vhost_user_reconnecting("vhost-user-blk-pci", &socket)
+        .memory(768)
+        .deadline(Duration::from_secs(240 + seconds))
+        .argument("-trace")
+        .argument("vhost_user_write")
+        .start()
+        .unwrap();
+    guest.wait("busy").unwrap();
+    let files = sent(&guest, GET_INFLIGHT_FD);
+    assert_ne!(files, 0);
+
+    let start = Instant::now();
+    let mut random = Rng::with_seed(17);
+    let mut steps = STEPS.iter().cycle();
+    let mut again = 0;
+    for number in 0..kills {
+        // Each second one kills itself, unless it is the first, which nobody has told to.
+        if number % 2 == 0 {
+            kill(&mut block.program, Duration::from_millis(random.u64(..300)));
+        }
+        let status = block.program.wait(PATIENCE).unwrap();
+        assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{status}");
+        again += taken_again(&block.program.stderr());
+        block.program = spawn(block.directory.path(), |command| {
+            if number % 2 == 0 && number + 1 < kills {
+                let step = steps.next().unwrap().name();
+                command.env(KILL_AFTER, format!("{step}:{}", random.u8(1..=100)));
+            }
+        });
+    }
+    let took = start.elapsed();
+    assert!(
+        took < Duration::from_secs(seconds),
+        "the guest may have been done before the last kill: they took {took:?}"
+    );
+    check_verified(&guest.finish().unwrap(), seconds);
+
+    again += taken_again(&block.program.stderr());
+    assert!(again > 0, "no request was taken again");
+    println!("{again} requests taken again over {kills} kills in {took:?}");
+    // All devices get the file that the first one made for this driver.
+    assert_eq!(sent(&guest, GET_INFLIGHT_FD), files);
+    assert!(sent(&guest, SET_INFLIGHT_FD) >= files + kills);
+}
