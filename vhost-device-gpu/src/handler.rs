@@ -42,7 +42,8 @@ struct Held {
     chain: Chain,
     header: Header,
     wait: Wait,
-    /// How far the display was when the timer was set.
+    /// Since when the display has done nothing, and how far it was then.
+    since: Instant,
     progress: u64,
 }
 
@@ -60,7 +61,11 @@ pub struct GpuHandler {
     shared: Arc<Shared>,
     events: Arc<OwnedFd>,
     timer: Timer,
+    /// It will be ready some time: the timer is not set for each command, which would cost a system call.
+    timer_is_set: bool,
     held: Option<Held>,
+    /// Commands that are answered, with what was written of each. The driver is told of them together with the one that is held.
+    answered: Vec<(Chain, u32)>,
     three_d: Option<ThreeD>,
     fenced: VecDeque<Fenced>,
     /// The guest that `three_d` works for.
@@ -74,7 +79,9 @@ impl GpuHandler {
             shared,
             events,
             timer: Timer::new()?,
+            timer_is_set: false,
             held: None,
+            answered: Vec::new(),
             three_d: offer.map(ThreeD::new).transpose()?,
             fenced: VecDeque::new(),
             generation: 0,
@@ -99,7 +106,7 @@ impl GpuHandler {
             && let Some(mut chain) = queue.take()
         {
             let Ok(header) = read::<Header>(&mut chain) else {
-                respond(queue, chain, &Header::default(), &Refusal::Parameter.into());
+                self.respond(chain, &Header::default(), &Refusal::Parameter.into());
                 continue;
             };
             log::trace!("command {:#x}", header.kind);
@@ -108,30 +115,31 @@ impl GpuHandler {
                 command::control(&mut state, three_d, &header, &mut chain)
             });
             match outcome {
-                Ok(Outcome::Done(response)) => self.finish(queue, chain, header, response),
+                Ok(Outcome::Done(response)) => self.finish(chain, header, response),
                 Ok(Outcome::Flushing) => self.hold(&mut state, queue, chain, header, Wait::Flush),
                 Ok(Outcome::Asking(query)) => {
                     if state.display.ask(query) {
                         self.hold(&mut state, queue, chain, header, Wait::Answer(query));
                     } else {
-                        self.finish(queue, chain, header, answered(query, None));
+                        self.finish(chain, header, answered(query, None));
                     }
                 }
                 Err(refusal) => {
                     let kind = header.kind.get();
                     warn_limited(format_args!("command {kind:#x} is refused: {refusal:?}"));
-                    self.finish(queue, chain, header, refusal.into());
+                    self.finish(chain, header, refusal.into());
                 }
             }
         }
         self.retire(queue);
         if self.held.is_none() {
             self.advance(&mut state, queue, false);
+            self.complete(queue);
         }
     }
 
     /// Answers a command that is carried out: now, or, where a fence asks for it, when the renderer is done with it and all before it.
-    fn finish(&mut self, queue: &mut Queue, chain: Chain, header: Header, response: Response) {
+    fn finish(&mut self, chain: Chain, header: Header, response: Response) {
         if header.is_fenced() {
             let last = self.fenced.back().map(|fenced| fenced.fence);
             let renderer = self.three_d.as_mut().and_then(ThreeD::started);
@@ -149,7 +157,7 @@ impl GpuHandler {
                 return;
             }
         }
-        respond(queue, chain, &header, &response);
+        self.respond(chain, &header, &response);
     }
 
     /// Answers what the renderer is done with.
@@ -160,13 +168,18 @@ impl GpuHandler {
         let done = three_d.poll();
         // The numbers of fences wrap around.
         let is_done = |fenced: &Fenced| done.wrapping_sub(fenced.fence) as i32 >= 0;
+        let before = self.fenced.len();
         while self.fenced.front().is_some_and(is_done)
             && let Some(fenced) = self.fenced.pop_front()
         {
-            respond(queue, fenced.chain, &fenced.header, &fenced.response);
+            self.answered
+                .push(respond(fenced.chain, &fenced.header, &fenced.response));
         }
         if !self.fenced.is_empty() {
             three_d.expect_fence();
+        }
+        if self.fenced.len() < before {
+            self.complete(queue);
         }
     }
 
@@ -189,7 +202,8 @@ impl GpuHandler {
             "the renderer is not done yet; the guest does not wait for it"
         ));
         for fenced in self.fenced.drain(..) {
-            respond(queue, fenced.chain, &fenced.header, &fenced.response);
+            self.answered
+                .push(respond(fenced.chain, &fenced.header, &fenced.response));
         }
     }
 
@@ -202,16 +216,25 @@ impl GpuHandler {
         header: Header,
         wait: Wait,
     ) {
+        let since = Instant::now();
         self.held = Some(Held {
             chain,
             header,
             wait,
+            since,
             progress: 0,
         });
         self.advance(state, queue, false);
         if let Some(held) = &mut self.held {
             held.progress = state.display.progress();
-            self.timer.set(PATIENCE);
+            self.set_timer(PATIENCE);
+        }
+    }
+
+    fn set_timer(&mut self, time: Duration) {
+        if !self.timer_is_set {
+            self.timer_is_set = true;
+            self.timer.set(time);
         }
     }
 
@@ -250,16 +273,21 @@ impl GpuHandler {
 
     fn release(&mut self, queue: &mut Queue, response: Response) {
         if let Some(Held { chain, header, .. }) = self.held.take() {
-            self.finish(queue, chain, header, response);
+            self.finish(chain, header, response);
         }
+        self.complete(queue);
     }
 
     fn timer_expired(&mut self, queue: &mut Queue) {
+        self.timer_is_set = false;
         let progress = self.shared.lock().display.progress();
         let Some(held) = &mut self.held else { return };
         if held.progress != progress {
-            held.progress = progress;
-            return self.timer.set(PATIENCE);
+            (held.progress, held.since) = (progress, Instant::now());
+        }
+        let left = PATIENCE.saturating_sub(held.since.elapsed());
+        if !left.is_zero() {
+            return self.set_timer(left);
         }
         warn_limited(format_args!(
             "the display does nothing; the guest does not wait for it"
@@ -267,10 +295,21 @@ impl GpuHandler {
         self.shared.lock().display.stop_waiting();
         self.give_up(queue);
     }
+
+    fn respond(&mut self, chain: Chain, header: &Header, response: &Response) {
+        self.answered.push(respond(chain, header, response));
+    }
+
+    /// Tells the driver of all that is answered.
+    fn complete(&mut self, queue: &mut Queue) {
+        for (chain, written) in self.answered.drain(..) {
+            queue.complete(chain, written);
+        }
+    }
 }
 
-/// Answers a command.
-fn respond(queue: &mut Queue, mut chain: Chain, header: &Header, response: &Response) {
+/// Answers a command. Gives how much was written of it too.
+fn respond(mut chain: Chain, header: &Header, response: &Response) -> (Chain, u32) {
     let mut kind = response.kind;
     let mut body = response.body.as_slice();
     if chain.writable_len() < (size_of::<Header>() + body.len()) as u64 {
@@ -282,7 +321,7 @@ fn respond(queue: &mut Queue, mut chain: Chain, header: &Header, response: &Resp
         .write(head.as_bytes())
         .and_then(|()| chain.write(body))
         .map_or(0, |()| size_of::<Header>() + body.len());
-    queue.complete(chain, written as u32);
+    (chain, written as u32)
 }
 
 impl QueueHandler for GpuHandler {
@@ -332,8 +371,8 @@ impl QueueHandler for GpuHandler {
             let State {
                 resources, display, ..
             } = &mut *state;
-            display.drain_events();
-            display.advance(resources, true);
+            let readable = display.drain_events();
+            display.advance(resources, readable);
             return;
         };
         if token == TIMER {
@@ -341,14 +380,15 @@ impl QueueHandler for GpuHandler {
         }
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
-        state.display.drain_events();
-        self.advance(&mut state, queue, true);
+        let readable = state.display.drain_events();
+        self.advance(&mut state, queue, readable);
     }
 
     fn drain(&mut self, queue: &mut Queue) {
         if queue.index() == CONTROL {
             self.give_up(queue);
             self.finish_fences(queue);
+            self.complete(queue);
         }
     }
 

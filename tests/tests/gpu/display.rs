@@ -7,9 +7,11 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::FrontendReq;
+use vhost_device_tests::front_end::Buffer;
 use vhost_device_tests::front_end::gpu::{
-    Answers, Display, Shown, command, fenced_command, number, words,
+    Answers, Display, GpuDriver, Shown, command, fenced_command, number, words,
 };
+use vhost_device_tests::process::PATIENCE;
 
 use crate::{B8G8R8X8, Device, ManualDisplay, QUIET, bytes, pass_display, pattern};
 
@@ -146,6 +148,47 @@ fn a_flush_is_answered_when_a_slow_display_has_the_picture_and_not_before() {
     let response = driver.receive();
     assert_eq!(response.kind(), number::OK_NODATA);
     assert_eq!(response.bytes[4..16], flush[4..16]);
+}
+
+#[test]
+fn what_is_answered_before_a_flush_that_waits_comes_back_with_it() {
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    let mut display = ManualDisplay::greeted(&driver, 3);
+    driver.create(1, B8G8R8X8, 1000, 1000);
+    driver.set_scanout(0, 1, [0, 0, 1000, 1000]);
+    assert_eq!(display.receive().0, 7);
+    let place = driver.front_end.memory().allocate(4096, 4096);
+    let flush = command(number::FLUSH, &words(&[0, 0, 1000, 1000, 1, 0]));
+    let uuid = command(number::ASSIGN_UUID, &words(&[1, 0]));
+    let both = |driver: &mut GpuDriver| {
+        let memory = driver.front_end.memory();
+        for (bytes, place) in [(&uuid, place), (&flush, place + 1024)] {
+            memory.write(place, bytes);
+            let chain = [
+                Buffer::readable(place, bytes.len() as u32),
+                Buffer::writable(place + 512, 40),
+            ];
+            driver.control.add(&chain).unwrap();
+        }
+        driver.control.publish();
+        driver.control.kick();
+    };
+    both(&mut driver);
+    display.0.read_exact(&mut [0; 32]).unwrap();
+    assert!(!driver.control.has_used(), "one signal is enough for both");
+    display.0.read_exact(&mut vec![0; 4_000_000]).unwrap();
+    for length in [40, 24] {
+        assert!(driver.control.wait_used(PATIENCE));
+        assert_eq!(driver.control.take_used().unwrap().length, length);
+    }
+    // A queue that stops gives back both.
+    both(&mut driver);
+    display.0.read_exact(&mut [0; 32]).unwrap();
+    driver.front_end.stop(0).unwrap();
+    for length in [40, 24] {
+        assert_eq!(driver.control.take_used().unwrap().length, length);
+    }
 }
 
 #[test]

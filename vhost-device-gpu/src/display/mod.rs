@@ -493,14 +493,18 @@ impl Display {
         }
     }
 
-    /// Empties the list of what happened, so that what happens next is told.
-    pub fn drain_events(&self) {
+    /// Empties the list of what happened, so that what happens next is told. Returns whether there may be something to receive.
+    pub fn drain_events(&self) -> bool {
         let mut events = Vec::with_capacity(4);
         let now = Timespec {
             tv_sec: 0,
             tv_nsec: 0,
         };
         let _ = epoll::wait(&*self.events, spare_capacity(&mut events), Some(&now));
+        let room = epoll::EventFlags::OUT;
+        events
+            .iter()
+            .any(|event: &epoll::Event| { event.flags } != room)
     }
 }
 
