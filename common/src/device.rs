@@ -52,6 +52,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     const DESCRIPTION: &'static str;
     /// How many threads work on the queues.
     const THREADS: Threads;
+    /// Each queue's requests are completed in the order in which they were taken (VIRTIO_F_IN_ORDER).
+    const IN_ORDER: bool = false;
     /// Version of what [`Device::save`] gives: 0 for devices that have nothing to save.
     const STATE_VERSION: u32 = 0;
 

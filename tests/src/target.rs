@@ -37,6 +37,8 @@ pub enum Claim {
     BadBuffer,
     /// Memory that the front-end takes away does not take the process with it.
     LostMemory,
+    /// Rings may be packed.
+    Packed,
 }
 
 /// A back-end that the suites can run against.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Split rings as a driver meets them: requests in any form, notifications, start and stop, and drivers that mean no good.
+//! Rings as a driver meets them: requests in any form, notifications, start and stop, and drivers that mean no good.
 //!
 //! Nothing here depends on the device, so that all tests run against several back-ends. What a target does not claim is skipped, and
 //! the skip printed.
@@ -16,6 +16,8 @@ mod lifecycle;
 mod memory_changes;
 #[path = "ring/notifications.rs"]
 mod notifications;
+#[path = "ring/packed_format.rs"]
+mod packed_format;
 #[path = "ring/persistent.rs"]
 mod persistent;
 #[path = "ring/race.rs"]
@@ -24,11 +26,13 @@ mod race;
 mod requests;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use vhost_device_tests::front_end::device::{EVENT_IDX, INDIRECT_DESC};
-use vhost_device_tests::front_end::{Buffer, FrontEnd, GuestMemory, Options, Queue, QueueOptions};
-use vhost_device_tests::target::{Request, Running, Target};
+use vhost_device_tests::front_end::device::{EVENT_IDX, INDIRECT_DESC, RING_PACKED};
+use vhost_device_tests::front_end::{
+    Buffer, FrontEnd, GuestMemory, Options, Queue, QueueOptions, packed,
+};
+use vhost_device_tests::target::{Claim, Request, Running, Target};
 
 /// How long a back-end may take for what takes no time, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -39,43 +43,42 @@ const QUIET: Duration = Duration::from_millis(50);
 /// Descriptors in an indirect table where nothing else is said.
 const INDIRECT: u16 = 4;
 
-/// Ring features in all combinations.
+/// Ring features.
 #[derive(Clone, Copy, Debug)]
 struct Mode {
+    packed: bool,
     event_idx: bool,
     indirect: bool,
 }
 
-const MODES: [Mode; 4] = [
-    Mode {
-        event_idx: false,
-        indirect: false,
-    },
-    Mode {
-        event_idx: false,
-        indirect: true,
-    },
-    Mode {
-        event_idx: true,
-        indirect: false,
-    },
-    Mode {
-        event_idx: true,
-        indirect: true,
-    },
-];
-
 /// What most drivers choose.
 const USUAL: Mode = Mode {
+    packed: false,
     event_idx: true,
     indirect: true,
 };
+
+/// Ring features in all combinations that `target` claims to know.
+fn modes(target: &dyn Target) -> impl Iterator<Item = Mode> {
+    let formats = match target.claims(Claim::Packed) {
+        true => &[false, true][..],
+        false => &[false],
+    };
+    formats.iter().flat_map(|&packed| {
+        (0..4).map(move |bits| Mode {
+            packed,
+            event_idx: bits & 1 != 0,
+            indirect: bits & 2 != 0,
+        })
+    })
+}
 
 impl Mode {
     fn connect(self, running: &Running) -> FrontEnd {
         let without = |has: bool, bit: u64| if has { 0 } else { bit };
         let defaults = Options::default();
-        let features = defaults.features
+        let features = (defaults.features | RING_PACKED)
+            & !without(self.packed, RING_PACKED)
             & !without(self.event_idx, EVENT_IDX)
             & !without(self.indirect, INDIRECT_DESC);
         let front_end = FrontEnd::connect(
@@ -88,19 +91,27 @@ impl Mode {
         .unwrap();
         let has = |bit: u64| front_end.features() & bit != 0;
         assert_eq!(
-            (has(EVENT_IDX), has(INDIRECT_DESC)),
-            (self.event_idx, self.indirect),
+            (has(RING_PACKED), has(EVENT_IDX), has(INDIRECT_DESC)),
+            (self.packed, self.event_idx, self.indirect),
             "ring features"
         );
         front_end
     }
 
+    /// A ring in which `base` descriptors, or entries, have come and gone.
     fn options(self, size: u16, base: u16) -> QueueOptions {
+        let start = packed::Position::from_bits(1 << 15);
+        let rounds = base / size;
+        let place = packed::Position {
+            index: base % size,
+            wrap: start.wrap == rounds.is_multiple_of(2),
+        };
         QueueOptions {
             size,
+            packed: self.packed,
             event_idx: self.event_idx,
             indirect: if self.indirect { INDIRECT } else { 0 },
-            base,
+            base: if self.packed { place.bits() } else { base },
         }
     }
 
@@ -195,10 +206,13 @@ fn assert_works(target: &dyn Target, memory: &GuestMemory, queue: &mut Queue) {
     request.assert_done(queue.take_used().unwrap());
 }
 
-/// Nothing comes back. The call for what came back before may still be on its way.
+/// Nothing more comes back than was taken. The call for what came back before may still be on its way.
 fn assert_quiet(queue: &Queue) {
-    let next = queue.used_index().wrapping_add(1);
-    assert!(!queue.wait_used_index(next, QUIET), "a request came back");
+    let end = Instant::now() + QUIET;
+    while Instant::now() < end {
+        assert!(!queue.has_used(), "a request came back");
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 /// Publishes `chain` and kicks, whatever the device wishes.

@@ -13,6 +13,7 @@ use thiserror::Error;
 use vm_memory::ByteValued;
 
 use crate::memory::{DirtyLog, GuestMemory};
+use crate::ring::Ticket;
 pub(crate) use segments::Segments;
 
 /// Why a part of a chain could not be used.
@@ -41,8 +42,8 @@ pub enum ChainError {
 pub struct Chain {
     readable: Segments,
     writable: Segments,
-    /// Index of the first descriptor: the driver's name for the request.
-    head: u16,
+    /// How its ring knows it.
+    ticket: Ticket,
     /// Bytes that were writable when the driver made the request available.
     writable_total: u64,
     /// Keeps mapped what the segments point to, whatever happens to the memory table.
@@ -51,7 +52,7 @@ pub struct Chain {
 
 impl Chain {
     pub(crate) fn new(
-        head: u16,
+        ticket: Ticket,
         memory: Arc<GuestMemory>,
         readable: Segments,
         writable: Segments,
@@ -60,13 +61,13 @@ impl Chain {
             writable_total: writable.len(),
             readable,
             writable,
-            head,
+            ticket,
             memory,
         }
     }
 
-    pub(crate) fn head(&self) -> u16 {
-        self.head
+    pub(crate) fn ticket(&self) -> Ticket {
+        self.ticket
     }
 
     /// The most that the used length of this request may say.

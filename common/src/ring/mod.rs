@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Virtqueues: what is taken from the driver and what is given back, one format to a file.
 
+mod descriptors;
 pub mod fault;
 pub mod inflight;
+mod packed;
 mod split;
+
+use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::memory::MemoryError;
-pub use split::SplitRing as Ring;
+use crate::chain::Chain;
+use crate::memory::{GuestMemory, MemoryError, PinnedRange};
+use inflight::InflightRing;
+use packed::PackedRing;
+use split::SplitRing;
 
 /// Most descriptors of one chain beyond the size of the ring: an indirect table may be longer than
 /// the ring is, and Linux makes such tables. QEMU draws the line at the same number.
@@ -17,16 +24,18 @@ pub const MAX_INDIRECT_DESCRIPTORS: usize = 1024;
 /// Where the front-end says that a ring is, and how it is to be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingSetup {
-    /// Descriptors in the ring: a power of two, at most 32768.
+    /// Descriptors in the ring: at most 32768, and a power of two in a split ring.
     pub size: u16,
-    /// Descriptor table, as an address of the front-end.
+    /// Descriptor area, as an address of the front-end.
     pub descriptors: u64,
-    /// Available ring, as an address of the front-end.
+    /// Driver area (available ring, or the driver's event suppression), as an address of the front-end.
     pub available: u64,
-    /// Used ring, as an address of the front-end.
+    /// Device area (used ring, or the device's event suppression), as an address of the front-end.
     pub used: u64,
-    /// Guest address by which writes to the used ring are logged, if they are. It need not be that of the ring, or of memory.
+    /// Guest address by which writes to the device area are logged, if they are. It need not be where that is, or in memory.
     pub used_log: Option<u64>,
+    /// VIRTIO_F_RING_PACKED was negotiated.
+    pub packed: bool,
     /// VIRTIO_F_EVENT_IDX was negotiated.
     pub event_index: bool,
     /// VIRTIO_F_INDIRECT_DESC was negotiated.
@@ -54,6 +63,17 @@ pub enum RingError {
         /// What its address must be a multiple of.
         alignment: u64,
     },
+    /// A split ring that is not a power of two long.
+    #[error("a split ring of {0} descriptors; it must have a power of two")]
+    Size(u16),
+    /// The ring is to go on at a place that it has not.
+    #[error("{base:#x} is not where a ring of {size} can go on")]
+    Base {
+        /// What the front-end said.
+        base: u32,
+        /// Descriptors in the ring.
+        size: u16,
+    },
     /// The driver made more requests available than the ring can hold.
     #[error("available index {index} is more than the ring's {size} entries ahead of the device")]
     AvailableIndex {
@@ -66,7 +86,7 @@ pub enum RingError {
     #[error("descriptor {index} is outside its table of {size}")]
     DescriptorIndex {
         /// The number.
-        index: u16,
+        index: usize,
         /// Entries in the table.
         size: usize,
     },
@@ -88,4 +108,171 @@ pub enum RingError {
     /// An indirect table that is empty, no multiple of 16 bytes, nested, or not negotiated.
     #[error("bad indirect descriptor: {0}")]
     Indirect(&'static str),
+}
+
+/// How a ring knows a request that it gave out.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticket {
+    /// The driver's name for it: index of the first descriptor, or, in a packed ring, the buffer id.
+    pub id: u16,
+    /// Descriptors of the ring that it takes in a packed ring.
+    pub descriptors: u16,
+}
+
+/// A ring that the driver shares with this device.
+///
+/// Requests are taken one by one, completed in any order, and published to the driver in batches.
+#[derive(Debug)]
+pub struct Ring(Format);
+
+#[derive(Debug)]
+enum Format {
+    Split(SplitRing),
+    Packed(PackedRing),
+}
+
+/// The same for a ring of either format.
+macro_rules! either {
+    ($ring:expr, $inner:ident => $value:expr) => {
+        match $ring {
+            Format::Split($inner) => $value,
+            Format::Packed($inner) => $value,
+        }
+    };
+}
+
+impl Ring {
+    /// Finds the ring in `memory`. It is to go on at `base`, which is the index of an available entry in a split ring, and two
+    /// places with their wrap counters in a packed one (vhost-user, SET_VRING_BASE). With `inflight`, that says which requests
+    /// are to be carried out again first, and where the ring goes on.
+    ///
+    /// # Errors
+    /// A part of the ring is not aligned, or not in guest memory; its size or `base` is not one that it can have.
+    pub fn new(
+        setup: RingSetup,
+        memory: Arc<GuestMemory>,
+        base: u32,
+        inflight: Option<InflightRing>,
+    ) -> Result<Self, RingError> {
+        Ok(Self(if setup.packed {
+            Format::Packed(PackedRing::new(setup, memory, base)?)
+        } else {
+            Format::Split(SplitRing::new(setup, memory, base, inflight)?)
+        }))
+    }
+
+    /// Finds the ring anew after the front-end changed the memory table. Requests that are held
+    /// keep the memory that they were taken from.
+    ///
+    /// # Errors
+    /// The ring is not in the new memory.
+    pub fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
+        either!(&mut self.0, ring => ring.set_memory(memory))
+    }
+
+    /// Has writes to the used ring logged by another guest address, or not any more.
+    pub fn set_used_log(&mut self, address: Option<u64>) {
+        either!(&mut self.0, ring => ring.set_used_log(address))
+    }
+
+    /// Where the ring goes on, as the base in [`Ring::new`]: what GET_VRING_BASE answers.
+    pub fn base(&self) -> u32 {
+        either!(&self.0, ring => ring.base())
+    }
+
+    /// Requests of a device before this one that are still to be taken again.
+    pub fn recovered(&self) -> usize {
+        match &self.0 {
+            Format::Split(ring) => ring.recovered(),
+            Format::Packed(_) => 0,
+        }
+    }
+
+    /// Whether another device has worked on this ring, of which nobody knows if it called the driver for all that it published.
+    pub fn may_owe_call(&self) -> bool {
+        match &self.0 {
+            Format::Split(ring) => ring.may_owe_call(),
+            Format::Packed(_) => false,
+        }
+    }
+
+    /// Requests that were taken and not yet completed.
+    pub fn held(&self) -> u16 {
+        either!(&self.0, ring => ring.held())
+    }
+
+    /// Whether requests wait to be taken, among those seen already.
+    #[inline]
+    pub fn has_known_available(&self) -> bool {
+        either!(&self.0, ring => ring.has_known_available())
+    }
+
+    /// Whether requests wait to be taken. Looks at the ring if all known ones are taken.
+    ///
+    /// # Errors
+    /// The ring is corrupt.
+    #[inline]
+    pub fn has_available(&mut self) -> Result<bool, RingError> {
+        match &mut self.0 {
+            Format::Split(ring) => ring.has_available(),
+            Format::Packed(ring) => Ok(ring.has_available()),
+        }
+    }
+
+    /// Takes the next request, if there is one.
+    ///
+    /// # Errors
+    /// The ring is corrupt; the request stays where it is.
+    pub fn take(&mut self) -> Result<Option<Chain>, RingError> {
+        either!(&mut self.0, ring => ring.take())
+    }
+
+    /// Gives a request back: the device wrote `written` bytes of it. The driver sees it with the next
+    /// [`Ring::publish`].
+    pub fn complete(&mut self, chain: Chain, written: u32) {
+        either!(&mut self.0, ring => ring.complete(chain, written))
+    }
+
+    /// Shows the driver all requests that were completed since the last time, with one store.
+    /// Returns whether the driver wants to be called (VIRTIO 1.3, 2.7.7.1, 2.7.10 and 2.8.10).
+    pub fn publish(&mut self) -> bool {
+        either!(&mut self.0, ring => ring.publish())
+    }
+
+    /// Asks the driver not to kick: the device looks at the ring by itself.
+    pub fn suppress_kicks(&mut self) {
+        either!(&mut self.0, ring => ring.suppress_kicks())
+    }
+
+    /// Asks the driver to kick for the next request. Returns whether requests came meanwhile, for
+    /// which it may not have kicked.
+    ///
+    /// # Errors
+    /// The ring is corrupt.
+    pub fn want_kick(&mut self) -> Result<bool, RingError> {
+        match &mut self.0 {
+            Format::Split(ring) => ring.want_kick(),
+            Format::Packed(ring) => Ok(ring.want_kick()),
+        }
+    }
+}
+
+/// Finds a part of a ring: `length` bytes at `address` of the front-end.
+fn find_part(
+    memory: &GuestMemory,
+    part: &'static str,
+    address: u64,
+    alignment: u64,
+    length: usize,
+) -> Result<PinnedRange, RingError> {
+    if !address.is_multiple_of(alignment) {
+        return Err(RingError::Unaligned {
+            part,
+            address,
+            alignment,
+        });
+    }
+    memory
+        .pin_user_range(address, length)
+        .map_err(|source| RingError::Unmapped { part, source })
 }

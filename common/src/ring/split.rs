@@ -6,21 +6,16 @@ use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use virtio_bindings::virtio_ring::{
-    VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
-    VRING_USED_F_NO_NOTIFY,
-};
+use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
+use super::descriptors::{Buffer, DESCRIPTOR_SIZE, Gathering, Storage};
 use super::fault::{Step, after};
 use super::inflight::InflightRing;
-use super::{MAX_INDIRECT_DESCRIPTORS, RingError, RingSetup};
-use crate::chain::{Chain, Segments};
+use super::{RingError, RingSetup, Ticket};
+use crate::chain::Chain;
 use crate::memory::{DirtyLog, GuestMemory, PinnedRange};
-
-const DESCRIPTOR_SIZE: usize = 16;
-const _: () = assert!(size_of::<Descriptor>() == DESCRIPTOR_SIZE);
 
 /// Layout of the available ring: flags u16, idx u16, ring [u16; size], used_event u16.
 /// Layout of the used ring: flags u16, idx u16, ring [{id u32, len u32}; size], avail_event u16.
@@ -28,12 +23,7 @@ const FLAGS: usize = 0;
 const INDEX: usize = 2;
 const ENTRIES: usize = 4;
 
-/// Storage of completed chains that is kept for the next ones.
-const KEPT_SEGMENTS: usize = 256;
-
 /// A split ring that the driver shares with this device.
-///
-/// Requests are taken one by one, completed in any order, and published to the driver in batches.
 #[derive(Debug)]
 pub struct SplitRing {
     setup: RingSetup,
@@ -53,7 +43,7 @@ pub struct SplitRing {
     held: u16,
     /// The driver was asked to kick.
     wants_kick: bool,
-    spare: Vec<Segments>,
+    storage: Storage,
     /// What the front-end remembers of this ring.
     inflight: Option<InflightRing>,
     /// Requests that a device before this one has taken, to be taken again before all others.
@@ -68,16 +58,16 @@ struct Parts {
 }
 
 impl SplitRing {
-    /// Finds the ring in `memory`. It is to go on at `next_available` in the available ring; where
+    /// Finds the ring in `memory`. It is to go on at `base` in the available ring; where
     /// the used ring goes on, its own index says. With `inflight`, that says which requests are to be
     /// carried out again first, and where the available ring goes on.
     ///
     /// # Errors
-    /// A part of the ring is not aligned, or not in guest memory.
+    /// A part of the ring is not aligned, or not in guest memory; `base` is no index.
     pub fn new(
         setup: RingSetup,
         memory: Arc<GuestMemory>,
-        next_available: u16,
+        base: u32,
         mut inflight: Option<InflightRing>,
     ) -> Result<Self, RingError> {
         let Parts {
@@ -85,6 +75,10 @@ impl SplitRing {
             available,
             used,
         } = Self::find(&setup, &memory)?;
+        let next_available = u16::try_from(base).map_err(|_| RingError::Base {
+            base,
+            size: setup.size,
+        })?;
         let next_used = Wrapping(load(&used.slice(), INDEX, Ordering::Acquire));
         let (recovered, next_available) = match &mut inflight {
             None => (VecDeque::new(), Wrapping(next_available)),
@@ -110,7 +104,7 @@ impl SplitRing {
             published: next_used,
             held: 0,
             wants_kick: true,
-            spare: Vec::new(),
+            storage: Storage::default(),
             inflight,
             recovered,
         };
@@ -124,7 +118,7 @@ impl SplitRing {
         self.used.slice().len()
     }
 
-    /// Has writes to the used ring logged by another guest address, or not any more.
+    /// As [`super::Ring::set_used_log`].
     pub fn set_used_log(&mut self, address: Option<u64>) {
         self.setup.used_log = address;
         self.mark_used(0, self.used_size());
@@ -154,17 +148,11 @@ impl SplitRing {
 
     fn find(setup: &RingSetup, memory: &GuestMemory) -> Result<Parts, RingError> {
         let size = usize::from(setup.size);
-        let part = |part, address: u64, alignment, length| {
-            if !address.is_multiple_of(alignment) {
-                return Err(RingError::Unaligned {
-                    part,
-                    address,
-                    alignment,
-                });
-            }
-            memory
-                .pin_user_range(address, length)
-                .map_err(|source| RingError::Unmapped { part, source })
+        if !size.is_power_of_two() {
+            return Err(RingError::Size(setup.size));
+        }
+        let part = |part, address, alignment, length| {
+            super::find_part(memory, part, address, alignment, length)
         };
         let event = if setup.event_index { 2 } else { 0 };
         let descriptors = part(
@@ -187,11 +175,7 @@ impl SplitRing {
         })
     }
 
-    /// Finds the ring anew after the front-end changed the memory table. Requests that are held
-    /// keep the memory that they were taken from.
-    ///
-    /// # Errors
-    /// The ring is not in the new memory.
+    /// As [`super::Ring::set_memory`].
     pub fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
         let parts = Self::find(&self.setup, &memory)?;
         self.memory = memory;
@@ -201,23 +185,23 @@ impl SplitRing {
         Ok(())
     }
 
-    /// Index of the available entry that is taken next: what GET_VRING_BASE answers.
-    pub fn next_available(&self) -> u16 {
-        self.next_available.0
+    /// Index of the available entry that is taken next.
+    pub fn base(&self) -> u32 {
+        self.next_available.0.into()
     }
 
-    /// Requests of a device before this one that are still to be taken again.
+    /// As [`super::Ring::recovered`].
     pub fn recovered(&self) -> usize {
         self.recovered.len()
     }
 
-    /// Whether another device has worked on this ring, of which nobody knows if it called the driver for all that it published.
+    /// As [`super::Ring::may_owe_call`].
     pub fn may_owe_call(&self) -> bool {
         let inflight = self.inflight.as_ref();
         inflight.is_some_and(|inflight| !inflight.was_fresh())
     }
 
-    /// Requests that were taken and not yet completed.
+    /// As [`super::Ring::held`].
     pub fn held(&self) -> u16 {
         self.held
     }
@@ -228,16 +212,13 @@ impl SplitRing {
         self.next_used != self.published
     }
 
-    /// Whether requests wait to be taken, among those seen already.
+    /// As [`super::Ring::has_known_available`].
     #[inline]
     pub fn has_known_available(&self) -> bool {
         self.next_available != self.available_seen || !self.recovered.is_empty()
     }
 
-    /// Whether requests wait to be taken. Looks at the driver's index if all known ones are taken.
-    ///
-    /// # Errors
-    /// The index is further ahead than the ring is long.
+    /// As [`super::Ring::has_available`]: the driver's index may not be further ahead than the ring is long.
     #[inline]
     pub fn has_available(&mut self) -> Result<bool, RingError> {
         if self.has_known_available() {
@@ -256,10 +237,7 @@ impl SplitRing {
         Ok(index != self.next_available)
     }
 
-    /// Takes the next request, if there is one.
-    ///
-    /// # Errors
-    /// The ring is corrupt; the request stays where it is.
+    /// As [`super::Ring::take`].
     pub fn take(&mut self) -> Result<Option<Chain>, RingError> {
         if !self.has_available()? {
             return Ok(None);
@@ -270,9 +248,7 @@ impl SplitRing {
             let place = ENTRIES + 2 * slot;
             load(&self.available.slice(), place, Ordering::Relaxed)
         });
-        let mut readable = self.spare.pop().unwrap_or_default();
-        let mut writable = self.spare.pop().unwrap_or_default();
-        self.walk(head, &mut readable, &mut writable)?;
+        let chain = self.walk(head)?;
         match recovered {
             Some(_) => {
                 self.recovered.pop_front();
@@ -287,102 +263,59 @@ impl SplitRing {
             }
         }
         self.held += 1;
-        Ok(Some(Chain::new(
-            head,
-            Arc::clone(&self.memory),
-            readable,
-            writable,
-        )))
+        Ok(Some(chain))
     }
 
     /// Follows the chain that starts at `head`, reading each descriptor once.
-    fn walk(
-        &self,
-        head: u16,
-        readable: &mut Segments,
-        writable: &mut Segments,
-    ) -> Result<(), RingError> {
-        let mut table = Table {
-            slice: Some(self.descriptors.slice()),
-            start: 0,
-            entries: usize::from(self.setup.size),
-            indirect: false,
-        };
-        let mut limit = table.entries;
-        let mut index = head;
-        let mut count = 0;
-        loop {
-            count += 1;
-            if count > limit {
-                return Err(RingError::ChainTooLong { limit });
-            }
-            let descriptor = table.get(index, &self.memory)?;
-            let flags = u32::from(descriptor.flags());
-            let (address, length) = (descriptor.addr().0, descriptor.len() as usize);
-            if flags & VRING_DESC_F_INDIRECT != 0 {
-                if table.indirect {
-                    return Err(RingError::Indirect("a table inside a table"));
-                }
-                if flags & VRING_DESC_F_NEXT != 0 {
+    fn walk(&mut self, head: u16) -> Result<Chain, RingError> {
+        let size = usize::from(self.setup.size);
+        let descriptors = self.descriptors.slice();
+        let mut chain = Gathering::new(&self.memory, &mut self.storage, size);
+        let mut index = usize::from(head);
+        let table = loop {
+            let descriptor: Descriptor = match descriptors.get_ref(DESCRIPTOR_SIZE * index) {
+                Ok(descriptor) if index < size => descriptor.load(),
+                _ => return Err(RingError::DescriptorIndex { index, size }),
+            };
+            let buffer = buffer(&descriptor);
+            if buffer.is_table() {
+                if buffer.has_next() {
                     return Err(RingError::Indirect("another descriptor follows it"));
                 }
-                table = self.indirect_table(address, length)?;
-                limit = MAX_INDIRECT_DESCRIPTORS.max(limit);
-                // The descriptor that names the table is none of the chain's.
-                count -= 1;
-                index = 0;
-                continue;
+                break Some(chain.table(&self.setup, buffer)?);
             }
-            let half = if flags & VRING_DESC_F_WRITE != 0 {
-                &mut *writable
-            } else if writable.len() > 0 {
-                return Err(RingError::ReadableAfterWritable);
-            } else {
-                &mut *readable
-            };
-            self.push(half, address, length);
-            if flags & VRING_DESC_F_NEXT == 0 {
-                return Ok(());
+            chain.add(buffer)?;
+            if !buffer.has_next() {
+                break None;
             }
-            index = descriptor.next();
+            index = descriptor.next().into();
+        };
+        if let Some(table) = table {
+            let mut index = 0;
+            loop {
+                let descriptor: Descriptor = table.get(index)?;
+                let buffer = buffer(&descriptor);
+                if buffer.is_table() {
+                    return Err(RingError::Indirect("a table inside a table"));
+                }
+                chain.add(buffer)?;
+                if !buffer.has_next() {
+                    break;
+                }
+                index = descriptor.next().into();
+            }
         }
+        Ok(chain.finish(Ticket {
+            id: head,
+            descriptors: 1,
+        }))
     }
 
-    fn indirect_table(&self, start: u64, length: usize) -> Result<Table<'_>, RingError> {
-        if !self.setup.indirect {
-            return Err(RingError::Indirect("the feature was not negotiated"));
-        }
-        if length == 0 || !length.is_multiple_of(DESCRIPTOR_SIZE) {
-            return Err(RingError::Indirect("its length is no multiple of 16"));
-        }
-        Ok(Table {
-            slice: self.memory.slice(start, length).ok(),
-            start,
-            entries: length / DESCRIPTOR_SIZE,
-            indirect: true,
-        })
-    }
-
-    /// Adds the memory that a descriptor names to one half of its chain.
-    fn push(&self, half: &mut Segments, mut address: u64, mut length: usize) {
-        while length > 0 {
-            let Some(slice) = self.memory.slice_up_to(address, length) else {
-                half.push_hole(length);
-                return;
-            };
-            half.push(&slice);
-            length -= slice.len();
-            // The slice ends inside guest memory, so this can not wrap further than to 0.
-            address = address.wrapping_add(slice.len() as u64);
-        }
-    }
-
-    /// Gives a request back: the device wrote `written` bytes of it. The driver sees it with the next
-    /// [`SplitRing::publish`].
+    /// As [`super::Ring::complete`].
     pub fn complete(&mut self, chain: Chain, written: u32) {
         let slot = usize::from(self.next_used.0 & (self.setup.size - 1));
         let most = u32::try_from(chain.writable_total()).unwrap_or(u32::MAX);
-        let entry = u64::from(chain.head()) | u64::from(written.min(most)) << 32;
+        let entry = u64::from(chain.ticket().id) | u64::from(written.min(most)) << 32;
         let place = ENTRIES + 8 * slot;
         let used = self.used.slice();
         after(Step::CarriedOut);
@@ -393,19 +326,14 @@ impl SplitRing {
             self.mark_completed(log, &chain, place);
         }
         if let Some(inflight) = &mut self.inflight {
-            inflight.complete(chain.head());
+            inflight.complete(chain.ticket().id);
         }
         self.next_used += 1;
         self.held = self.held.saturating_sub(1);
-        for segments in chain.into_segments() {
-            if self.spare.len() < KEPT_SEGMENTS {
-                self.spare.push(segments.recycle());
-            }
-        }
+        self.storage.keep(chain);
     }
 
-    /// Shows the driver all requests that were completed since the last time, with one store.
-    /// Returns whether the driver wants to be called (VIRTIO 1.3, 2.7.7.1 and 2.7.10).
+    /// As [`super::Ring::publish`].
     pub fn publish(&mut self) -> bool {
         if !self.has_unpublished() {
             return false;
@@ -433,7 +361,7 @@ impl SplitRing {
         }
     }
 
-    /// Asks the driver not to kick: the device looks at the ring by itself.
+    /// As [`super::Ring::suppress_kicks`].
     pub fn suppress_kicks(&mut self) {
         // With EVENT_IDX the old avail_event stays, which the driver has passed already.
         if std::mem::take(&mut self.wants_kick) && !self.setup.event_index {
@@ -447,11 +375,7 @@ impl SplitRing {
         }
     }
 
-    /// Asks the driver to kick for the next request. Returns whether requests came meanwhile, for
-    /// which it may not have kicked.
-    ///
-    /// # Errors
-    /// The driver's index is further ahead than the ring is long.
+    /// As [`super::Ring::want_kick`].
     pub fn want_kick(&mut self) -> Result<bool, RingError> {
         let used = self.used.slice();
         let place = if self.setup.event_index {
@@ -470,35 +394,11 @@ impl SplitRing {
     }
 }
 
-/// Where the descriptors of a chain are.
-struct Table<'a> {
-    /// `None` for an indirect table that spans regions of guest memory, or is not in it.
-    slice: Option<VolatileSlice<'a>>,
-    /// Guest address of an indirect table.
-    start: u64,
-    entries: usize,
-    indirect: bool,
-}
-
-impl Table<'_> {
-    fn get(&self, index: u16, memory: &GuestMemory) -> Result<Descriptor, RingError> {
-        let place = usize::from(index);
-        if place >= self.entries {
-            return Err(RingError::DescriptorIndex {
-                index,
-                size: self.entries,
-            });
-        }
-        let offset = DESCRIPTOR_SIZE * place;
-        match &self.slice {
-            Some(slice) => slice.get_ref(offset).ok().map(|entry| entry.load()),
-            None => self
-                .start
-                .checked_add(offset as u64)
-                .and_then(|address| memory.slice(address, DESCRIPTOR_SIZE).ok())
-                .and_then(|slice| slice.get_ref(0).ok().map(|entry| entry.load())),
-        }
-        .ok_or(RingError::Indirect("its table is not in guest memory"))
+fn buffer(descriptor: &Descriptor) -> Buffer {
+    Buffer {
+        address: descriptor.addr().0,
+        length: descriptor.len(),
+        flags: descriptor.flags(),
     }
 }
 

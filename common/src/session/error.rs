@@ -42,7 +42,7 @@ pub enum SessionError {
         count: usize,
     },
     /// The ring has an impossible size.
-    #[error("{size} descriptors for a queue: must be a power of two and at most {max}")]
+    #[error("{size} descriptors for a queue: at most {max}, and a power of two in a split ring")]
     QueueSize {
         /// The size that was sent.
         size: u32,

@@ -21,7 +21,7 @@ use vhost::vhost_user::message::{
     VhostUserMemory, VhostUserMemoryRegion, VhostUserProtocolFeatures as Protocol,
     VhostUserSingleMemoryRegion, VhostUserVringAddr, VhostUserVringState,
 };
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::ByteValued;
 
@@ -42,6 +42,7 @@ use vring::{Vring, call, kick};
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// Feature bits that the core provides for every device.
 const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
+    | 1 << VIRTIO_F_RING_PACKED
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | LOG_ALL
@@ -219,11 +220,15 @@ impl<D: Device> Session<'_, D> {
             }
             FrontendReq::SET_VRING_BASE => {
                 let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
-                let base = u16::try_from(state.num).map_err(|_| SessionError::Base(state.num))?;
-                let vring = self.changing_vring(state.index, |vring| vring.base == base)?;
+                let base = state.num;
+                let start = self.first_base();
+                if start == 0 && base > u16::MAX.into() {
+                    return Err(SessionError::Base(base));
+                }
+                let vring = self.changing_vring(state.index, |vring| vring.base == Some(base))?;
                 // QEMU tells most devices of no reset; a driver that goes on does so where it stopped.
-                let begins_anew = base == 0 && vring.base != 0;
-                vring.base = base;
+                let old = vring.base.replace(base);
+                let begins_anew = base == start && old.is_some_and(|old| old != start);
                 if begins_anew && self.vrings.iter().all(|vring| vring.worker.is_none()) {
                     self.device.new_driver();
                 }
@@ -232,9 +237,10 @@ impl<D: Device> Session<'_, D> {
             FrontendReq::GET_VRING_BASE => {
                 let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
                 let index = self.queue_index(state.index.into())?;
+                let start = self.first_base();
                 let vring = self.vring(index)?;
                 vring.stop(index as u16);
-                let base = u32::from(vring.base);
+                let base = vring.base.unwrap_or(start);
                 Answer::object(VhostUserVringState::new(state.index, base))
             }
             FrontendReq::SET_VRING_ENABLE => {
@@ -280,7 +286,8 @@ impl<D: Device> Session<'_, D> {
     }
 
     fn offered_features(&self) -> u64 {
-        self.device.features() | TRANSPORT_FEATURES
+        let in_order = u64::from(D::IN_ORDER) << VIRTIO_F_IN_ORDER;
+        self.device.features() | TRANSPORT_FEATURES | in_order
     }
 
     fn set_features(&mut self, wanted: u64) -> Result<Answer, SessionError> {
@@ -362,10 +369,19 @@ impl<D: Device> Session<'_, D> {
         Ok(vring)
     }
 
+    /// Where a ring begins whose driver begins: at index 0, and, in a packed ring, with wrap counters of 1.
+    fn first_base(&self) -> u32 {
+        match self.has_feature(VIRTIO_F_RING_PACKED) {
+            true => 1 << 31 | 1 << 15,
+            false => 0,
+        }
+    }
+
     fn set_size(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
         let VhostUserVringState { index, num: size } = state;
         let max = self.device.max_queue_size();
-        let valid = size.is_power_of_two() && size <= MAX_RING_SIZE.min(max.into());
+        let shape = size.is_power_of_two() || size > 0 && self.has_feature(VIRTIO_F_RING_PACKED);
+        let valid = shape && size <= MAX_RING_SIZE.min(max.into());
         let vring = self.changing_vring(index, |vring| u32::from(vring.size) == size)?;
         if !valid {
             return Err(SessionError::QueueSize { size, max });
@@ -446,13 +462,13 @@ impl<D: Device> Session<'_, D> {
         if self.vring(index)?.is_ready() {
             self.end_transfer("a queue starts");
             let worker = self.worker(index)?;
-            let event_index = self.has_feature(VIRTIO_RING_F_EVENT_IDX);
-            let indirect = self.has_feature(VIRTIO_RING_F_INDIRECT_DESC);
+            let features = self.accepted_features;
+            let first_base = self.first_base();
             let memory = self.memory.clone();
             let inflight = self.inflight.clone();
             let vring = self.vring(index)?;
-            let setup = vring.setup(event_index, indirect);
-            vring.start(index as u16, setup, memory, inflight, worker)?;
+            vring.base.get_or_insert(first_base);
+            vring.start(index as u16, features, memory, inflight, worker)?;
         }
         Ok(Answer::Ack)
     }

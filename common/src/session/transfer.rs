@@ -299,7 +299,7 @@ impl<D: Device> Session<'_, D> {
         state::load(self.device, bytes)?;
         // What handlers and rings know is of the guest that was replaced.
         self.stop_all();
-        self.vrings.iter_mut().for_each(|vring| vring.base = 0);
+        self.vrings.iter_mut().for_each(|vring| vring.base = None);
         Ok(())
     }
 

@@ -7,6 +7,8 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use vhost::vhost_user::message::VhostUserVringAddr;
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
+use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use crate::memory::GuestMemory;
 use crate::ring::inflight::InflightFile;
@@ -26,8 +28,8 @@ pub struct Vring {
     pub size: u16,
     /// Addresses in the front-end.
     pub addresses: Option<VhostUserVringAddr>,
-    /// Index of the available entry that comes next.
-    pub base: u16,
+    /// Where it goes on; `None` until that is said, and for the beginning then.
+    pub base: Option<u32>,
     /// SET_VRING_KICK was sent; without a file the ring is polled.
     pub kick: Option<Option<Arc<OwnedFd>>>,
     pub call: Option<Arc<OwnedFd>>,
@@ -52,17 +54,19 @@ impl Vring {
         };
     }
 
-    /// Where the ring is.
-    pub fn setup(&self, event_index: bool, indirect: bool) -> RingSetup {
+    /// Where the ring is, and how it is to be read.
+    fn setup(&self, features: u64) -> RingSetup {
         let addresses = self.addresses.unwrap_or_default();
+        let has = |bit: u32| features & 1 << bit != 0;
         RingSetup {
             size: self.size,
             descriptors: addresses.descriptor,
             available: addresses.available,
             used: addresses.used,
             used_log: self.used_log(),
-            event_index,
-            indirect,
+            packed: has(VIRTIO_F_RING_PACKED),
+            event_index: has(VIRTIO_RING_F_EVENT_IDX),
+            indirect: has(VIRTIO_RING_F_INDIRECT_DESC),
         }
     }
 
@@ -72,15 +76,17 @@ impl Vring {
         self.addresses.filter(logged).map(|addresses| addresses.log)
     }
 
-    /// Starts the ring on `worker`.
+    /// Starts the ring on `worker`, with these features accepted.
     pub fn start(
         &mut self,
         index: u16,
-        setup: RingSetup,
+        features: u64,
         memory: GuestMemory,
         inflight: Option<InflightFile>,
         worker: Arc<Worker>,
     ) -> Result<(), SessionError> {
+        let setup = self.setup(features);
+        let base = self.base.unwrap_or_default();
         let size = setup.size;
         let room = |file: InflightFile| {
             file.ring(index, size)
@@ -89,18 +95,23 @@ impl Vring {
         let ring = inflight
             .map(room)
             .transpose()
-            .and_then(|inflight| Ring::new(setup, Arc::new(memory), self.base, inflight))
+            .and_then(|inflight| Ring::new(setup, Arc::new(memory), base, inflight))
             .map_err(|source| {
                 self.error.iter().for_each(|error| signal(error));
                 SessionError::Ring { index, source }
             })?;
-        let (next, recovered) = (ring.next_available(), ring.recovered());
+        let (base, recovered) = (ring.base(), ring.recovered());
         let mut queue = Queue::new(index, ring, self.enabled);
         queue.set_call(self.call.clone());
         queue.set_error(self.error.clone());
         worker.start_queue(queue, self.kick.clone().flatten())?;
         log::info!(
-            "queue {index} started: {} descriptors, from available index {next}{}",
+            "queue {index} started: {} of {} descriptors, from {base:#x}{}",
+            if setup.packed {
+                "packed ring"
+            } else {
+                "split ring"
+            },
             self.size,
             match recovered {
                 0 => String::new(),
@@ -118,10 +129,13 @@ impl Vring {
             return;
         };
         match worker.stop_queue(index) {
-            Ok(next) => self.base = next.unwrap_or(self.base),
+            Ok(base) => self.base = base.or(self.base),
             Err(error) => log::error!("queue {index}: {error}"),
         }
-        log::info!("queue {index} stopped at available index {}", self.base);
+        log::info!(
+            "queue {index} stopped at {:#x}",
+            self.base.unwrap_or_default()
+        );
     }
 }
 

@@ -63,8 +63,8 @@ enum Command {
 
 struct Request {
     command: Command,
-    /// The index of the available entry that is next, for `Stop`.
-    reply: Sender<Result<Option<u16>, WorkerError>>,
+    /// Where the ring goes on, for `Stop`.
+    reply: Sender<Result<Option<u32>, WorkerError>>,
 }
 
 /// The session's end of a worker. Dropping it finishes what is held and ends the thread.
@@ -125,7 +125,7 @@ impl Worker {
     }
 
     /// Asks, and waits until it is done.
-    fn ask(&self, command: Command) -> Result<Option<u16>, WorkerError> {
+    fn ask(&self, command: Command) -> Result<Option<u32>, WorkerError> {
         let (reply, answer) = channel();
         self.requests
             .send(Request { command, reply })
@@ -163,11 +163,11 @@ impl Worker {
     }
 
     /// Stops a queue: when this returns, the device holds no request of it and writes no guest memory
-    /// for it. Gives the index of the available entry that is next.
+    /// for it. Tells where the ring goes on.
     ///
     /// # Errors
     /// The thread has ended.
-    pub fn stop_queue(&self, index: u16) -> Result<Option<u16>, WorkerError> {
+    pub fn stop_queue(&self, index: u16) -> Result<Option<u32>, WorkerError> {
         self.ask(Command::Stop(index))
     }
 
@@ -364,7 +364,7 @@ impl<H: QueueHandler> Thread<H> {
         true
     }
 
-    fn execute(&mut self, command: Command) -> Result<Option<u16>, WorkerError> {
+    fn execute(&mut self, command: Command) -> Result<Option<u32>, WorkerError> {
         match command {
             Command::Start(queue, kick) => {
                 let index = queue.index();
@@ -433,7 +433,7 @@ impl<H: QueueHandler> Thread<H> {
     }
 
     /// Finishes what is held for a queue and lets go of it.
-    fn stop(&mut self, index: u16) -> Option<u16> {
+    fn stop(&mut self, index: u16) -> Option<u32> {
         let mut recovered = usize::MAX;
         loop {
             self.handler.drain(self.queues.get_mut(index)?);
@@ -450,13 +450,13 @@ impl<H: QueueHandler> Thread<H> {
         }
         let queue = self.queues.get_mut(index)?;
         queue.publish();
-        let next = queue.next_available();
+        let base = queue.base();
         if let Some(kick) = queue.kick.take()
             && let Some(poller) = poller(&mut self.handler, &mut self.epoll)
         {
             let _ = poller.forget(kick.as_fd(), Token::Kick(index));
         }
         self.queues.0.retain(|queue| queue.index() != index);
-        Some(next)
+        Some(base)
     }
 }

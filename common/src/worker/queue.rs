@@ -186,8 +186,8 @@ impl Queue {
         !self.pending
     }
 
-    pub(super) fn next_available(&self) -> u16 {
-        self.ring.next_available()
+    pub(super) fn base(&self) -> u32 {
+        self.ring.base()
     }
 
     pub(super) fn held(&self) -> u16 {

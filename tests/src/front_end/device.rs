@@ -16,10 +16,10 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use virtio_bindings::virtio_config::VIRTIO_F_VERSION_1;
+use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::connection::DEFAULT_TIMEOUT;
+use super::connection::{DEFAULT_TIMEOUT, VERSION};
 use super::dirty_log::{DirtyLog, LOG_ALL, LOG_RING};
 use super::memory::{GuestMemory, Region};
 use super::queue::{Queue, QueueOptions};
@@ -34,6 +34,11 @@ pub const VERSION_1: u64 = 1 << VIRTIO_F_VERSION_1;
 pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 /// Feature bit 28: indirect descriptor tables.
 pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
+/// Feature bit 34: packed rings.
+pub const RING_PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
+
+/// Environment variable that says which rings are used where a test says nothing: `split` (if it is not set) or `packed`.
+const RING: &str = "VHOST_DEVICE_RING";
 
 /// How a front-end negotiates.
 #[derive(Debug, Clone)]
@@ -53,11 +58,16 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// All features but packed rings (34) and ring reset (40), and no logging; the protocol features that
+    /// All features but ring reset (40), and packed rings (34) unless the environment asks for them, and no logging; the protocol features that
     /// this front-end has a use for; 64 MiB of memory in two regions with a hole between them.
     fn default() -> Self {
+        let packed = match std::env::var(RING).as_deref() {
+            Ok("packed") => RING_PACKED,
+            Err(_) | Ok("split") => 0,
+            Ok(other) => panic!("{RING}={other}: must be split or packed"),
+        };
         Options {
-            features: !(1 << 34 | 1 << 40 | LOG_ALL),
+            features: !(RING_PACKED | 1 << 40 | LOG_ALL) | packed,
             protocol_features: VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::REPLY_ACK
                 | VhostUserProtocolFeatures::CONFIG
@@ -264,13 +274,18 @@ impl FrontEnd {
     pub fn queue_options(&self, size: u16) -> QueueOptions {
         QueueOptions {
             size,
+            packed: self.features & RING_PACKED != 0,
             event_idx: self.features & EVENT_IDX != 0,
             indirect: if self.features & INDIRECT_DESC != 0 {
                 size.min(130)
             } else {
                 0
             },
-            base: 0,
+            base: if self.features & RING_PACKED != 0 {
+                1 << 15
+            } else {
+                0
+            },
         }
     }
 
@@ -282,12 +297,12 @@ impl FrontEnd {
     /// Makes a queue and starts it as ring `index`.
     pub fn queue_with(&self, index: usize, options: QueueOptions) -> Result<Queue> {
         let queue = Queue::new(&self.memory, options);
-        self.start(index, &queue, options.base)?;
+        self.start(index, &queue, options.start())?;
         Ok(queue)
     }
 
-    /// Starts `queue` as ring `index` at avail index `base`: all the vring messages, then enables it.
-    pub fn start(&self, index: usize, queue: &Queue, base: u16) -> Result<()> {
+    /// Starts `queue` as ring `index` at `base`: all the vring messages, then enables it.
+    pub fn start(&self, index: usize, queue: &Queue, base: u32) -> Result<()> {
         self.configure(index, queue, base)?;
         self.call().set_vring_kick(index, queue.kick_fd())?;
         if self.features & PROTOCOL_FEATURES != 0 {
@@ -297,14 +312,30 @@ impl FrontEnd {
     }
 
     /// The vring messages of [`FrontEnd::start`] up to, but without, the kick eventfd.
-    pub fn configure(&self, index: usize, queue: &Queue, base: u16) -> Result<()> {
+    pub fn configure(&self, index: usize, queue: &Queue, base: u32) -> Result<()> {
         self.call().set_vring_num(index, queue.options().size)?;
-        self.call().set_vring_base(index, base)?;
+        self.set_base(index, base)?;
         self.call()
             .set_vring_addr(index, &self.ring_addresses(queue))?;
         self.call().set_vring_err(index, queue.error_fd())?;
         self.call().set_vring_call(index, queue.call_fd())?;
         Ok(())
+    }
+
+    /// SET_VRING_BASE. The `vhost` crate has it for split rings only.
+    fn set_base(&self, index: usize, base: u32) -> Result<()> {
+        if let Ok(base) = u16::try_from(base) {
+            return Ok(self.call().set_vring_base(index, base)?);
+        }
+        let payload = [index as u32, base].map(u32::to_ne_bytes).concat();
+        let request = FrontendReq::SET_VRING_BASE;
+        if !self.has(VhostUserProtocolFeatures::REPLY_ACK) {
+            return self.raw()?.send(request, VERSION, &payload, &[]);
+        }
+        match self.raw()?.acknowledged(request, &payload, &[])? {
+            0 => Ok(()),
+            refusal => Err(Error::Malformed(format!("{refusal} for SET_VRING_BASE"))),
+        }
     }
 
     /// The addresses of a ring as SET_VRING_ADDR wants them.
@@ -346,9 +377,9 @@ impl FrontEnd {
         Ok(())
     }
 
-    /// Stops ring `index` with GET_VRING_BASE and returns the avail index to start it again at.
-    pub fn stop(&self, index: usize) -> Result<u16> {
-        Ok(self.call().get_vring_base(index)? as u16)
+    /// Stops ring `index` with GET_VRING_BASE and returns where to start it again.
+    pub fn stop(&self, index: usize) -> Result<u32> {
+        Ok(self.call().get_vring_base(index)?)
     }
 
     /// `size` bytes of the configuration space at `offset`.

@@ -5,7 +5,7 @@
 //! - [`memory`]: guest memory in shared memfds, with a bump allocator for rings and buffers;
 //! - [`connection`]: [`RawConnection`], which sends any bytes and any file descriptors, well-formed or not;
 //! - [`device`]: [`FrontEnd`], which negotiates and starts rings through the `vhost` crate's `Frontend`;
-//! - [`queue`]: [`Queue`], the driver's side of a split ring, with raw access for malformed ones;
+//! - [`queue`]: [`Queue`], the driver's side of a ring, with raw access for malformed ones; [`packed`] where it is a packed one;
 //! - [`dirty_log`]: what a front-end does with the memory of a guest that migrates;
 //! - [`block`]: virtio-blk requests in any framing;
 //! - [`gpu`]: virtio-gpu commands, and a display for the device;
@@ -20,6 +20,7 @@ pub mod device;
 pub mod dirty_log;
 pub mod gpu;
 pub mod memory;
+pub mod packed;
 pub mod queue;
 pub mod state;
 mod watchdog;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The driver's side of a split ring (VIRTIO 1.3, section 2.7).
+//! The driver's side of a ring: of a split one (VIRTIO 1.3, section 2.7) here, of a packed one by way of [`super::packed`].
 //!
 //! [`Queue::add`] writes a chain, [`Queue::publish`] makes all chains added since visible with one
 //! store, [`Queue::kick`] notifies if the device asked for it, [`Queue::take_used`] and
 //! [`Queue::wait_used`] bring them back. None of these allocates or locks, and only a kick or a wait
-//! enters the kernel. The raw methods below them write anything anywhere in the ring.
+//! enters the kernel. The raw methods below them write anything anywhere in a split ring.
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use virtio_bindings::virtio_ring::{
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::memory::{GuestMemory, Region};
+use super::packed::{self, PackedRing};
 
 /// Descriptor flag: another descriptor follows.
 pub const NEXT: u16 = VRING_DESC_F_NEXT as u16;
@@ -119,14 +120,16 @@ pub struct Used {
 /// What a queue looks like.
 #[derive(Debug, Clone, Copy)]
 pub struct QueueOptions {
-    /// Number of descriptors, a power of two up to 32768.
+    /// Number of descriptors, up to 32768; a power of two if the ring is split.
     pub size: u16,
+    /// VIRTIO_F_RING_PACKED was negotiated.
+    pub packed: bool,
     /// VIRTIO_RING_F_EVENT_IDX was negotiated.
     pub event_idx: bool,
     /// VIRTIO_RING_F_INDIRECT_DESC was negotiated: put each chain of two or more into an indirect table
     /// with room for this many descriptors. 0 for none.
     pub indirect: u16,
-    /// Value of the avail and used index at the start.
+    /// Value of the avail and used index at the start; in a packed ring the place where it starts, with the wrap counter in bit 15.
     pub base: u16,
 }
 
@@ -134,6 +137,7 @@ impl Default for QueueOptions {
     fn default() -> Self {
         QueueOptions {
             size: 256,
+            packed: false,
             event_idx: false,
             indirect: 0,
             base: 0,
@@ -144,12 +148,31 @@ impl Default for QueueOptions {
 /// Guest addresses of the three parts of a ring.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout {
-    /// Descriptor table.
+    /// Descriptor table or ring.
     pub descriptors: u64,
-    /// Avail ring (driver area).
+    /// Avail ring or the driver's event suppression (driver area).
     pub avail: u64,
-    /// Used ring (device area).
+    /// Used ring or the device's event suppression (device area).
     pub used: u64,
+}
+
+impl QueueOptions {
+    /// The base that SET_VRING_BASE needs for a ring that starts at `base`.
+    pub fn start(&self) -> u32 {
+        let base = u32::from(self.base);
+        if self.packed { base | base << 16 } else { base }
+    }
+
+    /// Bytes of the three parts of such a ring.
+    fn sizes(&self) -> [u64; 3] {
+        let size = u64::from(self.size);
+        let descriptors = size * DESCRIPTOR_SIZE;
+        if self.packed {
+            [descriptors, packed::EVENT_SIZE, packed::EVENT_SIZE]
+        } else {
+            [descriptors, 6 + 2 * size, 6 + USED_ENTRY_SIZE * size]
+        }
+    }
 }
 
 /// Host addresses of the same, and of the indirect tables.
@@ -161,10 +184,12 @@ struct Pointers {
     indirect: *mut u8,
 }
 
-/// A split ring and its eventfds.
+/// A ring and its eventfds.
 #[derive(Debug)]
 pub struct Queue {
     options: QueueOptions,
+    /// Where the ring is packed: the state of its driver. What follows is that of a split ring then, and not used.
+    packed: Option<PackedRing>,
     layout: Layout,
     indirect_tables: u64,
     pointers: Pointers,
@@ -197,11 +222,11 @@ unsafe impl Send for Queue {}
 impl Queue {
     /// Allocates a ring (and its indirect tables) in `memory`.
     pub fn new(memory: &GuestMemory, options: QueueOptions) -> Self {
-        let size = u64::from(options.size);
+        let [descriptors, avail, used] = options.sizes();
         let layout = Layout {
-            descriptors: memory.allocate(size * DESCRIPTOR_SIZE, 4096),
-            avail: memory.allocate(6 + 2 * size, 64),
-            used: memory.allocate(6 + USED_ENTRY_SIZE * size, 64),
+            descriptors: memory.allocate(descriptors, 4096),
+            avail: memory.allocate(avail, 64),
+            used: memory.allocate(used, 64),
         };
         Self::at(memory, options, layout)
     }
@@ -209,14 +234,15 @@ impl Queue {
     /// Puts a ring at these guest addresses.
     pub fn at(memory: &GuestMemory, options: QueueOptions, layout: Layout) -> Self {
         assert!(
-            options.size.is_power_of_two() && options.size <= 0x8000,
+            (options.packed || options.size.is_power_of_two()) && options.size <= 0x8000,
             "a split ring has a power of two of descriptors"
         );
         let size = u64::from(options.size);
+        let [descriptors, avail, used] = options.sizes();
         let parts = [
-            (layout.descriptors, size * DESCRIPTOR_SIZE),
-            (layout.avail, 6 + 2 * size),
-            (layout.used, 6 + USED_ENTRY_SIZE * size),
+            (layout.descriptors, descriptors),
+            (layout.avail, avail),
+            (layout.used, used),
         ];
         let indirect_size = size * u64::from(options.indirect) * DESCRIPTOR_SIZE;
         let indirect_tables = match indirect_size {
@@ -232,8 +258,17 @@ impl Queue {
             .collect();
         regions.push(memory.region(indirect_tables, indirect_size).clone());
         let host = |(address, length): (u64, u64)| memory.host_address(address, length);
+        let packed = options.packed.then(|| {
+            let pointers = packed::Pointers {
+                descriptors: host(parts[0]),
+                driver_event: host(parts[1]),
+                device_event: host(parts[2]),
+            };
+            PackedRing::new(options.size, options.event_idx, options.base, pointers)
+        });
         let mut queue = Queue {
             options,
+            packed,
             layout,
             indirect_tables,
             pointers: Pointers {
@@ -257,7 +292,9 @@ impl Queue {
             kicks: 0,
             calls: 0,
         };
-        queue.start_at(options.base);
+        if !options.packed {
+            queue.start_at(options.base);
+        }
         queue
     }
 
@@ -288,7 +325,21 @@ impl Queue {
 
     /// Number of descriptors that no chain holds.
     pub fn free_descriptors(&self) -> u16 {
-        self.free
+        match &self.packed {
+            Some(packed) => packed.free_descriptors(),
+            None => self.free,
+        }
+    }
+
+    /// Where the device is, as GET_VRING_BASE has it, if it holds nothing: after the last chain that [`Queue::take_used`] has returned.
+    pub fn used_base(&self) -> u32 {
+        match &self.packed {
+            Some(packed) => {
+                let place = u32::from(packed.next_used().bits());
+                place | place << 16
+            }
+            None => self.next_used.into(),
+        }
     }
 
     /// Number of kicks sent.
@@ -308,6 +359,9 @@ impl Queue {
         assert!(!chain.is_empty(), "a chain has a buffer");
         let indirect = self.options.indirect > 0 && chain.len() > 1;
         let needed = if indirect { 1 } else { chain.len() };
+        if self.packed.is_some() {
+            return self.add_packed(chain, indirect);
+        }
         if needed > usize::from(self.free) {
             return None;
         }
@@ -333,9 +387,43 @@ impl Queue {
         Some(head)
     }
 
+    #[inline]
+    fn add_packed(&mut self, chain: &[Buffer], indirect: bool) -> Option<u16> {
+        let packed = self.packed.as_mut()?;
+        if !indirect {
+            return packed.add(chain.len(), |index| packed::of(&chain[index]));
+        }
+        let entries = usize::from(self.options.indirect);
+        let offset = usize::from(packed.next_id()?) * entries * DESCRIPTOR_SIZE as usize;
+        // SAFETY: there is a table of `entries` descriptors for each id.
+        let table = unsafe { self.pointers.indirect.add(offset) };
+        assert!(chain.len() <= entries, "too long for its table");
+        for (index, buffer) in chain.iter().enumerate() {
+            let descriptor = packed::of(buffer);
+            let entry = Descriptor {
+                // The id means nothing here; in this order the fields lie in a packed ring.
+                flags: u16::MAX,
+                next: descriptor.flags,
+                ..descriptor
+            };
+            // SAFETY: `index` is below `entries`.
+            unsafe { write_descriptor(table, index as u16, entry) };
+        }
+        let descriptor = Descriptor {
+            address: self.indirect_tables + offset as u64,
+            length: (chain.len() as u64 * DESCRIPTOR_SIZE) as u32,
+            flags: INDIRECT,
+            next: 0,
+        };
+        packed.add(1, |_| descriptor)
+    }
+
     /// Makes all chains added so far visible to the device, with one store.
     #[inline]
     pub fn publish(&mut self) {
+        if let Some(packed) = &mut self.packed {
+            return packed.publish();
+        }
         self.avail_field(2)
             .store(self.next_avail.to_le(), Ordering::Release);
     }
@@ -343,6 +431,13 @@ impl Queue {
     /// Notifies the device of what was published since the last call, if it wants to be. Returns whether it did.
     #[inline]
     pub fn kick(&mut self) -> bool {
+        if let Some(packed) = &mut self.packed {
+            let wanted = packed.wants_kick();
+            if wanted {
+                self.kick_anyway();
+            }
+            return wanted;
+        }
         // The store of the avail index must be visible before the device's wish is read.
         fence(Ordering::SeqCst);
         let old = std::mem::replace(&mut self.kicked_avail, self.next_avail);
@@ -374,6 +469,9 @@ impl Queue {
     /// The next used chain, if there is one. Panics when the device returns what was not outstanding.
     #[inline]
     pub fn take_used(&mut self) -> Option<Used> {
+        if let Some(packed) = &mut self.packed {
+            return packed.take_used();
+        }
         if self.next_used == self.seen_used {
             self.seen_used = self.used_index();
             if self.next_used == self.seen_used {
@@ -419,7 +517,9 @@ impl Queue {
         if self.has_used() {
             return true;
         }
-        if self.options.event_idx {
+        if let Some(packed) = &self.packed {
+            packed.want_interrupt();
+        } else if self.options.event_idx {
             self.set_used_event(self.next_used);
         } else {
             self.set_no_interrupt(false);
@@ -432,7 +532,9 @@ impl Queue {
     /// Asks for no interrupts while used chains are taken; with EVENT_IDX the event that has passed does that.
     #[inline]
     pub fn disarm_interrupt(&mut self) {
-        if !self.options.event_idx {
+        if let Some(packed) = &self.packed {
+            packed.want_no_interrupt();
+        } else if !self.options.event_idx {
             self.set_no_interrupt(true);
         }
     }
@@ -440,6 +542,9 @@ impl Queue {
     /// Whether a used chain waits to be taken.
     #[inline]
     pub fn has_used(&self) -> bool {
+        if let Some(packed) = &self.packed {
+            return packed.has_used();
+        }
         self.used_index() != self.next_used
     }
 
@@ -462,6 +567,10 @@ impl Queue {
 
     /// Forgets all outstanding chains and starts again at `base`, as after a device reset. The eventfds stay.
     pub fn reset(&mut self, base: u16) {
+        if let Some(packed) = self.packed.take() {
+            self.packed = Some(packed.anew(base));
+            return;
+        }
         self.next = (1..=self.options.size).collect();
         self.outstanding.fill(0);
         self.free_head = 0;
@@ -624,14 +733,21 @@ impl Queue {
         );
     }
 
+    /// The packed ring, for what a driver would not do.
+    pub fn packed(&self) -> &PackedRing {
+        self.packed.as_ref().expect("a packed ring")
+    }
+
     #[inline]
     fn avail_field(&self, offset: usize) -> &AtomicU16 {
+        debug_assert!(!self.options.packed, "a packed ring has no avail ring");
         // SAFETY: callers stay within the 6 + 2 * size bytes of the avail ring, at even offsets.
         unsafe { AtomicU16::from_ptr(self.pointers.avail.add(offset).cast()) }
     }
 
     #[inline]
     fn used_field(&self, offset: usize) -> &AtomicU16 {
+        debug_assert!(!self.options.packed, "a packed ring has no used ring");
         // SAFETY: callers stay within the 6 + 8 * size bytes of the used ring, at even offsets.
         unsafe { AtomicU16::from_ptr(self.pointers.used.add(offset).cast()) }
     }
@@ -654,7 +770,7 @@ fn in_chain(buffer: &Buffer, more: bool, next: u16) -> Descriptor {
 /// # Safety
 /// `table` has more than `index` descriptors.
 #[inline]
-unsafe fn write_descriptor(table: *mut u8, index: u16, descriptor: Descriptor) {
+pub(super) unsafe fn write_descriptor(table: *mut u8, index: u16, descriptor: Descriptor) {
     // SAFETY: by this function's contract; the device may read it at any time, hence volatile.
     unsafe {
         table

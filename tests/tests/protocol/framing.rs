@@ -15,6 +15,7 @@ fn ring(peer: &Peer) -> (GuestMemory, Queue, Vec<Message>) {
         &memory,
         QueueOptions {
             size: 16,
+            packed: false,
             event_idx: true,
             indirect: 0,
             base: 0,

@@ -305,6 +305,7 @@ fn ring_addresses_that_can_not_be_are_refused(target: &dyn Target) {
         &memory,
         QueueOptions {
             size: 256,
+            packed: false,
             event_idx: true,
             indirect: 0,
             base: 0,
@@ -417,6 +418,7 @@ fn ring_addresses_that_can_not_be_spare_the_connection(target: &dyn Target) {
         &memory,
         QueueOptions {
             size: 16,
+            packed: false,
             event_idx: true,
             indirect: 0,
             base: 0,
@@ -447,6 +449,7 @@ fn a_running_ring_can_not_be_changed(target: &dyn Target) {
     let memory = GuestMemory::new(&[(0, 1 << 20)]);
     let options = QueueOptions {
         size: 16,
+        packed: false,
         event_idx: true,
         indirect: 0,
         base: 0,
@@ -572,6 +575,7 @@ fn a_ring_works_whatever_the_order_of_its_messages(target: &dyn Target) {
             &memory,
             QueueOptions {
                 size: 16,
+                packed: false,
                 event_idx: true,
                 indirect: 0,
                 base: 0,

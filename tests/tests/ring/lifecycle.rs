@@ -7,18 +7,18 @@ use vhost_device_tests::front_end::Queue;
 use vhost_device_tests::target::{Request, Target, skip};
 
 use crate::{
-    Load, MODES, PATIENCE, QUIET, USUAL, assert_quiet, assert_works, push, while_repeating,
+    Load, PATIENCE, QUIET, USUAL, assert_quiet, assert_works, modes, push, while_repeating,
 };
 
 fn what_was_available_before_the_start_is_carried_out_without_a_kick(target: &dyn Target) {
     let running = target.start();
-    for mode in MODES {
+    for mode in modes(target) {
         let front_end = mode.connect(&running);
         let mut queue = Queue::new(front_end.memory(), mode.options(16, 0));
         let mut load = Load::new(target, front_end.memory(), &queue, 5);
         while load.add(&mut queue) {}
         queue.publish();
-        front_end.start(0, &queue, 0).unwrap();
+        front_end.start(0, &queue, queue.options().start()).unwrap();
         load.drain(&mut queue);
         assert_eq!(queue.kicks(), 0);
     }
@@ -26,10 +26,12 @@ fn what_was_available_before_the_start_is_carried_out_without_a_kick(target: &dy
 
 fn a_ring_does_nothing_before_it_is_enabled(target: &dyn Target) {
     let running = target.start();
-    for mode in MODES {
+    for mode in modes(target) {
         let front_end = mode.connect(&running);
         let mut queue = Queue::new(front_end.memory(), mode.options(16, 0));
-        front_end.configure(0, &queue, 0).unwrap();
+        front_end
+            .configure(0, &queue, queue.options().start())
+            .unwrap();
         front_end.call().set_vring_kick(0, queue.kick_fd()).unwrap();
         let mut request = Request::new(target, front_end.memory());
         push(&mut queue, &request.write(1));
@@ -46,7 +48,7 @@ fn a_ring_does_nothing_before_it_is_enabled(target: &dyn Target) {
 
 fn a_disabled_ring_does_nothing_until_it_is_enabled_again(target: &dyn Target) {
     let running = target.start();
-    for mode in MODES {
+    for mode in modes(target) {
         let front_end = mode.connect(&running);
         let mut queue = mode.queue(&front_end, 16, 0);
         let mut request = Request::new(target, front_end.memory());
@@ -79,16 +81,15 @@ fn enabling_twice_changes_nothing(target: &dyn Target) {
 
 fn a_stop_gives_the_index_after_the_last_request(target: &dyn Target) {
     let running = target.start();
-    for mode in MODES {
+    for mode in modes(target) {
         let front_end = mode.connect(&running);
         for base in [0, 5, 0xfffd] {
             for count in [0, 1, 7, 40] {
                 let mut queue = mode.queue(&front_end, 16, base);
                 Load::new(target, front_end.memory(), &queue, 4).run(&mut queue, count);
-                let expected = base.wrapping_add(count as u16);
                 assert_eq!(
                     front_end.stop(0).unwrap(),
-                    expected,
+                    queue.used_base(),
                     "{mode:?}: {count} requests from {base}"
                 );
             }
@@ -100,7 +101,7 @@ fn a_stop_gives_the_index_after_the_last_request(target: &dyn Target) {
 fn a_stop_leaves_no_request_half_done(target: &dyn Target) {
     const REQUESTS: usize = 64;
     let running = target.start();
-    for mode in MODES {
+    for mode in modes(target) {
         let front_end = mode.connect(&running);
         let memory = front_end.memory();
         let mut queue = mode.queue(&front_end, 256, 0);
@@ -110,20 +111,19 @@ fn a_stop_leaves_no_request_half_done(target: &dyn Target) {
             queue.publish();
             queue.kick_anyway();
             let base = front_end.stop(0).unwrap();
+            let region = memory.region(0, 1);
+            let before = memory.read_vec(0, region.size() as usize / 8);
+            load.take(&mut queue);
             assert_eq!(
-                queue.used_index(),
+                queue.used_base(),
                 base,
                 "{mode:?}, round {round}: requests that were taken and not returned"
             );
-            let region = memory.region(0, 1);
-            let before = memory.read_vec(0, region.size() as usize / 8);
-            let used = queue.used_index();
-            load.take(&mut queue);
             assert!(
                 memory.read_vec(0, before.len()) == before,
                 "{mode:?}, round {round}: guest memory changed after the stop"
             );
-            assert_eq!(queue.used_index(), used);
+            assert!(!queue.has_used());
             // The rest is carried out without a kick.
             front_end.start(0, &queue, base).unwrap();
             load.drain(&mut queue);
@@ -150,7 +150,7 @@ fn a_stopped_ring_does_nothing(target: &dyn Target) {
 
 fn a_ring_goes_on_where_it_stopped(target: &dyn Target) {
     let running = target.start();
-    for mode in MODES {
+    for mode in modes(target) {
         let front_end = mode.connect(&running);
         let mut queue = mode.queue(&front_end, 16, 0xfff0);
         let mut load = Load::new(target, front_end.memory(), &queue, 4);
@@ -200,7 +200,7 @@ fn the_stop_of_a_ring_leaves_the_others_running(target: &dyn Target) {
 /// Front-ends send the whole table again when memory is added, while the rings run.
 fn the_memory_table_can_be_sent_again_while_requests_run(target: &dyn Target) {
     let running = target.start();
-    for mode in MODES {
+    for mode in modes(target) {
         let front_end = mode.connect(&running);
         let mut queue = mode.queue(&front_end, 64, 0);
         let mut load = Load::new(target, front_end.memory(), &queue, 16);
@@ -213,7 +213,7 @@ fn the_memory_table_can_be_sent_again_while_requests_run(target: &dyn Target) {
 
 fn an_end_of_the_connection_with_requests_on_their_way_does_no_harm(target: &dyn Target) {
     let running = target.start();
-    for mode in MODES {
+    for mode in modes(target) {
         for _ in 0..5 {
             let front_end = mode.connect(&running);
             let mut queue = mode.queue(&front_end, 256, 0);

@@ -1,0 +1,452 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The packed virtqueue (VIRTIO 1.3, 2.8), from the device's side.
+
+use std::sync::Arc;
+use std::sync::atomic::{Ordering, fence};
+
+use virtio_bindings::virtio_ring::{
+    VRING_DESC_F_WRITE, VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED,
+    VRING_PACKED_EVENT_F_WRAP_CTR, VRING_PACKED_EVENT_FLAG_DESC, VRING_PACKED_EVENT_FLAG_DISABLE,
+    VRING_PACKED_EVENT_FLAG_ENABLE,
+};
+use virtio_queue::desc::packed::Descriptor;
+use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
+
+use super::descriptors::{Buffer, DESCRIPTOR_SIZE, Gathering, Storage};
+use super::{RingError, RingSetup, Ticket};
+use crate::chain::Chain;
+use crate::memory::{DirtyLog, GuestMemory, PinnedRange};
+
+/// Flags of a descriptor: it is available, or used, in the round that the bit stands for.
+const AVAILABLE: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
+const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
+const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+
+/// Layout of a descriptor: address u64, length u32, id u16, flags u16.
+const DESCRIPTOR_LENGTH: usize = 8;
+const DESCRIPTOR_ID: usize = 12;
+const DESCRIPTOR_FLAGS: usize = 14;
+
+/// Layout of both event suppression structures: offset and wrap counter u16, flags u16.
+const EVENT_POSITION: usize = 0;
+const EVENT_FLAGS: usize = 2;
+const EVENT_SIZE: usize = 4;
+/// Bits of the flags that are defined.
+const EVENT_FLAGS_MASK: u16 = 3;
+
+/// A place in the ring, and the wrap counter of the round that it is reached in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Position {
+    index: u16,
+    wrap: bool,
+}
+
+impl Position {
+    /// Bits 0 to 14 are the index, bit 15 is the wrap counter: as in the event suppression structures, and in each half of the
+    /// base of a ring (vhost-user, SET_VRING_BASE).
+    fn from_bits(bits: u16) -> Self {
+        let wrap = 1 << VRING_PACKED_EVENT_F_WRAP_CTR;
+        Self {
+            index: bits & !wrap,
+            wrap: bits & wrap != 0,
+        }
+    }
+
+    fn bits(self) -> u16 {
+        self.index | u16::from(self.wrap) << VRING_PACKED_EVENT_F_WRAP_CTR
+    }
+
+    /// The place `count` descriptors on, in a ring of `size`; `count` is at most `size`.
+    fn after(self, count: u16, size: u16) -> Self {
+        // Neither is above 32768.
+        let index = u32::from(self.index) + u32::from(count);
+        match index.checked_sub(size.into()) {
+            None => Self {
+                index: index as u16,
+                wrap: self.wrap,
+            },
+            Some(index) => Self {
+                index: index as u16,
+                wrap: !self.wrap,
+            },
+        }
+    }
+
+    /// Whether `self` was passed on the way that led here over the last `count` descriptors.
+    fn was_passed(self, here: Self, count: u16, size: u16) -> bool {
+        let round = if self.wrap == here.wrap { 0 } else { size };
+        let distance = i32::from(here.index) + i32::from(round) - i32::from(self.index);
+        (1..=i32::from(count)).contains(&distance)
+    }
+}
+
+/// A packed ring that the driver shares with this device.
+#[derive(Debug)]
+pub struct PackedRing {
+    setup: RingSetup,
+    memory: Arc<GuestMemory>,
+    descriptors: PinnedRange,
+    driver_event: PinnedRange,
+    device_event: PinnedRange,
+    /// Next descriptor to take.
+    next_available: Position,
+    /// The descriptor there was seen to be available.
+    available_seen: bool,
+    /// Next descriptor to mark used.
+    next_used: Position,
+    /// Where the first descriptor is that was marked used and the driver does not see yet, and what its flags are to be: with
+    /// them it sees all that follow.
+    unpublished: Option<(u16, u16)>,
+    /// Descriptors from there to the next one to mark used.
+    unpublished_descriptors: u16,
+    /// Descriptors of the requests that are held.
+    held_descriptors: u16,
+    /// Requests that were taken and not completed.
+    held: u16,
+    /// The driver was asked to kick.
+    wants_kick: bool,
+    storage: Storage,
+}
+
+/// Where the parts of a ring are.
+struct Parts {
+    descriptors: PinnedRange,
+    driver_event: PinnedRange,
+    device_event: PinnedRange,
+}
+
+impl PackedRing {
+    /// Finds the ring in `memory`. It is to go on at `base`: the place of the next available descriptor in the lower
+    /// half, that of the next used one in the upper half.
+    ///
+    /// # Errors
+    /// A part of the ring is not aligned, or not in guest memory; `base` is outside the ring.
+    pub fn new(setup: RingSetup, memory: Arc<GuestMemory>, base: u32) -> Result<Self, RingError> {
+        let Parts {
+            descriptors,
+            driver_event,
+            device_event,
+        } = Self::find(&setup, &memory)?;
+        let next_available = Position::from_bits(base as u16);
+        let next_used = Position::from_bits((base >> 16) as u16);
+        if next_available.index.max(next_used.index) >= setup.size {
+            return Err(RingError::Base {
+                base,
+                size: setup.size,
+            });
+        }
+        let ring = Self {
+            setup,
+            memory,
+            descriptors,
+            driver_event,
+            device_event,
+            next_available,
+            available_seen: false,
+            next_used,
+            unpublished: None,
+            unpublished_descriptors: 0,
+            held_descriptors: 0,
+            held: 0,
+            wants_kick: true,
+            storage: Storage::default(),
+        };
+        // A device that crashed may have written to it and not come to note that.
+        ring.mark_all();
+        Ok(ring)
+    }
+
+    /// As [`super::Ring::set_used_log`].
+    pub fn set_used_log(&mut self, address: Option<u64>) {
+        self.setup.used_log = address;
+        self.mark_all();
+    }
+
+    /// Notes, while the guest migrates, that any part of the ring may have been written.
+    fn mark_all(&self) {
+        if let Some(log) = self.memory.log() {
+            self.mark_descriptors(log, 0, DESCRIPTOR_SIZE * usize::from(self.setup.size));
+            self.mark_event();
+        }
+    }
+
+    /// Notes that `length` bytes at `offset` of the descriptor ring were written.
+    #[cold]
+    fn mark_descriptors(&self, log: &DirtyLog, offset: usize, length: usize) {
+        let ring = self.descriptors.slice();
+        let pointer = ring.ptr_guard().as_ptr().addr();
+        if let Some(start) = self.memory.guest_address(pointer) {
+            log.mark(start.saturating_add(offset as u64), length as u64);
+        }
+    }
+
+    /// Notes, while the guest migrates, that the device's event area was written.
+    #[inline]
+    fn mark_event(&self) {
+        if let Some(log) = self.memory.log()
+            && let Some(start) = self.setup.used_log
+        {
+            log.mark(start, EVENT_SIZE as u64);
+        }
+    }
+
+    fn find(setup: &RingSetup, memory: &GuestMemory) -> Result<Parts, RingError> {
+        let part = |part, address, alignment, length| {
+            super::find_part(memory, part, address, alignment, length)
+        };
+        let size = DESCRIPTOR_SIZE * usize::from(setup.size);
+        Ok(Parts {
+            descriptors: part("descriptor ring", setup.descriptors, 16, size)?,
+            driver_event: part("driver's event area", setup.available, 4, EVENT_SIZE)?,
+            device_event: part("device's event area", setup.used, 4, EVENT_SIZE)?,
+        })
+    }
+
+    /// As [`super::Ring::set_memory`].
+    pub fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
+        let parts = Self::find(&self.setup, &memory)?;
+        self.memory = memory;
+        self.descriptors = parts.descriptors;
+        self.driver_event = parts.driver_event;
+        self.device_event = parts.device_event;
+        Ok(())
+    }
+
+    /// Where the ring goes on: as the base in [`PackedRing::new`].
+    pub fn base(&self) -> u32 {
+        u32::from(self.next_available.bits()) | u32::from(self.next_used.bits()) << 16
+    }
+
+    /// As [`super::Ring::held`].
+    pub fn held(&self) -> u16 {
+        self.held
+    }
+
+    /// As [`super::Ring::has_known_available`].
+    #[inline]
+    pub fn has_known_available(&self) -> bool {
+        self.available_seen
+    }
+
+    /// As [`super::Ring::has_available`].
+    #[inline]
+    pub fn has_available(&mut self) -> bool {
+        // While requests hold all descriptors, the next one is theirs, whatever it says.
+        if !self.available_seen && self.held_descriptors < self.setup.size {
+            let place = place(self.next_available.index) + DESCRIPTOR_FLAGS;
+            let flags = load(&self.descriptors.slice(), place, Ordering::Acquire);
+            let available = flags & AVAILABLE != 0;
+            let used = flags & USED != 0;
+            self.available_seen = available != used && available == self.next_available.wrap;
+        }
+        self.available_seen
+    }
+
+    /// As [`super::Ring::take`].
+    pub fn take(&mut self) -> Result<Option<Chain>, RingError> {
+        if !self.has_available() {
+            return Ok(None);
+        }
+        let size = self.setup.size;
+        let left = size.saturating_sub(self.held_descriptors);
+        let descriptors = self.descriptors.slice();
+        let mut chain = Gathering::new(&self.memory, &mut self.storage, left.into());
+        let mut end = self.next_available;
+        let mut count = 0;
+        let id = loop {
+            // The ring has `size` descriptors, of which `end` is one.
+            let descriptor: Descriptor = descriptors
+                .get_ref(place(end.index))
+                .map(|descriptor| descriptor.load())
+                .unwrap_or_default();
+            end = end.after(1, size);
+            count += 1;
+            let buffer = buffer(&descriptor);
+            if buffer.is_table() {
+                if buffer.has_next() || count > 1 {
+                    return Err(RingError::Indirect("other descriptors are beside it"));
+                }
+                let table = chain.table(&self.setup, buffer)?;
+                // The descriptors of a table are one chain, in its order (VIRTIO 1.3, 2.8.7).
+                for index in 0..table.entries() {
+                    let buffer = self::buffer(&table.get(index)?);
+                    if buffer.is_table() {
+                        return Err(RingError::Indirect("a table inside a table"));
+                    }
+                    chain.add(buffer)?;
+                }
+            } else {
+                chain.add(buffer)?;
+            }
+            if !buffer.has_next() {
+                break descriptor.id();
+            }
+        };
+        let chain = chain.finish(Ticket {
+            id,
+            descriptors: count,
+        });
+        self.next_available = end;
+        self.available_seen = false;
+        self.held_descriptors += count;
+        self.held += 1;
+        Ok(Some(chain))
+    }
+
+    /// As [`super::Ring::complete`].
+    pub fn complete(&mut self, chain: Chain, written: u32) {
+        let Ticket { id, descriptors } = chain.ticket();
+        let most = u32::try_from(chain.writable_total()).unwrap_or(u32::MAX);
+        let written = written.min(most);
+        let Position { index, wrap } = self.next_used;
+        let ring = self.descriptors.slice();
+        let place = place(index);
+        // Offsets and alignments were checked when the ring was found: no access here can fail.
+        let _ = ring.store(id.to_le(), place + DESCRIPTOR_ID, Ordering::Relaxed);
+        let _ = ring.store(
+            written.to_le(),
+            place + DESCRIPTOR_LENGTH,
+            Ordering::Relaxed,
+        );
+        let round = if wrap { AVAILABLE | USED } else { 0 };
+        let flags = round | if written > 0 { WRITE } else { 0 };
+        match self.unpublished {
+            // The driver looks at this one first, so it gets its flags last.
+            None => self.unpublished = Some((index, flags)),
+            Some(_) => store(&ring, place + DESCRIPTOR_FLAGS, flags, Ordering::Relaxed),
+        }
+        if let Some(log) = self.memory.log() {
+            chain.mark_dirty(log);
+            self.mark_descriptors(log, place, DESCRIPTOR_SIZE);
+        }
+        self.next_used = self.next_used.after(descriptors, self.setup.size);
+        self.unpublished_descriptors += descriptors;
+        self.held_descriptors = self.held_descriptors.saturating_sub(descriptors);
+        self.held = self.held.saturating_sub(1);
+        self.storage.keep(chain);
+    }
+
+    /// As [`super::Ring::publish`].
+    pub fn publish(&mut self) -> bool {
+        let Some((index, flags)) = self.unpublished.take() else {
+            return false;
+        };
+        let ring = self.descriptors.slice();
+        store(
+            &ring,
+            place(index) + DESCRIPTOR_FLAGS,
+            flags,
+            Ordering::Release,
+        );
+        if let Some(log) = self.memory.log() {
+            self.mark_descriptors(log, place(index), DESCRIPTOR_SIZE);
+        }
+        let count = std::mem::take(&mut self.unpublished_descriptors);
+        // The descriptors are visible before the driver's wish is read, or both sides could wait.
+        fence(Ordering::SeqCst);
+        let event = self.driver_event.slice();
+        let flags = load(&event, EVENT_FLAGS, Ordering::Acquire) & EVENT_FLAGS_MASK;
+        match u32::from(flags) {
+            VRING_PACKED_EVENT_FLAG_DISABLE => false,
+            VRING_PACKED_EVENT_FLAG_DESC if self.setup.event_index => {
+                let bits = load(&event, EVENT_POSITION, Ordering::Relaxed);
+                Position::from_bits(bits).was_passed(self.next_used, count, self.setup.size)
+            }
+            _ => true,
+        }
+    }
+
+    /// As [`super::Ring::suppress_kicks`].
+    pub fn suppress_kicks(&mut self) {
+        if std::mem::take(&mut self.wants_kick) {
+            self.set_event_flags(VRING_PACKED_EVENT_FLAG_DISABLE);
+        }
+    }
+
+    /// As [`super::Ring::want_kick`].
+    pub fn want_kick(&mut self) -> bool {
+        if self.setup.event_index {
+            let event = self.device_event.slice();
+            let bits = self.next_available.bits();
+            store(&event, EVENT_POSITION, bits, Ordering::Relaxed);
+            self.set_event_flags(VRING_PACKED_EVENT_FLAG_DESC);
+        } else {
+            self.set_event_flags(VRING_PACKED_EVENT_FLAG_ENABLE);
+        }
+        self.wants_kick = true;
+        // The wish is visible before the descriptor is read, or both sides could wait.
+        fence(Ordering::SeqCst);
+        self.has_available()
+    }
+
+    fn set_event_flags(&self, flags: u32) {
+        let event = self.device_event.slice();
+        store(&event, EVENT_FLAGS, flags as u16, Ordering::Release);
+        self.mark_event();
+    }
+}
+
+/// Offset of a descriptor in the ring.
+fn place(index: u16) -> usize {
+    DESCRIPTOR_SIZE * usize::from(index)
+}
+
+fn buffer(descriptor: &Descriptor) -> Buffer {
+    Buffer {
+        address: descriptor.addr().0,
+        length: descriptor.len(),
+        flags: descriptor.flags(),
+    }
+}
+
+/// Loads a little-endian u16 of the ring. Offsets were checked when the ring was found, so the
+/// default is never used.
+#[inline]
+fn load(slice: &VolatileSlice<'_>, offset: usize, order: Ordering) -> u16 {
+    u16::from_le(slice.load(offset, order).unwrap_or_default())
+}
+
+/// Stores a little-endian u16 of the ring; see [`load`].
+#[inline]
+fn store(slice: &VolatileSlice<'_>, offset: usize, value: u16, order: Ordering) {
+    let _ = slice.store(value.to_le(), offset, order);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(index: u16, wrap: bool) -> Position {
+        Position { index, wrap }
+    }
+
+    #[test]
+    fn the_wrap_counter_changes_where_the_ring_ends() {
+        assert_eq!(at(3, true).after(1, 5), at(4, true));
+        assert_eq!(at(4, true).after(1, 5), at(0, false));
+        assert_eq!(at(2, false).after(5, 5), at(2, true));
+        assert_eq!(at(32767, true).after(32768, 32768), at(32767, false));
+        for bits in [0, 5, 0x8000, 0xffff] {
+            assert_eq!(Position::from_bits(bits).bits(), bits);
+        }
+    }
+
+    #[test]
+    fn an_event_counts_when_its_descriptor_is_among_those_just_used() {
+        let size = 8;
+        // Descriptors 6 and 7 of one round and 0 of the next.
+        let here = at(1, false);
+        for passed in [at(6, true), at(7, true), at(0, false)] {
+            assert!(passed.was_passed(here, 3, size), "{passed:?}");
+        }
+        for other in [
+            at(5, true),
+            at(1, false),
+            at(6, false),
+            at(0, true),
+            at(32767, true),
+        ] {
+            assert!(!other.was_passed(here, 3, size), "{other:?}");
+        }
+    }
+}
