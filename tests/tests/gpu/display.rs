@@ -59,10 +59,12 @@ fn a_driver_that_begins_anew_finds_nothing_of_the_one_before() {
     for index in [0, 1] {
         driver.front_end.stop(index).unwrap();
     }
-    driver.control.reset(0);
-    driver.cursor.reset(0);
-    driver.front_end.start(0, &driver.control, 0).unwrap();
-    driver.front_end.start(1, &driver.cursor, 0).unwrap();
+    let options = *driver.control.options();
+    driver.control.reset(options.base);
+    driver.cursor.reset(options.base);
+    let start = options.start();
+    driver.front_end.start(0, &driver.control, start).unwrap();
+    driver.front_end.start(1, &driver.cursor, start).unwrap();
     let gone = driver.run(&command(number::UNREF, &words(&[1, 0])));
     assert_eq!(gone.kind(), number::INVALID_RESOURCE_ID);
     assert_eq!(display.next(), Shown::Scanout(0, 0, 0));
@@ -203,10 +205,12 @@ fn a_reset_closes_the_display_and_frees_what_was_shown() {
     let refused = reset.acknowledged(FrontendReq::RESET_DEVICE, &[], &[]);
     assert_eq!(refused.unwrap(), 0);
     display.wait_until_closed();
-    driver.control.reset(0);
-    driver.cursor.reset(0);
-    driver.front_end.start(0, &driver.control, 0).unwrap();
-    driver.front_end.start(1, &driver.cursor, 0).unwrap();
+    let options = *driver.control.options();
+    driver.control.reset(options.base);
+    driver.cursor.reset(options.base);
+    let start = options.start();
+    driver.front_end.start(0, &driver.control, start).unwrap();
+    driver.front_end.start(1, &driver.cursor, start).unwrap();
     let (display, socket) = Display::new(Answers::default());
     driver.set_display(&socket).unwrap();
     assert_eq!(display.next(), Shown::Features(3));

@@ -394,7 +394,6 @@ fn a_queue_that_stops_has_answered_all_that_it_took() {
         number::CTX_ATTACH_RESOURCE,
         &words(&[3, 0]),
     );
-    let before = 3;
     let memory = driver.front_end.memory();
     let commands: Vec<u32> = (0..5).flat_map(|_| clear(3, [0.0, 1.0, 0.0])).collect();
     let mut bytes = fenced_command(number::SUBMIT_3D, FENCE, 1, &submit(&commands));
@@ -408,12 +407,9 @@ fn a_queue_that_stops_has_answered_all_that_it_took() {
             Buffer::writable(response, 24),
         ]);
     }
-    let taken = driver.front_end.stop(0).unwrap() - before;
-    let mut answered = 0;
-    while driver.control.take_used().is_some() {
-        answered += 1;
-    }
-    assert_eq!(answered, taken);
+    let base = driver.front_end.stop(0).unwrap();
+    while driver.control.take_used().is_some() {}
+    assert_eq!(driver.control.used_base(), base);
 }
 
 #[test]

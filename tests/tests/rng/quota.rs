@@ -122,9 +122,10 @@ fn messages_are_served_while_requests_wait_for_the_quota() {
 fn a_ring_stops_at_once_while_its_requests_wait_for_the_quota() {
     let device = Device::start(&["--max-bytes=100", LONG]);
     let mut driver = out_of_quota(&device);
-    assert_eq!(driver.front_end.stop(0).unwrap(), 1);
+    let base = driver.front_end.stop(0).unwrap();
     driver.check(100, 0);
-    driver.front_end.start(0, &driver.queue, 1).unwrap();
+    assert_eq!(base, driver.queue.used_base());
+    driver.front_end.start(0, &driver.queue, base).unwrap();
     driver.assert_waits();
 }
 

@@ -66,8 +66,9 @@ fn a_source_that_fails_does_not_end_the_device() {
     device.wait_for_complaint(1);
     driver.assert_waits();
     driver.assert_alive();
-    assert_eq!(driver.front_end.stop(0).unwrap(), 0);
-    driver.front_end.start(0, &driver.queue, 0).unwrap();
+    let base = driver.front_end.stop(0).unwrap();
+    assert_eq!(base, driver.queue.used_base());
+    driver.front_end.start(0, &driver.queue, base).unwrap();
     driver.assert_waits();
     drop(driver);
     let mut driver = device.connect();
@@ -142,10 +143,11 @@ fn a_ring_stops_at_once_while_its_requests_wait_for_the_source() {
     let mut driver = device.connect();
     driver.submit(64);
     driver.assert_waits();
-    assert_eq!(driver.front_end.stop(0).unwrap(), 0);
+    let base = driver.front_end.stop(0).unwrap();
+    assert_eq!(base, driver.queue.used_base());
     fifo.write_all(b"bytes").unwrap();
     driver.assert_waits();
-    driver.front_end.start(0, &driver.queue, 0).unwrap();
+    driver.front_end.start(0, &driver.queue, base).unwrap();
     assert_eq!(driver.answer(64), b"bytes");
 }
 
