@@ -42,6 +42,7 @@ impl Device for Input {
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio input device";
     const THREADS: Threads = Threads::One;
+    const IN_ORDER: bool = true;
     const STATE_VERSION: u32 = 1;
 
     type Options = Options;

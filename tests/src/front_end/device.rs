@@ -16,7 +16,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use virtio_bindings::virtio_config::{VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
+use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
 use super::connection::{DEFAULT_TIMEOUT, VERSION};
@@ -36,6 +36,9 @@ pub const EVENT_IDX: u64 = 1 << VIRTIO_RING_F_EVENT_IDX;
 pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 /// Feature bit 34: packed rings.
 pub const RING_PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
+
+/// Feature bit 35: requests come back in the order in which they were made available.
+pub const IN_ORDER: u64 = 1 << VIRTIO_F_IN_ORDER;
 
 /// Environment variable that says which rings are used where a test says nothing: `split` (if it is not set) or `packed`.
 const RING: &str = "VHOST_DEVICE_RING";

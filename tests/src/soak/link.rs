@@ -84,7 +84,7 @@ impl Link {
         self.moving
     }
 
-    fn start_all(&self, bases: &[u16]) -> Result<(), Loss> {
+    fn start_all(&self, bases: &[u32]) -> Result<(), Loss> {
         let (inflight, file) = &self.inflight;
         self.front_end
             .call()
@@ -101,9 +101,9 @@ impl Link {
     }
 
     /// Stops a ring. All that the device has taken of it must have come back.
-    fn stop(&self, index: usize) -> Result<u16, Loss> {
+    fn stop(&self, index: usize) -> Result<u32, Loss> {
         let base = self.front_end.stop(index)?;
-        let used = self.queues[index].used_index();
+        let used = u32::from(self.queues[index].used_index());
         match base == used {
             true => Ok(base),
             false => Err(Loss(format!(
@@ -112,7 +112,7 @@ impl Link {
         }
     }
 
-    fn stop_all(&self) -> Result<Vec<u16>, Loss> {
+    fn stop_all(&self) -> Result<Vec<u32>, Loss> {
         (0..self.queues.len())
             .map(|index| self.stop(index))
             .collect()

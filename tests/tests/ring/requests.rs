@@ -2,7 +2,8 @@
 //! Requests in rings of every size, in every framing.
 
 use vhost_device_tests::front_end::Buffer;
-use vhost_device_tests::target::{Request, Target};
+use vhost_device_tests::front_end::device::IN_ORDER;
+use vhost_device_tests::target::{Request, Target, skip};
 
 use crate::{Load, Mode, PATIENCE, USUAL, assert_works, modes};
 
@@ -152,6 +153,39 @@ fn each_queue_works_while_the_others_do(target: &dyn Target) {
     }
 }
 
+/// A driver that accepted the feature need not look at what it gets back.
+fn requests_come_back_in_order_where_that_is_offered(target: &dyn Target) {
+    let running = target.start();
+    for mode in modes(target) {
+        let front_end = mode.connect(&running);
+        if front_end.features() & IN_ORDER == 0 {
+            return skip(
+                target,
+                "VIRTIO_F_IN_ORDER",
+                "requests_come_back_in_order_where_that_is_offered",
+            );
+        }
+        let mut queue = mode.queue(&front_end, 64, 0);
+        let mut requests: Vec<_> = (0..16)
+            .map(|_| Request::new(target, front_end.memory()))
+            .collect();
+        for round in 0..50 {
+            let heads: Vec<_> = requests
+                .iter_mut()
+                .map(|request| queue.add(&request.write(round)).unwrap())
+                .collect();
+            queue.publish();
+            queue.kick();
+            for (head, request) in heads.into_iter().zip(&mut requests) {
+                assert!(queue.wait_used(PATIENCE), "{mode:?}");
+                let used = queue.take_used().unwrap();
+                assert_eq!(used.head, head, "{mode:?}");
+                request.assert_done(used);
+            }
+        }
+    }
+}
+
 /// Guest addresses that follow each other are one range to the driver, wherever their memory comes from.
 fn a_buffer_may_cross_two_regions(target: &dyn Target) {
     use vhost_device_tests::front_end::{FrontEnd, Options};
@@ -234,6 +268,7 @@ crate::for_each_target![
     both_may_be_in_many_pieces,
     a_chain_may_have_as_many_descriptors_as_the_ring,
     each_queue_works_while_the_others_do,
+    requests_come_back_in_order_where_that_is_offered,
     a_buffer_may_cross_two_regions,
     memory_above_4_gib_is_reached,
 ];
