@@ -55,7 +55,7 @@ fn carry_out(target: &dyn Target, front_end: &FrontEnd, base: u16) -> u16 {
     queue.submit(&request.write(1));
     assert!(queue.wait_used(PATIENCE));
     request.assert_done(queue.take_used().unwrap());
-    front_end.stop(0).unwrap()
+    front_end.stop(0).unwrap() as u16
 }
 
 fn a_device_goes_on_in_another_process(target: &dyn Target) {
