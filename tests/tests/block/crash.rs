@@ -267,7 +267,7 @@ impl Crashes {
     /// Starts another device in the place of the one that has ended, and its ring. It may be killed at any time.
     pub fn restart(&mut self, base: u16) {
         let front_end = self.replace().and_then(|front_end| {
-            front_end.start(0, self.load.queue(), base)?;
+            front_end.start(0, self.load.queue(), base.into())?;
             Ok(front_end)
         });
         self.front_end = front_end.ok();
@@ -303,7 +303,7 @@ impl Crashes {
     pub fn finish(mut self) {
         self.settle();
         let front_end = self.front_end.as_ref().unwrap();
-        assert_eq!(front_end.stop(0).unwrap(), self.load.queue().avail_index());
+        assert_eq!(front_end.stop(0).unwrap(), self.load.queue().used_base());
         assert!(self.load.take().is_none(), "a request is answered twice");
         let acknowledged = self.parts.iter().map(|part| &part.acknowledged[..]);
         let expected = acknowledged.collect::<Vec<_>>().concat();
