@@ -97,13 +97,13 @@ fn a_ring_that_stops_before_it_is_enabled_answers_what_was_taken(variant: Varian
     let front_end = crashes.replace().unwrap();
     let queue = crashes.load.queue();
     let answered = queue.used_index();
-    front_end.configure(0, queue, answered).unwrap();
+    front_end.configure(0, queue, answered.into()).unwrap();
     let kick = queue.kick_fd();
     front_end.call().set_vring_kick(0, kick).unwrap();
     let base = front_end.stop(0).unwrap();
     let queue = crashes.load.queue();
     assert!(queue.used_index() != answered, "nothing was taken");
-    assert_eq!(queue.used_index(), base);
+    assert_eq!(u32::from(queue.used_index()), base);
     front_end.start(0, queue, base).unwrap();
     crashes.front_end = Some(front_end);
     crashes.finish();
