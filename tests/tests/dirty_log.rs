@@ -117,6 +117,7 @@ impl Scene {
         };
         let options = QueueOptions {
             size: SIZE,
+            packed: false,
             event_idx: self.mode.event_idx,
             indirect: if self.mode.indirect { 4 } else { 0 },
             base: 0,

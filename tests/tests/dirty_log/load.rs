@@ -182,7 +182,7 @@ fn a_guest_at_work_arrives_whole(target: &dyn Target) {
 /// The guest stops, the last pages are copied, and it goes on here without logging.
 fn arrive(scene: &Scene, guest: &Guest, log: &DirtyLog, mut shadow: Shadow) {
     let paused = guest.pause();
-    let bases: Vec<u16> = (0..paused.rings.len())
+    let bases: Vec<u32> = (0..paused.rings.len())
         .map(|index| scene.front_end.stop(index).unwrap())
         .collect();
     let last = &log.take() | &guest.take_dirty();

@@ -168,11 +168,11 @@ fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
                     let base = scene.front_end.stop(0).unwrap();
                     // Mostly it goes on from there, which only a ring with that index can do.
                     if random.u8(..) < 200 {
-                        scene.victim.set_avail_index(base);
+                        scene.victim.set_avail_index(base as u16);
                         scene.front_end.start(0, &scene.victim, base).unwrap();
                     } else {
                         let base = random.u16(..);
-                        scene.front_end.start(0, &scene.victim, base).unwrap();
+                        scene.front_end.start(0, &scene.victim, base.into()).unwrap();
                     }
                 }
             }
