@@ -38,6 +38,7 @@ impl Scene {
     fn new(running: &Running) -> Self {
         let memory = GuestMemory::new(&[(0, 1 << 20)]);
         let options = QueueOptions {
+            packed: false,
             size: SIZE,
             event_idx: true,
             indirect: 0,

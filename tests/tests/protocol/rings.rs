@@ -226,6 +226,7 @@ fn a_ring_that_can_not_start_keeps_no_other_from_it(target: &dyn Target) {
     }
     let memory = GuestMemory::new(&[(0, 1 << 20)]);
     let options = QueueOptions {
+        packed: false,
         size: 16,
         event_idx: true,
         indirect: 0,

@@ -172,7 +172,10 @@ fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
                         scene.front_end.start(0, &scene.victim, base).unwrap();
                     } else {
                         let base = random.u16(..);
-                        scene.front_end.start(0, &scene.victim, base.into()).unwrap();
+                        scene
+                            .front_end
+                            .start(0, &scene.victim, base.into())
+                            .unwrap();
                     }
                 }
             }
