@@ -302,18 +302,20 @@ impl Program {
         resources(self.id())
     }
 
-    /// Waits until the program holds just what is `expected`, as it does a moment after a connection has ended.
-    pub fn wait_for_resources(&mut self, expected: Resources) -> Result<(), ProcessError> {
+    /// Waits until the program holds no more than `most`, as it does a moment after a connection has ended.
+    pub fn wait_for_resources(&mut self, most: Resources) -> Result<(), ProcessError> {
         let id = self.id();
-        let mut last = expected;
-        let settled = self.wait_until("hold what it did before", PATIENCE, || {
+        let mut last = most;
+        let settled = self.wait_until("give back what it had taken", PATIENCE, || {
             last = resources(id).map_err(io::Error::other)?;
-            Ok(last == expected)
+            Ok(last.files <= most.files
+                && last.threads <= most.threads
+                && last.mappings <= most.mappings)
         });
         match settled {
             Err(ProcessError::Deadline { program, .. }) => Err(ProcessError::Leak {
                 program,
-                before: expected,
+                before: most,
                 after: last,
             }),
             settled => settled,

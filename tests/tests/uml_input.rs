@@ -12,6 +12,8 @@ mod events;
 mod grab;
 #[path = "uml_input/guest.rs"]
 mod guest;
+#[path = "uml_input/hostile.rs"]
+mod hostile;
 #[path = "uml_input/loss.rs"]
 mod loss;
 #[path = "uml_input/replug.rs"]

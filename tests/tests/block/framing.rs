@@ -463,7 +463,30 @@ fn data_read_may_replace_the_header(variant: Variant) {
     });
 }
 
+/// The driver may have the status written over the data: it is what comes last.
+fn the_status_may_lie_in_the_data(variant: Variant) {
+    for_each_ring(variant, |driver, image| {
+        let memory = driver.memory().clone();
+        let place = ARENAS[0];
+        for at in [0, 100, 511] {
+            memory.write(place + 1024, &header(IN, 3));
+            memory.fill(place, 512, 0xdd);
+            driver.queue.submit(&[
+                Buffer::readable(place + 1024, HEADER_SIZE),
+                Buffer::writable(place, 512),
+                Buffer::writable(place + at, 1),
+            ]);
+            assert!(driver.queue.wait_used(PATIENCE));
+            assert_eq!(driver.queue.take_used().unwrap().length, 513);
+            let mut expected = image[3 * SECTOR_SIZE..][..512].to_vec();
+            expected[at as usize] = OK as u8;
+            assert_same(&memory.read_vec(place, 512), &expected, "data and status");
+        }
+    });
+}
+
 crate::for_each_variant!(
+    the_status_may_lie_in_the_data,
     header_and_data_to_write_may_be_cut_anywhere,
     data_to_read_and_status_may_be_cut_anywhere,
     every_byte_may_have_a_descriptor_of_its_own,

@@ -181,14 +181,26 @@ fn settings(peer: &Peer, memory: &Region, files: &[BorrowedFd<'_>; 2]) -> Vec<Me
             payload::config(0, 0, &[0; 200]),
         ),
     );
-    optional(
-        ProtocolFeatures::INFLIGHT_SHMFD,
-        Message::new("", FrontendReq::GET_INFLIGHT_FD, {
-            let mut wanted = [0u64; 2].map(u64::to_ne_bytes).concat();
-            wanted.extend([1u16, 64].map(u16::to_ne_bytes).concat());
-            wanted
-        }),
-    );
+    let mut inflight = [4096u64, 0].map(u64::to_ne_bytes).concat();
+    let log = inflight.clone();
+    inflight.extend([1u16, 64].map(u16::to_ne_bytes).concat());
+    let file = || memory.file().try_clone().unwrap();
+    for (feature, request, payload) in [
+        (
+            ProtocolFeatures::INFLIGHT_SHMFD,
+            FrontendReq::GET_INFLIGHT_FD,
+            &inflight,
+        ),
+        (
+            ProtocolFeatures::INFLIGHT_SHMFD,
+            FrontendReq::SET_INFLIGHT_FD,
+            &inflight,
+        ),
+        (ProtocolFeatures::LOG_SHMFD, FrontendReq::SET_LOG_BASE, &log),
+    ] {
+        let message = Message::new("", request, payload.clone());
+        optional(feature, message.with(file()));
+    }
     let info = {
         let mut info = memory.info();
         info.guest_phys_addr = 1 << 40;
@@ -197,10 +209,7 @@ fn settings(peer: &Peer, memory: &Region, files: &[BorrowedFd<'_>; 2]) -> Vec<Me
     };
     for request in [FrontendReq::ADD_MEM_REG, FrontendReq::REM_MEM_REG] {
         let message = Message::new("", request, payload::single_region(&info));
-        optional(
-            ProtocolFeatures::CONFIGURE_MEM_SLOTS,
-            message.with(memory.file().try_clone().unwrap()),
-        );
+        optional(ProtocolFeatures::CONFIGURE_MEM_SLOTS, message.with(file()));
     }
     settings
 }

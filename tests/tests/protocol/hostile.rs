@@ -1,5 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Front-ends that mean no good, or leave in the middle. Whatever they do, the next one is served.
+//! Front-ends that mean no good, or leave in the middle. Whatever they do, the next one is served, and nothing of theirs is left: the
+//! harness compares files, threads, mappings and memory at the end of each test with those at its start.
+//!
+//! Where what of the protocol is sent as it should not be:
+//! - headers, sizes, short and long payloads, requests out of the air, files that no message has a use for, and ends in the middle: here;
+//!   pieces of messages, and requests that are not known: `framing`;
+//! - files of the wrong kind, full, closed, blocking, too many to be received, and too many to be opened: `files`;
+//! - clients in crowds, silent, without end, and settings that are repeated for ever: `clients`; front-ends that are killed: `killed` of
+//!   the suite `ring`;
+//! - memory tables and slots: `memory`; memory that goes under rings and requests: `memory_changes` of the suite `ring`;
+//! - vrings, by index, size, base, address and order: `rings`; features, status, reset and the channel of the back-end: `features`; the
+//!   config space: `config`;
+//! - requests in flight: `inflight`, and the suite `block`; the dirty log: `dirty_log`, and the suite of that name; the state of a
+//!   device: `device_state`; the display of a GPU: `answers`, `display`, `fuzz` and `dmabuf` of the suite `gpu`.
+//!
+//! What guests do to rings and requests is in the suite `ring`, at its module `corrupt`.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -240,6 +255,23 @@ fn files_that_no_message_needs_are_closed(target: &dyn Target) {
         &payload::memory_table(&[region.info()]),
         &[region.file().as_fd()],
     );
+    // They take a file, of which a message brings more than one (CVE-2022-0669), or none at all.
+    let inflight = [
+        [4096u64, 0].map(u64::to_ne_bytes).concat(),
+        vec![1, 0, 64, 0],
+    ]
+    .concat();
+    let log = [4096u64, 0].map(u64::to_ne_bytes).concat();
+    for (request, payload) in [
+        (FrontendReq::SET_INFLIGHT_FD, &inflight),
+        (FrontendReq::SET_LOG_BASE, &log),
+    ] {
+        let files = [region.file().as_fd()];
+        peer.connection
+            .send(request, VERSION | NEED_REPLY, payload, &files)
+            .unwrap();
+        peer.connection.receive().unwrap();
+    }
     let before = running.program.resources().unwrap();
     for count in [1, 3, 32, 253] {
         let files: Vec<BorrowedFd> = vec![region.file().as_fd(); count];
@@ -248,6 +280,9 @@ fn files_that_no_message_needs_are_closed(target: &dyn Target) {
             (FrontendReq::SET_VRING_NUM, payload::vring_state(0, 16)),
             (FrontendReq::SET_VRING_CALL, payload::u64(1 << 8)),
             (FrontendReq::SET_STATUS, payload::u64(1)),
+            (FrontendReq::SET_INFLIGHT_FD, inflight.clone()),
+            (FrontendReq::GET_INFLIGHT_FD, inflight.clone()),
+            (FrontendReq::SET_LOG_BASE, log.clone()),
             (
                 FrontendReq::ADD_MEM_REG,
                 payload::single_region(&region.info()),

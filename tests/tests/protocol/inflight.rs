@@ -8,7 +8,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
 use vhost_device_tests::front_end::connection::payload;
 use vhost_device_tests::front_end::{GuestMemory, Queue, QueueOptions};
-use vhost_device_tests::target::Target;
+use vhost_device_tests::target::{Request, Target};
 
 use crate::{Message, PATIENCE, Peer, assert_refused, ring_start, start};
 
@@ -173,7 +173,63 @@ fn nonsense_in_the_file_does_no_harm(target: &dyn Target) {
     }
 }
 
+/// A front-end can cut the file short that it has shared: whoever touches what is gone gets SIGBUS.
+fn a_file_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
+    const SIZE: u16 = 64;
+    const TEST: &str = "a_file_that_is_cut_short_ends_its_connection_only";
+    if !has_inflight(target, TEST) {
+        return;
+    }
+    let running = target.start();
+    for is_running in [false, true] {
+        let peer = Peer::new(&running);
+        let memory = GuestMemory::new(&[(0, 1 << 20)]);
+        let mut ring = queue(&memory, SIZE);
+        let length = region(SIZE.into());
+        let file = sized(length);
+        peer.done(
+            FrontendReq::SET_INFLIGHT_FD,
+            &description(length, 0, 1, SIZE),
+            &[file.as_fd()],
+        );
+        let start = || {
+            ring_start(&peer, &memory, &ring)
+                .into_iter()
+                .try_for_each(|message| {
+                    let (request, payload) = (message.request, &message.payload);
+                    peer.acknowledged(request, payload, &message.fds())
+                        .map(drop)
+                })
+        };
+        if is_running {
+            start().unwrap();
+            ftruncate(&file, 0).unwrap();
+            let mut request = Request::new(target, &memory);
+            ring.submit(&request.write(1));
+        } else {
+            ftruncate(&file, 0).unwrap();
+            // The connection may end before all is said.
+            let _ = start();
+        }
+        assert!(
+            peer.connection.closed(PATIENCE),
+            "the connection goes on without what it remembers"
+        );
+        drop(peer);
+        let peer = Peer::new(&running);
+        ring.reset(0);
+        for message in ring_start(&peer, &memory, &ring) {
+            peer.done(message.request, &message.payload, &message.fds());
+        }
+        let mut request = Request::new(target, &memory);
+        ring.submit(&request.write(2));
+        assert!(ring.wait_used(PATIENCE));
+        request.assert_done(ring.take_used().unwrap());
+    }
+}
+
 crate::for_each_target![
+    a_file_that_is_cut_short_ends_its_connection_only,
     nonsense_in_the_file_does_no_harm,
     a_ring_that_the_file_has_no_room_for_does_not_start,
     a_file_has_room_for_what_was_asked_and_is_empty,

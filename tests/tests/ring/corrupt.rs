@@ -1,5 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Drivers that mean no good. Such a driver loses its request, or the ring that it has corrupted; nobody else notices.
+//!
+//! Where what a driver can do wrong is done:
+//! - indices, heads, chains and indirect tables that can not be, buffers outside guest memory, without bytes, or of too many: here;
+//! - the same at random, without end, and in memory that is cut short: `persistent`; while the device reads it, and faster than it
+//!   answers: `race`;
+//! - memory that is several things at once, rings that lie on one another or in their own buffers: `aliasing`;
+//! - memory that its front-end takes away meanwhile: `memory_changes`; a front-end that is killed: `killed`.
+//!
+//! Requests that are well-formed chains but make no sense to the device have the device's own error: `errors` and `framing` of the suite
+//! `block`, `requests` of `rng`, `hostile` and `status` of `uml_input`, and `commands`, `framing`, `backing`, `bounds`, `cursor`,
+//! `scanouts`, `virgl_refused` and `fuzz` of `gpu`.
 
 use std::time::{Duration, Instant};
 
