@@ -215,8 +215,9 @@ impl Device for Block {
     }
 
     fn handler(&self) -> io::Result<BlockHandler> {
+        let in_use = self.disk.image.lock.begin()?;
         let engine = Engine::new(&self.disk.image, self.io_engine)?;
-        Ok(BlockHandler::new(Arc::clone(&self.disk), engine))
+        Ok(BlockHandler::new(Arc::clone(&self.disk), engine, in_use))
     }
 
     fn needs(&self) -> Needs {

@@ -9,17 +9,24 @@ use vhost_device_common::worker::{Poller, Queue, Queues};
 
 use crate::device::Disk;
 use crate::engine::{Engine, execute};
+use crate::lock::InUse;
 use crate::request::{Answer, Next, Request};
 
 /// Works on one queue.
 pub struct BlockHandler {
     disk: Arc<Disk>,
     engine: Engine,
+    /// Ends after the engine has.
+    _in_use: InUse,
 }
 
 impl BlockHandler {
-    pub fn new(disk: Arc<Disk>, engine: Engine) -> Self {
-        Self { disk, engine }
+    pub fn new(disk: Arc<Disk>, engine: Engine, in_use: InUse) -> Self {
+        Self {
+            disk,
+            engine,
+            _in_use: in_use,
+        }
     }
 
     /// Goes on with a request until it is done or the engine has it.

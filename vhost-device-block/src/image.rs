@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The image: opened, measured and locked.
+//! The image: opened and measured.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
-use nix::fcntl::{FcntlArg, fcntl};
 use rustix::fs::{AtFlags, OFlags, StatxFlags, fstatfs, ioctl_blksszget, statx};
 use vhost_device_common::device::StartError;
 
+use crate::lock::Lock;
 use crate::options::Options;
 
 /// File systems whose files are memory: I/O on them can not wait for a device.
@@ -38,9 +39,9 @@ pub struct Image {
     pub direct: Option<DirectAlignment>,
     /// The file is memory.
     pub in_memory: bool,
-    /// Holds the lock. io_uring lets go of `file` only some time after the process has ended, when a
-    /// new one may want the lock already.
-    _lock: File,
+    /// On a file of its own: io_uring lets go of `file` only some time after the process has ended, when
+    /// a new one may want the lock already.
+    pub lock: Arc<Lock>,
 }
 
 impl Image {
@@ -62,7 +63,8 @@ impl Image {
         }
         let mut file = open(&options.blk_file, options).map_err(explain)?;
         let lock_holder = open(&options.blk_file, options).map_err(explain)?;
-        lock(&lock_holder, options.read_only).map_err(fail)?;
+        let lock = Lock::new(lock_holder, options.read_only, options.incoming)
+            .map_err(|why| fail(why.to_owned()))?;
         let length = file
             .seek(SeekFrom::End(0))
             .map_err(|error| fail(format!("cannot find out its size: {error}")))?;
@@ -104,7 +106,7 @@ impl Image {
             direct,
             in_memory: !is_device && matches!(file_system, TMPFS_MAGIC | RAMFS_MAGIC),
             file,
-            _lock: lock_holder,
+            lock: Arc::new(lock),
         })
     }
 }
@@ -154,50 +156,5 @@ fn direct_alignment(file: &File) -> DirectAlignment {
             memory: 4096,
             offset: ioctl_blksszget(file).unwrap_or(512),
         },
-    }
-}
-
-/// Bytes of the image on which QEMU programs say, by read locks, that they write to it, and that
-/// they bear no other writer.
-const QEMU_WRITES: i64 = 101;
-const QEMU_BEARS_NO_WRITER: i64 = 201;
-/// Byte by which programs of this project exclude each other.
-const OURS: i64 = 300;
-
-/// Locks the image against a second writer: open-file-description locks, by the same bytes as QEMU
-/// does, so that QEMU and this program see each other. Programs that only look still can.
-fn lock(file: &File, read_only: bool) -> Result<(), String> {
-    let taken = || {
-        "in use by another program that writes to it, or bears no writer; stop that program, or \
-         make a copy"
-            .to_owned()
-    };
-    let request = |kind: i32, byte: i64| libc::flock {
-        l_type: kind as i16,
-        l_whence: libc::SEEK_SET as i16,
-        l_start: byte,
-        l_len: 1,
-        l_pid: 0,
-    };
-    let own = if read_only {
-        libc::F_RDLCK
-    } else {
-        libc::F_WRLCK
-    };
-    for (kind, byte) in [(own, OURS), (libc::F_RDLCK, QEMU_BEARS_NO_WRITER)] {
-        match fcntl(file, FcntlArg::F_OFD_SETLK(&request(kind, byte))) {
-            Ok(_) => {}
-            Err(nix::Error::EAGAIN | nix::Error::EACCES) => return Err(taken()),
-            Err(errno) => {
-                log::warn!("the image can not be locked against a second writer: {errno}");
-                return Ok(());
-            }
-        }
-    }
-    // A writer of QEMU's can not get QEMU_BEARS_NO_WRITER any more; look whether one had been there.
-    let mut writer = request(libc::F_WRLCK, QEMU_WRITES);
-    match fcntl(file, FcntlArg::F_OFD_GETLK(&mut writer)) {
-        Ok(_) if i32::from(writer.l_type) != libc::F_UNLCK => Err(taken()),
-        _ => Ok(()),
     }
 }

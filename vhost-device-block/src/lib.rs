@@ -24,6 +24,7 @@ mod device;
 mod engine;
 mod handler;
 mod image;
+mod lock;
 mod options;
 mod request;
 

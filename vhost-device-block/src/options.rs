@@ -41,6 +41,10 @@ pub struct Options {
     #[arg(long)]
     pub read_only: bool,
 
+    /// A guest is to migrate here: start while another program has the image, and lock it when the guest begins to use it.
+    #[arg(long)]
+    pub incoming: bool,
+
     /// Serial number that the guest sees, of 20 bytes at most.
     #[arg(long, value_name = "STRING", default_value = "vhost-device-block", value_parser = serial)]
     pub serial: String,

@@ -37,8 +37,8 @@ const UNKICKED_INTERVAL: Duration = Duration::from_millis(1);
 /// Why a worker did not do what the session asked for.
 #[derive(Debug, Error)]
 pub enum WorkerError {
-    /// The thread, or what it waits with, could not be made.
-    #[error("cannot start a thread for a queue: {0}")]
+    /// The thread, or what it needs, could not be made.
+    #[error("cannot start working on a queue: {0}")]
     Start(#[source] io::Error),
     /// The kick file can not be waited on.
     #[error("cannot wait for kicks on the file that the front-end sent: {0}")]

@@ -7,12 +7,14 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use tempfile::TempDir;
+use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::process::{Program, Signal};
 
 use crate::{Device, IMAGE_SIZE, PATIENCE, Variant, driver, noise, ok, skip_unless_ci};
 
 const READ_ONLY: &[&str] = &["--read-only"];
 const READ_WRITE: &[&str] = &[];
+const INCOMING: &[&str] = &["--incoming"];
 
 /// Starts a second device with the image of the first one; `None` if it refused as it should.
 fn start_second(variant: Variant, image: &Path, arguments: &[&str]) -> Option<(Program, TempDir)> {
@@ -86,6 +88,64 @@ fn an_ended_device_lets_go_of_its_image(variant: Variant) {
         device.program.end(signal, PATIENCE).unwrap();
         assert!(start_second(variant, &device.image, READ_WRITE).is_some());
     }
+}
+
+/// A guest's disk goes from one device to another and back again, as it migrates. Both run all the while.
+fn an_image_is_handed_over_when_its_guest_stops(variant: Variant) {
+    let here = variant.start(&vec![0; IMAGE_SIZE], READ_WRITE);
+    let (_there, sockets) = start_second(variant, &here.image, INCOMING).unwrap();
+    let there = sockets.path().join("socket");
+    let mut ends = [
+        here.connect(),
+        FrontEnd::connect(&there, &Options::default()).unwrap(),
+    ];
+    for round in 0..4 {
+        let [active, passive] = &ends;
+        let mut queues = driver(active);
+        // More than one queue is at work.
+        let second = active.queue(1, 16).unwrap();
+        let data = noise(round, 4096);
+        ok(queues.write(8, &data).unwrap());
+        assert!(passive.queue(0, 16).is_err(), "both use the image");
+        active.stop(1).unwrap();
+        assert!(passive.queue(0, 16).is_err(), "both use the image");
+        assert!(start_second(variant, &here.image, READ_WRITE).is_none());
+        passive.stop(0).unwrap();
+        active.stop(0).unwrap();
+        drop(second);
+        let mut queues = driver(passive);
+        assert_eq!(ok(queues.read(8, 4096).unwrap()), data);
+        passive.stop(0).unwrap();
+        ends.reverse();
+    }
+}
+
+/// Nobody can take the image away from a guest that only pauses.
+fn an_image_that_nobody_waits_for_is_kept(variant: Variant) {
+    let device = variant.start(&vec![0; IMAGE_SIZE], READ_WRITE);
+    let front_end = device.connect();
+    let queue = front_end.queue(0, 16).unwrap();
+    front_end.stop(0).unwrap();
+    assert!(start_second(variant, &device.image, READ_WRITE).is_none());
+    // One that waits, but comes to nothing, changes nothing.
+    let (second, _sockets) = start_second(variant, &device.image, INCOMING).unwrap();
+    drop(second);
+    front_end.start(0, &queue, 0).unwrap();
+    front_end.stop(0).unwrap();
+    assert!(start_second(variant, &device.image, READ_WRITE).is_none());
+}
+
+fn a_guest_that_does_not_migrate_after_all_keeps_its_image(variant: Variant) {
+    let device = variant.start(&vec![0; IMAGE_SIZE], READ_WRITE);
+    let front_end = device.connect();
+    let (_second, sockets) = start_second(variant, &device.image, INCOMING).unwrap();
+    let queue = front_end.queue(0, 16).unwrap();
+    front_end.stop(0).unwrap();
+    front_end.start(0, &queue, 0).unwrap();
+    let socket = sockets.path().join("socket");
+    let other = FrontEnd::connect(&socket, &Options::default()).unwrap();
+    assert!(other.queue(0, 16).is_err(), "both use the image");
+    assert!(start_second(variant, &device.image, READ_WRITE).is_none());
 }
 
 /// Runs one of QEMU's programs; `None` if this host has it not.
@@ -163,6 +223,9 @@ crate::for_each_variant!(
     readers_share_an_image,
     another_name_of_the_image_is_no_way_around,
     an_ended_device_lets_go_of_its_image,
+    an_image_is_handed_over_when_its_guest_stops,
+    an_image_that_nobody_waits_for_is_kept,
+    a_guest_that_does_not_migrate_after_all_keeps_its_image,
     qemu_img_can_look_at_an_image_in_use,
     qemu_is_refused_to_write_to_an_image_in_use,
     an_image_that_qemu_writes_to_is_refused,
