@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use thiserror::Error;
 
@@ -29,10 +30,13 @@ use self::kernel::Flavour;
 pub use self::output::Output;
 use self::output::{CONSOLE_LOG, Logs, SCRIPT_LOG};
 pub use self::qmp::Qmp;
-use crate::process::{ProcessError, Program};
+use crate::process::{ProcessError, Program, listens};
 
 /// The program that runs guests.
 pub const QEMU: &str = "qemu-system-x86_64";
+
+/// How often a migration is looked at.
+const MIGRATION_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Linux in the guest: console on the first serial port, a panic ends the machine, and nothing that only costs time under emulation.
 const KERNEL_COMMAND_LINE: &str =
@@ -202,6 +206,12 @@ impl Machine {
         self
     }
 
+    /// Has the machine wait for a guest that migrates to it, by the socket `path`, instead of booting one.
+    pub fn incoming(self, path: &Path) -> Self {
+        self.argument("-incoming")
+            .argument(joined("unix:", path, ""))
+    }
+
     /// Gives the machine `mebibytes` of memory.
     pub fn memory(mut self, mebibytes: u32) -> Self {
         self.memory = mebibytes;
@@ -321,6 +331,43 @@ impl Guest {
                 .trouble(format!("powered off, but QEMU: {status}")));
         }
         Ok(self.logs.output())
+    }
+
+    /// What the script has written so far on this machine.
+    pub fn output(&self) -> Output {
+        self.logs.output()
+    }
+
+    /// Has the guest migrate to the machine that waits for it at the socket `path`, and ends this one. Gives what QEMU tells of it.
+    pub fn migrate(mut self, path: &Path) -> Result<Value, GuestError> {
+        while !listens(path).map_err(system("look for the other machine"))? {
+            if self.logs.left().is_zero() {
+                return Err(self
+                    .logs
+                    .trouble("can not migrate: nobody waits for it".to_owned()));
+            }
+            std::thread::sleep(MIGRATION_INTERVAL);
+        }
+        let mut qmp = self.qmp()?;
+        let uri = joined("unix:", path, "");
+        qmp.execute("migrate", json!({ "uri": uri.to_string_lossy() }))?;
+        loop {
+            let report = qmp.execute("query-migrate", json!({}))?;
+            match report["status"].as_str() {
+                Some("completed") => {
+                    qmp.execute("quit", json!({}))?;
+                    self.qemu.wait(self.logs.left())?;
+                    return Ok(report);
+                }
+                Some("failed" | "cancelled") => {
+                    return Err(self.logs.trouble(format!("did not migrate: {report}")));
+                }
+                _ if self.logs.left().is_zero() => {
+                    return Err(self.logs.trouble(format!("still migrates: {report}")));
+                }
+                _ => std::thread::sleep(MIGRATION_INTERVAL),
+            }
+        }
     }
 
     /// Connects to QEMU's control socket.
