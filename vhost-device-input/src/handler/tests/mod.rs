@@ -2,6 +2,8 @@
 //! The whole device in a session with a front-end. One end of a socket stands for the node; what the
 //! other end writes are its events.
 
+mod dirty_log;
+
 use std::collections::{BTreeMap, HashMap};
 use std::io::{Read, Write};
 use std::os::fd::BorrowedFd;
