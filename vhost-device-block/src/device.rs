@@ -17,6 +17,7 @@ use virtio_bindings::virtio_blk::{
 use crate::engine::Engine;
 use crate::handler::BlockHandler;
 use crate::image::{Image, SECTOR_SIZE};
+use crate::lock;
 use crate::options::{Discard, IoEngine, Options};
 use crate::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Status};
 
@@ -221,7 +222,11 @@ impl Device for Block {
     }
 
     fn needs(&self) -> Needs {
-        crate::engine::needs(self.io_engine)
+        let mut needs = crate::engine::needs(self.io_engine);
+        // The last queue to end lets go of the image.
+        needs.session.extend(lock::calls());
+        needs.queue.extend(lock::calls());
+        needs
     }
 
     fn reset(&self) {

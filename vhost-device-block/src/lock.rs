@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
+use vhost_device_common::device::Call;
 
 /// Bytes of the image on which QEMU programs say, by read locks, that they write to it, and that
 /// they bear no other writer.
@@ -38,6 +39,14 @@ struct State {
 /// A queue at work on the image, which is locked for as long as there is one.
 #[derive(Debug)]
 pub struct InUse(Arc<Lock>);
+
+/// What a thread needs to lock, look, and let go.
+pub fn calls() -> impl Iterator<Item = Call> {
+    let fcntl = |command: i32| Call::new(libc::SYS_fcntl).with(1, command as u32);
+    [libc::F_OFD_SETLK, libc::F_OFD_GETLK]
+        .into_iter()
+        .map(fcntl)
+}
 
 impl Lock {
     /// Locks the image, or waits for it.
