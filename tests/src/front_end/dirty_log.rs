@@ -70,6 +70,15 @@ impl DirtyLog {
         }
     }
 
+    /// Whether the page of a guest address is marked.
+    pub fn has(&self, address: u64) -> bool {
+        let page = address / PAGE_SIZE;
+        let offset = self.offset + (page / 8) as usize;
+        let byte = self.mapping.get_atomic_ref::<AtomicU8>(offset);
+        let byte = byte.expect("inside the log");
+        byte.load(Ordering::SeqCst) >> (page % 8) & 1 != 0
+    }
+
     /// Takes what is marked out of the log.
     pub fn take(&self) -> Pages {
         let mut pages = Pages::new();

@@ -24,6 +24,8 @@ pub enum Fault {
     RemMemReg,
     /// Another table of memory, with or without what comes and goes.
     SetMemTable,
+    /// Dirty pages are logged from now on, or in another log, or not any more.
+    SetLogBase,
     /// All rings stop, and the front-end connects again.
     Reconnect,
     /// The front-end goes without GET_VRING_BASE, and another one takes over.
@@ -64,6 +66,8 @@ impl Fault {
         Self::RemMemReg,
         Self::SetMemTable,
         Self::SetMemTable,
+        Self::SetLogBase,
+        Self::SetLogBase,
         Self::Reconnect,
         Self::Vanish,
         Self::DeviceState,
@@ -95,6 +99,7 @@ impl fmt::Display for Fault {
             Self::AddMemReg => "ADD_MEM_REG",
             Self::RemMemReg => "REM_MEM_REG",
             Self::SetMemTable => "SET_MEM_TABLE",
+            Self::SetLogBase => "SET_LOG_BASE: begun, replaced, ended",
             Self::Reconnect => "front-end connects again",
             Self::Vanish => "front-end gone without GET_VRING_BASE",
             Self::Sigterm => "SIGTERM, and another process",

@@ -14,6 +14,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserInflight};
 
 use super::back_end::BackEnd;
 use super::fault::Fault;
+use super::log::Logging;
 use super::report::Tally;
 use super::scenario::{Lives, Scenario};
 use super::{Loss, patience};
@@ -39,6 +40,8 @@ pub struct Link {
     /// The memory that comes and goes, when it is there.
     moving: Option<u64>,
     next_moving: u64,
+    /// What the device logs.
+    pub(super) logging: Logging,
     /// Others that are connected.
     garbage: Vec<UnixStream>,
 }
@@ -68,6 +71,7 @@ impl Link {
             inflight,
             moving: None,
             next_moving: MOVING,
+            logging: None,
             garbage: Vec::new(),
         };
         link.start_all(&vec![0; sizes.len()])?;
@@ -90,8 +94,19 @@ impl Link {
             .call()
             .set_inflight_fd(inflight, file.as_raw_fd())?;
         for (index, base) in bases.iter().enumerate() {
-            self.front_end.start(index, &self.queues[index], *base)?;
+            self.start(index, *base)?;
         }
+        Ok(())
+    }
+
+    fn start(&self, index: usize, base: u16) -> Result<(), Loss> {
+        let (queue, front_end) = (&self.queues[index], &self.front_end);
+        front_end.configure(index, queue, base)?;
+        if self.logging.is_some() {
+            self.log_ring(index, true)?;
+        }
+        front_end.call().set_vring_kick(index, queue.kick_fd())?;
+        front_end.call().set_vring_enable(index, true)?;
         Ok(())
     }
 
@@ -126,6 +141,7 @@ impl Link {
             ..Options::default()
         };
         let memory = self.memory().clone();
+        self.logging = None;
         self.front_end = FrontEnd::connect_with_memory(self.back_end.socket(), &options, memory)?;
         Ok(())
     }
@@ -204,8 +220,7 @@ pub fn inject(
         Fault::GetVringBase => {
             let base = scenario.link().stop(index)?;
             scenario.collect(tally)?;
-            let link = scenario.link();
-            link.front_end.start(index, &link.queues[index], base)?;
+            scenario.link().start(index, base)?;
         }
         Fault::SetVringEnable => {
             let front_end = &scenario.link().front_end;
@@ -264,6 +279,14 @@ pub fn inject(
                 }
             }
             link.front_end.replace_memory(memory)?;
+        }
+        Fault::SetLogBase => {
+            scenario.collect(tally)?;
+            let link = scenario.link();
+            match link.logging.is_some() && random.bool() {
+                true => link.stop_log()?,
+                false => link.log()?,
+            }
         }
         Fault::Reconnect => {
             let bases = scenario.link().stop_all()?;

@@ -7,6 +7,7 @@
 //! - [`scenario`]: what a device implements, and the thread that drives it;
 //! - [`fault`]: the faults, each named as the specification names what brings it about;
 //! - [`link`](mod@link): a back-end and the connection to it, and the faults that are the same for each device;
+//! - [`log`]: the log of dirty pages;
 //! - [`back_end`]: the process, how it is ended and started again, and what it holds when it has nothing to do;
 //! - [`block`], [`rng`], [`gpu`]: the load of each device, and what it is compared with;
 //! - [`report`]: counts, progress, and the summary.
@@ -16,6 +17,7 @@ pub mod block;
 pub mod fault;
 pub mod gpu;
 pub mod link;
+pub mod log;
 pub mod report;
 pub mod rng;
 pub mod scenario;

@@ -218,7 +218,7 @@ impl fmt::Display for Report {
         let seconds = self.time.as_secs_f64();
         writeln!(
             formatter,
-            "\n{:24} {:>11} {:>9} {:>9} {:>7} {:>6}  files, threads, KiB when idle",
+            "\n{:30} {:>11} {:>9} {:>9} {:>7} {:>6}  files, threads, KiB when idle",
             "", "requests", "per s", "MiB", "faults", "lost"
         )?;
         for tally in &self.tallies {
@@ -227,7 +227,7 @@ impl fmt::Display for Report {
             let state = tally.state();
             write!(
                 formatter,
-                "{:24} {requests:11} {:9.0} {:9} {:7} {:6}",
+                "{:30} {requests:11} {:9.0} {:9} {:7} {:6}",
                 tally.name,
                 requests as f64 / seconds,
                 bytes >> 20,

@@ -203,6 +203,10 @@ impl Entropy {
         if used.length > pending.buffer.length || (used.length == 0 && !may_fail) {
             return Err(Loss(format!("{used:?} for {:?}", pending.buffer)));
         }
+        if !may_fail {
+            self.link
+                .check_log(0, pending.since, &[pending.buffer], used.length)?;
+        }
         let memory = pending.moving.as_ref().unwrap_or(self.link.memory());
         let seen = memory.read_vec(pending.buffer.address, used.length as usize);
         let expected = contents(self.position, seen.len());

@@ -249,16 +249,23 @@ impl Block {
             let pending = pending.ok_or_else(|| Loss(format!("{used:?} was not under way")))?;
             self.under_way -= 1;
             let (kind, sectors) = (pending.kind, pending.sectors.clone());
-            self.check(pending, used, tally).map_err(|Loss(what)| {
-                Loss(format!("request of kind {kind} for {sectors:?}: {what}"))
-            })?;
+            self.check(queue, pending, used, tally)
+                .map_err(|Loss(what)| {
+                    Loss(format!("request of kind {kind} for {sectors:?}: {what}"))
+                })?;
             count += 1;
         }
         Ok(count)
     }
 
     /// Compares what came back with the model.
-    fn check(&mut self, pending: Pending, used: Used, tally: &Tally) -> Result<(), Loss> {
+    fn check(
+        &mut self,
+        queue: usize,
+        pending: Pending,
+        used: Used,
+        tally: &Tally,
+    ) -> Result<(), Loss> {
         let Pending { kind, sectors, .. } = &pending;
         self.free.push(pending.place);
         let status = u32::from(self.link.memory().read_u8(self.heads[pending.place] + 16));
@@ -277,6 +284,13 @@ impl Block {
         let written = 1 + if is_read && status == OK { length } else { 0 };
         if used.length != written {
             return Err(Loss(format!("{used:?} instead of {written} bytes")));
+        }
+        if pending.moving.is_none() {
+            let status = Buffer::writable(self.heads[pending.place] + 16, 1);
+            let written = if written > 1 { &pending.data[..] } else { &[] };
+            let buffers = [written, &[status]].concat();
+            self.link
+                .check_log(queue, pending.since, &buffers, used.length)?;
         }
         let succeeded = status == OK;
         match *kind {

@@ -86,9 +86,11 @@ impl Driver {
         let Some(used) = self.link.queues[0].take_used() else {
             return Ok(None);
         };
-        let Some((header, _)) = self.under_way.take() else {
+        let Some((header, since)) = self.under_way.take() else {
             return Err(Loss(format!("{used:?} was not under way")));
         };
+        let room = Buffer::writable(self.response, RESPONSE);
+        self.link.check_log(0, since, &[room], used.length)?;
         if !(HEADER_SIZE as u32..=RESPONSE).contains(&used.length) {
             return Err(Loss(format!("a response of {} bytes", used.length)));
         }

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Dirty pages: what a device writes while they are logged must be marked when the driver sees that it was written.
+
+use std::time::Instant;
+
+use super::Loss;
+use super::link::Link;
+use crate::front_end::dirty_log::PAGE_SIZE;
+use crate::front_end::{Buffer, DirtyLog};
+
+/// End of all guest addresses, far beyond the memory that comes and goes.
+const END: u64 = 1 << 38;
+
+/// What is logged: since when, and where.
+pub type Logging = Option<(Instant, DirtyLog)>;
+
+/// Whether all pages of some bytes are marked.
+fn has(log: &DirtyLog, address: u64, length: u64) -> bool {
+    (address & !(PAGE_SIZE - 1)..address + length)
+        .step_by(PAGE_SIZE as usize)
+        .all(|page| log.has(page))
+}
+
+impl Link {
+    /// Has the device log, in another log than before.
+    pub fn log(&mut self) -> Result<(), Loss> {
+        let log = DirtyLog::new(END);
+        self.front_end.set_log(&log)?;
+        if self.logging.is_none() {
+            self.front_end.log_writes(true)?;
+            (0..self.queues.len()).try_for_each(|index| self.log_ring(index, true))?;
+        }
+        self.logging = Some((Instant::now(), log));
+        Ok(())
+    }
+
+    /// Has the device log no more.
+    pub fn stop_log(&mut self) -> Result<(), Loss> {
+        if self.logging.take().is_some() {
+            self.front_end.log_writes(false)?;
+            (0..self.queues.len()).try_for_each(|index| self.log_ring(index, false))?;
+        }
+        Ok(())
+    }
+
+    /// Has a ring logged, or not.
+    pub fn log_ring(&self, index: usize, is_logged: bool) -> Result<(), Loss> {
+        let queue = &self.queues[index];
+        let used = is_logged.then_some(queue.layout().used);
+        let addresses = self.front_end.ring_addresses(queue);
+        Ok(self.front_end.log_ring(index, &addresses, used)?)
+    }
+
+    /// Fails if a request of ring `index`, sent at `sent`, came back although what it has written is not marked: the first `length` bytes of
+    /// `buffers`, and the used index.
+    pub fn check_log(
+        &self,
+        index: usize,
+        sent: Instant,
+        buffers: &[Buffer],
+        length: u32,
+    ) -> Result<(), Loss> {
+        // Those that were sent before may have been carried out before, or are in the log before this one.
+        let Some((_, log)) = self.logging.as_ref().filter(|(since, _)| sent > *since) else {
+            return Ok(());
+        };
+        let unmarked =
+            |address: u64, what: &str| Err(Loss(format!("{what} at {address:#x} is not logged")));
+        let used = self.queues[index].layout().used;
+        if !has(log, used, 4) {
+            return unmarked(used, "the used index");
+        }
+        let mut left = length;
+        for buffer in buffers {
+            let written = left.min(buffer.length);
+            left -= written;
+            if written > 0 && !has(log, buffer.address, written.into()) {
+                return unmarked(buffer.address, "a buffer");
+            }
+        }
+        Ok(())
+    }
+}
