@@ -6,10 +6,12 @@
 
 mod codes;
 pub mod devices;
+mod guest;
 mod node;
 mod uinput;
 
 pub use codes::*;
+pub use guest::Guest;
 pub use node::{Node, Value};
 pub use uinput::{Axis, Description, Device};
 

@@ -87,6 +87,13 @@ impl Fault {
     ];
 }
 
+impl Fault {
+    /// Whether the driver begins anew by it: what it was told before does not count.
+    pub fn is_reset(self) -> bool {
+        matches!(self, Self::ResetDevice | Self::DriverReset)
+    }
+}
+
 impl fmt::Display for Fault {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         formatter.pad(match self {

@@ -9,13 +9,14 @@
 //! - [`link`](mod@link): a back-end and the connection to it, and the faults that are the same for each device;
 //! - [`log`]: the log of dirty pages;
 //! - [`back_end`]: the process, how it is ended and started again, and what it holds when it has nothing to do;
-//! - [`block`], [`rng`], [`gpu`]: the load of each device, and what it is compared with;
+//! - [`block`], [`rng`], [`gpu`], [`input`]: the load of each device, and what it is compared with;
 //! - [`report`]: counts, progress, and the summary.
 
 pub mod back_end;
 pub mod block;
 pub mod fault;
 pub mod gpu;
+pub mod input;
 pub mod link;
 pub mod log;
 pub mod report;
@@ -144,6 +145,7 @@ extern "C" fn interrupt(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
 fn scenarios() -> Vec<(String, Start)> {
     let mut all = Vec::new();
     let three_d = gpu::has_three_d();
+    let input = input::is_possible();
     for lives in [Lives::One, Lives::Many] {
         for variant in block::VARIANTS
             .into_iter()
@@ -152,6 +154,11 @@ fn scenarios() -> Vec<(String, Start)> {
             all.push(block::start(variant, lives));
         }
         all.push(rng::start(lives));
+        if input {
+            for (name, description) in input::DEVICES {
+                all.push(input::start(name, description, lives));
+            }
+        }
         all.push(gpu::start(false, lives));
         if three_d {
             all.push(gpu::start(true, lives));

@@ -127,7 +127,7 @@ fn run(
         super::link::inject(scenario, fault, &mut own, tally)
             .map_err(|Loss(what)| Loss(format!("{fault}: {what}")))?;
         scenario.link().back_end.check()?;
-        if settles {
+        if settles || fault.is_reset() {
             scenario.settle(tally)?;
         }
     }
