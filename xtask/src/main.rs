@@ -18,6 +18,8 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+use vhost_device_tests::soak::SoakOptions;
+
 use crate::progress::Progress;
 
 /// See the devices work, test them, measure them, install them.
@@ -72,17 +74,8 @@ enum Task {
     ///
     /// Builds the release binaries and runs the soak program: every device carries load whose results are verified, while rings are stopped,
     /// memory changes, front-ends and displays go away, and processes are killed. Prints the progress, and at the end what was carried, which
-    /// faults were injected, and what was lost. The exit status is 1 if anything was. `cargo xtask soak --help` lists the options.
-    #[command(disable_help_flag = true)]
-    Soak {
-        /// `--minutes N`, `--seed N`, `--only NAME`
-        #[arg(
-            num_args = 0..,
-            trailing_var_arg = true,
-            allow_hyphen_values = true
-        )]
-        arguments: Vec<String>,
-    },
+    /// faults were injected, and what was lost. The exit status is 1 if anything was. A host without uinput runs input in User-Mode Linux.
+    Soak(SoakOptions),
     /// Build the release binaries and install them, with descriptors, manual pages, completions and systemd units
     ///
     /// Devices go to PREFIX/libexec/vhost-device, tools to PREFIX/bin, the rest to the conventional places below PREFIX. Each file that is
@@ -113,7 +106,7 @@ fn main() -> ExitCode {
         }
         Task::Test { no_guest } => test::run(&progress, no_guest),
         Task::Bench { arguments } => bench::run(&progress, &arguments),
-        Task::Soak { arguments } => soak::run(&progress, &arguments),
+        Task::Soak(options) => soak::run(&progress, &options),
         Task::Install(options) => install::run(&progress, &options).map(|()| ExitCode::SUCCESS),
         Task::Deb { output } => deb::run(&progress, output).map(|()| ExitCode::SUCCESS),
     };

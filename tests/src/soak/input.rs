@@ -34,6 +34,12 @@ pub const DEVICES: [(&str, &Description); 2] = [
     ("input tablet", &devices::TABLET),
 ];
 
+/// Names of the scenarios.
+pub fn names() -> impl Iterator<Item = String> {
+    let all = [Lives::One, Lives::Many].into_iter();
+    all.flat_map(|lives| DEVICES.map(|(name, _)| lives.name(name)))
+}
+
 /// Whether this host lets devices be made; if not, says so.
 pub fn is_possible() -> bool {
     let opened = File::options().write(true).open(UINPUT);

@@ -69,9 +69,41 @@ pub struct SoakOptions {
 }
 
 impl SoakOptions {
-    fn duration(&self) -> Duration {
+    /// The time under load.
+    pub fn duration(&self) -> Duration {
         let minutes = || Duration::from_secs_f64(60.0 * self.minutes);
         self.seconds.map_or_else(minutes, Duration::from_secs)
+    }
+
+    /// The start of all random numbers: any, if none is given.
+    pub fn first_random_number(&self) -> u64 {
+        self.seed.unwrap_or_else(|| fastrand::u64(..1_000_000))
+    }
+
+    fn wants(&self, name: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|text| name.contains(text.as_str()))
+    }
+
+    /// Whether input is to be run.
+    pub fn wants_input(&self) -> bool {
+        input::names().any(|name| self.wants(&name))
+    }
+
+    /// Whether nothing else is to be run.
+    pub fn wants_only_input(&self) -> bool {
+        let mut texts = self.only.iter();
+        !self.only.is_empty() && texts.all(|text| text.starts_with("input"))
+    }
+
+    /// The same as arguments of the program.
+    pub fn arguments(&self) -> Vec<String> {
+        let mut arguments = vec![
+            format!("--seconds={}", self.duration().as_secs()),
+            format!("--patience={}", self.patience),
+        ];
+        arguments.extend(self.seed.map(|seed| format!("--seed={seed}")));
+        arguments.extend(self.only.iter().map(|text| format!("--only={text}")));
+        arguments
     }
 }
 
@@ -178,13 +210,11 @@ pub fn run(options: &SoakOptions) -> Result<Report, SoakError> {
     }
     let all = scenarios();
     let names = || all.iter().map(|(name, _)| name.as_str());
-    let is_wanted = |name: &str| {
-        options.only.is_empty() || options.only.iter().any(|text| name.contains(text.as_str()))
-    };
+    let is_wanted = |name: &str| options.wants(name);
     if !names().any(is_wanted) {
         return Err(SoakError::Nothing(names().collect::<Vec<_>>().join(", ")));
     }
-    let seed = options.seed.unwrap_or_else(|| fastrand::u64(..1_000_000));
+    let seed = options.first_random_number();
     let duration = options.duration();
     PATIENCE.store(options.patience, Ordering::Relaxed);
     println!("soak: {} s, --seed={seed}", duration.as_secs());
