@@ -23,6 +23,8 @@ mod fuzz;
 mod pictures;
 #[path = "gpu/scanouts.rs"]
 mod scanouts;
+#[path = "gpu/stuck.rs"]
+mod stuck;
 #[path = "gpu/virgl.rs"]
 mod virgl;
 

@@ -73,5 +73,6 @@ fn force_end(stop: &OwnedFd, listener: Option<&Listener>) {
     if let Some(listener) = listener {
         listener.remove_file();
     }
-    std::process::exit(0);
+    // Without the exit handlers of libraries, which take away what a renderer that still works uses.
+    signal_hook::low_level::exit(0);
 }

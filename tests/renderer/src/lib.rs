@@ -104,6 +104,8 @@ struct Settings {
     has_files: bool,
     /// `late`: fences are not done.
     is_late: bool,
+    /// `stuck`: commands never end, and no handler may run when the process does: those of Mesa take away what commands use.
+    is_stuck: bool,
     log: Option<Mutex<File>>,
 }
 
@@ -117,6 +119,7 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
         is_shared: true,
         has_files: true,
         is_late: false,
+        is_stuck: false,
         log: std::env::var_os("STAND_IN_LOG").and_then(|path| {
             let file = File::options().create(true).append(true).open(path);
             file.ok().map(Mutex::new)
@@ -133,6 +136,7 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
                 "unshared" => settings.is_shared = false,
                 "missing" => settings.has_files = false,
                 "late" => settings.is_late = true,
+                "stuck" => settings.is_stuck = true,
                 name => settings.fails.push(name.to_owned()),
             },
         }
@@ -189,6 +193,11 @@ fn renderer() -> MutexGuard<'static, Renderer> {
 
 fn failure(fails: bool) -> c_int {
     if fails { EINVAL } else { 0 }
+}
+
+/// Ends the process as an invalid access does.
+extern "C" fn fault() {
+    std::process::abort();
 }
 
 /// See virglrenderer.h.
@@ -352,6 +361,14 @@ pub unsafe extern "C" fn virgl_renderer_submit_cmd(
     let &[FILL, resource, pixel] = words else {
         return EINVAL;
     };
+    if SETTINGS.is_stuck {
+        // SAFETY: the handler is there for as long as this library, which stays.
+        unsafe { libc::atexit(fault) };
+        called("submit_cmd", context as u32);
+        loop {
+            std::thread::park();
+        }
+    }
     let renderer = renderer();
     let Some(texture) = renderer.textures.get(&resource) else {
         return EINVAL;

@@ -89,12 +89,8 @@ impl Input {
     fn new(description: &'static Description, lives: Lives, random: Rng) -> Result<Self, Loss> {
         let device = Device::create(description)?;
         let node = Node::open(device.node())?;
-        let keeps = Resources {
-            files: 0,
-            threads: 0,
-        };
         let arguments = vec![option("evdev-path", device.node())];
-        let back_end = BackEnd::start("vhost-device-input", arguments, keeps)?;
+        let back_end = BackEnd::start("vhost-device-input", arguments, Resources::default())?;
         let link = Link::new(back_end, &[DEPTH, DEPTH], &[(0, 1 << 20)])?;
         let codes = description.codes.iter().find(|(kind, _)| *kind == EV_MSC);
         let number_code = codes.map(|(_, codes)| *codes.start());
