@@ -99,7 +99,7 @@ impl Link {
         Ok(())
     }
 
-    fn start(&self, index: usize, base: u16) -> Result<(), Loss> {
+    fn start(&self, index: usize, base: u32) -> Result<(), Loss> {
         let (queue, front_end) = (&self.queues[index], &self.front_end);
         front_end.configure(index, queue, base)?;
         if self.logging.is_some() {
