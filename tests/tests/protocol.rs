@@ -32,6 +32,7 @@ use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
 use vhost_device_tests::front_end::connection::{VERSION, payload};
+use vhost_device_tests::front_end::device::RING_PACKED;
 use vhost_device_tests::front_end::queue::Layout;
 use vhost_device_tests::front_end::{Error, GuestMemory, Queue, QueueOptions, RawConnection};
 use vhost_device_tests::target::{Claim, Running, Target};
@@ -68,6 +69,8 @@ fn start(target: &dyn Target) -> (Running, Peer) {
 struct Peer {
     connection: RawConnection,
     /// Features that the back-end offers.
+    offered: u64,
+    /// Those agreed on: all but packed rings, which these suites do not make.
     features: u64,
     /// Protocol features agreed on.
     protocol_features: ProtocolFeatures,
@@ -87,14 +90,16 @@ impl Peer {
         connection
             .send(FrontendReq::SET_OWNER, VERSION, &[], &[])
             .unwrap();
-        let features = ask(FrontendReq::GET_FEATURES);
+        let offered = ask(FrontendReq::GET_FEATURES);
+        let features = offered & !RING_PACKED;
         assert_ne!(
             features & PROTOCOL_FEATURES,
             0,
             "the back-end has protocol features"
         );
-        let offered = ProtocolFeatures::from_bits_retain(ask(FrontendReq::GET_PROTOCOL_FEATURES));
-        let protocol_features = offered & known_protocol_features();
+        let protocol_features =
+            ProtocolFeatures::from_bits_retain(ask(FrontendReq::GET_PROTOCOL_FEATURES))
+                & known_protocol_features();
         tell(FrontendReq::SET_PROTOCOL_FEATURES, protocol_features.bits());
         let queues = if protocol_features.contains(ProtocolFeatures::MQ) {
             ask(FrontendReq::GET_QUEUE_NUM) as u32
@@ -104,6 +109,7 @@ impl Peer {
         tell(FrontendReq::SET_FEATURES, features);
         Peer {
             connection,
+            offered,
             features,
             protocol_features,
             queues,
@@ -152,7 +158,7 @@ impl Peer {
             reply
                 .unwrap_or_else(|error| panic!("GET_FEATURES: {error}"))
                 .u64(),
-            self.features
+            self.offered
         );
     }
 }

@@ -316,7 +316,7 @@ fn messages_are_served_while_a_transfer_stands(target: &dyn Target) {
         peer.connection.send_bytes(one, &[]).unwrap();
         crate::wait_until_read(&peer.connection);
         peer.connection.send_bytes(two, &[]).unwrap();
-        assert_eq!(peer.connection.receive().unwrap().u64(), peer.features);
+        assert_eq!(peer.connection.receive().unwrap().u64(), peer.offered);
     }
 }
 
@@ -359,7 +359,7 @@ fn a_check_waits_for_a_slow_peer(target: &dyn Target) {
     drop(ours);
     let reply = peer.connection.receive().unwrap();
     assert_eq!((reply.request, reply.u64()), (request.into(), 0));
-    assert_eq!(peer.connection.receive().unwrap().u64(), peer.features);
+    assert_eq!(peer.connection.receive().unwrap().u64(), peer.offered);
 }
 
 fn a_reader_that_closes_early_ends_a_transfer(target: &dyn Target) {
