@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::report::Sample;
 use super::{Loss, patience};
-use crate::process::{Program, Resources, Signal, command, option};
+use crate::process::{Program, Resources, Signal, command, listens, option};
 
 /// How long the process may take to end after SIGTERM. The protocol's conventions say "quickly"; this is what managers wait.
 const END: Duration = Duration::from_secs(10);
@@ -153,6 +153,6 @@ fn spawn(name: &'static str, arguments: &[OsString], socket: &Path) -> Result<Pr
         .args(arguments)
         .arg(option("socket-path", socket));
     let mut program = Program::spawn(&mut command)?;
-    program.wait_for_listener(socket)?;
+    program.wait_until("listen on its socket", patience(), || listens(socket))?;
     Ok(program)
 }
