@@ -20,6 +20,7 @@ use super::scenario::{Lives, Scenario};
 use super::{Loss, patience};
 use crate::front_end::connection::{VERSION, message};
 use crate::front_end::memory::Region;
+use crate::front_end::state::HEADER_SIZE;
 use crate::front_end::{FrontEnd, GuestMemory, Options, Queue, QueueOptions};
 
 /// Where the memory that comes and goes is, each time somewhere else: no driver uses an address again while requests point there.
@@ -323,7 +324,7 @@ pub fn inject(
             link.front_end.load_state(&state)?;
             link.renew_inflight()?;
             link.start_all(&bases)?;
-            scenario.connected(is_new, true)?;
+            scenario.connected(is_new, state.len() > HEADER_SIZE)?;
         }
         Fault::Garbage => scenario.link().send_garbage(random)?,
         _ => scenario.inject(fault, tally)?,

@@ -60,6 +60,11 @@ pub trait Scenario {
         &[]
     }
 
+    /// Whether its state can be saved, whatever the guest does.
+    fn can_be_saved(&self) -> bool {
+        true
+    }
+
     /// Carries load until then, and compares what comes back. Requests may stay under way.
     fn load(&mut self, until: Instant, tally: &Tally) -> Result<(), Loss>;
 
@@ -74,7 +79,7 @@ pub trait Scenario {
         Ok(())
     }
 
-    /// The connection (or, if `is_new`, the process) is another one, and its rings run. With `has_state`, it has the state of the old one.
+    /// The connection (or, if `is_new`, the process) is another one, and its rings run. With `has_state`, it goes on with all that the old one knew.
     fn connected(&mut self, is_new: bool, has_state: bool) -> Result<(), Loss> {
         let _ = (is_new, has_state);
         Ok(())
@@ -116,7 +121,8 @@ fn run(
     tally: &Tally,
     stop: &dyn Fn() -> bool,
 ) -> Result<(), Loss> {
-    let faults = scenario.lives().faults(scenario.own_faults());
+    let mut faults = scenario.lives().faults(scenario.own_faults());
+    faults.retain(|fault| *fault != Fault::DeviceState || scenario.can_be_saved());
     while !stop() {
         let pause = Duration::from_millis(random.u64(..PAUSE));
         let fault = faults[random.usize(..faults.len())];

@@ -237,6 +237,11 @@ impl Scenario for Gpu {
         Fault::DISPLAY
     }
 
+    /// What the renderer has can not be had from it.
+    fn can_be_saved(&self) -> bool {
+        !self.three_d
+    }
+
     fn load(&mut self, until: Instant, tally: &Tally) -> Result<(), Loss> {
         while Instant::now() < until {
             self.step(tally)?;
@@ -264,9 +269,11 @@ impl Scenario for Gpu {
         }
     }
 
-    fn connected(&mut self, _is_new: bool, _has_state: bool) -> Result<(), Loss> {
-        self.clear();
-        self.cursors = [None; SHOWN];
+    fn connected(&mut self, _is_new: bool, has_state: bool) -> Result<(), Loss> {
+        if !has_state {
+            self.clear();
+            self.cursors = [None; SHOWN];
+        }
         self.set_display(Answers::default())
     }
 
