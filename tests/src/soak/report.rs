@@ -13,10 +13,10 @@ use super::fault::Fault;
 const HISTORY: usize = 24;
 
 /// Samples before this age of a process do not count: its allocator still takes what it needs.
-const WARM_UP: Duration = Duration::from_secs(20);
+const WARM_UP: Duration = Duration::from_secs(60);
 
 /// A process without a connection may grow by as much in a run, in bytes, as fitted to the samples: what an allocator does.
-const GROWTH: f64 = (1 << 20) as f64;
+const GROWTH: f64 = (2 << 20) as f64;
 
 /// What a process held when nobody was connected.
 #[derive(Clone, Copy, Debug)]
@@ -286,7 +286,7 @@ mod tests {
     fn growth_is_told_from_noise() {
         assert!(growth(&samples(0)).abs() < 10_000.0);
         let grown = growth(&samples(4096));
-        assert!((grown - 979.0 * 4096.0).abs() < 20_000.0, "{grown}");
+        assert!((grown - 939.0 * 4096.0).abs() < 20_000.0, "{grown}");
         assert_eq!(growth(&[]), 0.0);
         assert_eq!(growth(&samples(0)[..1]), 0.0);
     }
