@@ -136,6 +136,13 @@ pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
         "tests",
         &mut cargo(["test", "--workspace", "--no-fail-fast"]),
     );
+    // The ring suite has tests of both formats; these suites are the same for both.
+    let mut packed = cargo(["test", "--package", "vhost-device-tests", "--no-fail-fast"]);
+    packed.env("VHOST_DEVICE_RING", "packed");
+    stages.tests(
+        "on packed rings",
+        packed.args(["--test", "block", "--test", "rng", "--test", "gpu"]),
+    );
     if !no_guest {
         // Builds the release binaries, installs our package where it can, and removes it.
         let mut install = cargo(["test", "--package", "vhost-device-tests", "--no-fail-fast"]);

@@ -5,6 +5,8 @@
 //! A file of shared memory has a region for each ring. Each step of taking and completing requests leaves it so that the requests
 //! under way can be told from it, whatever instruction the process ends at.
 
+mod packed;
+
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -16,6 +18,8 @@ use vm_memory::{AtomicAccess, Bytes};
 
 use super::fault::{Step, after};
 use crate::memory::Mapping;
+
+pub(super) use packed::{PackedInflight, Recovered};
 
 /// Layout of the region of a split ring: features u64, version u16, number of descriptors u16, last batch head u16, used index u16,
 /// then for each descriptor: in flight u8, padding, next u16, counter u64. Numbers are in the host's byte order.
@@ -59,24 +63,28 @@ pub enum InflightError {
 }
 
 /// Bytes of the region of a ring with `size` descriptors.
-fn region_size(size: u16) -> usize {
-    (ENTRIES + ENTRY_SIZE * usize::from(size)).next_multiple_of(ALIGNMENT)
+fn region_size(packed: bool, size: u16) -> usize {
+    let (entries, entry_size) = match packed {
+        true => (packed::ENTRIES, packed::ENTRY_SIZE),
+        false => (ENTRIES, ENTRY_SIZE),
+    };
+    (entries + entry_size * usize::from(size)).next_multiple_of(ALIGNMENT)
 }
 
-/// Bytes for `queues` rings of `size` descriptors.
-pub fn file_size(queues: u16, size: u16) -> usize {
-    usize::from(queues) * region_size(size)
+/// Bytes for `queues` rings of `size` descriptors, packed ones or split ones.
+pub fn file_size(packed: bool, queues: u16, size: u16) -> usize {
+    usize::from(queues) * region_size(packed, size)
 }
 
-/// Makes a file for `queues` rings of `size` descriptors.
+/// Makes a file for `queues` rings of `size` descriptors, packed ones or split ones.
 ///
 /// # Errors
 /// There is no memory for it.
-pub fn create_file(queues: u16, size: u16) -> Result<OwnedFd, InflightError> {
+pub fn create_file(packed: bool, queues: u16, size: u16) -> Result<OwnedFd, InflightError> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let make = || {
         let file = memfd_create("vhost-inflight", flags)?;
-        ftruncate(&file, file_size(queues, size) as u64)?;
+        ftruncate(&file, file_size(packed, queues, size) as u64)?;
         fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
         Ok(file)
     };
@@ -89,12 +97,14 @@ pub struct InflightFile {
     mapping: Arc<Mapping>,
     /// Where the first region begins in the mapping.
     skip: usize,
+    packed: bool,
     queues: u16,
     size: u16,
 }
 
 impl InflightFile {
-    /// Maps a file that the front-end keeps: `length` bytes at `offset` are for `queues` rings of `size` descriptors.
+    /// Maps a file that the front-end keeps: `length` bytes at `offset` are for `queues` rings of `size` descriptors, packed ones
+    /// or split ones.
     ///
     /// # Errors
     /// The file is too short, or can not be mapped.
@@ -102,10 +112,11 @@ impl InflightFile {
         file: &OwnedFd,
         offset: u64,
         length: u64,
+        packed: bool,
         queues: u16,
         size: u16,
     ) -> Result<Self, InflightError> {
-        let needed = file_size(queues, size) as u64;
+        let needed = file_size(packed, queues, size) as u64;
         let too_short = |length| InflightError::Size {
             length,
             queues,
@@ -128,30 +139,81 @@ impl InflightFile {
         Ok(Self {
             mapping: Arc::new(mapping),
             skip: skip as usize,
+            packed,
             queues,
             size,
         })
     }
 
-    /// The region of one ring with `size` descriptors; `None` if the front-end has none for it.
+    /// The region of one split ring with `size` descriptors; `None` if the front-end has none for it.
     pub fn ring(&self, index: u16, size: u16) -> Option<InflightRing> {
-        (index < self.queues && size <= self.size).then(|| InflightRing {
-            mapping: Arc::clone(&self.mapping),
-            start: self.skip + usize::from(index) * region_size(self.size),
-            size,
+        self.region(false, index, size).map(|region| InflightRing {
+            region,
             counter: 0,
             is_fresh: false,
             completed: Vec::new(),
         })
     }
+
+    /// The region of one packed ring with `size` descriptors; `None` if the front-end has none for it.
+    pub(super) fn packed_ring(&self, index: u16, size: u16) -> Option<PackedInflight> {
+        self.region(true, index, size).map(PackedInflight::new)
+    }
+
+    fn region(&self, packed: bool, index: u16, size: u16) -> Option<Region> {
+        let fits = packed == self.packed && index < self.queues && size <= self.size;
+        fits.then(|| Region {
+            mapping: Arc::clone(&self.mapping),
+            start: self.skip + usize::from(index) * region_size(packed, self.size),
+            length: region_size(packed, size),
+            size,
+        })
+    }
 }
 
-/// The region of one ring.
+/// What the front-end keeps for one ring.
 #[derive(Debug)]
-pub struct InflightRing {
+struct Region {
     mapping: Arc<Mapping>,
     start: usize,
+    length: usize,
+    /// Descriptors of the ring.
     size: u16,
+}
+
+impl Region {
+    fn load<T: AtomicAccess + Default>(&self, offset: usize) -> T {
+        let region = self.mapping.slice(self.start, self.length);
+        // Offsets are inside: indices are below the size of the ring, for which there is room.
+        region
+            .and_then(|region| region.load(offset, Ordering::Acquire).ok())
+            .unwrap_or_default()
+    }
+
+    fn store<T: AtomicAccess>(&self, offset: usize, value: T) {
+        if let Some(region) = self.mapping.slice(self.start, self.length) {
+            let _ = region.store(value, offset, Ordering::Release);
+        }
+    }
+
+    /// Whether a device has used it before, for a ring of this size.
+    fn is_valid(&self) -> bool {
+        self.load::<u16>(VERSION) == LAYOUT_VERSION && self.load::<u16>(DESCRIPTORS) == self.size
+    }
+
+    /// Makes it valid.
+    fn begin(&self) {
+        self.store(DESCRIPTORS, self.size);
+        after(Step::Sized);
+        self.store(VERSION, LAYOUT_VERSION);
+        after(Step::Initialized);
+    }
+}
+
+/// The region of a split ring.
+#[derive(Debug)]
+pub struct InflightRing {
+    region: Region,
     /// Goes up with each request that is taken.
     counter: u64,
     /// The region was new when this device found it.
@@ -162,17 +224,11 @@ pub struct InflightRing {
 
 impl InflightRing {
     fn load<T: AtomicAccess + Default>(&self, offset: usize) -> T {
-        let region = self.mapping.slice(self.start, region_size(self.size));
-        // Offsets are inside: heads are below the size of the ring, for which there is room.
-        region
-            .and_then(|region| region.load(offset, Ordering::Acquire).ok())
-            .unwrap_or_default()
+        self.region.load(offset)
     }
 
     fn store<T: AtomicAccess>(&self, offset: usize, value: T) {
-        if let Some(region) = self.mapping.slice(self.start, region_size(self.size)) {
-            let _ = region.store(value, offset, Ordering::Release);
-        }
+        self.region.store(offset, value);
     }
 
     fn entry(head: u16) -> usize {
@@ -182,24 +238,21 @@ impl InflightRing {
     /// Finds out what the device before this one had taken and not given back, given the ring's used index. Gives the heads of these
     /// requests in the order in which they were taken; they count as taken again.
     pub fn recover(&mut self, used_index: u16) -> Vec<u16> {
-        if self.load::<u16>(VERSION) != LAYOUT_VERSION || self.load::<u16>(DESCRIPTORS) != self.size
-        {
-            (0..self.size).for_each(|head| self.store(Self::entry(head) + IN_FLIGHT, 0u8));
-            self.store(DESCRIPTORS, self.size);
+        let size = self.region.size;
+        if !self.region.is_valid() {
+            (0..size).for_each(|head| self.store(Self::entry(head) + IN_FLIGHT, 0u8));
             self.store(LAST_BATCH_HEAD, 0u16);
             self.store(USED_INDEX, used_index);
-            after(Step::Sized);
-            self.store(VERSION, LAYOUT_VERSION);
-            after(Step::Initialized);
+            self.region.begin();
             self.is_fresh = true;
             return Vec::new();
         }
         // The last batch was published, but not all of it was noted. What the front-end keeps may be wrong: no step is taken on trust.
         let behind = used_index.wrapping_sub(self.load(USED_INDEX));
         let mut head: u16 = self.load(LAST_BATCH_HEAD);
-        if behind <= self.size {
+        if behind <= size {
             for _ in 0..behind {
-                if head >= self.size {
+                if head >= size {
                     break;
                 }
                 self.store(Self::entry(head) + IN_FLIGHT, 0u8);
@@ -209,7 +262,7 @@ impl InflightRing {
         }
         self.store(USED_INDEX, used_index);
         after(Step::IndexRecovered);
-        let mut taken: Vec<(u64, u16)> = (0..self.size)
+        let mut taken: Vec<(u64, u16)> = (0..size)
             .filter(|head| self.load::<u8>(Self::entry(*head) + IN_FLIGHT) != 0)
             .map(|head| (self.load(Self::entry(head) + COUNTER), head))
             .collect();
@@ -267,9 +320,9 @@ mod tests {
     const SIZE: u16 = 8;
 
     fn file() -> InflightFile {
-        let file = create_file(2, SIZE).unwrap();
-        let length = file_size(2, SIZE) as u64;
-        InflightFile::map(&file, 0, length, 2, SIZE).unwrap()
+        let file = create_file(false, 2, SIZE).unwrap();
+        let length = file_size(false, 2, SIZE) as u64;
+        InflightFile::map(&file, 0, length, false, 2, SIZE).unwrap()
     }
 
     fn recovered(file: &InflightFile, used_index: u16) -> Vec<u16> {
@@ -320,7 +373,7 @@ mod tests {
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..1000 {
             let ring = file.ring(1, SIZE).unwrap();
-            for offset in (0..region_size(SIZE)).step_by(2) {
+            for offset in (0..region_size(false, SIZE)).step_by(2) {
                 ring.store(offset, random.u16(..));
             }
             ring.store(VERSION, LAYOUT_VERSION);
@@ -332,15 +385,17 @@ mod tests {
 
     #[test]
     fn files_that_are_too_short_are_refused() {
-        let needed = file_size(2, SIZE) as u64;
-        let file = create_file(2, SIZE).unwrap();
+        let needed = file_size(false, 2, SIZE) as u64;
+        let file = create_file(false, 2, SIZE).unwrap();
         for (offset, length) in [(0, needed - 1), (64, needed), (u64::MAX, needed), (0, 0)] {
-            let result = InflightFile::map(&file, offset, length, 2, SIZE);
+            let result = InflightFile::map(&file, offset, length, false, 2, SIZE);
             assert!(matches!(result, Err(InflightError::Size { .. })));
         }
-        assert!(InflightFile::map(&file, 0, needed, 0, SIZE).is_err());
-        let file = InflightFile::map(&file, 0, needed, 2, SIZE).unwrap();
+        assert!(InflightFile::map(&file, 0, needed, false, 0, SIZE).is_err());
+        let file = InflightFile::map(&file, 0, needed, false, 2, SIZE).unwrap();
         assert!(file.ring(2, SIZE).is_none());
         assert!(file.ring(0, 2 * SIZE).is_none());
+        // A file for split rings has no room for packed ones.
+        assert!(file.packed_ring(0, SIZE).is_none());
     }
 }

@@ -13,7 +13,7 @@ use thiserror::Error;
 
 use crate::chain::Chain;
 use crate::memory::{GuestMemory, MemoryError, PinnedRange};
-use inflight::InflightRing;
+use inflight::InflightFile;
 use packed::PackedRing;
 use split::SplitRing;
 
@@ -117,6 +117,8 @@ pub(crate) struct Ticket {
     pub id: u16,
     /// Descriptors of the ring that it takes in a packed ring.
     pub descriptors: u16,
+    /// Where it is noted as in flight, in a packed ring.
+    pub entry: u16,
 }
 
 /// A ring that the driver shares with this device.
@@ -143,8 +145,8 @@ macro_rules! either {
 
 impl Ring {
     /// Finds the ring in `memory`. It is to go on at `base`, which is the index of an available entry in a split ring, and two
-    /// places with their wrap counters in a packed one (vhost-user, SET_VRING_BASE). With `inflight`, that says which requests
-    /// are to be carried out again first, and where the ring goes on.
+    /// places with their wrap counters in a packed one (vhost-user, SET_VRING_BASE). With `inflight`, what that has for the ring
+    /// number `index` says which requests are to be carried out again first, and where the ring goes on.
     ///
     /// # Errors
     /// A part of the ring is not aligned, or not in guest memory; its size or `base` is not one that it can have.
@@ -152,12 +154,17 @@ impl Ring {
         setup: RingSetup,
         memory: Arc<GuestMemory>,
         base: u32,
-        inflight: Option<InflightRing>,
+        inflight: Option<&InflightFile>,
+        index: u16,
     ) -> Result<Self, RingError> {
+        let size = setup.size;
+        let no_room = RingError::NoRoomInFlight { size };
         Ok(Self(if setup.packed {
-            Format::Packed(PackedRing::new(setup, memory, base)?)
+            let inflight = inflight.map(|file| file.packed_ring(index, size).ok_or(no_room));
+            Format::Packed(PackedRing::new(setup, memory, base, inflight.transpose()?)?)
         } else {
-            Format::Split(SplitRing::new(setup, memory, base, inflight)?)
+            let inflight = inflight.map(|file| file.ring(index, size).ok_or(no_room));
+            Format::Split(SplitRing::new(setup, memory, base, inflight.transpose()?)?)
         }))
     }
 
@@ -182,18 +189,12 @@ impl Ring {
 
     /// Requests of a device before this one that are still to be taken again.
     pub fn recovered(&self) -> usize {
-        match &self.0 {
-            Format::Split(ring) => ring.recovered(),
-            Format::Packed(_) => 0,
-        }
+        either!(&self.0, ring => ring.recovered())
     }
 
     /// Whether another device has worked on this ring, of which nobody knows if it called the driver for all that it published.
     pub fn may_owe_call(&self) -> bool {
-        match &self.0 {
-            Format::Split(ring) => ring.may_owe_call(),
-            Format::Packed(_) => false,
-        }
+        either!(&self.0, ring => ring.may_owe_call())
     }
 
     /// Requests that were taken and not yet completed.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The packed virtqueue (VIRTIO 1.3, 2.8), from the device's side.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -13,6 +14,8 @@ use virtio_queue::desc::packed::Descriptor;
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
 use super::descriptors::{Buffer, DESCRIPTOR_SIZE, Gathering, Storage};
+use super::fault::{Step, after};
+use super::inflight::{PackedInflight, Recovered};
 use super::{RingError, RingSetup, Ticket};
 use crate::chain::Chain;
 use crate::memory::{DirtyLog, GuestMemory, PinnedRange};
@@ -36,9 +39,9 @@ const EVENT_FLAGS_MASK: u16 = 3;
 
 /// A place in the ring, and the wrap counter of the round that it is reached in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Position {
-    index: u16,
-    wrap: bool,
+pub(super) struct Position {
+    pub index: u16,
+    pub wrap: bool,
 }
 
 impl Position {
@@ -57,7 +60,7 @@ impl Position {
     }
 
     /// The place `count` descriptors on, in a ring of `size`; `count` is at most `size`.
-    fn after(self, count: u16, size: u16) -> Self {
+    pub fn after(self, count: u16, size: u16) -> Self {
         // Neither is above 32768.
         let index = u32::from(self.index) + u32::from(count);
         match index.checked_sub(size.into()) {
@@ -70,6 +73,16 @@ impl Position {
                 wrap: !self.wrap,
             },
         }
+    }
+
+    /// Flags that mark a descriptor here available.
+    fn available(self) -> u16 {
+        if self.wrap { AVAILABLE } else { USED }
+    }
+
+    /// Flags that mark a descriptor here used.
+    fn used(self) -> u16 {
+        if self.wrap { AVAILABLE | USED } else { 0 }
     }
 
     /// Whether `self` was passed on the way that led here over the last `count` descriptors.
@@ -106,6 +119,12 @@ pub struct PackedRing {
     /// The driver was asked to kick.
     wants_kick: bool,
     storage: Storage,
+    /// What the front-end remembers of this ring.
+    inflight: Option<PackedInflight>,
+    /// Requests that a device before this one has taken, to be taken again before all others.
+    recovered: VecDeque<Recovered>,
+    /// The descriptors of the request that is taken, for `inflight`.
+    taken: Vec<Descriptor>,
 }
 
 /// Where the parts of a ring are.
@@ -117,18 +136,49 @@ struct Parts {
 
 impl PackedRing {
     /// Finds the ring in `memory`. It is to go on at `base`: the place of the next available descriptor in the lower
-    /// half, that of the next used one in the upper half.
+    /// half, that of the next used one in the upper half. With `inflight`, that says so instead.
     ///
     /// # Errors
     /// A part of the ring is not aligned, or not in guest memory; `base` is outside the ring.
-    pub fn new(setup: RingSetup, memory: Arc<GuestMemory>, base: u32) -> Result<Self, RingError> {
+    pub fn new(
+        setup: RingSetup,
+        memory: Arc<GuestMemory>,
+        base: u32,
+        mut inflight: Option<PackedInflight>,
+    ) -> Result<Self, RingError> {
         let Parts {
             descriptors,
             driver_event,
             device_event,
         } = Self::find(&setup, &memory)?;
-        let next_available = Position::from_bits(base as u16);
-        let next_used = Position::from_bits((base >> 16) as u16);
+        let mut next_available = Position::from_bits(base as u16);
+        let mut next_used = Position::from_bits((base >> 16) as u16);
+        let mut recovered = VecDeque::new();
+        let mut held_descriptors = 0;
+        if let Some(inflight) = &mut inflight {
+            let ring = descriptors.slice();
+            let was_published = |position: Position| {
+                let place = place(position.index) + DESCRIPTOR_FLAGS;
+                let flags = load(&ring, place, Ordering::Acquire);
+                // The driver may have made another one available there since.
+                flags & (AVAILABLE | USED) != position.available()
+            };
+            let (used, requests) = inflight.recover(next_used, was_published);
+            if !inflight.was_fresh() {
+                recovered = VecDeque::from(requests);
+                held_descriptors = recovered.iter().map(|request| request.descriptors).sum();
+                next_used = used;
+                // All that was taken was either given back or is under way.
+                next_available = used.after(held_descriptors, setup.size);
+                // A batch that was not published left marks behind its first descriptor.
+                let mut position = used;
+                for _ in 0..held_descriptors {
+                    let place = place(position.index) + DESCRIPTOR_FLAGS;
+                    store(&ring, place, position.available(), Ordering::Relaxed);
+                    position = position.after(1, setup.size);
+                }
+            }
+        }
         if next_available.index.max(next_used.index) >= setup.size {
             return Err(RingError::Base {
                 base,
@@ -146,10 +196,13 @@ impl PackedRing {
             next_used,
             unpublished: None,
             unpublished_descriptors: 0,
-            held_descriptors: 0,
+            held_descriptors,
             held: 0,
             wants_kick: true,
             storage: Storage::default(),
+            inflight,
+            recovered,
+            taken: Vec::new(),
         };
         // A device that crashed may have written to it and not come to note that.
         ring.mark_all();
@@ -217,6 +270,17 @@ impl PackedRing {
         u32::from(self.next_available.bits()) | u32::from(self.next_used.bits()) << 16
     }
 
+    /// As [`super::Ring::recovered`].
+    pub fn recovered(&self) -> usize {
+        self.recovered.len()
+    }
+
+    /// As [`super::Ring::may_owe_call`].
+    pub fn may_owe_call(&self) -> bool {
+        let inflight = self.inflight.as_ref();
+        inflight.is_some_and(|inflight| !inflight.was_fresh())
+    }
+
     /// As [`super::Ring::held`].
     pub fn held(&self) -> u16 {
         self.held
@@ -225,21 +289,19 @@ impl PackedRing {
     /// As [`super::Ring::has_known_available`].
     #[inline]
     pub fn has_known_available(&self) -> bool {
-        self.available_seen
+        self.available_seen || !self.recovered.is_empty()
     }
 
     /// As [`super::Ring::has_available`].
     #[inline]
     pub fn has_available(&mut self) -> bool {
         // While requests hold all descriptors, the next one is theirs, whatever it says.
-        if !self.available_seen && self.held_descriptors < self.setup.size {
+        if !self.has_known_available() && self.held_descriptors < self.setup.size {
             let place = place(self.next_available.index) + DESCRIPTOR_FLAGS;
             let flags = load(&self.descriptors.slice(), place, Ordering::Acquire);
-            let available = flags & AVAILABLE != 0;
-            let used = flags & USED != 0;
-            self.available_seen = available != used && available == self.next_available.wrap;
+            self.available_seen = flags & (AVAILABLE | USED) == self.next_available.available();
         }
-        self.available_seen
+        self.has_known_available()
     }
 
     /// As [`super::Ring::take`].
@@ -247,12 +309,30 @@ impl PackedRing {
         if !self.has_available() {
             return Ok(None);
         }
+        if let Some(request) = self.recovered.front().copied() {
+            let chain = self.gather_again(request)?;
+            self.recovered.pop_front();
+            after(Step::TakenAgain);
+            self.held += 1;
+            return Ok(Some(chain));
+        }
+        let (chain, end) = self.gather()?;
+        self.next_available = end;
+        self.available_seen = false;
+        self.held_descriptors += chain.ticket().descriptors;
+        self.held += 1;
+        Ok(Some(chain))
+    }
+
+    /// The chain at the next available descriptor, reading each descriptor once, and the place behind it.
+    fn gather(&mut self) -> Result<(Chain, Position), RingError> {
         let size = self.setup.size;
         let left = size.saturating_sub(self.held_descriptors);
         let descriptors = self.descriptors.slice();
         let mut chain = Gathering::new(&self.memory, &mut self.storage, left.into());
         let mut end = self.next_available;
         let mut count = 0;
+        self.taken.clear();
         let id = loop {
             // The ring has `size` descriptors, of which `end` is one.
             let descriptor: Descriptor = descriptors
@@ -261,44 +341,58 @@ impl PackedRing {
                 .unwrap_or_default();
             end = end.after(1, size);
             count += 1;
-            let buffer = buffer(&descriptor);
-            if buffer.is_table() {
-                if buffer.has_next() || count > 1 {
-                    return Err(RingError::Indirect("other descriptors are beside it"));
-                }
-                let table = chain.table(&self.setup, buffer)?;
-                // The descriptors of a table are one chain, in its order (VIRTIO 1.3, 2.8.7).
-                for index in 0..table.entries() {
-                    let buffer = self::buffer(&table.get(index)?);
-                    if buffer.is_table() {
-                        return Err(RingError::Indirect("a table inside a table"));
-                    }
-                    chain.add(buffer)?;
-                }
-            } else {
-                chain.add(buffer)?;
+            if self.inflight.is_some() {
+                self.taken.push(descriptor);
             }
-            if !buffer.has_next() {
+            if !add(&mut chain, &self.setup, &descriptor, count)? {
                 break descriptor.id();
             }
         };
-        let chain = chain.finish(Ticket {
+        after(Step::Read);
+        let inflight = self.inflight.as_mut();
+        let entry = inflight.map_or(0, |inflight| inflight.take(&self.taken));
+        let ticket = Ticket {
             id,
             descriptors: count,
-        });
-        self.next_available = end;
-        self.available_seen = false;
-        self.held_descriptors += count;
-        self.held += 1;
-        Ok(Some(chain))
+            entry,
+        };
+        Ok((chain.finish(ticket), end))
+    }
+
+    /// The chain of a request that a device before this one had taken, from the copies of its descriptors.
+    fn gather_again(&mut self, request: Recovered) -> Result<Chain, RingError> {
+        let limit = request.descriptors.into();
+        let mut chain = Gathering::new(&self.memory, &mut self.storage, limit);
+        let (mut id, mut next) = (0, Some(request.entry));
+        for count in 1..=request.descriptors {
+            let (Some(inflight), Some(entry)) = (&self.inflight, next) else {
+                break;
+            };
+            let descriptor;
+            (descriptor, next) = inflight.descriptor(entry);
+            id = descriptor.id();
+            if !add(&mut chain, &self.setup, &descriptor, count)? {
+                break;
+            }
+        }
+        Ok(chain.finish(Ticket {
+            id,
+            descriptors: request.descriptors,
+            entry: request.entry,
+        }))
     }
 
     /// As [`super::Ring::complete`].
     pub fn complete(&mut self, chain: Chain, written: u32) {
-        let Ticket { id, descriptors } = chain.ticket();
+        let Ticket {
+            id,
+            descriptors,
+            entry,
+        } = chain.ticket();
+        after(Step::CarriedOut);
         let most = u32::try_from(chain.writable_total()).unwrap_or(u32::MAX);
         let written = written.min(most);
-        let Position { index, wrap } = self.next_used;
+        let index = self.next_used.index;
         let ring = self.descriptors.slice();
         let place = place(index);
         // Offsets and alignments were checked when the ring was found: no access here can fail.
@@ -308,12 +402,15 @@ impl PackedRing {
             place + DESCRIPTOR_LENGTH,
             Ordering::Relaxed,
         );
-        let round = if wrap { AVAILABLE | USED } else { 0 };
-        let flags = round | if written > 0 { WRITE } else { 0 };
+        let flags = self.next_used.used() | if written > 0 { WRITE } else { 0 };
         match self.unpublished {
             // The driver looks at this one first, so it gets its flags last.
             None => self.unpublished = Some((index, flags)),
             Some(_) => store(&ring, place + DESCRIPTOR_FLAGS, flags, Ordering::Relaxed),
+        }
+        after(Step::UsedEntryWritten);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.complete(entry, descriptors);
         }
         if let Some(log) = self.memory.log() {
             chain.mark_dirty(log);
@@ -331,6 +428,9 @@ impl PackedRing {
         let Some((index, flags)) = self.unpublished.take() else {
             return false;
         };
+        if let Some(inflight) = &mut self.inflight {
+            inflight.publishes();
+        }
         let ring = self.descriptors.slice();
         store(
             &ring,
@@ -338,6 +438,10 @@ impl PackedRing {
             flags,
             Ordering::Release,
         );
+        after(Step::Published);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.published();
+        }
         if let Some(log) = self.memory.log() {
             self.mark_descriptors(log, place(index), DESCRIPTOR_SIZE);
         }
@@ -384,6 +488,33 @@ impl PackedRing {
         store(&event, EVENT_FLAGS, flags as u16, Ordering::Release);
         self.mark_event();
     }
+}
+
+/// Adds the descriptor to its chain, of which it is number `count`. Returns whether another one follows.
+fn add(
+    chain: &mut Gathering,
+    setup: &RingSetup,
+    descriptor: &Descriptor,
+    count: u16,
+) -> Result<bool, RingError> {
+    let buffer = buffer(descriptor);
+    if !buffer.is_table() {
+        chain.add(buffer)?;
+        return Ok(buffer.has_next());
+    }
+    if buffer.has_next() || count > 1 {
+        return Err(RingError::Indirect("other descriptors are beside it"));
+    }
+    let table = chain.table(setup, buffer)?;
+    // The descriptors of a table are one chain, in its order (VIRTIO 1.3, 2.8.7).
+    for index in 0..table.entries() {
+        let buffer = self::buffer(&table.get(index)?);
+        if buffer.is_table() {
+            return Err(RingError::Indirect("a table inside a table"));
+        }
+        chain.add(buffer)?;
+    }
+    Ok(false)
 }
 
 /// Offset of a descriptor in the ring.

@@ -308,6 +308,7 @@ impl SplitRing {
         Ok(chain.finish(Ticket {
             id: head,
             descriptors: 1,
+            entry: 0,
         }))
     }
 

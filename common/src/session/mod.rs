@@ -377,11 +377,16 @@ impl<D: Device> Session<'_, D> {
         }
     }
 
+    /// Whether a ring of the device may have so many descriptors.
+    fn is_ring_size(&self, size: u32) -> bool {
+        let shape = size.is_power_of_two() || size > 0 && self.has_feature(VIRTIO_F_RING_PACKED);
+        shape && size <= MAX_RING_SIZE.min(self.device.max_queue_size().into())
+    }
+
     fn set_size(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
         let VhostUserVringState { index, num: size } = state;
         let max = self.device.max_queue_size();
-        let shape = size.is_power_of_two() || size > 0 && self.has_feature(VIRTIO_F_RING_PACKED);
-        let valid = shape && size <= MAX_RING_SIZE.min(max.into());
+        let valid = self.is_ring_size(size);
         let vring = self.changing_vring(index, |vring| u32::from(vring.size) == size)?;
         if !valid {
             return Err(SessionError::QueueSize { size, max });
@@ -567,7 +572,7 @@ impl<D: Device> Session<'_, D> {
         if queues == 0 {
             return Err(malformed());
         }
-        if !size.is_power_of_two() || u32::from(size) > MAX_RING_SIZE || size > max {
+        if !self.is_ring_size(size.into()) {
             return Err(SessionError::QueueSize {
                 size: size.into(),
                 max,
@@ -578,9 +583,10 @@ impl<D: Device> Session<'_, D> {
 
     fn get_inflight(&self, message: &Message) -> Result<Answer, SessionError> {
         let wanted = self.inflight_description(message, FrontendReq::GET_INFLIGHT_FD)?;
-        let file = inflight::create_file(wanted.num_queues, wanted.queue_size)?;
-        let length = inflight::file_size(wanted.num_queues, wanted.queue_size) as u64;
+        let packed = self.has_feature(VIRTIO_F_RING_PACKED);
         let (queues, size) = (wanted.num_queues, wanted.queue_size);
+        let file = inflight::create_file(packed, queues, size)?;
+        let length = inflight::file_size(packed, queues, size) as u64;
         // Field by field: the structure has padding, in which there is whatever was there before.
         let mut reply = [length, 0].map(u64::to_ne_bytes).concat();
         reply.extend([queues, size].map(u16::to_ne_bytes).concat());
@@ -596,6 +602,7 @@ impl<D: Device> Session<'_, D> {
             &file(&mut message, request)?,
             inflight.mmap_offset,
             inflight.mmap_size,
+            self.has_feature(VIRTIO_F_RING_PACKED),
             inflight.num_queues,
             inflight.queue_size,
         )?);

@@ -12,7 +12,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 
 use crate::memory::GuestMemory;
 use crate::ring::inflight::InflightFile;
-use crate::ring::{Ring, RingError, RingSetup};
+use crate::ring::{Ring, RingSetup};
 use crate::worker::{EpollPoller, Poller, Queue, Token, Worker, signal};
 
 use super::SessionError;
@@ -87,19 +87,12 @@ impl Vring {
     ) -> Result<(), SessionError> {
         let setup = self.setup(features);
         let base = self.base.unwrap_or_default();
-        let size = setup.size;
-        let room = |file: InflightFile| {
-            file.ring(index, size)
-                .ok_or(RingError::NoRoomInFlight { size })
-        };
-        let ring = inflight
-            .map(room)
-            .transpose()
-            .and_then(|inflight| Ring::new(setup, Arc::new(memory), base, inflight))
-            .map_err(|source| {
+        let ring = Ring::new(setup, Arc::new(memory), base, inflight.as_ref(), index).map_err(
+            |source| {
                 self.error.iter().for_each(|error| signal(error));
                 SessionError::Ring { index, source }
-            })?;
+            },
+        )?;
         let (base, recovered) = (ring.base(), ring.recovered());
         let mut queue = Queue::new(index, ring, self.enabled);
         queue.set_call(self.call.clone());

@@ -265,9 +265,9 @@ impl Crashes {
     }
 
     /// Starts another device in the place of the one that has ended, and its ring. It may be killed at any time.
-    pub fn restart(&mut self, base: u16) {
+    pub fn restart(&mut self, base: u32) {
         let front_end = self.replace().and_then(|front_end| {
-            front_end.start(0, self.load.queue(), base.into())?;
+            front_end.start(0, self.load.queue(), base)?;
             Ok(front_end)
         });
         self.front_end = front_end.ok();
@@ -324,7 +324,7 @@ fn kill_at_random(variant: Variant, flushes: usize) {
         crashes.work(Some(end), u64::MAX);
         crashes.kill();
         crashes.assert_killed();
-        crashes.restart(random.u16(..));
+        crashes.restart(random.u16(..).into());
     }
     crashes.finish();
 }
