@@ -37,8 +37,14 @@ impl Qmp {
 
     /// Runs `command` and returns its answer.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, GuestError> {
-        let request = json!({ "execute": command, "arguments": arguments });
-        writeln!(self.0.get_mut(), "{request}")
+        // In one piece: QEMU does what it is told, and may be gone, as soon as it has the last brace.
+        let request = format!(
+            "{}\n",
+            json!({ "execute": command, "arguments": arguments })
+        );
+        let stream = self.0.get_mut();
+        stream
+            .write_all(request.as_bytes())
             .map_err(system("write to QEMU's control socket"))?;
         self.answer(command)
     }
