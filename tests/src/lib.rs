@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A vhost-user front-end in user space, and what the test suites and benchmarks share.
 
+#[cfg(target_arch = "x86_64")]
+pub mod attempts;
 pub mod bench;
 pub mod evdev;
 pub mod front_end;
 pub mod guest;
+#[cfg(target_arch = "x86_64")]
+pub mod intruder;
 pub mod process;
 pub mod soak;
 pub mod stand_in;

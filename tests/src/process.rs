@@ -329,6 +329,11 @@ impl Program {
         Ok(())
     }
 
+    /// Takes back [`Program::expect_no_leak`], for a test that ends the program, or makes it do what it does not do by itself.
+    pub fn expect_anything(&mut self) {
+        self.at_first = None;
+    }
+
     /// What is wrong with a program that has been used as [`Program::expect_no_leak`] says.
     fn leak(&mut self) -> Option<String> {
         let (before, bytes) = self.at_first.take()?;

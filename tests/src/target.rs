@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The back-ends that the device-independent suites run against: how to start one, what it claims to do, and a request that it can answer.
 
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use tempfile::TempDir;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_T_IN};
@@ -41,6 +43,9 @@ pub enum Claim {
     Packed,
 }
 
+/// Changes something about a command and the directory with its files.
+pub type Configure<'a> = &'a dyn Fn(&Path, &mut Command);
+
 /// A back-end that the suites can run against.
 pub trait Target: Sync {
     /// Its program, by which it is called when something is skipped.
@@ -52,7 +57,12 @@ pub trait Target: Sync {
     }
 
     /// Starts it, listening.
-    fn start(&self) -> Running;
+    fn start(&self) -> Running {
+        self.start_with(&|_, _| {})
+    }
+
+    /// Starts it, listening, after something was changed about its command, or about the directory where its files are.
+    fn start_with(&self, configure: Configure<'_>) -> Running;
 
     /// Whether it claims to do this.
     fn claims(&self, claim: Claim) -> bool;
@@ -90,13 +100,13 @@ impl Running {
     fn start(
         target: &dyn Target,
         directory: TempDir,
-        arguments: impl FnOnce(&Path) -> Vec<std::ffi::OsString>,
+        arguments: Vec<OsString>,
+        configure: Configure<'_>,
     ) -> Self {
         let socket = directory.path().join("socket");
         let mut command = command(target.name()).unwrap_or_else(|error| panic!("{error}"));
-        command
-            .args(arguments(directory.path()))
-            .arg(option("socket-path", &socket));
+        command.args(arguments).arg(option("socket-path", &socket));
+        configure(directory.path(), &mut command);
         let mut program = Program::spawn(&mut command).unwrap_or_else(|error| panic!("{error}"));
         program
             .wait_for_listener(&socket)
@@ -242,20 +252,19 @@ impl Target for Block {
         self.io_engine != "io_uring" || has_io_uring()
     }
 
-    fn start(&self) -> Running {
+    fn start_with(&self, configure: Configure<'_>) -> Running {
         let directory = tempfile::tempdir().expect("a directory");
         let image = directory.path().join("image");
         let contents: Vec<u8> = (0..Self::SECTORS).flat_map(Self::sector).collect();
         File::create_new(&image)
             .and_then(|mut file| file.write_all(&contents))
             .expect("an image");
-        Running::start(self, directory, |_| {
-            vec![
-                option("blk-file", image),
-                option("io-engine", self.io_engine),
-                option("queue-size", "32768"),
-            ]
-        })
+        let arguments = vec![
+            option("blk-file", image),
+            option("io-engine", self.io_engine),
+            option("queue-size", "32768"),
+        ];
+        Running::start(self, directory, arguments, configure)
     }
 
     fn claims(&self, _claim: Claim) -> bool {
@@ -308,9 +317,10 @@ impl Target for Rng {
         "vhost-device-rng"
     }
 
-    fn start(&self) -> Running {
+    fn start_with(&self, configure: Configure<'_>) -> Running {
         let directory = tempfile::tempdir().expect("a directory");
-        Running::start(self, directory, |_| vec![option("rng-source", "/dev/zero")])
+        let arguments = vec![option("rng-source", "/dev/zero")];
+        Running::start(self, directory, arguments, configure)
     }
 
     fn claims(&self, _claim: Claim) -> bool {
@@ -348,9 +358,10 @@ impl Target for Gpu {
         "vhost-device-gpu"
     }
 
-    fn start(&self) -> Running {
+    fn start_with(&self, configure: Configure<'_>) -> Running {
         let directory = tempfile::tempdir().expect("a directory");
-        Running::start(self, directory, |_| vec!["--headless".into()])
+        let arguments = vec!["--headless".into()];
+        Running::start(self, directory, arguments, configure)
     }
 
     fn claims(&self, _claim: Claim) -> bool {
@@ -392,9 +403,9 @@ impl Target for Reference {
         "reference-device"
     }
 
-    fn start(&self) -> Running {
+    fn start_with(&self, configure: Configure<'_>) -> Running {
         let directory = tempfile::tempdir().expect("a directory");
-        Running::start(self, directory, |_| Vec::new())
+        Running::start(self, directory, Vec::new(), configure)
     }
 
     fn claims(&self, claim: Claim) -> bool {

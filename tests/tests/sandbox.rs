@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What is left to a guest that has taken over a back-end: nearly nothing.
+//!
+//! The calls are made in the threads of the real program, which the tests take over. That needs root, and a processor whose registers
+//! the tests know.
+
+#![cfg(target_arch = "x86_64")]
+
+#[path = "sandbox/attempts.rs"]
+mod attempts;
+#[path = "sandbox/io_uring.rs"]
+mod io_uring;
+#[path = "sandbox/modes.rs"]
+mod modes;
+#[path = "sandbox/state.rs"]
+mod state;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use vhost_device_tests::front_end::{FrontEnd, Options, Queue};
+use vhost_device_tests::intruder::{self, Intruder};
+use vhost_device_tests::process::{self, PATIENCE, option};
+use vhost_device_tests::target::{Block, Gpu, Request, Rng, Running, Target};
+
+/// The thread that serves the front-end, in place of its name, which is that of the program.
+const MAIN: &str = "";
+
+/// A device, and the threads that it has when it works.
+#[derive(Clone, Copy)]
+struct Device {
+    target: &'static dyn Target,
+    options: &'static [&'static str],
+    threads: &'static [&'static str],
+    /// It opens files after its start, so that it is not seccomp but landlock that keeps it from others.
+    opens_files: bool,
+    /// It makes memory executable.
+    compiles: bool,
+}
+
+const BLOCK: Device = Device {
+    target: &Block {
+        io_engine: "io_uring",
+    },
+    options: &[],
+    threads: &[MAIN, "stop", "queue-0"],
+    opens_files: false,
+    compiles: false,
+};
+
+const BLOCK_WITH_THREADS: Device = Device {
+    target: &Block {
+        io_engine: "threads",
+    },
+    threads: &[MAIN, "stop", "queue-0", "io"],
+    ..BLOCK
+};
+
+const RNG: Device = Device {
+    target: &Rng,
+    threads: &[MAIN, "stop", "queues"],
+    ..BLOCK
+};
+
+const GPU: Device = Device {
+    target: &Gpu,
+    ..RNG
+};
+
+const GPU_WITH_3D: Device = Device {
+    options: &["--virgl"],
+    opens_files: true,
+    compiles: true,
+    ..GPU
+};
+
+impl Device {
+    /// Whether this host can run it, and lets its threads be taken over. That it can not is printed.
+    fn is_possible(&self) -> bool {
+        let possible = rustix::process::geteuid().is_root()
+            && self.target.is_possible()
+            && (!self.compiles || has_3d());
+        if !possible {
+            eprintln!(
+                "skipped: this host can not run {} as asked, or this is not root",
+                self.target.name()
+            );
+        }
+        possible
+    }
+
+    fn start(&self) -> Scene {
+        self.start_with(&|_, _| {})
+    }
+
+    /// Starts it and has it carry out a request, so that it has all its threads.
+    fn start_with(&self, configure: &dyn Fn(&Path, &mut Command)) -> Scene {
+        let running = self.target.start_with(&|directory, command| {
+            command.env_remove("RUST_LOG").args(self.options);
+            configure(directory, command);
+        });
+        Scene::new(self.target, running)
+    }
+}
+
+fn has_3d() -> bool {
+    let mut command = process::command("vhost-device-gpu").unwrap();
+    let output = command
+        .arg("--print-capabilities")
+        .stderr(Stdio::null())
+        .output();
+    String::from_utf8_lossy(&output.unwrap().stdout).contains("\"virgl\"")
+}
+
+/// A device at work.
+struct Scene {
+    target: &'static dyn Target,
+    running: Running,
+    front_end: FrontEnd,
+    queue: Queue,
+}
+
+impl Scene {
+    fn new(target: &'static dyn Target, mut running: Running) -> Self {
+        running.program.expect_anything();
+        let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+        let queue = front_end.queue(0, 16).unwrap();
+        let mut scene = Self {
+            target,
+            running,
+            front_end,
+            queue,
+        };
+        scene.assert_serves();
+        scene
+    }
+
+    /// The device carries out a request.
+    fn assert_serves(&mut self) {
+        let mut request = Request::new(self.target, self.front_end.memory());
+        self.queue.submit(&request.write(1));
+        assert!(
+            self.queue.wait_used(PATIENCE),
+            "{}",
+            self.running.program.stderr()
+        );
+        request.assert_done(self.queue.take_used().unwrap());
+    }
+
+    /// The name of one of its threads.
+    fn name(&self, thread: &str) -> String {
+        match thread {
+            MAIN => {
+                let path = format!("/proc/{}/comm", self.running.program.id());
+                fs::read_to_string(path).unwrap().trim_end().to_owned()
+            }
+            other => other.to_owned(),
+        }
+    }
+
+    /// Takes one of its threads over.
+    fn enter(&self, thread: &str) -> Intruder {
+        let id = self.running.program.id();
+        let thread = intruder::thread(id, &self.name(thread)).unwrap();
+        Intruder::enter(id, thread).unwrap()
+    }
+
+    fn directory(&self) -> &Path {
+        self.running.socket.parent().unwrap()
+    }
+}
+
+/// `--sandbox=MODE`.
+fn mode(mode: &str) -> std::ffi::OsString {
+    option("sandbox", mode)
+}
+
+/// Makes of each function that takes a [`Device`] a test for each device.
+macro_rules! for_each_device {
+    ($($test:ident),+ $(,)?) => {
+        for_each_device!(@ block BLOCK [$($test)+]);
+        for_each_device!(@ block_with_threads BLOCK_WITH_THREADS [$($test)+]);
+        for_each_device!(@ rng RNG [$($test)+]);
+        for_each_device!(@ gpu GPU [$($test)+]);
+        for_each_device!(@ gpu_with_3d GPU_WITH_3D [$($test)+]);
+    };
+    (@ $module:ident $device:ident [$($test:ident)+]) => {
+        mod $module {
+            $(#[test] fn $test() {
+                if crate::$device.is_possible() {
+                    super::$test(&crate::$device);
+                }
+            })+
+        }
+    };
+}
+use for_each_device;
