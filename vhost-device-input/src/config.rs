@@ -24,19 +24,28 @@ const ABS_INFO: u8 = 0x12;
 /// `struct input_id`: `BUS_*`, and numbers of the vendor's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ids {
+    /// `BUS_*`
     pub bus: u16,
+    /// Who made the device.
     pub vendor: u16,
+    /// Which of the vendor's devices it is.
     pub product: u16,
+    /// Which version of it.
     pub version: u16,
 }
 
 /// What an axis can measure (`struct input_absinfo`, without the value).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Axis {
+    /// Smallest value.
     pub minimum: i32,
+    /// Largest value.
     pub maximum: i32,
+    /// Changes up to this one are noise.
     pub fuzz: i32,
+    /// Values up to this one are the middle.
     pub flat: i32,
+    /// Units per millimetre, or per radian.
     pub resolution: i32,
 }
 
@@ -45,17 +54,20 @@ pub struct Axis {
 pub struct Bitmap(Vec<u8>);
 
 impl Bitmap {
+    /// The set whose bitmap this is, lowest bit first.
     pub fn new(mut bytes: Vec<u8>) -> Self {
         let length = bytes.iter().rposition(|&byte| byte != 0);
         bytes.truncate(length.map_or(0, |last| last + 1));
         Self(bytes)
     }
 
+    /// Whether the number is in the set.
     pub fn has(&self, number: u16) -> bool {
         let byte = self.0.get(usize::from(number / 8));
         byte.is_some_and(|byte| byte & 1 << (number % 8) != 0)
     }
 
+    /// The numbers, in their order.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
         (0u16..).take(self.0.len() * 8).filter(|&n| self.has(n))
     }
@@ -64,9 +76,11 @@ impl Bitmap {
 /// What a device is. An evdev node that comes back is the same device if all of this is the same.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
+    /// What people call it.
     pub name: Vec<u8>,
     /// What tells devices of a kind apart; often empty.
     pub serial: Vec<u8>,
+    /// What programs call it.
     pub ids: Ids,
     /// `INPUT_PROP_*`
     pub properties: Bitmap,
@@ -140,7 +154,7 @@ impl Identity {
     }
 
     /// The whole config space: the selection, the size of the answer, five bytes of nothing, the answer.
-    pub fn config(&self, selection: Selection) -> Vec<u8> {
+    pub(crate) fn config(&self, selection: Selection) -> Vec<u8> {
         let answer = self.answer(selection);
         let mut config = vec![selection.select, selection.subsel, answer.len() as u8];
         config.resize(CONFIG_SIZE - MAX_ANSWER, 0);

@@ -26,7 +26,7 @@ pub struct Input {
 
 impl Input {
     /// A device whose events come from `node`, and from `source` when that is gone.
-    pub(crate) fn new(identity: Identity, source: impl Source + 'static, node: OwnedFd) -> Self {
+    pub fn new(identity: Identity, source: impl Source + 'static, node: OwnedFd) -> Self {
         Self {
             identity: Arc::new(identity),
             selection: Mutex::default(),

@@ -50,10 +50,12 @@ impl Event {
     /// Ends a report.
     pub const REPORT: Self = Self::new(EV_SYN, SYN_REPORT, 0);
 
+    /// An event of this kind.
     pub const fn new(kind: u16, code: u16, value: i32) -> Self {
         Self { kind, code, value }
     }
 
+    /// Whether it ends a report.
     pub fn is_report(&self) -> bool {
         (self.kind, self.code) == (EV_SYN, SYN_REPORT)
     }

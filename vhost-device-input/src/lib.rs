@@ -33,4 +33,8 @@ mod saved;
 mod source;
 mod state;
 
+pub use config::{Axis, Bitmap, Identity, Ids};
 pub use device::Input;
+pub use event::Event;
+pub use source::Source;
+pub use state::State;

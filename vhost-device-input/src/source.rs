@@ -24,7 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// Events that are read at once.
 const BATCH: usize = 64;
 
-/// What opens a node. Tests have one of their own.
+/// What opens a node: a file from which events are read as the kernel lays them out, and to which they are written. Tests have
+/// sources of their own.
 pub trait Source: Send {
     /// Opens the node, if it is there.
     ///

@@ -6,12 +6,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use vhost_device_tests::guest::find_program;
-
 use crate::install::{self, Directories};
 use crate::packages::{self, PACKAGING};
 use crate::progress::Progress;
-use crate::{cargo, target_directory, workspace};
+use crate::{target_directory, tool, workspace};
 
 /// Where, in the directory of the release binaries, cargo-deb finds the files.
 const TREE: &str = "deb";
@@ -35,7 +33,7 @@ pub fn run(progress: &Progress, output: Option<PathBuf>) -> Result<(), String> {
         Some(output) => std::path::absolute(output).map_err(|error| error.to_string())?,
         None => target_directory().join("debian"),
     };
-    let mut pack = Command::new(cargo_deb(progress)?);
+    let mut pack = Command::new(tool(progress, "cargo-deb", "^3.8")?);
     pack.args(["--package", "xtask", "--no-build", "--output"])
         .arg(&output)
         .env("CARGO_TARGET_DIR", target_directory())
@@ -43,21 +41,4 @@ pub fn run(progress: &Progress, output: Option<PathBuf>) -> Result<(), String> {
     progress.run("Packing", &mut pack)?;
     progress.step(&format!("The package is in {}", output.display()));
     Ok(())
-}
-
-/// Finds cargo-deb, or builds it. It is kept in the target directory.
-fn cargo_deb(progress: &Progress) -> Result<PathBuf, String> {
-    let tools = target_directory().join("tools");
-    let program = find_program("cargo-deb").unwrap_or_else(|| tools.join("bin/cargo-deb"));
-    if !program.is_file() {
-        let mut install = cargo([
-            "install",
-            "cargo-deb",
-            "--version=^3.8",
-            "--locked",
-            "--debug",
-        ]);
-        progress.run("Installing cargo-deb", install.arg("--root").arg(&tools))?;
-    }
-    Ok(program)
 }

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The project's own commands: `cargo xtask demo`, `test`, `bench`, `install` and `deb`.
+//! The project's own commands: `cargo xtask demo`, `test`, `bench`, `fuzz`, `install` and `deb`.
 
 mod bench;
 mod deb;
 mod demo;
+mod fuzz;
 mod install;
 mod packages;
 mod programs;
@@ -18,6 +19,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+use vhost_device_tests::guest::find_program;
 use vhost_device_tests::soak::SoakOptions;
 
 use crate::progress::Progress;
@@ -74,6 +76,23 @@ enum Task {
     ///
     /// Builds the release binaries and runs the soak program: every device carries load whose results are verified, while rings are stopped,
     /// memory changes, front-ends and displays go away, and processes are killed. Prints the progress, and at the end what was carried, which
+    /// faults were injected, and what was lost. The exit status is 1 if anything was. `cargo xtask soak --help` lists the options.
+    #[command(disable_help_flag = true)]
+    Soak {
+        /// `--minutes N`, `--seed N`, `--only NAME`
+        #[arg(
+            num_args = 0..,
+            trailing_var_arg = true,
+            allow_hyphen_values = true
+        )]
+        arguments: Vec<String>,
+    },
+    /// Look for inputs of guests, drivers and front-ends that a device or the core does wrong with
+    ///
+    /// Builds the fuzz targets, and runs libFuzzer on each, as many at a time as there are processors. Prints what was executed, how much of
+    /// the program that reached, and what was found: each finding with the file that has the input, and the command that plays it again. The
+    /// exit status is 1 if anything was. What is learnt is kept in target/fuzz/corpus. Takes cargo-fuzz, which is built the first time.
+    Fuzz(fuzz::Options),
     /// faults were injected, and what was lost. The exit status is 1 if anything was. A host without uinput runs input in User-Mode Linux.
     Soak(SoakOptions),
     /// Build the release binaries and install them, with descriptors, manual pages, completions and systemd units
@@ -106,6 +125,8 @@ fn main() -> ExitCode {
         }
         Task::Test { no_guest } => test::run(&progress, no_guest),
         Task::Bench { arguments } => bench::run(&progress, &arguments),
+        Task::Soak { arguments } => soak::run(&progress, &arguments),
+        Task::Fuzz(options) => fuzz::run(&progress, &options),
         Task::Soak(options) => soak::run(&progress, &options),
         Task::Install(options) => install::run(&progress, &options).map(|()| ExitCode::SUCCESS),
         Task::Deb { output } => deb::run(&progress, output).map(|()| ExitCode::SUCCESS),
@@ -147,4 +168,17 @@ fn target_directory() -> PathBuf {
     let this = std::env::current_exe().unwrap_or_default();
     let target = this.parent().and_then(Path::parent);
     target.unwrap_or(Path::new("target")).to_owned()
+}
+
+/// Finds a program that is a crate of its own, or builds it. It is kept in the target directory.
+fn tool(progress: &Progress, name: &str, version: &str) -> Result<PathBuf, String> {
+    let tools = target_directory().join("tools");
+    let program = find_program(name).unwrap_or_else(|| tools.join("bin").join(name));
+    if !program.is_file() {
+        // Without optimisation it takes a third of the time.
+        let mut install = cargo(["install", name, "--locked", "--debug", "--root"]);
+        install.arg(&tools).arg(format!("--version={version}"));
+        progress.run(&format!("Installing {name}"), &mut install)?;
+    }
+    Ok(program)
 }

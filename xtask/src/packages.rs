@@ -59,6 +59,9 @@ pub const USER_MODE_LINUX: &[Need] = &[
     ("evtest", "evtest"),
 ];
 
+/// What building libFuzzer takes.
+pub const FUZZING: &[Need] = &[("c++", "g++")];
+
 /// libvirt, whose daemon needs no more than this to run a domain.
 pub const LIBVIRT: &[Need] = &[
     ("libvirtd", "libvirt-daemon-system"),

@@ -2,15 +2,20 @@
 //! `cargo xtask test`: every check, one stage after the other.
 
 use std::io::{BufRead, BufReader};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::{cargo, target_directory, workspace};
+use crate::{cargo, fuzz, target_directory, tool, workspace};
 use vhost_device_tests::guest::kernel::Flavour;
-use vhost_device_tests::guest::{find_program, libvirt};
+use vhost_device_tests::guest::libvirt;
 
 use crate::packages::{self, DISPLAY, GUEST, IMAGES, LIBVIRT, PACKAGING, THREE_D, USER_MODE_LINUX};
 use crate::progress::Progress;
+
+/// How long each fuzz target runs.
+const FUZZ_SECONDS: NonZeroU32 = NonZeroU32::new(20).unwrap();
 
 /// How a stage went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -143,6 +148,7 @@ pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
         "on packed rings",
         packed.args(["--test", "block", "--test", "rng", "--test", "gpu"]),
     );
+    fuzz(&mut stages);
     if !no_guest {
         // Builds the release binaries, installs our package where it can, and removes it.
         let mut install = cargo(["test", "--package", "vhost-device-tests", "--no-fail-fast"]);
@@ -158,6 +164,26 @@ pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
         0 => ExitCode::SUCCESS,
         _ => ExitCode::FAILURE,
     })
+}
+
+/// Fuzzes each target for a short time. Each counts as one.
+fn fuzz(stages: &mut Stages) {
+    stages.run("fuzz", |progress, failures| {
+        let outcomes = match fuzz::test(progress, FUZZ_SECONDS) {
+            Ok(outcomes) => outcomes,
+            Err(message) => {
+                eprintln!("{message}");
+                failures.push("the fuzz targets can not be run".into());
+                return Count::of(false);
+            }
+        };
+        let mut sum = Count::default();
+        for outcome in outcomes {
+            sum.add(Count::of(outcome.finding.is_none()));
+            failures.extend(outcome.finding);
+        }
+        sum
+    });
 }
 
 /// Runs the tests that need devices which this host's kernel may not have, in a kernel that has them. It is built if it is not kept.
@@ -177,20 +203,22 @@ fn user_mode_linux(stages: &mut Stages) {
 
 /// Checks the licences and sources of the dependencies, and, where the list of these can be had, known faults in them.
 fn deny(stages: &mut Stages) {
-    let tools = target_directory().join("tools");
-    let program = find_program("cargo-deny").unwrap_or_else(|| tools.join("bin/cargo-deny"));
-    if !program.is_file() {
-        // Without optimisation it is built in about a minute. It is kept in the target directory.
-        let mut install = cargo([
-            "install",
-            "cargo-deny",
-            "--version=^0.20",
-            "--locked",
-            "--debug",
-        ]);
-        if !stages.check("install cargo-deny", install.arg("--root").arg(&tools)) {
-            return;
+    let mut program = PathBuf::new();
+    let is_there = stages.run("cargo-deny", |progress, failures| {
+        match tool(progress, "cargo-deny", "^0.20") {
+            Ok(path) => {
+                program = path;
+                Count::default()
+            }
+            Err(message) => {
+                eprintln!("{message}");
+                failures.push("cargo-deny can not be installed".into());
+                Count::of(false)
+            }
         }
+    });
+    if !is_there {
+        return;
     }
     let check = |what: &[&str]| {
         let mut command = Command::new(&program);

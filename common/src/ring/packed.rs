@@ -417,7 +417,8 @@ impl PackedRing {
             self.mark_descriptors(log, place, DESCRIPTOR_SIZE);
         }
         self.next_used = self.next_used.after(descriptors, self.setup.size);
-        self.unpublished_descriptors += descriptors;
+        // More than the ring has, where the device itself wrote to the ring meanwhile.
+        self.unpublished_descriptors = self.unpublished_descriptors.saturating_add(descriptors);
         self.held_descriptors = self.held_descriptors.saturating_sub(descriptors);
         self.held = self.held.saturating_sub(1);
         self.storage.keep(chain);
@@ -545,6 +546,8 @@ fn store(slice: &VolatileSlice<'_>, offset: usize, value: u16, order: Ordering) 
 
 #[cfg(test)]
 mod tests {
+    use vhost::vhost_user::message::VhostUserMemoryRegion;
+
     use super::*;
 
     fn at(index: u16, wrap: bool) -> Position {
@@ -560,6 +563,40 @@ mod tests {
         for bits in [0, 5, 0x8000, 0xffff] {
             assert_eq!(Position::from_bits(bits).bits(), bits);
         }
+    }
+
+    #[test]
+    fn more_descriptors_are_used_before_they_are_published_than_16_bits_can_count() {
+        const SIZE: u16 = 1024;
+        const NEXT: u16 = 1;
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x1_0000).unwrap();
+        let info = VhostUserMemoryRegion::new(0, 0x1_0000, 0, 0);
+        let memory = GuestMemory::default().with_region(&info, file.into());
+        let memory = Arc::new(memory.unwrap());
+        let setup = RingSetup {
+            size: SIZE,
+            available: 0x8000,
+            used: 0x9000,
+            packed: true,
+            ..RingSetup::default()
+        };
+        let base = u32::from(at(0, true).bits());
+        let mut ring =
+            PackedRing::new(setup, Arc::clone(&memory), base | base << 16, None).unwrap();
+        let descriptors = memory.slice(0, place(SIZE)).unwrap();
+        // A driver need not wait: what the device writes to the ring can be data too.
+        for round in 0..=u16::MAX / SIZE {
+            let available = if round % 2 == 0 { AVAILABLE } else { USED };
+            for index in 0..SIZE {
+                let next = if index + 1 < SIZE { NEXT } else { 0 };
+                let flags = place(index) + DESCRIPTOR_FLAGS;
+                store(&descriptors, flags, available | next, Ordering::Relaxed);
+            }
+            let chain = ring.take().unwrap().unwrap();
+            ring.complete(chain, 0);
+        }
+        assert!(ring.publish());
     }
 
     #[test]

@@ -36,7 +36,8 @@ pub struct Queue {
 }
 
 impl Queue {
-    pub(crate) fn new(index: u16, ring: Ring, enabled: bool) -> Self {
+    /// A queue that its driver does not kick and that calls nobody, as long as nothing else is said.
+    pub fn new(index: u16, ring: Ring, enabled: bool) -> Self {
         Self {
             index,
             owes_call: ring.may_owe_call(),
@@ -151,8 +152,8 @@ impl Queue {
         self.pending && self.enabled && !self.broken
     }
 
-    /// Before the handler takes requests.
-    pub(super) fn begin_batch(&mut self) {
+    /// Lets the handler take requests: as many as there are in a batch, without being kicked for them.
+    pub fn begin_batch(&mut self) {
         self.budget = BATCH;
         self.ring.suppress_kicks();
     }
@@ -190,7 +191,8 @@ impl Queue {
         self.ring.base()
     }
 
-    pub(super) fn held(&self) -> u16 {
+    /// Requests that were taken and not yet completed.
+    pub fn held(&self) -> u16 {
         self.ring.held()
     }
 }
@@ -208,6 +210,11 @@ pub(crate) fn signal(eventfd: &OwnedFd) {
 pub struct Queues(pub(super) Vec<Queue>);
 
 impl Queues {
+    /// Queues of different numbers: for who drives a handler without a worker.
+    pub fn new(queues: Vec<Queue>) -> Self {
+        Self(queues)
+    }
+
     /// The queue with this number, if it is started and belongs to this worker.
     #[inline]
     pub fn get_mut(&mut self, index: u16) -> Option<&mut Queue> {

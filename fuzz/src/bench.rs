@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A device and its handler, driven without threads: what a worker does, one step after the other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use clap::{Args, Command, FromArgMatches};
+use vhost_device_common::device::{Device, QueueHandler};
+use vhost_device_common::ring::Ring;
+use vhost_device_common::worker::{EpollPoller, Poller, Queue, Queues, Token};
+
+use crate::driver::Driver;
+use crate::guest::Guest;
+
+/// Batches that are served together, at most: a ring of 256 may be full four times.
+const MOST_BATCHES: usize = 16;
+
+/// A device as its program opens it.
+pub fn open<D: Device>(arguments: &[String]) -> Result<D, String> {
+    let command = D::Options::augment_args(Command::new(D::PROGRAM).no_binary_name(true));
+    let matches = command.try_get_matches_from(arguments);
+    let options = matches.and_then(|matches| D::Options::from_arg_matches(&matches));
+    let options = options.map_err(|error| error.to_string())?;
+    D::open(options).map_err(|error| error.to_string())
+}
+
+/// Has a device take over a state, if it does; and what it then saves, which it must.
+pub fn load<D: Device>(device: &D, state: Option<&[u8]>) {
+    if let Some(state) = state
+        && device.load(D::STATE_VERSION, state).is_ok()
+    {
+        save(device);
+    }
+}
+
+/// Has a device save its state, and take it over after a reset.
+pub fn save<D: Device>(device: &D) {
+    if let Ok(state) = device.save() {
+        assert!(state.len() as u64 <= device.max_state_size());
+        device.reset();
+        let loaded = device.load(D::STATE_VERSION, &state);
+        loaded.expect("a device loads what it has saved");
+        let again = device.save().expect("a device saves what it has loaded");
+        assert!(state == again, "what was loaded is not what was saved");
+    }
+}
+
+/// A queue that starts on the driver's ring of this number.
+pub fn queue(index: u16, driver: &Driver, guest: &Guest, next: u16) -> Queue {
+    let memory = Arc::clone(&guest.memory);
+    let setup = driver.rings[usize::from(index)].setup();
+    let ring = Ring::new(setup, memory, next.into(), None, 0).expect("the ring is in memory");
+    Queue::new(index, ring, true)
+}
+
+/// What a worker has, but for the thread.
+pub struct Bench<'a, H> {
+    handler: &'a mut H,
+    poller: EpollPoller,
+    queues: Queues,
+}
+
+impl<'a, H: QueueHandler> Bench<'a, H> {
+    pub fn new(handler: &'a mut H, queues: Vec<Queue>) -> Self {
+        let mut poller = EpollPoller::new().expect("a poller");
+        // A handler with a poller of its own has nothing to wait for here: its operations end at once.
+        if handler.poller().is_none() {
+            handler.watch(&mut poller).expect("files to watch");
+        }
+        Self {
+            handler,
+            poller,
+            queues: Queues::new(queues),
+        }
+    }
+
+    /// The driver kicks.
+    pub fn kick(&mut self, index: u16) {
+        let Some(queue) = self.queues.get_mut(index) else {
+            return;
+        };
+        for _ in 0..MOST_BATCHES {
+            queue.begin_batch();
+            if !queue.has_available() {
+                break;
+            }
+            self.handler.process(queue);
+            queue.publish();
+        }
+    }
+
+    /// Lets the handler go on with what became ready meanwhile.
+    pub fn wait(&mut self) {
+        let mut ready = Vec::new();
+        let waited = self.poller.wait(&mut ready, Some(Duration::ZERO));
+        waited.expect("a poller that works");
+        for token in ready {
+            if let Token::Device(token) = token {
+                self.handler.ready(token, &mut self.queues);
+            }
+        }
+    }
+
+    /// Tells the handler that what it watches by this number is ready, whether it is or not.
+    pub fn ready(&mut self, token: u32) {
+        self.handler.ready(token, &mut self.queues);
+    }
+
+    /// Requests that the handler holds.
+    pub fn held(&mut self, index: u16) -> u16 {
+        self.queues.get_mut(index).map_or(0, |queue| queue.held())
+    }
+
+    /// Stops a queue: the handler must give back all that it holds.
+    pub fn stop(&mut self, index: u16) {
+        let Some(queue) = self.queues.get_mut(index) else {
+            return;
+        };
+        self.handler.drain(queue);
+        queue.publish();
+        assert_eq!(queue.held(), 0, "queue {index} keeps requests");
+    }
+
+    pub fn handler(&mut self) -> &mut H {
+        self.handler
+    }
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A driver: puts requests into memory and into a ring, most of them as it should.
+
+use arbitrary::Arbitrary;
+
+use crate::guest::{Address, DATA, Guest};
+use crate::split::{Mistake, Split, Start, TABLE_DESCRIPTORS};
+
+/// A piece of guest memory, or not of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    pub address: u64,
+    pub length: u32,
+}
+
+impl Piece {
+    pub fn new(address: u64, length: u32) -> Self {
+        Self { address, length }
+    }
+}
+
+/// How a request is spread over memory.
+#[derive(Arbitrary, Clone, Debug)]
+pub struct Shape {
+    indirect: bool,
+    /// Lengths of the first pieces of each half.
+    cuts: [Vec<u8>; 2],
+    /// A piece that is elsewhere.
+    stray: Option<(u8, Address)>,
+    /// A piece that has another length.
+    length: Option<(u8, u32)>,
+}
+
+impl Shape {
+    /// Whether all pieces are where they should be.
+    pub fn is_plain(&self) -> bool {
+        self.stray.is_none() && self.length.is_none()
+    }
+}
+
+/// A driver with one ring, or two.
+pub struct Driver {
+    pub rings: Vec<Split>,
+    /// Where the next bytes go.
+    next: u64,
+    /// Bytes that requests take which the device may still hold.
+    taken: u64,
+    /// Descriptors of each ring that such requests take.
+    busy: Vec<usize>,
+    /// Descriptors in tables that such requests take.
+    in_tables: Vec<usize>,
+    /// All that the device was given to write.
+    given: Vec<Piece>,
+    /// The driver wrote nothing but what it should, so that it knows what it gave.
+    is_honest: bool,
+}
+
+impl Driver {
+    pub fn new(rings: u16, start: Start, guest: &mut Guest) -> Self {
+        Self {
+            rings: (0..rings)
+                .map(|number| Split::new(number, start, guest))
+                .collect(),
+            next: DATA.start,
+            taken: 0,
+            busy: vec![0; usize::from(rings)],
+            in_tables: vec![0; usize::from(rings)],
+            given: Vec::new(),
+            is_honest: true,
+        }
+    }
+
+    /// Memory for `length` bytes, none of it twice until all was used; `None` if there is not that much.
+    fn allocate(&mut self, length: u64) -> Option<u64> {
+        if length > DATA.end - DATA.start {
+            return None;
+        }
+        if length > DATA.end - self.next {
+            self.taken += DATA.end - self.next;
+            self.next = DATA.start;
+        }
+        self.taken += length;
+        let address = self.next;
+        self.next += length;
+        Some(address)
+    }
+
+    /// Pieces for `length` bytes.
+    fn place(&mut self, length: u64, cuts: &[u8]) -> Vec<Piece> {
+        let mut pieces = Vec::new();
+        let mut left = length;
+        let mut cuts = cuts.iter();
+        while left > 0 {
+            let most = cuts.next().map_or(0x4000, |cut| u64::from(*cut));
+            let size = left.min(most);
+            let address = self.allocate(size).unwrap_or(DATA.start);
+            pieces.push(Piece::new(address, size as u32));
+            left -= size;
+        }
+        pieces
+    }
+
+    /// Makes a request available on a ring. Gives the pieces that the device is to write.
+    pub fn submit(
+        &mut self,
+        ring_number: u16,
+        guest: &mut Guest,
+        readable: &[u8],
+        writable: u64,
+        shape: &Shape,
+    ) -> Vec<Piece> {
+        let [read_cuts, write_cuts] = &shape.cuts;
+        let mut to_read = self.place(readable.len() as u64, read_cuts);
+        let mut to_write = self.place(writable, write_cuts);
+        let mut rest = readable;
+        for piece in &to_read {
+            let (front, back) = rest.split_at(piece.length as usize);
+            guest.write(piece.address, front);
+            rest = back;
+        }
+        let count = to_read.len() + to_write.len();
+        let mut all: Vec<_> = to_read.iter_mut().chain(&mut to_write).collect();
+        if let Some((number, Address(address))) = shape.stray
+            && count > 0
+        {
+            all[usize::from(number) % count].address = address;
+            self.is_honest &= address >= DATA.start;
+        }
+        if let Some((number, length)) = shape.length
+            && count > 0
+        {
+            all[usize::from(number) % count].length = length;
+        }
+        let busy = &mut self.busy[usize::from(ring_number)];
+        let ring = &mut self.rings[usize::from(ring_number)];
+        let setup = ring.setup();
+        let in_tables = &mut self.in_tables[usize::from(ring_number)];
+        if shape.indirect {
+            *busy += 1;
+            *in_tables += count;
+        } else {
+            *busy += count;
+        }
+        // Descriptors that are in use can not be used again, and one of nothing is what was there before.
+        self.is_honest &= count > 0 && *busy <= setup.size.into();
+        self.is_honest &= setup.indirect || !shape.indirect;
+        // A table that has no room at the end leaves up to half of it unused.
+        self.is_honest &= *in_tables <= TABLE_DESCRIPTORS / 2;
+        self.given.extend(&to_write);
+        ring.add(guest, &to_read, &to_write, shape.indirect);
+        to_write
+    }
+
+    /// Whether requests since [`Driver::settle`] have no memory in common.
+    pub fn is_apart(&self) -> bool {
+        self.taken <= DATA.end - DATA.start
+    }
+
+    /// Whether all requests were answered.
+    pub fn is_empty(&self, guest: &Guest) -> bool {
+        let is_empty = |ring: &Split| ring.available_index(guest) == ring.used_index(guest);
+        self.rings.iter().all(is_empty)
+    }
+
+    /// The device is done with all requests.
+    pub fn settle(&mut self) {
+        self.taken = 0;
+        self.busy.fill(0);
+        self.in_tables.fill(0);
+    }
+
+    /// Writes something wrong, about a ring.
+    pub fn err(&mut self, ring: u16, guest: &mut Guest, mistake: Mistake) {
+        let is_harmless = matches!(mistake, Mistake::NoInterrupt(_) | Mistake::UsedEvent(_));
+        self.is_honest &= is_harmless;
+        self.rings[usize::from(ring)].err(guest, mistake);
+    }
+
+    /// Whether the driver did nothing wrong so far that the device could not tell.
+    pub fn is_honest(&self) -> bool {
+        self.is_honest
+    }
+
+    /// Checks that the device wrote what it was given to write, and the ring, and nothing else.
+    pub fn assert_untouched(&self, guest: &mut Guest) {
+        if !self.is_honest {
+            return;
+        }
+        for ring in &self.rings {
+            ring.give_used(guest);
+        }
+        for piece in &self.given {
+            guest.give(piece.address, piece.length.into());
+        }
+        guest.assert_untouched();
+    }
+}

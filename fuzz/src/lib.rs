@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Hostile guests and front-ends, made of arbitrary bytes: what `cargo xtask fuzz` has libFuzzer look for.
+//!
+//! Each target has an `Input`, which is made of bytes in such a way that most of them are a guest or a front-end that does as it
+//! should, with a mistake here and there. `Input::run` plays it, and panics where the device is wrong: it ends, writes
+//! where it may not, keeps what it should give back, or says what is not so.
+
+mod bench;
+pub mod block;
+mod driver;
+pub mod gpu;
+mod guest;
+pub mod input;
+pub mod ring;
+pub mod session;
+mod split;

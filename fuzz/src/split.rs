@@ -1,0 +1,348 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The driver's side of a split ring (VIRTIO 1.3, 2.7), right or wrong; and what a device is to make of it.
+
+use arbitrary::Arbitrary;
+use vhost_device_common::ring::{MAX_INDIRECT_DESCRIPTORS, RingSetup};
+use virtio_bindings::virtio_ring::{
+    VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
+    VRING_USED_F_NO_NOTIFY,
+};
+
+use crate::driver::Piece;
+use crate::guest::{Guest, USER};
+
+/// Where the parts of a ring of 256 descriptors at most are: after as many bytes as each ring has.
+const AVAILABLE: u64 = 0x1000;
+const USED: u64 = 0x1400;
+const RING_SIZE: u64 = 0x2000;
+/// Tables of indirect descriptors, as many bytes for each ring.
+const TABLES: u64 = 0x4000;
+const TABLES_SIZE: u64 = 0x2000;
+const DESCRIPTOR_SIZE: u64 = 16;
+/// Descriptors that there is room for in the tables of a ring.
+pub const TABLE_DESCRIPTORS: usize = (TABLES_SIZE / DESCRIPTOR_SIZE) as usize;
+
+const NEXT: u16 = VRING_DESC_F_NEXT as u16;
+const WRITE: u16 = VRING_DESC_F_WRITE as u16;
+const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+
+/// How a ring begins.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub struct Start {
+    size: u8,
+    /// Index of the available and used entries that come first.
+    index: u16,
+    pub event_index: bool,
+    pub indirect: bool,
+}
+
+impl Start {
+    /// Descriptors in the ring.
+    pub fn size(&self) -> u16 {
+        1 << (self.size % 9)
+    }
+
+    /// Index of the first available entry.
+    pub fn index(&self) -> u16 {
+        self.index
+    }
+}
+
+/// Something that a driver writes where it should not.
+#[derive(Arbitrary, Clone, Copy, Debug)]
+pub enum Mistake {
+    Address(u8, u64),
+    Length(u8, u32),
+    Flags(u8, u8),
+    Next(u8, u16),
+    /// An entry of the available ring, counted back from the last.
+    Head(u8, u16),
+    AvailableIndex(u16),
+    /// Goes back, or forth, by a little.
+    AvailableStep(i8),
+    NoInterrupt(bool),
+    UsedEvent(u16),
+    /// Anywhere in the first region: the rings and the tables.
+    Anything(u16, u16),
+}
+
+/// What the descriptors of a chain come to, halves apart.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Walked {
+    pub readable: Vec<Piece>,
+    pub writable: Vec<Piece>,
+}
+
+/// The ring: one of two that there may be.
+pub struct Split {
+    start: Start,
+    descriptors: u64,
+    tables: u64,
+    /// Index that the driver has made available.
+    available: u16,
+    next_descriptor: u16,
+    next_table: u64,
+}
+
+impl Split {
+    /// A ring that is empty.
+    pub fn new(number: u16, start: Start, guest: &mut Guest) -> Self {
+        let descriptors = RING_SIZE * u64::from(number);
+        let tables = TABLES + TABLES_SIZE * u64::from(number);
+        guest.write(descriptors + AVAILABLE + 2, &start.index.to_le_bytes());
+        guest.write(descriptors + USED + 2, &start.index.to_le_bytes());
+        Self {
+            start,
+            descriptors,
+            tables,
+            available: start.index,
+            next_descriptor: 0,
+            next_table: tables,
+        }
+    }
+
+    fn available(&self) -> u64 {
+        self.descriptors + AVAILABLE
+    }
+
+    fn used(&self) -> u64 {
+        self.descriptors + USED
+    }
+
+    /// As the front-end tells the device.
+    pub fn setup(&self) -> RingSetup {
+        RingSetup {
+            size: self.start.size(),
+            descriptors: USER + self.descriptors,
+            available: USER + self.available(),
+            used: USER + self.used(),
+            event_index: self.start.event_index,
+            indirect: self.start.indirect,
+            ..RingSetup::default()
+        }
+    }
+
+    /// Lets the device write the used ring.
+    pub fn give_used(&self, guest: &mut Guest) {
+        guest.give(self.used(), 4 + 8 * u64::from(self.start.size()) + 2);
+    }
+
+    fn slot(&self, index: u16) -> u64 {
+        u64::from(index & (self.start.size() - 1))
+    }
+
+    /// Makes a request available.
+    pub fn add(
+        &mut self,
+        guest: &mut Guest,
+        readable: &[Piece],
+        writable: &[Piece],
+        indirect: bool,
+    ) {
+        let readable = readable.iter().map(|piece| (piece, 0));
+        let writable = writable.iter().map(|piece| (piece, WRITE));
+        let pieces: Vec<_> = readable.chain(writable).collect();
+        let length = DESCRIPTOR_SIZE * pieces.len() as u64;
+        let head = self.next_descriptor;
+        if indirect && length > 0 && length <= TABLES_SIZE {
+            if length > self.tables + TABLES_SIZE - self.next_table {
+                self.next_table = self.tables;
+            }
+            let table = self.next_table;
+            self.next_table += length;
+            for (number, (piece, flags)) in (0..).zip(&pieces) {
+                let is_last = usize::from(number) + 1 == pieces.len();
+                let flags = flags | if is_last { 0 } else { NEXT };
+                descriptor(guest, table, number, piece, flags, number + 1);
+            }
+            let table = Piece::new(table, length as u32);
+            self.push(guest, &table, INDIRECT, false);
+        } else {
+            for (number, (piece, flags)) in pieces.iter().enumerate() {
+                self.push(guest, piece, *flags, number + 1 < pieces.len());
+            }
+        }
+        let entry = self.available() + 4 + 2 * self.slot(self.available);
+        guest.write(entry, &head.to_le_bytes());
+        self.available = self.available.wrapping_add(1);
+        guest.write(self.available() + 2, &self.available.to_le_bytes());
+    }
+
+    /// Writes the next descriptor.
+    fn push(&mut self, guest: &mut Guest, piece: &Piece, flags: u16, continues: bool) {
+        let number = self.next_descriptor;
+        self.next_descriptor = (number + 1) & (self.start.size() - 1);
+        let flags = flags | if continues { NEXT } else { 0 };
+        descriptor(
+            guest,
+            self.descriptors,
+            number,
+            piece,
+            flags,
+            self.next_descriptor,
+        );
+    }
+
+    /// Does something wrong.
+    pub fn err(&mut self, guest: &mut Guest, mistake: Mistake) {
+        // Counted back from the newest.
+        let field = |back: u8, field: u64| {
+            let number = self
+                .next_descriptor
+                .wrapping_sub(u16::from(back))
+                .wrapping_sub(1);
+            self.descriptors + DESCRIPTOR_SIZE * self.slot(number) + field
+        };
+        match mistake {
+            Mistake::Address(back, value) => guest.write(field(back, 0), &value.to_le_bytes()),
+            Mistake::Length(back, value) => guest.write(field(back, 8), &value.to_le_bytes()),
+            Mistake::Flags(back, value) => {
+                guest.write(field(back, 12), &u16::from(value).to_le_bytes());
+            }
+            Mistake::Next(back, value) => guest.write(field(back, 14), &value.to_le_bytes()),
+            Mistake::Head(back, value) => {
+                let index = self.available.wrapping_sub(u16::from(back)).wrapping_sub(1);
+                let entry = self.available() + 4 + 2 * self.slot(index);
+                guest.write(entry, &value.to_le_bytes());
+            }
+            Mistake::AvailableIndex(value) => {
+                self.available = value;
+                guest.write(self.available() + 2, &value.to_le_bytes());
+            }
+            Mistake::AvailableStep(step) => {
+                self.available = self.available.wrapping_add_signed(step.into());
+                guest.write(self.available() + 2, &self.available.to_le_bytes());
+            }
+            Mistake::NoInterrupt(value) => {
+                let flags = if value { VRING_AVAIL_F_NO_INTERRUPT } else { 0 };
+                guest.write(self.available(), &(flags as u16).to_le_bytes());
+            }
+            Mistake::UsedEvent(value) => {
+                let event = self.available() + 4 + 2 * u64::from(self.start.size());
+                guest.write(event, &value.to_le_bytes());
+            }
+            Mistake::Anything(place, value) => {
+                guest.write(u64::from(place) & 0x7ffe, &value.to_le_bytes());
+            }
+        }
+    }
+
+    /// The driver's index, as it is in the ring.
+    pub fn available_index(&self, guest: &Guest) -> u16 {
+        guest.number::<2>(self.available() + 2) as u16
+    }
+
+    /// The device's index, as it is in the ring.
+    pub fn used_index(&self, guest: &Guest) -> u16 {
+        guest.number::<2>(self.used() + 2) as u16
+    }
+
+    /// The used entry with this index: head and length.
+    pub fn answer(&self, guest: &Guest, index: u16) -> (u32, u32) {
+        let entry = self.used() + 4 + 8 * self.slot(index);
+        let number = |field| guest.number::<4>(entry + field) as u32;
+        (number(0), number(4))
+    }
+
+    /// The available entry with this index.
+    pub fn head(&self, guest: &Guest, index: u16) -> u16 {
+        guest.number::<2>(self.available() + 4 + 2 * self.slot(index)) as u16
+    }
+
+    /// The device should complete a request, as the used entry with this index.
+    pub fn expect_used(&self, guest: &mut Guest, index: u16, head: u16, length: u32) {
+        let entry = self.used() + 4 + 8 * self.slot(index);
+        guest.expect(entry, &u32::from(head).to_le_bytes());
+        guest.expect(entry + 4, &length.to_le_bytes());
+    }
+
+    /// The device should show the driver this index.
+    pub fn expect_used_index(&self, guest: &mut Guest, index: u16) {
+        guest.expect(self.used() + 2, &index.to_le_bytes());
+    }
+
+    /// The device should want a kick for the request with this index, or none at all.
+    pub fn expect_wish(&self, guest: &mut Guest, wish: Option<u16>) {
+        if self.start.event_index {
+            let event = self.used() + 4 + 8 * u64::from(self.start.size());
+            if let Some(index) = wish {
+                guest.expect(event, &index.to_le_bytes());
+            }
+        } else {
+            let flags = wish.map_or(VRING_USED_F_NO_NOTIFY, |_| 0);
+            guest.expect(self.used(), &(flags as u16).to_le_bytes());
+        }
+    }
+
+    /// Whether the driver is to be told that the used index went from `before` to `after`.
+    pub fn wants_call(&self, guest: &Guest, before: u16, after: u16) -> bool {
+        if before == after {
+            return false;
+        }
+        if self.start.event_index {
+            let event =
+                guest.number::<2>(self.available() + 4 + 2 * u64::from(self.start.size())) as u16;
+            // One of the entries before..after has the index that the driver waits for.
+            let count = after.wrapping_sub(before);
+            event.wrapping_sub(before) < count
+        } else {
+            guest.number::<2>(self.available()) & u64::from(VRING_AVAIL_F_NO_INTERRUPT) == 0
+        }
+    }
+
+    /// Follows the chain at `head`; `None` if it is not one.
+    pub fn walk(&self, guest: &Guest, head: u16) -> Option<Walked> {
+        let mut walked = Walked::default();
+        let mut table = (self.descriptors, u64::from(self.start.size()));
+        let mut is_inside = false;
+        let mut most = usize::from(self.start.size());
+        let mut number = u64::from(head);
+        loop {
+            if walked.readable.len() + walked.writable.len() >= most || number >= table.1 {
+                return None;
+            }
+            let address = table.0.checked_add(DESCRIPTOR_SIZE * number)?;
+            let mut bytes = [0; DESCRIPTOR_SIZE as usize];
+            let entry = guest.memory.slice(address, bytes.len()).ok()?;
+            entry.copy_to(&mut bytes);
+            let (address, rest) = bytes.split_first_chunk()?;
+            let (length, rest) = rest.split_first_chunk()?;
+            let (flags, rest) = rest.split_first_chunk()?;
+            let piece = Piece::new(u64::from_le_bytes(*address), u32::from_le_bytes(*length));
+            let flags = u16::from_le_bytes(*flags);
+            let next = u16::from_le_bytes(rest.try_into().ok()?);
+            if flags & INDIRECT != 0 {
+                let count = u64::from(piece.length) / DESCRIPTOR_SIZE;
+                let is_whole = count > 0 && u64::from(piece.length) % DESCRIPTOR_SIZE == 0;
+                if is_inside || !self.start.indirect || flags & NEXT != 0 || !is_whole {
+                    return None;
+                }
+                table = (piece.address, count);
+                is_inside = true;
+                most = most.max(MAX_INDIRECT_DESCRIPTORS);
+                number = 0;
+                continue;
+            }
+            if flags & WRITE != 0 {
+                walked.writable.push(piece);
+            } else if walked.writable.iter().any(|piece| piece.length > 0) {
+                return None;
+            } else {
+                walked.readable.push(piece);
+            }
+            if flags & NEXT == 0 {
+                return Some(walked);
+            }
+            number = next.into();
+        }
+    }
+}
+
+/// Writes one descriptor of a table.
+fn descriptor(guest: &mut Guest, table: u64, number: u16, piece: &Piece, flags: u16, next: u16) {
+    let place = table + DESCRIPTOR_SIZE * u64::from(number);
+    guest.write(place, &piece.address.to_le_bytes());
+    guest.write(place + 8, &piece.length.to_le_bytes());
+    guest.write(place + 12, &flags.to_le_bytes());
+    guest.write(place + 14, &next.to_le_bytes());
+}

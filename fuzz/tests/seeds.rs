@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The inputs that fuzzing begins with, and some random ones, as plain tests: they need neither libFuzzer nor its compiler flags.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
+
+use arbitrary::{Arbitrary, Unstructured};
+use vhost_device_fuzz::{block, gpu, input, ring, session};
+
+/// Random inputs of each target, and their bytes at most.
+const RANDOM: usize = 100;
+const MOST_BYTES: usize = 1024;
+
+/// Targets have the process for themselves: they look at its memory and its files.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn play<I: for<'a> Arbitrary<'a>>(target: &str, run: fn(I)) {
+    let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("seeds")
+        .join(target);
+    let mut count = 0;
+    for seed in fs::read_dir(&seeds).unwrap() {
+        let bytes = fs::read(seed.unwrap().path()).unwrap();
+        run(I::arbitrary_take_rest(Unstructured::new(&bytes)).unwrap());
+        count += 1;
+    }
+    assert!(count > 0, "{} is empty", seeds.display());
+    let mut random = fastrand::Rng::with_seed(7);
+    for _ in 0..RANDOM {
+        let mut bytes = vec![0; random.usize(..MOST_BYTES)];
+        random.fill(&mut bytes);
+        run(I::arbitrary_take_rest(Unstructured::new(&bytes)).unwrap());
+    }
+}
+
+#[test]
+fn block_survives_its_seeds() {
+    play("block", block::Input::run);
+}
+
+#[test]
+fn gpu_survives_its_seeds() {
+    play("gpu", gpu::Input::run);
+}
+
+#[test]
+fn input_survives_its_seeds() {
+    play("input", input::Input::run);
+}
+
+#[test]
+fn ring_survives_its_seeds() {
+    play("ring", ring::Input::run);
+}
+
+#[test]
+fn session_survives_its_seeds() {
+    play("session", session::Input::run);
+}

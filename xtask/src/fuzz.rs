@@ -1,0 +1,305 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `cargo xtask fuzz`: has libFuzzer look for inputs that a device or the core does wrong with.
+
+use std::collections::VecDeque;
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::thread::available_parallelism;
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use clap::builder::PossibleValuesParser;
+
+use crate::packages::{self, FUZZING};
+use crate::progress::Progress;
+use crate::{target_directory, tool, workspace};
+
+/// What is fuzzed: binaries of `fuzz/`.
+const TARGETS: [&str; 5] = ["block", "gpu", "input", "ring", "session"];
+/// How often it is said how far a target is.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+/// Lines of a target that are shown when it found something.
+const SHOWN: usize = 80;
+
+#[derive(Args, Debug)]
+pub struct Options {
+    /// How long each target runs
+    #[arg(long, value_name = "N", default_value = "60")]
+    seconds: NonZeroU32,
+
+    /// Run only this target; may be given several times
+    #[arg(long = "target", value_name = "NAME", value_parser = PossibleValuesParser::new(TARGETS))]
+    targets: Vec<String>,
+
+    /// Play one input of a target, instead of looking for others
+    #[arg(long, value_name = "FILE", requires = "targets")]
+    input: Option<PathBuf>,
+}
+
+/// What came of a target.
+pub struct Outcome {
+    pub target: String,
+    executions: u64,
+    /// Edges of the program that were reached.
+    coverage: u64,
+    /// What was found.
+    pub finding: Option<String>,
+}
+
+pub fn run(progress: &Progress, options: &Options) -> Result<ExitCode, String> {
+    let targets: Vec<&str> = match options.targets.as_slice() {
+        [] => TARGETS.into(),
+        some => some.iter().map(String::as_str).collect(),
+    };
+    build(progress)?;
+    if let Some(input) = &options.input {
+        let mut play = program(targets.first().copied().unwrap_or_default());
+        let status = play.arg(input).status();
+        let status = status.map_err(|error| format!("cannot run the target: {error}"))?;
+        return Ok(match status.success() {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        });
+    }
+    let outcomes = look(progress, &targets, options.seconds)?;
+    let mut is_good = true;
+    println!();
+    for outcome in &outcomes {
+        let Outcome {
+            target,
+            executions,
+            coverage,
+            finding,
+        } = outcome;
+        let found = if finding.is_some() { 1 } else { 0 };
+        println!("{target:10} {executions:12} executions {coverage:6} edges {found} findings");
+        if let Some(finding) = finding {
+            println!("FAILED: {finding}");
+            is_good = false;
+        }
+    }
+    Ok(match is_good {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    })
+}
+
+/// Runs each target for as long; all of them, for `cargo xtask test`.
+pub fn test(progress: &Progress, seconds: NonZeroU32) -> Result<Vec<Outcome>, String> {
+    build(progress)?;
+    look(progress, &TARGETS, seconds)
+}
+
+/// Where the targets are built, and what they find is kept.
+fn directory() -> PathBuf {
+    target_directory().join("fuzz")
+}
+
+/// Builds all targets.
+fn build(progress: &Progress) -> Result<(), String> {
+    packages::install(progress, FUZZING)?;
+    let cargo_fuzz = tool(progress, "cargo-fuzz", "^0.13")?;
+    let mut build = Command::new(cargo_fuzz);
+    build
+        .args(["fuzz", "build", "--features", "libfuzzer"])
+        .args(["--sanitizer", sanitizer(progress)])
+        .args(["--target", &triple()])
+        .arg("--target-dir")
+        .arg(directory())
+        .current_dir(workspace().join("fuzz"))
+        // The sanitizer and the counters of the fuzzer are for nightly compilers only, but work in all.
+        .env("RUSTC_BOOTSTRAP", "1")
+        // As a release, but without what would take minutes.
+        .env("CARGO_PROFILE_RELEASE_LTO", "off");
+    progress.run("Building the fuzz targets", &mut build)
+}
+
+/// The address sanitizer, where the compiler has what it needs at run time.
+fn sanitizer(progress: &Progress) -> &'static str {
+    let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
+    let sysroot = sysroot.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+    let libraries = Path::new(sysroot.unwrap_or_default().trim())
+        .join("lib/rustlib")
+        .join(triple())
+        .join("lib");
+    let is_runtime =
+        |file: fs::DirEntry| file.file_name().to_string_lossy().ends_with("_rt.asan.a");
+    let mut files = fs::read_dir(libraries).into_iter().flatten().flatten();
+    if files.any(is_runtime) {
+        return "address";
+    }
+    progress.step("  without the address sanitizer, which this compiler has not");
+    "none"
+}
+
+/// What the targets are built for: the sanitizer wants it to be named.
+fn triple() -> String {
+    format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
+}
+
+/// A target's program, with what all ways to run it have.
+fn program(target: &str) -> Command {
+    let program = directory().join(triple()).join("release").join(target);
+    let mut command = Command::new(program);
+    command.args(["-timeout=20", "-rss_limit_mb=2048"]);
+    command
+}
+
+/// Runs the targets, as many at a time as there are processors.
+fn look(
+    progress: &Progress,
+    targets: &[&str],
+    seconds: NonZeroU32,
+) -> Result<Vec<Outcome>, String> {
+    let waiting: Mutex<VecDeque<&str>> = Mutex::new(targets.iter().copied().collect());
+    let outcomes = Mutex::new(Vec::new());
+    let next = || waiting.lock().ok()?.pop_front();
+    let work = || -> Result<(), String> {
+        while let Some(target) = next() {
+            let outcome = look_for(progress, target, seconds)?;
+            outcomes
+                .lock()
+                .map_err(|error| error.to_string())?
+                .push(outcome);
+        }
+        Ok(())
+    };
+    let count = available_parallelism().map_or(1, |count| count.get().min(targets.len()));
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
+        let mut ended = workers.into_iter().map(|worker| worker.join());
+        ended.try_for_each(|result| {
+            result.unwrap_or_else(|_| Err("a thread of this program failed".into()))
+        })
+    })?;
+    let mut outcomes = outcomes.into_inner().map_err(|error| error.to_string())?;
+    outcomes.sort_by(|one, other| one.target.cmp(&other.target));
+    Ok(outcomes)
+}
+
+/// Runs one target.
+fn look_for(progress: &Progress, target: &str, seconds: NonZeroU32) -> Result<Outcome, String> {
+    let fail = |error: std::io::Error| format!("cannot fuzz {target}: {error}");
+    // What is learnt is kept there; what the repository has is read only.
+    let corpus = directory().join("corpus").join(target);
+    let findings = directory().join("findings").join(target);
+    for path in [&corpus, &findings] {
+        fs::create_dir_all(path).map_err(fail)?;
+    }
+    progress.step(&format!("Fuzzing {target} for {seconds} s"));
+    let mut child = program(target)
+        .arg(format!("-max_total_time={seconds}"))
+        .arg(format!("-artifact_prefix={}/", findings.display()))
+        .args(["-max_len=4096", "-len_control=0", "-print_final_stats=1"])
+        .arg(&corpus)
+        .arg(workspace().join("fuzz/seeds").join(target))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(fail)?;
+    let mut outcome = Outcome {
+        target: target.to_owned(),
+        executions: 0,
+        coverage: 0,
+        finding: None,
+    };
+    let mut told = Vec::new();
+    let mut found = None;
+    let mut shown = Instant::now();
+    let lines = child
+        .stderr
+        .take()
+        .into_iter()
+        .flat_map(|stderr| BufReader::new(stderr).split(b'\n'));
+    for line in lines {
+        let line = line.map_err(fail)?;
+        let line = String::from_utf8_lossy(&line).into_owned();
+        outcome.read(&line);
+        found = found.or_else(|| written_to(&line));
+        if shown.elapsed() >= HEARTBEAT {
+            shown = Instant::now();
+            let Outcome {
+                executions,
+                coverage,
+                ..
+            } = outcome;
+            progress.step(&format!(
+                "  {target}: {executions} executions, {coverage} edges"
+            ));
+        }
+        // What it does is of no interest when something was found.
+        if !line.starts_with('#') && told.len() < SHOWN {
+            told.push(line);
+        }
+    }
+    let status = child.wait().map_err(fail)?;
+    if !status.success() {
+        for line in &told {
+            eprintln!("{line}");
+        }
+        outcome.finding = Some(match found {
+            Some(input) => format!(
+                "{target} goes wrong with the input {input}; to play it again: cargo xtask fuzz --target={target} --input={input}"
+            ),
+            None => format!("{target} ended: {status}"),
+        });
+    }
+    Ok(outcome)
+}
+
+impl Outcome {
+    /// Takes note of what a line of libFuzzer says.
+    fn read(&mut self, line: &str) {
+        let number = |text: &str| text.parse::<u64>().ok();
+        let mut words = line.split_whitespace();
+        if let Some(all) = line.strip_prefix("stat::number_of_executed_units:") {
+            self.executions = number(all.trim()).unwrap_or(self.executions);
+        }
+        if let Some(first) = words.next()
+            && let Some(executions) = first.strip_prefix('#').and_then(number)
+        {
+            self.executions = executions;
+            let mut words = words.skip_while(|word| *word != "cov:");
+            if let Some(coverage) = words.nth(1).and_then(number) {
+                self.coverage = coverage;
+            }
+        }
+    }
+}
+
+/// The file in a line like `artifact_prefix='…'; Test unit written to PATH`.
+fn written_to(line: &str) -> Option<String> {
+    let (_, path) = line.split_once("Test unit written to ")?;
+    Some(path.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn libfuzzers_lines_are_understood() {
+        let mut outcome = Outcome {
+            target: "ring".into(),
+            executions: 0,
+            coverage: 0,
+            finding: None,
+        };
+        outcome.read("INFO: Seed: 42");
+        outcome
+            .read("#9071\tNEW    cov: 929 ft: 1838 corp: 129/1997b lim: 25 exec/s: 477 rss: 357Mb");
+        assert_eq!((outcome.executions, outcome.coverage), (9071, 929));
+        outcome.read("#9100\tpulse  ft: 1838 corp: 129/1997b");
+        assert_eq!((outcome.executions, outcome.coverage), (9100, 929));
+        outcome.read("stat::number_of_executed_units: 9200");
+        assert_eq!(outcome.executions, 9200);
+        let line = "artifact_prefix='/a/'; Test unit written to /a/crash-00ff";
+        assert_eq!(written_to(line), Some("/a/crash-00ff".into()));
+        assert_eq!(written_to("Done 11810 runs in 21 second(s)"), None);
+    }
+}
