@@ -60,6 +60,9 @@ pub enum StateError {
         /// Most bytes.
         limit: u64,
     },
+    /// There is no memory for it.
+    #[error("there is no memory for {0} bytes")]
+    NoMemory(u64),
     /// It ends too early.
     #[error("it ends after {0} bytes, which is too early")]
     Truncated(usize),
@@ -72,29 +75,48 @@ pub enum StateError {
     /// It is not the form of what this device saves.
     #[error("it can not be read: {0}")]
     Form(#[from] postcard::Error),
-    /// It says what can not be so.
-    #[error("it contradicts itself: {0}")]
-    Contradiction(&'static str),
+    /// It has what this device can not take.
+    #[error("it has {0}")]
+    Contents(&'static str),
 }
 
 /// The bytes of `state`.
 ///
 /// # Errors
-/// There is no memory for them.
+/// It is nothing that can be written down.
 pub fn encode(state: &impl Serialize) -> Result<Vec<u8>, StateError> {
-    Ok(postcard::to_stdvec(state)?)
+    encode_next(state, Vec::new())
 }
 
-/// The state in `bytes`, which has nothing beside it. Of what is long, it takes no more memory than a multiple of what
-/// `bytes` take; a state can borrow it from there.
+/// Bytes with those of `part` behind them.
+///
+/// # Errors
+/// It is nothing that can be written down.
+pub fn encode_next(part: &impl Serialize, bytes: Vec<u8>) -> Result<Vec<u8>, StateError> {
+    Ok(postcard::to_extend(part, bytes)?)
+}
+
+/// The state in `bytes`, which has nothing beside it.
 ///
 /// # Errors
 /// It has not this form.
-pub fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, StateError> {
-    match postcard::take_from_bytes(bytes)? {
-        (state, []) => Ok(state),
+pub fn decode<'a, T: Deserialize<'a>>(mut bytes: &'a [u8]) -> Result<T, StateError> {
+    let state = decode_next(&mut bytes)?;
+    match bytes {
+        [] => Ok(state),
         _ => Err(StateError::TooLong),
     }
+}
+
+/// The part of a state at the start of `bytes`, which is taken from them. A list of a part can take many times the memory
+/// of its bytes: for one that may be long, each element is better a part by itself. What a part borrows takes none.
+///
+/// # Errors
+/// It has not this form.
+pub fn decode_next<'a, T: Deserialize<'a>>(bytes: &mut &'a [u8]) -> Result<T, StateError> {
+    let (part, rest) = postcard::take_from_bytes(bytes)?;
+    *bytes = rest;
+    Ok(part)
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]

@@ -25,6 +25,8 @@ mod pictures;
 mod scanouts;
 #[path = "gpu/stuck.rs"]
 mod stuck;
+#[path = "gpu/state.rs"]
+mod state;
 #[path = "gpu/virgl.rs"]
 mod virgl;
 

@@ -20,6 +20,8 @@ mod loss;
 mod replug;
 #[path = "uml_input/start.rs"]
 mod start;
+#[path = "uml_input/state.rs"]
+mod state;
 #[path = "uml_input/status.rs"]
 mod status;
 
@@ -141,7 +143,11 @@ impl Driver {
 
     /// A guest with an event queue of `size`, that has not given the device any buffer.
     fn with_queue(input: &Input, size: u16) -> Self {
-        let front_end = input.connect();
+        Self::with_front_end(input.connect(), size)
+    }
+
+    /// The same on a connection that is there.
+    fn with_front_end(front_end: FrontEnd, size: u16) -> Self {
         let events = front_end.queue(0, size).unwrap();
         let status = front_end.queue(1, size).unwrap();
         let memory = front_end.memory();

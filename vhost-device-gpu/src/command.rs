@@ -14,7 +14,7 @@ use crate::protocol::{
     MemoryEntry, Number, Refusal, Response, SetScanout, Transfer2d,
 };
 use crate::rectangle::Rectangle;
-use crate::resource::{Backing, MAX_ENTRIES};
+use crate::resource::{Backing, MAX_ENTRIES, Resource};
 use crate::state::State;
 use crate::three_d::{self, ThreeD};
 
@@ -221,6 +221,11 @@ fn create_2d(
     resources.create(command.resource.get(), format, width, height)
 }
 
+/// Whether a scanout can show this part of a resource.
+pub fn can_show(resource: &Resource, rectangle: &Rectangle) -> bool {
+    resource.has(rectangle) && rectangle.width.max(rectangle.height) <= MAX_SCANOUT_SIDE
+}
+
 fn set_scanout(
     state: &mut State,
     three_d: Option<&mut ThreeD>,
@@ -233,8 +238,7 @@ fn set_scanout(
         0 => None,
         resource => {
             let rectangle = command.rectangle.checked().ok_or(Refusal::Parameter)?;
-            let is_within = state.resources.get(resource)?.has(&rectangle);
-            if !is_within || rectangle.width.max(rectangle.height) > MAX_SCANOUT_SIDE {
+            if !can_show(state.resources.get(resource)?, &rectangle) {
                 return Err(Refusal::Parameter);
             }
             // QEMU takes the part that is shown for one that begins at (0, 0) of a buffer.

@@ -5,7 +5,9 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use vhost_device_common::device::{Call, ConfigError, Device, Needs, StartError, Threads};
+use vhost_device_common::device::{
+    Call, ConfigError, Device, Needs, StartError, StateError, Threads,
+};
 use virtio_bindings::virtio_gpu::{
     VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_UUID, VIRTIO_GPU_F_VIRGL,
 };
@@ -13,6 +15,7 @@ use virtio_bindings::virtio_gpu::{
 use crate::handler::GpuHandler;
 use crate::options::Options;
 use crate::protocol::MAX_SCANOUTS;
+use crate::saved;
 use crate::state::{Shared, State};
 use crate::three_d::Offer;
 use crate::virgl::has_render_node;
@@ -24,6 +27,7 @@ const CONFIG_SIZE: usize = 16;
 pub struct Gpu {
     shared: Arc<Shared>,
     headless: bool,
+    max_hostmem: u64,
     /// What there is of 3D, with `--virgl`.
     offer: Option<Arc<Offer>>,
 }
@@ -34,6 +38,7 @@ impl Device for Gpu {
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio GPU";
     const THREADS: Threads = Threads::One;
+    const STATE_VERSION: u32 = saved::VERSION;
 
     type Options = Options;
     type Handler = GpuHandler;
@@ -69,6 +74,7 @@ impl Device for Gpu {
         Ok(Self {
             shared: Arc::new(Shared::new(state)),
             headless: options.headless,
+            max_hostmem: options.max_hostmem,
             offer: offer.map(Arc::new),
         })
     }
@@ -138,6 +144,18 @@ impl Device for Gpu {
         let mut state = self.shared.lock();
         state.display.disconnect();
         state.clear();
+    }
+
+    fn max_state_size(&self) -> u64 {
+        self.max_hostmem.saturating_add(saved::MAX_OUTPUTS_SIZE)
+    }
+
+    fn save(&self) -> Result<Vec<u8>, StateError> {
+        saved::save(&self.shared.lock())
+    }
+
+    fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
+        saved::load(&mut self.shared.lock(), state)
     }
 }
 

@@ -28,24 +28,25 @@ enum Order {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Format {
     order: Order,
-    has_alpha: bool,
+    number: u32,
 }
 
 impl Format {
     /// The format that the driver means by this number.
     pub fn from_number(number: u32) -> Option<Self> {
-        let (order, has_alpha) = match number {
-            B8G8R8A8 => (Order::Bgra, true),
-            B8G8R8X8 => (Order::Bgra, false),
-            A8R8G8B8 => (Order::Argb, true),
-            X8R8G8B8 => (Order::Argb, false),
-            R8G8B8A8 => (Order::Rgba, true),
-            R8G8B8X8 => (Order::Rgba, false),
-            A8B8G8R8 => (Order::Abgr, true),
-            X8B8G8R8 => (Order::Abgr, false),
+        let order = match number {
+            B8G8R8A8 | B8G8R8X8 => Order::Bgra,
+            A8R8G8B8 | X8R8G8B8 => Order::Argb,
+            R8G8B8A8 | R8G8B8X8 => Order::Rgba,
+            A8B8G8R8 | X8B8G8R8 => Order::Abgr,
             _ => return None,
         };
-        Some(Self { order, has_alpha })
+        Some(Self { order, number })
+    }
+
+    /// The reverse of [`Format::from_number`].
+    pub fn number(self) -> u32 {
+        self.number
     }
 
     /// Turns pixels, as the guest laid them out, into numbers 0xAARRGGBB. In formats without alpha, AA is what the guest has there.
@@ -84,7 +85,9 @@ mod tests {
         ];
         for (number, bytes) in formats {
             let mut pixels = [u32::from_ne_bytes(bytes); 3];
-            Format::from_number(number).unwrap().convert(&mut pixels);
+            let format = Format::from_number(number).unwrap();
+            assert_eq!(format.number(), number);
+            format.convert(&mut pixels);
             assert_eq!(pixels, [0x0102_0304; 3], "format {number}");
         }
     }

@@ -389,6 +389,11 @@ impl QueueHandler for GpuHandler {
             self.give_up(queue);
             self.finish_fences(queue);
             self.complete(queue);
+            let shared = Arc::clone(&self.shared);
+            let mut state = shared.lock();
+            self.follow(&state);
+            let renderer = self.three_d.as_mut().and_then(ThreeD::started);
+            state.has_contexts = renderer.is_some_and(|renderer| renderer.has_contexts());
         }
     }
 

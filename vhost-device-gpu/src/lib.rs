@@ -30,6 +30,7 @@ mod options;
 mod protocol;
 mod rectangle;
 mod resource;
+mod saved;
 mod state;
 mod three_d;
 mod virgl;

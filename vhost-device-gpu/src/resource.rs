@@ -168,6 +168,16 @@ impl Resource {
         OVERHEAD + self.pixels.len() as u64 * PIXEL_SIZE + backing + rendered
     }
 
+    /// The format of a picture that can be shown.
+    pub fn format(&self) -> Option<Format> {
+        self.format
+    }
+
+    /// All pixels that are here, each a number 0xAARRGGBB.
+    pub fn pixels_mut(&mut self) -> &mut [u32] {
+        self.pixels.as_mut_slice()
+    }
+
     /// Whether the renderer has it.
     pub fn is_rendered(&self) -> bool {
         self.rendered.is_some()
@@ -297,6 +307,23 @@ impl Resources {
         }
     }
 
+    /// No resources, which may cost as much as these.
+    pub fn none(&self) -> Self {
+        Self::new(self.limit)
+    }
+
+    /// All of them, with their numbers.
+    pub fn iter(&self) -> impl Iterator<Item = (u32, &Resource)> {
+        self.all
+            .iter()
+            .map(|(number, resource)| (*number, resource))
+    }
+
+    /// Bytes that they cost.
+    pub fn cost(&self) -> u64 {
+        self.used
+    }
+
     /// Forgets all of them.
     pub fn clear(&mut self) {
         log::debug!(
@@ -304,7 +331,7 @@ impl Resources {
             self.all.len(),
             self.used
         );
-        *self = Self::new(self.limit);
+        *self = self.none();
     }
 
     pub fn get(&self, number: u32) -> Result<&Resource, Refusal> {
@@ -411,9 +438,7 @@ impl Resources {
 
     /// The resources that the renderer has, with their numbers.
     pub fn rendered(&self) -> impl Iterator<Item = (u32, &Resource)> {
-        let all = self.all.iter();
-        all.filter(|(_, resource)| resource.is_rendered())
-            .map(|(number, resource)| (*number, resource))
+        self.iter().filter(|(_, resource)| resource.is_rendered())
     }
 
     /// RESOURCE_UNREF.

@@ -16,6 +16,8 @@ pub struct State {
     pub display: Display,
     /// Counts the guests, for those who keep something of one elsewhere.
     pub generation: u64,
+    /// The renderer had contexts of the guest's when the control queue stopped.
+    pub has_contexts: bool,
 }
 
 impl State {
@@ -24,6 +26,7 @@ impl State {
             resources: Resources::new(max_hostmem),
             display: Display::new()?,
             generation: 0,
+            has_contexts: false,
         })
     }
 
@@ -32,6 +35,7 @@ impl State {
         self.display.clear(&self.resources);
         self.resources.clear();
         self.generation = self.generation.wrapping_add(1);
+        self.has_contexts = false;
     }
 }
 

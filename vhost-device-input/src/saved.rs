@@ -32,7 +32,7 @@ impl Saved {
     /// What was saved, if it can be so.
     pub fn check(self) -> Result<(Selection, Left), StateError> {
         if !self.controls.iter().all(Control::is_valid) {
-            return Err(StateError::Contradiction("a control that lasts not"));
+            return Err(StateError::Contents("a control that keeps no value"));
         }
         let is_end = match self.waiting.split_last() {
             Some((last, rest)) => last.is_report() && !rest.iter().any(Event::is_report),
@@ -40,9 +40,7 @@ impl Saved {
         };
         let are_for_guest = self.waiting.iter().all(|event| KINDS.contains(&event.kind));
         if !is_end || !are_for_guest {
-            return Err(StateError::Contradiction(
-                "what waits is not the end of a report",
-            ));
+            return Err(StateError::Contents("an end of a report that is none"));
         }
         let left = Left {
             told: State::forgotten(self.controls),

@@ -5,6 +5,7 @@ use std::os::unix::fs::MetadataExt;
 
 use vhost::vhost_user::VhostUserFrontend;
 use vhost_device_tests::front_end::FrontEnd;
+use vhost_device_tests::front_end::state::sealed;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
@@ -270,4 +271,29 @@ fn writeback_is_on_again_for_the_next_connection() {
     set_writeback(&front_end, 0);
     drop(front_end);
     assert_eq!(writeback(&device.connect()), 1);
+}
+
+/// What was to be written through is not to be written back by whoever goes on with the guest.
+#[test]
+fn writeback_goes_on_in_another_process() {
+    let (_here, here) = start(IMAGE_SIZE, &[]);
+    let (_there, there) = start(IMAGE_SIZE, &[]);
+    for value in [0, 1, 0] {
+        set_writeback(&here, value);
+        there.load_state(&here.save_state().unwrap()).unwrap();
+        assert_eq!(writeback(&there), u64::from(value));
+    }
+    set_writeback(&here, 1);
+    let state = here.save_state().unwrap();
+    let raw = there.raw().unwrap();
+    for length in 0..state.len() {
+        assert!(!raw.loads(&state[..length]), "{length} bytes");
+    }
+    for part in [&[][..], &[2], &[1, 0]] {
+        assert!(!raw.loads(&sealed("block", 1, part)), "{part:?}");
+    }
+    assert!(!raw.loads(&sealed("rng", 1, &[1])));
+    assert_eq!(writeback(&there), 0, "it was refused, and changes nothing");
+    assert!(raw.loads(&sealed("block", 1, &[1])), "the format");
+    assert_eq!(writeback(&there), 1);
 }

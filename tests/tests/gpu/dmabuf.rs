@@ -32,7 +32,7 @@ const AT_ONCE: Duration = Duration::from_millis(900);
 /// A rectangle of the pictures here.
 const ALL: [u32; 4] = [0, 0, 64, 32];
 
-fn start(renderer: &StandIn, arguments: &[&str]) -> Device {
+pub fn start(renderer: &StandIn, arguments: &[&str]) -> Device {
     Device::start_configured(&[&["--virgl"], arguments].concat(), |command| {
         renderer.configure(command);
     })

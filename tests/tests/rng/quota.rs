@@ -3,6 +3,8 @@
 
 use std::time::{Duration, Instant};
 
+use vhost_device_tests::front_end::state::sealed;
+use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::process::Signal;
 
 use crate::{Device, Driver, LARGEST, PATIENCE, assert_same, words};
@@ -153,4 +155,68 @@ fn requests_that_wait_get_their_bytes_when_the_next_period_begins() {
     }
     assert_same(&seen, &source[..seen.len()]);
     assert!(seen.len() > 3000);
+}
+
+/// Stops a device. Gives what another one needs to go on with its guest.
+fn save(driver: &Driver) -> Vec<u8> {
+    driver.front_end.stop(0).unwrap();
+    driver.front_end.save_state().unwrap()
+}
+
+/// A driver of a device that has loaded a state.
+fn connect_with_state(device: &Device, state: &[u8]) -> Driver {
+    let front_end = FrontEnd::connect(&device.socket, &Options::default()).unwrap();
+    front_end.load_state(state).unwrap();
+    Driver::new(front_end)
+}
+
+#[test]
+fn the_quota_goes_on_in_another_process() {
+    let arguments = ["--max-bytes=100", LONG];
+    let (here, there) = (Device::start(&arguments), Device::start(&arguments));
+    let mut driver = here.connect();
+    assert_eq!(driver.read(70).len(), 70);
+    let mut driver = connect_with_state(&there, &save(&driver));
+    assert_eq!(driver.read(100).len(), 30);
+    driver.submit(100);
+    driver.assert_waits();
+}
+
+#[test]
+fn the_next_period_begins_in_another_process_when_it_would_have_here() {
+    let arguments = quota(100, Duration::from_secs(2));
+    let arguments = arguments.each_ref().map(String::as_str);
+    let here = Device::start(&arguments);
+    let driver = out_of_quota(&here);
+    let there = Device::start(&arguments);
+    let started = Instant::now();
+    let mut driver = connect_with_state(&there, &save(&driver));
+    driver.submit(100);
+    assert_eq!(driver.answer(100).len(), 100);
+    // The period there began with the process, and is not shortened either.
+    assert!(started.elapsed() > Duration::from_secs(1));
+}
+
+#[test]
+fn no_state_renews_the_quota_or_puts_it_off_for_more_than_a_period() {
+    let arguments = ["--max-bytes=100", LONG];
+    let unused = {
+        let device = Device::start(&arguments);
+        save(&device.connect())
+    };
+    let device = Device::start(&arguments);
+    let driver = out_of_quota(&device);
+    let exhausted = save(&driver);
+    let raw = driver.front_end.raw().unwrap();
+    assert!(raw.loads(&unused));
+    // Nothing was given, and the period is over.
+    assert!(raw.loads(&sealed("rng", 1, &[0, 0])));
+    let mut driver = Driver::new(driver.front_end);
+    driver.submit(100);
+    driver.assert_waits();
+
+    let device = Device::start(&["--max-bytes=100", "--period=500"]);
+    let mut driver = connect_with_state(&device, &exhausted);
+    driver.submit(100);
+    assert_eq!(driver.answer(100).len(), 100);
 }

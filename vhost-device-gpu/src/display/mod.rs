@@ -56,14 +56,14 @@ pub struct Source {
 
 /// A cursor, and what the display has yet to learn of it.
 #[derive(Debug, Default)]
-struct Cursor {
-    x: u32,
-    y: u32,
-    hot_x: u32,
-    hot_y: u32,
-    visible: bool,
+pub struct Cursor {
+    pub x: u32,
+    pub y: u32,
+    pub hot_x: u32,
+    pub hot_y: u32,
+    pub visible: bool,
     /// Empty until the driver has set one.
-    image: Vec<u32>,
+    pub image: Vec<u32>,
     moved: bool,
     changed: bool,
 }
@@ -207,6 +207,13 @@ impl Display {
         if let Some(output) = self.outputs.get_mut(scanout as usize) {
             output.show(source, buffer);
         }
+    }
+
+    /// What each scanout shows, and its cursor.
+    pub fn shown(&self) -> [(Option<Source>, &Cursor); MAX_SCANOUTS] {
+        self.outputs
+            .each_ref()
+            .map(|output| (output.source, &output.cursor))
     }
 
     fn outputs_of(&self, resource: u32) -> impl Iterator<Item = &Output> {

@@ -194,6 +194,11 @@ impl Renderer {
         Ok(bytes.unwrap_or_default().to_vec())
     }
 
+    /// Whether there are contexts.
+    pub fn has_contexts(&self) -> bool {
+        !self.contexts.is_empty()
+    }
+
     fn check_context(&self, context: u32) -> Result<(), Refusal> {
         match self.contexts.contains(&context) {
             true => Ok(()),
