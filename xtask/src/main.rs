@@ -76,25 +76,14 @@ enum Task {
     ///
     /// Builds the release binaries and runs the soak program: every device carries load whose results are verified, while rings are stopped,
     /// memory changes, front-ends and displays go away, and processes are killed. Prints the progress, and at the end what was carried, which
-    /// faults were injected, and what was lost. The exit status is 1 if anything was. `cargo xtask soak --help` lists the options.
-    #[command(disable_help_flag = true)]
-    Soak {
-        /// `--minutes N`, `--seed N`, `--only NAME`
-        #[arg(
-            num_args = 0..,
-            trailing_var_arg = true,
-            allow_hyphen_values = true
-        )]
-        arguments: Vec<String>,
-    },
+    /// faults were injected, and what was lost. The exit status is 1 if anything was. A host without uinput runs input in User-Mode Linux.
+    Soak(SoakOptions),
     /// Look for inputs of guests, drivers and front-ends that a device or the core does wrong with
     ///
     /// Builds the fuzz targets, and runs libFuzzer on each, as many at a time as there are processors. Prints what was executed, how much of
     /// the program that reached, and what was found: each finding with the file that has the input, and the command that plays it again. The
     /// exit status is 1 if anything was. What is learnt is kept in target/fuzz/corpus. Takes cargo-fuzz, which is built the first time.
     Fuzz(fuzz::Options),
-    /// faults were injected, and what was lost. The exit status is 1 if anything was. A host without uinput runs input in User-Mode Linux.
-    Soak(SoakOptions),
     /// Build the release binaries and install them, with descriptors, manual pages, completions and systemd units
     ///
     /// Devices go to PREFIX/libexec/vhost-device, tools to PREFIX/bin, the rest to the conventional places below PREFIX. Each file that is
@@ -125,7 +114,6 @@ fn main() -> ExitCode {
         }
         Task::Test { no_guest } => test::run(&progress, no_guest),
         Task::Bench { arguments } => bench::run(&progress, &arguments),
-        Task::Soak { arguments } => soak::run(&progress, &arguments),
         Task::Fuzz(options) => fuzz::run(&progress, &options),
         Task::Soak(options) => soak::run(&progress, &options),
         Task::Install(options) => install::run(&progress, &options).map(|()| ExitCode::SUCCESS),
