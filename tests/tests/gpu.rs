@@ -23,10 +23,10 @@ mod fuzz;
 mod pictures;
 #[path = "gpu/scanouts.rs"]
 mod scanouts;
-#[path = "gpu/stuck.rs"]
-mod stuck;
 #[path = "gpu/state.rs"]
 mod state;
+#[path = "gpu/stuck.rs"]
+mod stuck;
 #[path = "gpu/virgl.rs"]
 mod virgl;
 
