@@ -350,24 +350,33 @@ fn check_verified(output: &Output, seconds: u64) {
     assert!(milliseconds > 1000 * (seconds - 1), "{milliseconds} ms");
 }
 
-fn verify(name: &str, options: &[&str]) {
+fn verify(name: &str, options: &[&str], properties: &str) -> Block {
     let block = Block::start(128, options);
     let script = format!("{VERIFY} verify --bsrange=4k-64k");
-    let machine = block.machine(name, "", script);
+    let machine = block.machine(name, properties, script);
     let mut guest = machine.program("fio").memory(768).start().unwrap();
     check_verified(&guest.finish().unwrap(), SECONDS);
+    block
 }
 
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn fio_verifies_with_io_uring() {
-    verify("fio_io_uring", &["--io-engine=io_uring"]);
+    verify("fio_io_uring", &["--io-engine=io_uring"], "");
 }
 
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn fio_verifies_with_threads() {
-    verify("fio_threads", &["--io-engine=threads"]);
+    verify("fio_threads", &["--io-engine=threads"], "");
+}
+
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn fio_verifies_on_packed_rings() {
+    let block = verify("fio_packed", &[], ",packed=on");
+    let log = block.program.stderr();
+    assert!(log.contains("packed ring"), "the ring is not packed\n{log}");
 }
 
 #[test]

@@ -71,6 +71,16 @@ fn sent(guest: &Guest, request: u32) -> u64 {
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn fio_finds_no_error_while_the_device_is_killed() {
+    kill_under_a_guest("fio_kills", "", "split ring");
+}
+
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn fio_finds_no_error_while_the_device_is_killed_with_packed_rings() {
+    kill_under_a_guest("fio_kills_packed", ",packed=on", "packed ring");
+}
+
+fn kill_under_a_guest(name: &str, properties: &str, format: &str) {
     let kills = kills(FEW_KILLS);
     let seconds = SECONDS + SECONDS_PER_KILL * kills;
     let script = format!(
@@ -84,10 +94,10 @@ fn fio_finds_no_error_while_the_device_is_killed() {
     );
     let mut block = Block::start(128, &[]);
     let socket = block.directory.path().join("socket");
-    let mut guest = Machine::new("fio_kills", script)
+    let mut guest = Machine::new(name, script)
         .module("virtio_blk")
         .program("fio")
-        .vhost_user_reconnecting("vhost-user-blk-pci", &socket)
+        .vhost_user_reconnecting(&format!("vhost-user-blk-pci{properties}"), &socket)
         .memory(768)
         .deadline(Duration::from_secs(240 + seconds))
         .argument("-trace")
@@ -126,6 +136,7 @@ fn fio_finds_no_error_while_the_device_is_killed() {
 
     again += taken_again(&block.program.stderr());
     assert!(again > 0, "no request was taken again");
+    assert!(block.program.stderr().contains(format));
     println!("{again} requests taken again over {kills} kills in {took:?}");
     // All devices get the file that the first one made for this driver.
     assert_eq!(sent(&guest, GET_INFLIGHT_FD), files);
