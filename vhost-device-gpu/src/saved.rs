@@ -85,8 +85,11 @@ pub fn save(state: &State) -> Result<Vec<u8>, StateError> {
         cursor_image: to_bytes(&cursor.image),
     });
     bytes = encode_next(&outputs, bytes)?;
-    bytes = encode_next(&(resources.iter().count() as u64), bytes)?;
-    for (number, resource) in resources.iter() {
+    let mut all: Vec<_> = resources.iter().collect();
+    // The same state is the same bytes.
+    all.sort_unstable_by_key(|(number, _)| *number);
+    bytes = encode_next(&(all.len() as u64), bytes)?;
+    for (number, resource) in all {
         let resource = SavedResource {
             number,
             format: resource.format().map_or(0, Format::number),
@@ -125,7 +128,8 @@ pub fn load(state: &mut State, mut bytes: &[u8]) -> Result<(), StateError> {
             state.display.set_scanout(number, Some(source), None);
             state.display.flush(source.resource, &source.rectangle);
         }
-        if output.is_cursor_visible || !output.cursor_image.is_empty() {
+        let was_moved = output.cursor != (0, 0);
+        if output.is_cursor_visible || was_moved || !output.cursor_image.is_empty() {
             let mut image = vec![0; output.cursor_image.len() / PIXEL_SIZE];
             fill(&mut image, &output.cursor_image);
             let image = (!image.is_empty()).then_some((output.hot_spot, image));
