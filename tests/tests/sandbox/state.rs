@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::net::UnixStream;
 
-use vhost_device_tests::process::{Program, inherit};
+use vhost_device_tests::process::{PATIENCE, Program, inherit};
 
 use crate::{Device, GPU, for_each_device, mode};
 
@@ -49,29 +49,36 @@ pub fn assert_confined(program: &Program, had_privileges: bool) {
 }
 
 fn all_threads_are_confined(device: &Device) {
-    let scene = device.start();
+    let mut scene = device.start();
     assert_confined(&scene.running.program, true);
-    let statuses = statuses(scene.running.program.id());
-    let names: Vec<_> = statuses
+    let id = scene.running.program.id();
+    let names: Vec<_> = device
+        .threads
         .iter()
-        .map(|status| status["Name"].as_str())
+        .map(|thread| scene.name(thread))
         .collect();
-    for thread in device.threads {
-        assert!(
-            names.contains(&&*scene.name(thread)),
-            "{thread} in {names:?}"
-        );
-    }
-    // Each kind of thread has a filter of its own beside that of the one that started it.
-    let filters = |name: &str| {
-        let status = statuses.iter().find(|status| status["Name"] == name)?;
-        status.get("Seccomp_filters")?.parse::<u32>().ok()
+    // Each kind of thread has a filter of its own beside those of the one that started it. Threads may just have started.
+    let all_have_filters = || {
+        let statuses = statuses(id);
+        let filters = |name: &String| {
+            let status = statuses.iter().find(|status| status["Name"] == *name)?;
+            // Kernels before 5.9 do not tell.
+            let filters = status.get("Seccomp_filters").map_or("", String::as_str);
+            Some(filters.parse().unwrap_or(u32::MAX))
+        };
+        let counts: Option<Vec<u32>> = names.iter().map(filters).collect();
+        Ok(counts.is_some_and(|counts| {
+            let of_session = counts[0];
+            counts[1..]
+                .iter()
+                .all(|count| *count > of_session || of_session == u32::MAX)
+        }))
     };
-    if let Some(of_session) = filters(&scene.name("")) {
-        for thread in &device.threads[1..] {
-            assert!(filters(thread).unwrap() > of_session, "{thread}");
-        }
-    }
+    let program = &mut scene.running.program;
+    program
+        .wait_until("confine all of its threads", PATIENCE, all_have_filters)
+        .unwrap();
+    assert_confined(program, true);
 }
 
 fn who_can_connect_finds_the_process_confined(device: &Device) {
@@ -97,8 +104,7 @@ fn a_passed_connection_is_served_in_the_sandbox() {
     let request: [u32; 3] = [1, 1, 0];
     std::io::Write::write_all(&mut &ours, &request.map(u32::to_ne_bytes).concat()).unwrap();
     let program = Program::spawn(&mut command).unwrap();
-    ours.set_read_timeout(Some(vhost_device_tests::process::PATIENCE))
-        .unwrap();
+    ours.set_read_timeout(Some(PATIENCE)).unwrap();
     std::io::Read::read_exact(&mut &ours, &mut [0; 20]).unwrap();
     assert_confined(&program, true);
 }
