@@ -179,6 +179,7 @@ impl Attempt {
     /// Makes the call in a thread of `program` with this name. It must end the process, which must say what for.
     pub fn assert_ends(&self, program: &mut Program, thread: &str) {
         let id = intruder::thread(program.id(), thread).unwrap();
+        wait_until_confined(program, id);
         let mut intruder = Intruder::enter(program.id(), id).unwrap();
         let outcome = self.make(&mut intruder).unwrap();
         assert_eq!(
@@ -201,6 +202,30 @@ impl Attempt {
         );
         assert!(stderr.contains(&line), "no {line:?} in {stderr}");
     }
+}
+
+/// Waits until a thread that may just have started has a filter beside those of the one that started it.
+fn wait_until_confined(program: &mut Program, thread: i32) {
+    let process = program.id();
+    let filters = |thread: i32| -> io::Result<Option<u32>> {
+        let status = std::fs::read_to_string(format!("/proc/{process}/task/{thread}/status"))?;
+        let count = |line: &str| line.strip_prefix("Seccomp_filters:")?.trim().parse().ok();
+        Ok(status.lines().find_map(count))
+    };
+    let first = process as i32;
+    if thread == first {
+        return;
+    }
+    let is_confined = || {
+        // Kernels before 5.9 do not tell.
+        Ok(filters(first)?.is_none_or(|first| {
+            let own = filters(thread).ok().flatten();
+            own.is_some_and(|own| own > first)
+        }))
+    };
+    program
+        .wait_until("confine its thread", PATIENCE, is_confined)
+        .unwrap();
 }
 
 /// Reading a file fails in this thread, and nothing else happens.
