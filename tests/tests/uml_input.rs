@@ -18,6 +18,8 @@ mod hostile;
 mod loss;
 #[path = "uml_input/replug.rs"]
 mod replug;
+#[path = "uml_input/sandbox.rs"]
+mod sandbox;
 #[path = "uml_input/start.rs"]
 mod start;
 #[path = "uml_input/state.rs"]

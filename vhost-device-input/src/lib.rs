@@ -27,6 +27,7 @@ mod event;
 mod handler;
 #[allow(unsafe_code)]
 mod node;
+mod opener;
 mod options;
 mod report;
 mod saved;

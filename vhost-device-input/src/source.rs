@@ -6,14 +6,15 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FileType, Mode, OFlags, open, stat};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
-use vhost_device_common::device::{Access, Call, Needs, StartError};
+use vhost_device_common::device::{Needs, StartError};
 use vhost_device_common::warn_limited;
 
 use crate::config::Identity;
 use crate::event::Event;
 use crate::node;
+use crate::opener::Opener;
 use crate::options::Options;
 use crate::report;
 use crate::state::State;
@@ -48,6 +49,7 @@ pub trait Source: Send {
 /// The evdev node at a path.
 pub struct Evdev {
     path: PathBuf,
+    opener: Opener,
     grab: bool,
     identity: Identity,
 }
@@ -59,9 +61,16 @@ impl Evdev {
     /// One line for the person who started the program.
     pub fn find(options: Options) -> Result<(Self, OwnedFd), StartError> {
         let path = options.evdev_path;
-        let (node, identity) = open_node(&path).map_err(StartError)?;
+        let opener = Opener::start(path.clone())?;
+        let (node, identity) = open_node(&opener, &path).map_err(|obstacle| {
+            StartError(match obstacle {
+                Obstacle::Missing => format!("cannot open {}: {}", path.display(), Errno::NOENT),
+                Obstacle::Other(what) => what,
+            })
+        })?;
         let evdev = Self {
             path,
+            opener,
             grab: !options.no_grab,
             identity,
         };
@@ -100,10 +109,11 @@ impl Evdev {
 
 impl Source for Evdev {
     fn open(&mut self) -> Result<Option<OwnedFd>, String> {
-        if matches!(stat(&self.path), Err(Errno::NOENT)) {
-            return Ok(None);
-        }
-        let (node, identity) = open_node(&self.path)?;
+        let (node, identity) = match open_node(&self.opener, &self.path) {
+            Ok(found) => found,
+            Err(Obstacle::Missing) => return Ok(None),
+            Err(Obstacle::Other(what)) => return Err(what),
+        };
         if identity != self.identity {
             return Err(format!(
                 "{} is another device now, {:?}",
@@ -121,46 +131,40 @@ impl Source for Evdev {
         Ok(node::state(node, &self.identity)?)
     }
 
-    /// The path leads to a node that may go and come back, as another file of the same directory.
     fn needs(&self) -> Needs {
-        let node = std::fs::canonicalize(&self.path).unwrap_or_else(|_| self.path.clone());
-        let directory = node.parent().unwrap_or(Path::new("/dev/input"));
-        let open = [libc::SYS_openat, libc::SYS_newfstatat, libc::SYS_statx].map(Call::new);
-        #[cfg(target_arch = "x86_64")]
-        let older = [libc::SYS_open, libc::SYS_stat].map(Call::new);
-        #[cfg(not(target_arch = "x86_64"))]
-        let older = [];
+        let calls = node::calls().into_iter().chain(Opener::needs());
         Needs {
-            queue: node::calls().into_iter().chain(open).chain(older).collect(),
-            files: vec![(directory.to_owned(), Access::ReadWrite)],
+            queue: calls.collect(),
             ..Needs::default()
         }
     }
 }
 
-/// Opens the evdev node at `path`, for writing too if that is allowed.
-fn open_node(path: &Path) -> Result<(OwnedFd, Identity), String> {
+/// Why there is no node.
+enum Obstacle {
+    /// Nothing is at the path.
+    Missing,
+    /// What is in the way.
+    Other(String),
+}
+
+/// Has the evdev node at `path` opened, and learns what it is.
+fn open_node(opener: &Opener, path: &Path) -> Result<(OwnedFd, Identity), Obstacle> {
     let shown = path.display();
-    let failed = |errno: Errno| format!("cannot open {shown}: {errno}");
-    let not_evdev = || format!("{shown} is not an evdev node; those are /dev/input/event*");
-    // To open a device that is something else may have effects.
-    let is_device = |mode| FileType::from_raw_mode(mode) == FileType::CharacterDevice;
-    if !is_device(stat(path).map_err(failed)?.st_mode) {
-        return Err(not_evdev());
-    }
-    let flags = OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;
-    let node = match open(path, flags | OFlags::RDWR, Mode::empty()) {
-        Err(Errno::ACCESS | Errno::PERM | Errno::ROFS) => {
-            open(path, flags | OFlags::RDONLY, Mode::empty())
-        }
-        result => result,
-    }
-    .map_err(failed)?;
-    let identity = match node::identity(node.as_fd()) {
-        Ok(identity) => identity,
-        Err(Errno::NOTTY | Errno::INVAL) => return Err(not_evdev()),
-        Err(errno) => return Err(failed(errno)),
+    let failed = |errno: Errno| {
+        Obstacle::Other(match errno {
+            Errno::CHILD => format!("cannot open {shown}: the process that does so has ended"),
+            Errno::NOTTY | Errno::INVAL => {
+                format!("{shown} is not an evdev node; those are /dev/input/event*")
+            }
+            errno => format!("cannot open {shown}: {errno}"),
+        })
     };
+    let node = opener.open().map_err(|errno| match errno {
+        Errno::NOENT => Obstacle::Missing,
+        errno => failed(errno),
+    })?;
+    let identity = node::identity(node.as_fd()).map_err(failed)?;
     if let Err(errno) = node::select_types(node.as_fd(), &report::KINDS) {
         log::debug!("cannot leave out events that are of no use: {errno}");
     }

@@ -148,6 +148,13 @@ pub(super) fn install(needs: &Needs) -> Result<(), seccompiler::Error> {
     Ok(())
 }
 
+/// Leaves this process, which does one thing only, `calls` and what every thread does.
+pub(super) fn confine_process(calls: &[Call]) -> Result<(), seccompiler::Error> {
+    let mut calls = calls.to_vec();
+    calls.extend(call::everywhere());
+    apply_filter(&compile(&calls, SeccompAction::Allow, SeccompAction::Trap)?)
+}
+
 /// Leaves this thread only the calls of its kind, if there is a sandbox.
 pub(crate) fn confine_thread(role: Role) {
     let Some(later) = LATER.get() else {

@@ -10,6 +10,8 @@ mod files;
 mod filter;
 mod privileges;
 #[allow(unsafe_code)]
+mod process;
+#[allow(unsafe_code)]
 mod violation;
 #[allow(unsafe_code)]
 mod watch;
@@ -23,6 +25,7 @@ pub use call::Call;
 pub use files::Access;
 pub(crate) use filter::{Role, confine_thread};
 pub use privileges::without_capabilities;
+pub use process::start_process;
 
 /// What a violation of the sandbox leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
