@@ -46,11 +46,10 @@ pub fn save<D: Device>(device: &D) {
 }
 
 /// A queue that starts on the driver's ring of this number.
-pub fn queue(index: u16, driver: &Driver, guest: &Guest, next: u16) -> Queue {
+pub fn queue(index: u16, driver: &Driver, guest: &Guest) -> Queue {
     let memory = Arc::clone(&guest.memory);
-    let setup = driver.rings[usize::from(index)].setup();
-    let ring = Ring::new(setup, memory, next.into(), None, 0).expect("the ring is in memory");
-    Queue::new(index, ring, true)
+    let ring = Ring::new(driver.setup(index), memory, driver.base(), None, 0);
+    Queue::new(index, ring.expect("the ring is in memory"), true)
 }
 
 /// What a worker has, but for the thread.

@@ -2,9 +2,11 @@
 //! A driver: puts requests into memory and into a ring, most of them as it should.
 
 use arbitrary::Arbitrary;
+use vhost_device_common::ring::RingSetup;
 
-use crate::guest::{Address, DATA, Guest};
-use crate::split::{Mistake, Split, Start, TABLE_DESCRIPTORS};
+use crate::guest::{Address, DATA, Guest, USER};
+use crate::packed::Packed;
+use crate::split::{Mistake, Places, Split, Start, TABLE_DESCRIPTORS};
 
 /// A piece of guest memory, or not of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,9 +40,26 @@ impl Shape {
     }
 }
 
+/// A ring of either format.
+enum Format {
+    Split(Split),
+    Packed(Packed),
+}
+
+/// The same for a ring of either format.
+macro_rules! either {
+    ($ring:expr, $inner:ident => $value:expr) => {
+        match $ring {
+            Format::Split($inner) => $value,
+            Format::Packed($inner) => $value,
+        }
+    };
+}
+
 /// A driver with one ring, or two.
 pub struct Driver {
-    pub rings: Vec<Split>,
+    start: Start,
+    rings: Vec<Format>,
     /// Where the next bytes go.
     next: u64,
     /// Bytes that requests take which the device may still hold.
@@ -49,6 +68,8 @@ pub struct Driver {
     busy: Vec<usize>,
     /// Descriptors in tables that such requests take.
     in_tables: Vec<usize>,
+    /// Requests of each ring that are not answered.
+    open: Vec<usize>,
     /// All that the device was given to write.
     given: Vec<Piece>,
     /// The driver wrote nothing but what it should, so that it knows what it gave.
@@ -57,16 +78,51 @@ pub struct Driver {
 
 impl Driver {
     pub fn new(rings: u16, start: Start, guest: &mut Guest) -> Self {
+        let ring = |number| match start.packed {
+            true => Format::Packed(Packed::new(Places::new(number), start)),
+            false => Format::Split(Split::new(Places::new(number), start, guest)),
+        };
         Self {
-            rings: (0..rings)
-                .map(|number| Split::new(number, start, guest))
-                .collect(),
+            start,
+            rings: (0..rings).map(ring).collect(),
             next: DATA.start,
             taken: 0,
             busy: vec![0; usize::from(rings)],
             in_tables: vec![0; usize::from(rings)],
+            open: vec![0; usize::from(rings)],
             given: Vec::new(),
             is_honest: true,
+        }
+    }
+
+    /// A ring as the front-end tells the device.
+    pub fn setup(&self, ring: u16) -> RingSetup {
+        let places = Places::new(ring);
+        RingSetup {
+            size: self.start.size(),
+            descriptors: USER + places.descriptors,
+            available: USER + places.available,
+            used: USER + places.used,
+            packed: self.start.packed,
+            event_index: self.start.event_index,
+            indirect: self.start.indirect,
+            ..RingSetup::default()
+        }
+    }
+
+    /// Where the device begins.
+    pub fn base(&self) -> u32 {
+        match self.start.packed {
+            true => Packed::base(self.start),
+            false => self.start.index().into(),
+        }
+    }
+
+    /// The split ring of a driver that has no other.
+    pub fn split(&self) -> &Split {
+        match self.rings.first() {
+            Some(Format::Split(ring)) => ring,
+            _ => panic!("a driver without a split ring"),
         }
     }
 
@@ -131,9 +187,11 @@ impl Driver {
         {
             all[usize::from(number) % count].length = length;
         }
+        if !shape.is_plain() {
+            // It may have memory of others.
+            self.taken = DATA.end;
+        }
         let busy = &mut self.busy[usize::from(ring_number)];
-        let ring = &mut self.rings[usize::from(ring_number)];
-        let setup = ring.setup();
         let in_tables = &mut self.in_tables[usize::from(ring_number)];
         if shape.indirect {
             *busy += 1;
@@ -142,12 +200,17 @@ impl Driver {
             *busy += count;
         }
         // Descriptors that are in use can not be used again, and one of nothing is what was there before.
-        self.is_honest &= count > 0 && *busy <= setup.size.into();
-        self.is_honest &= setup.indirect || !shape.indirect;
+        self.is_honest &= count > 0 && *busy <= self.start.size().into();
+        self.is_honest &= self.start.indirect || !shape.indirect;
         // A table that has no room at the end leaves up to half of it unused.
         self.is_honest &= *in_tables <= TABLE_DESCRIPTORS / 2;
         self.given.extend(&to_write);
-        ring.add(guest, &to_read, &to_write, shape.indirect);
+        let readable = to_read.iter().map(|piece| (*piece, false));
+        let writable = to_write.iter().map(|piece| (*piece, true));
+        let pieces: Vec<_> = readable.chain(writable).collect();
+        let ring = &mut self.rings[usize::from(ring_number)];
+        either!(ring, ring => ring.add(guest, &pieces, shape.indirect));
+        self.open[usize::from(ring_number)] += 1;
         to_write
     }
 
@@ -156,10 +219,18 @@ impl Driver {
         self.taken <= DATA.end - DATA.start
     }
 
+    /// What the device gave back on a ring since the last time: names, and how much it wrote.
+    pub fn answers(&mut self, ring: u16, guest: &Guest) -> Vec<(u16, u32)> {
+        let answers = either!(&mut self.rings[usize::from(ring)], ring => ring.answers(guest));
+        let open = &mut self.open[usize::from(ring)];
+        *open = open.saturating_sub(answers.len());
+        answers
+    }
+
     /// Whether all requests were answered.
-    pub fn is_empty(&self, guest: &Guest) -> bool {
-        let is_empty = |ring: &Split| ring.available_index(guest) == ring.used_index(guest);
-        self.rings.iter().all(is_empty)
+    pub fn is_empty(&mut self, guest: &Guest) -> bool {
+        (0..self.rings.len()).for_each(|ring| drop(self.answers(ring as u16, guest)));
+        self.open.iter().all(|open| *open == 0)
     }
 
     /// The device is done with all requests.
@@ -173,7 +244,7 @@ impl Driver {
     pub fn err(&mut self, ring: u16, guest: &mut Guest, mistake: Mistake) {
         let is_harmless = matches!(mistake, Mistake::NoInterrupt(_) | Mistake::UsedEvent(_));
         self.is_honest &= is_harmless;
-        self.rings[usize::from(ring)].err(guest, mistake);
+        either!(&mut self.rings[usize::from(ring)], ring => ring.err(guest, mistake));
     }
 
     /// Whether the driver did nothing wrong so far that the device could not tell.
@@ -187,7 +258,7 @@ impl Driver {
             return;
         }
         for ring in &self.rings {
-            ring.give_used(guest);
+            either!(ring, ring => ring.give_used(guest));
         }
         for piece in &self.given {
             guest.give(piece.address, piece.length.into());

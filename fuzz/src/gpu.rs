@@ -368,8 +368,7 @@ impl Input {
         let mut driver = Driver::new(2, self.start, &mut guest);
         load(device, self.state.as_deref());
         let mut handler = device.handler().expect("a handler");
-        let index = self.start.index();
-        let queues = [CONTROL, CURSOR].map(|number| queue(number, &driver, &guest, index));
+        let queues = [CONTROL, CURSOR].map(|number| queue(number, &driver, &guest));
         let mut bench = Bench::new(&mut handler, queues.into());
         let mut peer = Peer::default();
         for step in self.steps {

@@ -156,8 +156,7 @@ impl Input {
         let mut handler = device.handler().expect("a handler");
         let mut guest = Guest::new();
         let mut driver = Driver::new(2, self.start, &mut guest);
-        let index = self.start.index();
-        let queues = [EVENTS, STATUS].map(|number| queue(number, &driver, &guest, index));
+        let queues = [EVENTS, STATUS].map(|number| queue(number, &driver, &guest));
         let mut bench = Bench::new(&mut handler, queues.into());
         let path = || path.lock().unwrap_or_else(PoisonError::into_inner);
         for step in self.steps {

@@ -11,6 +11,7 @@ mod driver;
 pub mod gpu;
 mod guest;
 pub mod input;
+mod packed;
 pub mod ring;
 pub mod session;
 mod split;

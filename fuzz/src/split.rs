@@ -2,14 +2,14 @@
 //! The driver's side of a split ring (VIRTIO 1.3, 2.7), right or wrong; and what a device is to make of it.
 
 use arbitrary::Arbitrary;
-use vhost_device_common::ring::{MAX_INDIRECT_DESCRIPTORS, RingSetup};
+use vhost_device_common::ring::MAX_INDIRECT_DESCRIPTORS;
 use virtio_bindings::virtio_ring::{
     VRING_AVAIL_F_NO_INTERRUPT, VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE,
     VRING_USED_F_NO_NOTIFY,
 };
 
 use crate::driver::Piece;
-use crate::guest::{Guest, USER};
+use crate::guest::Guest;
 
 /// Where the parts of a ring of 256 descriptors at most are: after as many bytes as each ring has.
 const AVAILABLE: u64 = 0x1000;
@@ -18,13 +18,44 @@ const RING_SIZE: u64 = 0x2000;
 /// Tables of indirect descriptors, as many bytes for each ring.
 const TABLES: u64 = 0x4000;
 const TABLES_SIZE: u64 = 0x2000;
-const DESCRIPTOR_SIZE: u64 = 16;
+pub const DESCRIPTOR_SIZE: u64 = 16;
 /// Descriptors that there is room for in the tables of a ring.
 pub const TABLE_DESCRIPTORS: usize = (TABLES_SIZE / DESCRIPTOR_SIZE) as usize;
 
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+
+/// Where the parts of one ring are.
+#[derive(Clone, Copy, Debug)]
+pub struct Places {
+    pub descriptors: u64,
+    pub available: u64,
+    pub used: u64,
+    pub tables: u64,
+}
+
+impl Places {
+    pub fn new(number: u16) -> Self {
+        let descriptors = RING_SIZE * u64::from(number);
+        Self {
+            descriptors,
+            available: descriptors + AVAILABLE,
+            used: descriptors + USED,
+            tables: TABLES + TABLES_SIZE * u64::from(number),
+        }
+    }
+
+    /// Room for a table, where there is some: after `next`, or where the first table was.
+    pub fn table(&self, next: &mut u64, length: u64) -> u64 {
+        if length > (self.tables + TABLES_SIZE).saturating_sub(*next) {
+            *next = self.tables;
+        }
+        let table = *next;
+        *next += length;
+        table
+    }
+}
 
 /// How a ring begins.
 #[derive(Arbitrary, Clone, Copy, Debug)]
@@ -34,12 +65,16 @@ pub struct Start {
     index: u16,
     pub event_index: bool,
     pub indirect: bool,
+    pub packed: bool,
 }
 
 impl Start {
     /// Descriptors in the ring.
     pub fn size(&self) -> u16 {
-        1 << (self.size % 9)
+        match self.packed {
+            true => u16::from(self.size) + 1,
+            false => 1 << (self.size % 9),
+        }
     }
 
     /// Index of the first available entry.
@@ -76,50 +111,36 @@ pub struct Walked {
 /// The ring: one of two that there may be.
 pub struct Split {
     start: Start,
-    descriptors: u64,
-    tables: u64,
+    places: Places,
     /// Index that the driver has made available.
     available: u16,
+    /// Index up to which the driver has seen what was given back.
+    used: u16,
     next_descriptor: u16,
     next_table: u64,
 }
 
 impl Split {
     /// A ring that is empty.
-    pub fn new(number: u16, start: Start, guest: &mut Guest) -> Self {
-        let descriptors = RING_SIZE * u64::from(number);
-        let tables = TABLES + TABLES_SIZE * u64::from(number);
-        guest.write(descriptors + AVAILABLE + 2, &start.index.to_le_bytes());
-        guest.write(descriptors + USED + 2, &start.index.to_le_bytes());
+    pub fn new(places: Places, start: Start, guest: &mut Guest) -> Self {
+        guest.write(places.available + 2, &start.index.to_le_bytes());
+        guest.write(places.used + 2, &start.index.to_le_bytes());
         Self {
             start,
-            descriptors,
-            tables,
+            places,
             available: start.index,
+            used: start.index,
             next_descriptor: 0,
-            next_table: tables,
+            next_table: places.tables,
         }
     }
 
     fn available(&self) -> u64 {
-        self.descriptors + AVAILABLE
+        self.places.available
     }
 
     fn used(&self) -> u64 {
-        self.descriptors + USED
-    }
-
-    /// As the front-end tells the device.
-    pub fn setup(&self) -> RingSetup {
-        RingSetup {
-            size: self.start.size(),
-            descriptors: USER + self.descriptors,
-            available: USER + self.available(),
-            used: USER + self.used(),
-            event_index: self.start.event_index,
-            indirect: self.start.indirect,
-            ..RingSetup::default()
-        }
+        self.places.used
     }
 
     /// Lets the device write the used ring.
@@ -132,34 +153,22 @@ impl Split {
     }
 
     /// Makes a request available.
-    pub fn add(
-        &mut self,
-        guest: &mut Guest,
-        readable: &[Piece],
-        writable: &[Piece],
-        indirect: bool,
-    ) {
-        let readable = readable.iter().map(|piece| (piece, 0));
-        let writable = writable.iter().map(|piece| (piece, WRITE));
-        let pieces: Vec<_> = readable.chain(writable).collect();
-        let length = DESCRIPTOR_SIZE * pieces.len() as u64;
+    pub fn add(&mut self, guest: &mut Guest, pieces: &[(Piece, bool)], indirect: bool) {
+        let flags = |is_writable: &bool| if *is_writable { WRITE } else { 0 };
         let head = self.next_descriptor;
-        if indirect && length > 0 && length <= TABLES_SIZE {
-            if length > self.tables + TABLES_SIZE - self.next_table {
-                self.next_table = self.tables;
-            }
-            let table = self.next_table;
-            self.next_table += length;
-            for (number, (piece, flags)) in (0..).zip(&pieces) {
+        if indirect && !pieces.is_empty() {
+            let length = DESCRIPTOR_SIZE * pieces.len() as u64;
+            let table = self.places.table(&mut self.next_table, length);
+            for (number, (piece, is_writable)) in (0..).zip(pieces) {
                 let is_last = usize::from(number) + 1 == pieces.len();
-                let flags = flags | if is_last { 0 } else { NEXT };
+                let flags = flags(is_writable) | if is_last { 0 } else { NEXT };
                 descriptor(guest, table, number, piece, flags, number + 1);
             }
             let table = Piece::new(table, length as u32);
             self.push(guest, &table, INDIRECT, false);
         } else {
-            for (number, (piece, flags)) in pieces.iter().enumerate() {
-                self.push(guest, piece, *flags, number + 1 < pieces.len());
+            for (number, (piece, is_writable)) in pieces.iter().enumerate() {
+                self.push(guest, piece, flags(is_writable), number + 1 < pieces.len());
             }
         }
         let entry = self.available() + 4 + 2 * self.slot(self.available);
@@ -175,7 +184,7 @@ impl Split {
         let flags = flags | if continues { NEXT } else { 0 };
         descriptor(
             guest,
-            self.descriptors,
+            self.places.descriptors,
             number,
             piece,
             flags,
@@ -191,7 +200,7 @@ impl Split {
                 .next_descriptor
                 .wrapping_sub(u16::from(back))
                 .wrapping_sub(1);
-            self.descriptors + DESCRIPTOR_SIZE * self.slot(number) + field
+            self.places.descriptors + DESCRIPTOR_SIZE * self.slot(number) + field
         };
         match mistake {
             Mistake::Address(back, value) => guest.write(field(back, 0), &value.to_le_bytes()),
@@ -237,11 +246,17 @@ impl Split {
         guest.number::<2>(self.used() + 2) as u16
     }
 
-    /// The used entry with this index: head and length.
-    pub fn answer(&self, guest: &Guest, index: u16) -> (u32, u32) {
-        let entry = self.used() + 4 + 8 * self.slot(index);
-        let number = |field| guest.number::<4>(entry + field) as u32;
-        (number(0), number(4))
+    /// What the device gave back since the last time: heads, and how much it wrote.
+    pub fn answers(&mut self, guest: &Guest) -> Vec<(u16, u32)> {
+        let count = self.used_index(guest).wrapping_sub(self.used);
+        let mut answers = Vec::new();
+        for _ in 0..count.min(self.start.size()) {
+            let entry = self.used() + 4 + 8 * self.slot(self.used);
+            let head = guest.number::<4>(entry) as u16;
+            answers.push((head, guest.number::<4>(entry + 4) as u32));
+            self.used = self.used.wrapping_add(1);
+        }
+        answers
     }
 
     /// The available entry with this index.
@@ -293,7 +308,7 @@ impl Split {
     /// Follows the chain at `head`; `None` if it is not one.
     pub fn walk(&self, guest: &Guest, head: u16) -> Option<Walked> {
         let mut walked = Walked::default();
-        let mut table = (self.descriptors, u64::from(self.start.size()));
+        let mut table = (self.places.descriptors, u64::from(self.start.size()));
         let mut is_inside = false;
         let mut most = usize::from(self.start.size());
         let mut number = u64::from(head);

@@ -268,7 +268,7 @@ impl Request {
                 (Code::SET_VRING_ADDR, payload, vec![])
             }
             Self::SetVringAddrGood(queue, beside) => {
-                let setup = driver.rings[usize::from(*queue)].setup();
+                let setup = driver.setup((*queue).into());
                 let mut payload = state((*queue).into(), 0);
                 let descriptors = setup.descriptors.wrapping_add_signed((*beside).into());
                 payload.extend(words([descriptors, setup.used, setup.available, 0]));
@@ -278,7 +278,7 @@ impl Request {
                 (Code::SET_VRING_BASE, state(queue.number(), *base), vec![])
             }
             Self::SetVringBaseGood(queue) => {
-                let base = state((*queue).into(), start.index().into());
+                let base = state((*queue).into(), driver.base());
                 (Code::SET_VRING_BASE, base, vec![])
             }
             Self::GetVringBase(queue) => (Code::GET_VRING_BASE, state(queue.number(), 0), vec![]),
@@ -374,7 +374,10 @@ fn inflight(length: u64, offset: u64, queues: u16, size: u16) -> Vec<u8> {
 
 /// All that makes both rings run.
 fn opening(start: Start, log: bool) -> Vec<Request> {
-    let features = !(u64::from(!start.indirect) << 28 | u64::from(!start.event_index) << 29);
+    let left_out = u64::from(!start.indirect) << 28
+        | u64::from(!start.event_index) << 29
+        | u64::from(!start.packed) << 34;
+    let features = !left_out;
     let mut regions = vec![Region::Good(0), Region::Good(1)];
     let mut requests = vec![
         Request::SetFeatures(features | PROTOCOL_FEATURES),

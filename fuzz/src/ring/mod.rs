@@ -1,0 +1,598 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Rings and chains over the memory of any guest. What the ring takes, reads, writes and publishes is compared with what
+//! VIRTIO says of the same memory.
+
+mod packed;
+
+use std::collections::VecDeque;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use arbitrary::Arbitrary;
+use vhost_device_common::chain::{Chain, ChainError};
+use vhost_device_common::memory::DirtyLog;
+use vhost_device_common::ring::inflight::{InflightFile, create_file, file_size};
+use vhost_device_common::ring::{Ring, RingError};
+
+use crate::driver::{Driver, Piece, Shape};
+use crate::guest::{Guest, file};
+use crate::split::{Mistake, Start, Walked};
+
+/// Bytes that are read or written at once, at most.
+const MOST: usize = 1 << 14;
+/// Requests that a device may hold in this test.
+const MOST_HELD: usize = 64;
+
+/// What happens to a ring.
+#[derive(Arbitrary, Debug)]
+pub struct Input {
+    start: Start,
+    /// The front-end notes requests in flight.
+    notes: bool,
+    /// The guest migrates: what the device writes is logged.
+    logs: bool,
+    steps: Vec<Step>,
+}
+
+#[derive(Arbitrary, Debug)]
+enum Step {
+    /// The driver makes a request available.
+    Submit(Vec<u8>, u16, Shape),
+    /// The driver does something wrong.
+    Err(Mistake),
+    Take,
+    /// The device does something with a request that it holds.
+    Read(u8, u16),
+    SkipReadable(u8, u16),
+    Write(u8, u16, u8),
+    SkipWritable(u8, u16),
+    SetAside(u8, u16),
+    WriteAside(u8, u16, u8),
+    Complete(u8, u32),
+    Publish,
+    SuppressKicks,
+    WantKick,
+    /// The front-end sends the same memory again.
+    SetMemory,
+    /// The process ends, and another takes its place.
+    Restart,
+}
+
+/// The address of what is no memory: the only one that no region can have.
+const NOWHERE: u64 = u64::MAX;
+
+/// A half of a request that the device holds.
+#[derive(Clone, Debug)]
+struct Half {
+    pieces: Vec<Piece>,
+    /// Bytes that were taken from the front.
+    done: u64,
+    /// Bytes at the end that are not in view.
+    aside: u64,
+    length: u64,
+    /// Something that is no memory was met: what is in view then is not defined.
+    is_broken: bool,
+}
+
+impl Half {
+    fn new(pieces: &[Piece], guest: &Guest) -> Self {
+        let mut known = Vec::new();
+        for piece in pieces {
+            let (mut address, mut left) = (piece.address, piece.length);
+            while left > 0
+                && let Some(slice) = guest.memory.slice_up_to(address, left as usize)
+            {
+                known.push(Piece::new(address, slice.len() as u32));
+                address = address.wrapping_add(slice.len() as u64);
+                left -= slice.len() as u32;
+            }
+            // What comes after it is no memory, wherever it is.
+            known.push(Piece::new(NOWHERE, left));
+        }
+        known.retain(|piece| piece.length > 0);
+        Self {
+            length: known.iter().map(|piece| u64::from(piece.length)).sum(),
+            pieces: known,
+            done: 0,
+            aside: 0,
+            is_broken: false,
+        }
+    }
+
+    fn left(&self) -> u64 {
+        self.length - self.done - self.aside
+    }
+
+    /// The pieces of `length` bytes, `from` bytes after the beginning of this half.
+    fn pieces(&self, from: u64, length: u64) -> Vec<Piece> {
+        let mut from = from;
+        let mut left = length;
+        let mut pieces = Vec::new();
+        for piece in &self.pieces {
+            let size = u64::from(piece.length);
+            if from >= size {
+                from -= size;
+                continue;
+            }
+            let size = left.min(size - from);
+            if size > 0 {
+                pieces.push(Piece::new(piece.address.saturating_add(from), size as u32));
+            }
+            from = 0;
+            left -= size;
+        }
+        pieces
+    }
+
+    /// Whether all of it is memory.
+    fn is_memory(&self) -> bool {
+        self.pieces.iter().all(|piece| piece.address != NOWHERE)
+    }
+}
+
+/// A request that the device holds, and what it should be.
+struct Held {
+    chain: Chain,
+    head: u16,
+    readable: Half,
+    writable: Half,
+    /// What was written.
+    written: Vec<Piece>,
+}
+
+/// The device's side, and what it should be.
+struct Model {
+    guest: Guest,
+    driver: Driver,
+    ring: Ring,
+    inflight: Option<InflightFile>,
+    log: Option<Log>,
+    next_available: u16,
+    seen: u16,
+    next_used: u16,
+    published: u16,
+    held: Vec<Held>,
+    /// Heads that a device after this one would take again, in their order; with those that were completed.
+    in_flight: Vec<(u16, bool)>,
+    /// Those that are still to be taken again.
+    recovered: VecDeque<u16>,
+    wants_kick: bool,
+    /// A request was made available before it was given back.
+    repeats: bool,
+}
+
+impl Input {
+    /// Plays it.
+    ///
+    /// # Panics
+    /// The ring is not as VIRTIO has it.
+    pub fn run(self) {
+        if self.start.packed {
+            return packed::run(self);
+        }
+        let mut guest = Guest::new();
+        let driver = Driver::new(1, self.start, &mut guest);
+        let size = self.start.size();
+        let inflight = self.notes.then(|| {
+            let file = create_file(false, 1, size).expect("a file");
+            InflightFile::map(&file, 0, file_size(false, 1, size) as u64, false, 1, size)
+                .expect("a mapping")
+        });
+        let log = self.logs.then(Log::new);
+        if let Some(log) = &log {
+            guest.memory = Arc::new(guest.memory.with_log(Some(log.map())));
+        }
+        let index = self.start.index();
+        let ring = ring(&driver, &guest, &inflight, index);
+        let mut model = Model {
+            guest,
+            driver,
+            ring,
+            inflight,
+            log,
+            next_available: index,
+            seen: index,
+            next_used: index,
+            published: index,
+            held: Vec::new(),
+            in_flight: Vec::new(),
+            recovered: VecDeque::new(),
+            wants_kick: true,
+            repeats: false,
+        };
+        for step in self.steps {
+            if !model.step(step) {
+                break;
+            }
+        }
+        model.guest.assert_untouched();
+    }
+}
+
+fn ring(driver: &Driver, guest: &Guest, inflight: &Option<InflightFile>, index: u16) -> Ring {
+    let mut setup = driver.setup(0);
+    setup.used_log = guest.memory.is_logged().then_some(USED_RING.address);
+    let memory = Arc::clone(&guest.memory);
+    Ring::new(setup, memory, index.into(), inflight.as_ref(), 0).expect("the ring is in memory")
+}
+
+/// Where the used ring is.
+const USED_RING: Piece = Piece {
+    address: 0x1400,
+    length: 4,
+};
+/// Bytes of guest memory for which there is a bit in a log of two bytes.
+const LOGGED: u64 = 16 * PAGE;
+const PAGE: u64 = 4096;
+
+/// The log of dirty pages, which is too short for all of the memory.
+struct Log(OwnedFd);
+
+impl Log {
+    fn new() -> Self {
+        Self(file(2))
+    }
+
+    fn map(&self) -> Arc<DirtyLog> {
+        Arc::new(DirtyLog::map(&self.0, 0, 2).expect("a log"))
+    }
+
+    /// Whether all pages of a piece are marked, as far as they can be.
+    fn has(&self, piece: Piece) -> bool {
+        let mut bits = [0; 2];
+        let read = rustix::io::pread(&self.0, &mut bits, 0);
+        assert_eq!(read, Ok(2));
+        let bits = u16::from_le_bytes(bits);
+        let first = piece.address / PAGE;
+        let last = piece
+            .address
+            .saturating_add(u64::from(piece.length).saturating_sub(1))
+            / PAGE;
+        (first..=last.min(LOGGED / PAGE - 1)).all(|page| bits >> page & 1 == 1)
+    }
+}
+
+impl Model {
+    /// Returns whether the ring can still be used.
+    fn step(&mut self, step: Step) -> bool {
+        match step {
+            Step::Submit(readable, writable, shape) => {
+                let guest = &mut self.guest;
+                self.driver
+                    .submit(0, guest, &readable, writable.into(), &shape);
+            }
+            Step::Err(mistake) => self.driver.err(0, &mut self.guest, mistake),
+            Step::Take => return self.take(),
+            Step::Read(which, length) => self.read(which, length),
+            Step::Write(which, length, byte) => self.write(which, length, byte),
+            Step::SkipReadable(which, length) => self.skip(which, length, false),
+            Step::SkipWritable(which, length) => self.skip(which, length, true),
+            Step::SetAside(which, length) => self.set_aside(which, length),
+            Step::WriteAside(which, length, byte) => self.write_aside(which, length, byte),
+            Step::Complete(which, written) => self.complete(which, written),
+            Step::Publish => self.publish(),
+            Step::SuppressKicks => {
+                self.ring.suppress_kicks();
+                if std::mem::take(&mut self.wants_kick) {
+                    self.driver.split().expect_wish(&mut self.guest, None);
+                }
+            }
+            Step::WantKick => return self.want_kick(),
+            Step::SetMemory => {
+                let memory = Arc::clone(&self.guest.memory);
+                self.ring.set_memory(memory).expect("it is the same");
+            }
+            Step::Restart => self.restart(),
+        }
+        assert_eq!(usize::from(self.ring.held()), self.held.len());
+        assert_eq!(self.ring.base(), u32::from(self.next_available));
+        assert_eq!(self.ring.recovered(), self.recovered.len());
+        true
+    }
+
+    /// Whether a request is there; `None` if the driver's index is wrong.
+    fn look(&mut self) -> Option<bool> {
+        if self.seen == self.next_available && self.recovered.is_empty() {
+            let index = self.driver.split().available_index(&self.guest);
+            let open = index
+                .wrapping_sub(self.next_available)
+                .wrapping_add(self.held.len() as u16);
+            if open > self.driver.setup(0).size {
+                return None;
+            }
+            self.seen = index;
+        }
+        Some(self.seen != self.next_available || !self.recovered.is_empty())
+    }
+
+    fn take(&mut self) -> bool {
+        if self.held.len() >= MOST_HELD {
+            return true;
+        }
+        let taken = self.ring.take();
+        let is_there = match self.look() {
+            Some(is_there) => is_there,
+            None => {
+                assert!(matches!(taken, Err(RingError::AvailableIndex { .. })));
+                return false;
+            }
+        };
+        if !is_there {
+            assert!(matches!(taken, Ok(None)), "{taken:?}");
+            return true;
+        }
+        let recovered = self.recovered.front().copied();
+        let ring = &self.driver.split();
+        let head = recovered.unwrap_or_else(|| ring.head(&self.guest, self.next_available));
+        let walked = ring.walk(&self.guest, head);
+        let (chain, walked) = match (taken, walked) {
+            (Ok(Some(chain)), Some(walked)) => (chain, walked),
+            (Err(_), None) => return false,
+            (taken, walked) => panic!("{taken:?} where {walked:?} should be"),
+        };
+        if recovered.is_some() {
+            self.recovered.pop_front();
+        } else {
+            self.next_available = self.next_available.wrapping_add(1);
+            self.repeats |= self.in_flight.iter().any(|(other, _)| *other == head);
+            self.in_flight.push((head, false));
+        }
+        let Walked { readable, writable } = walked;
+        let held = Held {
+            chain,
+            head,
+            readable: Half::new(&readable, &self.guest),
+            writable: Half::new(&writable, &self.guest),
+            written: Vec::new(),
+        };
+        assert_eq!(held.chain.readable_len(), held.readable.length);
+        assert_eq!(held.chain.writable_len(), held.writable.length);
+        let is_memory = held.readable.is_memory();
+        assert_eq!(held.chain.readable_iovecs().is_ok(), is_memory);
+        let is_memory = is_memory && held.writable.is_memory();
+        assert_eq!(held.chain.check().is_ok(), is_memory);
+        self.held.push(held);
+        true
+    }
+
+    /// A request that is held, or none.
+    fn which(&mut self, which: u8) -> Option<(&mut Held, &mut Guest)> {
+        let count = self.held.len();
+        let place = usize::from(which).checked_rem(count)?;
+        Some((&mut self.held[place], &mut self.guest))
+    }
+
+    fn read(&mut self, which: u8, length: u16) {
+        let Some((held, guest)) = self.which(which) else {
+            return;
+        };
+        let half = &mut held.readable;
+        if half.is_broken {
+            return;
+        }
+        let mut bytes = vec![0; usize::from(length).min(MOST)];
+        let length = bytes.len() as u64;
+        let outcome = held.chain.read(&mut bytes);
+        if length > half.left() {
+            let have = half.left();
+            let need = length;
+            assert_eq!(outcome, Err(ChainError::TooShort { have, need }));
+            return;
+        }
+        let mut expected = Vec::new();
+        for piece in half.pieces(half.done, length) {
+            match guest.read(piece.address, piece.length as usize) {
+                Some(part) => expected.extend(part),
+                None => {
+                    assert_eq!(outcome, Err(ChainError::NotMemory));
+                    half.is_broken = true;
+                    return;
+                }
+            }
+        }
+        assert_eq!(outcome, Ok(()));
+        assert_eq!(bytes, expected);
+        half.done += length;
+    }
+
+    fn write(&mut self, which: u8, length: u16, byte: u8) {
+        let Some((held, guest)) = self.which(which) else {
+            return;
+        };
+        let half = &mut held.writable;
+        if half.is_broken {
+            return;
+        }
+        let bytes = pattern(length, byte);
+        let length = bytes.len() as u64;
+        let outcome = held.chain.write(&bytes);
+        if length > half.left() {
+            let have = half.left();
+            let need = length;
+            assert_eq!(outcome, Err(ChainError::TooShort { have, need }));
+            return;
+        }
+        let pieces = half.pieces(half.done, length);
+        let is_memory = expect(guest, &pieces, &bytes);
+        held.written.extend(pieces);
+        match is_memory {
+            true => assert_eq!(outcome, Ok(())),
+            false => assert_eq!(outcome, Err(ChainError::NotMemory)),
+        }
+        half.is_broken = !is_memory;
+        half.done += length;
+    }
+
+    fn skip(&mut self, which: u8, length: u16, is_writable: bool) {
+        let Some((held, _)) = self.which(which) else {
+            return;
+        };
+        let Held {
+            chain,
+            readable,
+            writable,
+            ..
+        } = held;
+        let length = u64::from(length);
+        let (half, outcome) = match is_writable {
+            _ if readable.is_broken || writable.is_broken => return,
+            true => (writable, chain.skip_writable(length)),
+            false => (readable, chain.skip_readable(length)),
+        };
+        if length > half.left() {
+            assert!(matches!(outcome, Err(ChainError::TooShort { .. })));
+            return;
+        }
+        if outcome.is_err() {
+            assert!(!half.is_memory());
+            half.is_broken = true;
+            return;
+        }
+        half.done += length;
+        let iovecs = match is_writable {
+            true => chain.writable_iovecs(),
+            false => chain.readable_iovecs(),
+        };
+        if let Ok(iovecs) = iovecs {
+            let length: u64 = iovecs.iter().map(|iovec| iovec.iov_len as u64).sum();
+            assert_eq!(length, half.left());
+        }
+    }
+
+    fn set_aside(&mut self, which: u8, length: u16) {
+        let Some((held, _)) = self.which(which) else {
+            return;
+        };
+        let half = &mut held.writable;
+        if half.is_broken {
+            return;
+        }
+        let length = u64::from(length);
+        let outcome = held.chain.split_tail(length);
+        assert_eq!(outcome.is_ok(), length <= half.left());
+        half.aside += outcome.map_or(0, |()| length);
+        assert_eq!(held.chain.writable_len(), half.left());
+    }
+
+    fn write_aside(&mut self, which: u8, length: u16, byte: u8) {
+        let Some((held, guest)) = self.which(which) else {
+            return;
+        };
+        let half = &mut held.writable;
+        if half.is_broken {
+            return;
+        }
+        let bytes = pattern(length, byte);
+        let outcome = held.chain.write_tail(&bytes);
+        // As much is written as there is room for.
+        let room = half.aside.min(bytes.len() as u64);
+        let pieces = half.pieces(half.length - half.aside, room);
+        let is_memory = expect(guest, &pieces, &bytes[..room as usize]);
+        held.written.extend(pieces);
+        if !is_memory {
+            assert_eq!(outcome, Err(ChainError::NotMemory));
+        } else {
+            assert_eq!(outcome.is_ok(), room == bytes.len() as u64);
+        }
+    }
+
+    fn complete(&mut self, which: u8, written: u32) {
+        if self.held.is_empty() {
+            return;
+        }
+        let held = self.held.remove(usize::from(which) % self.held.len());
+        self.ring.complete(held.chain, written);
+        if let Some(log) = &self.log {
+            assert!(log.has(USED_RING), "the used ring is not logged");
+            let whole = |piece: &Piece| {
+                self.guest
+                    .read(piece.address, piece.length as usize)
+                    .is_some()
+            };
+            for piece in held.written.iter().filter(|piece| whole(piece)) {
+                assert!(log.has(*piece), "{piece:?} is written and not logged");
+            }
+        }
+        let most = u32::try_from(held.writable.length).unwrap_or(u32::MAX);
+        let (ring, guest) = (&self.driver.split(), &mut self.guest);
+        ring.expect_used(guest, self.next_used, held.head, written.min(most));
+        self.next_used = self.next_used.wrapping_add(1);
+        let noted = self
+            .in_flight
+            .iter_mut()
+            .find(|note| **note == (held.head, false));
+        if let Some((_, is_completed)) = noted {
+            *is_completed = true;
+        }
+    }
+
+    fn publish(&mut self) {
+        let calls = self.ring.publish();
+        let (ring, guest) = (&self.driver.split(), &mut self.guest);
+        if self.published != self.next_used {
+            ring.expect_used_index(guest, self.next_used);
+        }
+        assert_eq!(
+            calls,
+            ring.wants_call(guest, self.published, self.next_used)
+        );
+        self.published = self.next_used;
+        if self.held.is_empty() && self.next_available == ring.available_index(guest) {
+            self.driver.settle();
+        }
+        self.in_flight.retain(|(_, is_completed)| !is_completed);
+    }
+
+    fn want_kick(&mut self) -> bool {
+        let outcome = self.ring.want_kick();
+        self.wants_kick = true;
+        let next = self.next_available;
+        self.driver.split().expect_wish(&mut self.guest, Some(next));
+        match self.look() {
+            Some(is_there) => assert!(matches!(outcome, Ok(found) if found == is_there)),
+            None => assert!(outcome.is_err()),
+        }
+        self.look().is_some()
+    }
+
+    /// Another device takes over what this one leaves.
+    fn restart(&mut self) {
+        let heads: Vec<_> = self.in_flight.iter().map(|(head, _)| *head).collect();
+        // What is noted of a driver that uses a descriptor twice is nothing to rely on.
+        if self.inflight.is_none() || self.repeats || !self.driver.is_honest() {
+            return;
+        }
+        self.held.clear();
+        self.ring = ring(
+            &self.driver,
+            &self.guest,
+            &self.inflight,
+            self.next_available,
+        );
+        self.wants_kick = true;
+        self.published = self.driver.split().used_index(&self.guest);
+        self.next_used = self.published;
+        self.recovered = heads.into();
+        self.in_flight
+            .iter_mut()
+            .for_each(|(_, is_completed)| *is_completed = false);
+        self.next_available = self.ring.base() as u16;
+        self.seen = self.next_available;
+    }
+}
+
+fn pattern(length: u16, byte: u8) -> Vec<u8> {
+    (0..usize::from(length).min(MOST))
+        .map(|number| byte.wrapping_add(number as u8))
+        .collect()
+}
+
+/// The device should write `bytes` to these pieces, until one is no memory. Returns whether all are.
+fn expect(guest: &mut Guest, pieces: &[Piece], bytes: &[u8]) -> bool {
+    let mut rest = bytes;
+    pieces.iter().all(|piece| {
+        let (front, back) = rest.split_at(piece.length as usize);
+        rest = back;
+        guest.expect(piece.address, front)
+    })
+}

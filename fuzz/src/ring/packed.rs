@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The same with a packed ring: what a driver that does as it should makes available is taken in its order, with its contents, and
+//! given back.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use vhost_device_common::chain::Chain;
+use vhost_device_common::ring::Ring;
+use vhost_device_common::ring::inflight::{InflightFile, create_file, file_size};
+
+use super::{Input, MOST_HELD, Step, pattern};
+use crate::driver::Driver;
+use crate::guest::Guest;
+
+/// A request that was made available.
+#[derive(Clone)]
+struct Made {
+    /// What is to be read, if it is where it should be.
+    readable: Option<Vec<u8>>,
+    writable: u64,
+}
+
+struct Model {
+    guest: Guest,
+    driver: Driver,
+    ring: Ring,
+    waiting: VecDeque<Made>,
+    /// Requests that are held, and their numbers among all that were taken.
+    held: Vec<(Chain, u64, usize)>,
+    /// What was written for those that were completed and not published.
+    completed: Vec<u32>,
+    inflight: Option<InflightFile>,
+    /// What a device after this one would take again, with its number; completed or not.
+    in_flight: Vec<(usize, Made, bool)>,
+    taken: usize,
+}
+
+/// Plays an input.
+pub fn run(input: Input) {
+    let mut guest = Guest::new();
+    let driver = Driver::new(1, input.start, &mut guest);
+    let size = input.start.size();
+    let inflight = input.notes.then(|| {
+        let file = create_file(true, 1, size).expect("a file");
+        InflightFile::map(&file, 0, file_size(true, 1, size) as u64, true, 1, size)
+            .expect("a mapping")
+    });
+    let memory = Arc::clone(&guest.memory);
+    let ring = Ring::new(driver.setup(0), memory, driver.base(), inflight.as_ref(), 0);
+    let mut model = Model {
+        ring: ring.expect("the ring is in memory"),
+        inflight,
+        in_flight: Vec::new(),
+        taken: 0,
+        guest,
+        driver,
+        waiting: VecDeque::new(),
+        held: Vec::new(),
+        completed: Vec::new(),
+    };
+    for step in input.steps {
+        if !model.step(step) {
+            break;
+        }
+    }
+    model.driver.assert_untouched(&mut model.guest);
+}
+
+impl Model {
+    fn which(&mut self, which: u8) -> Option<&mut Chain> {
+        let place = usize::from(which).checked_rem(self.held.len())?;
+        self.held.get_mut(place).map(|(chain, ..)| chain)
+    }
+
+    /// Returns whether the ring can still be used.
+    fn step(&mut self, step: Step) -> bool {
+        match step {
+            Step::Submit(readable, writable, shape) => {
+                let guest = &mut self.guest;
+                let pieces = self
+                    .driver
+                    .submit(0, guest, &readable, writable.into(), &shape);
+                self.waiting.push_back(Made {
+                    readable: shape.is_plain().then_some(readable),
+                    writable: pieces.iter().map(|piece| u64::from(piece.length)).sum(),
+                });
+            }
+            Step::Err(mistake) => self.driver.err(0, &mut self.guest, mistake),
+            Step::Take => return self.take(),
+            Step::Read(which, length) => {
+                let mut bytes = pattern(length, 0);
+                let _ = self.which(which).map(|chain| chain.read(&mut bytes));
+            }
+            Step::SkipReadable(which, length) => {
+                let length = length.into();
+                let _ = self.which(which).map(|chain| chain.skip_readable(length));
+            }
+            Step::Write(which, length, byte) => {
+                let bytes = pattern(length, byte);
+                let _ = self.which(which).map(|chain| chain.write(&bytes));
+            }
+            Step::SkipWritable(which, length) => {
+                let length = length.into();
+                let _ = self.which(which).map(|chain| chain.skip_writable(length));
+            }
+            Step::SetAside(which, length) => {
+                let length = length.into();
+                let _ = self.which(which).map(|chain| chain.split_tail(length));
+            }
+            Step::WriteAside(which, length, byte) => {
+                let bytes = pattern(length, byte);
+                let _ = self.which(which).map(|chain| chain.write_tail(&bytes));
+            }
+            Step::Complete(which, written) => {
+                if let Some(place) = usize::from(which).checked_rem(self.held.len()) {
+                    let (chain, most, number) = self.held.remove(place);
+                    self.ring.complete(chain, written);
+                    let mut notes = self.in_flight.iter_mut();
+                    if let Some(note) = notes.find(|note| note.0 == number) {
+                        note.2 = true;
+                    }
+                    let most = u32::try_from(most).unwrap_or(u32::MAX);
+                    self.completed.push(written.min(most));
+                }
+            }
+            Step::Publish => self.publish(),
+            Step::SuppressKicks => self.ring.suppress_kicks(),
+            Step::WantKick => {
+                let is_there = self.ring.want_kick();
+                if self.driver.is_honest() {
+                    assert!(matches!(is_there, Ok(found) if found != self.waiting.is_empty()));
+                }
+            }
+            Step::SetMemory => {
+                let memory = Arc::clone(&self.guest.memory);
+                self.ring.set_memory(memory).expect("it is the same");
+            }
+            Step::Restart => self.restart(),
+        }
+        assert_eq!(usize::from(self.ring.held()), self.held.len());
+        true
+    }
+
+    fn take(&mut self) -> bool {
+        if self.held.len() >= MOST_HELD {
+            return true;
+        }
+        let is_honest = self.driver.is_honest();
+        let taken = self.ring.take();
+        let Ok(chain) = taken else {
+            assert!(!is_honest, "{taken:?}");
+            return false;
+        };
+        let Some(mut chain) = chain else {
+            assert!(!is_honest || self.waiting.is_empty(), "nothing is there");
+            return true;
+        };
+        let made = self.waiting.pop_front();
+        let most = chain.writable_len();
+        if is_honest {
+            let made = made.clone().expect("what is taken was made available");
+            assert_eq!(most, made.writable);
+            if let Some(readable) = made.readable {
+                assert_eq!(chain.readable_len(), readable.len() as u64);
+                let mut bytes = vec![0; readable.len()];
+                chain.read(&mut bytes).expect("the driver has this memory");
+                assert!(!self.driver.is_apart() || bytes == readable);
+            }
+        }
+        self.in_flight
+            .extend(made.map(|made| (self.taken, made, false)));
+        self.held.push((chain, most, self.taken));
+        self.taken += 1;
+        true
+    }
+
+    fn publish(&mut self) {
+        self.ring.publish();
+        self.in_flight.retain(|(_, _, is_completed)| !is_completed);
+        let completed = std::mem::take(&mut self.completed);
+        let answers = self.driver.answers(0, &self.guest);
+        if self.driver.is_honest() {
+            let written: Vec<_> = answers.iter().map(|(_, written)| *written).collect();
+            assert_eq!(written, completed);
+        }
+        if self.held.is_empty() && self.waiting.is_empty() {
+            self.driver.settle();
+        }
+    }
+
+    /// Another device goes on where this one stops, or ends without a word.
+    fn restart(&mut self) {
+        let is_done = self.held.is_empty() && self.completed.is_empty();
+        // What is noted of a driver that does wrong is nothing to rely on.
+        if !is_done && (self.inflight.is_none() || !self.driver.is_honest()) {
+            return;
+        }
+        self.held.clear();
+        self.completed.clear();
+        for (_, made, _) in self.in_flight.drain(..).rev() {
+            let readable = None;
+            self.waiting.push_front(Made { readable, ..made });
+        }
+        let memory = Arc::clone(&self.guest.memory);
+        let base = match self.inflight {
+            Some(_) => self.driver.base(),
+            None => self.ring.base(),
+        };
+        let setup = self.driver.setup(0);
+        let ring = Ring::new(setup, memory, base, self.inflight.as_ref(), 0);
+        self.ring = ring.expect("a ring can go on where it stopped");
+    }
+}
