@@ -31,6 +31,10 @@ pub struct Options {
     #[arg(long, value_name = "N", default_value = "60")]
     seconds: NonZeroU32,
 
+    /// Begin with this random number, instead of another one each time
+    #[arg(long, value_name = "N")]
+    seed: Option<NonZeroU32>,
+
     /// Run only this target; may be given several times
     #[arg(long = "target", value_name = "NAME", value_parser = PossibleValuesParser::new(TARGETS))]
     targets: Vec<String>,
@@ -65,7 +69,7 @@ pub fn run(progress: &Progress, options: &Options) -> Result<ExitCode, String> {
             false => ExitCode::FAILURE,
         });
     }
-    let outcomes = look(progress, &targets, options.seconds)?;
+    let outcomes = look(progress, &targets, options.seconds, options.seed)?;
     let mut is_good = true;
     println!();
     for outcome in &outcomes {
@@ -88,10 +92,11 @@ pub fn run(progress: &Progress, options: &Options) -> Result<ExitCode, String> {
     })
 }
 
-/// Runs each target for as long; all of them, for `cargo xtask test`.
+/// Runs each target for as long; all of them, for `cargo xtask test`. They begin alike each time: what has passed does so again, and
+/// `cargo xtask fuzz` is for looking further.
 pub fn test(progress: &Progress, seconds: NonZeroU32) -> Result<Vec<Outcome>, String> {
     build(progress)?;
-    look(progress, &TARGETS, seconds)
+    look(progress, &TARGETS, seconds, NonZeroU32::new(1))
 }
 
 /// Where the targets are built, and what they find is kept.
@@ -154,13 +159,14 @@ fn look(
     progress: &Progress,
     targets: &[&str],
     seconds: NonZeroU32,
+    seed: Option<NonZeroU32>,
 ) -> Result<Vec<Outcome>, String> {
     let waiting: Mutex<VecDeque<&str>> = Mutex::new(targets.iter().copied().collect());
     let outcomes = Mutex::new(Vec::new());
     let next = || waiting.lock().ok()?.pop_front();
     let work = || -> Result<(), String> {
         while let Some(target) = next() {
-            let outcome = look_for(progress, target, seconds)?;
+            let outcome = look_for(progress, target, seconds, seed)?;
             outcomes
                 .lock()
                 .map_err(|error| error.to_string())?
@@ -182,7 +188,12 @@ fn look(
 }
 
 /// Runs one target.
-fn look_for(progress: &Progress, target: &str, seconds: NonZeroU32) -> Result<Outcome, String> {
+fn look_for(
+    progress: &Progress,
+    target: &str,
+    seconds: NonZeroU32,
+    seed: Option<NonZeroU32>,
+) -> Result<Outcome, String> {
     let fail = |error: std::io::Error| format!("cannot fuzz {target}: {error}");
     // What is learnt is kept there; what the repository has is read only.
     let corpus = directory().join("corpus").join(target);
@@ -193,6 +204,7 @@ fn look_for(progress: &Progress, target: &str, seconds: NonZeroU32) -> Result<Ou
     progress.step(&format!("Fuzzing {target} for {seconds} s"));
     let mut child = program(target)
         .arg(format!("-max_total_time={seconds}"))
+        .args(seed.map(|seed| format!("-seed={seed}")))
         .arg(format!("-artifact_prefix={}/", findings.display()))
         .args(["-max_len=4096", "-len_control=0", "-print_final_stats=1"])
         .arg(&corpus)
