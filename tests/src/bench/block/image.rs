@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where the disk images are: on a tmpfs, and on a disk that is used with O_DIRECT.
+//! Where the disk images are: on a tmpfs, and on a disk, with O_DIRECT and through the page cache.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -18,29 +18,32 @@ const CHUNK: usize = 4 << 20;
 
 /// Where an image is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// On a tmpfs: what the back-end itself costs.
     Tmpfs,
     /// On a disk, with O_DIRECT.
     Disk,
+    /// On a disk, all of it in the page cache.
+    PageCache,
 }
 
 impl Place {
-    /// Both.
-    pub const ALL: [Place; 2] = [Place::Tmpfs, Place::Disk];
+    /// All.
+    pub const ALL: [Place; 3] = [Place::Tmpfs, Place::Disk, Place::PageCache];
 
     /// The name in the table and for `--rows`.
     pub fn name(self) -> &'static str {
         match self {
             Place::Tmpfs => "tmpfs",
             Place::Disk => "disk",
+            Place::PageCache => "page-cache",
         }
     }
 
     fn image_size(self) -> usize {
         match self {
-            Place::Tmpfs => 512 << 20,
+            Place::Tmpfs | Place::PageCache => 512 << 20,
             Place::Disk => 1 << 30,
         }
     }
@@ -65,7 +68,7 @@ impl Places {
             }
             let directory = match place {
                 Place::Tmpfs => options.tmpfs_dir.clone(),
-                Place::Disk => match &options.disk_dir {
+                Place::Disk | Place::PageCache => match &options.disk_dir {
                     Some(directory) => directory.clone(),
                     None => beside_this_program()?,
                 },
@@ -101,6 +104,20 @@ impl Places {
             .find(|(at, _, _)| *at == place)
             .expect("made for the cells");
         image
+    }
+
+    /// Makes the image at `place` ready for a measurement: what the one before it wrote is on the disk, and all of it is in the page
+    /// cache where it is to be.
+    pub fn prepare(&self, place: Place) -> Result<&Image, BenchError> {
+        let image = self.image(place);
+        if place != Place::Tmpfs {
+            let mut file = File::open(&image.path).map_err(at(&image.path))?;
+            file.sync_data().map_err(at(&image.path))?;
+            let mut chunk = vec![0; CHUNK];
+            while place == Place::PageCache && file.read(&mut chunk).map_err(at(&image.path))? > 0 {
+            }
+        }
+        Ok(image)
     }
 
     /// The first image.

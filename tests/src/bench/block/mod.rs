@@ -44,7 +44,7 @@ pub struct BlockOptions {
     /// "qsd" stands for all of its settings
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     pub peers: Vec<String>,
-    /// Directory on a disk for the image that is opened with O_DIRECT (default: beside this program)
+    /// Directory on a disk for the images that are used with O_DIRECT and through the page cache (default: beside this program)
     #[arg(long, value_name = "DIR")]
     pub disk_dir: Option<PathBuf>,
     /// Directory on a tmpfs for the other image
@@ -152,7 +152,7 @@ pub fn run(options: &BlockOptions) -> Result<Report, BenchError> {
         for (place, row) in &cells {
             for &peer in &peers {
                 go_on()?;
-                let sample = measure(peer, *place, places.image(*place), row, window)?;
+                let sample = measure(peer, *place, places.prepare(*place)?, row, window)?;
                 done += 1;
                 let left = started.elapsed() * (total - done) as u32 / done as u32;
                 eprintln!(
@@ -187,7 +187,9 @@ fn chosen_peers(names: &[String]) -> Result<Vec<Peer>, BenchError> {
 fn chosen_cells(words: &[String]) -> Result<Vec<(Place, Row)>, BenchError> {
     let all = Place::ALL
         .into_iter()
-        .flat_map(|place| ROWS.map(|row| (place, row)));
+        .flat_map(|place| ROWS.map(|row| (place, row)))
+        // The disk is the limit there, however many queues there are.
+        .filter(|(place, row)| *place == Place::Tmpfs || row.load.queues == 1);
     let wanted = |(place, row): &(Place, Row)| {
         let name = format!("{}/{}", place.name(), row.name);
         words.is_empty() || words.iter().any(|word| name.contains(word))
@@ -242,6 +244,7 @@ fn run_load(running: &mut Running, row: &Row, window: Duration) -> Result<Sample
         iops: counted as f64 / window.as_secs_f64(),
         p50_us: measured.latency.percentile(50.0) / 1e3,
         p99_us: measured.latency.percentile(99.0) / 1e3,
+        p99_9_us: measured.latency.percentile(99.9) / 1e3,
         cpu_seconds_per_million: cpu.as_secs_f64() * 1e6 / counted as f64,
         kicks_per_request: measured.kicks as f64 / measured.requests as f64,
         calls_per_request: measured.calls as f64 / measured.requests as f64,

@@ -21,6 +21,8 @@ pub struct Sample {
     pub p50_us: f64,
     /// 99th percentile of the latency in microseconds.
     pub p99_us: f64,
+    /// 99.9th percentile of the latency in microseconds.
+    pub p99_9_us: f64,
     /// CPU seconds of the back-end for a million requests.
     pub cpu_seconds_per_million: f64,
     /// Kicks sent for a request.
@@ -140,6 +142,7 @@ impl Report {
                 "iops": cell.median(|sample| sample.iops),
                 "p50_us": cell.median(|sample| sample.p50_us),
                 "p99_us": cell.median(|sample| sample.p99_us),
+                "p99_9_us": cell.median(|sample| sample.p99_9_us),
                 "cpu_seconds_per_million": cell.median(|sample| sample.cpu_seconds_per_million),
                 "kicks_per_request": cell.median(|sample| sample.kicks_per_request),
                 "calls_per_request": cell.median(|sample| sample.calls_per_request),
@@ -195,18 +198,19 @@ impl Display for Report {
                 writeln!(f, "\n{}: {}", cell.place.name(), cell.title)?;
                 writeln!(
                     f,
-                    "  {:22} {:>9} {:>8} {:>9} {:>9} {:>9}  ratio",
-                    "", "k IOPS", "MiB/s", "p50 us", "p99 us", "CPU s/M"
+                    "  {:26} {:>9} {:>8} {:>9} {:>9} {:>9} {:>9}  ratio",
+                    "", "k IOPS", "MiB/s", "p50 us", "p99 us", "p99.9 us", "CPU s/M"
                 )?;
             }
             let iops = cell.median(|sample| sample.iops);
             let mut line = format!(
-                "  {:22} {:>9.1} {:>8.0} {:>9.1} {:>9.1} {:>9.2}",
+                "  {:26} {:>9.1} {:>8.0} {:>9.1} {:>9.1} {:>9.1} {:>9.2}",
                 cell.name,
                 iops / 1e3,
                 iops * f64::from(cell.block_size) / f64::from(1 << 20),
                 cell.median(|sample| sample.p50_us),
                 cell.median(|sample| sample.p99_us),
+                cell.median(|sample| sample.p99_9_us),
                 cell.median(|sample| sample.cpu_seconds_per_million),
             );
             if let Some(ratio) = self.ratio(cell) {
@@ -226,7 +230,7 @@ impl Report {
         )?;
         writeln!(
             f,
-            "  {:22} {:>9} {:>9} {:>9} {:>12} {:>12}",
+            "  {:26} {:>9} {:>9} {:>9} {:>12} {:>12}",
             "", "before %", "after %", "ready ms", "peak MiB", "own MiB"
         )?;
         for peer in &self.peers {
@@ -242,7 +246,7 @@ impl Report {
             let mebibytes = |bytes: Option<u64>| bytes.unwrap_or(0) as f64 / f64::from(1 << 20);
             writeln!(
                 f,
-                "  {:22} {:>9.2} {:>9.2} {:>9.1} {:>12.1} {:>12.1}",
+                "  {:26} {:>9.2} {:>9.2} {:>9.1} {:>12.1} {:>12.1}",
                 peer.name,
                 footprint.idle_before_percent,
                 footprint.idle_after_percent,
@@ -268,6 +272,7 @@ mod tests {
             iops,
             p50_us: 10.0,
             p99_us: 20.0,
+            p99_9_us: 30.0,
             cpu_seconds_per_million: 3.0,
             kicks_per_request: 0.1,
             calls_per_request: 0.2,
