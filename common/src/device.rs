@@ -56,6 +56,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     const IN_ORDER: bool = false;
     /// Version of what [`Device::save`] gives: 0 for devices that have nothing to save.
     const STATE_VERSION: u32 = 0;
+    /// [`Device::reload`] does something. SIGHUP ends the programs of other devices.
+    const RELOADS: bool = false;
 
     /// Command line options of this device, beside those that all devices have.
     type Options: clap::Args;
@@ -130,6 +132,10 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn needs(&self) -> Needs {
         Needs::default()
     }
+
+    /// Looks again at what the options name, for that has changed: SIGHUP. The thread is none of those that call the other methods,
+    /// and there need be no front-end. It is the one that ends the program when nothing else does: it must not wait for long.
+    fn reload(&self) {}
 
     /// Forgets all that a guest left: the device is reset, or its front-end went away.
     fn reset(&self) {}

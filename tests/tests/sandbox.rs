@@ -44,7 +44,7 @@ const BLOCK: Device = Device {
         io_engine: "io_uring",
     },
     options: &[],
-    threads: &[MAIN, "stop", "queue-0"],
+    threads: &[MAIN, "control", "queue-0"],
     opens_files: false,
     compiles: false,
 };
@@ -53,13 +53,13 @@ const BLOCK_WITH_THREADS: Device = Device {
     target: &Block {
         io_engine: "threads",
     },
-    threads: &[MAIN, "stop", "queue-0", "io"],
+    threads: &[MAIN, "control", "queue-0", "io"],
     ..BLOCK
 };
 
 const RNG: Device = Device {
     target: &Rng,
-    threads: &[MAIN, "stop", "queues"],
+    threads: &[MAIN, "control", "queues"],
     ..BLOCK
 };
 

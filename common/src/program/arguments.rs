@@ -95,13 +95,18 @@ impl<O: Args> Arguments<O> {
             .name(D::PROGRAM)
             .version(D::VERSION)
             .about(D::DESCRIPTION)
-            .after_help(
+            .after_help(format!(
                 "Log lines go to stderr; RUST_LOG=debug (or warn, trace) shows more or less of \
-                 them.\n\nSIGTERM and SIGINT finish what was begun and end the program.\n\n\
+                 them.\n\nSIGTERM and SIGINT finish what was begun and end the program.{}\n\n\
                  Under systemd neither --socket-path nor --fd is needed: the one socket of the \
                  socket unit (LISTEN_FDS) is used as --fd would. A service of Type=notify is \
                  ready once the socket listens.",
-            )
+                if D::RELOADS {
+                    " SIGHUP has it look again at what the options name."
+                } else {
+                    ""
+                }
+            ))
     }
 
     fn parse_from<D: Device>(

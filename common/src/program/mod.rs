@@ -3,12 +3,14 @@
 //! "back-end program conventions".
 
 mod arguments;
+mod control;
 pub mod sandbox;
 mod service;
 mod signals;
 mod socket;
 
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -21,9 +23,10 @@ use vhost_user_discovery::schema::{VHostUserBackendCapabilities, VhostUserBacken
 use crate::device::{Device, StartError};
 use crate::session;
 use arguments::Arguments;
+use control::Control;
 use sandbox::Access;
 use service::{ServiceManager, State};
-use signals::Stop;
+use signals::Signals;
 use socket::{Listener, Source};
 
 /// Exit status for a usage error; all other failures have [`ExitCode::FAILURE`].
@@ -91,8 +94,9 @@ fn start<D: Device>(
     // First of all, while no file of our own can have the number that was given.
     let source = Source::find(&arguments, manager)?;
     log_to_stderr(D::PROGRAM);
-    let device = D::open(arguments.device)?;
-    let stop = Stop::on_signals()?;
+    let device = Arc::new(D::open(arguments.device)?);
+    let signals = Signals::listen(D::RELOADS)?;
+    let stop = Arc::clone(&signals.stop);
     let manager = manager.connect();
     let server = Server::open(source)?;
     let listener = server.listener();
@@ -100,8 +104,9 @@ fn start<D: Device>(
     if let Some(directory) = listener.as_ref().and_then(|listener| listener.directory()) {
         needs.files.push((directory, Access::Remove));
     }
+    let control = Control::new(signals, &device, listener.clone());
     let outcome = sandbox::enter(D::PROGRAM, arguments.sandbox, &needs)
-        .and_then(|()| stop.force_end(listener.clone()))
+        .and_then(|()| control.start())
         .and_then(|()| {
             listener
                 .as_ref()
@@ -109,7 +114,7 @@ fn start<D: Device>(
         })
         .and_then(|()| {
             manager.tell(State::Ready);
-            let outcome = server.serve(&device, &stop);
+            let outcome = server.serve(&*device, &stop);
             manager.tell(State::Stopping);
             outcome
         });
@@ -141,9 +146,9 @@ impl Server {
         }
     }
 
-    fn serve<D: Device>(self, device: &D, stop: &Stop) -> Result<(), StartError> {
+    fn serve<D: Device>(self, device: &D, stop: &OwnedFd) -> Result<(), StartError> {
         match self {
-            Self::Connected(socket) => session::serve(device, socket, stop.file())
+            Self::Connected(socket) => session::serve(device, socket, stop)
                 .map_err(|error| StartError(format!("the connection ended: {error}"))),
             Self::Listening(listener) => serve_all(device, &listener, stop),
         }
@@ -151,14 +156,14 @@ impl Server {
 }
 
 /// Serves one front-end after the other.
-fn serve_all<D: Device>(device: &D, listener: &Listener, stop: &Stop) -> Result<(), StartError> {
+fn serve_all<D: Device>(device: &D, listener: &Listener, stop: &OwnedFd) -> Result<(), StartError> {
     log::info!("waiting for a front-end on {listener}");
     loop {
-        match listener.accept(stop.file()) {
+        match listener.accept(stop) {
             Ok(None) => return Ok(()),
             Ok(Some(socket)) => {
                 log::info!("a front-end is connected");
-                match session::serve(device, socket, stop.file()) {
+                match session::serve(device, socket, stop) {
                     Ok(()) => log::info!("the front-end is gone"),
                     Err(error) => log::warn!("the connection ended: {error}"),
                 }

@@ -42,7 +42,7 @@ fn what_no_device_does_ends_the_process(device: &Device) {
 
 fn code_can_not_be_made(device: &Device) {
     let threads: Vec<_> = match device.compiles {
-        true => vec!["stop"],
+        true => vec!["control"],
         false => device.threads.to_vec(),
     };
     assert_each_ends(device, EXECUTABLE, &threads);

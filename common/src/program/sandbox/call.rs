@@ -136,7 +136,7 @@ pub(super) fn everywhere() -> Vec<Call> {
     calls.extend(
         [libc::SYS_mmap, libc::SYS_mprotect].map(|call| Call::new(call).with_bits(2, PROT_EXEC, 0)),
     );
-    // The handler of SIGTERM, which may run in any thread, sends to a socket that is connected.
+    // The handlers of signals, which may run in any thread, send to a socket that is connected.
     calls.push(Call::new(libc::SYS_sendto).with_bits(4, u64::MAX, 0));
     // Debug builds look whether what they close is open.
     calls.push(Call::new(libc::SYS_fcntl).with(1, libc::F_GETFD as u32));
@@ -215,8 +215,8 @@ pub(super) fn removal() -> Vec<Call> {
     calls
 }
 
-/// What waits for the end of the program.
-pub(super) fn end() -> Vec<Call> {
+/// What waits for signals.
+pub(super) fn control() -> Vec<Call> {
     let mut calls = plain(&[libc::SYS_ppoll]);
     #[cfg(target_arch = "x86_64")]
     calls.push(Call::new(libc::SYS_poll));

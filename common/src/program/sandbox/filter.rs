@@ -21,8 +21,8 @@ pub(crate) enum Role {
     Queue,
     /// Is started by a queue's thread.
     Helper,
-    /// Ends the program.
-    End,
+    /// Hears signals.
+    Control,
 }
 
 /// What threads of `role` may do.
@@ -32,8 +32,9 @@ pub(super) fn allowed(role: Role, needs: &Needs) -> Vec<Call> {
         Role::Session => {
             calls.extend(call::session());
             calls.extend(call::queue());
-            calls.extend(call::end());
+            calls.extend(call::control());
             calls.extend(&needs.session);
+            calls.extend(&needs.control);
             calls.extend(&needs.queue);
             calls.extend(needs.helper.iter().flatten());
         }
@@ -46,9 +47,12 @@ pub(super) fn allowed(role: Role, needs: &Needs) -> Vec<Call> {
             }
         }
         Role::Helper => calls.extend(needs.helper.iter().flatten()),
-        Role::End => calls.extend(call::end()),
+        Role::Control => {
+            calls.extend(call::control());
+            calls.extend(&needs.control);
+        }
     }
-    if needs.removes_files() && matches!(role, Role::Session | Role::End) {
+    if needs.removes_files() && matches!(role, Role::Session | Role::Control) {
         calls.extend(call::removal());
     }
     calls
@@ -120,7 +124,7 @@ fn filters(role: Role, needs: &Needs) -> Result<Filters, seccompiler::Error> {
 struct Later {
     queue: Filters,
     helper: Filters,
-    end: Filters,
+    control: Filters,
 }
 
 static LATER: OnceLock<Later> = OnceLock::new();
@@ -130,7 +134,7 @@ pub(super) fn install(needs: &Needs) -> Result<(), seccompiler::Error> {
     let later = Later {
         queue: filters(Role::Queue, needs)?,
         helper: filters(Role::Helper, needs)?,
-        end: filters(Role::End, needs)?,
+        control: filters(Role::Control, needs)?,
     };
     // These win over what the filter of the thread lets through.
     let handler = Call::new(libc::SYS_rt_sigaction).with(0, libc::SIGSYS as u32);
@@ -164,7 +168,7 @@ pub(crate) fn confine_thread(role: Role) {
         Role::Session => return,
         Role::Queue => &later.queue,
         Role::Helper => &later.helper,
-        Role::End => &later.end,
+        Role::Control => &later.control,
     };
     if let Err(error) = filters.iter().try_for_each(|filter| apply_filter(filter)) {
         // It goes on with the filter of the thread that started it.

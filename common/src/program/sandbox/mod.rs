@@ -43,6 +43,8 @@ pub enum Sandbox {
 pub struct Needs {
     /// System calls of the thread that serves the front-end: what the methods of the device do. It may do all that the others may.
     pub session: Vec<Call>,
+    /// System calls of the thread that hears signals: what [`Device::reload`](crate::device::Device::reload) does.
+    pub control: Vec<Call>,
     /// System calls of the threads that work on queues.
     pub queue: Vec<Call>,
     /// System calls of threads that those start, if they do. Such a thread calls [`confine_helper`] first.

@@ -25,7 +25,7 @@ const SEND: Opcode = opcode::read_write::<libc::seccomp_notif_resp>(b'!', 1);
 /// Has the calls of this thread, and of all that it starts, watched.
 pub(super) fn install(needs: &Needs) -> io::Result<()> {
     let session = allowed(Role::Session, needs);
-    let end = allowed(Role::End, needs);
+    let control = allowed(Role::Control, needs);
     let mut queue = allowed(Role::Queue, needs);
     // What a thread does before it has a name.
     queue.extend(Call::threads());
@@ -39,7 +39,7 @@ pub(super) fn install(needs: &Needs) -> io::Result<()> {
     let (sender, receiver) = channel();
     std::thread::Builder::new()
         .name("sandbox".to_owned())
-        .spawn(move || watch(&receiver, &session, &end))?;
+        .spawn(move || watch(&receiver, &session, &control))?;
     let listener = listen(&mut program)?;
     let _ = sender.send(listener);
     Ok(())
@@ -69,7 +69,7 @@ fn listen(program: &mut BpfProgram) -> io::Result<OwnedFd> {
 }
 
 /// Lets all calls through, and logs each one that would be a violation, once for each thread's name.
-fn watch(listener: &Receiver<OwnedFd>, session: &[Call], end: &[Call]) {
+fn watch(listener: &Receiver<OwnedFd>, session: &[Call], control: &[Call]) {
     let Ok(listener) = listener.recv() else {
         return;
     };
@@ -84,7 +84,7 @@ fn watch(listener: &Receiver<OwnedFd>, session: &[Call], end: &[Call]) {
         let thread = thread_name(call.pid);
         let number = i64::from(call.data.nr);
         let may = match thread.as_str() {
-            "stop" => end,
+            "control" => control,
             _ if call.pid == getpid().as_raw_pid() as u32 => session,
             _ => &[],
         };

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The thread that hears what comes from outside but not from a front-end: signals. It does so whether there is a front-end or not,
+//! and whatever the other threads are at.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::retry_on_intr;
+
+use super::sandbox::{Role, confine_thread};
+use super::signals::{Signal, Signals};
+use super::socket::Listener;
+use crate::device::{Device, StartError};
+
+/// How long requests in flight may take to finish once a signal came that ends the program.
+const TIME_TO_FINISH: Duration = Duration::from_millis(1800);
+
+/// What the thread serves.
+pub struct Control<D> {
+    stop: Arc<OwnedFd>,
+    reload: Option<Signal>,
+    /// The program may end, and drop it, at any time.
+    device: Weak<D>,
+    listener: Option<Arc<Listener>>,
+}
+
+impl<D: Device> Control<D> {
+    /// Hears `signals`, and removes the file of `listener` should it have to end the program.
+    pub fn new(signals: Signals, device: &Arc<D>, listener: Option<Arc<Listener>>) -> Self {
+        Self {
+            stop: signals.stop,
+            reload: signals.reload,
+            device: Arc::downgrade(device),
+            listener,
+        }
+    }
+
+    /// Starts the thread.
+    pub fn start(self) -> Result<(), StartError> {
+        std::thread::Builder::new()
+            .name("control".to_owned())
+            .stack_size(128 << 10)
+            .spawn(move || {
+                confine_thread(Role::Control);
+                self.run();
+            })
+            .map_err(|error| StartError(format!("cannot start a thread: {error}")))?;
+        Ok(())
+    }
+
+    fn run(self) {
+        while self.wait() {
+            if self.reload.as_ref().is_some_and(Signal::came)
+                && let Some(device) = self.device.upgrade()
+            {
+                device.reload();
+            }
+        }
+        self.force_end();
+    }
+
+    /// Waits until there is something to do. Returns whether the program goes on.
+    fn wait(&self) -> bool {
+        let mut fds = vec![PollFd::new(&self.stop, PollFlags::IN)];
+        let reload = self.reload.as_ref().map(|signal| signal.file().as_fd());
+        fds.extend(reload.map(|file| PollFd::from_borrowed_fd(file, PollFlags::IN)));
+        retry_on_intr(|| poll(&mut fds, None)).is_ok()
+            && fds.first().is_some_and(|stop| stop.revents().is_empty())
+    }
+
+    /// Ends the process if it does not do so by itself in time: a request can hang for as long as its storage does.
+    fn force_end(&self) {
+        std::thread::sleep(TIME_TO_FINISH);
+        log::warn!("requests did not finish in time; they are lost");
+        if let Some(listener) = &self.listener {
+            listener.remove_file();
+        }
+        // Without the exit handlers of libraries, which take away what a renderer that still works uses.
+        signal_hook::low_level::exit(0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Mutex;
+    use std::sync::mpsc::{Sender, channel};
+
+    use rustix::process::{Signal as Number, getpid, kill_process};
+
+    use super::*;
+    use crate::device::{QueueHandler, Threads};
+    use crate::worker::Queue;
+
+    /// Tells of each time that it is to reload.
+    struct Reloading(Mutex<Sender<()>>);
+
+    #[derive(clap::Args)]
+    struct NoOptions {}
+
+    struct Nothing;
+
+    impl QueueHandler for Nothing {
+        fn process(&mut self, _queue: &mut Queue) {}
+    }
+
+    impl Device for Reloading {
+        const TYPE: &'static str = "rng";
+        const PROGRAM: &'static str = "reloading";
+        const VERSION: &'static str = "0";
+        const DESCRIPTION: &'static str = "a test device";
+        const THREADS: Threads = Threads::One;
+        const RELOADS: bool = true;
+
+        type Options = NoOptions;
+        type Handler = Nothing;
+
+        fn open(_options: NoOptions) -> Result<Self, StartError> {
+            Err(StartError(String::new()))
+        }
+
+        fn handler(&self) -> io::Result<Nothing> {
+            Ok(Nothing)
+        }
+
+        fn reload(&self) {
+            self.0.lock().unwrap().send(()).unwrap();
+        }
+    }
+
+    #[test]
+    fn each_sighup_has_the_device_reload() {
+        let (sender, reloaded) = channel();
+        let device = Arc::new(Reloading(Mutex::new(sender)));
+        let signals = Signals::listen(Reloading::RELOADS).unwrap();
+        Control::new(signals, &device, None).start().unwrap();
+        for _ in 0..3 {
+            kill_process(getpid(), Number::HUP).unwrap();
+            reloaded.recv_timeout(Duration::from_secs(60)).unwrap();
+        }
+        drop(device);
+        kill_process(getpid(), Number::HUP).unwrap();
+        assert!(reloaded.recv().is_err(), "the thread keeps no device");
+    }
+}
