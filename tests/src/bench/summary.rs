@@ -7,16 +7,17 @@ use std::process::Command;
 use std::thread::available_parallelism;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The machine, and how busy it was at the start.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Machine {
     cpu: String,
     cores: usize,
     kernel: String,
     load_average: String,
-    idle_cpus_poll: bool,
+    /// Idle CPUs were kept polling.
+    pub idle_cpus_poll: bool,
 }
 
 /// A number over the rounds.
@@ -37,6 +38,18 @@ impl Display for Spread {
 }
 
 impl Machine {
+    /// What it is, without what it was doing; of the kernel the version that the world knows.
+    pub fn name(&self) -> String {
+        let polling = if self.idle_cpus_poll {
+            ", idle CPUs poll"
+        } else {
+            ""
+        };
+        let kernel: Vec<&str> = self.kernel.split('.').take(2).collect();
+        let kernel = kernel.join(".");
+        format!("{}, {} CPUs, Linux {kernel}{polling}", self.cpu, self.cores)
+    }
+
     /// This one.
     pub fn this(idle_cpus_poll: bool) -> Self {
         let line = |path: &str, prefix: &str| {
@@ -57,15 +70,12 @@ impl Machine {
 
 impl Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let polling = if self.idle_cpus_poll {
-            ", idle CPUs poll"
-        } else {
-            ""
-        };
         write!(
             f,
-            "{}, {} CPUs, Linux {}, load {}{polling}",
-            self.cpu, self.cores, self.kernel, self.load_average
+            "{} ({}), load {}",
+            self.name(),
+            self.kernel,
+            self.load_average
         )
     }
 }

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Compares our back-ends with others, side by side. `bench block --help` lists the options.
 
-use std::fmt::Display;
+use std::fmt::{self, Display};
 use std::fs::File;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
-use vhost_device_tests::bench::block::{self, BlockOptions};
+use vhost_device_tests::bench::block::chart;
+use vhost_device_tests::bench::block::report::Report;
+use vhost_device_tests::bench::block::summary::Summary;
+use vhost_device_tests::bench::block::targets::Targets;
+use vhost_device_tests::bench::block::{self, BlockOptions, verify};
 use vhost_device_tests::bench::gpu::{self, GpuOptions};
 use vhost_device_tests::bench::{BenchError, CommonOptions};
 
@@ -32,16 +36,13 @@ fn main() -> ExitCode {
         Err(error) => return refuse(&error),
     };
     let result = match arguments.device {
-        Device::Block(options) => report(
-            &options.common,
-            || block::run(&options),
-            block::report::Report::json,
-        ),
+        Device::Block(options) => block(&options),
         Device::Gpu(options) => report(
             &options.common,
             || gpu::run(&options),
             gpu::report::Report::json,
-        ),
+        )
+        .map(drop),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -65,11 +66,50 @@ fn refuse(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
+fn block(options: &BlockOptions) -> Result<(), Box<dyn std::error::Error>> {
+    if options.verify {
+        println!("{}", verify::run(options)?);
+        return Ok(());
+    }
+    if !options.summarize.is_empty() {
+        print!("{}", Summary::read(&options.summarize)?);
+        return Ok(());
+    }
+    let svg = options.svg.as_ref().map(File::create).transpose()?;
+    let run = || {
+        let report = match &options.from {
+            Some(file) => Report::read(file)?,
+            None => block::run(options)?,
+        };
+        Ok(WithTargets(report, options.targets))
+    };
+    let WithTargets(report, _) =
+        report(&options.common, run, |WithTargets(report, _)| report.json())?;
+    match svg {
+        Some(file) => chart::draw(&report, file),
+        None => Ok(()),
+    }
+}
+
+/// A report, and what was to be reached, if that is asked for.
+struct WithTargets(Report, bool);
+
+impl Display for WithTargets {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let WithTargets(report, wanted) = self;
+        report.fmt(f)?;
+        match wanted {
+            true => Targets(report).fmt(f),
+            false => Ok(()),
+        }
+    }
+}
+
 fn report<R: Display>(
     options: &CommonOptions,
     run: impl FnOnce() -> Result<R, BenchError>,
     json: fn(&R) -> serde_json::Value,
-) -> Result<(), Box<dyn std::error::Error>> {
+) -> Result<R, Box<dyn std::error::Error>> {
     // A report that can not be written is better known before the measurements.
     let file = options.json.as_ref().map(File::create).transpose()?;
     let report = run()?;
@@ -77,5 +117,5 @@ fn report<R: Display>(
     if let Some(file) = file {
         serde_json::to_writer_pretty(file, &json(&report))?;
     }
-    Ok(())
+    Ok(report)
 }

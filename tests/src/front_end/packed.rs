@@ -250,7 +250,11 @@ impl PackedRing {
 
     #[inline]
     pub(super) fn want_no_interrupt(&self) {
-        self.set_driver_event(0, VRING_PACKED_EVENT_FLAG_DISABLE as u16);
+        let flags = self.event(self.pointers.driver_event, 1);
+        // The device reads this for each batch: it is not written again in vain.
+        if flags.load(Ordering::Relaxed) != (VRING_PACKED_EVENT_FLAG_DISABLE as u16).to_le() {
+            self.set_driver_event(0, VRING_PACKED_EVENT_FLAG_DISABLE as u16);
+        }
     }
 
     /// Writes the driver's event suppression: place with wrap counter, then flags.

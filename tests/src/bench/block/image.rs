@@ -1,23 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where the disk images are: on a tmpfs, and on a disk, with O_DIRECT and through the page cache.
+//! Where the disk images are: on a tmpfs, and on a disk, with O_DIRECT and through the page cache; or nowhere.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
-use super::peer::Image;
-use super::{BlockOptions, Row};
+use super::BlockOptions;
 use crate::bench::{BenchError, at};
 
 /// Bytes written between two looks at whether to go on.
 const CHUNK: usize = 4 << 20;
 
 /// Where an image is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Place {
     /// On a tmpfs: what the back-end itself costs.
@@ -26,11 +25,15 @@ pub enum Place {
     Disk,
     /// On a disk, all of it in the page cache.
     PageCache,
+    /// Nowhere: the device answers at once, without data. What the core of the back-end costs.
+    Null,
 }
 
 impl Place {
     /// All.
-    pub const ALL: [Place; 3] = [Place::Tmpfs, Place::Disk, Place::PageCache];
+    pub const ALL: [Place; 4] = [Place::Tmpfs, Place::Disk, Place::PageCache, Place::Null];
+    /// Those that hold data.
+    pub const STORAGE: [Place; 3] = [Place::Tmpfs, Place::Disk, Place::PageCache];
 
     /// The name in the table and for `--rows`.
     pub fn name(self) -> &'static str {
@@ -38,79 +41,117 @@ impl Place {
             Place::Tmpfs => "tmpfs",
             Place::Disk => "disk",
             Place::PageCache => "page-cache",
+            Place::Null => "null",
         }
     }
 
-    fn image_size(self) -> usize {
+    /// The name for people.
+    pub fn title(self) -> &'static str {
         match self {
-            Place::Tmpfs | Place::PageCache => 512 << 20,
+            Place::Tmpfs => "tmpfs",
+            Place::Disk => "disk, O_DIRECT",
+            Place::PageCache => "disk, page cache",
+            Place::Null => "no I/O",
+        }
+    }
+
+    /// Bytes of the disk that the guest sees.
+    pub fn size(self) -> usize {
+        match self {
+            Place::Tmpfs | Place::PageCache | Place::Null => 512 << 20,
             Place::Disk => 1 << 30,
+        }
+    }
+
+    /// Makes a directory there, removed at the end.
+    pub fn directory(self, options: &BlockOptions) -> Result<TempDir, BenchError> {
+        let parent = match (self, &options.disk_dir) {
+            (Place::Tmpfs | Place::Null, _) => options.tmpfs_dir.clone(),
+            (Place::Disk | Place::PageCache, Some(directory)) => directory.clone(),
+            (Place::Disk | Place::PageCache, None) => beside_this_program()?,
+        };
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("bench-");
+        builder.tempdir_in(&parent).map_err(at(&parent))
+    }
+}
+
+/// A disk image.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// The file.
+    pub path: PathBuf,
+    /// Where it is, and how it is to be opened.
+    pub place: Place,
+}
+
+impl Image {
+    /// The image in a directory at `place`. The file need not be there yet.
+    pub fn new(place: Place, directory: &TempDir) -> Self {
+        Image {
+            path: directory.path().join("disk.img"),
+            place,
+        }
+    }
+
+    /// Open it with O_DIRECT.
+    pub fn is_direct(&self) -> bool {
+        self.place == Place::Disk
+    }
+
+    /// The socket that the back-end of the moment serves it at.
+    pub fn socket(&self) -> PathBuf {
+        self.path.with_extension("sock")
+    }
+
+    /// Fails with advice where O_DIRECT is wanted and does not work.
+    pub fn check(&self) -> Result<(), BenchError> {
+        match self.is_direct() {
+            true => takes_direct(&self.path),
+            false => Ok(()),
         }
     }
 }
 
 /// The images, removed at the end.
 pub struct Places {
-    images: Vec<(Place, Image, TempDir)>,
+    images: Vec<(Image, TempDir)>,
 }
 
 impl Places {
-    /// Makes and fills the images that the cells of the table need.
+    /// Makes and fills the images at `places`.
     pub fn new(
         options: &BlockOptions,
-        cells: &[(Place, Row)],
+        places: &[Place],
         go_on: &dyn Fn() -> Result<(), BenchError>,
     ) -> Result<Self, BenchError> {
         let mut images = Vec::new();
         for place in Place::ALL {
-            if !cells.iter().any(|(wanted, _)| *wanted == place) {
+            if !places.contains(&place) {
                 continue;
             }
-            let directory = match place {
-                Place::Tmpfs => options.tmpfs_dir.clone(),
-                Place::Disk | Place::PageCache => match &options.disk_dir {
-                    Some(directory) => directory.clone(),
-                    None => beside_this_program()?,
-                },
-            };
-            let directory = tempfile::Builder::new()
-                .prefix("bench-")
-                .tempdir_in(&directory)
-                .map_err(at(&directory))?;
-            let image = Image {
-                path: directory.path().join("disk.img"),
-                direct: place == Place::Disk,
-            };
-            let mebibytes = place.image_size() >> 20;
-            eprintln!(
-                "{}: filling {mebibytes} MiB in {}",
-                place.name(),
-                directory.path().display()
-            );
-            fill(&image.path, place.image_size(), go_on)?;
-            if image.direct {
-                takes_direct(&image.path)?;
+            let directory = place.directory(options)?;
+            let image = Image::new(place, &directory);
+            if place != Place::Null {
+                let (name, mebibytes) = (place.name(), place.size() >> 20);
+                let path = directory.path().display();
+                eprintln!("{name}: filling {mebibytes} MiB in {path}");
+                fill(&image.path, place.size(), go_on)?;
+                image.check()?;
             }
-            images.push((place, image, directory));
+            images.push((image, directory));
         }
         Ok(Places { images })
     }
 
-    /// The image at `place`, which a cell must have asked for.
-    pub fn image(&self, place: Place) -> &Image {
-        let (_, image, _) = self
-            .images
-            .iter()
-            .find(|(at, _, _)| *at == place)
-            .expect("made for the cells");
-        image
-    }
-
-    /// Makes the image at `place` ready for a measurement: what the one before it wrote is on the disk, and all of it is in the page
-    /// cache where it is to be.
+    /// Makes the image at `place`, which was asked for, ready for a measurement: what the one before it wrote is on the disk, and
+    /// all of it is in the page cache where it is to be.
     pub fn prepare(&self, place: Place) -> Result<&Image, BenchError> {
-        let image = self.image(place);
-        if place != Place::Tmpfs {
+        let images = || self.images.iter().map(|(image, _)| image);
+        let image = images()
+            .find(|image| image.place == place)
+            .expect("it was asked for");
+        if matches!(place, Place::Disk | Place::PageCache) {
             let mut file = File::open(&image.path).map_err(at(&image.path))?;
             file.sync_data().map_err(at(&image.path))?;
             let mut chunk = vec![0; CHUNK];
@@ -120,9 +161,10 @@ impl Places {
         Ok(image)
     }
 
-    /// The first image.
-    pub fn any(&self) -> &Image {
-        &self.images[0].1
+    /// The first image, if there is one.
+    pub fn any(&self) -> Option<&Image> {
+        let mut images = self.images.iter().map(|(image, _)| image);
+        images.find(|image| image.place != Place::Null)
     }
 }
 

@@ -9,19 +9,23 @@ use std::io;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bench::histogram::Histogram;
 use crate::front_end::block::{HEADER_SIZE, IN, OK, OUT, SECTOR_SIZE, header};
 use crate::front_end::{Buffer, FrontEnd, GuestMemory, Queue};
 
 /// Descriptors of a ring: enough for depth 128 without indirect ones.
 const QUEUE_SIZE: u16 = 512;
+/// The same for depth 256.
+const LARGE_QUEUE_SIZE: u16 = 1024;
 /// No request takes this long.
 const LIMIT: Duration = Duration::from_secs(20);
 /// What the status byte is before the device writes it.
 const NO_STATUS: u8 = 0xff;
 
-/// A kind of load.
-#[derive(Debug, Clone, Copy)]
+/// A kind of load: a row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Load {
     /// Write, else read.
     pub write: bool,
@@ -36,10 +40,62 @@ pub struct Load {
 }
 
 impl Load {
-    /// Guest memory that the load needs, in bytes: data, requests and rings of all queues.
-    pub fn memory_size(&self) -> usize {
+    /// 4 KiB at random places.
+    pub const fn random(write: bool, depth: u16, queues: usize) -> Self {
+        Load {
+            write,
+            random: true,
+            block_size: 4096,
+            depth,
+            queues,
+        }
+    }
+
+    /// 128 KiB after 128 KiB, 16 at a time.
+    pub const fn sequential(write: bool) -> Self {
+        Load {
+            write,
+            random: false,
+            block_size: 128 << 10,
+            depth: 16,
+            queues: 1,
+        }
+    }
+
+    /// Name for `--rows` and the JSON file, e.g. `randread-4k-d32-q2`.
+    pub fn name(&self) -> String {
+        let order = if self.random { "rand" } else { "" };
+        let kind = if self.write { "write" } else { "read" };
+        let (size, depth) = (self.block_size >> 10, self.depth);
+        match self.queues {
+            1 => format!("{order}{kind}-{size}k-d{depth}"),
+            queues => format!("{order}{kind}-{size}k-d{depth}-q{queues}"),
+        }
+    }
+
+    /// Name for people.
+    pub fn title(&self) -> String {
+        let order = if self.random { "random" } else { "sequential" };
+        let kind = if self.write { "write" } else { "read" };
+        let (size, depth) = (self.block_size >> 10, self.depth);
+        match self.queues {
+            1 => format!("{order} {kind} {size} KiB, depth {depth}"),
+            queues => format!("{order} {kind} {size} KiB, {queues} queues of depth {depth}"),
+        }
+    }
+
+    /// Descriptors of each ring.
+    fn queue_size(&self) -> u16 {
+        match self.depth {
+            0..=128 => QUEUE_SIZE,
+            _ => LARGE_QUEUE_SIZE,
+        }
+    }
+
+    /// Guest memory that the load needs: data, requests and rings of all queues.
+    pub fn memory(&self) -> Vec<(u64, usize)> {
         let data = (self.block_size as usize + 64) * usize::from(self.depth);
-        self.queues * (data + (4 << 20)).next_multiple_of(4096)
+        vec![(0, self.queues * (data + (4 << 20)).next_multiple_of(4096))]
     }
 }
 
@@ -176,7 +232,7 @@ impl Lane {
             })
             .collect();
         Ok(Lane {
-            queue: front_end.queue(index, QUEUE_SIZE)?,
+            queue: front_end.queue(index, load.queue_size())?,
             slots: memory.host_address(slots, depth * slot_size).cast(),
             chains,
             _memory: memory,
@@ -187,7 +243,7 @@ impl Lane {
         let mut places = Places::new(load, blocks, seed);
         let mut measured = Measured::default();
         let mut started = vec![Instant::now(); self.chains.len()];
-        let mut slot_of_head = [0u16; QUEUE_SIZE as usize];
+        let mut slot_of_head = [0u16; LARGE_QUEUE_SIZE as usize];
         let (kicks, calls) = (self.queue.kicks(), self.queue.calls());
         for slot in 0..load.depth {
             let head = self.add(slot, load.write, places.next());
@@ -306,11 +362,8 @@ mod tests {
     fn places_stay_on_the_disk_and_cover_it() {
         for random in [false, true] {
             let load = Load {
-                write: false,
                 random,
-                block_size: 4096,
-                depth: 1,
-                queues: 1,
+                ..Load::random(false, 1, 1)
             };
             let mut places = Places::new(&load, 10, 1);
             let mut seen = [0; 10];

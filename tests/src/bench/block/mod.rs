@@ -1,15 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The benchmark of the block device, beside qemu-storage-daemon.
 //!
-//! - [`load`]: the driver;
+//! - [`load`]: the driver, and the rows of the table;
 //! - [`peer`]: the back-ends;
 //! - [`image`]: the disk images that they serve;
-//! - [`report`]: the table and the JSON file.
+//! - [`report`]: the table and the JSON file;
+//! - [`targets`]: what is to be reached, and what was; [`summary`]: several runs in one table;
+//! - [`chart`]: throughput and latency against depth, drawn;
+//! - [`verify`]: no measurement, but a check of all that is read.
 
+pub mod chart;
 pub mod image;
 pub mod load;
 pub mod peer;
 pub mod report;
+pub mod summary;
+pub mod targets;
+pub mod verify;
 
 use std::io;
 use std::path::PathBuf;
@@ -20,10 +27,11 @@ use clap::Args;
 use super::running::Running;
 use super::summary::{duration, median};
 use super::{AnyError, BenchError, CommonOptions, WARM_UP, until_interrupted};
-use crate::front_end::{self, FrontEnd, Options as FrontEndOptions};
-use image::{Place, Places};
+use crate::front_end::device::RING_PACKED;
+use crate::front_end::{FrontEnd, Options as FrontEndOptions};
+use image::{Image, Place, Places};
 use load::{Driver, Load, Window};
-use peer::{Image, Peer};
+use peer::Peer;
 use report::{Footprint, Report, Sample};
 
 /// How often each back-end is started for its start time.
@@ -31,16 +39,34 @@ const STARTS: usize = 5;
 /// How long an idle back-end is left alone before its CPU time is counted, and then counted.
 const IDLE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(500));
 
+/// The rows of the table, and those of them that a disk has: it is the limit there, however many queues there are.
+pub const ROWS: [Load; 7] = [
+    Load::random(false, 1, 1),
+    Load::random(false, 32, 1),
+    Load::random(false, 128, 1),
+    Load::random(true, 32, 1),
+    Load::sequential(false),
+    Load::sequential(true),
+    Load::random(false, 32, 2),
+];
+const DISK_ROWS: usize = 6;
+/// Without data there is nothing but the depth to tell the rows by.
+const NULL_ROWS: usize = 3;
+
+/// The depths of a sweep.
+pub const DEPTHS: [u16; 9] = [1, 2, 4, 8, 16, 32, 64, 128, 256];
+
 /// What the benchmark of the block device compares, and how long.
 #[derive(Debug, Clone, Args)]
 pub struct BlockOptions {
     /// What all benchmarks have.
     #[command(flatten)]
     pub common: CommonOptions,
-    /// Only rows whose PLACE/NAME contains one of these words, e.g. "tmpfs/" or "d32,read-128k"
+    /// Only rows whose PLACE/NAME contains one of these words, e.g. "tmpfs/" or "d32,read-128k"; the places are tmpfs, disk
+    /// (O_DIRECT), page-cache, and null (no I/O). With --verify, PLACE/ENGINE/RING
     #[arg(long, value_name = "WORD,...", value_delimiter = ',')]
     pub rows: Vec<String>,
-    /// Only these back-ends: vhost-device-block, qsd-threads, qsd-io_uring, qsd-io_uring-iothread;
+    /// Only these back-ends: vhost-device-block, vhost-device-block-packed, qsd-threads, qsd-io_uring, qsd-io_uring-iothread;
     /// "qsd" stands for all of its settings
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     pub peers: Vec<String>,
@@ -54,176 +80,128 @@ pub struct BlockOptions {
     /// halted CPU takes tens of microseconds to wake, this is closer to bare metal
     #[arg(long)]
     pub idle_poll: bool,
+    /// Say of each row what was to be reached, and whether it was
+    #[arg(long)]
+    pub targets: bool,
+    /// Random reads of 4 KiB at depths from 1 to 256 instead of the rows
+    #[arg(long)]
+    pub sweep: bool,
+    /// Draw throughput and latency against depth
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    /// Measure nothing, and show what an earlier run wrote with --json
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sweep", "json", "rounds", "seconds", "quick"])]
+    pub from: Option<PathBuf>,
+    /// Measure nothing, and merge what several runs wrote with --json into one Markdown table
+    #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["from", "sweep", "json", "svg", "targets"])]
+    pub summarize: Vec<PathBuf>,
+    /// Measure nothing, but write patterns and check all that is read, with each I/O engine and ring format; ends with status 1 at
+    /// the first difference
+    #[arg(long, conflicts_with_all = ["from", "summarize", "sweep", "json", "svg", "targets", "peers", "idle_poll"])]
+    pub verify: bool,
 }
-
-/// A row of the table.
-#[derive(Debug, Clone, Copy)]
-pub struct Row {
-    /// Name for `--rows` and the JSON file.
-    pub name: &'static str,
-    /// Name for people.
-    pub title: &'static str,
-    /// What is done.
-    pub load: Load,
-}
-
-const fn row(name: &'static str, title: &'static str, load: Load) -> Row {
-    Row { name, title, load }
-}
-
-const fn random(write: bool, depth: u16, queues: usize) -> Load {
-    Load {
-        write,
-        random: true,
-        block_size: 4096,
-        depth,
-        queues,
-    }
-}
-
-const fn sequential(write: bool) -> Load {
-    Load {
-        write,
-        random: false,
-        block_size: 128 << 10,
-        depth: 16,
-        queues: 1,
-    }
-}
-
-/// All rows of the block benchmark.
-pub const ROWS: [Row; 7] = [
-    row(
-        "randread-4k-d1",
-        "random read 4 KiB, depth 1",
-        random(false, 1, 1),
-    ),
-    row(
-        "randread-4k-d32",
-        "random read 4 KiB, depth 32",
-        random(false, 32, 1),
-    ),
-    row(
-        "randread-4k-d128",
-        "random read 4 KiB, depth 128",
-        random(false, 128, 1),
-    ),
-    row(
-        "randwrite-4k-d32",
-        "random write 4 KiB, depth 32",
-        random(true, 32, 1),
-    ),
-    row(
-        "read-128k-d16",
-        "sequential read 128 KiB, depth 16",
-        sequential(false),
-    ),
-    row(
-        "write-128k-d16",
-        "sequential write 128 KiB, depth 16",
-        sequential(true),
-    ),
-    row(
-        "randread-4k-d32-q2",
-        "random read 4 KiB, 2 queues of depth 32",
-        random(false, 32, 2),
-    ),
-];
 
 /// Runs the benchmark of the block device. Progress goes to stderr; the report is the caller's to print.
 pub fn run(options: &BlockOptions) -> Result<Report, BenchError> {
     let go_on = until_interrupted()?;
     let (rounds, window) = options.common.times();
-    let peers = chosen_peers(&options.peers)?;
-    let cells = chosen_cells(&options.rows)?;
+    let cells = chosen_cells(options)?;
+    let among = |peer: &Peer| cells.iter().any(|(_, _, other)| other == peer);
+    let peers: Vec<_> = Peer::ALL.into_iter().filter(among).collect();
     let _polling = options.idle_poll.then(image::poll_when_idle).transpose()?;
     let mut report = Report::new(&peers, window, options.idle_poll)?;
-    let places = Places::new(options, &cells, &go_on)?;
+    let chosen: Vec<_> = cells.iter().map(|(place, _, _)| *place).collect();
+    let places = Places::new(options, &chosen, &go_on)?;
 
     for &peer in &peers {
-        eprintln!("{}: start, idle CPU, memory", peer.name());
-        go_on()?;
-        report.footprint(peer, footprint(peer, places.any())?);
+        if let Some(image) = places.any() {
+            eprintln!("{}: start, idle CPU, memory", peer.name());
+            go_on()?;
+            report.footprint(peer, footprint(peer, image)?);
+        }
     }
-    let total = rounds as usize * cells.len() * peers.len();
+    let total = rounds as usize * cells.len();
     let started = Instant::now();
     let mut done = 0;
     for round in 1..=rounds {
-        for (place, row) in &cells {
-            for &peer in &peers {
-                go_on()?;
-                let sample = measure(peer, *place, places.prepare(*place)?, row, window)?;
-                done += 1;
-                let left = started.elapsed() * (total - done) as u32 / done as u32;
-                eprintln!(
-                    "[{done}/{total}] round {round} of {rounds}, {}: {}, {}: {:.1} k IOPS; {} left",
-                    place.name(),
-                    row.title,
-                    peer.name(),
-                    sample.iops / 1000.0,
-                    duration(left),
-                );
-                report.add(*place, row, peer, sample);
-            }
+        for &(place, load, peer) in &cells {
+            go_on()?;
+            let sample = measure(peer, places.prepare(place)?, load, window)?;
+            done += 1;
+            let left = started.elapsed() * (total - done) as u32 / done as u32;
+            eprintln!(
+                "[{done}/{total}] round {round} of {rounds}, {}: {}, {}: {:.1} k IOPS; {} left",
+                place.name(),
+                load.title(),
+                peer.name_at(place),
+                sample.iops / 1000.0,
+                duration(left),
+            );
+            report.add(place, load, peer, sample);
         }
     }
     Ok(report)
 }
 
-fn chosen_peers(names: &[String]) -> Result<Vec<Peer>, BenchError> {
-    let wanted = |peer: &Peer| {
-        let matches = |name: &String| {
-            peer.name() == name || (name == "qsd" && *peer != Peer::VhostDeviceBlock)
+/// What is measured, in this order: back-ends take turns within a row.
+fn chosen_cells(options: &BlockOptions) -> Result<Vec<(Place, Load, Peer)>, BenchError> {
+    let wanted_peer = |peer: Peer| {
+        let matches = |name: &String| peer.name() == name || (name == "qsd" && !peer.is_ours());
+        match options.peers.as_slice() {
+            // Rings make no difference that a curve could show.
+            [] => !options.sweep || peer != Peer::OursPacked,
+            names => names.iter().any(matches),
+        }
+    };
+    let mut cells = Vec::new();
+    for place in Place::ALL {
+        let loads: Vec<Load> = match (options.sweep, place) {
+            (true, Place::Null) => Vec::new(),
+            (true, _) => DEPTHS.map(|depth| Load::random(false, depth, 1)).into(),
+            (false, Place::Tmpfs) => ROWS.into(),
+            (false, Place::Disk | Place::PageCache) => ROWS[..DISK_ROWS].into(),
+            (false, Place::Null) => ROWS[..NULL_ROWS].into(),
         };
-        names.is_empty() || names.iter().any(matches)
-    };
-    let peers: Vec<_> = Peer::ALL.into_iter().filter(wanted).collect();
-    match peers.is_empty() {
-        true => Err(BenchError::Nothing("back-end")),
-        false => Ok(peers),
+        for load in loads {
+            if !is_wanted(&options.rows, &format!("{}/{}", place.name(), load.name())) {
+                continue;
+            }
+            let peers = Peer::ALL.into_iter().filter(|peer| peer.is_at(place));
+            cells.extend(
+                peers
+                    .filter(|&peer| wanted_peer(peer))
+                    .map(|peer| (place, load, peer)),
+            );
+        }
     }
-}
-
-fn chosen_cells(words: &[String]) -> Result<Vec<(Place, Row)>, BenchError> {
-    let all = Place::ALL
-        .into_iter()
-        .flat_map(|place| ROWS.map(|row| (place, row)))
-        // The disk is the limit there, however many queues there are.
-        .filter(|(place, row)| *place == Place::Tmpfs || row.load.queues == 1);
-    let wanted = |(place, row): &(Place, Row)| {
-        let name = format!("{}/{}", place.name(), row.name);
-        words.is_empty() || words.iter().any(|word| name.contains(word))
-    };
-    let cells: Vec<_> = all.filter(wanted).collect();
     match cells.is_empty() {
-        true => Err(BenchError::Nothing("row")),
+        true => Err(BenchError::Nothing("row and back-end")),
         false => Ok(cells),
     }
 }
 
-fn measure(
-    peer: Peer,
-    place: Place,
-    image: &Image,
-    row: &Row,
-    window: Duration,
-) -> Result<Sample, BenchError> {
-    let mut running = peer.start(image, &socket(image), row.load.queues)?;
-    let sample = run_load(&mut running, row, window).map_err(|cause| {
-        let what = format!("{}/{}", place.name(), row.name);
+/// Whether `--rows` asks for what has this name.
+fn is_wanted(words: &[String], name: &str) -> bool {
+    words.is_empty() || words.iter().any(|word| name.contains(word))
+}
+
+fn measure(peer: Peer, image: &Image, load: Load, window: Duration) -> Result<Sample, BenchError> {
+    let mut running = peer.start(image, &image.socket(), load.queues)?;
+    let sample = run_load(peer, &mut running, load, window).map_err(|cause| {
+        let what = format!("{}/{}", image.place.name(), load.name());
         BenchError::measurement(what, peer.name(), &running, &cause)
     })?;
     running.end()?;
     Ok(sample)
 }
 
-/// The socket that the peer of the moment serves `image` at.
-fn socket(image: &Image) -> PathBuf {
-    image.path.with_extension("sock")
-}
-
-fn run_load(running: &mut Running, row: &Row, window: Duration) -> Result<Sample, AnyError> {
-    let mut driver = Driver::new(connect(running, &row.load)?, row.load)?;
+fn run_load(
+    peer: Peer,
+    running: &mut Running,
+    load: Load,
+    window: Duration,
+) -> Result<Sample, AnyError> {
+    let mut driver = Driver::new(connect(peer, running, load.memory())?, load)?;
     let start = Instant::now() + WARM_UP;
     let times = Window {
         start,
@@ -253,24 +231,35 @@ fn run_load(running: &mut Running, row: &Row, window: Duration) -> Result<Sample
     })
 }
 
-fn connect(running: &mut Running, load: &Load) -> front_end::Result<FrontEnd> {
+fn connect(
+    peer: Peer,
+    running: &mut Running,
+    memory: Vec<(u64, usize)>,
+) -> Result<FrontEnd, AnyError> {
+    let defaults = FrontEndOptions::default();
+    let packed = peer == Peer::OursPacked;
     let options = FrontEndOptions {
-        memory: vec![(0, load.memory_size())],
-        ..Default::default()
+        memory,
+        features: defaults.features & !RING_PACKED | if packed { RING_PACKED } else { 0 },
+        ..defaults
     };
-    FrontEnd::from_stream(running.take_stream(), &options)
+    let front_end = FrontEnd::from_stream(running.take_stream(), &options)?;
+    if packed && front_end.features() & RING_PACKED == 0 {
+        return Err("it offers no packed rings".into());
+    }
+    Ok(front_end)
 }
 
 /// Start time and idle CPU.
 fn footprint(peer: Peer, image: &Image) -> Result<Footprint, BenchError> {
     let mut ready = Vec::new();
     for _ in 0..STARTS {
-        let running = peer.start(image, &socket(image), 1)?;
+        let running = peer.start(image, &image.socket(), 1)?;
         ready.push(running.ready.as_secs_f64() * 1e3);
         running.end()?;
     }
-    let mut running = peer.start(image, &socket(image), 1)?;
-    let (idle_before_percent, idle_after_percent) = idle(&mut running).map_err(|cause| {
+    let mut running = peer.start(image, &image.socket(), 1)?;
+    let (idle_before_percent, idle_after_percent) = idle(peer, &mut running).map_err(|cause| {
         BenchError::measurement("idle".to_owned(), peer.name(), &running, &cause)
     })?;
     running.end()?;
@@ -282,10 +271,10 @@ fn footprint(peer: Peer, image: &Image) -> Result<Footprint, BenchError> {
 }
 
 /// CPU use before the first message, and with a ring that was used.
-fn idle(running: &mut Running) -> Result<(f64, f64), AnyError> {
+fn idle(peer: Peer, running: &mut Running) -> Result<(f64, f64), AnyError> {
     let before = idle_percent(running)?;
-    let load = random(false, 1, 1);
-    let mut driver = Driver::new(connect(running, &load)?, load)?;
+    let load = Load::random(false, 1, 1);
+    let mut driver = Driver::new(connect(peer, running, load.memory())?, load)?;
     let start = Instant::now();
     let window = Window {
         start,
@@ -302,4 +291,29 @@ fn idle_percent(running: &Running) -> io::Result<f64> {
     std::thread::sleep(count);
     let used = running.cpu_time()?.saturating_sub(before);
     Ok(used.as_secs_f64() * 100.0 / start.elapsed().as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_are_known_by_their_names() {
+        let names = ROWS.map(|load| load.name());
+        assert_eq!(
+            names.each_ref().map(String::as_str),
+            [
+                "randread-4k-d1",
+                "randread-4k-d32",
+                "randread-4k-d128",
+                "randwrite-4k-d32",
+                "read-128k-d16",
+                "write-128k-d16",
+                "randread-4k-d32-q2",
+            ]
+        );
+        assert!(is_wanted(&[], "tmpfs/read-128k-d16"));
+        assert!(is_wanted(&["d16".to_owned()], "tmpfs/read-128k-d16"));
+        assert!(!is_wanted(&["disk/".to_owned()], "tmpfs/read-128k-d16"));
+    }
 }

@@ -5,51 +5,91 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
+use super::image::{Image, Place};
 use crate::bench::running::Running;
 use crate::process::{self, ProcessError};
 
 /// Name of our own back-end, the one that ratios are of.
 pub const OURS: &str = "vhost-device-block";
+/// The device on our core that does nothing, in its place.
+const NULL_DEVICE: &str = "null-device";
 const QEMU: &str = "qemu-storage-daemon";
 
 /// A back-end with its settings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Peer {
     /// Our own.
-    VhostDeviceBlock,
+    #[serde(rename = "vhost-device-block")]
+    Ours,
+    /// Our own with packed rings.
+    #[serde(rename = "vhost-device-block-packed")]
+    OursPacked,
     /// qemu-storage-daemon as it comes: aio=threads.
+    #[serde(rename = "qsd-threads")]
     QsdThreads,
     /// qemu-storage-daemon with aio=io_uring.
+    #[serde(rename = "qsd-io_uring")]
     QsdIoUring,
     /// The same in an iothread that polls for up to 32 us.
+    #[serde(rename = "qsd-io_uring-iothread")]
     QsdIoUringIothread,
 }
 
 impl Peer {
     /// All, in the order in which they take turns.
-    pub const ALL: [Peer; 4] = [
-        Peer::VhostDeviceBlock,
+    pub const ALL: [Peer; 5] = [
+        Peer::Ours,
+        Peer::OursPacked,
         Peer::QsdThreads,
         Peer::QsdIoUring,
         Peer::QsdIoUringIothread,
     ];
 
+    /// The settings of qemu-storage-daemon.
+    pub const QSD: [Peer; 3] = [Peer::QsdThreads, Peer::QsdIoUring, Peer::QsdIoUringIothread];
+
     /// The name in the table and for `--peers`.
     pub fn name(self) -> &'static str {
         match self {
-            Peer::VhostDeviceBlock => OURS,
+            Peer::Ours => OURS,
+            Peer::OursPacked => "vhost-device-block-packed",
             Peer::QsdThreads => "qsd-threads",
             Peer::QsdIoUring => "qsd-io_uring",
             Peer::QsdIoUringIothread => "qsd-io_uring-iothread",
         }
     }
 
+    /// The name in the table of `place`.
+    pub fn name_at(self, place: Place) -> &'static str {
+        match (self, place) {
+            (Peer::Ours, Place::Null) => NULL_DEVICE,
+            (Peer::OursPacked, Place::Null) => "null-device-packed",
+            (Peer::QsdThreads, Place::Null) => "null-co",
+            (Peer::QsdIoUringIothread, Place::Null) => "null-co-iothread",
+            _ => self.name(),
+        }
+    }
+
+    /// Whether it is measured at `place`: what it is compared for can be told from others there.
+    pub fn is_at(self, place: Place) -> bool {
+        match place {
+            Place::Tmpfs => true,
+            Place::Disk | Place::PageCache => self != Peer::OursPacked,
+            // There is no I/O that could be done in different ways.
+            Place::Null => self != Peer::QsdIoUring,
+        }
+    }
+
+    /// Whether it is one of ours.
+    pub fn is_ours(self) -> bool {
+        matches!(self, Peer::Ours | Peer::OursPacked)
+    }
+
     /// The first line of what the program says of its version.
     pub fn version(self) -> Result<String, ProcessError> {
-        let output = Command::new(self.program()?)
+        let output = Command::new(self.program(Place::Tmpfs)?)
             .arg("--version")
             .output()
             .map_err(|error| ProcessError::System("ask for the version", error))?;
@@ -57,10 +97,11 @@ impl Peer {
         Ok(text.lines().next().unwrap_or_default().to_owned())
     }
 
-    fn program(self) -> Result<PathBuf, ProcessError> {
-        match self {
-            Peer::VhostDeviceBlock => process::binary(OURS),
-            _ => Ok(PathBuf::from(QEMU)),
+    fn program(self, place: Place) -> Result<PathBuf, ProcessError> {
+        match (self.is_ours(), place) {
+            (true, Place::Null) => process::binary(NULL_DEVICE),
+            (true, _) => process::binary(OURS),
+            (false, _) => Ok(PathBuf::from(QEMU)),
         }
     }
 
@@ -71,28 +112,38 @@ impl Peer {
         socket: &Path,
         queues: usize,
     ) -> Result<Command, ProcessError> {
-        let mut command = Command::new(self.program()?);
-        if self == Peer::VhostDeviceBlock {
+        let mut command = Command::new(self.program(image.place)?);
+        if self.is_ours() {
             command.arg(process::option("socket-path", socket));
-            command.arg(process::option("blk-file", &image.path));
-            command.arg(format!("--num-queues={queues}"));
-            command.args(image.direct.then_some("--direct"));
+            if image.place != Place::Null {
+                command.arg(process::option("blk-file", &image.path));
+                command.arg(format!("--num-queues={queues}"));
+                command.args(image.is_direct().then_some("--direct"));
+            }
             return Ok(command);
         }
-        let (aio, iothread) = match self {
-            Peer::QsdThreads => ("threads", false),
-            Peer::QsdIoUring => ("io_uring", false),
-            _ => ("io_uring", true),
+        let aio = match self {
+            Peer::QsdThreads => "threads",
+            _ => "io_uring",
         };
-        let direct = if image.direct { "on" } else { "off" };
-        let mut blockdev = OsString::from(format!(
-            "driver=file,node-name=disk,aio={aio},cache.direct={direct},discard=unmap,filename="
-        ));
-        blockdev.push(&image.path);
+        let direct = if image.is_direct() { "on" } else { "off" };
+        let blockdev = match image.place {
+            Place::Null => {
+                let size = image.place.size();
+                format!("driver=null-co,node-name=disk,size={size},read-zeroes=off").into()
+            }
+            _ => {
+                let mut blockdev = OsString::from(format!(
+                    "driver=file,node-name=disk,aio={aio},cache.direct={direct},discard=unmap,filename="
+                ));
+                blockdev.push(&image.path);
+                blockdev
+            }
+        };
         let mut export = OsString::from(format!(
             "type=vhost-user-blk,id=export,node-name=disk,writable=on,num-queues={queues},"
         ));
-        if iothread {
+        if self == Peer::QsdIoUringIothread {
             command.args(["--object", "iothread,id=thread,poll-max-ns=32768"]);
             export.push("iothread=thread,");
         }
@@ -112,13 +163,4 @@ impl Peer {
     ) -> Result<Running, ProcessError> {
         Running::start(&mut self.command(image, socket, queues)?, socket)
     }
-}
-
-/// A disk image.
-#[derive(Debug, Clone)]
-pub struct Image {
-    /// The file.
-    pub path: PathBuf,
-    /// Open it with O_DIRECT.
-    pub direct: bool,
 }

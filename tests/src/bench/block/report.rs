@@ -2,18 +2,21 @@
 //! What was measured, as a table for people and as JSON.
 
 use std::fmt::{self, Display, Write};
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::path::Path;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::Row;
 use super::image::Place;
+use super::load::Load;
 use super::peer::{OURS, Peer};
-use crate::bench::BenchError;
 use crate::bench::summary::{Machine, Spread, date, median, spread};
+use crate::bench::{BenchError, at};
 
 /// One measurement.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Sample {
     /// Requests completed a second.
     pub iops: f64,
@@ -36,7 +39,7 @@ pub struct Sample {
 }
 
 /// What a back-end costs without load.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Footprint {
     /// Milliseconds from start to a socket that takes connections.
     pub ready_ms: f64,
@@ -46,48 +49,48 @@ pub struct Footprint {
     pub idle_after_percent: f64,
 }
 
-#[derive(Debug, Serialize)]
+/// A back-end, and what it costs without load.
+#[derive(Debug, Clone, Serialize, Deserialize)]
 struct PeerReport {
-    #[serde(skip)]
-    peer: Peer,
-    name: &'static str,
+    name: Peer,
     version: String,
     #[serde(flatten)]
     footprint: Option<Footprint>,
 }
 
-#[derive(Debug, Serialize)]
-struct Cell {
-    place: Place,
-    row: &'static str,
-    #[serde(skip)]
-    title: &'static str,
-    block_size: u32,
-    #[serde(skip)]
-    peer: Peer,
-    #[serde(rename = "peer")]
-    name: &'static str,
+/// What was measured of a back-end in a row.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Cell {
+    /// Where.
+    pub place: Place,
+    /// The row.
+    #[serde(flatten)]
+    pub load: Load,
+    /// The back-end.
+    pub peer: Peer,
     rounds: Vec<Sample>,
 }
 
 /// All that was measured.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
-    date: String,
-    machine: Machine,
+    /// When, for people.
+    pub date: String,
+    /// Where.
+    pub machine: Machine,
     seconds: f64,
     peers: Vec<PeerReport>,
-    rows: Vec<Cell>,
+    /// In the order in which they were measured.
+    pub rows: Vec<Cell>,
 }
 
 impl Report {
     /// An empty report about `peers`, on this machine, now.
     pub fn new(peers: &[Peer], window: Duration, idle_cpus_poll: bool) -> Result<Self, BenchError> {
-        let peers = peers.iter().map(|&peer| {
+        let peers = peers.iter().map(|&name| {
             Ok(PeerReport {
-                peer,
-                name: peer.name(),
-                version: peer.version()?,
+                name,
+                version: name.version()?,
                 footprint: None,
             })
         });
@@ -100,30 +103,36 @@ impl Report {
         })
     }
 
+    /// What an earlier run wrote.
+    pub fn read(path: &Path) -> Result<Self, BenchError> {
+        let file = File::open(path).map_err(at(path))?;
+        serde_json::from_reader(BufReader::new(file)).map_err(|error| {
+            let what = format!("not what this program writes with --json: {error}");
+            at(path)(io::Error::new(io::ErrorKind::InvalidData, what))
+        })
+    }
+
     /// Adds what `peer` costs without load.
     pub fn footprint(&mut self, peer: Peer, footprint: Footprint) {
         for report in &mut self.peers {
-            if report.peer == peer {
+            if report.name == peer {
                 report.footprint = Some(footprint.clone());
             }
         }
     }
 
     /// Adds a measurement.
-    pub fn add(&mut self, place: Place, row: &Row, peer: Peer, sample: Sample) {
+    pub fn add(&mut self, place: Place, load: Load, peer: Peer, sample: Sample) {
         let cell = self
             .rows
             .iter_mut()
-            .find(|cell| (cell.place, cell.row, cell.peer) == (place, row.name, peer));
+            .find(|cell| (cell.place, cell.load, cell.peer) == (place, load, peer));
         match cell {
             Some(cell) => cell.rounds.push(sample),
             None => self.rows.push(Cell {
                 place,
-                row: row.name,
-                title: row.title,
-                block_size: row.load.block_size,
+                load,
                 peer,
-                name: peer.name(),
                 rounds: vec![sample],
             }),
         }
@@ -138,6 +147,7 @@ impl Report {
             .flatten()
             .zip(&self.rows)
         {
+            value["row"] = cell.load.name().into();
             value["median"] = serde_json::json!({
                 "iops": cell.median(|sample| sample.iops),
                 "p50_us": cell.median(|sample| sample.p50_us),
@@ -147,33 +157,61 @@ impl Report {
                 "kicks_per_request": cell.median(|sample| sample.kicks_per_request),
                 "calls_per_request": cell.median(|sample| sample.calls_per_request),
             });
-            if let Some(ratio) = self.ratio(cell) {
+            if let Some(ratio) = self.ours_to(cell) {
                 value["ours_to_this"] = serde_json::json!(ratio);
             }
         }
         json
     }
 
-    /// Our requests a second by those of the cell, round by round.
-    fn ratio(&self, cell: &Cell) -> Option<Spread> {
-        let ours = self.rows.iter().find(|other| {
-            other.peer == Peer::VhostDeviceBlock
-                && (other.place, other.row) == (cell.place, cell.row)
-        })?;
-        if cell.peer == Peer::VhostDeviceBlock {
+    /// What was measured of `peer` in a row.
+    pub fn cell(&self, place: Place, load: Load, peer: Peer) -> Option<&Cell> {
+        let wanted = (place, load, peer);
+        let mut cells = self.rows.iter();
+        cells.find(|cell| (cell.place, cell.load, cell.peer) == wanted)
+    }
+
+    /// What `peer` costs without load.
+    pub fn footprint_of(&self, peer: Peer) -> Option<&Footprint> {
+        let mut peers = self.peers.iter();
+        peers.find(|report| report.name == peer)?.footprint.as_ref()
+    }
+
+    /// The most memory of its own that `peer` had under load, in bytes.
+    pub fn own_memory(&self, peer: Peer) -> Option<u64> {
+        self.most(peer, |sample| sample.own_resident_bytes)
+    }
+
+    fn most(&self, peer: Peer, of: impl Fn(&Sample) -> u64) -> Option<u64> {
+        let cells = self.rows.iter();
+        cells
+            .filter(|cell| cell.peer == peer && cell.place != Place::Null)
+            .flat_map(|cell| &cell.rounds)
+            .map(of)
+            .max()
+    }
+
+    /// Our requests a second by those of the cell.
+    fn ours_to(&self, cell: &Cell) -> Option<Spread> {
+        if cell.peer == Peer::Ours {
             return None;
         }
-        let rounds = ours.rounds.iter().zip(&cell.rounds);
-        let ratios: Vec<f64> = rounds
-            .map(|(ours, theirs)| ours.iops / theirs.iops)
-            .collect();
-        Some(spread(&ratios))
+        let ours = self.cell(cell.place, cell.load, Peer::Ours)?;
+        Some(ours.ratio(cell, |sample| sample.iops))
     }
 }
 
 impl Cell {
-    fn median(&self, of: impl Fn(&Sample) -> f64) -> f64 {
+    /// The median over the rounds.
+    pub fn median(&self, of: impl Fn(&Sample) -> f64) -> f64 {
         median(&self.rounds.iter().map(of).collect::<Vec<_>>())
+    }
+
+    /// By how many times this is more than another, round by round.
+    pub fn ratio(&self, other: &Cell, of: impl Fn(&Sample) -> f64) -> Spread {
+        let rounds = self.rounds.iter().zip(&other.rounds);
+        let ratios: Vec<f64> = rounds.map(|(this, that)| of(this) / of(that)).collect();
+        spread(&ratios)
     }
 }
 
@@ -181,7 +219,7 @@ impl Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         writeln!(f, "{}; {}", self.machine, self.date)?;
         for peer in &self.peers {
-            writeln!(f, "{}: {}", peer.name, peer.version)?;
+            writeln!(f, "{}: {}", peer.name.name(), peer.version)?;
         }
         let rounds = self.rows.first().map_or(0, |cell| cell.rounds.len());
         writeln!(
@@ -193,9 +231,9 @@ impl Display for Report {
         let mut last = None;
         // In the order of the first round.
         for cell in &self.rows {
-            if last != Some((cell.place, cell.row)) {
-                last = Some((cell.place, cell.row));
-                writeln!(f, "\n{}: {}", cell.place.name(), cell.title)?;
+            if last != Some((cell.place, cell.load)) {
+                last = Some((cell.place, cell.load));
+                writeln!(f, "\n{}: {}", cell.place.title(), cell.load.title())?;
                 writeln!(
                     f,
                     "  {:26} {:>9} {:>8} {:>9} {:>9} {:>9} {:>9}  ratio",
@@ -205,15 +243,15 @@ impl Display for Report {
             let iops = cell.median(|sample| sample.iops);
             let mut line = format!(
                 "  {:26} {:>9.1} {:>8.0} {:>9.1} {:>9.1} {:>9.1} {:>9.2}",
-                cell.name,
+                cell.peer.name_at(cell.place),
                 iops / 1e3,
-                iops * f64::from(cell.block_size) / f64::from(1 << 20),
+                iops * f64::from(cell.load.block_size) / f64::from(1 << 20),
                 cell.median(|sample| sample.p50_us),
                 cell.median(|sample| sample.p99_us),
                 cell.median(|sample| sample.p99_9_us),
                 cell.median(|sample| sample.cpu_seconds_per_million),
             );
-            if let Some(ratio) = self.ratio(cell) {
+            if let Some(ratio) = self.ours_to(cell) {
                 write!(line, "  {ratio}")?;
             }
             writeln!(f, "{line}")?;
@@ -237,22 +275,16 @@ impl Report {
             let Some(footprint) = &peer.footprint else {
                 continue;
             };
-            let samples = || {
-                self.rows
-                    .iter()
-                    .filter(|cell| cell.peer == peer.peer)
-                    .flat_map(|cell| &cell.rounds)
-            };
             let mebibytes = |bytes: Option<u64>| bytes.unwrap_or(0) as f64 / f64::from(1 << 20);
             writeln!(
                 f,
                 "  {:26} {:>9.2} {:>9.2} {:>9.1} {:>12.1} {:>12.1}",
-                peer.name,
+                peer.name.name(),
                 footprint.idle_before_percent,
                 footprint.idle_after_percent,
                 footprint.ready_ms,
-                mebibytes(samples().map(|sample| sample.peak_resident_bytes).max()),
-                mebibytes(samples().map(|sample| sample.own_resident_bytes).max()),
+                mebibytes(self.most(peer.name, |sample| sample.peak_resident_bytes)),
+                mebibytes(self.own_memory(peer.name)),
             )?;
         }
         writeln!(
@@ -263,17 +295,17 @@ impl Report {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::bench::block::ROWS;
 
-    fn sample(iops: f64) -> Sample {
+    pub fn sample(iops: f64) -> Sample {
         Sample {
             iops,
-            p50_us: 10.0,
-            p99_us: 20.0,
-            p99_9_us: 30.0,
-            cpu_seconds_per_million: 3.0,
+            p50_us: 1e6 / iops,
+            p99_us: 2e6 / iops,
+            p99_9_us: 3e6 / iops,
+            cpu_seconds_per_million: 3e5 / iops,
             kicks_per_request: 0.1,
             calls_per_request: 0.2,
             peak_resident_bytes: 2 << 20,
@@ -285,8 +317,8 @@ mod tests {
     fn the_ratio_is_taken_round_by_round() {
         let mut report = Report::new(&[], Duration::from_secs(1), false).unwrap();
         for (ours, theirs) in [(100.0, 50.0), (30.0, 10.0), (80.0, 80.0)] {
-            report.add(Place::Tmpfs, &ROWS[1], Peer::VhostDeviceBlock, sample(ours));
-            report.add(Place::Tmpfs, &ROWS[1], Peer::QsdThreads, sample(theirs));
+            report.add(Place::Tmpfs, ROWS[1], Peer::Ours, sample(ours));
+            report.add(Place::Tmpfs, ROWS[1], Peer::QsdThreads, sample(theirs));
         }
         let json = report.json();
         assert_eq!(json["rows"][0]["median"]["iops"], 80.0);
@@ -297,5 +329,18 @@ mod tests {
             (&1.0.into(), &2.0.into(), &3.0.into())
         );
         assert!(report.to_string().contains("2.00 (1.00-3.00)"), "{report}");
+    }
+
+    #[test]
+    fn what_was_written_can_be_read() {
+        let mut report = Report::new(&[], Duration::from_secs(1), true).unwrap();
+        report.add(Place::PageCache, ROWS[6], Peer::OursPacked, sample(100.0));
+        let file = tempfile::NamedTempFile::new().unwrap();
+        serde_json::to_writer(&file, &report.json()).unwrap();
+        let read = Report::read(file.path()).unwrap();
+        assert_eq!(read.json(), report.json());
+        std::fs::write(file.path(), "{}").unwrap();
+        let error = Report::read(file.path()).unwrap_err().to_string();
+        assert!(error.contains("not what this program writes"), "{error}");
     }
 }
