@@ -16,7 +16,7 @@ use vhost_device_common::device::{
     ConfigChange, ConfigError, Device, QueueHandler, StartError, Threads,
 };
 use vhost_device_common::session;
-use vhost_device_common::worker::Queue;
+use vhost_device_common::worker::{Polling, Queue};
 
 /// Has a config space of one byte. Each write to it is a change, which the front-end is told of as
 /// many times as the byte says.
@@ -96,7 +96,13 @@ fn with_front_end(test: impl FnOnce(&mut Frontend, &mut UnixStream)) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (_end, stop) = UnixStream::pair().unwrap();
     let server = std::thread::spawn(move || {
-        session::serve(&Counter::default(), theirs, &OwnedFd::from(stop)).unwrap();
+        session::serve(
+            &Counter::default(),
+            theirs,
+            &OwnedFd::from(stop),
+            Polling::Auto,
+        )
+        .unwrap();
     });
     let mut front_end = Frontend::from_stream(ours, 2);
     let features = front_end.get_features().unwrap();

@@ -9,6 +9,8 @@ mod arguments;
 mod connections;
 #[path = "program/descriptor.rs"]
 mod descriptor;
+#[path = "program/polling.rs"]
+mod polling;
 #[path = "program/sockets.rs"]
 mod sockets;
 #[path = "program/systemd.rs"]

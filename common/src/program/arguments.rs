@@ -12,6 +12,7 @@ use clap::{ArgGroup, Args, Command, CommandFactory, FromArgMatches, Parser};
 use super::USAGE;
 use super::sandbox::Sandbox;
 use crate::device::Device;
+use crate::worker::Polling;
 
 /// Options of every back-end, then those of the device.
 #[derive(Parser)]
@@ -48,6 +49,13 @@ pub struct Arguments<O: Args> {
     /// all system calls but those that it needs.
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Sandbox::On)]
     pub sandbox: Sandbox,
+
+    /// Microseconds that the thread of a queue looks for more requests before it sleeps: a number, `auto`, or `off`.
+    ///
+    /// To be woken costs more time than a fast device takes for a request. With `auto` threads look for as long as was worth it lately,
+    /// 100 us at most, and go to sleep at once where requests come more seldom. No thread looks longer than this while nothing comes.
+    #[arg(long, value_name = "N", default_value = "auto")]
+    pub poll_us: Polling,
 
     /// Print what this program can do on this host, as JSON, and exit. All other arguments are
     /// ignored.

@@ -22,6 +22,7 @@ use vhost_user_discovery::schema::{VHostUserBackendCapabilities, VhostUserBacken
 
 use crate::device::{Device, StartError};
 use crate::session;
+use crate::worker::Polling;
 use arguments::Arguments;
 use control::Control;
 use sandbox::Access;
@@ -114,7 +115,7 @@ fn start<D: Device>(
         })
         .and_then(|()| {
             manager.tell(State::Ready);
-            let outcome = server.serve(&*device, &stop);
+            let outcome = server.serve(&*device, &stop, arguments.poll_us);
             manager.tell(State::Stopping);
             outcome
         });
@@ -146,24 +147,34 @@ impl Server {
         }
     }
 
-    fn serve<D: Device>(self, device: &D, stop: &OwnedFd) -> Result<(), StartError> {
+    fn serve<D: Device>(
+        self,
+        device: &D,
+        stop: &OwnedFd,
+        polling: Polling,
+    ) -> Result<(), StartError> {
         match self {
-            Self::Connected(socket) => session::serve(device, socket, stop)
+            Self::Connected(socket) => session::serve(device, socket, stop, polling)
                 .map_err(|error| StartError(format!("the connection ended: {error}"))),
-            Self::Listening(listener) => serve_all(device, &listener, stop),
+            Self::Listening(listener) => serve_all(device, &listener, stop, polling),
         }
     }
 }
 
 /// Serves one front-end after the other.
-fn serve_all<D: Device>(device: &D, listener: &Listener, stop: &OwnedFd) -> Result<(), StartError> {
+fn serve_all<D: Device>(
+    device: &D,
+    listener: &Listener,
+    stop: &OwnedFd,
+    polling: Polling,
+) -> Result<(), StartError> {
     log::info!("waiting for a front-end on {listener}");
     loop {
         match listener.accept(stop) {
             Ok(None) => return Ok(()),
             Ok(Some(socket)) => {
                 log::info!("a front-end is connected");
-                match session::serve(device, socket, stop) {
+                match session::serve(device, socket, stop, polling) {
                     Ok(()) => log::info!("the front-end is gone"),
                     Err(error) => log::warn!("the connection ended: {error}"),
                 }

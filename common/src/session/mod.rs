@@ -29,7 +29,7 @@ use crate::device::{Device, Threads};
 use crate::limit::warn_limited;
 use crate::memory::{DirtyLog, GuestMemory, MAX_REGIONS};
 use crate::ring::inflight::{self, InflightFile};
-use crate::worker::{Worker, WorkerError};
+use crate::worker::{Polling, Worker, WorkerError};
 pub use config_change::ConfigChange;
 use dirty_log::LOG_ALL;
 pub use error::SessionError;
@@ -75,6 +75,7 @@ impl Answer {
 /// The state of one connection.
 struct Session<'a, D: Device> {
     device: &'a D,
+    polling: Polling,
     accepted_features: u64,
     protocol_features: Protocol,
     status: u64,
@@ -92,7 +93,7 @@ struct Session<'a, D: Device> {
     config_change: Option<ConfigChange>,
 }
 
-/// Serves the front-end behind `socket` until it goes away, or until `stop` becomes readable.
+/// Serves the front-end behind `socket` until it goes away, or until `stop` becomes readable. Threads of queues poll as `polling` says.
 ///
 /// # Errors
 /// The connection had to be ended.
@@ -100,10 +101,12 @@ pub fn serve<D: Device>(
     device: &D,
     socket: UnixStream,
     stop: &OwnedFd,
+    polling: Polling,
 ) -> Result<(), MessageError> {
     let mut connection = Connection::new(socket, stop);
     let mut session = Session {
         device,
+        polling,
         accepted_features: 0,
         protocol_features: Protocol::empty(),
         status: 0,
@@ -482,7 +485,7 @@ impl<D: Device> Session<'_, D> {
     fn worker(&mut self, index: usize) -> Result<Arc<Worker>, SessionError> {
         let start = |name| {
             let handler = self.device.handler().map_err(WorkerError::Start)?;
-            Worker::start(name, handler).map(Arc::new)
+            Worker::start(name, handler, self.polling).map(Arc::new)
         };
         match (D::THREADS, &self.shared_worker) {
             (Threads::OnePerQueue, _) => Ok(start(format!("queue-{index}"))?),

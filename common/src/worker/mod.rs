@@ -3,6 +3,7 @@
 //! publishes what was completed, and obeys the session.
 
 mod poll;
+mod polling;
 mod queue;
 mod timer;
 
@@ -11,7 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
@@ -22,13 +23,12 @@ use crate::limit::warn_limited;
 use crate::memory::GuestMemory;
 use crate::program::sandbox::{Role, confine_thread};
 pub use poll::{EpollPoller, Poller, Token};
+pub use polling::Polling;
+use polling::Watchfulness;
 pub(crate) use queue::signal;
 pub use queue::{Queue, Queues};
 pub use timer::Timer;
 
-/// How long a worker looks for more work, without sleeping, after there was some. A sleep and a wake-up
-/// take about as long.
-const SPIN: Duration = Duration::from_micros(50);
 /// How long the session waits for a worker before it looks whether that hangs in an eventfd of the front-end.
 const HANG: Duration = Duration::from_millis(100);
 /// How often a queue is looked at whose driver can not kick (SET_VRING_KICK without an eventfd).
@@ -85,6 +85,7 @@ impl Worker {
     pub fn start<H: QueueHandler + Send + 'static>(
         name: String,
         mut handler: H,
+        polling: Polling,
     ) -> Result<Self, WorkerError> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| WorkerError::Start(errno.into()))?;
@@ -106,7 +107,7 @@ impl Worker {
             queues: Queues::default(),
             inbox,
             ready: Vec::new(),
-            last_work: Instant::now(),
+            watchfulness: Watchfulness::new(polling),
             _wake: Arc::clone(&wake),
         };
         let thread = std::thread::Builder::new()
@@ -268,8 +269,7 @@ struct Thread<H> {
     queues: Queues,
     inbox: Receiver<Request>,
     ready: Vec<Token>,
-    /// When there was something to do for the last time.
-    last_work: Instant,
+    watchfulness: Watchfulness,
     /// Watched for as long as the thread lives.
     _wake: Arc<OwnedFd>,
 }
@@ -296,15 +296,21 @@ impl<H: QueueHandler> Thread<H> {
             }
         }
         if took {
-            self.last_work = Instant::now();
+            self.watchfulness.worked();
         }
         took
     }
 
-    /// Whether to look for more requests rather than sleep. Not while requests are under way: their
+    /// Whether to look for more to do rather than sleep. Not while several requests are under way: their
     /// completion wakes the thread, and gathers more of them until then.
-    fn spins(&self) -> bool {
-        self.queues.0.iter().all(|queue| queue.held() == 0) && self.last_work.elapsed() < SPIN
+    fn spins(&mut self) -> bool {
+        let held: u32 = self
+            .queues
+            .0
+            .iter()
+            .map(|queue| u32::from(queue.held()))
+            .sum();
+        held <= 1 && self.watchfulness.looks_again()
     }
 
     /// Asks all drivers to kick from now on. Returns whether there is nothing to do until they do.
@@ -328,7 +334,10 @@ impl<H: QueueHandler> Thread<H> {
             std::thread::sleep(UNKICKED_INTERVAL);
             return true;
         }
-        let mut control = false;
+        if timeout != Some(Duration::ZERO) {
+            self.watchfulness.look();
+        }
+        let (mut control, mut worked) = (false, false);
         for token in self.ready.drain(..) {
             match token {
                 Token::Control => control = true,
@@ -339,13 +348,16 @@ impl<H: QueueHandler> Thread<H> {
                 }
                 Token::Device(token) => {
                     self.handler.ready(token, &mut self.queues);
-                    self.last_work = Instant::now();
+                    worked = true;
                 }
             }
         }
         for queue in &mut self.queues.0 {
             queue.publish();
             queue.pending |= queue.kick.is_none();
+        }
+        if worked {
+            self.watchfulness.worked();
         }
         control
     }

@@ -19,6 +19,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg}
 use vhost::vhost_user::message::FrontendReq;
 use vhost_device_common::ring::inflight::{create_file, file_size};
 use vhost_device_common::session::serve;
+use vhost_device_common::worker::Polling;
 
 use self::echo::Echo;
 use crate::driver::{Driver, Shape};
@@ -540,8 +541,8 @@ impl Input {
             let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER);
             let stop = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
             let outcome = match self.threads {
-                true => serve(&Echo::<true>::default(), socket, &stop),
-                false => serve(&Echo::<false>::default(), socket, &stop),
+                true => serve(&Echo::<true>::default(), socket, &stop, Polling::Auto),
+                false => serve(&Echo::<false>::default(), socket, &stop, Polling::Auto),
             };
             let _ = outcome;
             let mut replies = Vec::new();

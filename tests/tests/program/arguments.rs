@@ -57,7 +57,8 @@ fn a_value_out_of_range_is_a_usage_error_that_names_the_option(binary: &Binary) 
         "socket-mode",
         &["9", "0o660", "rw", "77777777777", "-1", ""],
     );
-    for (name, values) in binary.bad_values.iter().chain([&MODES]) {
+    const POLLING: (&str, &[&str]) = ("poll-us", &["on", "-1", "0.5", "1000001", ""]);
+    for (name, values) in binary.bad_values.iter().chain([&MODES, &POLLING]) {
         for value in *values {
             let setup = Setup::new(binary);
             assert_refused_without_socket(
@@ -162,6 +163,7 @@ fn help_explains_each_option_with_its_unit_and_default(binary: &Binary) {
         ("socket-path", &["PATH"], ""),
         ("fd", &["FDNUM"], ""),
         ("socket-mode", &["OCTAL"], "660"),
+        ("poll-us", &["off", "Microseconds"], "auto"),
         ("print-capabilities", &["JSON"], ""),
         ("print-descriptor", &["JSON"], ""),
         ("version", &[], ""),
