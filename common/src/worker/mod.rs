@@ -310,7 +310,12 @@ impl<H: QueueHandler> Thread<H> {
             .iter()
             .map(|queue| u32::from(queue.held()))
             .sum();
-        held <= 1 && self.watchfulness.looks_again()
+        let again = held <= 1 && self.watchfulness.looks_again();
+        if again {
+            // The driver may be waiting for this very processor.
+            std::thread::yield_now();
+        }
+        again
     }
 
     /// Asks all drivers to kick from now on. Returns whether there is nothing to do until they do.
