@@ -12,10 +12,15 @@ use crate::engine::{Engine, execute};
 use crate::lock::InUse;
 use crate::request::{Answer, Next, Request};
 
+/// Large reads that another thread does meanwhile. When they do not end, there is no processor free for them.
+const MAX_SHARED: usize = 4;
+
 /// Works on one queue.
 pub struct BlockHandler {
     disk: Arc<Disk>,
     engine: Engine,
+    /// The last large read was left to another thread.
+    shared: bool,
     /// Ends after the engine has.
     _in_use: InUse,
 }
@@ -25,6 +30,7 @@ impl BlockHandler {
         Self {
             disk,
             engine,
+            shared: false,
             _in_use: in_use,
         }
     }
@@ -42,6 +48,13 @@ impl BlockHandler {
             }
         }
     }
+
+    /// Whether to leave a large read, when there is more to do, to another thread. To copy it takes far longer than to hand it over.
+    /// Writes to one file do not go on beside each other.
+    fn shares(&mut self, queue: &mut Queue) -> bool {
+        self.shared = !self.shared && self.engine.under_way() < MAX_SHARED && queue.has_available();
+        self.shared
+    }
 }
 
 impl QueueHandler for BlockHandler {
@@ -49,8 +62,19 @@ impl QueueHandler for BlockHandler {
         while self.engine.has_room()
             && let Some(chain) = queue.take()
         {
-            let next = Request::parse(queue.index(), chain, &self.disk);
-            self.step(next, queue);
+            match Request::parse(queue.index(), chain, &self.disk) {
+                Next::Operation(request) if request.is_large() && self.disk.is_inline() => {
+                    if request.is_read() && self.shares(queue) {
+                        self.engine.submit(request);
+                        self.engine.begin();
+                    } else {
+                        self.step(Next::Operation(request), queue);
+                        // The driver can go on with this one while the next is copied.
+                        return;
+                    }
+                }
+                next => self.step(next, queue),
+            }
         }
     }
 

@@ -34,6 +34,9 @@ const SEGMENT_SIZE: u64 = 16;
 /// Bytes that are moved at a time by way of a buffer of our own.
 const BOUNCE_SIZE: usize = 1 << 20;
 
+/// Bytes from which a transfer is large: to copy so many takes longer than to wake another thread.
+const LARGE: u64 = 64 << 10;
+
 /// What the driver is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -137,6 +140,16 @@ impl Request {
             Ok(Parsed::Answered(written)) => Next::Done(answer(chain, Status::Ok, written)),
             Err(status) => Next::Done(answer(chain, status, 0)),
         }
+    }
+
+    /// Whether it moves much data.
+    pub fn is_large(&self) -> bool {
+        matches!(&self.work, Work::Transfer(transfer) if transfer.remaining >= LARGE)
+    }
+
+    /// Whether it moves data to the guest.
+    pub fn is_read(&self) -> bool {
+        matches!(&self.work, Work::Transfer(transfer) if transfer.to_guest)
     }
 
     /// What is to be done next.

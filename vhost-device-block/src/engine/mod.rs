@@ -88,11 +88,27 @@ impl Engine {
         }
     }
 
+    /// Operations that have not ended, as far as is known.
+    pub fn under_way(&self) -> usize {
+        match self {
+            Self::IoUring(engine) => engine.under_way(),
+            Self::Threads(engine) => engine.under_way(),
+        }
+    }
+
     /// Starts the operation that `request` comes to next. There must be room.
     pub fn submit(&mut self, request: Request) {
         match self {
             Self::IoUring(engine) => engine.submit(request),
             Self::Threads(engine) => engine.submit(request),
+        }
+    }
+
+    /// Has all that was submitted begin now, rather than when the thread waits.
+    pub fn begin(&mut self) {
+        match self {
+            Self::IoUring(engine) => engine.begin(),
+            Self::Threads(_) => {}
         }
     }
 

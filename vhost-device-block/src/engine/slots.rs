@@ -26,6 +26,10 @@ impl Slots {
         self.free.len() == self.slots.len()
     }
 
+    pub fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
     /// Puts a request in; gives its number and the request where it now stays.
     pub fn insert(&mut self, request: Request) -> Option<(u32, &Request)> {
         let number = self.free.pop()?;

@@ -108,6 +108,10 @@ impl ThreadsEngine {
         self.slots.has_room()
     }
 
+    pub fn under_way(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Has `poller` watch for ended jobs.
     pub fn watch(&self, poller: &mut dyn Poller) -> io::Result<()> {
         poller.watch(self.shared.ended.as_fd(), Token::Device(0))

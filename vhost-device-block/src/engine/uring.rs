@@ -114,6 +114,10 @@ impl UringEngine {
         self.slots.has_room()
     }
 
+    pub fn under_way(&self) -> usize {
+        self.slots.len()
+    }
+
     pub fn finished(&mut self) -> Option<Finished> {
         self.finished.pop_front()
     }
@@ -130,7 +134,13 @@ impl UringEngine {
             if let Some(request) = self.slots.remove(number) {
                 self.finished.push_back((request, Err(error)));
             }
-        } else if self.enabled && self.ring.submission().len() >= PIECE {
+        } else if self.ring.submission().len() >= PIECE {
+            self.begin();
+        }
+    }
+
+    pub fn begin(&mut self) {
+        if self.enabled {
             // What stays behind is submitted, and an error met again, when the thread waits.
             let _ = self.ring.submit();
         }
