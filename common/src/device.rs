@@ -58,6 +58,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     const STATE_VERSION: u32 = 0;
     /// [`Device::reload`] does something. SIGHUP ends the programs of other devices.
     const RELOADS: bool = false;
+    /// Types of requests that are counted apart ([`Queue::complete_with`]), as statistics name them.
+    const REQUESTS: &'static [&'static str] = &["request"];
 
     /// Command line options of this device, beside those that all devices have.
     type Options: clap::Args;

@@ -5,7 +5,7 @@
 //! status), [`session`] (one connection of a front-end), [`memory`] (the guest's memory), [`ring`]
 //! (virtqueues), [`chain`] (one request), [`worker`] (the thread that takes requests and gives them
 //! back), [`device`] (what a device implements). What a device knows of its guest goes to another process as
-//! a [`state`].
+//! a [`state`]. What happens meanwhile is counted ([`statistics`]).
 
 #![deny(unsafe_code)]
 // What comes from outside ends no process. Tests may do as they like.
@@ -30,6 +30,7 @@ pub mod program;
 pub mod ring;
 pub mod session;
 pub mod state;
+pub mod statistics;
 pub mod worker;
 
 pub use limit::warn_limited;

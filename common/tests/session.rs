@@ -16,6 +16,7 @@ use vhost_device_common::device::{
     ConfigChange, ConfigError, Device, QueueHandler, StartError, Threads,
 };
 use vhost_device_common::session;
+use vhost_device_common::statistics::Statistics;
 use vhost_device_common::worker::{Polling, Queue};
 
 /// Has a config space of one byte. Each write to it is a change, which the front-end is told of as
@@ -96,13 +97,9 @@ fn with_front_end(test: impl FnOnce(&mut Frontend, &mut UnixStream)) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (_end, stop) = UnixStream::pair().unwrap();
     let server = std::thread::spawn(move || {
-        session::serve(
-            &Counter::default(),
-            theirs,
-            &OwnedFd::from(stop),
-            Polling::Auto,
-        )
-        .unwrap();
+        let (counter, statistics) = (Counter::default(), Statistics::new::<Counter>());
+        let stop = OwnedFd::from(stop);
+        session::serve(&counter, &statistics, theirs, &stop, Polling::Auto).unwrap();
     });
     let mut front_end = Frontend::from_stream(ours, 2);
     let features = front_end.get_features().unwrap();

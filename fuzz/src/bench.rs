@@ -2,7 +2,7 @@
 //! A device and its handler, driven without threads: what a worker does, one step after the other.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Command, FromArgMatches};
 use vhost_device_common::device::{Device, QueueHandler};
@@ -79,7 +79,7 @@ impl<'a, H: QueueHandler> Bench<'a, H> {
             return;
         };
         for _ in 0..MOST_BATCHES {
-            queue.begin_batch();
+            queue.begin_batch(Instant::now());
             if !queue.has_available() {
                 break;
             }

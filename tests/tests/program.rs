@@ -11,8 +11,14 @@ mod connections;
 mod descriptor;
 #[path = "program/polling.rs"]
 mod polling;
+#[path = "program/prometheus.rs"]
+mod prometheus;
 #[path = "program/sockets.rs"]
 mod sockets;
+#[path = "program/statistics.rs"]
+mod statistics;
+#[path = "program/stats_socket.rs"]
+mod stats_socket;
 #[path = "program/systemd.rs"]
 mod systemd;
 

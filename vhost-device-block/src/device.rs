@@ -19,7 +19,7 @@ use crate::handler::BlockHandler;
 use crate::image::{Image, SECTOR_SIZE};
 use crate::lock;
 use crate::options::{Discard, IoEngine, Options};
-use crate::request::{MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Status};
+use crate::request::{KINDS, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Status};
 
 /// Bytes of the config space without the fields of features that are not offered.
 const CONFIG_SIZE: usize = 60;
@@ -103,6 +103,7 @@ impl Device for Block {
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio block device";
     const THREADS: Threads = Threads::OnePerQueue;
     const STATE_VERSION: u32 = 1;
+    const REQUESTS: &'static [&'static str] = KINDS;
 
     type Options = Options;
     type Handler = BlockHandler;

@@ -39,7 +39,11 @@ impl BlockHandler {
     fn step(&mut self, mut next: Next, queue: &mut Queue) {
         loop {
             match next {
-                Next::Done(Answer { chain, used }) => return queue.complete(chain, used),
+                Next::Done(Answer {
+                    chain,
+                    used,
+                    outcome,
+                }) => return queue.complete_with(chain, used, outcome),
                 Next::Operation(request) if self.disk.is_inline() => {
                     let outcome = execute(&self.disk.image.file, request.operation());
                     next = request.advance(outcome);

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 
 use vhost_device_common::chain::{Chain, ChainError};
+use vhost_device_common::statistics::Outcome;
 use vhost_device_common::warn_limited;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
@@ -52,14 +53,52 @@ impl From<ChainError> for Status {
     }
 }
 
+/// Types of requests, as they are counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+    Flush,
+    Discard,
+    WriteZeroes,
+    GetId,
+    Other,
+}
+
+/// Their names, in the same order.
+pub const KINDS: &[&str] = &[
+    "read",
+    "write",
+    "flush",
+    "discard",
+    "write_zeroes",
+    "get_id",
+    "other",
+];
+
+impl Kind {
+    fn of(number: u32) -> Self {
+        match number {
+            VIRTIO_BLK_T_IN => Self::Read,
+            VIRTIO_BLK_T_OUT => Self::Write,
+            VIRTIO_BLK_T_FLUSH => Self::Flush,
+            VIRTIO_BLK_T_DISCARD => Self::Discard,
+            VIRTIO_BLK_T_WRITE_ZEROES => Self::WriteZeroes,
+            VIRTIO_BLK_T_GET_ID => Self::GetId,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// A request that needs the image.
 pub struct Request {
     /// The queue that it came from.
     pub queue: u16,
     chain: Chain,
+    kind: Kind,
     work: Work,
-    /// Data bytes written for the driver so far.
-    written: u32,
+    /// Data bytes moved so far, or zeroed or given back.
+    bytes: u64,
 }
 
 /// A request that is answered, or needs no image at all.
@@ -67,6 +106,7 @@ pub struct Answer {
     pub chain: Chain,
     /// Bytes written, the status among them.
     pub used: u32,
+    pub outcome: Outcome,
 }
 
 enum Work {
@@ -95,6 +135,8 @@ struct Ranges {
     discard: bool,
     stable: bool,
     list: VecDeque<Segment>,
+    /// Bytes of all segments.
+    bytes: u64,
     /// Zeroes to write, where the file system can not make them by itself.
     zeroes: Option<MmapRegion>,
 }
@@ -114,31 +156,46 @@ pub enum Next {
     Done(Answer),
 }
 
-/// Ends a request.
-fn answer(mut chain: Chain, status: Status, written: u32) -> Answer {
+/// Ends a request, for which so many bytes were moved.
+fn answer(mut chain: Chain, status: Status, kind: Kind, bytes: u64) -> Answer {
+    let written = match kind {
+        Kind::Read | Kind::GetId => u32::try_from(bytes).unwrap_or(u32::MAX),
+        _ => 0,
+    };
     let used = match chain.write_tail(&[status as u8]) {
         Ok(()) => written.saturating_add(1),
         // Without room for a status there is nothing to tell.
         Err(_) => written,
     };
-    Answer { chain, used }
+    let outcome = Outcome {
+        request: kind as usize,
+        bytes,
+        failed: status != Status::Ok,
+    };
+    Answer {
+        chain,
+        used,
+        outcome,
+    }
 }
 
 impl Request {
     /// Understands what the driver asks of `disk`.
     pub fn parse(queue: u16, mut chain: Chain, disk: &Disk) -> Next {
         if chain.split_tail(1).is_err() {
-            return Next::Done(Answer { chain, used: 0 });
+            return Next::Done(answer(chain, Status::IoError, Kind::Other, 0));
         }
-        match parse(&mut chain, disk) {
+        let mut kind = Kind::Other;
+        match parse(&mut kind, &mut chain, disk) {
             Ok(Parsed::Work(work)) => Next::Operation(Self {
                 queue,
                 chain,
+                kind,
                 work,
-                written: 0,
+                bytes: 0,
             }),
-            Ok(Parsed::Answered(written)) => Next::Done(answer(chain, Status::Ok, written)),
-            Err(status) => Next::Done(answer(chain, status, 0)),
+            Ok(Parsed::Answered(bytes)) => Next::Done(answer(chain, Status::Ok, kind, bytes)),
+            Err(status) => Next::Done(answer(chain, status, kind, 0)),
         }
     }
 
@@ -195,19 +252,25 @@ impl Request {
             Work::Flush => outcome.map(|_| true),
             Work::Transfer(transfer) => outcome.and_then(|count| {
                 transfer.advance(&mut self.chain, count)?;
-                if transfer.to_guest {
-                    self.written = self.written.saturating_add(count as u32);
-                }
+                self.bytes += count;
                 Ok(transfer.remaining == 0)
             }),
-            Work::Ranges(ranges) => ranges.advance(outcome),
+            Work::Ranges(ranges) => {
+                let done = ranges.advance(outcome);
+                self.bytes = if matches!(done, Ok(true)) {
+                    ranges.bytes
+                } else {
+                    0
+                };
+                done
+            }
         };
         match done {
-            Ok(true) => Next::Done(answer(self.chain, Status::Ok, self.written)),
+            Ok(true) => Next::Done(answer(self.chain, Status::Ok, self.kind, self.bytes)),
             Ok(false) => Next::Operation(self),
             Err(error) => {
                 warn_limited(format_args!("{} failed: {error}", self.describe()));
-                Next::Done(answer(self.chain, Status::IoError, self.written))
+                Next::Done(answer(self.chain, Status::IoError, self.kind, self.bytes))
             }
         }
     }
@@ -236,12 +299,12 @@ impl Request {
 enum Parsed {
     Work(Work),
     /// Answered already, with so many bytes of data.
-    Answered(u32),
+    Answered(u64),
 }
 
-fn parse(chain: &mut Chain, disk: &Disk) -> Result<Parsed, Status> {
+fn parse(kind: &mut Kind, chain: &mut Chain, disk: &Disk) -> Result<Parsed, Status> {
     chain.check()?;
-    let kind = u32::from_le(chain.read_object()?);
+    *kind = Kind::of(u32::from_le(chain.read_object()?));
     let _reserved: u32 = chain.read_object()?;
     let sector = u64::from_le(chain.read_object()?);
     let refuse_read_only = || {
@@ -251,34 +314,34 @@ fn parse(chain: &mut Chain, disk: &Disk) -> Result<Parsed, Status> {
             Ok(())
         }
     };
-    match kind {
-        VIRTIO_BLK_T_IN => {
+    match *kind {
+        Kind::Read => {
             let length = chain.writable_len();
             let offset = disk.locate(sector, length)?;
             let aligned = disk.is_aligned(chain.writable_iovecs()?);
             Transfer::start(chain, true, offset, length, aligned, disk)
         }
-        VIRTIO_BLK_T_OUT => {
+        Kind::Write => {
             refuse_read_only()?;
             let length = chain.readable_len();
             let offset = disk.locate(sector, length)?;
             let aligned = disk.is_aligned(chain.readable_iovecs()?);
             Transfer::start(chain, false, offset, length, aligned, disk)
         }
-        VIRTIO_BLK_T_FLUSH => Ok(Parsed::Work(Work::Flush)),
-        VIRTIO_BLK_T_GET_ID => {
+        Kind::Flush => Ok(Parsed::Work(Work::Flush)),
+        Kind::GetId => {
             let mut id = [0; SERIAL_LENGTH];
             for (place, byte) in id.iter_mut().zip(disk.serial.bytes()) {
                 *place = byte;
             }
             chain.write(&id)?;
-            Ok(Parsed::Answered(SERIAL_LENGTH as u32))
+            Ok(Parsed::Answered(SERIAL_LENGTH as u64))
         }
-        VIRTIO_BLK_T_DISCARD | VIRTIO_BLK_T_WRITE_ZEROES => {
+        Kind::Discard | Kind::WriteZeroes => {
             refuse_read_only()?;
-            Ranges::parse(chain, kind == VIRTIO_BLK_T_DISCARD, disk)
+            Ranges::parse(chain, *kind == Kind::Discard, disk)
         }
-        _ => Err(Status::Unsupported),
+        Kind::Other => Err(Status::Unsupported),
     }
 }
 
@@ -405,6 +468,7 @@ impl Ranges {
             MAX_WRITE_ZEROES_SECTORS
         };
         let mut list = VecDeque::new();
+        let mut bytes = 0;
         while chain.readable_len() > 0 {
             let sector = u64::from_le(chain.read_object()?);
             let sectors = u32::from_le(chain.read_object()?);
@@ -424,6 +488,7 @@ impl Ranges {
                 Range::Zero
             };
             if length > 0 {
+                bytes += length;
                 list.push_back(Segment {
                     how,
                     offset,
@@ -438,6 +503,7 @@ impl Ranges {
             discard,
             stable: !discard && disk.is_write_through(),
             list,
+            bytes,
             zeroes: None,
         })))
     }

@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use vhost_device_common::chain::Chain;
 use vhost_device_common::device::QueueHandler;
 use vhost_device_common::memory::GuestMemory;
+use vhost_device_common::statistics;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
 use zerocopy::IntoBytes;
@@ -56,6 +57,15 @@ struct Fenced {
     fence: u32,
 }
 
+/// A command whose response is written.
+struct Answer {
+    chain: Chain,
+    /// Bytes of the response.
+    written: u32,
+    /// It says that the command was not carried out.
+    failed: bool,
+}
+
 /// Works on both queues.
 pub struct GpuHandler {
     shared: Arc<Shared>,
@@ -64,8 +74,8 @@ pub struct GpuHandler {
     /// It will be ready some time: the timer is not set for each command, which would cost a system call.
     timer_is_set: bool,
     held: Option<Held>,
-    /// Commands that are answered, with what was written of each. The driver is told of them together with the one that is held.
-    answered: Vec<(Chain, u32)>,
+    /// Commands that are answered. The driver is told of them together with the one that is held.
+    answered: Vec<Answer>,
     three_d: Option<ThreeD>,
     fenced: VecDeque<Fenced>,
     /// The guest that `three_d` works for.
@@ -302,14 +312,24 @@ impl GpuHandler {
 
     /// Tells the driver of all that is answered.
     fn complete(&mut self, queue: &mut Queue) {
-        for (chain, written) in self.answered.drain(..) {
-            queue.complete(chain, written);
+        for answer in self.answered.drain(..) {
+            complete(queue, answer);
         }
     }
 }
 
-/// Answers a command. Gives how much was written of it too.
-fn respond(mut chain: Chain, header: &Header, response: &Response) -> (Chain, u32) {
+/// Tells the driver of a command that is answered.
+fn complete(queue: &mut Queue, answer: Answer) {
+    let outcome = statistics::Outcome {
+        bytes: answer.written.into(),
+        failed: answer.failed,
+        ..Default::default()
+    };
+    queue.complete_with(answer.chain, answer.written, outcome);
+}
+
+/// Answers a command.
+fn respond(mut chain: Chain, header: &Header, response: &Response) -> Answer {
     let mut kind = response.kind;
     let mut body = response.body.as_slice();
     if chain.writable_len() < (size_of::<Header>() + body.len()) as u64 {
@@ -321,7 +341,11 @@ fn respond(mut chain: Chain, header: &Header, response: &Response) -> (Chain, u3
         .write(head.as_bytes())
         .and_then(|()| chain.write(body))
         .map_or(0, |()| size_of::<Header>() + body.len());
-    (chain, written as u32)
+    Answer {
+        chain,
+        written: written as u32,
+        failed: kind >= Refusal::Unspecified as u32,
+    }
 }
 
 impl QueueHandler for GpuHandler {
@@ -334,11 +358,17 @@ impl QueueHandler for GpuHandler {
         self.follow(&state);
         while let Some(mut chain) = queue.take() {
             let three_d = shared.three_d(&mut self.three_d);
-            if let Err(refusal) = command::cursor(&mut state, three_d, &mut chain) {
+            let outcome = command::cursor(&mut state, three_d, &mut chain);
+            if let Err(refusal) = &outcome {
                 warn_limited(format_args!("a cursor command is refused: {refusal:?}"));
             }
             // Drivers leave no room for a response here.
-            queue.complete(chain, 0);
+            let answer = Answer {
+                chain,
+                written: 0,
+                failed: outcome.is_err(),
+            };
+            complete(queue, answer);
         }
         let State {
             resources, display, ..

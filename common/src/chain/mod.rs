@@ -14,6 +14,7 @@ use vm_memory::ByteValued;
 
 use crate::memory::{DirtyLog, GuestMemory};
 use crate::ring::Ticket;
+use crate::statistics::Taken;
 pub(crate) use segments::Segments;
 
 /// Why a part of a chain could not be used.
@@ -44,6 +45,8 @@ pub struct Chain {
     writable: Segments,
     /// How its ring knows it.
     ticket: Ticket,
+    /// When its queue took it.
+    pub(crate) taken: Taken,
     /// Bytes that were writable when the driver made the request available.
     writable_total: u64,
     /// Keeps mapped what the segments point to, whatever happens to the memory table.
@@ -62,6 +65,7 @@ impl Chain {
             readable,
             writable,
             ticket,
+            taken: Taken::default(),
             memory,
         }
     }

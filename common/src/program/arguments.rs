@@ -16,13 +16,13 @@ use crate::worker::Polling;
 
 /// Options of every back-end, then those of the device.
 #[derive(Parser)]
-#[command(group = ArgGroup::new("socket").required(true))]
+#[command(group = ArgGroup::new("socket").required(true), group = ArgGroup::new("files").multiple(true))]
 pub struct Arguments<O: Args> {
     /// Listen on a unix socket at PATH and serve one front-end after the other.
     ///
     /// A socket that nobody listens on is replaced; anything else at PATH is left alone. The socket
     /// is removed at exit.
-    #[arg(long, value_name = "PATH", group = "socket")]
+    #[arg(long, value_name = "PATH", groups = ["socket", "files"])]
     pub socket_path: Option<PathBuf>,
 
     /// Use the unix stream socket that was inherited as file descriptor FDNUM.
@@ -32,16 +32,22 @@ pub struct Arguments<O: Args> {
     #[arg(long, value_name = "FDNUM", group = "socket", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub fd: Option<RawFd>,
 
-    /// Permissions of the socket at --socket-path, in octal.
+    /// Permissions of the sockets at --socket-path and --stats-socket, in octal.
     #[arg(
         long,
         value_name = "OCTAL",
         default_value = "0660",
         value_parser = octal,
-        conflicts_with = "fd",
-        requires = "socket_path"
+        requires = "files"
     )]
     pub socket_mode: u32,
+
+    /// Give statistics to whoever connects to a unix socket at PATH, as text that Prometheus reads.
+    ///
+    /// HTTP clients get them (curl --unix-socket PATH http://localhost/metrics), and so do those that send nothing (nc -UN PATH).
+    /// SIGUSR1 logs them. The rules for --socket-path hold for PATH too.
+    #[arg(long, value_name = "PATH", group = "files")]
+    pub stats_socket: Option<PathBuf>,
 
     /// What happens when this program does what it has no use for.
     ///
@@ -105,7 +111,8 @@ impl<O: Args> Arguments<O> {
             .about(D::DESCRIPTION)
             .after_help(format!(
                 "Log lines go to stderr; RUST_LOG=debug (or warn, trace) shows more or less of \
-                 them.\n\nSIGTERM and SIGINT finish what was begun and end the program.{}\n\n\
+                 them.\n\nSIGTERM and SIGINT finish what was begun and end the program. SIGUSR1 has it \
+                 log statistics.{}\n\n\
                  Under systemd neither --socket-path nor --fd is needed: the one socket of the \
                  socket unit (LISTEN_FDS) is used as --fd would. A service of Type=notify is \
                  ready once the socket listens.",

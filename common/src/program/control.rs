@@ -1,42 +1,39 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The thread that hears what comes from outside but not from a front-end: signals. It does so whether there is a front-end or not,
-//! and whatever the other threads are at.
+//! The thread that hears what comes from outside but not from a front-end: signals, and who asks for statistics. It does so whether
+//! there is a front-end or not, and whatever the other threads are at.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 
 use super::sandbox::{Role, confine_thread};
 use super::signals::{Signal, Signals};
 use super::socket::Listener;
+use super::stats_socket::StatsSocket;
 use crate::device::{Device, StartError};
+use crate::statistics::Statistics;
 
 /// How long requests in flight may take to finish once a signal came that ends the program.
 const TIME_TO_FINISH: Duration = Duration::from_millis(1800);
 
+/// How long to wait before trying again what failed.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// What the thread serves.
 pub struct Control<D> {
-    stop: Arc<OwnedFd>,
-    reload: Option<Signal>,
+    pub signals: Signals,
     /// The program may end, and drop it, at any time.
-    device: Weak<D>,
-    listener: Option<Arc<Listener>>,
+    pub device: Weak<D>,
+    pub statistics: Arc<Statistics>,
+    pub stats_socket: Option<StatsSocket>,
+    /// What to remove should the program have to be ended.
+    pub files: Vec<Arc<Listener>>,
 }
 
 impl<D: Device> Control<D> {
-    /// Hears `signals`, and removes the file of `listener` should it have to end the program.
-    pub fn new(signals: Signals, device: &Arc<D>, listener: Option<Arc<Listener>>) -> Self {
-        Self {
-            stop: signals.stop,
-            reload: signals.reload,
-            device: Arc::downgrade(device),
-            listener,
-        }
-    }
-
     /// Starts the thread.
     pub fn start(self) -> Result<(), StartError> {
         std::thread::Builder::new()
@@ -50,33 +47,55 @@ impl<D: Device> Control<D> {
         Ok(())
     }
 
-    fn run(self) {
+    fn run(mut self) {
         while self.wait() {
-            if self.reload.as_ref().is_some_and(Signal::came)
+            if self.signals.statistics.came() {
+                self.statistics.log();
+            }
+            if self.signals.reload.as_ref().is_some_and(Signal::came)
                 && let Some(device) = self.device.upgrade()
             {
                 device.reload();
+            }
+            if let Some(stats_socket) = &mut self.stats_socket {
+                stats_socket.advance();
             }
         }
         self.force_end();
     }
 
-    /// Waits until there is something to do. Returns whether the program goes on.
+    /// Waits until there may be something to do. Returns whether the program goes on.
     fn wait(&self) -> bool {
-        let mut fds = vec![PollFd::new(&self.stop, PollFlags::IN)];
-        let reload = self.reload.as_ref().map(|signal| signal.file().as_fd());
-        fds.extend(reload.map(|file| PollFd::from_borrowed_fd(file, PollFlags::IN)));
-        retry_on_intr(|| poll(&mut fds, None)).is_ok()
-            && fds.first().is_some_and(|stop| stop.revents().is_empty())
+        let signals = [Some(&self.signals.statistics), self.signals.reload.as_ref()];
+        let signals = signals
+            .into_iter()
+            .flatten()
+            .map(|signal| (signal.file().as_fd(), PollFlags::IN));
+        let clients = self.stats_socket.iter().flat_map(StatsSocket::files);
+        let mut fds = vec![PollFd::new(&self.signals.stop, PollFlags::IN)];
+        fds.extend(
+            signals
+                .chain(clients)
+                .map(|(file, flags)| PollFd::from_borrowed_fd(file, flags)),
+        );
+        let deadline = self.stats_socket.as_ref().and_then(StatsSocket::deadline);
+        let waited = retry_on_intr(|| {
+            let left = deadline.map(|time| time.saturating_duration_since(Instant::now()));
+            let left = left.and_then(|left| Timespec::try_from(left).ok());
+            poll(&mut fds, left.as_ref())
+        });
+        if let Err(errno) = waited {
+            log::error!("cannot wait for signals, trying again: {errno}");
+            std::thread::sleep(PAUSE);
+        }
+        fds.first().is_some_and(|stop| stop.revents().is_empty())
     }
 
     /// Ends the process if it does not do so by itself in time: a request can hang for as long as its storage does.
     fn force_end(&self) {
         std::thread::sleep(TIME_TO_FINISH);
         log::warn!("requests did not finish in time; they are lost");
-        if let Some(listener) = &self.listener {
-            listener.remove_file();
-        }
+        self.files.iter().for_each(|file| file.remove_file());
         // Without the exit handlers of libraries, which take away what a renderer that still works uses.
         signal_hook::low_level::exit(0);
     }
@@ -135,7 +154,14 @@ mod tests {
         let (sender, reloaded) = channel();
         let device = Arc::new(Reloading(Mutex::new(sender)));
         let signals = Signals::listen(Reloading::RELOADS).unwrap();
-        Control::new(signals, &device, None).start().unwrap();
+        let control = Control {
+            signals,
+            device: Arc::downgrade(&device),
+            statistics: Arc::new(Statistics::new::<Reloading>()),
+            stats_socket: None,
+            files: Vec::new(),
+        };
+        control.start().unwrap();
         for _ in 0..3 {
             kill_process(getpid(), Number::HUP).unwrap();
             reloaded.recv_timeout(Duration::from_secs(60)).unwrap();

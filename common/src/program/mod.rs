@@ -8,10 +8,12 @@ pub mod sandbox;
 mod service;
 mod signals;
 mod socket;
+mod stats_socket;
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +24,7 @@ use vhost_user_discovery::schema::{VHostUserBackendCapabilities, VhostUserBacken
 
 use crate::device::{Device, StartError};
 use crate::session;
+use crate::statistics::Statistics;
 use crate::worker::Polling;
 use arguments::Arguments;
 use control::Control;
@@ -29,6 +32,7 @@ use sandbox::Access;
 use service::{ServiceManager, State};
 use signals::Signals;
 use socket::{Listener, Source};
+use stats_socket::StatsSocket;
 
 /// Exit status for a usage error; all other failures have [`ExitCode::FAILURE`].
 const USAGE: u8 = 2;
@@ -99,30 +103,67 @@ fn start<D: Device>(
     let signals = Signals::listen(D::RELOADS)?;
     let stop = Arc::clone(&signals.stop);
     let manager = manager.connect();
+    let statistics = Arc::new(Statistics::new::<D>());
     let server = Server::open(source)?;
-    let listener = server.listener();
-    let mut needs = device.needs();
-    if let Some(directory) = listener.as_ref().and_then(|listener| listener.directory()) {
-        needs.files.push((directory, Access::Remove));
-    }
-    let control = Control::new(signals, &device, listener.clone());
-    let outcome = sandbox::enter(D::PROGRAM, arguments.sandbox, &needs)
-        .and_then(|()| control.start())
-        .and_then(|()| {
-            listener
-                .as_ref()
-                .map_or(Ok(()), |listener| listener.listen())
-        })
-        .and_then(|()| {
-            manager.tell(State::Ready);
-            let outcome = server.serve(&*device, &stop, arguments.poll_us);
-            manager.tell(State::Stopping);
-            outcome
-        });
-    if let Some(listener) = listener {
-        listener.remove_file();
-    }
+    let mut listeners = Vec::from_iter(server.listener());
+    let stats_socket = arguments
+        .stats_socket
+        .map(|path| bind_stats_socket(path, arguments.socket_mode, &listeners))
+        .transpose();
+    let outcome = stats_socket.and_then(|stats_socket| {
+        let mut needs = device.needs();
+        if let Some(stats_socket) = &stats_socket {
+            needs.control.extend(StatsSocket::calls());
+            listeners.push(Arc::clone(stats_socket));
+        }
+        let directories = listeners.iter().filter_map(|listener| listener.directory());
+        needs
+            .files
+            .extend(directories.map(|directory| (directory, Access::Remove)));
+        sandbox::enter(D::PROGRAM, arguments.sandbox, &needs)?;
+        stats_socket
+            .iter()
+            .try_for_each(|listener| listener.listen())?;
+        Control {
+            signals,
+            device: Arc::downgrade(&device),
+            statistics: Arc::clone(&statistics),
+            stats_socket: stats_socket
+                .map(|listener| StatsSocket::new(listener, Arc::clone(&statistics))),
+            files: listeners.clone(),
+        }
+        .start()?;
+        server.listen()?;
+        manager.tell(State::Ready);
+        let outcome = server.serve(&*device, &statistics, &stop, arguments.poll_us);
+        manager.tell(State::Stopping);
+        outcome
+    });
+    listeners.iter().for_each(|listener| listener.remove_file());
     outcome
+}
+
+/// Makes the socket of `--stats-socket`. Nobody can connect yet.
+fn bind_stats_socket(
+    path: PathBuf,
+    mode: u32,
+    others: &[Arc<Listener>],
+) -> Result<Arc<Listener>, StartError> {
+    const OPTION: &str = "--stats-socket";
+    if others.iter().any(|other| other.is_at(&path)) {
+        return Err(StartError(format!(
+            "front-ends connect to {}; choose another {OPTION}",
+            path.display()
+        )));
+    }
+    let listener = Listener::bind(path, mode, OPTION)?;
+    match listener.set_nonblocking() {
+        Ok(()) => Ok(Arc::new(listener)),
+        Err(error) => {
+            listener.remove_file();
+            Err(StartError(format!("cannot use {OPTION}: {error}")))
+        }
+    }
 }
 
 /// Where front-ends come from, open.
@@ -136,7 +177,9 @@ impl Server {
         Ok(match source {
             Source::Connected(socket) => Self::Connected(socket),
             Source::Listening(socket) => Self::Listening(Arc::new(Listener::adopt(socket))),
-            Source::Path { path, mode } => Self::Listening(Arc::new(Listener::bind(path, mode)?)),
+            Source::Path { path, mode } => {
+                Self::Listening(Arc::new(Listener::bind(path, mode, "--socket-path")?))
+            }
         })
     }
 
@@ -147,16 +190,25 @@ impl Server {
         }
     }
 
+    /// Lets front-ends connect.
+    fn listen(&self) -> Result<(), StartError> {
+        match self {
+            Self::Connected(_) => Ok(()),
+            Self::Listening(listener) => listener.listen(),
+        }
+    }
+
     fn serve<D: Device>(
         self,
         device: &D,
+        statistics: &Statistics,
         stop: &OwnedFd,
         polling: Polling,
     ) -> Result<(), StartError> {
         match self {
-            Self::Connected(socket) => session::serve(device, socket, stop, polling)
+            Self::Connected(socket) => session::serve(device, statistics, socket, stop, polling)
                 .map_err(|error| StartError(format!("the connection ended: {error}"))),
-            Self::Listening(listener) => serve_all(device, &listener, stop, polling),
+            Self::Listening(listener) => serve_all(device, statistics, &listener, stop, polling),
         }
     }
 }
@@ -164,6 +216,7 @@ impl Server {
 /// Serves one front-end after the other.
 fn serve_all<D: Device>(
     device: &D,
+    statistics: &Statistics,
     listener: &Listener,
     stop: &OwnedFd,
     polling: Polling,
@@ -174,7 +227,7 @@ fn serve_all<D: Device>(
             Ok(None) => return Ok(()),
             Ok(Some(socket)) => {
                 log::info!("a front-end is connected");
-                match session::serve(device, socket, stop, polling) {
+                match session::serve(device, statistics, socket, stop, polling) {
                     Ok(()) => log::info!("the front-end is gone"),
                     Err(error) => log::warn!("the connection ended: {error}"),
                 }

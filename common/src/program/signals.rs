@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 
 use crate::device::StartError;
 use crate::memory::survive_lost_memory;
@@ -15,6 +15,8 @@ use crate::memory::survive_lost_memory;
 pub struct Signals {
     /// Becomes readable, and stays so, when the program is to end: SIGTERM and SIGINT.
     pub stop: Arc<OwnedFd>,
+    /// SIGUSR1.
+    pub statistics: Signal,
     /// SIGHUP, for devices that have something to look at again. It ends the others, as it does any program.
     pub reload: Option<Signal>,
 }
@@ -27,6 +29,7 @@ impl Signals {
         survive_lost_memory().map_err(|error| failed(&error))?;
         Ok(Self {
             stop: Arc::new(OwnedFd::from(register(&[SIGTERM, SIGINT])?)),
+            statistics: Signal::listen(SIGUSR1)?,
             reload: reloads.then(|| Signal::listen(SIGHUP)).transpose()?,
         })
     }

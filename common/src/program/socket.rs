@@ -96,8 +96,8 @@ impl Source {
     }
 }
 
-/// Removes a stale socket at `path`. All else that is there stays, and is an error.
-fn make_way(path: &Path) -> Result<(), StartError> {
+/// Removes a stale socket at `path`, which `option` names. All else that is there stays, and is an error.
+fn make_way(path: &Path, option: &str) -> Result<(), StartError> {
     let shown = path.display();
     let metadata = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -106,14 +106,14 @@ fn make_way(path: &Path) -> Result<(), StartError> {
     };
     if !metadata.file_type().is_socket() {
         return Err(StartError(format!(
-            "{shown} exists and is no socket; choose another --socket-path or move it away"
+            "{shown} exists and is no socket; choose another {option} or move it away"
         )));
     }
     match probe(path) {
         Err(Errno::CONNREFUSED) => std::fs::remove_file(path)
             .map_err(|error| StartError(format!("cannot replace the stale {shown}: {error}"))),
         Ok(()) | Err(Errno::AGAIN) => Err(StartError(format!(
-            "another program listens on {shown}; stop it or choose another --socket-path"
+            "another program listens on {shown}; stop it or choose another {option}"
         ))),
         Err(errno) => Err(StartError(format!(
             "cannot find out whether {shown} is in use: {errno}"
@@ -147,8 +147,9 @@ impl Listener {
     }
 
     /// Makes the socket file at `path`, with just the permissions `mode` from its first moment. Nobody can connect yet.
-    pub fn bind(path: PathBuf, mode: u32) -> Result<Self, StartError> {
-        make_way(&path)?;
+    /// `option` has named it.
+    pub fn bind(path: PathBuf, mode: u32, option: &str) -> Result<Self, StartError> {
+        make_way(&path, option)?;
         let failed = |error| cannot_listen(&path, &error);
         let address = SocketAddrUnix::new(&path).map_err(|errno| failed(errno.into()))?;
         let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
@@ -164,7 +165,15 @@ impl Listener {
         Ok(Self { socket, file })
     }
 
-    /// Lets front-ends connect to the file that was made.
+    /// Whether the file that was made is the one at `path`.
+    pub fn is_at(&self, path: &Path) -> bool {
+        self.file.as_ref().is_some_and(|(_, device, inode)| {
+            std::fs::symlink_metadata(path)
+                .is_ok_and(|metadata| (metadata.dev(), metadata.ino()) == (*device, *inode))
+        })
+    }
+
+    /// Lets clients connect to the file that was made.
     pub fn listen(&self) -> Result<(), StartError> {
         match &self.file {
             Some((path, ..)) => {
@@ -190,13 +199,17 @@ impl Listener {
 
     /// Removes the socket file, unless another has taken its place.
     pub fn remove_file(&self) {
-        if let Some((path, device, inode)) = &self.file
-            && let Ok(metadata) = std::fs::symlink_metadata(path)
-            && (metadata.dev(), metadata.ino()) == (*device, *inode)
+        if let Some((path, ..)) = &self.file
+            && self.is_at(path)
             && let Err(error) = std::fs::remove_file(path)
         {
             log::warn!("cannot remove {}: {error}", path.display());
         }
+    }
+
+    /// Has `accept(2)` fail where nobody waits to be accepted.
+    pub fn set_nonblocking(&self) -> io::Result<()> {
+        self.socket.set_nonblocking(true)
     }
 
     /// The directory of the file that was made.
@@ -206,6 +219,12 @@ impl Listener {
             .parent()
             .filter(|parent| !parent.as_os_str().is_empty());
         Some(parent.unwrap_or(Path::new(".")).to_owned())
+    }
+}
+
+impl AsFd for Listener {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -29,6 +29,7 @@ use crate::device::{Device, Threads};
 use crate::limit::warn_limited;
 use crate::memory::{DirtyLog, GuestMemory, MAX_REGIONS};
 use crate::ring::inflight::{self, InflightFile};
+use crate::statistics::Statistics;
 use crate::worker::{Polling, Worker, WorkerError};
 pub use config_change::ConfigChange;
 use dirty_log::LOG_ALL;
@@ -75,6 +76,7 @@ impl Answer {
 /// The state of one connection.
 struct Session<'a, D: Device> {
     device: &'a D,
+    statistics: &'a Statistics,
     polling: Polling,
     accepted_features: u64,
     protocol_features: Protocol,
@@ -93,19 +95,23 @@ struct Session<'a, D: Device> {
     config_change: Option<ConfigChange>,
 }
 
-/// Serves the front-end behind `socket` until it goes away, or until `stop` becomes readable. Threads of queues poll as `polling` says.
+/// Serves the front-end behind `socket` until it goes away, or until `stop` becomes readable, and counts in `statistics` what happens.
+/// Threads of queues poll as `polling` says.
 ///
 /// # Errors
 /// The connection had to be ended.
 pub fn serve<D: Device>(
     device: &D,
+    statistics: &Statistics,
     socket: UnixStream,
     stop: &OwnedFd,
     polling: Polling,
 ) -> Result<(), MessageError> {
     let mut connection = Connection::new(socket, stop);
+    statistics.count_front_end();
     let mut session = Session {
         device,
+        statistics,
         polling,
         accepted_features: 0,
         protocol_features: Protocol::empty(),
@@ -474,9 +480,11 @@ impl<D: Device> Session<'_, D> {
             let first_base = self.first_base();
             let memory = self.memory.clone();
             let inflight = self.inflight.clone();
+            let recorder = self.statistics.recorder(index as u16);
             let vring = self.vring(index)?;
             vring.base.get_or_insert(first_base);
-            vring.start(index as u16, features, memory, inflight, worker)?;
+            let queue = index as u16;
+            vring.start(queue, features, memory, inflight, worker, recorder)?;
         }
         Ok(Answer::Ack)
     }

@@ -13,6 +13,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use crate::memory::GuestMemory;
 use crate::ring::inflight::InflightFile;
 use crate::ring::{Ring, RingSetup};
+use crate::statistics::Recorder;
 use crate::worker::{EpollPoller, Poller, Queue, Token, Worker, signal};
 
 use super::SessionError;
@@ -84,6 +85,7 @@ impl Vring {
         memory: GuestMemory,
         inflight: Option<InflightFile>,
         worker: Arc<Worker>,
+        recorder: Recorder,
     ) -> Result<(), SessionError> {
         let setup = self.setup(features);
         let base = self.base.unwrap_or_default();
@@ -94,7 +96,7 @@ impl Vring {
             },
         )?;
         let (base, recovered) = (ring.base(), ring.recovered());
-        let mut queue = Queue::new(index, ring, self.enabled);
+        let mut queue = Queue::with_recorder(index, ring, self.enabled, recorder);
         queue.set_call(self.call.clone());
         queue.set_error(self.error.clone());
         worker.start_queue(queue, self.kick.clone().flatten())?;

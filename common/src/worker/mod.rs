@@ -25,7 +25,7 @@ use crate::program::sandbox::{Role, confine_thread};
 pub use poll::{EpollPoller, Poller, Token};
 pub use polling::Polling;
 use polling::Watchfulness;
-pub(crate) use queue::signal;
+pub(crate) use queue::{BATCH, signal};
 pub use queue::{Queue, Queues};
 pub use timer::Timer;
 
@@ -289,7 +289,7 @@ impl<H: QueueHandler> Thread<H> {
         let mut took = false;
         for queue in &mut self.queues.0 {
             if queue.is_runnable() {
-                queue.begin_batch();
+                queue.begin_batch(self.watchfulness.now());
                 self.handler.process(queue);
                 queue.publish();
                 took |= queue.took();
@@ -297,6 +297,9 @@ impl<H: QueueHandler> Thread<H> {
         }
         if took {
             self.watchfulness.worked();
+            for queue in &mut self.queues.0 {
+                queue.end_batch(self.watchfulness.now());
+            }
         }
         took
     }
@@ -339,8 +342,14 @@ impl<H: QueueHandler> Thread<H> {
             std::thread::sleep(UNKICKED_INTERVAL);
             return true;
         }
-        if timeout != Some(Duration::ZERO) {
+        let slept = timeout != Some(Duration::ZERO);
+        if slept {
             self.watchfulness.look();
+        } else if !self.ready.is_empty() {
+            self.watchfulness.tick();
+        }
+        for queue in &mut self.queues.0 {
+            queue.wake(self.watchfulness.now());
         }
         let (mut control, mut worked) = (false, false);
         for token in self.ready.drain(..) {
@@ -348,7 +357,7 @@ impl<H: QueueHandler> Thread<H> {
                 Token::Control => control = true,
                 Token::Kick(index) => {
                     if let Some(queue) = self.queues.get_mut(index) {
-                        queue.pending = true;
+                        queue.kicked();
                     }
                 }
                 Token::Device(token) => {
@@ -459,14 +468,17 @@ impl<H: QueueHandler> Thread<H> {
             }
             // The available index counts these among those that are done with.
             let queue = self.queues.get_mut(index)?;
-            let before = std::mem::replace(&mut recovered, queue.begin_recovered());
+            let begin = self.watchfulness.tick();
+            let before = std::mem::replace(&mut recovered, queue.begin_recovered(begin));
             if recovered == 0 || recovered == before {
                 break;
             }
             self.handler.process(queue);
+            queue.end_batch(self.watchfulness.tick());
         }
         let queue = self.queues.get_mut(index)?;
         queue.publish();
+        queue.end_batch(self.watchfulness.tick());
         let base = queue.base();
         if let Some(kick) = queue.kick.take()
             && let Some(poller) = poller(&mut self.handler, &mut self.epoll)

@@ -53,6 +53,8 @@ pub(super) struct Watchfulness {
     last_work: Instant,
     /// When the thread looked for work for the last time.
     last_look: Instant,
+    /// When it looked at the clock for the last time.
+    now: Instant,
 }
 
 impl Watchfulness {
@@ -66,6 +68,7 @@ impl Watchfulness {
             },
             last_work: now,
             last_look: now,
+            now,
         }
     }
 
@@ -75,7 +78,7 @@ impl Watchfulness {
             let gap = self.last_look.saturating_duration_since(self.last_work);
             self.learn(gap);
         }
-        self.last_work = Instant::now();
+        self.last_work = self.tick();
     }
 
     /// Work came so long after there was none left.
@@ -92,7 +95,18 @@ impl Watchfulness {
 
     /// Notes that the thread looks now, having slept perhaps.
     pub fn look(&mut self) {
-        self.last_look = Instant::now();
+        self.last_look = self.tick();
+    }
+
+    /// Looks at the clock.
+    pub fn tick(&mut self) -> Instant {
+        self.now = Instant::now();
+        self.now
+    }
+
+    /// The time when the clock was looked at for the last time.
+    pub fn now(&self) -> Instant {
+        self.now
     }
 
     /// Looks, and says whether to look again rather than sleep.

@@ -3,6 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustix::io::Errno;
 
@@ -10,9 +11,10 @@ use crate::chain::Chain;
 use crate::limit::warn_limited;
 use crate::memory::GuestMemory;
 use crate::ring::{Ring, RingError};
+use crate::statistics::{Outcome, Recorder};
 
 /// Requests that a handler may take before the worker publishes, and hears the session, again.
-const BATCH: u16 = 64;
+pub(crate) const BATCH: u16 = 64;
 
 /// A queue that a worker owns.
 #[derive(Debug)]
@@ -29,15 +31,25 @@ pub struct Queue {
     pub(super) pending: bool,
     /// Requests that the handler may still take in this batch.
     budget: u16,
+    /// Requests that it could take when the batch began.
+    batch: u16,
     /// The ring is corrupt, and left alone until it is set up anew.
     broken: bool,
     /// The driver is to be called as soon as there is an eventfd to do so.
     owes_call: bool,
+    /// Requests were completed, and not yet published.
+    has_completed: bool,
+    recorder: Recorder,
 }
 
 impl Queue {
     /// A queue that its driver does not kick and that calls nobody, as long as nothing else is said.
     pub fn new(index: u16, ring: Ring, enabled: bool) -> Self {
+        Self::with_recorder(index, ring, enabled, Recorder::unheard())
+    }
+
+    /// The same, of which `recorder` counts what happens.
+    pub(crate) fn with_recorder(index: u16, ring: Ring, enabled: bool, recorder: Recorder) -> Self {
         Self {
             index,
             owes_call: ring.may_owe_call(),
@@ -48,7 +60,10 @@ impl Queue {
             enabled,
             pending: true,
             budget: 0,
+            batch: 0,
             broken: false,
+            has_completed: false,
+            recorder,
         }
     }
 
@@ -75,11 +90,14 @@ impl Queue {
         if self.broken || self.budget == 0 {
             return None;
         }
-        let taken = self.ring.take().unwrap_or_else(|error| {
+        let mut taken = self.ring.take().unwrap_or_else(|error| {
             self.fail(&error);
             None
         });
-        self.budget -= u16::from(taken.is_some());
+        if let Some(chain) = &mut taken {
+            chain.taken = self.recorder.taken();
+            self.budget -= 1;
+        }
         taken
     }
 
@@ -87,14 +105,29 @@ impl Queue {
     /// of all requests of a batch together.
     #[inline]
     pub fn complete(&mut self, chain: Chain, written: u32) {
+        let outcome = Outcome {
+            bytes: written.into(),
+            ..Outcome::default()
+        };
+        self.complete_with(chain, written, outcome);
+    }
+
+    /// The same, for devices with several types of requests, with what is to be counted of this one.
+    #[inline]
+    pub fn complete_with(&mut self, chain: Chain, written: u32, outcome: Outcome) {
+        self.recorder.completed(chain.taken, outcome);
+        self.has_completed = true;
         self.ring.complete(chain, written);
     }
 
     /// Shows the driver now what was completed so far. The worker does so after each batch; this is
     /// for handlers that spend long on one.
     pub fn publish(&mut self) {
+        let has_completed = std::mem::take(&mut self.has_completed);
         if self.ring.publish() {
             self.call();
+        } else if has_completed {
+            self.recorder.suppressed_call();
         }
     }
 
@@ -102,6 +135,7 @@ impl Queue {
         self.owes_call = match &self.call {
             Some(call) => {
                 signal(call);
+                self.recorder.called();
                 false
             }
             None => true,
@@ -152,26 +186,47 @@ impl Queue {
         self.pending && self.enabled && !self.broken
     }
 
-    /// Lets the handler take requests: as many as there are in a batch, without being kicked for them.
-    pub fn begin_batch(&mut self) {
+    /// Lets the handler take requests: as many as there are in a batch, without being kicked for them. It is `now`.
+    pub fn begin_batch(&mut self, now: Instant) {
         self.budget = BATCH;
+        self.batch = BATCH;
+        self.recorder.set_time(now);
         self.ring.suppress_kicks();
     }
 
+    /// All that is completed of the batch is published.
+    pub(super) fn end_batch(&mut self, now: Instant) {
+        self.recorder.end_batch(now, self.batch - self.budget);
+        self.batch = self.budget;
+    }
+
+    /// The thread woke up; the handler may complete requests that it took before.
+    pub(super) fn wake(&mut self, now: Instant) {
+        self.recorder.set_time(now);
+    }
+
+    /// The driver kicked.
+    pub(super) fn kicked(&mut self) {
+        self.pending = true;
+        self.recorder.kicked();
+    }
+
     /// Lets the handler take what a device before this one had taken, and no more. Returns how many requests that are.
-    pub(super) fn begin_recovered(&mut self) -> usize {
+    pub(super) fn begin_recovered(&mut self, now: Instant) -> usize {
         let recovered = if self.broken {
             0
         } else {
             self.ring.recovered()
         };
         self.budget = recovered.min(BATCH.into()) as u16;
+        self.batch = self.budget;
+        self.recorder.set_time(now);
         recovered
     }
 
     /// Whether the handler took requests in this batch.
     pub(super) fn took(&self) -> bool {
-        self.budget < BATCH
+        self.budget < self.batch
     }
 
     /// Asks the driver to kick. Returns whether there is nothing to do until it does, or until the

@@ -18,7 +18,8 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use vhost::vhost_user::message::FrontendReq;
 use vhost_device_common::ring::inflight::{create_file, file_size};
-use vhost_device_common::session::serve;
+use vhost_device_common::session::{MessageError, serve};
+use vhost_device_common::statistics::Statistics;
 use vhost_device_common::worker::Polling;
 
 use self::echo::Echo;
@@ -541,8 +542,8 @@ impl Input {
             let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER);
             let stop = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
             let outcome = match self.threads {
-                true => serve(&Echo::<true>::default(), socket, &stop, Polling::Auto),
-                false => serve(&Echo::<false>::default(), socket, &stop, Polling::Auto),
+                true => echo::<true>(socket, &stop),
+                false => echo::<false>(socket, &stop),
             };
             let _ = outcome;
             let mut replies = Vec::new();
@@ -624,4 +625,16 @@ fn check(replies: &[u8], sent: Option<&[u32]>) {
         assert!(was_sent, "request {request} is answered, and was not sent");
         rest = &rest[12 + size as usize..];
     }
+}
+
+/// Serves a front-end with a device of its own.
+fn echo<const ONE_PER_QUEUE: bool>(socket: UnixStream, stop: &OwnedFd) -> Result<(), MessageError> {
+    let statistics = Statistics::new::<Echo<ONE_PER_QUEUE>>();
+    serve(
+        &Echo::<ONE_PER_QUEUE>::default(),
+        &statistics,
+        socket,
+        stop,
+        Polling::Auto,
+    )
 }

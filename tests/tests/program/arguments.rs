@@ -163,6 +163,7 @@ fn help_explains_each_option_with_its_unit_and_default(binary: &Binary) {
         ("socket-path", &["PATH"], ""),
         ("fd", &["FDNUM"], ""),
         ("socket-mode", &["OCTAL"], "660"),
+        ("stats-socket", &["PATH", "Prometheus", "SIGUSR1"], ""),
         ("poll-us", &["off", "Microseconds"], "auto"),
         ("print-capabilities", &["JSON"], ""),
         ("print-descriptor", &["JSON"], ""),

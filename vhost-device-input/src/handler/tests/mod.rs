@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use vhost_device_common::session;
+use vhost_device_common::statistics::Statistics;
 use vhost_device_common::worker::Polling;
 use vhost_device_tests::front_end::{Buffer, FrontEnd, Options, Queue as Ring, Used};
 
@@ -164,7 +165,8 @@ impl Host {
         let input = Arc::clone(&self.input);
         let server = std::thread::spawn(move || {
             let _end = end;
-            session::serve(&*input, theirs, &OwnedFd::from(stop), Polling::Auto).unwrap();
+            let (statistics, stop) = (Statistics::new::<Input>(), OwnedFd::from(stop));
+            session::serve(&*input, &statistics, theirs, &stop, Polling::Auto).unwrap();
         });
         let front_end = FrontEnd::from_stream(ours, &Options::default()).unwrap();
         Guest {

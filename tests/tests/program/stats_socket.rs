@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The socket that gives statistics: where it may be, and who may connect.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use vhost_device_tests::process::{PATIENCE, Program, Signal, inherit, option};
+
+use crate::prometheus::Page;
+use crate::{BLOCK, Binary, END, Setup, assert_refused, assert_serves, exists, for_each_program};
+
+/// Where the statistics of `setup`'s program are.
+pub fn stats_socket(setup: &Setup) -> PathBuf {
+    setup.path("statistics")
+}
+
+/// What somebody gets who just reads.
+pub fn page(path: &Path) -> String {
+    let client = client(path);
+    client.shutdown(Shutdown::Write).unwrap();
+    rest(client)
+}
+
+fn client(path: &Path) -> UnixStream {
+    let client = UnixStream::connect(path).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    client.set_write_timeout(Some(PATIENCE)).unwrap();
+    client
+}
+
+fn rest(mut client: UnixStream) -> String {
+    let mut text = String::new();
+    client.read_to_string(&mut text).unwrap();
+    text
+}
+
+fn ask(path: &Path, request: &str) -> String {
+    let mut client = client(path);
+    client.write_all(request.as_bytes()).unwrap();
+    rest(client)
+}
+
+/// The command, with statistics.
+fn counting(setup: &Setup) -> Command {
+    let mut command = setup.listening();
+    command.arg(option("stats-socket", stats_socket(setup)));
+    command
+}
+
+fn serve(setup: &Setup) -> Program {
+    let mut program = Program::spawn(&mut counting(setup)).unwrap();
+    program.wait_for_listener(&setup.socket()).unwrap();
+    program
+}
+
+fn assert_serves_statistics(path: &Path) {
+    Page::parse(&page(path));
+}
+
+fn statistics_are_served_with_and_without_a_front_end(binary: &Binary) {
+    let setup = Setup::new(binary);
+    let mut program = serve(&setup);
+    let front_ends = || {
+        let page = Page::parse(&page(&stats_socket(&setup)));
+        page.sum("vhost_device_front_ends_total", &[("device", binary.kind)])
+    };
+    assert_eq!(front_ends(), 0.0);
+    let front_end = UnixStream::connect(setup.socket()).unwrap();
+    assert_serves(&front_end);
+    assert_eq!(front_ends(), 1.0);
+    assert_serves(&front_end);
+    drop(front_end);
+    assert_eq!(program.end(Signal::TERM, END).unwrap().code(), Some(0));
+    assert!(!exists(&stats_socket(&setup)), "the socket is left");
+    assert!(!exists(&setup.socket()));
+}
+
+fn statistics_are_served_beside_an_inherited_socket(binary: &Binary) {
+    const NUMBER: i32 = 300;
+    let setup = Setup::new(binary);
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let mut command = setup.command();
+    command
+        .arg(format!("--fd={NUMBER}"))
+        .arg(option("stats-socket", stats_socket(&setup)))
+        .arg("--socket-mode=0600");
+    inherit(&mut command, theirs.into(), NUMBER);
+    let mut program = Program::spawn(&mut command).unwrap();
+    program.wait_for_listener(&stats_socket(&setup)).unwrap();
+    assert_serves(&ours);
+    assert_serves_statistics(&stats_socket(&setup));
+    assert_eq!(mode(&stats_socket(&setup)), 0o600);
+    drop(ours);
+    assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(0));
+    assert!(!exists(&stats_socket(&setup)), "the socket is left");
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+for_each_program!(
+    statistics_are_served_with_and_without_a_front_end,
+    statistics_are_served_beside_an_inherited_socket,
+);
+
+#[test]
+fn the_mode_of_the_sockets_is_that_of_the_statistics_too() {
+    let setup = Setup::new(&BLOCK);
+    let mut command = counting(&setup);
+    let mut program = Program::spawn(command.arg("--socket-mode=0666")).unwrap();
+    program.wait_for_listener(&setup.socket()).unwrap();
+    assert_eq!(mode(&stats_socket(&setup)), 0o666);
+    drop(program);
+    let mut program = serve(&setup);
+    program.wait_for_listener(&stats_socket(&setup)).unwrap();
+    assert_eq!(
+        mode(&stats_socket(&setup)),
+        0o660,
+        "a stale socket is replaced"
+    );
+}
+
+#[test]
+fn a_path_that_can_not_be_used_is_refused_and_leaves_nothing() {
+    let setup = Setup::new(&BLOCK);
+    let refuse = |path: &Path| {
+        let mut command = setup.listening();
+        command.arg(option("stats-socket", path));
+        assert_refused(&mut command, 1, path);
+        assert!(!exists(&setup.socket()), "the other socket is left");
+    };
+    File::create(setup.path("file")).unwrap();
+    refuse(&setup.path("file"));
+    assert!(setup.path("file").is_file());
+    refuse(setup.directory.path());
+    refuse(&setup.path("missing/statistics"));
+    refuse(&setup.path(&"long".repeat(50)));
+    refuse(&setup.socket());
+    // Another name of the same place.
+    let mut command = setup.listening();
+    let name = setup.directory.path().file_name().unwrap();
+    let other = setup.directory.path().join("..").join(name).join("socket");
+    command.arg(option("stats-socket", &other));
+    assert_refused(&mut command, 1, "--stats-socket");
+    let _listener = UnixListener::bind(stats_socket(&setup)).unwrap();
+    refuse(&stats_socket(&setup));
+    assert!(exists(&stats_socket(&setup)));
+}
+
+#[test]
+fn a_socket_that_is_used_is_not_taken_by_another_program() {
+    let setup = Setup::new(&BLOCK);
+    let _program = serve(&setup);
+    let other = Setup::new(&BLOCK);
+    let mut command = other.listening();
+    command.arg(option("stats-socket", stats_socket(&setup)));
+    assert_refused(&mut command, 1, "--stats-socket");
+    assert_serves_statistics(&stats_socket(&setup));
+}
+
+#[test]
+fn a_get_request_is_answered_as_by_a_web_server() {
+    let setup = Setup::new(&BLOCK);
+    let _program = serve(&setup);
+    for request in [
+        "GET /metrics HTTP/1.1\r\nHost: localhost\r\nUser-Agent: curl\r\nAccept: */*\r\n\r\n",
+        "GET / HTTP/1.0\r\n\r\n",
+        "GET /metrics\n\n",
+    ] {
+        let answer = ask(&stats_socket(&setup), request);
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a body");
+        let mut lines = head.lines();
+        assert_eq!(lines.next(), Some("HTTP/1.0 200 OK"));
+        let header = |name: &str| {
+            let lines: Vec<_> = head
+                .lines()
+                .filter_map(|line| line.strip_prefix(name))
+                .collect();
+            assert_eq!(lines.len(), 1, "{name} in {head}");
+            lines[0]
+        };
+        assert_eq!(header("Content-Type: "), "text/plain; version=0.0.4");
+        assert_eq!(header("Content-Length: "), body.len().to_string());
+        Page::parse(body);
+    }
+}
+
+#[test]
+fn a_request_in_pieces_is_put_together() {
+    let setup = Setup::new(&BLOCK);
+    let _program = serve(&setup);
+    let mut client = client(&stats_socket(&setup));
+    for piece in ["G", "ET /metr", "ics HTTP/1.1\r\nHost: a\r", "\n\r", "\n"] {
+        client.write_all(piece.as_bytes()).unwrap();
+        // Another one is served meanwhile.
+        assert_serves_statistics(&stats_socket(&setup));
+    }
+    assert!(rest(client).starts_with("HTTP/1.0 200 OK\r\n"));
+}
+
+#[test]
+fn other_requests_are_refused() {
+    let setup = Setup::new(&BLOCK);
+    let mut program = serve(&setup);
+    program.expect_no_leak().unwrap();
+    for (request, status) in [
+        ("POST /metrics HTTP/1.1\r\n\r\n", 405),
+        ("\r\n\r\n", 405),
+        ("\0\x01\x02\n\n", 405),
+        (&"a".repeat(8193), 413),
+        (&format!("GET /{}", "a".repeat(8192)), 413),
+    ] {
+        let answer = ask(&stats_socket(&setup), request);
+        assert!(
+            answer.starts_with(&format!("HTTP/1.0 {status} ")),
+            "{answer}"
+        );
+        assert!(answer.ends_with("\r\n\r\n"), "{answer}");
+    }
+}
+
+#[test]
+fn clients_that_mean_no_good_keep_nobody_waiting_for_long() {
+    let setup = Setup::new(&BLOCK);
+    let mut program = serve(&setup);
+    program.expect_no_leak().unwrap();
+    let path = stats_socket(&setup);
+    // Without end, and without reading.
+    let mut endless = UnixStream::connect(&path).unwrap();
+    let ended = loop {
+        if let Err(error) = endless.write_all(&[b'a'; 4096]) {
+            break error.kind();
+        }
+    };
+    assert!(
+        matches!(ended, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset),
+        "{ended}"
+    );
+    // Gone before the answer.
+    for _ in 0..100 {
+        let mut client = UnixStream::connect(&path).unwrap();
+        let _ = client.write_all(b"GET / HTTP/1.0\r\n\r\n");
+    }
+    // Nothing at all, and a part of a request.
+    let idle: Vec<_> = (0..9)
+        .map(|number| {
+            let mut client = UnixStream::connect(&path).unwrap();
+            if number % 2 == 0 {
+                let _ = client.write_all(b"GET /");
+            }
+            client
+        })
+        .collect();
+    // Front-ends and signals do not wait for them.
+    let front_end = UnixStream::connect(setup.socket()).unwrap();
+    let start = Instant::now();
+    assert_serves(&front_end);
+    program.signal(Signal::USR1).unwrap();
+    let is_logged = |program: &Program| program.stderr().contains("statistics:");
+    while !is_logged(&program) {
+        assert!(start.elapsed() < PATIENCE, "nothing is logged");
+        std::thread::yield_now();
+    }
+    let before = program.processor_time().unwrap();
+    assert_serves_statistics(&path);
+    let spent = program.processor_time().unwrap() - before;
+    assert!(
+        spent.as_millis() < 500,
+        "{spent:?} of processor time while clients wait"
+    );
+    for mut client in idle {
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut rest = Vec::new();
+        // Each is let go.
+        let _ = client.read_to_end(&mut rest);
+        assert_eq!(rest, b"");
+    }
+}
