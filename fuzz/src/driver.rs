@@ -126,6 +126,14 @@ impl Driver {
         }
     }
 
+    /// The packed ring of a driver that has no other.
+    pub fn packed(&self) -> &Packed {
+        match self.rings.first() {
+            Some(Format::Packed(ring)) => ring,
+            _ => panic!("a driver without a packed ring"),
+        }
+    }
+
     /// Memory for `length` bytes, none of it twice until all was used; `None` if there is not that much.
     fn allocate(&mut self, length: u64) -> Option<u64> {
         if length > DATA.end - DATA.start {

@@ -3,7 +3,8 @@
 
 use virtio_bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_PACKED_DESC_F_AVAIL,
-    VRING_PACKED_DESC_F_USED, VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
+    VRING_PACKED_DESC_F_USED, VRING_PACKED_EVENT_FLAG_DESC, VRING_PACKED_EVENT_FLAG_DISABLE,
+    VRING_PACKED_EVENT_FLAG_ENABLE,
 };
 
 use crate::driver::Piece;
@@ -23,7 +24,7 @@ const FLAGS: u64 = 14;
 const EVENT_SIZE: u64 = 4;
 
 /// A place in the ring, and the wrap counter of its round.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Position {
     index: u16,
     wrap: bool,
@@ -39,6 +40,14 @@ impl Position {
             },
         }
     }
+}
+
+/// When the device wants a kick.
+#[derive(Clone, Copy, Debug)]
+pub enum Wish {
+    At(u16),
+    Always,
+    Never,
 }
 
 /// The ring.
@@ -78,6 +87,51 @@ impl Packed {
 
     fn place(&self, index: u16) -> u64 {
         self.places.descriptors + DESCRIPTOR_SIZE * u64::from(index)
+    }
+
+    /// The descriptor at a place, whose wrap counter is in bit 15.
+    pub fn descriptor(&self, place: u16) -> Piece {
+        Piece::new(self.place(place & 0x7fff), DESCRIPTOR_SIZE as u32)
+    }
+
+    /// The device's event suppression.
+    pub fn device_event(&self) -> Piece {
+        Piece::new(self.places.used, EVENT_SIZE as u32)
+    }
+
+    /// Whether the driver wants a call when the descriptors from one place up to another are used; `None` if it asks for one at a
+    /// descriptor that the ring has not.
+    pub fn wants_call(&self, guest: &Guest, event_index: bool, from: u16, to: u16) -> Option<bool> {
+        let position = |bits: u16| Position {
+            index: bits & 0x7fff,
+            wrap: bits >= 0x8000,
+        };
+        let event = position(guest.number::<2>(self.places.available) as u16);
+        let flags = guest.number::<2>(self.places.available + 2) as u32 & 3;
+        if flags != VRING_PACKED_EVENT_FLAG_DESC || !event_index {
+            return Some(flags != VRING_PACKED_EVENT_FLAG_DISABLE);
+        }
+        let (mut here, end) = (position(from), position(to));
+        while here != end {
+            if here == event {
+                return Some(true);
+            }
+            here = here.after(1, self.size);
+        }
+        (event.index < self.size).then_some(false)
+    }
+
+    /// Checks that the device wants a kick for the descriptor at a place, for any, or for none.
+    pub fn expect_wish(&self, guest: &Guest, wish: Wish) {
+        let flags = guest.number::<2>(self.places.used + 2) as u32;
+        match wish {
+            Wish::At(place) => {
+                assert_eq!(flags, VRING_PACKED_EVENT_FLAG_DESC);
+                assert_eq!(guest.number::<2>(self.places.used), u64::from(place));
+            }
+            Wish::Always => assert_eq!(flags, VRING_PACKED_EVENT_FLAG_ENABLE),
+            Wish::Never => assert_eq!(flags, VRING_PACKED_EVENT_FLAG_DISABLE),
+        }
     }
 
     /// Lets the device write the ring, and its event suppression.

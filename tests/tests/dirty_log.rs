@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Guest memory as a migrating front-end copies it: by the log of dirty pages alone, and nothing may be missing at the other end.
 //!
-//! What the device writes lies in one region, in pages that nobody else writes to; what the driver writes there before, the tests note
-//! themselves, as a VMM does for its guest.
+//! What the device writes lies in one region, in pages that nobody else writes to, but for the descriptors of packed rings; what the driver
+//! writes there, the tests note themselves, as a VMM does for its guest.
 
 #[path = "dirty_log/hostile.rs"]
 mod hostile;
@@ -16,11 +16,13 @@ use std::time::{Duration, Instant};
 use vhost::VringConfigData;
 use vhost_device_tests::front_end::device::{EVENT_IDX, INDIRECT_DESC};
 use vhost_device_tests::front_end::dirty_log::{PAGE_SIZE, Pages, pages};
+use vhost_device_tests::front_end::packed::{EVENT_SIZE, Position};
 use vhost_device_tests::front_end::queue::Layout;
 use vhost_device_tests::front_end::{
     Buffer, DirtyLog, FrontEnd, GuestMemory, Options, Queue, QueueOptions,
 };
 use vhost_device_tests::target::{Running, Target};
+use virtio_bindings::virtio_ring::{VRING_PACKED_EVENT_FLAG_DESC, VRING_PACKED_EVENT_FLAG_ENABLE};
 
 /// How long a back-end may take for what takes no time, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -34,9 +36,15 @@ const ELSEWHERE: u64 = 1 << 29;
 /// End of all addresses that have a bit in the log.
 const END: u64 = ELSEWHERE + (1 << 20);
 
-/// Descriptors of a ring. Its used ring has three pages: entries in the first two, avail_event in the last.
+/// Descriptors of a ring. Its used ring has three pages: entries in the first two, avail_event in the last. The descriptors of a packed
+/// ring have four.
 const SIZE: u16 = 1024;
 const USED_SIZE: u64 = 6 + 8 * SIZE as u64;
+/// Where a packed ring begins: so that the first of few requests are in its last page, and the others in its first.
+const PACKED_START: Position = Position {
+    index: SIZE - 2,
+    wrap: true,
+};
 
 /// Ring features.
 #[derive(Clone, Copy, Debug)]
@@ -105,22 +113,22 @@ impl Scene {
             .min(3)
     }
 
-    /// A ring whose used ring is in the device's region. It is not started.
+    /// A ring of which all that the device writes is in the device's region. It is not started.
     fn ring<'a>(&self, target: &'a dyn Target) -> Ring<'a> {
         let size = u64::from(SIZE);
+        let usual = self.front_end.queue_options(SIZE);
+        let descriptors = if usual.packed { &self.high } else { &self.low };
         let layout = Layout {
-            descriptors: self.low.allocate(16 * size, PAGE_SIZE),
+            descriptors: descriptors.allocate(16 * size, PAGE_SIZE),
             avail: self.low.allocate(6 + 2 * size, PAGE_SIZE),
             used: self
                 .high
                 .allocate(USED_SIZE.next_multiple_of(PAGE_SIZE), PAGE_SIZE),
         };
         let options = QueueOptions {
-            size: SIZE,
-            packed: false,
-            event_idx: self.mode.event_idx,
             indirect: if self.mode.indirect { 4 } else { 0 },
-            base: 0,
+            base: if usual.packed { PACKED_START.bits() } else { 0 },
+            ..usual
         };
         let queue = Queue::at(self.front_end.memory(), options, layout);
         Ring {
@@ -199,17 +207,17 @@ impl Ring<'_> {
     /// wrote to in the device's region.
     fn add_over(&mut self, clears: bool) -> Option<Pages> {
         let index = self.idle.pop()?;
+        let mut touched = self.next_descriptors();
         let slot = &mut self.slots[index];
         let (readable, expected) = self.target.request(self.sent);
         self.sent += 1;
         self.memory.write(slot.readable.address, &readable);
-        let mut touched = Pages::new();
         if clears || slot.expected == expected {
             let nothing: Vec<u8> = expected.iter().map(|byte| !byte).collect();
             let (most, last) = nothing.split_at(nothing.len() - 1);
             self.memory.write(slot.writable[0].address, most);
             self.memory.write(slot.writable[1].address, last);
-            touched = slot.pages();
+            touched.extend(slot.pages());
         }
         slot.expected = expected;
         let [most, last] = slot.writable;
@@ -247,13 +255,72 @@ impl Ring<'_> {
             self.take();
         }
         let deadline = Instant::now() + PATIENCE;
-        while self.queue.options().event_idx && self.queue.avail_event() != self.queue.avail_index()
-        {
+        while !self.wants_kick() {
             assert!(Instant::now() < deadline, "the device wants no kick");
             std::thread::yield_now();
         }
     }
 
+    /// Whether the device has asked for a kick for the next request.
+    fn wants_kick(&self) -> bool {
+        let QueueOptions {
+            packed, event_idx, ..
+        } = *self.queue.options();
+        match (packed, event_idx) {
+            (true, true) => {
+                let next = self.queue.packed().next_available().bits();
+                let (position, flags) = self.queue.packed().device_event();
+                u32::from(flags) == VRING_PACKED_EVENT_FLAG_DESC && position == next
+            }
+            (true, false) => {
+                let (_, flags) = self.queue.packed().device_event();
+                u32::from(flags) == VRING_PACKED_EVENT_FLAG_ENABLE
+            }
+            (false, true) => self.queue.avail_event() == self.queue.avail_index(),
+            (false, false) => self.queue.used_flags() == 0,
+        }
+    }
+
+    /// The pages of its own part of the ring, if that is at `place`, that the device has changed after few requests: those of the used
+    /// index, the first entries, and avail_event; in a packed ring that of its event suppression, which without EVENT_IDX is as it was.
+    fn device_area(&self, place: u64) -> Pages {
+        let QueueOptions {
+            packed, event_idx, ..
+        } = *self.queue.options();
+        match (packed, event_idx) {
+            (true, true) => pages(place, EVENT_SIZE),
+            (true, false) => Pages::new(),
+            (false, true) => &pages(place + 2, 2) | &pages(place + USED_SIZE - 2, 2),
+            (false, false) => pages(place + 2, 2),
+        }
+    }
+
+    /// The pages of the descriptors that the device marks used in the course of few requests, if the ring is packed.
+    fn used_descriptors(&self) -> Pages {
+        let Layout { descriptors, .. } = *self.queue.layout();
+        match self.queue.options().packed {
+            true => {
+                &pages(descriptors + 16 * u64::from(PACKED_START.index), 16)
+                    | &pages(descriptors, 16)
+            }
+            false => Pages::new(),
+        }
+    }
+
+    /// The pages in the device's region that the driver writes the next chain to.
+    fn next_descriptors(&self) -> Pages {
+        if !self.queue.options().packed {
+            return Pages::new();
+        }
+        let Layout { descriptors, .. } = *self.queue.layout();
+        let position = self.queue.packed().next_available();
+        let places = (0..3).map(|count| position.after(count, SIZE).index);
+        places
+            .flat_map(|index| pages(descriptors + 16 * u64::from(index), 16))
+            .collect()
+    }
+
+    /// All pages of the device's part of the ring.
     fn used_pages(&self) -> Pages {
         pages(self.queue.layout().used, USED_SIZE)
     }

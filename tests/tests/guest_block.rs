@@ -11,6 +11,7 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -326,6 +327,9 @@ fn four_queues_serve_four_processors() {
 
 /// How long `verify` takes, where nothing else is said.
 const SECONDS: u64 = 20;
+/// How long it takes with each I/O engine and ring format, and the environment variable with another number of seconds.
+const SECONDS_OF_EACH: u64 = 8;
+const VERIFY_SECONDS: &str = "VHOST_DEVICE_VERIFY_SECONDS";
 
 /// Defines the shell function `verify`: writes and reads back for a while, each block checked by its checksum, then writes the marker `@fio`.
 const VERIFY: &str = r#"
@@ -350,38 +354,69 @@ fn check_verified(output: &Output, seconds: u64) {
     assert!(milliseconds > 1000 * (seconds - 1), "{milliseconds} ms");
 }
 
-fn verify(name: &str, options: &[&str], properties: &str) -> Block {
-    let block = Block::start(128, options);
-    let script = format!("{VERIFY} verify --bsrange=4k-64k");
-    let machine = block.machine(name, properties, script);
-    let mut guest = machine.program("fio").memory(768).start().unwrap();
-    check_verified(&guest.finish().unwrap(), SECONDS);
-    block
+/// The formats of rings, and what QEMU is told to have them.
+const FORMATS: [(&str, &str); 2] = [("split", ""), ("packed", ",packed=on")];
+
+/// Panics unless all rings that the back-end has started were of this format, and there were some.
+fn assert_format(block: &Block, format: &str) {
+    let log = block.program.stderr();
+    let started = || log.lines().filter(|line| line.contains(" started: "));
+    assert!(started().count() > 0, "no ring was started:\n{log}");
+    let is_of_format = |line: &str| line.contains(&format!("{format} ring"));
+    assert!(started().all(is_of_format), "not all are {format}:\n{log}");
+}
+
+/// Writes and verifies with an I/O engine, on both formats one after the other.
+fn verify(engine: &str) {
+    let seconds = std::env::var(VERIFY_SECONDS).map_or(SECONDS_OF_EACH, |text| {
+        text.parse().expect("a number of seconds")
+    });
+    for (format, properties) in FORMATS {
+        let block = Block::start(128, &[&format!("--io-engine={engine}")]);
+        let script = format!("{VERIFY} verify --bsrange=4k-64k --runtime={seconds}");
+        let machine = block.machine(&format!("fio_{engine}_{format}"), properties, script);
+        let mut guest = machine
+            .program("fio")
+            .memory(768)
+            .deadline(Duration::from_secs(240 + seconds))
+            .start()
+            .unwrap();
+        check_verified(&guest.finish().unwrap(), seconds);
+        assert_format(&block, format);
+    }
 }
 
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn fio_verifies_with_io_uring() {
-    verify("fio_io_uring", &["--io-engine=io_uring"], "");
+    verify("io_uring");
 }
 
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn fio_verifies_with_threads() {
-    verify("fio_threads", &["--io-engine=threads"], "");
+    verify("threads");
 }
 
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
-fn fio_verifies_on_packed_rings() {
-    let block = verify("fio_packed", &[], ",packed=on");
-    let log = block.program.stderr();
-    assert!(log.contains("packed ring"), "the ring is not packed\n{log}");
+fn fio_verifies_with_what_suits_each_file() {
+    verify("auto");
 }
 
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn disk_works_after_a_reboot() {
+    reboot(FORMATS[0]);
+}
+
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn disk_works_after_a_reboot_on_packed_rings() {
+    reboot(FORMATS[1]);
+}
+
+fn reboot((format, properties): (&str, &str)) {
     let block = Block::start(4, &[]);
     let script = r#"
         mark=$(dd if=/dev/vda bs=512 count=1 iflag=direct | head -c 6)
@@ -393,7 +428,7 @@ fn disk_works_after_a_reboot() {
             reboot -f
         fi
     "#;
-    let machine = block.machine("reboot", "", script);
+    let machine = block.machine(&format!("reboot_{format}"), properties, script);
     let mut guest = machine.reboots().start().unwrap();
     assert_eq!(guest.wait("boot").unwrap(), "first");
     assert_eq!(guest.wait("boot").unwrap(), "second");
@@ -404,6 +439,7 @@ fn disk_works_after_a_reboot() {
         .read_exact_at(&mut mark, 0)
         .unwrap();
     assert_eq!(&mark, b"reboot\0");
+    assert_format(&block, format);
 }
 
 #[test]

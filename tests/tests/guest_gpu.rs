@@ -122,9 +122,20 @@ const BANDS: [[u8; 3]; 4] = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [64, 32, 16]
 #[test]
 #[ignore = "boots a guest"]
 fn what_is_in_the_frame_buffer_is_on_the_screen_and_stays_there_through_pause_and_reset() {
+    show_bands("split", "");
+}
+
+#[test]
+#[ignore = "boots a guest"]
+fn it_does_so_on_packed_rings() {
+    show_bands("packed", ",packed=on");
+}
+
+fn show_bands(format: &str, properties: &str) {
     let gpu = Gpu::start(&[]);
+    let properties = format!(",xres=640,yres=480{properties}");
     let mut guest = gpu
-        .machine("gpu-frame-buffer", ",xres=640,yres=480", DRAW_BANDS)
+        .machine(&format!("gpu-{format}"), &properties, DRAW_BANDS)
         .reboots()
         .start()
         .unwrap();
@@ -145,6 +156,8 @@ fn what_is_in_the_frame_buffer_is_on_the_screen_and_stays_there_through_pause_an
     drop(guest);
     // All that the guests left is freed: what the first one left at the reset, and the second one at the end.
     gpu.wait_for_log("1 resources of ", 2);
+    // Both queues, as often as a display was connected.
+    gpu.wait_for_log(&format!(" started: {format} ring"), 6);
 }
 
 #[test]

@@ -74,13 +74,22 @@ impl Block {
         Self { program, directory }
     }
 
-    fn machine(&self, name: &str, lifetime: Duration) -> Machine {
+    fn machine(&self, name: &str, properties: &str, lifetime: Duration) -> Machine {
+        let device = format!("vhost-user-blk-pci{properties}");
         Machine::new(name, SCRIPT)
             .module("virtio_blk")
             .program("fio")
             .memory(384)
             .deadline(lifetime)
-            .vhost_user("vhost-user-blk-pci", &self.directory.path().join("socket"))
+            .vhost_user(&device, &self.directory.path().join("socket"))
+    }
+
+    /// Panics unless the rings of the guest that is here are of this format.
+    fn check_format(&self, format: &str) {
+        let log = self.program.stderr();
+        let started = log.lines().rfind(|line| line.contains(" started: "));
+        let started = started.expect("a ring that was started");
+        assert!(started.contains(format), "{started}");
     }
 
     /// How often the back-end was told to log what it writes.
@@ -112,6 +121,16 @@ fn check(guest: &Guest) -> u64 {
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn a_guest_migrates_to_and_fro_while_it_writes_and_verifies() {
+    migrate("migration", "", "split ring");
+}
+
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn a_guest_migrates_to_and_fro_on_packed_rings() {
+    migrate("migration_packed", ",packed=on", "packed ring");
+}
+
+fn migrate(name: &str, properties: &str, format: &str) {
     let migrations = std::env::var(MIGRATIONS).map_or(FEW_MIGRATIONS, |text| {
         text.parse().expect("a number of migrations")
     });
@@ -128,14 +147,15 @@ fn a_guest_migrates_to_and_fro_while_it_writes_and_verifies() {
     let mut here = Block::start(&image, &[]);
     let mut there = Block::start(&image, &["--incoming"]);
     let mut verified = 0;
-    let machine = here.machine("migration_0", lifetime);
+    let machine = here.machine(&format!("{name}_0"), properties, lifetime);
     let mut guest = machine.start().unwrap();
     for number in 1..=migrations {
         wait_for_io(&mut guest);
         let place = files.path().join(format!("migration-{number}"));
-        let machine = there.machine(&format!("migration_{number}"), lifetime);
+        let machine = there.machine(&format!("{name}_{number}"), properties, lifetime);
         let mut next = machine.incoming(&place).start().unwrap();
         verified += check(&guest);
+        here.check_format(format);
         let logged = here.times_logged();
         let report = guest.migrate(&place).unwrap();
         eprintln!(
@@ -154,6 +174,7 @@ fn a_guest_migrates_to_and_fro_while_it_writes_and_verifies() {
     let disk = File::options().write(true).open(&image).unwrap();
     disk.write_all_at(STOP, (WRITTEN + READ) as u64).unwrap();
     let output = guest.finish().unwrap();
+    here.check_format(format);
     verified += check(&guest);
     assert!(verified > MIB as u64, "{verified} bytes were verified");
     let sums: u32 = output.value("sums").unwrap().parse().unwrap();

@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
 use vhost_device_tests::front_end::connection::{VERSION, payload};
-use vhost_device_tests::front_end::device::RING_PACKED;
+use vhost_device_tests::front_end::device::{RING_PACKED, usual_format};
 use vhost_device_tests::front_end::queue::Layout;
 use vhost_device_tests::front_end::{Error, GuestMemory, Queue, QueueOptions, RawConnection};
 use vhost_device_tests::target::{Claim, Running, Target};
@@ -70,7 +70,7 @@ struct Peer {
     connection: RawConnection,
     /// Features that the back-end offers.
     offered: u64,
-    /// Those agreed on: all but packed rings, which these suites do not make.
+    /// Those agreed on: all, but packed rings only if the environment asks for them.
     features: u64,
     /// Protocol features agreed on.
     protocol_features: ProtocolFeatures,
@@ -91,7 +91,7 @@ impl Peer {
             .send(FrontendReq::SET_OWNER, VERSION, &[], &[])
             .unwrap();
         let offered = ask(FrontendReq::GET_FEATURES);
-        let features = offered & !RING_PACKED;
+        let features = offered & (usual_format() | !RING_PACKED);
         assert_ne!(
             features & PROTOCOL_FEATURES,
             0,
@@ -123,6 +123,22 @@ impl Peer {
             vhost_device_tests::target::skip(target, &format!("{feature:?}"), test);
         }
         has
+    }
+
+    /// Whether rings are packed.
+    fn is_packed(&self) -> bool {
+        self.features & RING_PACKED != 0
+    }
+
+    /// A ring of `size` descriptors as it was agreed on, that begins.
+    fn queue_options(&self, size: u16) -> QueueOptions {
+        QueueOptions {
+            size,
+            packed: self.is_packed(),
+            event_idx: true,
+            indirect: 0,
+            base: if self.is_packed() { 1 << 15 } else { 0 },
+        }
     }
 
     fn acknowledged(
@@ -249,7 +265,7 @@ fn ring_start(peer: &Peer, memory: &GuestMemory, queue: &Queue) -> Vec<Message> 
         .iter()
         .map(|region| region.file().try_clone().unwrap().into())
         .collect();
-    let QueueOptions { size, base, .. } = *queue.options();
+    let (size, start) = (queue.options().size, queue.options().start());
     let Layout {
         descriptors,
         avail,
@@ -266,10 +282,7 @@ fn ring_start(peer: &Peer, memory: &GuestMemory, queue: &Queue) -> Vec<Message> 
             FrontendReq::SET_VRING_NUM,
             payload::vring_state(0, size.into()),
         ),
-        plain(
-            FrontendReq::SET_VRING_BASE,
-            payload::vring_state(0, base.into()),
-        ),
+        plain(FrontendReq::SET_VRING_BASE, payload::vring_state(0, start)),
         plain(FrontendReq::SET_VRING_ADDR, addresses),
         eventfd(FrontendReq::SET_VRING_CALL, queue.call_fd()),
         eventfd(FrontendReq::SET_VRING_ERR, queue.error_fd()),

@@ -29,6 +29,19 @@ fn nothing_is_lost_in_a_short_run() {
     println!("{text}");
     assert_eq!(output.status.code(), Some(0));
     assert!(text.trim_end().ends_with(", 0 lost"));
+    // A driver that begins chooses: each format more often than once in so many is certain.
+    let starts = text
+        .lines()
+        .find_map(|line| line.strip_prefix("Rings were started "));
+    let counts: Vec<u32> = starts
+        .unwrap()
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    assert!(
+        counts.len() == 2 && counts.iter().all(|count| *count > 0),
+        "{counts:?}"
+    );
 }
 
 /// Runs rng with another back-end: one that reads from `source` whatever it is asked for.

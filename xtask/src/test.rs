@@ -141,13 +141,13 @@ pub fn run(progress: &Progress, no_guest: bool) -> Result<ExitCode, String> {
         "tests",
         &mut cargo(["test", "--workspace", "--no-fail-fast"]),
     );
-    // The ring suite has tests of both formats; these suites are the same for both.
+    // The suites of rings and soak have both formats; these are the same for both.
     let mut packed = cargo(["test", "--package", "vhost-device-tests", "--no-fail-fast"]);
     packed.env("VHOST_DEVICE_RING", "packed");
-    stages.tests(
-        "on packed rings",
-        packed.args(["--test", "block", "--test", "rng", "--test", "gpu"]),
-    );
+    for suite in ["block", "rng", "gpu", "dirty_log", "protocol", "sandbox"] {
+        packed.args(["--test", suite]);
+    }
+    stages.tests("on packed rings", &mut packed);
     fuzz(&mut stages);
     if !no_guest {
         // Builds the release binaries, installs our package where it can, and removes it.
@@ -192,13 +192,20 @@ fn user_mode_linux(stages: &mut Stages) {
     if !stages.check("User-Mode Linux", &mut Command::new(&program)) {
         return;
     }
-    let mut tests = cargo(["test", "--package", "vhost-device-tests", "--no-fail-fast"]);
     // Cargo runs the tests by way of it.
     let runner = format!("target.'cfg(all())'.runner = [{program:?}]");
-    tests.args(["--config", &runner, "--test", "uml_*"]);
-    // It has one processor.
-    tests.args(["--", "--ignored", "--test-threads=1"]);
-    stages.tests("tests in it", &mut tests);
+    let tests = |suite: &str| {
+        let mut tests = cargo(["test", "--package", "vhost-device-tests", "--no-fail-fast"]);
+        tests.args(["--config", &runner, "--test", suite]);
+        // It has one processor.
+        tests.args(["--", "--ignored", "--test-threads=1"]);
+        tests
+    };
+    stages.tests("tests in it", &mut tests("uml_*"));
+    // QEMU decides for its guests.
+    let mut packed = tests("uml_input");
+    packed.env("VHOST_DEVICE_RING", "packed");
+    stages.tests("on packed rings", packed.args(["--skip", "guest::"]));
 }
 
 /// Checks the licences and sources of the dependencies, and, where the list of these can be had, known faults in them.

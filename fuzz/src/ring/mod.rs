@@ -237,6 +237,10 @@ impl Log {
         Arc::new(DirtyLog::map(&self.0, 0, 2).expect("a log"))
     }
 
+    fn clear(&self) {
+        assert_eq!(rustix::io::pwrite(&self.0, &[0; 2], 0), Ok(2));
+    }
+
     /// Whether all pages of a piece are marked, as far as they can be.
     fn has(&self, piece: Piece) -> bool {
         let mut bits = [0; 2];
@@ -255,6 +259,7 @@ impl Log {
 impl Model {
     /// Returns whether the ring can still be used.
     fn step(&mut self, step: Step) -> bool {
+        self.log.iter().for_each(Log::clear);
         match step {
             Step::Submit(readable, writable, shape) => {
                 let guest = &mut self.guest;

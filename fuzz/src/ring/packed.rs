@@ -9,9 +9,10 @@ use vhost_device_common::chain::Chain;
 use vhost_device_common::ring::Ring;
 use vhost_device_common::ring::inflight::{InflightFile, create_file, file_size};
 
-use super::{Input, MOST_HELD, Step, pattern};
-use crate::driver::Driver;
+use super::{Input, Log, MOST_HELD, Step, pattern};
+use crate::driver::{Driver, Piece};
 use crate::guest::Guest;
+use crate::packed::Wish;
 
 /// A request that was made available.
 #[derive(Clone)]
@@ -31,6 +32,10 @@ struct Model {
     /// What was written for those that were completed and not published.
     completed: Vec<u32>,
     inflight: Option<InflightFile>,
+    log: Option<Log>,
+    /// Where the next descriptor is that the driver is to see used.
+    published: u16,
+    wants_kick: bool,
     /// What a device after this one would take again, with its number; completed or not.
     in_flight: Vec<(usize, Made, bool)>,
     taken: usize,
@@ -46,11 +51,17 @@ pub fn run(input: Input) {
         InflightFile::map(&file, 0, file_size(true, 1, size) as u64, true, 1, size)
             .expect("a mapping")
     });
-    let memory = Arc::clone(&guest.memory);
-    let ring = Ring::new(driver.setup(0), memory, driver.base(), inflight.as_ref(), 0);
+    let log = input.logs.then(Log::new);
+    if let Some(log) = &log {
+        guest.memory = Arc::new(guest.memory.with_log(Some(log.map())));
+    }
+    let ring = ring(&driver, &guest, &inflight, driver.base());
     let mut model = Model {
-        ring: ring.expect("the ring is in memory"),
+        published: next_used(&ring),
+        wants_kick: true,
+        ring,
         inflight,
+        log,
         in_flight: Vec::new(),
         taken: 0,
         guest,
@@ -67,7 +78,28 @@ pub fn run(input: Input) {
     model.driver.assert_untouched(&mut model.guest);
 }
 
+/// The ring, which is in memory. It goes on at `base`.
+fn ring(driver: &Driver, guest: &Guest, inflight: &Option<InflightFile>, base: u32) -> Ring {
+    let mut setup = driver.setup(0);
+    let event = driver.packed().device_event();
+    setup.used_log = guest.memory.is_logged().then_some(event.address);
+    let memory = Arc::clone(&guest.memory);
+    let ring = Ring::new(setup, memory, base, inflight.as_ref(), 0);
+    ring.expect("the ring is in memory, and can go on")
+}
+
+/// Where the device marks the next descriptor used.
+fn next_used(ring: &Ring) -> u16 {
+    (ring.base() >> 16) as u16
+}
+
 impl Model {
+    fn assert_logged(&self, piece: Piece) {
+        if let Some(log) = &self.log {
+            assert!(log.has(piece), "{piece:?} is written and not logged");
+        }
+    }
+
     fn which(&mut self, which: u8) -> Option<&mut Chain> {
         let place = usize::from(which).checked_rem(self.held.len())?;
         self.held.get_mut(place).map(|(chain, ..)| chain)
@@ -75,6 +107,7 @@ impl Model {
 
     /// Returns whether the ring can still be used.
     fn step(&mut self, step: Step) -> bool {
+        self.log.iter().for_each(Log::clear);
         match step {
             Step::Submit(readable, writable, shape) => {
                 let guest = &mut self.guest;
@@ -115,7 +148,9 @@ impl Model {
             Step::Complete(which, written) => {
                 if let Some(place) = usize::from(which).checked_rem(self.held.len()) {
                     let (chain, most, number) = self.held.remove(place);
+                    let descriptor = self.driver.packed().descriptor(next_used(&self.ring));
                     self.ring.complete(chain, written);
+                    self.assert_logged(descriptor);
                     let mut notes = self.in_flight.iter_mut();
                     if let Some(note) = notes.find(|note| note.0 == number) {
                         note.2 = true;
@@ -125,9 +160,20 @@ impl Model {
                 }
             }
             Step::Publish => self.publish(),
-            Step::SuppressKicks => self.ring.suppress_kicks(),
+            Step::SuppressKicks => {
+                self.ring.suppress_kicks();
+                if std::mem::take(&mut self.wants_kick) {
+                    self.expect_wish(Wish::Never);
+                }
+            }
             Step::WantKick => {
                 let is_there = self.ring.want_kick();
+                self.wants_kick = true;
+                let place = self.ring.base() as u16;
+                self.expect_wish(match self.driver.setup(0).event_index {
+                    true => Wish::At(place),
+                    false => Wish::Always,
+                });
                 if self.driver.is_honest() {
                     assert!(matches!(is_there, Ok(found) if found != self.waiting.is_empty()));
                 }
@@ -175,8 +221,27 @@ impl Model {
         true
     }
 
+    /// The device has just said when it wants a kick.
+    fn expect_wish(&self, wish: Wish) {
+        let ring = self.driver.packed();
+        ring.expect_wish(&self.guest, wish);
+        self.assert_logged(ring.device_event());
+    }
+
     fn publish(&mut self) {
-        self.ring.publish();
+        let calls = self.ring.publish();
+        let (from, to) = (self.published, next_used(&self.ring));
+        self.published = to;
+        if !self.completed.is_empty() {
+            self.assert_logged(self.driver.packed().descriptor(from));
+        }
+        if self.driver.is_honest() {
+            let event_index = self.driver.setup(0).event_index;
+            let packed = self.driver.packed();
+            let wish = packed.wants_call(&self.guest, event_index, from, to);
+            let is_due = wish.map(|wish| wish && !self.completed.is_empty());
+            assert_eq!(calls, is_due.unwrap_or(calls));
+        }
         self.in_flight.retain(|(_, _, is_completed)| !is_completed);
         let completed = std::mem::take(&mut self.completed);
         let answers = self.driver.answers(0, &self.guest);
@@ -202,13 +267,12 @@ impl Model {
             let readable = None;
             self.waiting.push_front(Made { readable, ..made });
         }
-        let memory = Arc::clone(&self.guest.memory);
         let base = match self.inflight {
             Some(_) => self.driver.base(),
             None => self.ring.base(),
         };
-        let setup = self.driver.setup(0);
-        let ring = Ring::new(setup, memory, base, self.inflight.as_ref(), 0);
-        self.ring = ring.expect("a ring can go on where it stopped");
+        self.ring = ring(&self.driver, &self.guest, &self.inflight, base);
+        self.published = next_used(&self.ring);
+        self.wants_kick = true;
     }
 }

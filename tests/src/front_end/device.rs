@@ -43,6 +43,15 @@ pub const IN_ORDER: u64 = 1 << VIRTIO_F_IN_ORDER;
 /// Environment variable that says which rings are used where a test says nothing: `split` (if it is not set) or `packed`.
 const RING: &str = "VHOST_DEVICE_RING";
 
+/// [`RING_PACKED`] if packed rings are used where a test says nothing, else nothing.
+pub fn usual_format() -> u64 {
+    match std::env::var(RING).as_deref() {
+        Ok("packed") => RING_PACKED,
+        Err(_) | Ok("split") => 0,
+        Ok(other) => panic!("{RING}={other}: must be split or packed"),
+    }
+}
+
 /// How a front-end negotiates.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -64,13 +73,8 @@ impl Default for Options {
     /// All features but ring reset (40), and packed rings (34) unless the environment asks for them, and no logging; the protocol features that
     /// this front-end has a use for; 64 MiB of memory in two regions with a hole between them.
     fn default() -> Self {
-        let packed = match std::env::var(RING).as_deref() {
-            Ok("packed") => RING_PACKED,
-            Err(_) | Ok("split") => 0,
-            Ok(other) => panic!("{RING}={other}: must be split or packed"),
-        };
         Options {
-            features: !(RING_PACKED | 1 << 40 | LOG_ALL) | packed,
+            features: !(RING_PACKED | 1 << 40 | LOG_ALL) | usual_format(),
             protocol_features: VhostUserProtocolFeatures::MQ
                 | VhostUserProtocolFeatures::REPLY_ACK
                 | VhostUserProtocolFeatures::CONFIG
@@ -233,6 +237,13 @@ impl FrontEnd {
     /// The protocol features agreed on.
     pub fn protocol_features(&self) -> VhostUserProtocolFeatures {
         self.protocol_features
+    }
+
+    /// Has a driver that begins anew agree on these features, of those offered. No ring may run.
+    pub fn set_features(&mut self, features: u64) -> Result<()> {
+        self.features = self.offered & features;
+        self.call().set_features(self.features)?;
+        Ok(())
     }
 
     /// Number of queues that the back-end has (1 without MQ).

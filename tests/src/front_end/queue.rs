@@ -548,6 +548,18 @@ impl Queue {
         self.used_index() != self.next_used
     }
 
+    /// Waits, by looking at the ring, until the device has used a chain that [`Queue::take_used`] has not returned. Asks for nothing.
+    pub fn poll_used(&self, limit: Duration) -> bool {
+        let deadline = Instant::now() + limit;
+        while !self.has_used() {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        true
+    }
+
     /// Waits for a signal on the call eventfd, and takes it. False when none came before the deadline.
     /// Says nothing about used chains and asks for nothing.
     pub fn wait_call(&mut self, limit: Duration) -> bool {
@@ -565,8 +577,9 @@ impl Queue {
         readable(&self.error, limit) && self.error.read().is_ok()
     }
 
-    /// Forgets all outstanding chains and starts again at `base`, as after a device reset. The eventfds stay.
-    pub fn reset(&mut self, base: u16) {
+    /// Forgets all outstanding chains and begins again where it began, as after a device reset. The eventfds stay.
+    pub fn reset(&mut self) {
+        let base = self.options.base;
         if let Some(packed) = self.packed.take() {
             self.packed = Some(packed.anew(base));
             return;
@@ -611,6 +624,20 @@ impl Queue {
         self.set_avail_entry(self.next_avail, head);
         self.next_avail = self.next_avail.wrapping_add(1);
         self.publish();
+        self.kick_anyway();
+    }
+
+    /// Makes available what breaks the ring, and kicks: a head outside the table, or, in a packed ring, an indirect table of one byte.
+    pub fn publish_nonsense(&mut self) {
+        let Some(packed) = &self.packed else {
+            return self.publish_raw(0xffff);
+        };
+        let place = packed.next_available();
+        let table = Descriptor {
+            length: 1,
+            ..Descriptor::default()
+        };
+        packed.set_descriptor(place.index, table, 0, INDIRECT | place.available());
         self.kick_anyway();
     }
 

@@ -86,12 +86,12 @@ struct Input {
 }
 
 impl Input {
-    fn new(description: &'static Description, lives: Lives, random: Rng) -> Result<Self, Loss> {
+    fn new(description: &'static Description, lives: Lives, mut random: Rng) -> Result<Self, Loss> {
         let device = Device::create(description)?;
         let node = Node::open(device.node())?;
         let arguments = vec![option("evdev-path", device.node())];
         let back_end = BackEnd::start("vhost-device-input", arguments, Resources::default())?;
-        let link = Link::new(back_end, &[DEPTH, DEPTH], &[(0, 1 << 20)])?;
+        let link = Link::new(back_end, &[DEPTH, DEPTH], &[(0, 1 << 20)], &mut random)?;
         let codes = description.codes.iter().find(|(kind, _)| *kind == EV_MSC);
         let number_code = codes.map(|(_, codes)| *codes.start());
         Ok(Self {

@@ -19,6 +19,7 @@ use super::report::Tally;
 use super::scenario::{Lives, Scenario};
 use super::{Loss, patience};
 use crate::front_end::connection::{VERSION, message};
+use crate::front_end::device::RING_PACKED;
 use crate::front_end::memory::Region;
 use crate::front_end::state::HEADER_SIZE;
 use crate::front_end::{FrontEnd, GuestMemory, Options, Queue, QueueOptions};
@@ -28,7 +29,16 @@ const MOVING: u64 = 1 << 36;
 /// Its size.
 pub const MOVING_SIZE: usize = 4 << 20;
 
-/// A connected device.
+/// How often all rings were started, in each format.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Starts {
+    /// As split rings.
+    pub split: u64,
+    /// As packed rings.
+    pub packed: u64,
+}
+
+/// A connected device. Each driver that begins chooses between split and packed rings, and stays with them until it begins anew.
 pub struct Link {
     /// The process.
     pub back_end: BackEnd,
@@ -36,6 +46,10 @@ pub struct Link {
     pub front_end: FrontEnd,
     /// The rings, which run.
     pub queues: Vec<Queue>,
+    /// The same in the other format.
+    others: Vec<Queue>,
+    /// How often the rings were started.
+    starts: Starts,
     /// What the device has under way, for another one.
     inflight: (VhostUserInflight, File),
     /// The memory that comes and goes, when it is there.
@@ -49,24 +63,39 @@ pub struct Link {
 
 impl Link {
     /// Connects to a back-end, and starts rings of these numbers of descriptors. Memory beyond the rings is `memory`.
-    pub fn new(back_end: BackEnd, sizes: &[u16], memory: &[(u64, usize)]) -> Result<Self, Loss> {
+    pub fn new(
+        back_end: BackEnd,
+        sizes: &[u16],
+        memory: &[(u64, usize)],
+        random: &mut Rng,
+    ) -> Result<Self, Loss> {
+        let defaults = Options::default();
         let options = Options {
+            features: defaults.features | RING_PACKED,
             memory: memory.to_vec(),
             timeout: patience(),
-            ..Options::default()
+            ..defaults
         };
-        let front_end = FrontEnd::connect(back_end.socket(), &options)?;
+        let mut front_end = FrontEnd::connect(back_end.socket(), &options)?;
+        let queues = |front_end: &FrontEnd| -> Vec<Queue> {
+            let queue = |&size| {
+                let options = QueueOptions {
+                    indirect: front_end.queue_options(size).indirect.min(8),
+                    ..front_end.queue_options(size)
+                };
+                Queue::new(front_end.memory(), options)
+            };
+            sizes.iter().map(queue).collect()
+        };
+        let packed = queues(&front_end);
+        front_end.set_features(front_end.features() & !RING_PACKED)?;
+        let split = queues(&front_end);
         let most = sizes.iter().copied().max().unwrap_or_default();
         let inflight = inflight(&front_end, sizes.len() as u16, most)?;
-        let queues = sizes.iter().map(|&size| {
-            let options = QueueOptions {
-                indirect: front_end.queue_options(size).indirect.min(8),
-                ..front_end.queue_options(size)
-            };
-            Queue::new(front_end.memory(), options)
-        });
-        let link = Self {
-            queues: queues.collect(),
+        let mut link = Self {
+            queues: split,
+            others: packed,
+            starts: Starts::default(),
             back_end,
             front_end,
             inflight,
@@ -75,8 +104,18 @@ impl Link {
             logging: None,
             garbage: Vec::new(),
         };
-        link.start_all(&vec![0; sizes.len()])?;
+        link.renew(random)?;
         Ok(link)
+    }
+
+    /// How often the rings were started.
+    pub fn starts(&self) -> Starts {
+        self.starts
+    }
+
+    /// Whether the rings that run are packed.
+    fn is_packed(&self) -> bool {
+        self.front_end.features() & RING_PACKED != 0
     }
 
     /// Guest memory.
@@ -89,7 +128,11 @@ impl Link {
         self.moving
     }
 
-    fn start_all(&self, bases: &[u32]) -> Result<(), Loss> {
+    fn start_all(&mut self, bases: &[u32]) -> Result<(), Loss> {
+        match self.is_packed() {
+            true => self.starts.packed += 1,
+            false => self.starts.split += 1,
+        }
         let (inflight, file) = &self.inflight;
         self.front_end
             .call()
@@ -112,18 +155,22 @@ impl Link {
     }
 
     /// Starts all rings after those of a back-end that is gone: where they go on is in the file of requests in flight.
-    fn start_unknown(&self) -> Result<(), Loss> {
+    fn start_unknown(&mut self) -> Result<(), Loss> {
         self.start_all(&vec![0; self.queues.len()])
     }
 
     /// Stops a ring. All that the device has taken of it must have come back.
     fn stop(&self, index: usize) -> Result<u32, Loss> {
         let base = self.front_end.stop(index)?;
-        let used = u32::from(self.queues[index].used_index());
+        // Of a packed ring it says both: where the next available descriptor is, and the next used one.
+        let used = match self.is_packed() {
+            true => base >> 16 | base & 0xffff_0000,
+            false => self.queues[index].used_index().into(),
+        };
         match base == used {
             true => Ok(base),
             false => Err(Loss(format!(
-                "queue {index}: GET_VRING_BASE answers {base}, but {used} requests are used"
+                "queue {index}: GET_VRING_BASE answers {base:#x}, but what is used ends at {used:#x}"
             ))),
         }
     }
@@ -155,11 +202,24 @@ impl Link {
         Ok(())
     }
 
-    /// Rings as if they were new, for a driver that begins anew.
-    fn renew(&mut self) -> Result<(), Loss> {
-        self.queues.iter_mut().for_each(|queue| queue.reset(0));
+    /// Rings as if they were new, for a driver that begins anew, and may choose the other format.
+    fn renew(&mut self, random: &mut Rng) -> Result<(), Loss> {
+        if random.bool() {
+            std::mem::swap(&mut self.queues, &mut self.others);
+            let features = self.front_end.features() ^ RING_PACKED;
+            self.front_end.set_features(features)?;
+            if self.logging.is_some() {
+                self.front_end.log_writes(true)?;
+            }
+        }
+        self.queues.iter_mut().for_each(Queue::reset);
         self.renew_inflight()?;
-        self.start_all(&vec![0; self.queues.len()])
+        let bases: Vec<u32> = self
+            .queues
+            .iter()
+            .map(|queue| queue.options().start())
+            .collect();
+        self.start_all(&bases)
     }
 
     /// Nothing is under way.
@@ -249,13 +309,13 @@ pub fn inject(
                 return Err(Loss(format!("{refused} for RESET_DEVICE")));
             }
             scenario.collect(tally)?;
-            scenario.link().renew()?;
+            scenario.link().renew(random)?;
             scenario.forget(fault)?;
         }
         Fault::DriverReset => {
             scenario.link().stop_all()?;
             scenario.collect(tally)?;
-            scenario.link().renew()?;
+            scenario.link().renew(random)?;
             scenario.forget(fault)?;
         }
         Fault::AddMemReg | Fault::RemMemReg => {

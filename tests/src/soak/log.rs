@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::Loss;
 use super::link::Link;
 use crate::front_end::dirty_log::PAGE_SIZE;
+use crate::front_end::queue::Layout;
 use crate::front_end::{Buffer, DirtyLog};
 
 /// End of all guest addresses, far beyond the memory that comes and goes.
@@ -52,7 +53,7 @@ impl Link {
     }
 
     /// Fails if a request of ring `index`, sent at `sent`, came back although what it has written is not marked: the first `length` bytes of
-    /// `buffers`, and the used index.
+    /// `buffers`, and what says that they are used.
     pub fn check_log(
         &self,
         index: usize,
@@ -66,9 +67,16 @@ impl Link {
         };
         let unmarked =
             |address: u64, what: &str| Err(Loss(format!("{what} at {address:#x} is not logged")));
-        let used = self.queues[index].layout().used;
-        if !has(log, used, 4) {
-            return unmarked(used, "the used index");
+        // Small rings have all of this in one page.
+        let Layout {
+            descriptors, used, ..
+        } = *self.queues[index].layout();
+        let (written, what) = match self.queues[index].options().packed {
+            true => (descriptors, "a used descriptor"),
+            false => (used, "the used index"),
+        };
+        if !has(log, written, 4) {
+            return unmarked(written, what);
         }
         let mut left = length;
         for buffer in buffers {

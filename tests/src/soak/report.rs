@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::fault::Fault;
+use super::link::Starts;
 
 /// Faults that are shown when something is lost.
 const HISTORY: usize = 24;
@@ -43,6 +44,7 @@ pub struct Tally {
 
 #[derive(Debug, Default)]
 struct State {
+    starts: Starts,
     faults: BTreeMap<Fault, u64>,
     history: Vec<(Duration, Fault)>,
     /// Of the process that lives now.
@@ -85,6 +87,11 @@ impl Tally {
             state.history.remove(0);
         }
         state.history.push((self.begin.elapsed(), fault));
+    }
+
+    /// How often the rings were started by now.
+    pub fn started(&self, starts: Starts) {
+        self.state().starts = starts;
     }
 
     /// Another process begins.
@@ -184,6 +191,11 @@ impl Report {
         self.sum(|tally| tally.bytes.load(Ordering::Relaxed))
     }
 
+    /// How often rings were started, in a format.
+    pub fn starts(&self, format: fn(&Starts) -> u64) -> u64 {
+        self.sum(|tally| format(&tally.state().starts))
+    }
+
     fn faults(&self) -> u64 {
         self.sum(|tally| tally.state().faults.values().sum())
     }
@@ -218,8 +230,8 @@ impl fmt::Display for Report {
         let seconds = self.time.as_secs_f64();
         writeln!(
             formatter,
-            "\n{:30} {:>11} {:>9} {:>9} {:>7} {:>6}  files, threads, KiB when idle",
-            "", "requests", "per s", "MiB", "faults", "lost"
+            "\n{:30} {:>11} {:>9} {:>9} {:>6} {:>6} {:>7} {:>6}  files, threads, KiB when idle",
+            "", "requests", "per s", "MiB", "split", "packed", "faults", "lost"
         )?;
         for tally in &self.tallies {
             let requests = tally.requests.load(Ordering::Relaxed);
@@ -227,10 +239,12 @@ impl fmt::Display for Report {
             let state = tally.state();
             write!(
                 formatter,
-                "{:30} {requests:11} {:9.0} {:9} {:7} {:6}",
+                "{:30} {requests:11} {:9.0} {:9} {:6} {:6} {:7} {:6}",
                 tally.name,
                 requests as f64 / seconds,
                 bytes >> 20,
+                state.starts.split,
+                state.starts.packed,
                 state.faults.values().sum::<u64>(),
                 state.lost.len()
             )?;
@@ -249,6 +263,11 @@ impl fmt::Display for Report {
                 *faults.entry(*fault).or_default() += count;
             }
         }
+        let (split, packed) = (self.starts(|of| of.split), self.starts(|of| of.packed));
+        writeln!(
+            formatter,
+            "\nRings were started {split} times as split ones, {packed} times as packed ones."
+        )?;
         writeln!(formatter, "\nFaults:")?;
         for (fault, count) in faults {
             writeln!(formatter, "  {fault:44} {count:8}")?;

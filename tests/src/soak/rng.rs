@@ -112,7 +112,7 @@ struct Entropy {
 }
 
 impl Entropy {
-    fn new(lives: Lives, random: Rng) -> Result<Self, Loss> {
+    fn new(lives: Lives, mut random: Rng) -> Result<Self, Loss> {
         let directory = tempfile::tempdir()?;
         let path = directory.path().join("source");
         let file = File::create_new(&path)?;
@@ -125,7 +125,7 @@ impl Entropy {
         ];
         let keeps = Resources::default();
         let back_end = BackEnd::start("vhost-device-rng", arguments, keeps)?;
-        let link = Link::new(back_end, &[DEPTH as u16], &[(0, 2 << 20)])?;
+        let link = Link::new(back_end, &[DEPTH as u16], &[(0, 2 << 20)], &mut random)?;
         let memory = link.memory();
         Ok(Self {
             places: (0..DEPTH)

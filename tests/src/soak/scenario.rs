@@ -133,6 +133,7 @@ fn run(
         super::link::inject(scenario, fault, &mut own, tally)
             .map_err(|Loss(what)| Loss(format!("{fault}: {what}")))?;
         scenario.link().back_end.check()?;
+        tally.started(scenario.link().starts());
         if settles || fault.is_reset() {
             scenario.settle(tally)?;
         }

@@ -11,7 +11,10 @@ use crate::{END, HIGH, PATIENCE, REGION_SIZE, Ring, Scene, USUAL, new_log};
 fn started<'a>(scene: &Scene, target: &'a dyn Target) -> Ring<'a> {
     let mut ring = scene.ring(target);
     ring.make_room(scene, 2);
-    scene.front_end.start(0, &ring.queue, 0).unwrap();
+    scene
+        .front_end
+        .start(0, &ring.queue, ring.queue.options().start())
+        .unwrap();
     ring
 }
 

@@ -38,10 +38,11 @@ impl<'a> Guest<'a> {
                 continue;
             }
             for ring in &mut *self.rings.lock().unwrap() {
-                while let Some(pages) = ring.add_over(false) {
-                    self.dirty.lock().unwrap().extend(pages);
-                }
+                let added: Pages = std::iter::from_fn(|| ring.add_over(false))
+                    .flatten()
+                    .collect();
                 ring.publish();
+                self.dirty.lock().unwrap().extend(added);
                 self.answered.fetch_add(ring.take(), Ordering::Relaxed);
             }
         }
@@ -134,7 +135,8 @@ fn a_guest_at_work_arrives_whole(target: &dyn Target) {
     let rings = (0..scene.queues(target)).map(|index| {
         let mut ring = scene.ring(target);
         ring.make_room(&scene, DEPTH);
-        scene.front_end.start(index, &ring.queue, 0).unwrap();
+        let start = ring.queue.options().start();
+        scene.front_end.start(index, &ring.queue, start).unwrap();
         ring
     });
     let guest = Guest {

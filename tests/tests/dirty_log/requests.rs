@@ -3,11 +3,11 @@
 
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost_device_tests::front_end::dirty_log::{PAGE_SIZE, Pages, pages};
+use vhost_device_tests::front_end::dirty_log::{PAGE_SIZE, Pages};
 use vhost_device_tests::front_end::{DirtyLog, Shadow};
 use vhost_device_tests::target::Target;
 
-use crate::{ELSEWHERE, END, MODES, Ring, Scene, USED_SIZE, USUAL, new_log};
+use crate::{ELSEWHERE, END, MODES, Ring, Scene, USUAL, new_log};
 
 /// Requests at a time.
 const COUNT: usize = 5;
@@ -16,13 +16,19 @@ const COUNT: usize = 5;
 fn prepared<'a>(scene: &Scene, target: &'a dyn Target) -> Ring<'a> {
     let mut ring = scene.ring(target);
     ring.make_room(scene, COUNT);
-    scene.front_end.start(0, &ring.queue, 0).unwrap();
+    let start = ring.queue.options().start();
+    scene.front_end.start(0, &ring.queue, start).unwrap();
     while ring.add() {}
     ring
 }
 
 fn data_pages(ring: &Ring) -> Pages {
     ring.slots.iter().flat_map(|slot| slot.pages()).collect()
+}
+
+/// What is logged of each request wherever the device's part of its ring is logged, or if it is not.
+fn request_pages(ring: &Ring) -> Pages {
+    &data_pages(ring) | &ring.used_descriptors()
 }
 
 fn all_that_changes_is_logged_and_little_else(target: &dyn Target) {
@@ -45,15 +51,11 @@ fn all_that_changes_is_logged_and_little_else(target: &dyn Target) {
         scene.front_end.stop(0).unwrap();
         let marked = log.take();
         // The test would see it if some of these were not logged.
-        let mut changed = data_pages(&ring);
-        changed.extend(pages(used, 4));
-        if mode.event_idx {
-            changed.extend(pages(used + USED_SIZE - 2, 2));
-        }
+        let changed = &request_pages(&ring) | &ring.device_area(used);
         assert_eq!(shadow.differences(), changed, "{mode:?}");
         shadow.copy(&marked);
         assert!(shadow.differences().is_empty(), "{mode:?}");
-        let expected = &data_pages(&ring) | &ring.used_pages();
+        let expected = &request_pages(&ring) | &ring.used_pages();
         assert!(marked.is_subset(&expected), "{mode:?}: {marked:?}");
     }
 }
@@ -72,12 +74,8 @@ fn the_used_ring_is_logged_where_the_front_end_says(target: &dyn Target) {
         ring.publish();
         ring.finish();
         scene.front_end.stop(0).unwrap();
-        let mut expected = data_pages(&ring);
-        if let Some(place) = place {
-            // The index, the first entries, and avail_event.
-            expected.extend(pages(place + 2, 2));
-            expected.extend(pages(place + USED_SIZE - 2, 2));
-        }
+        let mut expected = request_pages(&ring);
+        expected.extend(place.iter().flat_map(|place| ring.device_area(*place)));
         assert_eq!(log.take(), expected, "{place:x?}");
     }
 }
@@ -94,7 +92,8 @@ fn a_ring_that_starts_late_is_logged(target: &dyn Target) {
     while ring.add() {}
     let mut shadow = Shadow::new(&scene.high);
     ring.queue.publish();
-    scene.front_end.configure(0, &ring.queue, 0).unwrap();
+    let start = ring.queue.options().start();
+    scene.front_end.configure(0, &ring.queue, start).unwrap();
     scene
         .front_end
         .log_ring(0, &ring.addresses, Some(ring.queue.layout().used))
@@ -121,7 +120,7 @@ fn a_log_has_its_place_in_its_file(target: &dyn Target) {
         ring.publish();
         ring.finish();
         scene.front_end.stop(0).unwrap();
-        assert_eq!(log.take(), data_pages(&ring), "offset {offset}");
+        assert_eq!(log.take(), request_pages(&ring), "offset {offset}");
         let before = rustix::io::pread(log.file(), &mut vec![0; offset][..], 0);
         assert_eq!(before, Ok(offset));
     }

@@ -60,8 +60,8 @@ fn a_driver_that_begins_anew_finds_nothing_of_the_one_before() {
         driver.front_end.stop(index).unwrap();
     }
     let options = *driver.control.options();
-    driver.control.reset(options.base);
-    driver.cursor.reset(options.base);
+    driver.control.reset();
+    driver.cursor.reset();
     let start = options.start();
     driver.front_end.start(0, &driver.control, start).unwrap();
     driver.front_end.start(1, &driver.cursor, start).unwrap();
@@ -206,8 +206,8 @@ fn a_reset_closes_the_display_and_frees_what_was_shown() {
     assert_eq!(refused.unwrap(), 0);
     display.wait_until_closed();
     let options = *driver.control.options();
-    driver.control.reset(options.base);
-    driver.cursor.reset(options.base);
+    driver.control.reset();
+    driver.cursor.reset();
     let start = options.start();
     driver.front_end.start(0, &driver.control, start).unwrap();
     driver.front_end.start(1, &driver.cursor, start).unwrap();

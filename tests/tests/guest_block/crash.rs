@@ -10,7 +10,7 @@ use vhost_device_common::ring::fault::{KILL_AFTER, Step};
 use vhost_device_tests::guest::{Guest, Machine};
 use vhost_device_tests::process::{Program, Signal, kills};
 
-use super::{Block, VERIFY, check_verified, spawn};
+use super::{Block, FORMATS, VERIFY, assert_format, check_verified, spawn};
 
 /// Kills, where nothing else is said.
 const FEW_KILLS: u64 = 3;
@@ -71,16 +71,16 @@ fn sent(guest: &Guest, request: u32) -> u64 {
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn fio_finds_no_error_while_the_device_is_killed() {
-    kill_under_a_guest("fio_kills", "", "split ring");
+    kill_under_a_guest(FORMATS[0]);
 }
 
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn fio_finds_no_error_while_the_device_is_killed_with_packed_rings() {
-    kill_under_a_guest("fio_kills_packed", ",packed=on", "packed ring");
+    kill_under_a_guest(FORMATS[1]);
 }
 
-fn kill_under_a_guest(name: &str, properties: &str, format: &str) {
+fn kill_under_a_guest((format, properties): (&str, &str)) {
     let kills = kills(FEW_KILLS);
     let seconds = SECONDS + SECONDS_PER_KILL * kills;
     let script = format!(
@@ -94,7 +94,7 @@ fn kill_under_a_guest(name: &str, properties: &str, format: &str) {
     );
     let mut block = Block::start(128, &[]);
     let socket = block.directory.path().join("socket");
-    let mut guest = Machine::new(name, script)
+    let mut guest = Machine::new(&format!("fio_kills_{format}"), script)
         .module("virtio_blk")
         .program("fio")
         .vhost_user_reconnecting(&format!("vhost-user-blk-pci{properties}"), &socket)
@@ -136,7 +136,7 @@ fn kill_under_a_guest(name: &str, properties: &str, format: &str) {
 
     again += taken_again(&block.program.stderr());
     assert!(again > 0, "no request was taken again");
-    assert!(block.program.stderr().contains(format));
+    assert_format(&block, format);
     println!("{again} requests taken again over {kills} kills in {took:?}");
     // All devices get the file that the first one made for this driver.
     assert_eq!(sent(&guest, GET_INFLIGHT_FD), files);

@@ -262,11 +262,7 @@ fn rings_that_come_and_go_leave_nothing(target: &dyn Target) {
     }
     let (mut running, peer) = start(target);
     let memory = vhost_device_tests::front_end::GuestMemory::new(&[(0, 1 << 20)]);
-    let options = vhost_device_tests::front_end::QueueOptions {
-        size: 16,
-        event_idx: true,
-        ..Default::default()
-    };
+    let options = peer.queue_options(16);
     let mut queue = vhost_device_tests::front_end::Queue::new(&memory, options);
     let mut request = Request::new(target, &memory);
     let mut before = None;
@@ -283,7 +279,7 @@ fn rings_that_come_and_go_leave_nothing(target: &dyn Target) {
         request.assert_done(queue.take_used().unwrap());
         peer.ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(0, 0));
         peer.done(FrontendReq::RESET_DEVICE, &[], &[]);
-        queue.reset(0);
+        queue.reset();
         if round == WARM_UP {
             let bytes = running.program.anonymous_bytes().unwrap();
             before = Some((running.program.resources().unwrap(), bytes));

@@ -6,7 +6,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
 use vhost_device_tests::front_end::connection::{NEED_REPLY, VERSION, payload};
-use vhost_device_tests::front_end::{GuestMemory, Queue, QueueOptions};
+use vhost_device_tests::front_end::{GuestMemory, Queue};
 use vhost_device_tests::target::Target;
 
 use crate::{Message, Peer, assert_refused, ring_start, start};
@@ -53,10 +53,10 @@ fn a_bad_log_is_refused(target: &dyn Target) {
         return;
     }
     let memory = GuestMemory::new(&[(0, 0x20_0000)]);
-    let queue = Queue::new(&memory, QueueOptions::default());
     assert_refused(
         target,
         |peer| {
+            let queue = Queue::new(&memory, peer.queue_options(256));
             for message in ring_start(peer, &memory, &queue) {
                 peer.done(message.request, &message.payload, &message.fds());
             }

@@ -193,7 +193,7 @@ fn a_new_connection_starts_without_what_the_last_one_negotiated(target: &dyn Tar
     let peer = Peer::new(&running);
     assert_eq!(
         peer.ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(0, 0)),
-        payload::vring_state(0, 0)
+        payload::vring_state(0, peer.queue_options(16).start())
     );
 }
 

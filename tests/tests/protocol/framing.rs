@@ -3,7 +3,7 @@
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
 use vhost_device_tests::front_end::connection::{NEED_REPLY, REPLY, VERSION, message, payload};
-use vhost_device_tests::front_end::{Error, GuestMemory, Queue, QueueOptions};
+use vhost_device_tests::front_end::{Error, GuestMemory, Queue};
 use vhost_device_tests::target::{Claim, Request, Target, claims};
 
 use crate::{Message, PATIENCE, Peer, ring_start, start, wait_until_read};
@@ -11,16 +11,7 @@ use crate::{Message, PATIENCE, Peer, ring_start, start, wait_until_read};
 /// Memory and a ring for a whole session.
 fn ring(peer: &Peer) -> (GuestMemory, Queue, Vec<Message>) {
     let memory = GuestMemory::new(&[(0, 1 << 20)]);
-    let queue = Queue::new(
-        &memory,
-        QueueOptions {
-            size: 16,
-            packed: false,
-            event_idx: true,
-            indirect: 0,
-            base: 0,
-        },
-    );
+    let queue = Queue::new(&memory, peer.queue_options(16));
     let messages = ring_start(peer, &memory, &queue);
     (memory, queue, messages)
 }

@@ -4,12 +4,12 @@
 
 use std::time::{Duration, Instant};
 
-use vhost_device_tests::front_end::queue::{Layout, NEXT, WRITE};
+use vhost_device_tests::front_end::queue::{Layout, NEXT};
 use vhost_device_tests::front_end::{Buffer, Queue};
-use vhost_device_tests::target::{Claim, Request, Target, claims};
+use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
 
-use crate::corrupt::{SIZE, Scene};
-use crate::{PATIENCE, USUAL, assert_works};
+use crate::corrupt::{SIZE, Scene, descriptor};
+use crate::{Mode, PATIENCE, assert_works, usual};
 
 /// How long a ring may do whatever it does before the others are looked at.
 const MOMENT: Duration = Duration::from_millis(5);
@@ -22,45 +22,47 @@ fn a_request_may_be_where_its_answer_is(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let front_end = USUAL.connect(&running);
-    let memory = front_end.memory();
-    let mut queue = USUAL.queue(&front_end, SIZE, 0);
-    let mut request = Request::new(target, memory);
-    let room = request.writable().length;
-    let area = memory.allocate(u64::from(4 * room), 16);
-    for shift in [0, 1, 3, 8, 15, 16, u64::from(room) - 1] {
-        for starts_before in [false, true] {
-            let [mut readable, mut writable] = request.write(3);
-            let bytes = memory.read_vec(readable.address, readable.length as usize);
-            readable.address = area + if starts_before { shift } else { 0 };
-            writable.address = area + if starts_before { 0 } else { shift };
-            memory.write(readable.address, &bytes);
-            queue.submit(&[readable, writable]);
-            let what = format!("shifted by {shift}, the answer first: {starts_before}");
-            assert!(queue.wait_used(PATIENCE), "{what}");
-            let used = queue.take_used().unwrap();
-            assert!(used.length <= room, "{what}: {used:?}");
-            // The last byte is not where the command is read from, but in the one case.
-            if shift + u64::from(readable.length) < u64::from(room) {
-                let last = memory.read_u8(writable.address + u64::from(room) - 1);
-                assert!(!target.has_failed(used, last), "{what}: {used:?}");
+    for mode in usual(target) {
+        let front_end = mode.connect(&running);
+        let memory = front_end.memory();
+        let mut queue = mode.queue(&front_end, SIZE, 0);
+        let mut request = Request::new(target, memory);
+        let room = request.writable().length;
+        let area = memory.allocate(u64::from(4 * room), 16);
+        for shift in [0, 1, 3, 8, 15, 16, u64::from(room) - 1] {
+            for starts_before in [false, true] {
+                let [mut readable, mut writable] = request.write(3);
+                let bytes = memory.read_vec(readable.address, readable.length as usize);
+                readable.address = area + if starts_before { shift } else { 0 };
+                writable.address = area + if starts_before { 0 } else { shift };
+                memory.write(readable.address, &bytes);
+                queue.submit(&[readable, writable]);
+                let what = format!("shifted by {shift}, the answer first: {starts_before}");
+                assert!(queue.wait_used(PATIENCE), "{what}");
+                let used = queue.take_used().unwrap();
+                assert!(used.length <= room, "{what}: {used:?}");
+                // The last byte is not where the command is read from, but in the one case.
+                if shift + u64::from(readable.length) < u64::from(room) {
+                    let last = memory.read_u8(writable.address + u64::from(room) - 1);
+                    assert!(!target.has_failed(used, last), "{what}: {used:?}");
+                }
             }
         }
+        // All pieces of the answer in one place.
+        let [readable, writable] = request.write(4);
+        let piece = writable.length / 3;
+        let mut chain = vec![readable];
+        for piece in writable.split(&[piece; 2]) {
+            let address = area;
+            chain.push(Buffer { address, ..piece });
+        }
+        queue.submit(&chain[..]);
+        assert!(queue.wait_used(PATIENCE));
+        let used = queue.take_used().unwrap();
+        assert_eq!(used.length, room, "pieces of an answer in one place");
+        assert_works(target, memory, &mut queue);
+        assert!(!queue.wait_error(Duration::ZERO));
     }
-    // All pieces of the answer in one place.
-    let [readable, writable] = request.write(4);
-    let piece = writable.length / 3;
-    let mut chain = vec![readable];
-    for piece in writable.split(&[piece; 2]) {
-        let address = area;
-        chain.push(Buffer { address, ..piece });
-    }
-    queue.submit(&chain[..]);
-    assert!(queue.wait_used(PATIENCE));
-    let used = queue.take_used().unwrap();
-    assert_eq!(used.length, room, "pieces of an answer in one place");
-    assert_works(target, memory, &mut queue);
-    assert!(!queue.wait_error(Duration::ZERO));
 }
 
 /// Waits for what a device makes of a ring: ERR, a used request, or nothing.
@@ -76,7 +78,11 @@ fn buffers_in_the_ring_itself_harm_that_ring_only(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let mut scene = Scene::new(target, &running, USUAL);
+    usual(target).for_each(|mode| write_to_the_ring_itself(target, &running, mode));
+}
+
+fn write_to_the_ring_itself(target: &dyn Target, running: &Running, mode: Mode) {
+    let mut scene = Scene::new(target, running, mode);
     let memory = scene.front_end.memory().clone();
     let Layout {
         descriptors,
@@ -99,25 +105,23 @@ fn buffers_in_the_ring_itself_harm_that_ring_only(target: &dyn Target) {
             if reads_it_too {
                 readable.address = place;
             }
-            let plain = |buffer: Buffer, flags, next| {
-                let flags = if buffer.writable { WRITE } else { 0 } | flags;
-                vhost_device_tests::front_end::queue::Descriptor {
-                    address: buffer.address,
-                    length: buffer.length,
-                    flags,
-                    next,
+            let chain = [descriptor(readable, NEXT, 1), descriptor(writable, 0, 0)];
+            for (index, descriptor) in (0..).zip(chain) {
+                match mode.packed {
+                    true => {
+                        let ring = scene.victim.packed();
+                        let flags = descriptor.flags | ring.next_available().available();
+                        ring.set_descriptor(index, descriptor, 0, flags);
+                        scene.victim.kick_anyway();
+                    }
+                    false => scene.victim.set_descriptor(index, descriptor),
                 }
-            };
-            scene.victim.set_descriptor(0, plain(readable, NEXT, 1));
-            scene.victim.set_descriptor(1, plain(writable, 0, 0));
-            for _ in 0..4 {
+            }
+            for _ in 0..if mode.packed { 0 } else { 4 } {
                 scene.victim.publish_raw(0);
             }
             settle(&scene.victim);
             scene.assert_others_live(target, what);
-            scene.front_end.stop(0).unwrap();
-            scene.victim.reset(0);
-            scene.front_end.start(0, &scene.victim, 0).unwrap();
             scene.assert_restarts(target, what);
         }
     }
@@ -130,7 +134,12 @@ fn rings_that_lie_on_one_another_harm_no_other(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let mut scene = Scene::new(target, &running, USUAL);
+    usual(target).for_each(|mode| lay_on_one_another(target, &running, mode));
+}
+
+fn lay_on_one_another(target: &dyn Target, running: &Running, mode: Mode) {
+    let options = mode.options(SIZE, 0);
+    let mut scene = Scene::new(target, running, mode);
     let memory = scene.front_end.memory().clone();
     let good = *scene.victim.layout();
     let area = memory.allocate(1 << 16, 4096);
@@ -160,23 +169,39 @@ fn rings_that_lie_on_one_another_harm_no_other(target: &dyn Target) {
             avail,
             used,
         };
-        let mut ring = Queue::at(&memory, USUAL.options(SIZE, 0), layout);
+        let mut ring = Queue::at(&memory, options, layout);
         for filled in [0, 0xff] {
             memory.fill(area, 1 << 14, filled);
             // The front-end does not look at what is in the ring.
-            scene.front_end.start(0, &ring, 0).unwrap();
+            scene.front_end.start(0, &ring, options.start()).unwrap();
             let _ = ring.add(&request.write(1));
             for index in 1..=4 {
-                ring.set_avail_index(index);
+                match mode.packed {
+                    true => {
+                        let [readable, _] = request.write(1);
+                        let flags = ring.packed().next_available().available();
+                        ring.packed().set_descriptor(
+                            index,
+                            descriptor(readable, 0, 0),
+                            index,
+                            flags,
+                        );
+                        ring.publish();
+                    }
+                    false => ring.set_avail_index(index),
+                }
                 ring.kick_anyway();
                 settle(&ring);
             }
             scene.assert_others_live(target, what);
             scene.front_end.stop(0).unwrap();
-            ring.reset(0);
+            ring.reset();
         }
-        scene.victim = Queue::at(&memory, USUAL.options(SIZE, 0), good);
-        scene.front_end.start(0, &scene.victim, 0).unwrap();
+        scene.victim = Queue::at(&memory, options, good);
+        scene
+            .front_end
+            .start(0, &scene.victim, options.start())
+            .unwrap();
         scene.assert_restarts(target, what);
     }
 }

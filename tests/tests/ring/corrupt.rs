@@ -80,7 +80,7 @@ impl Driver<'_> {
     }
 }
 
-fn descriptor(buffer: Buffer, flags: u16, next: u16) -> Descriptor {
+pub fn descriptor(buffer: Buffer, flags: u16, next: u16) -> Descriptor {
     let write = if buffer.writable { WRITE } else { 0 };
     Descriptor {
         address: buffer.address,
@@ -217,7 +217,7 @@ impl Scene {
         while self.victim.wait_error(Duration::ZERO) {}
         while self.victim.wait_call(Duration::ZERO) {}
         let options = *self.victim.options();
-        self.victim.reset(options.base);
+        self.victim.reset();
         let start = options.start();
         self.front_end.start(0, &self.victim, start).unwrap();
         assert_works(target, self.front_end.memory(), &mut self.victim);
@@ -633,7 +633,7 @@ fn the_err_eventfd_outlives_stop_and_reset(target: &dyn Target) {
     ];
     for (what, end) in ends {
         end();
-        scene.victim.reset(0);
+        scene.victim.reset();
         let front_end = &scene.front_end;
         front_end.call().set_vring_num(0, SIZE).unwrap();
         front_end.call().set_vring_base(0, 0).unwrap();

@@ -6,15 +6,16 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use vhost_device_tests::front_end::{FrontEnd, Options};
+use vhost_device_tests::front_end::FrontEnd;
 use vhost_device_tests::process::{Program, Signal};
 use vhost_device_tests::target::{Block, Claim, Gpu, Rng, Target, claims};
 
-use crate::{Load, PATIENCE, USUAL, assert_works};
+use crate::{Load, Mode, PATIENCE, assert_works, usual};
 
-/// Name the target and the socket of a front-end that is to be killed.
+/// Name the target and the socket of a front-end that is to be killed, and tell whether its rings are packed.
 const TARGET: &str = "VHOST_DEVICE_TEST_TARGET";
 const SOCKET: &str = "VHOST_DEVICE_TEST_SOCKET";
+const PACKED: &str = "VHOST_DEVICE_TEST_PACKED";
 /// What it prints when its requests are on their way.
 const BUSY: &str = "requests are on their way";
 
@@ -33,9 +34,11 @@ fn front_end() {
         "vhost-device-gpu" => &Gpu,
         _ => &Block { io_engine: "auto" },
     };
-    let front_end = FrontEnd::connect(Path::new(&socket), &Options::default()).unwrap();
+    let packed = env::var(PACKED).unwrap() == "true";
+    let mode = usual(target).find(|mode| mode.packed == packed).unwrap();
+    let front_end = FrontEnd::connect(Path::new(&socket), &mode.front_end()).unwrap();
     let memory = front_end.memory();
-    let mut queue = USUAL.queue(&front_end, 256, 0);
+    let mut queue = mode.queue(&front_end, 256, 0);
     let mut load = Load::new(target, memory, &queue, DEPTH);
     load.run(&mut queue, 2 * DEPTH as u32);
     println!("{BUSY}");
@@ -46,25 +49,27 @@ fn front_end() {
 
 /// SIGKILL at any moment: nothing is left of the front-end, and the next one is served.
 fn a_front_end_that_is_killed_leaves_nothing(target: &dyn Target) {
-    const KILLS: u64 = 5;
+    const KILLS: usize = 6;
     const TEST: &str = "a_front_end_that_is_killed_leaves_nothing";
     if !claims(target, Claim::NoLeak, TEST) {
         return;
     }
     let mut running = target.start();
     let before = running.program.resources().unwrap();
-    for _ in 0..KILLS {
+    let modes: Vec<Mode> = usual(target).collect();
+    for mode in modes.into_iter().cycle().take(KILLS) {
         let mut command = Command::new(env::current_exe().unwrap());
         command
             .args(["killed::front_end", "--exact", "--ignored", "--nocapture"])
             .env(TARGET, target.name())
+            .env(PACKED, mode.packed.to_string())
             .env(SOCKET, &running.socket);
         let mut front_end = Program::spawn(&mut command).unwrap();
         assert!(is_busy(&mut front_end), "it does nothing");
         std::thread::sleep(Duration::from_micros(fastrand::u64(0..5000)));
         front_end.end(Signal::KILL, PATIENCE).unwrap();
-        let next = USUAL.connect(&running);
-        let mut queue = USUAL.queue(&next, 16, 0);
+        let next = mode.connect(&running);
+        let mut queue = mode.queue(&next, 16, 0);
         assert_works(target, next.memory(), &mut queue);
         drop(next);
         running.program.wait_for_resources(before).unwrap();

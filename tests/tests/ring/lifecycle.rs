@@ -7,7 +7,7 @@ use vhost_device_tests::front_end::Queue;
 use vhost_device_tests::target::{Request, Target, skip};
 
 use crate::{
-    Load, PATIENCE, QUIET, USUAL, assert_quiet, assert_works, modes, push, while_repeating,
+    Load, PATIENCE, QUIET, assert_quiet, assert_works, modes, push, usual, while_repeating,
 };
 
 fn what_was_available_before_the_start_is_carried_out_without_a_kick(target: &dyn Target) {
@@ -71,11 +71,13 @@ fn a_disabled_ring_does_nothing_until_it_is_enabled_again(target: &dyn Target) {
 /// Enabling what is enabled already, as some front-ends do, changes nothing.
 fn enabling_twice_changes_nothing(target: &dyn Target) {
     let running = target.start();
-    let front_end = USUAL.connect(&running);
-    let mut queue = USUAL.queue(&front_end, 16, 0);
-    for _ in 0..5 {
-        front_end.call().set_vring_enable(0, true).unwrap();
-        assert_works(target, front_end.memory(), &mut queue);
+    for mode in usual(target) {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 16, 0);
+        for _ in 0..5 {
+            front_end.call().set_vring_enable(0, true).unwrap();
+            assert_works(target, front_end.memory(), &mut queue);
+        }
     }
 }
 
@@ -133,19 +135,21 @@ fn a_stop_leaves_no_request_half_done(target: &dyn Target) {
 
 fn a_stopped_ring_does_nothing(target: &dyn Target) {
     let running = target.start();
-    let front_end = USUAL.connect(&running);
-    let mut queue = USUAL.queue(&front_end, 16, 0);
-    assert_works(target, front_end.memory(), &mut queue);
-    let base = front_end.stop(0).unwrap();
-    let mut request = Request::new(target, front_end.memory());
-    push(&mut queue, &request.write(1));
-    front_end.call().set_vring_enable(0, true).unwrap();
-    assert_quiet(&queue);
-    request.assert_untouched();
-    assert_eq!(front_end.stop(0).unwrap(), base, "a second stop");
-    front_end.start(0, &queue, base).unwrap();
-    assert!(queue.wait_used(PATIENCE));
-    request.assert_done(queue.take_used().unwrap());
+    for mode in usual(target) {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 16, 0);
+        assert_works(target, front_end.memory(), &mut queue);
+        let base = front_end.stop(0).unwrap();
+        let mut request = Request::new(target, front_end.memory());
+        push(&mut queue, &request.write(1));
+        front_end.call().set_vring_enable(0, true).unwrap();
+        assert_quiet(&queue);
+        request.assert_untouched();
+        assert_eq!(front_end.stop(0).unwrap(), base, "a second stop");
+        front_end.start(0, &queue, base).unwrap();
+        assert!(queue.wait_used(PATIENCE));
+        request.assert_done(queue.take_used().unwrap());
+    }
 }
 
 fn a_ring_goes_on_where_it_stopped(target: &dyn Target) {
@@ -165,36 +169,40 @@ fn a_ring_goes_on_where_it_stopped(target: &dyn Target) {
 /// As after a reset of the guest: everything about the ring is new.
 fn a_ring_can_be_started_elsewhere_with_another_size(target: &dyn Target) {
     let running = target.start();
-    let front_end = USUAL.connect(&running);
-    for size in [16, 256, 4, 1024, 16] {
-        let mut queue = USUAL.queue(&front_end, size, 0);
-        Load::new(target, front_end.memory(), &queue, 2).run(&mut queue, 50);
-        front_end.stop(0).unwrap();
+    for mode in usual(target) {
+        let front_end = mode.connect(&running);
+        for size in [16, 256, 4, 1024, 16] {
+            let mut queue = mode.queue(&front_end, size, 0);
+            Load::new(target, front_end.memory(), &queue, 2).run(&mut queue, 50);
+            front_end.stop(0).unwrap();
+        }
     }
 }
 
 fn the_stop_of_a_ring_leaves_the_others_running(target: &dyn Target) {
     let running = target.start();
-    let front_end = USUAL.connect(&running);
-    if front_end.queue_count().min(target.request_queues()) < 2 {
-        return skip(
-            target,
-            "a second queue",
-            "the_stop_of_a_ring_leaves_the_others_running",
+    for mode in usual(target) {
+        let front_end = mode.connect(&running);
+        if front_end.queue_count().min(target.request_queues()) < 2 {
+            return skip(
+                target,
+                "a second queue",
+                "the_stop_of_a_ring_leaves_the_others_running",
+            );
+        }
+        let first = mode.queue(&front_end, 16, 0);
+        let mut second = front_end.queue_with(1, mode.options(16, 0)).unwrap();
+        let mut load = Load::new(target, front_end.memory(), &second, 4);
+        while_repeating(
+            || load.run(&mut second, 20),
+            || {
+                for _ in 0..100 {
+                    let base = front_end.stop(0).unwrap();
+                    front_end.start(0, &first, base).unwrap();
+                }
+            },
         );
     }
-    let first = USUAL.queue(&front_end, 16, 0);
-    let mut second = front_end.queue_with(1, USUAL.options(16, 0)).unwrap();
-    let mut load = Load::new(target, front_end.memory(), &second, 4);
-    while_repeating(
-        || load.run(&mut second, 20),
-        || {
-            for _ in 0..100 {
-                let base = front_end.stop(0).unwrap();
-                front_end.start(0, &first, base).unwrap();
-            }
-        },
-    );
 }
 
 /// Front-ends send the whole table again when memory is added, while the rings run.
@@ -231,16 +239,17 @@ fn an_end_of_the_connection_with_requests_on_their_way_does_no_harm(target: &dyn
 /// Memory that outlives the connection, as it does in a VMM.
 fn nothing_is_written_to_guest_memory_after_the_next_connection_is_served(target: &dyn Target) {
     let running = target.start();
-    for _ in 0..5 {
-        let front_end = USUAL.connect(&running);
+    let modes: Vec<_> = usual(target).collect();
+    for mode in modes.into_iter().cycle().take(6) {
+        let front_end = mode.connect(&running);
         let memory = front_end.memory().clone();
-        let mut queue = USUAL.queue(&front_end, 256, 0);
+        let mut queue = mode.queue(&front_end, 256, 0);
         let mut load = Load::new(target, &memory, &queue, 64);
         while load.add(&mut queue) {}
         queue.publish();
         queue.kick_anyway();
         drop(front_end);
-        let _next = USUAL.connect(&running);
+        let _next = mode.connect(&running);
         let size = memory.regions()[0].size() as usize / 8;
         let before = memory.read_vec(0, size);
         std::thread::sleep(QUIET);

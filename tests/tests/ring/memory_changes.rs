@@ -4,21 +4,21 @@
 use std::time::Duration;
 
 use vhost_device_tests::front_end::{FrontEnd, GuestMemory, Options, Queue};
-use vhost_device_tests::target::{Claim, Request, Target, claims};
+use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
 
 use crate::corrupt::{SIZE, Scene};
-use crate::{PATIENCE, QUIET, USUAL, assert_works};
+use crate::{Mode, PATIENCE, QUIET, assert_works, usual};
 
 /// Where the second region of guest memory is, and how large it is.
 const HIGH: u64 = 1 << 32;
 const HIGH_SIZE: usize = 4 << 20;
 
 /// A front-end with memory in slots, and views of its two regions.
-fn connect(running: &vhost_device_tests::target::Running) -> (FrontEnd, GuestMemory, GuestMemory) {
+fn connect(running: &Running, mode: Mode) -> (FrontEnd, GuestMemory, GuestMemory) {
     let options = Options {
         memory_slots: true,
         memory: vec![(0, 4 << 20), (HIGH, HIGH_SIZE)],
-        ..Options::default()
+        ..mode.front_end()
     };
     let front_end = FrontEnd::connect(&running.socket, &options).unwrap();
     let [mut low, mut high] = [0; 2].map(|_| front_end.memory().clone());
@@ -34,14 +34,19 @@ fn a_ring_whose_region_is_removed_stops(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let (front_end, low, high) = connect(&running);
+    usual(target).for_each(|mode| remove_the_region_of_a_ring(target, &running, mode));
+}
+
+fn remove_the_region_of_a_ring(target: &dyn Target, running: &Running, mode: Mode) {
+    let (front_end, low, high) = connect(running, mode);
+    let options = mode.options(SIZE, 0);
     let bystander = (front_end.queue_count().min(target.request_queues()) > 1)
-        .then(|| Queue::new(&low, USUAL.options(SIZE, 0)));
+        .then(|| Queue::new(&low, options));
     if let Some(bystander) = &bystander {
-        front_end.start(1, bystander, 0).unwrap();
+        front_end.start(1, bystander, options.start()).unwrap();
     }
-    let victim = Queue::new(&high, USUAL.options(SIZE, 0));
-    front_end.start(0, &victim, 0).unwrap();
+    let victim = Queue::new(&high, options);
+    front_end.start(0, &victim, options.start()).unwrap();
     let mut scene = Scene {
         front_end,
         victim,
@@ -67,8 +72,11 @@ fn a_ring_whose_region_is_removed_stops(target: &dyn Target) {
     scene.front_end.add_region(HIGH, HIGH_SIZE).unwrap();
     let mut fresh = scene.front_end.memory().clone();
     fresh.remove(0);
-    scene.victim = Queue::new(&fresh, USUAL.options(SIZE, 0));
-    scene.front_end.start(0, &scene.victim, 0).unwrap();
+    scene.victim = Queue::new(&fresh, options);
+    scene
+        .front_end
+        .start(0, &scene.victim, options.start())
+        .unwrap();
     scene.assert_restarts(target, "a ring without memory");
     assert!(
         high.read_vec(HIGH, before.len()) == before,
@@ -78,16 +86,20 @@ fn a_ring_whose_region_is_removed_stops(target: &dyn Target) {
 
 /// Each request is either carried out, in the memory that it still holds, or fails for want of it; and all come back.
 fn requests_whose_memory_goes_are_answered(target: &dyn Target) {
-    const REQUESTS: usize = 64;
-    const ROUNDS: usize = 20;
     const TEST: &str = "requests_whose_memory_goes_are_answered";
     if !claims(target, Claim::BadBuffer, TEST) || !claims(target, Claim::BrokenRing, TEST) {
         return;
     }
     let running = target.start();
-    let (mut front_end, low, mut high) = connect(&running);
-    let mut queue = Queue::new(&low, USUAL.options(256, 0));
-    front_end.start(0, &queue, 0).unwrap();
+    usual(target).for_each(|mode| remove_the_memory_of_requests(target, &running, mode));
+}
+
+fn remove_the_memory_of_requests(target: &dyn Target, running: &Running, mode: Mode) {
+    const REQUESTS: usize = 64;
+    const ROUNDS: usize = 20;
+    let (mut front_end, low, mut high) = connect(running, mode);
+    let mut queue = Queue::new(&low, mode.options(256, 0));
+    front_end.start(0, &queue, queue.options().start()).unwrap();
     for round in 0..ROUNDS {
         let mut requests: Vec<_> = (0..REQUESTS).map(|_| Request::new(target, &high)).collect();
         for request in &mut requests {
@@ -115,32 +127,34 @@ fn requests_whose_memory_goes_are_answered(target: &dyn Target) {
 
 /// The table is replaced by others, with and without what requests and rings lie in, as fast as that goes, while requests run.
 fn tables_that_change_without_end_do_no_harm(target: &dyn Target) {
-    const ROUNDS: usize = 60;
     const TEST: &str = "tables_that_change_without_end_do_no_harm";
     if !claims(target, Claim::BadBuffer, TEST) || !claims(target, Claim::BrokenRing, TEST) {
         return;
     }
     let running = target.start();
-    let (mut front_end, low, high) = connect(&running);
-    let mut queue = Queue::new(&low, USUAL.options(256, 0));
-    front_end.start(0, &queue, 0).unwrap();
+    usual(target).for_each(|mode| change_tables(target, &running, mode));
+}
+
+fn change_tables(target: &dyn Target, running: &Running, mode: Mode) {
+    const ROUNDS: usize = 60;
+    let (mut front_end, low, high) = connect(running, mode);
+    let mut queue = Queue::new(&low, mode.options(256, 0));
+    front_end.start(0, &queue, queue.options().start()).unwrap();
     let mut requests: Vec<_> = (0..16).map(|_| Request::new(target, &high)).collect();
-    let mut seen = 0u16;
     for round in 0..ROUNDS {
         for request in &mut requests {
             queue.add(&request.write(1)).unwrap();
-            seen = seen.wrapping_add(1);
         }
         queue.publish();
         queue.kick_anyway();
         front_end.remove_region(HIGH).unwrap();
         front_end.add_region(HIGH, HIGH_SIZE).unwrap();
         front_end.send_memory_table().unwrap();
-        assert!(
-            queue.wait_used_index(seen, PATIENCE),
-            "round {round}: requests are lost"
-        );
-        while queue.take_used().is_some() {}
+        for _ in &requests {
+            let is_answered = queue.wait_used(PATIENCE);
+            assert!(is_answered, "round {round}: requests are lost");
+            queue.take_used().unwrap();
+        }
     }
     assert_works(target, &low, &mut queue);
     assert!(!queue.wait_error(Duration::ZERO));

@@ -8,21 +8,25 @@ use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::connection::payload;
 use vhost_device_tests::front_end::queue::Descriptor;
 use vhost_device_tests::front_end::{Buffer, GuestMemory, Queue};
-use vhost_device_tests::target::{Claim, Request, Target, claims};
+use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
 
 use crate::corrupt::{HOLE, SIZE, Scene};
-use crate::{PATIENCE, USUAL, assert_works};
+use crate::{Mode, PATIENCE, USUAL, assert_works, usual};
 
 /// Neither with bad requests, nor with bad rings.
 fn a_guest_can_not_fill_the_log(target: &dyn Target) {
-    const REQUESTS: usize = 5000;
-    const RESTARTS: usize = 50;
-    const LINES: usize = 100;
     if !claims(target, Claim::ShortLog, "a_guest_can_not_fill_the_log") {
         return;
     }
     let running = target.start();
-    let mut scene = Scene::new(target, &running, USUAL);
+    usual(target).for_each(|mode| fill_the_log(target, &running, mode));
+}
+
+fn fill_the_log(target: &dyn Target, running: &Running, mode: Mode) {
+    const REQUESTS: usize = 3000;
+    const RESTARTS: usize = 50;
+    const LINES: usize = 100;
+    let mut scene = Scene::new(target, running, mode);
     let (readable, _) = target.request_size();
     let before = running.program.stderr().lines().count();
     for _ in 0..REQUESTS {
@@ -46,11 +50,12 @@ fn a_guest_can_not_fill_the_log(target: &dyn Target) {
     };
     let before = warnings();
     for _ in 0..RESTARTS {
-        scene.victim.publish_raw(0xffff);
+        scene.victim.publish_nonsense();
         assert!(scene.victim.wait_error(PATIENCE));
         scene.front_end.stop(0).unwrap();
-        scene.victim.reset(0);
-        scene.front_end.start(0, &scene.victim, 0).unwrap();
+        scene.victim.reset();
+        let start = scene.victim.options().start();
+        scene.front_end.start(0, &scene.victim, start).unwrap();
     }
     let lines = warnings() - before;
     assert!(
@@ -69,46 +74,49 @@ fn a_ring_whose_memory_is_taken_away_does_no_harm(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let front_end = USUAL.connect(&running);
-    let memory = front_end.memory().clone();
-    let (mut low, mut high) = (memory.clone(), memory.clone());
-    high.remove(0);
-    low.remove(high.regions()[0].guest_address());
-    let victim = Queue::new(&high, USUAL.options(SIZE, 0));
-    front_end.start(0, &victim, 0).unwrap();
-    let bystander = (front_end.queue_count().min(target.request_queues()) > 1)
-        .then(|| Queue::new(&low, USUAL.options(SIZE, 0)));
-    if let Some(bystander) = &bystander {
-        front_end.start(1, bystander, 0).unwrap();
+    for mode in usual(target) {
+        let front_end = mode.connect(&running);
+        let memory = front_end.memory().clone();
+        let (mut low, mut high) = (memory.clone(), memory.clone());
+        high.remove(0);
+        low.remove(high.regions()[0].guest_address());
+        let options = mode.options(SIZE, 0);
+        let victim = Queue::new(&high, options);
+        front_end.start(0, &victim, options.start()).unwrap();
+        let bystander = (front_end.queue_count().min(target.request_queues()) > 1)
+            .then(|| Queue::new(&low, options));
+        if let Some(bystander) = &bystander {
+            front_end.start(1, bystander, options.start()).unwrap();
+        }
+        let mut scene = Scene {
+            front_end,
+            victim,
+            bystander,
+        };
+        assert_works(target, &low, &mut scene.victim);
+        let raw = scene.front_end.raw().unwrap();
+        let table = |memory: &GuestMemory| {
+            let infos: Vec<_> = memory
+                .regions()
+                .iter()
+                .map(|region| region.info())
+                .collect();
+            let files: Vec<_> = memory
+                .regions()
+                .iter()
+                .map(|region| region.file().as_fd())
+                .collect();
+            let payload = payload::memory_table(&infos);
+            raw.acknowledged(FrontendReq::SET_MEM_TABLE, &payload, &files)
+                .unwrap()
+        };
+        assert_eq!(table(&low), 0);
+        let mut request = Request::new(target, &low);
+        scene.victim.submit(&request.write(1));
+        scene.assert_others_live(target, "a ring without memory");
+        assert_eq!(table(&memory), 0);
+        scene.assert_restarts(target, "a ring without memory");
     }
-    let mut scene = Scene {
-        front_end,
-        victim,
-        bystander,
-    };
-    assert_works(target, &low, &mut scene.victim);
-    let raw = scene.front_end.raw().unwrap();
-    let table = |memory: &GuestMemory| {
-        let infos: Vec<_> = memory
-            .regions()
-            .iter()
-            .map(|region| region.info())
-            .collect();
-        let files: Vec<_> = memory
-            .regions()
-            .iter()
-            .map(|region| region.file().as_fd())
-            .collect();
-        let payload = payload::memory_table(&infos);
-        raw.acknowledged(FrontendReq::SET_MEM_TABLE, &payload, &files)
-            .unwrap()
-    };
-    assert_eq!(table(&low), 0);
-    let mut request = Request::new(target, &low);
-    scene.victim.submit(&request.write(1));
-    scene.assert_others_live(target, "a ring without memory");
-    assert_eq!(table(&memory), 0);
-    scene.assert_restarts(target, "a ring without memory");
 }
 
 pub fn random_descriptor(random: &mut Rng, area: u64) -> Descriptor {
@@ -174,7 +182,7 @@ fn random_rings_do_no_harm(target: &dyn Target) {
         scene.victim.kick_anyway();
         scene.assert_others_live(target, &format!("seed {seed}"));
         scene.front_end.stop(0).unwrap();
-        scene.victim.reset(0);
+        scene.victim.reset();
         scene.front_end.start(0, &scene.victim, 0).unwrap();
     }
     scene.assert_restarts(target, "random rings");
@@ -190,8 +198,9 @@ fn memory_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    for cuts_the_ring in [true, false, true] {
-        let front_end = USUAL.connect(&running);
+    let cuts = |mode| [true, false, true].map(|cuts_the_ring| (mode, cuts_the_ring));
+    for (mode, cuts_the_ring) in usual(target).flat_map(cuts) {
+        let front_end = mode.connect(&running);
         // Nothing of ours may be in what goes.
         let [mut kept, mut cut] = [0, 1].map(|_| front_end.memory().clone());
         cut.remove(kept.regions()[0].guest_address());
@@ -200,14 +209,14 @@ fn memory_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
             true => [&cut, &kept],
             false => [&kept, &cut],
         };
-        let mut queue = Queue::new(ring, USUAL.options(SIZE, 0));
+        let mut queue = Queue::new(ring, mode.options(SIZE, 0));
         let mut request = Request::new(target, buffers);
         queue.add(&request.write(1)).unwrap();
         queue.publish();
         let region = cut.regions()[0].clone();
         region.file().set_len(0).unwrap();
         // The back-end looks at a ring as soon as it starts, or answers no more. It may fail the request without touching the buffers.
-        let _ = front_end.start(0, &queue, 0);
+        let _ = front_end.start(0, &queue, queue.options().start());
         if cuts_the_ring {
             let raw = front_end.raw().unwrap();
             assert!(
@@ -216,8 +225,8 @@ fn memory_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
             );
         }
         drop(front_end);
-        let front_end = USUAL.connect(&running);
-        let mut queue = USUAL.queue(&front_end, SIZE, 0);
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, SIZE, 0);
         assert_works(target, front_end.memory(), &mut queue);
     }
 }

@@ -8,25 +8,27 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use vhost_device_tests::front_end::packed::{AVAILABLE, USED};
 use vhost_device_tests::front_end::queue::{Descriptor, INDIRECT, Layout, NEXT, WRITE};
 use vhost_device_tests::front_end::{Buffer, GuestMemory};
-use vhost_device_tests::target::{Claim, Request, Target, claims};
+use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
 
 use crate::corrupt::{SIZE, Scene};
 use crate::persistent::random_descriptor;
-use crate::{Going, PATIENCE, USUAL};
+use crate::{Going, Mode, PATIENCE, USUAL, usual};
 
 /// Fixes what the fuzzer does: the number that a failed run has printed.
 const SEED: &str = "VHOST_DEVICE_TEST_SEED";
 
-/// How long the fuzzer races with a device.
-const TIME: Duration = Duration::from_millis(1500);
+/// How long the fuzzer races with a device, in each format.
+const TIME: Duration = Duration::from_millis(1000);
 
 /// Whom the device races with: a thread that writes all over a ring, and over the requests that it is asked for.
 struct Scribbler<'a> {
     random: Rng,
     memory: &'a GuestMemory,
     ring: Layout,
+    packed: bool,
     /// Requests that can be carried out, whose bytes are changed too.
     requests: &'a [[Buffer; 2]],
     /// Memory that the device may write anything in, with indirect tables.
@@ -62,7 +64,61 @@ impl Scribbler<'_> {
         }
     }
 
+    /// The same where it is in a packed ring, or in a table of one, with flags of any round.
+    fn packed_descriptor(&mut self, size: u16) -> [u8; 16] {
+        let descriptor = self.descriptor(size);
+        let round = [AVAILABLE, USED, AVAILABLE | USED, 0][self.random.usize(0..4)];
+        // In this order the fields lie in a packed ring.
+        let packed = Descriptor {
+            flags: descriptor.next,
+            next: descriptor.flags | round,
+            ..descriptor
+        };
+        packed.to_bytes()
+    }
+
+    fn scribble_packed(&mut self) {
+        let slot = u64::from(self.random.u16(0..SIZE));
+        let Layout {
+            descriptors,
+            avail,
+            used,
+        } = self.ring;
+        match self.random.u8(0..32) {
+            0..18 => {
+                let descriptor = self.packed_descriptor(SIZE);
+                self.memory.write(descriptors + 16 * slot, &descriptor);
+            }
+            18..22 => {
+                let descriptor = self.packed_descriptor(4);
+                let place = self.area + 16 * self.random.u64(0..256);
+                self.memory.write(place, &descriptor);
+            }
+            22..24 => {
+                // A byte of a command, that the device may be reading.
+                let [readable, _] = *self.random.choice(self.requests).unwrap();
+                let place = readable.address + self.random.u64(0..u64::from(readable.length));
+                self.memory.write_u8(place, self.random.u8(..));
+            }
+            24..28 => {
+                let place = descriptors + 16 * slot + self.random.u64(0..16);
+                self.memory.write_u8(place, self.random.u8(..));
+            }
+            28..30 => {
+                let place = avail + 2 * self.random.u64(0..2);
+                self.memory.write_u16(place, self.random.u16(..));
+            }
+            _ => {
+                let place = used + 2 * self.random.u64(0..2);
+                self.memory.write_u16(place, self.random.u16(..));
+            }
+        }
+    }
+
     fn scribble(&mut self) {
+        if self.packed {
+            return self.scribble_packed();
+        }
         let slot = u64::from(self.random.u16(0..SIZE));
         let Layout {
             descriptors,
@@ -120,7 +176,11 @@ fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
     let seed = env::var(SEED).map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     println!("{SEED}={seed}");
     let running = target.start();
-    let mut scene = Scene::new(target, &running, USUAL);
+    usual(target).for_each(|mode| race(target, &running, mode, seed));
+}
+
+fn race(target: &dyn Target, running: &Running, mode: Mode, seed: u64) {
+    let mut scene = Scene::new(target, running, mode);
     let memory = scene.front_end.memory().clone();
     // The bystander, and its requests, are in the other region.
     let mut apart = memory.clone();
@@ -138,6 +198,7 @@ fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
                 random: Rng::with_seed(seed.wrapping_add(number)),
                 memory: &memory,
                 ring,
+                packed: mode.packed,
                 requests: &buffers,
                 area,
             };
@@ -166,17 +227,18 @@ fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
                 2 => scene.assert_others_live(target, "a changing ring"),
                 _ => {
                     let base = scene.front_end.stop(0).unwrap();
-                    // Mostly it goes on from there, which only a ring with that index can do.
-                    if random.u8(..) < 200 {
+                    // Mostly it goes on from there, which only a split ring with that index can do.
+                    let goes_on = random.u8(..) < 200;
+                    let mut place = || 1 << 15 & random.u32(..) | random.u32(0..u32::from(SIZE));
+                    let base = match mode.packed {
+                        _ if goes_on => base,
+                        true => place() | place() << 16,
+                        false => random.u16(..).into(),
+                    };
+                    if goes_on && !mode.packed {
                         scene.victim.set_avail_index(base as u16);
-                        scene.front_end.start(0, &scene.victim, base).unwrap();
-                    } else {
-                        let base = random.u16(..);
-                        scene
-                            .front_end
-                            .start(0, &scene.victim, base.into())
-                            .unwrap();
                     }
+                    scene.front_end.start(0, &scene.victim, base).unwrap();
                 }
             }
         }

@@ -5,7 +5,7 @@ use vhost_device_tests::front_end::Buffer;
 use vhost_device_tests::front_end::device::IN_ORDER;
 use vhost_device_tests::target::{Request, Target, skip};
 
-use crate::{Load, Mode, PATIENCE, USUAL, assert_works, modes};
+use crate::{Load, PATIENCE, assert_works, modes, usual};
 
 /// Chains of one request: a readable and a writable buffer.
 const BUFFERS: u16 = 2;
@@ -41,10 +41,12 @@ fn indices_wrap(target: &dyn Target) {
 
 fn more_requests_than_an_index_can_count_are_carried_out(target: &dyn Target) {
     let running = target.start();
-    let front_end = USUAL.connect(&running);
-    let mut queue = USUAL.queue(&front_end, 128, 0);
-    Load::new(target, front_end.memory(), &queue, 64).run(&mut queue, 70_000);
-    assert_eq!(front_end.stop(0).unwrap(), 70_000 % 0x1_0000);
+    for mode in usual(target) {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 128, 0);
+        Load::new(target, front_end.memory(), &queue, 64).run(&mut queue, 70_000);
+        assert_eq!(front_end.stop(0).unwrap(), queue.used_base());
+    }
 }
 
 /// As many requests as fit, made available with one store and one kick.
@@ -242,20 +244,22 @@ fn a_buffer_may_cross_two_regions(target: &dyn Target) {
 
 fn memory_above_4_gib_is_reached(target: &dyn Target) {
     let running = target.start();
-    let front_end = USUAL.connect(&running);
-    let mut high = front_end.memory().clone();
-    high.remove(0);
-    assert!(
-        high.regions()
-            .iter()
-            .all(|region| region.guest_address() >= 1 << 32)
-    );
-    let mut queue = USUAL.queue(&front_end, 16, 0);
-    assert_works(target, &high, &mut queue);
-    front_end.stop(0).unwrap();
-    let mut queue = vhost_device_tests::front_end::Queue::new(&high, Mode::options(USUAL, 16, 0));
-    front_end.start(0, &queue, queue.options().start()).unwrap();
-    assert_works(target, &high, &mut queue);
+    for mode in usual(target) {
+        let front_end = mode.connect(&running);
+        let mut high = front_end.memory().clone();
+        high.remove(0);
+        assert!(
+            high.regions()
+                .iter()
+                .all(|region| region.guest_address() >= 1 << 32)
+        );
+        let mut queue = mode.queue(&front_end, 16, 0);
+        assert_works(target, &high, &mut queue);
+        front_end.stop(0).unwrap();
+        let mut queue = vhost_device_tests::front_end::Queue::new(&high, mode.options(16, 0));
+        front_end.start(0, &queue, queue.options().start()).unwrap();
+        assert_works(target, &high, &mut queue);
+    }
 }
 
 crate::for_each_target![

@@ -85,6 +85,10 @@ fn a_guest_has_the_devices_their_events_and_their_lights() {
     }
     let output = guest.finish().unwrap();
     assert_eq!(guest.qemu_stderr(), "");
+    // QEMU hands packed rings to guests whenever a back-end has them.
+    for back_end in &back_ends {
+        assert_eq!(back_end.logged(" started: packed ring"), 2);
+    }
 
     for (name, device) in [("keyboard", &keyboard), ("tablet", &tablet)] {
         let directory = std::path::Path::new("/sys/class/input")

@@ -38,7 +38,7 @@ fn a_corrupt_ring_stops_alone() {
     assert_eq!(node.lights().unwrap(), [LED_CAPSL]);
     // Set up anew, it works.
     driver.front_end.stop(0).unwrap();
-    driver.events.reset(0);
+    driver.events.reset();
     driver.front_end.start(0, &driver.events, 0).unwrap();
     driver.start_taking();
     device.report(&press(1)).unwrap();
@@ -138,7 +138,7 @@ fn events_over_the_ring_itself_harm_that_ring_only() {
         driver.set(Event::REPORT);
         assert_eq!(node.lights().unwrap(), [LED_CAPSL]);
         driver.front_end.call().get_vring_base(0).unwrap();
-        driver.events.reset(0);
+        driver.events.reset();
         driver.front_end.start(0, &driver.events, 0).unwrap();
     }
     drop(driver);

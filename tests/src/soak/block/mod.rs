@@ -79,7 +79,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(variant: Variant, lives: Lives, random: Rng) -> Result<Self, Loss> {
+    fn new(variant: Variant, lives: Lives, mut random: Rng) -> Result<Self, Loss> {
         let directory = variant.directory()?;
         let path = directory.path().join("image");
         let image = File::create_new(&path)?;
@@ -93,7 +93,7 @@ impl Block {
         let keeps = Resources::default();
         let back_end = BackEnd::start("vhost-device-block", arguments, keeps)?;
         let memory = [(0, 4 << 20), (1 << 32, 4 << 20)];
-        let link = Link::new(back_end, &[DEPTH as u16; QUEUES], &memory)?;
+        let link = Link::new(back_end, &[DEPTH as u16; QUEUES], &memory, &mut random)?;
         let memory = link.memory();
         let places = 0..QUEUES * DEPTH;
         Ok(Self {

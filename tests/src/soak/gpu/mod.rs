@@ -81,7 +81,7 @@ struct Gpu {
 }
 
 impl Gpu {
-    fn new(three_d: bool, lives: Lives, random: Rng) -> Result<Self, Loss> {
+    fn new(three_d: bool, lives: Lives, mut random: Rng) -> Result<Self, Loss> {
         let mut arguments = vec![format!("--max-hostmem={LIMIT}").into()];
         arguments.extend(three_d.then(|| "--virgl".into()));
         let kept = if three_d { KEPT } else { 0 };
@@ -91,7 +91,7 @@ impl Gpu {
             mappings: kept,
         };
         let back_end = BackEnd::start("vhost-device-gpu", arguments, keeps)?;
-        let link = Link::new(back_end, &[64, 16], &[(0, 8 << 20)])?;
+        let link = Link::new(back_end, &[64, 16], &[(0, 8 << 20)], &mut random)?;
         let mut gpu = Self {
             pages: link.memory().allocate(MOVING_SIZE as u64, PAGE),
             driver: Driver::new(link),

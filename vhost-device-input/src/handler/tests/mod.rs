@@ -571,7 +571,7 @@ fn a_guest_that_resets_the_device_starts_anew() {
     assert_eq!(guest.receive(2), [KEY_A, REPORT]);
     host.hold(&[KEY_B]);
     guest.reset_device();
-    guest.events.reset(0);
+    guest.events.reset();
     guest.start();
     assert_eq!(guest.receive(2), [KEY_B, REPORT]);
 }
