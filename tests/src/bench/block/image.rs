@@ -94,6 +94,10 @@ impl Image {
         }
     }
 
+    fn is_on_disk(&self) -> bool {
+        matches!(self.place, Place::Disk | Place::PageCache)
+    }
+
     /// Open it with O_DIRECT.
     pub fn is_direct(&self) -> bool {
         self.place == Place::Disk
@@ -144,19 +148,21 @@ impl Places {
         Ok(Places { images })
     }
 
-    /// Makes the image at `place`, which was asked for, ready for a measurement: what the one before it wrote is on the disk, and
-    /// all of it is in the page cache where it is to be.
+    /// Makes the image at `place`, which was asked for, ready for a measurement: all of it is in the page cache where it is to be.
+    /// What earlier ones wrote is on the disk, of all images: nothing is written back meanwhile.
     pub fn prepare(&self, place: Place) -> Result<&Image, BenchError> {
         let images = || self.images.iter().map(|(image, _)| image);
+        for image in images().filter(|image| image.is_on_disk()) {
+            let file = File::open(&image.path).map_err(at(&image.path))?;
+            file.sync_data().map_err(at(&image.path))?;
+        }
         let image = images()
             .find(|image| image.place == place)
             .expect("it was asked for");
-        if matches!(place, Place::Disk | Place::PageCache) {
+        if place == Place::PageCache {
             let mut file = File::open(&image.path).map_err(at(&image.path))?;
-            file.sync_data().map_err(at(&image.path))?;
             let mut chunk = vec![0; CHUNK];
-            while place == Place::PageCache && file.read(&mut chunk).map_err(at(&image.path))? > 0 {
-            }
+            while file.read(&mut chunk).map_err(at(&image.path))? > 0 {}
         }
         Ok(image)
     }
