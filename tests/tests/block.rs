@@ -26,6 +26,8 @@ mod locking;
 mod ranges;
 #[path = "block/requests.rs"]
 mod requests;
+#[path = "block/throttle.rs"]
+mod throttle;
 
 use std::fs::{self, File};
 use std::io::{self, Write};

@@ -20,6 +20,7 @@ use crate::image::{Image, SECTOR_SIZE};
 use crate::lock;
 use crate::options::{Discard, IoEngine, Options};
 use crate::request::{KINDS, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Status};
+use crate::throttle::{Limit, Throttle};
 
 /// Bytes of the config space without the fields of features that are not offered.
 const CONFIG_SIZE: usize = 60;
@@ -94,6 +95,7 @@ pub struct Block {
     disk: Arc<Disk>,
     options: Options,
     io_engine: IoEngine,
+    throttle: Option<Arc<Throttle>>,
 }
 
 impl Device for Block {
@@ -130,10 +132,15 @@ impl Device for Block {
             features: AtomicU64::new(0),
             writeback: AtomicBool::new(true),
         });
+        let limit = |rate: Option<u64>, burst| rate.map(|rate| Limit { rate, burst });
+        let requests = limit(options.iops, options.iops_burst);
+        let bytes = limit(options.bps, options.bps_burst);
+        let throttle = Throttle::new(requests, bytes, options.num_queues);
         Ok(Self {
             disk,
             options,
             io_engine,
+            throttle: throttle.map(Arc::new),
         })
     }
 
@@ -219,7 +226,8 @@ impl Device for Block {
     fn handler(&self) -> io::Result<BlockHandler> {
         let in_use = self.disk.image.lock.begin()?;
         let engine = Engine::new(&self.disk.image, self.io_engine)?;
-        Ok(BlockHandler::new(Arc::clone(&self.disk), engine, in_use))
+        let (disk, throttle) = (Arc::clone(&self.disk), self.throttle.clone());
+        Ok(BlockHandler::new(disk, engine, throttle, in_use))
     }
 
     fn needs(&self) -> Needs {

@@ -10,7 +10,8 @@ use vhost_device_common::worker::{Poller, Queue, Queues};
 use crate::device::Disk;
 use crate::engine::{Engine, execute};
 use crate::lock::InUse;
-use crate::request::{Answer, Next, Request};
+use crate::request::{Answer, Header, Next, Request, Status};
+use crate::throttle::Throttle;
 
 /// Large reads that another thread does meanwhile. When they do not end, there is no processor free for them.
 const MAX_SHARED: usize = 4;
@@ -21,16 +22,23 @@ pub struct BlockHandler {
     engine: Engine,
     /// The last large read was left to another thread.
     shared: bool,
+    throttle: Option<Arc<Throttle>>,
     /// Ends after the engine has.
     _in_use: InUse,
 }
 
 impl BlockHandler {
-    pub fn new(disk: Arc<Disk>, engine: Engine, in_use: InUse) -> Self {
+    pub fn new(
+        disk: Arc<Disk>,
+        engine: Engine,
+        throttle: Option<Arc<Throttle>>,
+        in_use: InUse,
+    ) -> Self {
         Self {
             disk,
             engine,
             shared: false,
+            throttle,
             _in_use: in_use,
         }
     }
@@ -59,10 +67,36 @@ impl BlockHandler {
         self.shared = !self.shared && self.engine.under_way() < MAX_SHARED && queue.has_available();
         self.shared
     }
+
+    /// Has carried out what the limits allow. The rest stays in the queue: it can stop at any time.
+    fn process_throttled(&mut self, throttle: &Throttle, queue: &mut Queue) {
+        let index = queue.index();
+        while self.engine.has_room() {
+            let mut header = Err(Status::IoError);
+            let mut start = Ok(());
+            let taken = queue.take_if(|chain| {
+                // The driver may change it afterwards, so it is read once.
+                header = Header::read(chain);
+                let bytes = header.ok().and_then(|read| read.bytes(chain, &self.disk));
+                start = bytes.map_or(Ok(()), |bytes| throttle.start(index, bytes));
+                start.is_ok()
+            });
+            if let Err(wait) = start {
+                return queue.look_again_in(wait);
+            }
+            let Some(chain) = taken else { break };
+            let next = Request::of(header, index, chain, &self.disk);
+            self.step(next, queue);
+        }
+        throttle.leave(index);
+    }
 }
 
 impl QueueHandler for BlockHandler {
     fn process(&mut self, queue: &mut Queue) {
+        if let Some(throttle) = self.throttle.clone() {
+            return self.process_throttled(&throttle, queue);
+        }
         while self.engine.has_room()
             && let Some(chain) = queue.take()
         {
@@ -97,6 +131,13 @@ impl QueueHandler for BlockHandler {
             };
             let next = request.advance(outcome);
             self.step(next, queue);
+        }
+    }
+
+    /// What another process had taken, and is to be carried out before the queue stops, does not wait.
+    fn drain(&mut self, queue: &mut Queue) {
+        if let Some(throttle) = self.throttle.take() {
+            throttle.leave(queue.index());
         }
     }
 }

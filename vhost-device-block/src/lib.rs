@@ -27,5 +27,6 @@ mod image;
 mod lock;
 mod options;
 mod request;
+mod throttle;
 
 pub use device::Block;

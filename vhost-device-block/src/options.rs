@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use vhost_device_common::program::size;
 
 /// Length of the string that GET_ID answers with (VIRTIO 1.3, 5.2.6).
 pub const SERIAL_LENGTH: usize = 20;
@@ -72,6 +73,24 @@ pub struct Options {
     /// What becomes of the guest's discard requests.
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Discard::Unmap)]
     pub discard: Discard,
+
+    /// Most requests in a second, of all queues together: reads, writes, discards and write-zeroes. Flushes go without.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub iops: Option<u64>,
+
+    /// Most bytes read and written in a second, of all queues together: bytes, or a number with K, M or G.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub bps: Option<u64>,
+
+    /// Requests that may go at once after a pause. By default as many as --iops allows in a tenth of a second; never less than in
+    /// a hundredth, or than one.
+    #[arg(long, value_name = "N", requires = "iops", value_parser = clap::value_parser!(u64).range(1..))]
+    pub iops_burst: Option<u64>,
+
+    /// Bytes that may go at once after a pause. By default as many as --bps allows in a tenth of a second, and never less than in
+    /// a hundredth. A larger request goes too, and those after it wait the longer.
+    #[arg(long, value_name = "SIZE", requires = "bps", value_parser = size)]
+    pub bps_burst: Option<u64>,
 }
 
 fn serial(text: &str) -> Result<String, String> {

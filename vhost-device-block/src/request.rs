@@ -90,6 +90,37 @@ impl Kind {
     }
 }
 
+/// What the driver asks for.
+#[derive(Clone, Copy)]
+pub struct Header {
+    kind: Kind,
+    sector: u64,
+}
+
+impl Header {
+    /// Reads what is in front of the data, and sets the place of the status aside.
+    pub fn read(chain: &mut Chain) -> Result<Self, Status> {
+        chain.split_tail(1)?;
+        chain.check()?;
+        let kind = Kind::of(u32::from_le(chain.read_object()?));
+        let _reserved: u32 = chain.read_object()?;
+        let sector = u64::from_le(chain.read_object()?);
+        Ok(Self { kind, sector })
+    }
+
+    /// The bytes that are moved between the image and the guest, for a request that the limits of a disk count.
+    pub fn bytes(self, chain: &Chain, disk: &Disk) -> Option<u64> {
+        let length = match self.kind {
+            Kind::Read => chain.writable_len(),
+            Kind::Write => chain.readable_len(),
+            Kind::Discard | Kind::WriteZeroes => 0,
+            Kind::Flush | Kind::GetId | Kind::Other => return None,
+        };
+        // What is outside the disk is not moved.
+        Some(disk.locate(self.sector, length).map_or(0, |_| length))
+    }
+}
+
 /// A request that needs the image.
 pub struct Request {
     /// The queue that it came from.
@@ -182,11 +213,14 @@ fn answer(mut chain: Chain, status: Status, kind: Kind, bytes: u64) -> Answer {
 impl Request {
     /// Understands what the driver asks of `disk`.
     pub fn parse(queue: u16, mut chain: Chain, disk: &Disk) -> Next {
-        if chain.split_tail(1).is_err() {
-            return Next::Done(answer(chain, Status::IoError, Kind::Other, 0));
-        }
-        let mut kind = Kind::Other;
-        match parse(&mut kind, &mut chain, disk) {
+        let header = Header::read(&mut chain);
+        Self::of(header, queue, chain, disk)
+    }
+
+    /// The same for a chain whose header is read.
+    pub fn of(header: Result<Header, Status>, queue: u16, mut chain: Chain, disk: &Disk) -> Next {
+        let kind = header.map_or(Kind::Other, |header| header.kind);
+        match header.and_then(|header| parse(header, &mut chain, disk)) {
             Ok(Parsed::Work(work)) => Next::Operation(Self {
                 queue,
                 chain,
@@ -302,11 +336,8 @@ enum Parsed {
     Answered(u64),
 }
 
-fn parse(kind: &mut Kind, chain: &mut Chain, disk: &Disk) -> Result<Parsed, Status> {
-    chain.check()?;
-    *kind = Kind::of(u32::from_le(chain.read_object()?));
-    let _reserved: u32 = chain.read_object()?;
-    let sector = u64::from_le(chain.read_object()?);
+fn parse(header: Header, chain: &mut Chain, disk: &Disk) -> Result<Parsed, Status> {
+    let Header { kind, sector } = header;
     let refuse_read_only = || {
         if disk.read_only {
             Err(Status::IoError)
@@ -314,7 +345,7 @@ fn parse(kind: &mut Kind, chain: &mut Chain, disk: &Disk) -> Result<Parsed, Stat
             Ok(())
         }
     };
-    match *kind {
+    match kind {
         Kind::Read => {
             let length = chain.writable_len();
             let offset = disk.locate(sector, length)?;
@@ -339,7 +370,7 @@ fn parse(kind: &mut Kind, chain: &mut Chain, disk: &Disk) -> Result<Parsed, Stat
         }
         Kind::Discard | Kind::WriteZeroes => {
             refuse_read_only()?;
-            Ranges::parse(chain, *kind == Kind::Discard, disk)
+            Ranges::parse(chain, kind == Kind::Discard, disk)
         }
         Kind::Other => Err(Status::Unsupported),
     }

@@ -8,15 +8,14 @@ use std::time::{Duration, Instant};
 
 use vhost_device_common::device::{Device, QueueHandler, StartError, StateError, Threads};
 use vhost_device_common::state;
-use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
+use vhost_device_common::worker::{Poller, Queue, Queues, Token};
 
 use crate::options::Options;
 use crate::quota::{Quota, Spent};
 use crate::source::Source;
 
 /// What the handler waits for beside requests.
-const TIMER: u32 = 0;
-const SOURCE: u32 = 1;
+const SOURCE: u32 = 0;
 
 /// The device, which works on its queue itself. One supply lasts for the life of the process: the
 /// bytes go out in their order and the quota holds, whatever guests do to the queue.
@@ -26,7 +25,6 @@ pub struct Rng(Arc<Mutex<Supply>>);
 struct Supply {
     source: Source,
     quota: Quota,
-    timer: Timer,
 }
 
 impl Supply {
@@ -61,7 +59,6 @@ impl Device for Rng {
         Ok(Self(Arc::new(Mutex::new(Supply {
             source: Source::open(options.rng_source.as_deref())?,
             quota: Quota::new(options.max_bytes, options.period),
-            timer: Timer::new().map_err(|error| StartError(format!("no timer: {error}")))?,
         }))))
     }
 
@@ -90,7 +87,7 @@ impl QueueHandler for Rng {
         while queue.has_available() {
             let most = match supply.available() {
                 Ok(most) => most,
-                Err(wait) => return supply.timer.set(wait),
+                Err(wait) => return queue.look_again_in(wait),
             };
             let Some(mut chain) = queue.take() else {
                 return;
@@ -103,7 +100,6 @@ impl QueueHandler for Rng {
 
     fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {
         let supply = self.supply();
-        poller.watch(supply.timer.as_fd(), Token::Device(TIMER))?;
         let file = supply.source.file();
         match file.map(|file| poller.watch(file.as_fd(), Token::Device(SOURCE))) {
             // Files that never block are refused.
@@ -112,9 +108,7 @@ impl QueueHandler for Rng {
         }
     }
 
-    fn ready(&mut self, token: u32, _queues: &mut Queues) {
-        if token == SOURCE {
-            self.supply().source.retry();
-        }
+    fn ready(&mut self, _token: u32, _queues: &mut Queues) {
+        self.supply().source.retry();
     }
 }

@@ -74,6 +74,11 @@ impl Chain {
         self.ticket
     }
 
+    /// Notes where its ring noted it as in flight.
+    pub(crate) fn set_inflight_entry(&mut self, entry: u16) {
+        self.ticket.entry = entry;
+    }
+
     /// The most that the used length of this request may say.
     pub(crate) fn writable_total(&self) -> u64 {
         self.writable_total

@@ -85,6 +85,29 @@ fn octal(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "must be three octal digits such as 0660".to_owned())
 }
 
+/// Parses a number of bytes, with QEMU's suffixes: for the options of devices.
+///
+/// # Errors
+/// What it must be, for the person who wrote it.
+pub fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.strip_suffix(['K', 'k']) {
+        Some(digits) => (digits, 10),
+        None => match text.strip_suffix(['M', 'm']) {
+            Some(digits) => (digits, 20),
+            None => match text.strip_suffix(['G', 'g']) {
+                Some(digits) => (digits, 30),
+                None => (text, 0),
+            },
+        },
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(1 << shift))
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(|| "must be a number of bytes, such as 67108864, 64M or 1G".to_owned())
+}
+
 impl<O: Args> Arguments<O> {
     /// Understands the arguments of this process; prints help, version or what is wrong otherwise.
     /// They must name a socket, unless there is one already.
@@ -143,4 +166,20 @@ fn one_line(error: &clap::Error) -> String {
         .split_whitespace()
         .collect();
     format!("{}; see --help", words.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_suffixes() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("4K"), Ok(4096));
+        assert_eq!(size("256M"), Ok(256 << 20));
+        assert_eq!(size("2g"), Ok(2 << 30));
+        for bad in ["", "M", "0", "-1", "1T", "1.5G", "99999999999G"] {
+            assert!(size(bad).is_err(), "{bad:?}");
+        }
+    }
 }

@@ -27,6 +27,7 @@ use crate::session;
 use crate::statistics::Statistics;
 use crate::worker::Polling;
 use arguments::Arguments;
+pub use arguments::size;
 use control::Control;
 use sandbox::Access;
 use service::{ServiceManager, State};

@@ -225,7 +225,19 @@ impl Ring {
     /// # Errors
     /// The ring is corrupt; the request stays where it is.
     pub fn take(&mut self) -> Result<Option<Chain>, RingError> {
-        either!(&mut self.0, ring => ring.take())
+        self.take_if(|_| true)
+    }
+
+    /// Takes the next request, if there is one and `accepts` says so. Else it stays where it is, and is read anew the next time.
+    ///
+    /// # Errors
+    /// The ring is corrupt; the request stays where it is.
+    #[inline]
+    pub fn take_if(
+        &mut self,
+        accepts: impl FnOnce(&mut Chain) -> bool,
+    ) -> Result<Option<Chain>, RingError> {
+        either!(&mut self.0, ring => ring.take_if(accepts))
     }
 
     /// Gives a request back: the device wrote `written` bytes of it. The driver sees it with the next

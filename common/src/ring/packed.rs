@@ -304,19 +304,34 @@ impl PackedRing {
         self.has_known_available()
     }
 
-    /// As [`super::Ring::take`].
-    pub fn take(&mut self) -> Result<Option<Chain>, RingError> {
+    /// As [`super::Ring::take_if`].
+    pub fn take_if(
+        &mut self,
+        accepts: impl FnOnce(&mut Chain) -> bool,
+    ) -> Result<Option<Chain>, RingError> {
         if !self.has_available() {
             return Ok(None);
         }
         if let Some(request) = self.recovered.front().copied() {
-            let chain = self.gather_again(request)?;
+            let mut chain = self.gather_again(request)?;
+            if !accepts(&mut chain) {
+                self.storage.keep(chain);
+                return Ok(None);
+            }
             self.recovered.pop_front();
             after(Step::TakenAgain);
             self.held += 1;
             return Ok(Some(chain));
         }
-        let (chain, end) = self.gather()?;
+        let (mut chain, end) = self.gather()?;
+        if !accepts(&mut chain) {
+            self.storage.keep(chain);
+            return Ok(None);
+        }
+        after(Step::Read);
+        if let Some(inflight) = &mut self.inflight {
+            chain.set_inflight_entry(inflight.take(&self.taken));
+        }
         self.next_available = end;
         self.available_seen = false;
         self.held_descriptors += chain.ticket().descriptors;
@@ -348,13 +363,10 @@ impl PackedRing {
                 break descriptor.id();
             }
         };
-        after(Step::Read);
-        let inflight = self.inflight.as_mut();
-        let entry = inflight.map_or(0, |inflight| inflight.take(&self.taken));
         let ticket = Ticket {
             id,
             descriptors: count,
-            entry,
+            entry: 0,
         };
         Ok((chain.finish(ticket), end))
     }
@@ -593,7 +605,7 @@ mod tests {
                 let flags = place(index) + DESCRIPTOR_FLAGS;
                 store(&descriptors, flags, available | next, Ordering::Relaxed);
             }
-            let chain = ring.take().unwrap().unwrap();
+            let chain = ring.take_if(|_| true).unwrap().unwrap();
             ring.complete(chain, 0);
         }
         assert!(ring.publish());

@@ -237,8 +237,11 @@ impl SplitRing {
         Ok(index != self.next_available)
     }
 
-    /// As [`super::Ring::take`].
-    pub fn take(&mut self) -> Result<Option<Chain>, RingError> {
+    /// As [`super::Ring::take_if`].
+    pub fn take_if(
+        &mut self,
+        accepts: impl FnOnce(&mut Chain) -> bool,
+    ) -> Result<Option<Chain>, RingError> {
         if !self.has_available()? {
             return Ok(None);
         }
@@ -248,7 +251,11 @@ impl SplitRing {
             let place = ENTRIES + 2 * slot;
             load(&self.available.slice(), place, Ordering::Relaxed)
         });
-        let chain = self.walk(head)?;
+        let mut chain = self.walk(head)?;
+        if !accepts(&mut chain) {
+            self.storage.keep(chain);
+            return Ok(None);
+        }
         match recovered {
             Some(_) => {
                 self.recovered.pop_front();

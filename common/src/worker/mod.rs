@@ -31,8 +31,8 @@ pub use timer::Timer;
 
 /// How long the session waits for a worker before it looks whether that hangs in an eventfd of the front-end.
 const HANG: Duration = Duration::from_millis(100);
-/// How often a queue is looked at whose driver can not kick (SET_VRING_KICK without an eventfd).
-const UNKICKED_INTERVAL: Duration = Duration::from_millis(1);
+/// How long to do nothing when the kernel refuses to wait.
+const REFUSED: Duration = Duration::from_millis(1);
 
 /// Why a worker did not do what the session asked for.
 #[derive(Debug, Error)]
@@ -305,14 +305,15 @@ impl<H: QueueHandler> Thread<H> {
     }
 
     /// Whether to look for more to do rather than sleep. Not while several requests are under way: their
-    /// completion wakes the thread, and gathers more of them until then.
+    /// completion wakes the thread, and gathers more of them until then. Nor while requests wait for a time.
     fn spins(&mut self) -> bool {
-        let held: u32 = self
-            .queues
-            .0
-            .iter()
-            .map(|queue| u32::from(queue.held()))
-            .sum();
+        let mut held = 0;
+        for queue in &self.queues.0 {
+            held += u32::from(queue.held());
+            if queue.look_again.is_some() {
+                return false;
+            }
+        }
         let again = held <= 1 && self.watchfulness.looks_again();
         if again {
             // The driver may be waiting for this very processor.
@@ -332,14 +333,15 @@ impl<H: QueueHandler> Thread<H> {
 
     /// Waits, and deals with what became ready. Returns whether the session has something to say.
     fn wait(&mut self, timeout: Option<Duration>) -> bool {
-        let unkicked = self.queues.0.iter().any(|queue| queue.kick.is_none());
-        let timeout = timeout.or(unkicked.then_some(UNKICKED_INTERVAL));
+        let queues = self.queues.0.iter_mut();
+        let next_look = queues.filter_map(Queue::next_look).min();
+        let timeout = timeout.or(next_look);
         let Some(poller) = poller(&mut self.handler, &mut self.epoll) else {
             return true;
         };
         if let Err(error) = poller.wait(&mut self.ready, timeout) {
             warn_limited(format_args!("cannot wait for requests: {error}"));
-            std::thread::sleep(UNKICKED_INTERVAL);
+            std::thread::sleep(REFUSED);
             return true;
         }
         let slept = timeout != Some(Duration::ZERO);

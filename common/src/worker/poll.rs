@@ -105,7 +105,8 @@ impl Poller for EpollPoller {
     fn wait(&mut self, ready: &mut Vec<Token>, timeout: Option<Duration>) -> io::Result<()> {
         let mut events = [epoll::Event::new(epoll::Events::empty(), 0); 64];
         let milliseconds = timeout.map_or(-1, |timeout| {
-            i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX)
+            // Rounded up: to wake too early is to spin until it is time.
+            i32::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(i32::MAX)
         });
         let count = match epoll::wait(self.epoll, milliseconds, &mut events) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => 0,

@@ -3,7 +3,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
@@ -15,6 +15,8 @@ use crate::statistics::{Outcome, Recorder};
 
 /// Requests that a handler may take before the worker publishes, and hears the session, again.
 pub(crate) const BATCH: u16 = 64;
+/// How often a queue is looked at whose driver can not kick (SET_VRING_KICK without an eventfd).
+const UNKICKED_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A queue that a worker owns.
 #[derive(Debug)]
@@ -33,6 +35,8 @@ pub struct Queue {
     budget: u16,
     /// Requests that it could take when the batch began.
     batch: u16,
+    /// What is left in the ring is to be offered again after this time, whatever happens until then.
+    pub(super) look_again: Option<Duration>,
     /// The ring is corrupt, and left alone until it is set up anew.
     broken: bool,
     /// The driver is to be called as soon as there is an eventfd to do so.
@@ -61,6 +65,7 @@ impl Queue {
             pending: true,
             budget: 0,
             batch: 0,
+            look_again: None,
             broken: false,
             has_completed: false,
             recorder,
@@ -87,10 +92,17 @@ impl Queue {
     /// Takes the next request, if there is one. After a number of them there is none for now, however
     /// many the driver makes available.
     pub fn take(&mut self) -> Option<Chain> {
+        self.take_if(|_| true)
+    }
+
+    /// Takes the next request as [`Queue::take`] does, if `accepts` says so. Else it stays in the ring, and is read anew the next
+    /// time: what `accepts` has seen of it may be something else then.
+    #[inline]
+    pub fn take_if(&mut self, accepts: impl FnOnce(&mut Chain) -> bool) -> Option<Chain> {
         if self.broken || self.budget == 0 {
             return None;
         }
-        let mut taken = self.ring.take().unwrap_or_else(|error| {
+        let mut taken = self.ring.take_if(accepts).unwrap_or_else(|error| {
             self.fail(&error);
             None
         });
@@ -99,6 +111,12 @@ impl Queue {
             self.budget -= 1;
         }
         taken
+    }
+
+    /// Has the handler asked again after `time` at the latest, for requests that it leaves in the ring until then.
+    pub fn look_again_in(&mut self, time: Duration) {
+        self.look_again = Some(time);
+        self.pending = true;
     }
 
     /// Gives a request back to the driver: the device wrote `written` bytes of it. The driver learns
@@ -240,6 +258,12 @@ impl Queue {
             false
         });
         !self.pending
+    }
+
+    /// When to look at this queue though nothing has become ready. What the handler asked for holds for one time.
+    pub(super) fn next_look(&mut self) -> Option<Duration> {
+        let unkicked = self.kick.is_none().then_some(UNKICKED_INTERVAL);
+        self.look_again.take().into_iter().chain(unkicked).min()
     }
 
     pub(super) fn base(&self) -> u32 {

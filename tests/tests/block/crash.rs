@@ -55,6 +55,8 @@ pub struct Crashes {
     variant: Variant,
     /// What each device after the first gets in its environment.
     pub environment: Vec<(&'static str, String)>,
+    /// And as arguments.
+    pub arguments: Vec<&'static str>,
     /// `None` if the device ended while the connection was made.
     pub front_end: Option<FrontEnd>,
     inflight: VhostUserInflight,
@@ -105,6 +107,7 @@ impl Crashes {
             device,
             variant,
             environment: Vec::new(),
+            arguments: Vec::new(),
             inflight,
             inflight_file: file,
             memory: front_end.memory().clone(),
@@ -278,7 +281,8 @@ impl Crashes {
         self.answered = 0;
         self.front_end = None;
         let device = &mut self.device;
-        let mut command = self.variant.command(&device.image, &device.socket, &[]);
+        let (image, socket) = (&device.image, &device.socket);
+        let mut command = self.variant.command(image, socket, &self.arguments);
         command.envs(self.environment.iter().cloned());
         device.program = Program::spawn(&mut command).unwrap();
         device.program.wait_for_listener(&device.socket).unwrap();

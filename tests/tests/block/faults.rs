@@ -108,7 +108,31 @@ fn a_ring_that_stops_before_it_is_enabled_answers_what_was_taken(variant: Varian
     crashes.finish();
 }
 
+/// Limits leave in the ring what waits, but this is in it no more.
+fn a_ring_with_limits_that_stops_answers_what_was_taken(variant: Variant) {
+    let mut crashes = Crashes::start(variant, 0);
+    crashes.kill();
+    crashes.assert_killed();
+    assert!(crashes.is_killed_after(Step::Taken, 50));
+    crashes.environment.clear();
+    crashes.arguments = vec!["--iops=1"];
+    crashes.restart(crashes.load.queue().used_base());
+    let base = crashes.front_end.as_ref().unwrap().stop(0).unwrap();
+    let mut answered = 0;
+    while crashes.load.queue().has_used() {
+        answered += u64::from(crashes.next(None).is_some());
+    }
+    assert!(answered > 2, "{answered}");
+    assert_eq!(base, crashes.load.queue().used_base());
+    crashes.kill();
+    crashes.assert_killed();
+    crashes.arguments.clear();
+    crashes.restart(base);
+    crashes.finish();
+}
+
 crate::for_each_variant![
     nothing_is_lost_by_a_kill_after_any_step,
     a_ring_that_stops_before_it_is_enabled_answers_what_was_taken,
+    a_ring_with_limits_that_stops_answers_what_was_taken,
 ];

@@ -91,7 +91,7 @@ impl Load {
     }
 }
 
-fn write(sector: u64, data: &[u8]) -> Request<'_> {
+pub fn write(sector: u64, data: &[u8]) -> Request<'_> {
     Request {
         kind: OUT,
         sector,
@@ -100,7 +100,7 @@ fn write(sector: u64, data: &[u8]) -> Request<'_> {
     }
 }
 
-fn read(sector: u64, length: usize) -> Request<'static> {
+pub fn read(sector: u64, length: usize) -> Request<'static> {
     Request {
         kind: IN,
         sector,
@@ -110,7 +110,7 @@ fn read(sector: u64, length: usize) -> Request<'static> {
 }
 
 /// Writes and reads again and again in places of its own, with `depth` requests on their way.
-fn write_and_verify(load: &mut Load, first: u64, seed: u64, rounds: usize) {
+pub fn write_and_verify(load: &mut Load, first: u64, seed: u64, rounds: usize) {
     const LENGTH: usize = 4096;
     let depth = load.areas.len();
     let mut random = Rng::with_seed(seed);
