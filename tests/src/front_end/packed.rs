@@ -221,6 +221,18 @@ impl PackedRing {
         self.flags(self.next_used.index) & (AVAILABLE | USED) == self.next_used.used()
     }
 
+    /// Whether all chains are used, which are of one descriptor each.
+    pub(super) fn has_used_all(&self) -> bool {
+        let mut position = self.next_used;
+        while position != self.next_available {
+            if self.flags(position.index) & (AVAILABLE | USED) != position.used() {
+                return false;
+            }
+            position = position.after(1, self.size);
+        }
+        true
+    }
+
     #[inline]
     pub(super) fn take_used(&mut self) -> Option<Used> {
         if !self.has_used() {

@@ -560,6 +560,14 @@ impl Queue {
         true
     }
 
+    /// Whether the device has used all chains that were published, of one descriptor each.
+    pub fn has_used_all(&self) -> bool {
+        match &self.packed {
+            Some(packed) => packed.has_used_all(),
+            None => self.used_index() == self.avail_index(),
+        }
+    }
+
     /// Waits for a signal on the call eventfd, and takes it. False when none came before the deadline.
     /// Says nothing about used chains and asks for nothing.
     pub fn wait_call(&mut self, limit: Duration) -> bool {

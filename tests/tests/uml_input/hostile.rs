@@ -23,14 +23,14 @@ fn a_corrupt_ring_stops_alone() {
     let press = |down| report(&[(EV_KEY, KEY_A, down)]);
     let mut driver = Driver::connect(&input);
     // Events still come.
-    driver.status.publish_raw(0xffff);
+    driver.status.publish_nonsense();
     assert!(driver.status.wait_error(PATIENCE), "ERR is not signalled");
     device.report(&press(1)).unwrap();
     assert_eq!(driver.report(), press(1));
     drop(driver);
     let mut driver = Driver::with_queue(&input, 16);
     // The device has no use for a buffer before there is an event; then it looks. What the guest sets is still set.
-    driver.events.publish_raw(0xffff);
+    driver.events.publish_nonsense();
     device.report(&press(0)).unwrap();
     assert!(driver.events.wait_error(PATIENCE), "ERR is not signalled");
     driver.set(Event::new(EV_LED, LED_CAPSL, 1));
@@ -39,7 +39,8 @@ fn a_corrupt_ring_stops_alone() {
     // Set up anew, it works.
     driver.front_end.stop(0).unwrap();
     driver.events.reset();
-    driver.front_end.start(0, &driver.events, 0).unwrap();
+    let start = driver.events.options().start();
+    driver.front_end.start(0, &driver.events, start).unwrap();
     driver.start_taking();
     device.report(&press(1)).unwrap();
     driver.reports_until(|report| *report == press(1));
@@ -139,7 +140,8 @@ fn events_over_the_ring_itself_harm_that_ring_only() {
         assert_eq!(node.lights().unwrap(), [LED_CAPSL]);
         driver.front_end.call().get_vring_base(0).unwrap();
         driver.events.reset();
-        driver.front_end.start(0, &driver.events, 0).unwrap();
+        let start = driver.events.options().start();
+        driver.front_end.start(0, &driver.events, start).unwrap();
     }
     drop(driver);
     let mut driver = Driver::connect(&input);

@@ -300,10 +300,9 @@ fn within_a_report(device: &Device, input: &Input) -> Driver {
     // How the axes stand, which is a report of its own.
     driver.report();
     driver.is_quick = false;
-    let end = driver.events.avail_index();
     device.report(&ten_fingers(100)).unwrap();
     wait_until("the device has used all buffers", || {
-        driver.events.used_index() == end
+        driver.events.has_used_all()
     });
     driver
 }
