@@ -252,6 +252,7 @@ impl Lane {
         self.queue.publish();
         self.queue.kick();
         let mut in_flight = load.depth;
+        let mut last = Instant::now();
         while in_flight > 0 {
             if !self.queue.wait_used(LIMIT) {
                 return Err(io::Error::other(format!(
@@ -260,6 +261,12 @@ impl Lane {
             }
             self.queue.disarm_interrupt();
             let now = Instant::now();
+            if now - last >= LIMIT {
+                return Err(io::Error::other(
+                    "a request came back, and the device did not call",
+                ));
+            }
+            last = now;
             let counts = window.start <= now && now < window.end;
             while let Some(used) = self.queue.take_used() {
                 let slot = slot_of_head[usize::from(used.head)];

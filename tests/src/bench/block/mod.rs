@@ -216,7 +216,7 @@ fn run_load(
     let cpu = cpu_after?.saturating_sub(cpu_before?);
     let counted = measured.latency.total();
     if counted == 0 {
-        return Err("no request was completed".into());
+        return Err("no request was completed in time: is the machine busy?".into());
     }
     Ok(Sample {
         iops: counted as f64 / window.as_secs_f64(),
