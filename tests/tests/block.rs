@@ -26,6 +26,8 @@ mod locking;
 mod ranges;
 #[path = "block/requests.rs"]
 mod requests;
+#[path = "block/resize.rs"]
+mod resize;
 #[path = "block/throttle.rs"]
 mod throttle;
 

@@ -3,6 +3,8 @@
 
 #[path = "guest_block/crash.rs"]
 mod crash;
+#[path = "guest_block/resize.rs"]
+mod resize;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;

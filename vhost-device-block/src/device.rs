@@ -2,11 +2,13 @@
 //! The block device: features, config space, and what its queues share.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
-use vhost_device_common::device::{ConfigError, Device, Needs, StartError, StateError, Threads};
+use vhost_device_common::device::{
+    Call, ConfigChange, ConfigError, Device, Needs, StartError, StateError, Threads,
+};
 use vhost_device_common::state;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
@@ -16,7 +18,7 @@ use virtio_bindings::virtio_blk::{
 
 use crate::engine::Engine;
 use crate::handler::BlockHandler;
-use crate::image::{Image, SECTOR_SIZE};
+use crate::image::{Image, Measured, SECTOR_SIZE};
 use crate::lock;
 use crate::options::{Discard, IoEngine, Options};
 use crate::request::{KINDS, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Status};
@@ -51,7 +53,7 @@ impl Disk {
             .filter(|offset| {
                 offset
                     .checked_add(length)
-                    .is_some_and(|end| end <= self.image.size)
+                    .is_some_and(|end| end <= self.image.size())
             })
             .ok_or(Status::IoError)
     }
@@ -96,6 +98,41 @@ pub struct Block {
     options: Options,
     io_engine: IoEngine,
     throttle: Option<Arc<Throttle>>,
+    /// Tells the front-end that the disk has grown.
+    config_change: Mutex<Option<ConfigChange>>,
+}
+
+impl Block {
+    /// Measures the image again. What came of it is logged, but for `silent` if nothing did.
+    fn measure(&self, silent: bool) {
+        let (disk, path) = (&self.disk, self.options.blk_file.display());
+        match disk.image.measure() {
+            Ok(Measured::Same) if silent => {}
+            Ok(Measured::Same) => log::info!(
+                "{path}: the disk stays as large as it is: {} bytes",
+                disk.image.size()
+            ),
+            Ok(Measured::Grown { before, now }) => {
+                log::info!("{path}: the disk grows from {before} to {now} bytes");
+                if let Some(config_change) = &*self.config_change() {
+                    config_change.send();
+                }
+            }
+            Ok(Measured::Smaller { now }) => log::warn!(
+                "{path}: the image has only {now} bytes now, but the disk keeps the {} that its guest knows of, and what is read \
+                 beyond the end of the image fails; give the image its length back, or start this program anew for a guest \
+                 that starts anew",
+                disk.image.size()
+            ),
+            Err(error) => log::warn!("{path}: cannot find out its size: {error}"),
+        }
+    }
+
+    fn config_change(&self) -> MutexGuard<'_, Option<ConfigChange>> {
+        self.config_change
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Device for Block {
@@ -105,6 +142,7 @@ impl Device for Block {
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio block device";
     const THREADS: Threads = Threads::OnePerQueue;
     const STATE_VERSION: u32 = 1;
+    const RELOADS: bool = true;
     const REQUESTS: &'static [&'static str] = KINDS;
 
     type Options = Options;
@@ -120,7 +158,7 @@ impl Device for Block {
         log::debug!(
             "{}: {} bytes{}",
             options.blk_file.display(),
-            image.size,
+            image.size(),
             if options.read_only { ", read-only" } else { "" }
         );
         let disk = Arc::new(Disk {
@@ -141,6 +179,7 @@ impl Device for Block {
             options,
             io_engine,
             throttle: throttle.map(Arc::new),
+            config_change: Mutex::default(),
         })
     }
 
@@ -185,7 +224,7 @@ impl Device for Block {
         let writeback = disk.writeback.load(Ordering::Relaxed);
         let unmap = self.options.discard == Discard::Unmap;
         let mut config = Vec::with_capacity(CONFIG_SIZE);
-        config.extend((disk.image.size / SECTOR_SIZE).to_le_bytes()); // capacity
+        config.extend((disk.image.size() / SECTOR_SIZE).to_le_bytes()); // capacity
         config.extend(0u32.to_le_bytes()); // size_max: not offered
         config.extend(SEG_MAX.to_le_bytes());
         config.extend([0; 4]); // geometry: not offered
@@ -223,8 +262,20 @@ impl Device for Block {
         Ok(())
     }
 
+    fn set_config_change(&self, config_change: ConfigChange) {
+        *self.config_change() = Some(config_change);
+    }
+
+    fn reload(&self) {
+        self.measure(false);
+    }
+
     fn handler(&self) -> io::Result<BlockHandler> {
         let in_use = self.disk.image.lock.begin()?;
+        if in_use.is_taken_over() {
+            // The one that had it may have seen it grow.
+            self.measure(true);
+        }
         let engine = Engine::new(&self.disk.image, self.io_engine)?;
         let (disk, throttle) = (Arc::clone(&self.disk), self.throttle.clone());
         Ok(BlockHandler::new(disk, engine, throttle, in_use))
@@ -235,6 +286,8 @@ impl Device for Block {
         // The last queue to end lets go of the image.
         needs.session.extend(lock::calls());
         needs.queue.extend(lock::calls());
+        // Measures the image, and tells the front-end.
+        needs.control = [libc::SYS_lseek, libc::SYS_sendmsg].map(Call::new).to_vec();
         needs
     }
 

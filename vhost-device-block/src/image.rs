@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The image: opened and measured.
 
+use std::cmp;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{AtFlags, OFlags, StatxFlags, fstatfs, ioctl_blksszget, statx};
 use vhost_device_common::device::StartError;
@@ -31,8 +33,10 @@ pub struct DirectAlignment {
 #[derive(Debug)]
 pub struct Image {
     pub file: File,
-    /// Whole logical blocks, in bytes.
-    pub size: u64,
+    /// Bytes of the disk: whole logical blocks. Grows only.
+    size: AtomicU64,
+    /// Bytes of a logical block.
+    block: u64,
     /// Bytes that the host reads or writes at once.
     pub physical_block_size: u32,
     /// For O_DIRECT.
@@ -61,15 +65,14 @@ impl Image {
                 "neither a file nor a block device; --blk-file takes a raw image".to_owned(),
             ));
         }
-        let mut file = open(&options.blk_file, options).map_err(explain)?;
+        let file = open(&options.blk_file, options).map_err(explain)?;
         let lock_holder = open(&options.blk_file, options).map_err(explain)?;
         let lock = Lock::new(lock_holder, options.read_only, options.incoming)
             .map_err(|why| fail(why.to_owned()))?;
-        let length = file
-            .seek(SeekFrom::End(0))
-            .map_err(|error| fail(format!("cannot find out its size: {error}")))?;
+        let length =
+            length(&file).map_err(|error| fail(format!("cannot find out its size: {error}")))?;
         let block = u64::from(options.logical_block_size);
-        let size = length / block * block;
+        let size = whole(length, block);
         if size == 0 {
             return Err(fail(format!(
                 "smaller than one logical block of {block} bytes; make an image with \
@@ -99,7 +102,8 @@ impl Image {
         };
         let file_system = fstatfs(&file).map_or(0, |system| system.f_type as u64);
         Ok(Self {
-            size,
+            size: AtomicU64::new(size),
+            block,
             physical_block_size: physical
                 .clamp(options.logical_block_size, 1 << 16)
                 .next_power_of_two(),
@@ -109,6 +113,51 @@ impl Image {
             lock: Arc::new(lock),
         })
     }
+
+    /// Bytes of the disk.
+    #[inline]
+    pub fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// Looks how long the image is now, and has the disk grow with it.
+    ///
+    /// # Errors
+    /// The host does not tell.
+    pub fn measure(&self) -> io::Result<Measured> {
+        let now = whole(length(&self.file)?, self.block);
+        let before = self.size.fetch_max(now, Ordering::Relaxed);
+        Ok(match now.cmp(&before) {
+            cmp::Ordering::Greater => Measured::Grown { before, now },
+            cmp::Ordering::Equal => Measured::Same,
+            cmp::Ordering::Less => Measured::Smaller { now },
+        })
+    }
+}
+
+/// What has become of the size of an image, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measured {
+    Same,
+    /// The disk has grown too.
+    Grown {
+        before: u64,
+        now: u64,
+    },
+    /// The disk has not: a guest may use all of it.
+    Smaller {
+        now: u64,
+    },
+}
+
+/// The length of a file or block device, in bytes. Nothing else makes use of its position.
+fn length(mut file: &File) -> io::Result<u64> {
+    file.seek(SeekFrom::End(0))
+}
+
+/// What there is of whole blocks.
+fn whole(length: u64, block: u64) -> u64 {
+    length / block * block
 }
 
 fn open(path: &Path, options: &Options) -> io::Result<File> {

@@ -38,7 +38,17 @@ struct State {
 
 /// A queue at work on the image, which is locked for as long as there is one.
 #[derive(Debug)]
-pub struct InUse(Arc<Lock>);
+pub struct InUse {
+    lock: Arc<Lock>,
+    is_taken_over: bool,
+}
+
+impl InUse {
+    /// The image was another program's until now.
+    pub fn is_taken_over(&self) -> bool {
+        self.is_taken_over
+    }
+}
 
 /// What a thread needs to lock, look, and let go.
 pub fn calls() -> impl Iterator<Item = Call> {
@@ -82,7 +92,8 @@ impl Lock {
     /// The image was not locked so far, and another program has it.
     pub fn begin(self: &Arc<Self>) -> io::Result<InUse> {
         let mut state = self.state();
-        if !state.is_held {
+        let is_taken_over = !state.is_held;
+        if is_taken_over {
             if !self.take() {
                 return Err(io::Error::other("another program uses the image"));
             }
@@ -91,7 +102,10 @@ impl Lock {
             log::info!("the image is taken over");
         }
         state.users += 1;
-        Ok(InUse(Arc::clone(self)))
+        Ok(InUse {
+            lock: Arc::clone(self),
+            is_taken_over,
+        })
     }
 
     /// Lets go of the image, if another program waits for it.
@@ -163,10 +177,10 @@ impl Lock {
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        let mut state = self.lock.state();
         state.users = state.users.saturating_sub(1);
         if state.users == 0 {
-            self.0.hand_over(&mut state);
+            self.lock.hand_over(&mut state);
         }
     }
 }

@@ -19,6 +19,8 @@ use crate::{cargo, target_directory, workspace};
 
 const SOCKET_UNIT: &str = include_str!("../../systemd/vhost-device@.socket");
 const SERVICE_UNIT: &str = include_str!("../../systemd/vhost-device@.service");
+/// What the service unit has for a program that SIGHUP does not end.
+const RELOAD: &str = "ExecReload=kill -HUP $MAINPID\n";
 const LICENCES: &[&str] = &["LICENSE-APACHE", "LICENSE-BSD-3-Clause"];
 
 /// Where libvirt, which has these names built in, looks for descriptors.
@@ -212,7 +214,9 @@ fn add(program: &Program, directories: &Directories, files: &mut Vec<File>) -> R
             files.push(File::text(path, descriptor(&built, &binary)?));
         }
         for (template, kind) in [(SOCKET_UNIT, "socket"), (SERVICE_UNIT, "service")] {
+            let reload = if program.reloads { RELOAD } else { "" };
             let unit = template
+                .replace("@RELOAD@\n", reload)
                 .replace("@PROGRAM@", program.name)
                 .replace("@TYPE@", device)
                 .replace("@BINARY@", &binary.to_string_lossy());

@@ -14,6 +14,8 @@ pub struct Program {
     pub command: fn() -> clap::Command,
     /// What device it is, in the schema's terms. None for a tool.
     pub device: Option<&'static str>,
+    /// SIGHUP has it look again at what its options name.
+    pub reloads: bool,
 }
 
 /// All programs that are installed.
@@ -27,6 +29,7 @@ pub const PROGRAMS: &[Program] = &[
         package: "vhost-user-discovery",
         command: vhost_user_discovery::program::command,
         device: None,
+        reloads: false,
     },
 ];
 
@@ -37,5 +40,6 @@ const fn device<D: Device>() -> Program {
         package: D::PROGRAM,
         command: program::command::<D>,
         device: Some(D::TYPE),
+        reloads: D::RELOADS,
     }
 }

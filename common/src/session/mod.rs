@@ -92,7 +92,7 @@ struct Session<'a, D: Device> {
     /// The thread of all queues, for a device that has just one.
     shared_worker: Option<Arc<Worker>>,
     /// Kept open for as long as the front-end is there: QEMU takes its end for an error.
-    config_change: Option<ConfigChange>,
+    back_end_channel: Option<Arc<OwnedFd>>,
 }
 
 /// Serves the front-end behind `socket` until it goes away, or until `stop` becomes readable, and counts in `statistics` what happens.
@@ -122,7 +122,7 @@ pub fn serve<D: Device>(
         inflight: None,
         device_state: DeviceState::default(),
         shared_worker: None,
-        config_change: None,
+        back_end_channel: None,
     };
     loop {
         session.transfer_until_message(&connection)?;
@@ -274,8 +274,9 @@ impl<D: Device> Session<'_, D> {
                 Ok(Answer::Ack)
             }
             FrontendReq::SET_BACKEND_REQ_FD => {
-                let config_change = ConfigChange::new(file(&mut message, request)?);
-                self.config_change = Some(config_change.clone());
+                let channel = Arc::new(file(&mut message, request)?);
+                let config_change = ConfigChange::new(&channel);
+                self.back_end_channel = Some(channel);
                 self.device.set_config_change(config_change);
                 Ok(Answer::Ack)
             }

@@ -45,6 +45,11 @@ fn field(front_end: &FrontEnd, offset: u32, size: u32) -> u64 {
     u64::from_le_bytes(bytes.try_into().unwrap())
 }
 
+/// Sectors of the disk.
+pub fn capacity(front_end: &FrontEnd) -> u64 {
+    field(front_end, 0, 8)
+}
+
 pub fn writeback(front_end: &FrontEnd) -> u64 {
     field(front_end, WRITEBACK, 1)
 }
@@ -54,6 +59,7 @@ pub fn set_writeback(front_end: &FrontEnd, writeback: u8) {
 }
 
 /// Most sectors of a segment, and most segments.
+#[derive(Debug, PartialEq, Eq)]
 pub struct Limits {
     pub sectors: u32,
     pub segments: u32,

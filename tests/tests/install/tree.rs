@@ -242,10 +242,11 @@ fn systemd_accepts_the_units() {
         for kind in ["socket", "service"] {
             let unit = units.join(format!("vhost-device-{device}@.{kind}"));
             let text = fs::read_to_string(&unit).unwrap();
-            assert!(
-                !text.contains("@PROGRAM@") && !text.contains("@TYPE@"),
-                "{text}"
-            );
+            for place in ["@PROGRAM@", "@TYPE@", "@RELOAD@"] {
+                assert!(!text.contains(place), "{text}");
+            }
+            let reloads = text.contains("\nExecReload=kill -HUP $MAINPID\n");
+            assert_eq!(reloads, (*device, kind) == ("block", "service"), "{text}");
             assert_silent(
                 Command::new(&analyze)
                     .args(["verify", "--man=no"])
