@@ -18,6 +18,7 @@ use vhost_device_common::device::{
 use vhost_device_common::session;
 use vhost_device_common::statistics::Statistics;
 use vhost_device_common::worker::{Polling, Queue};
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 
 /// Has a config space of one byte. Each write to it is a change, which the front-end is told of as
 /// many times as the byte says.
@@ -86,6 +87,10 @@ impl Device for Counter {
         *self.config_change.lock().unwrap() = Some(config_change);
     }
 
+    fn new_driver(&self) {
+        *self.value.lock().unwrap() = 0;
+    }
+
     fn handler(&self) -> io::Result<Nothing> {
         Ok(Nothing)
     }
@@ -152,5 +157,22 @@ fn a_front_end_that_reads_no_changes_still_gets_its_config() {
             front_end.set_config(0, flags, &[value]).unwrap();
             assert_eq!(config(front_end), value);
         }
+    });
+}
+
+/// A packed ring can stop at a base that is 0, which is where a split one begins.
+#[test]
+fn a_driver_that_chooses_another_ring_format_is_a_new_one() {
+    with_front_end(|front_end, _channel| {
+        let flags = VhostUserConfigFlags::WRITABLE;
+        front_end.set_config(0, flags, &[1]).unwrap();
+        let features = front_end.get_features().unwrap();
+        front_end.set_vring_base(0, 0).unwrap();
+        front_end.set_features(features).unwrap();
+        assert_eq!(config(front_end), 1, "the same driver");
+        front_end
+            .set_features(features & !(1 << VIRTIO_F_RING_PACKED))
+            .unwrap();
+        assert_eq!(config(front_end), 0);
     });
 }

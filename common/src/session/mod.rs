@@ -313,6 +313,11 @@ impl<D: Device> Session<'_, D> {
             log::info!("features {:#x} accepted", self.accepted_features);
             self.device.set_features(self.accepted_features & !LOG_ALL);
         }
+        // Where the rings of one format stopped says nothing of those of the other.
+        let other_rings = (before ^ self.accepted_features) & 1 << VIRTIO_F_RING_PACKED != 0;
+        if other_rings && !is_at_work && self.vrings.iter().any(|vring| vring.base.is_some()) {
+            self.device.new_driver();
+        }
         if self.accepted_features & PROTOCOL_FEATURES == 0 {
             for vring in &mut self.vrings {
                 vring.enabled = true;
