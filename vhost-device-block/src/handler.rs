@@ -101,13 +101,13 @@ impl QueueHandler for BlockHandler {
             && let Some(chain) = queue.take()
         {
             match Request::parse(queue.index(), chain, &self.disk) {
-                Next::Operation(request) if request.is_large() && self.disk.is_inline() => {
-                    if request.is_read() && self.shares(queue) {
+                Next::Operation(request) if request.is_large_read() && self.disk.is_inline() => {
+                    if self.shares(queue) {
                         self.engine.submit(request);
                         self.engine.begin();
                     } else {
                         self.step(Next::Operation(request), queue);
-                        // The driver can go on with this one while the next is copied.
+                        // What was left to the other thread may have ended too.
                         return;
                     }
                 }

@@ -233,14 +233,9 @@ impl Request {
         }
     }
 
-    /// Whether it moves much data.
-    pub fn is_large(&self) -> bool {
-        matches!(&self.work, Work::Transfer(transfer) if transfer.remaining >= LARGE)
-    }
-
-    /// Whether it moves data to the guest.
-    pub fn is_read(&self) -> bool {
-        matches!(&self.work, Work::Transfer(transfer) if transfer.to_guest)
+    /// Whether it moves much data to the guest.
+    pub fn is_large_read(&self) -> bool {
+        matches!(&self.work, Work::Transfer(transfer) if transfer.to_guest && transfer.remaining >= LARGE)
     }
 
     /// What is to be done next.
