@@ -2,7 +2,7 @@
 //! The block device as a driver meets it (VIRTIO 1.3, section 5.2): every request, every error, every framing, and what becomes of the
 //! image.
 //!
-//! The tests run with each I/O engine on a disk, and without one (`auto`) on an image in memory.
+//! The tests run with each I/O engine on a disk, with what `auto` makes of them there, and on an image in memory.
 
 #[path = "block/config.rs"]
 mod config;
@@ -86,6 +86,11 @@ impl Variant {
     };
     const THREADS: Self = Variant {
         engine: "threads",
+        place: Place::Disk,
+    };
+    /// What the host allows: io_uring, most likely.
+    const AUTO: Self = Variant {
+        engine: "auto",
         place: Place::Disk,
     };
     /// The queue's own thread does the I/O.
@@ -335,6 +340,9 @@ use for_each_engine;
 macro_rules! for_each_variant {
     ($($test:ident),+ $(,)?) => {
         crate::for_each_engine!($($test),+);
+        mod auto {
+            $(#[test] fn $test() { crate::run(super::$test, crate::Variant::AUTO) })+
+        }
         mod inline {
             $(#[test] fn $test() { crate::run(super::$test, crate::Variant::INLINE) })+
         }

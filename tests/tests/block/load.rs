@@ -193,6 +193,41 @@ fn the_engine_that_was_asked_for_does_the_work(variant: Variant) {
     }
 }
 
+/// Some of the large ones may be carried out by another thread meanwhile, and overtake the others.
+fn large_and_small_requests_at_once_have_each_their_own_data(variant: Variant) {
+    const DEPTH: usize = 32;
+    const LARGE: usize = 128 << 10;
+    let mut image = noise(1, DEPTH * LARGE);
+    let device = variant.start(&image, &[]);
+    let front_end = device.connect();
+    let mut load = Load::new(&front_end, 0, DEPTH, LARGE as u32);
+    for round in 0..12 {
+        let length = |number: usize| [LARGE, 4096][(number + round) / 3 % 2];
+        let is_write = |number: usize| (number + round) % 4 == 3;
+        for number in 0..DEPTH {
+            let (start, length) = (number * LARGE, length(number));
+            let sector = (start / SECTOR_SIZE) as u64;
+            if is_write(number) {
+                let data = noise((round * DEPTH + number) as u64, length);
+                image[start..][..length].copy_from_slice(&data);
+                load.add(number, &write(sector, &data));
+            } else {
+                load.add(number, &read(sector, length));
+            }
+        }
+        load.publish();
+        for _ in 0..DEPTH {
+            let (number, completion) = load.wait();
+            let data = ok(completion);
+            if !is_write(number) {
+                let expected = &image[number * LARGE..][..length(number)];
+                assert_same(&data, expected, &format!("round {round}, request {number}"));
+            }
+        }
+    }
+    assert_same(&device.contents(), &image, "the image");
+}
+
 /// All made available with one store and one kick.
 fn a_full_ring_of_1024_requests_is_carried_out(variant: Variant) {
     const DEPTH: usize = 1024;
@@ -363,6 +398,7 @@ fn a_killed_device_can_be_started_again_at_once(variant: Variant) {
 crate::for_each_variant!(
     all_queues_work_at_once,
     the_engine_that_was_asked_for_does_the_work,
+    large_and_small_requests_at_once_have_each_their_own_data,
     a_full_ring_of_1024_requests_is_carried_out,
     good_and_bad_requests_of_all_kinds_share_a_full_ring,
     the_program_ends_in_time_and_keeps_what_it_acknowledged,
