@@ -63,7 +63,9 @@ fn a_byte_that_changes_behind_the_back_of_the_device_is_found() {
     let image = || -> Option<File> {
         let entry = fs::read_dir(directory.path()).ok()?.next()?.ok()?;
         let path = entry.path().join("disk.img");
-        OpenOptions::new().read(true).write(true).open(path).ok()
+        let file = OpenOptions::new().read(true).write(true).open(path).ok()?;
+        // It has its size some time after its name.
+        (file.metadata().ok()?.len() > 0).then_some(file)
     };
     let mut found = None;
     let wait = program.wait_until("make its image", PATIENCE, || {

@@ -89,8 +89,9 @@ fn memory_without_bits_does_no_harm(target: &dyn Target) {
         let marked = log.take();
         assert_eq!(&marked & &pages(inside, 1), pages(inside, 1));
         assert!(marked.is_disjoint(&pages(outside, 1 << 16)));
-        shadow.copy(&(&marked | &ring.used_pages()));
-        assert!(shadow.differences().is_empty());
+        shadow.copy(&marked);
+        // The device asks for the next kick when it likes.
+        assert!(shadow.differences().is_subset(&ring.used_pages()));
     }
 }
 

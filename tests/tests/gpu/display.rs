@@ -55,7 +55,12 @@ fn a_driver_that_begins_anew_finds_nothing_of_the_one_before() {
     }
     driver.flush(1, [0, 0, 64, 64]);
     assert!(matches!(display.next(), Shown::Update(..)));
-    // Reset, nothing is.
+    driver.run_cursor(&command(
+        number::UPDATE_CURSOR,
+        &words(&[0, 5, 6, 0, 1, 7, 8, 0]),
+    ));
+    assert!(matches!(display.next(), Shown::CursorImage(..)));
+    // Reset, nothing is. Each queue says that its driver begins.
     for index in [0, 1] {
         driver.front_end.stop(index).unwrap();
     }
@@ -63,11 +68,18 @@ fn a_driver_that_begins_anew_finds_nothing_of_the_one_before() {
     driver.control.reset();
     driver.cursor.reset();
     let start = options.start();
+    for index in [0, 1] {
+        let base = [index, start].map(u32::to_ne_bytes).concat();
+        let raw = driver.front_end.raw().unwrap();
+        raw.acknowledged(FrontendReq::SET_VRING_BASE, &base, &[])
+            .unwrap();
+    }
     driver.front_end.start(0, &driver.control, start).unwrap();
     driver.front_end.start(1, &driver.cursor, start).unwrap();
     let gone = driver.run(&command(number::UNREF, &words(&[1, 0])));
     assert_eq!(gone.kind(), number::INVALID_RESOURCE_ID);
     assert_eq!(display.next(), Shown::Scanout(0, 0, 0));
+    assert_eq!(display.next(), Shown::CursorHide(0));
 }
 
 #[test]

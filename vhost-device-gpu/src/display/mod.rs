@@ -173,7 +173,8 @@ impl Display {
     pub fn clear(&mut self, resources: &Resources) {
         self.detach(None, resources);
         for Output { cursor, .. } in &mut self.outputs {
-            let moved = cursor.visible && self.link.is_some();
+            // The display may not have been told yet that it is gone.
+            let moved = (cursor.visible || cursor.moved) && self.link.is_some();
             *cursor = Cursor {
                 moved,
                 ..Cursor::default()
