@@ -88,6 +88,24 @@ impl<'a, H: QueueHandler> Bench<'a, H> {
         }
     }
 
+    /// Waits, in the way of the handler's own, until it holds no request.
+    pub fn finish(&mut self, index: u16) {
+        while self.held(index) > 0 {
+            let mut ready = Vec::new();
+            let poller = self.handler.poller();
+            let waited = poller.map(|poller| poller.wait(&mut ready, None));
+            waited.expect("a way to wait").expect("a poller that works");
+            for token in ready {
+                if let Token::Device(token) = token {
+                    self.handler.ready(token, &mut self.queues);
+                }
+            }
+            if let Some(queue) = self.queues.get_mut(index) {
+                queue.publish();
+            }
+        }
+    }
+
     /// Lets the handler go on with what became ready meanwhile.
     pub fn wait(&mut self) {
         let mut ready = Vec::new();

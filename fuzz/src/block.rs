@@ -240,7 +240,8 @@ impl Input {
                         continue;
                     }
                     bench.kick(0);
-                    assert_eq!(bench.held(0), 0, "a request is not carried out at once");
+                    // Large reads may be under way elsewhere.
+                    bench.finish(0);
                     let answers = driver.answers(0, &guest);
                     let is_apart = driver.is_apart();
                     driver.settle();
@@ -254,6 +255,7 @@ impl Input {
                 Step::Err(mistake) => {
                     driver.err(0, &mut guest, mistake);
                     bench.kick(0);
+                    bench.finish(0);
                 }
                 Step::WriteBack(value) => {
                     let written = device.write_config(WRITEBACK, &[value.into()]);
@@ -266,6 +268,7 @@ impl Input {
             }
         }
         bench.kick(0);
+        bench.finish(0);
         bench.stop(0);
         save(device);
         driver.assert_untouched(&mut guest);
