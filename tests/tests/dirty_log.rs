@@ -276,8 +276,8 @@ impl Ring<'_> {
                 let (_, flags) = self.queue.packed().device_event();
                 u32::from(flags) == VRING_PACKED_EVENT_FLAG_ENABLE
             }
-            (false, true) => self.queue.avail_event() == self.queue.avail_index(),
-            (false, false) => self.queue.used_flags() == 0,
+            (false, true) => self.queue.split().avail_event() == self.queue.split().avail_index(),
+            (false, false) => self.queue.split().used_flags() == 0,
         }
     }
 
@@ -288,7 +288,7 @@ impl Ring<'_> {
             packed, event_idx, ..
         } = *self.queue.options();
         match (packed, event_idx) {
-            (true, true) => pages(place, EVENT_SIZE),
+            (true, true) => pages(place, EVENT_SIZE as u64),
             (true, false) => Pages::new(),
             (false, true) => &pages(place + 2, 2) | &pages(place + USED_SIZE - 2, 2),
             (false, false) => pages(place + 2, 2),

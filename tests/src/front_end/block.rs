@@ -12,8 +12,9 @@ pub use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_IN as IN, VIRTIO_BLK_T_OUT as OUT, VIRTIO_BLK_T_WRITE_ZEROES as WRITE_ZEROES,
 };
 
+use super::descriptor::Buffer;
 use super::memory::GuestMemory;
-use super::queue::{Buffer, Queue};
+use super::queue::Queue;
 use super::{Error, Result};
 
 /// Bytes in a sector, the unit of request addresses whatever the block size is.

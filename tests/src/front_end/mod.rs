@@ -5,7 +5,8 @@
 //! - [`memory`]: guest memory in shared memfds, with a bump allocator for rings and buffers;
 //! - [`connection`]: [`RawConnection`], which sends any bytes and any file descriptors, well-formed or not;
 //! - [`device`]: [`FrontEnd`], which negotiates and starts rings through the `vhost` crate's `Frontend`;
-//! - [`queue`]: [`Queue`], the driver's side of a ring, with raw access for malformed ones; [`packed`] where it is a packed one;
+//! - [`queue`]: [`Queue`], the driver's side of a queue; [`split`] and [`packed`]: its ring, with raw access for malformed ones;
+//!   [`descriptor`]: what lies in it;
 //! - [`dirty_log`]: what a front-end does with the memory of a guest that migrates;
 //! - [`block`]: virtio-blk requests in any framing;
 //! - [`gpu`]: virtio-gpu commands, and a display for the device;
@@ -16,21 +17,24 @@
 
 pub mod block;
 pub mod connection;
+pub mod descriptor;
 pub mod device;
 pub mod dirty_log;
 pub mod gpu;
 pub mod memory;
 pub mod packed;
 pub mod queue;
+pub mod split;
 pub mod state;
 mod watchdog;
 
 pub use block::BlockDriver;
 pub use connection::{RawConnection, Reply};
+pub use descriptor::Buffer;
 pub use device::{FrontEnd, Options};
 pub use dirty_log::{DirtyLog, Shadow};
 pub use memory::GuestMemory;
-pub use queue::{Buffer, Queue, QueueOptions, Used};
+pub use queue::{Queue, QueueOptions, Used};
 
 /// What can go wrong between a front-end and the back-end that it talks to.
 #[derive(Debug, thiserror::Error)]

@@ -8,17 +8,16 @@ use virtio_bindings::virtio_ring::{
     VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
 };
 
-use super::queue::{Buffer, Descriptor, NEXT, Used, WRITE, write_descriptor};
+use super::descriptor::{Buffer, DESCRIPTOR_SIZE, Descriptor, NEXT, write_descriptor};
+use super::queue::Used;
 
 /// Descriptor flag: available in the round that the bit stands for.
 pub const AVAILABLE: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
 /// Descriptor flag: used in the round that the bit stands for.
 pub const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
 
-/// Bytes of a descriptor.
-const DESCRIPTOR_SIZE: usize = 16;
 /// Bytes of an event suppression structure.
-pub const EVENT_SIZE: u64 = 4;
+pub const EVENT_SIZE: usize = 4;
 
 /// A place in the ring, and the wrap counter of the round that it is reached in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +64,7 @@ impl Position {
 }
 
 /// Where the parts of the ring are in this process.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct Pointers {
     /// `size` descriptors.
     pub descriptors: *mut u8,
@@ -127,9 +126,9 @@ impl PackedRing {
         ring
     }
 
-    /// The same ring as it is at the start of another driver.
-    pub(super) fn anew(self, base: u16) -> Self {
-        Self::new(self.size, self.event_idx, base, self.pointers)
+    /// Makes it what it is at the start of another driver.
+    pub(super) fn begin(&mut self, base: u16) {
+        *self = Self::new(self.size, self.event_idx, base, self.pointers);
     }
 
     pub(super) fn free_descriptors(&self) -> u16 {
@@ -309,12 +308,7 @@ impl PackedRing {
     #[inline]
     pub fn set_descriptor(&self, index: u16, descriptor: Descriptor, id: u16, flags: u16) {
         assert!(index < self.size);
-        let entry = Descriptor {
-            // In this order the fields lie in a packed ring.
-            flags: id,
-            next: flags,
-            ..descriptor
-        };
+        let entry = with_id(descriptor, id, flags);
         // SAFETY: `index` is in the ring.
         unsafe { write_descriptor(self.pointers.descriptors, index, entry) };
     }
@@ -339,13 +333,19 @@ impl PackedRing {
     }
 }
 
-/// The descriptor of a buffer.
+/// The descriptor of a buffer in an indirect table, where the id means nothing.
 #[inline]
-pub(super) fn of(buffer: &Buffer) -> Descriptor {
+pub(super) fn indirect(buffer: &Buffer) -> Descriptor {
+    let descriptor = Descriptor::of(buffer);
+    with_id(descriptor, u16::MAX, descriptor.flags)
+}
+
+/// A descriptor with its fields in the order of packed rings.
+#[inline]
+fn with_id(descriptor: Descriptor, id: u16, flags: u16) -> Descriptor {
     Descriptor {
-        address: buffer.address,
-        length: buffer.length,
-        flags: if buffer.writable { WRITE } else { 0 },
-        next: 0,
+        flags: id,
+        next: flags,
+        ..descriptor
     }
 }

@@ -165,7 +165,7 @@ impl Link {
         // Of a packed ring it says both: where the next available descriptor is, and the next used one.
         let used = match self.is_packed() {
             true => base >> 16 | base & 0xffff_0000,
-            false => self.queues[index].used_index().into(),
+            false => self.queues[index].split().used_index().into(),
         };
         match base == used {
             true => Ok(base),

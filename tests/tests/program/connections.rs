@@ -84,16 +84,16 @@ const SCENES: [Scene; 8] = [
         let (stop, stopped) = std::sync::mpsc::channel::<()>();
         // Ends when its channel is dropped.
         std::thread::spawn(move || {
-            let mut index = queue.avail_index();
+            let mut index = queue.split().avail_index();
             while stopped.try_recv() == Err(TryRecvError::Empty) {
                 // The chains that are in the ring already, again.
-                while queue.used_index() == index.wrapping_sub(256) {
+                while queue.split().used_index() == index.wrapping_sub(256) {
                     if stopped.try_recv() != Err(TryRecvError::Empty) {
                         return;
                     }
                 }
-                index = queue.used_index().wrapping_add(256);
-                queue.set_avail_index(index);
+                index = queue.split().used_index().wrapping_add(256);
+                queue.split().set_avail_index(index);
                 queue.kick_anyway();
             }
         });

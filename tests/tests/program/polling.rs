@@ -43,7 +43,9 @@ impl Running {
 
     /// Whether all requests are answered in time.
     fn is_answered(&mut self, limit: Duration) -> bool {
-        let answered = self.queue.wait_used_index(self.queue.avail_index(), limit);
+        let answered = self
+            .queue
+            .wait_used_index(self.queue.split().avail_index(), limit);
         while self.queue.take_used().is_some() {}
         answered
     }
@@ -86,7 +88,7 @@ fn a_thread_that_does_not_poll_waits_for_the_kick(binary: &Binary) {
     for _ in 0..5 {
         running.request();
         let end = Instant::now() + PATIENCE;
-        while running.queue.avail_event() != running.queue.avail_index() {
+        while running.queue.split().avail_event() != running.queue.split().avail_index() {
             assert!(Instant::now() < end, "it asks for no kick");
             std::thread::yield_now();
         }

@@ -207,7 +207,7 @@ fn a_base_that_the_driver_knows_nothing_of_stops_its_ring(target: &dyn Target) {
             peer.done(message.request, &message.payload, &message.fds());
         }
         assert!(queue.wait_error(PATIENCE), "base {base}: no ERR");
-        assert_eq!(queue.used_index(), 0);
+        assert_eq!(queue.split().used_index(), 0);
         let base_now = peer.ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(0, 0));
         assert_eq!(base_now, payload::vring_state(0, base), "base {base}");
     }

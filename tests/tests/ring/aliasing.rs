@@ -4,7 +4,8 @@
 
 use std::time::{Duration, Instant};
 
-use vhost_device_tests::front_end::queue::{Layout, NEXT};
+use vhost_device_tests::front_end::descriptor::NEXT;
+use vhost_device_tests::front_end::queue::Layout;
 use vhost_device_tests::front_end::{Buffer, Queue};
 use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
 
@@ -114,7 +115,7 @@ fn write_to_the_ring_itself(target: &dyn Target, running: &Running, mode: Mode) 
                         ring.set_descriptor(index, descriptor, 0, flags);
                         scene.victim.kick_anyway();
                     }
-                    false => scene.victim.set_descriptor(index, descriptor),
+                    false => scene.victim.split().set_descriptor(index, descriptor),
                 }
             }
             for _ in 0..if mode.packed { 0 } else { 4 } {
@@ -188,7 +189,7 @@ fn lay_on_one_another(target: &dyn Target, running: &Running, mode: Mode) {
                         );
                         ring.publish();
                     }
-                    false => ring.set_avail_index(index),
+                    false => ring.split().set_avail_index(index),
                 }
                 ring.kick_anyway();
                 settle(&ring);

@@ -18,7 +18,7 @@ use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::connection::payload;
-use vhost_device_tests::front_end::queue::{Descriptor, INDIRECT, NEXT, WRITE};
+use vhost_device_tests::front_end::descriptor::{Descriptor, INDIRECT, NEXT, WRITE};
 use vhost_device_tests::front_end::{Buffer, FrontEnd, GuestMemory, Queue};
 use vhost_device_tests::target::{Claim, Request, Target, claims};
 
@@ -49,6 +49,7 @@ impl Driver<'_> {
 
     fn descriptor(&mut self, index: u16, buffer: Buffer, flags: u16, next: u16) {
         self.queue
+            .split()
             .set_descriptor(index, descriptor(buffer, flags, next));
     }
 
@@ -60,7 +61,7 @@ impl Driver<'_> {
             .collect();
         let address = self.memory.allocate(bytes.len().max(16) as u64, 16);
         self.memory.write(address, &bytes);
-        self.queue.set_descriptor(
+        self.queue.split().set_descriptor(
             0,
             Descriptor {
                 address,
@@ -246,7 +247,9 @@ impl Scene {
     /// The device has given the one request back, or ring 0 has stopped.
     fn assert_handled(&mut self, target: &dyn Target, what: &str) {
         let end = Instant::now() + PATIENCE;
-        while self.victim.used_index() == 0 && !self.victim.wait_error(Duration::from_millis(1)) {
+        while self.victim.split().used_index() == 0
+            && !self.victim.wait_error(Duration::from_millis(1))
+        {
             assert!(
                 Instant::now() < end,
                 "{what}: neither ERR nor a used request"
@@ -320,7 +323,7 @@ fn an_available_index_that_jumps_stops_its_ring(target: &dyn Target) {
         let mut scene = Scene::new(target, &running, USUAL);
         scene.act(target, |driver| {
             driver.chain(0, 0);
-            driver.queue.set_avail_index(index);
+            driver.queue.split().set_avail_index(index);
             driver.queue.kick_anyway();
         });
         scene.assert_broken(target, &format!("available index {index}"));
@@ -368,7 +371,7 @@ fn requests_before_a_corrupt_one_are_carried_out(target: &dyn Target) {
     assert!(
         scene.victim.wait_used_index(GOOD, PATIENCE),
         "{} of {GOOD} came back",
-        scene.victim.used_index()
+        scene.victim.split().used_index()
     );
     requests.iter().for_each(Request::assert_written);
     scene.assert_restarts(target, "a bad head after good ones");
@@ -397,7 +400,7 @@ fn a_chain_that_makes_no_sense_does_no_harm(target: &dyn Target) {
             driver.descriptor(1, readable, 0, 0);
         }),
         ("an indirect table outside guest memory", |driver| {
-            driver.queue.set_descriptor(
+            driver.queue.split().set_descriptor(
                 0,
                 Descriptor {
                     address: HOLE,
@@ -411,7 +414,7 @@ fn a_chain_that_makes_no_sense_does_no_harm(target: &dyn Target) {
             "an indirect table across the end of guest memory",
             |driver| {
                 let end = driver.memory.regions()[0].size();
-                driver.queue.set_descriptor(
+                driver.queue.split().set_descriptor(
                     0,
                     Descriptor {
                         address: end - 16,
@@ -424,7 +427,7 @@ fn a_chain_that_makes_no_sense_does_no_harm(target: &dyn Target) {
         ),
         ("an indirect table at the end of all addresses", |driver| {
             let address = 0u64.wrapping_sub(16);
-            driver.queue.set_descriptor(
+            driver.queue.split().set_descriptor(
                 0,
                 Descriptor {
                     address,

@@ -47,7 +47,7 @@ fn wait_calls(queue: &Queue) -> u64 {
 /// Carries `count` requests out one after the other, with an eye on the ring rather than on calls.
 fn poll_requests(request: &mut Request, queue: &mut Queue, count: u16) {
     for tag in 0..count {
-        let index = queue.used_index().wrapping_add(1);
+        let index = queue.split().used_index().wrapping_add(1);
         push(queue, &request.write(tag.into()));
         assert!(
             queue.wait_used_index(index, PATIENCE),
@@ -91,9 +91,9 @@ fn no_interrupt_is_respected(target: &dyn Target) {
     let front_end = WITHOUT_EVENT_IDX.connect(&running);
     let mut queue = WITHOUT_EVENT_IDX.queue(&front_end, 16, 0);
     let mut request = Request::new(target, front_end.memory());
-    queue.set_no_interrupt(true);
+    queue.split().set_no_interrupt(true);
     poll_requests(&mut request, &mut queue, 50);
-    queue.set_no_interrupt(false);
+    queue.split().set_no_interrupt(false);
     poll_requests(&mut request, &mut queue, 1);
     assert_eq!(wait_calls(&queue), 1);
 }
@@ -107,8 +107,8 @@ fn a_call_comes_when_the_used_index_passes_used_event_and_only_then(target: &dyn
         // The first request after the start is signalled by some devices whatever the event.
         poll_requests(&mut request, &mut queue, 1);
         wait_calls(&queue);
-        let event = queue.used_index().wrapping_add(silent);
-        queue.set_used_event(event);
+        let event = queue.split().used_index().wrapping_add(silent);
+        queue.split().set_used_event(event);
         poll_requests(&mut request, &mut queue, silent);
         assert_eq!(
             calls(&queue),
@@ -119,7 +119,7 @@ fn a_call_comes_when_the_used_index_passes_used_event_and_only_then(target: &dyn
         assert_eq!(wait_calls(&queue), 1, "from {base}, event {event}");
         // Had there been more, they would have come before the next that must.
         poll_requests(&mut request, &mut queue, 20);
-        queue.set_used_event(queue.used_index());
+        queue.split().set_used_event(queue.split().used_index());
         poll_requests(&mut request, &mut queue, 1);
         assert_eq!(
             wait_calls(&queue),
@@ -137,8 +137,8 @@ fn a_call_comes_for_an_event_in_the_middle_of_a_batch(target: &dyn Target) {
     let mut queue = WITH_EVENT_IDX.queue(&front_end, 64, 0);
     let mut load = Load::new(target, front_end.memory(), &queue, 20);
     for round in 0..50 {
-        let start = queue.used_index();
-        queue.set_used_event(start.wrapping_add(round % 20));
+        let start = queue.split().used_index();
+        queue.split().set_used_event(start.wrapping_add(round % 20));
         while load.add(&mut queue) {}
         queue.publish();
         queue.kick_anyway();
@@ -234,9 +234,9 @@ fn an_idle_device_wants_a_kick(target: &dyn Target) {
                         false => flags == 0,
                     }
                 } else if mode.event_idx {
-                    queue.avail_event() == queue.avail_index()
+                    queue.split().avail_event() == queue.split().avail_index()
                 } else {
-                    queue.used_flags() & 1 == 0
+                    queue.split().used_flags() & 1 == 0
                 }
             };
             while !wants(&queue) {

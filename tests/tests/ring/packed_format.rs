@@ -8,8 +8,8 @@ use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::connection::payload;
+use vhost_device_tests::front_end::descriptor::{Descriptor, INDIRECT, NEXT, WRITE};
 use vhost_device_tests::front_end::packed::{AVAILABLE, Position, USED};
-use vhost_device_tests::front_end::queue::{Descriptor, INDIRECT, NEXT, WRITE};
 use vhost_device_tests::front_end::{Buffer, FrontEnd, GuestMemory, Queue};
 use vhost_device_tests::target::{Claim, Request, Target, claims};
 

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use fastrand::Rng;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::connection::payload;
-use vhost_device_tests::front_end::queue::Descriptor;
+use vhost_device_tests::front_end::descriptor::Descriptor;
 use vhost_device_tests::front_end::{Buffer, GuestMemory, Queue};
 use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
 
@@ -164,6 +164,7 @@ fn random_rings_do_no_harm(target: &dyn Target) {
         for index in 0..SIZE {
             scene
                 .victim
+                .split()
                 .set_descriptor(index, random_descriptor(&mut random, area));
         }
         for slot in 0..SIZE {
@@ -172,9 +173,9 @@ fn random_rings_do_no_harm(target: &dyn Target) {
             } else {
                 random.u16(0..SIZE)
             };
-            scene.victim.set_avail_entry(slot, head);
+            scene.victim.split().set_avail_entry(slot, head);
         }
-        scene.victim.set_avail_index(if random.u8(..) < 8 {
+        scene.victim.split().set_avail_index(if random.u8(..) < 8 {
             random.u16(..)
         } else {
             random.u16(1..=SIZE)

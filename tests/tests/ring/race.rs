@@ -8,8 +8,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use vhost_device_tests::front_end::descriptor::{Descriptor, INDIRECT, NEXT, WRITE};
 use vhost_device_tests::front_end::packed::{AVAILABLE, USED};
-use vhost_device_tests::front_end::queue::{Descriptor, INDIRECT, Layout, NEXT, WRITE};
+use vhost_device_tests::front_end::queue::Layout;
 use vhost_device_tests::front_end::{Buffer, GuestMemory};
 use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
 
@@ -236,7 +237,7 @@ fn race(target: &dyn Target, running: &Running, mode: Mode, seed: u64) {
                         false => random.u16(..).into(),
                     };
                     if goes_on && !mode.packed {
-                        scene.victim.set_avail_index(base as u16);
+                        scene.victim.split().set_avail_index(base as u16);
                     }
                     scene.front_end.start(0, &scene.victim, base).unwrap();
                 }
@@ -260,7 +261,7 @@ fn submissions_without_end_are_bounded_by_the_ring(target: &dyn Target) {
     let mut scene = Scene::new(target, &running, USUAL);
     let memory = scene.front_end.memory().clone();
     let [readable, writable] = Request::new(target, &memory).write(1);
-    scene.victim.set_descriptor(
+    scene.victim.split().set_descriptor(
         0,
         Descriptor {
             address: readable.address,
@@ -269,7 +270,7 @@ fn submissions_without_end_are_bounded_by_the_ring(target: &dyn Target) {
             next: 1,
         },
     );
-    scene.victim.set_descriptor(
+    scene.victim.split().set_descriptor(
         1,
         Descriptor {
             address: writable.address,
@@ -279,19 +280,19 @@ fn submissions_without_end_are_bounded_by_the_ring(target: &dyn Target) {
         },
     );
     // All entries name the same request.
-    (0..SIZE).for_each(|slot| scene.victim.set_avail_entry(slot, 0));
+    (0..SIZE).for_each(|slot| scene.victim.split().set_avail_entry(slot, 0));
     let threads = running.program.resources().unwrap().threads;
     let mut bytes = 0;
     for round in 0..ROUNDS {
         // As far ahead of the device as may be.
-        let index = scene.victim.used_index().wrapping_add(SIZE);
-        scene.victim.set_avail_index(index);
+        let index = scene.victim.split().used_index().wrapping_add(SIZE);
+        scene.victim.split().set_avail_index(index);
         scene.victim.kick_anyway();
         if round == ROUNDS / 4 {
             bytes = running.program.anonymous_bytes().unwrap();
         }
     }
-    let index = scene.victim.avail_index();
+    let index = scene.victim.split().avail_index();
     assert!(
         scene.victim.wait_used_index(index, PATIENCE),
         "requests are lost"
@@ -308,6 +309,7 @@ fn submissions_without_end_are_bounded_by_the_ring(target: &dyn Target) {
     // One further, and the ring is corrupt.
     scene
         .victim
+        .split()
         .set_avail_index(index.wrapping_add(SIZE).wrapping_add(1));
     scene.victim.kick_anyway();
     assert!(scene.victim.wait_error(PATIENCE), "no ERR");
