@@ -68,39 +68,44 @@ impl BlockHandler {
         self.shared
     }
 
-    /// Has carried out what the limits allow. The rest stays in the queue: it can stop at any time.
-    fn process_throttled(&mut self, throttle: &Throttle, queue: &mut Queue) {
+    /// Takes a request that the engine has room for, and that the limits allow. The rest stays in the queue: it can stop at any time.
+    fn take(&self, queue: &mut Queue) -> Option<Next> {
+        if !self.engine.has_room() {
+            self.leave(queue);
+            return None;
+        }
         let index = queue.index();
-        while self.engine.has_room() {
-            let mut header = Err(Status::IoError);
-            let mut start = Ok(());
-            let taken = queue.take_if(|chain| {
-                // The driver may change it afterwards, so it is read once.
-                header = Header::read(chain);
+        let mut header = Err(Status::IoError);
+        let mut start = Ok(());
+        let taken = queue.take_if(|chain| {
+            // The driver may change it afterwards, so it is read once.
+            header = Header::read(chain);
+            if let Some(throttle) = &self.throttle {
                 let bytes = header.ok().and_then(|read| read.bytes(chain, &self.disk));
                 start = bytes.map_or(Ok(()), |bytes| throttle.start(index, bytes));
-                start.is_ok()
-            });
-            if let Err(wait) = start {
-                return queue.look_again_in(wait);
             }
-            let Some(chain) = taken else { break };
-            let next = Request::of(header, index, chain, &self.disk);
-            self.step(next, queue);
+            start.is_ok()
+        });
+        match (taken, start) {
+            (Some(chain), _) => return Some(Request::of(header, index, chain, &self.disk)),
+            (None, Ok(())) => self.leave(queue),
+            (None, Err(wait)) => queue.look_again_in(wait),
         }
-        throttle.leave(index);
+        None
+    }
+
+    /// The queue has nothing more to do for now that counts.
+    fn leave(&self, queue: &Queue) {
+        if let Some(throttle) = &self.throttle {
+            throttle.leave(queue.index());
+        }
     }
 }
 
 impl QueueHandler for BlockHandler {
     fn process(&mut self, queue: &mut Queue) {
-        if let Some(throttle) = self.throttle.clone() {
-            return self.process_throttled(&throttle, queue);
-        }
-        while self.engine.has_room()
-            && let Some(chain) = queue.take()
-        {
-            match Request::parse(queue.index(), chain, &self.disk) {
+        while let Some(next) = self.take(queue) {
+            match next {
                 Next::Operation(request) if request.is_large_read() && self.disk.is_inline() => {
                     if self.shares(queue) {
                         self.engine.submit(request);
@@ -136,8 +141,7 @@ impl QueueHandler for BlockHandler {
 
     /// What another process had taken, and is to be carried out before the queue stops, does not wait.
     fn drain(&mut self, queue: &mut Queue) {
-        if let Some(throttle) = self.throttle.take() {
-            throttle.leave(queue.index());
-        }
+        self.leave(queue);
+        self.throttle = None;
     }
 }

@@ -211,13 +211,7 @@ fn answer(mut chain: Chain, status: Status, kind: Kind, bytes: u64) -> Answer {
 }
 
 impl Request {
-    /// Understands what the driver asks of `disk`.
-    pub fn parse(queue: u16, mut chain: Chain, disk: &Disk) -> Next {
-        let header = Header::read(&mut chain);
-        Self::of(header, queue, chain, disk)
-    }
-
-    /// The same for a chain whose header is read.
+    /// Understands what the driver asks of `disk` by a chain whose header is read.
     pub fn of(header: Result<Header, Status>, queue: u16, mut chain: Chain, disk: &Disk) -> Next {
         let kind = header.map_or(Kind::Other, |header| header.kind);
         match header.and_then(|header| parse(header, &mut chain, disk)) {
