@@ -68,7 +68,7 @@ impl Summary {
         };
         let target = match self.verdict(|report| targets::throughput(report, place, load)) {
             None => "-".to_owned(),
-            Some(verdict) => wanted(verdict),
+            Some(verdict) => wanted(verdict, ""),
         };
         let latencies: Vec<String> = [
             ours(|sample| sample.p50_us),
@@ -81,7 +81,7 @@ impl Summary {
         .collect();
         let best = match self.verdict(|report| targets::p99(report, place, load)) {
             None => "-".to_owned(),
-            Some(verdict) => wanted(verdict),
+            Some(verdict) => wanted(verdict, ""),
         };
         let cells = [
             format!("{}, {}", place.title(), load.title()),
@@ -113,11 +113,11 @@ fn cell(number: Option<Spread>) -> String {
 }
 
 /// What was to be reached; said where it was not.
-fn wanted(verdict: Verdict) -> String {
+fn wanted(verdict: Verdict, unit: &str) -> String {
     let (targets::Bound::AtLeast(number) | targets::Bound::AtMost(number)) = verdict.bound;
     match verdict.is_reached() {
-        true => short(number),
-        false => format!("**{}**, missed", short(number)),
+        true => format!("{}{unit}", short(number)),
+        false => format!("**{}**{unit}, missed", short(number)),
     }
 }
 
@@ -150,9 +150,9 @@ impl Display for Summary {
             if let (Some(_), Some(verdict)) = (number, self.verdict(judge)) {
                 writeln!(
                     f,
-                    "| {title} | {} {unit} | {} {unit} |",
+                    "| {title} | {} {unit} | {} |",
                     cell(number),
-                    wanted(verdict)
+                    wanted(verdict, &format!(" {unit}"))
                 )?;
             }
         }
