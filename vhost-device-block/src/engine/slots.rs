@@ -23,7 +23,7 @@ impl Slots {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.free.len() == self.slots.len()
+        self.len() == 0
     }
 
     pub fn len(&self) -> usize {
