@@ -208,6 +208,12 @@ impl Ring {
         either!(&self.0, ring => ring.has_known_available())
     }
 
+    /// Whether more than `count` requests wait to be taken, as far as that can be said without looking through the ring.
+    #[inline]
+    pub fn has_more_than(&self, count: u16) -> bool {
+        either!(&self.0, ring => ring.has_more_than(count))
+    }
+
     /// Whether requests wait to be taken. Looks at the ring if all known ones are taken.
     ///
     /// # Errors

@@ -114,6 +114,8 @@ pub struct PackedRing {
     unpublished_descriptors: u16,
     /// Descriptors of the requests that are held.
     held_descriptors: u16,
+    /// Descriptors of the request that was taken last.
+    last_descriptors: u16,
     /// Requests that were taken and not completed.
     held: u16,
     /// The driver was asked to kick.
@@ -197,6 +199,7 @@ impl PackedRing {
             unpublished: None,
             unpublished_descriptors: 0,
             held_descriptors,
+            last_descriptors: 1,
             held: 0,
             wants_kick: true,
             storage: Storage::default(),
@@ -292,14 +295,29 @@ impl PackedRing {
         self.available_seen || !self.recovered.is_empty()
     }
 
+    /// As [`super::Ring::has_more_than`]: if they have as many descriptors as the last one had.
+    #[inline]
+    pub fn has_more_than(&self, count: u16) -> bool {
+        let descriptors = count.saturating_mul(self.last_descriptors);
+        let free = self.setup.size.saturating_sub(self.held_descriptors);
+        descriptors < free
+            && self.is_available(self.next_available.after(descriptors, self.setup.size))
+    }
+
+    /// Whether the driver has made the descriptor at `position` available.
+    #[inline]
+    fn is_available(&self, position: Position) -> bool {
+        let place = place(position.index) + DESCRIPTOR_FLAGS;
+        let flags = load(&self.descriptors.slice(), place, Ordering::Acquire);
+        flags & (AVAILABLE | USED) == position.available()
+    }
+
     /// As [`super::Ring::has_available`].
     #[inline]
     pub fn has_available(&mut self) -> bool {
         // While requests hold all descriptors, the next one is theirs, whatever it says.
         if !self.has_known_available() && self.held_descriptors < self.setup.size {
-            let place = place(self.next_available.index) + DESCRIPTOR_FLAGS;
-            let flags = load(&self.descriptors.slice(), place, Ordering::Acquire);
-            self.available_seen = flags & (AVAILABLE | USED) == self.next_available.available();
+            self.available_seen = self.is_available(self.next_available);
         }
         self.has_known_available()
     }
@@ -334,7 +352,8 @@ impl PackedRing {
         }
         self.next_available = end;
         self.available_seen = false;
-        self.held_descriptors += chain.ticket().descriptors;
+        self.last_descriptors = chain.ticket().descriptors;
+        self.held_descriptors += self.last_descriptors;
         self.held += 1;
         Ok(Some(chain))
     }

@@ -218,6 +218,12 @@ impl SplitRing {
         self.next_available != self.available_seen || !self.recovered.is_empty()
     }
 
+    /// As [`super::Ring::has_more_than`]: of those that the driver's index counted when it was read.
+    #[inline]
+    pub fn has_more_than(&self, count: u16) -> bool {
+        (self.available_seen - self.next_available).0 > count
+    }
+
     /// As [`super::Ring::has_available`]: the driver's index may not be further ahead than the ring is long.
     #[inline]
     pub fn has_available(&mut self) -> Result<bool, RingError> {

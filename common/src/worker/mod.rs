@@ -2,6 +2,7 @@
 //! A thread that owns some queues: it waits for kicks, lets the device's handler take requests,
 //! publishes what was completed, and obeys the session.
 
+mod head_start;
 mod poll;
 mod polling;
 mod queue;
@@ -31,6 +32,8 @@ pub use timer::Timer;
 
 /// How long the session waits for a worker before it looks whether that hangs in an eventfd of the front-end.
 const HANG: Duration = Duration::from_millis(100);
+/// Most looks for requests between two system calls.
+const LOOKS: u32 = 16;
 /// How long to do nothing when the kernel refuses to wait.
 const REFUSED: Duration = Duration::from_millis(1);
 
@@ -277,11 +280,25 @@ struct Thread<H> {
 impl<H: QueueHandler> Thread<H> {
     fn run(mut self) {
         loop {
-            let sleeps = !self.serve() && !self.spins() && self.rest();
+            let sleeps = !self.look() && !self.spins() && self.rest();
             if self.wait((!sleeps).then_some(Duration::ZERO)) && !self.obey() {
                 return;
             }
         }
+    }
+
+    /// Looks for requests, several times where it is worth it: a look takes much less than a system call. Returns whether there were any.
+    fn look(&mut self) -> bool {
+        for _ in 0..LOOKS {
+            if self.serve() {
+                return true;
+            }
+            if !self.looks_again() {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+        false
     }
 
     /// Lets the handler take what is available. Returns whether it took anything.
@@ -306,7 +323,7 @@ impl<H: QueueHandler> Thread<H> {
 
     /// Whether to look for more to do rather than sleep. Not while several requests are under way: their
     /// completion wakes the thread, and gathers more of them until then. Nor while requests wait for a time.
-    fn spins(&mut self) -> bool {
+    fn looks_again(&mut self) -> bool {
         let mut held = 0;
         for queue in &self.queues.0 {
             held += u32::from(queue.held());
@@ -314,9 +331,13 @@ impl<H: QueueHandler> Thread<H> {
                 return false;
             }
         }
-        let again = held <= 1 && self.watchfulness.looks_again();
+        held <= 1 && self.watchfulness.looks_again()
+    }
+
+    /// The same, after letting others have the processor: the driver may be waiting for this very one.
+    fn spins(&mut self) -> bool {
+        let again = self.looks_again();
         if again {
-            // The driver may be waiting for this very processor.
             std::thread::yield_now();
         }
         again

@@ -13,6 +13,8 @@ use crate::memory::GuestMemory;
 use crate::ring::{Ring, RingError};
 use crate::statistics::{Outcome, Recorder};
 
+use super::head_start::HeadStart;
+
 /// Requests that a handler may take before the worker publishes, and hears the session, again.
 pub(crate) const BATCH: u16 = 64;
 /// How often a queue is looked at whose driver can not kick (SET_VRING_KICK without an eventfd).
@@ -43,6 +45,7 @@ pub struct Queue {
     owes_call: bool,
     /// Requests were completed, and not yet published.
     has_completed: bool,
+    head_start: HeadStart,
     recorder: Recorder,
 }
 
@@ -68,6 +71,7 @@ impl Queue {
             look_again: None,
             broken: false,
             has_completed: false,
+            head_start: HeadStart::default(),
             recorder,
         }
     }
@@ -102,10 +106,15 @@ impl Queue {
         if self.broken || self.budget == 0 {
             return None;
         }
+        let ring = &self.ring;
+        if self.has_completed && self.head_start.begins(|count| ring.has_more_than(count)) {
+            self.publish();
+        }
         let mut taken = self.ring.take_if(accepts).unwrap_or_else(|error| {
             self.fail(&error);
             None
         });
+        self.head_start.took(taken.is_some());
         if let Some(chain) = &mut taken {
             chain.taken = self.recorder.taken();
             self.budget -= 1;
@@ -120,7 +129,7 @@ impl Queue {
     }
 
     /// Gives a request back to the driver: the device wrote `written` bytes of it. The driver learns
-    /// of all requests of a batch together.
+    /// of the requests of a batch together, or of the last few after the others.
     #[inline]
     pub fn complete(&mut self, chain: Chain, written: u32) {
         let outcome = Outcome {

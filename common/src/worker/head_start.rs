@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! When a driver that sleeps is called: shortly before its last request is done, so that it wakes up meanwhile.
+
+/// Most requests that are left when the driver is called.
+const MOST: u16 = 32;
+/// How often a driver that has needed no head start must be late before it gets one. To call it in the middle of a batch interrupts the
+/// device if both share a processor.
+const LATE: u16 = 16;
+
+/// The head start that the driver of one queue gets. It is learned: longer, if there was nothing more to do when the last request was
+/// done, and shorter, if the driver had gone on by then.
+#[derive(Debug, Default)]
+pub(super) struct HeadStart {
+    /// How many requests are left at its beginning.
+    length: u16,
+    /// How many of those are still left, once it has begun.
+    left: Option<u16>,
+    /// How often the driver was late since it last was in time, as far as that matters.
+    late: u16,
+}
+
+impl HeadStart {
+    /// Whether it begins now. `has_more_than` says whether more requests wait than a number.
+    #[inline]
+    pub fn begins(&mut self, has_more_than: impl FnOnce(u16) -> bool) -> bool {
+        let begins = self.left.is_none() && !has_more_than(self.length);
+        if begins {
+            self.left = Some(self.length);
+        }
+        begins
+    }
+
+    /// Another request was there to be taken, or none.
+    #[inline]
+    pub fn took(&mut self, another: bool) {
+        match self.left {
+            None => {}
+            Some(left @ 1..) if another => self.left = Some(left - 1),
+            Some(_) => {
+                self.left = None;
+                self.learn(another);
+            }
+        }
+    }
+
+    fn learn(&mut self, in_time: bool) {
+        if in_time {
+            self.length = self.length.saturating_sub(1);
+            self.late = 0;
+        } else if self.length > 0 || self.late == LATE {
+            self.length = MOST.min(self.length + 1);
+        } else {
+            self.late += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Lets a driver have `depth` requests done, `rounds` times, which makes as many available again when `reaction` more were done
+    /// after its call. Gives how many were left at the call of each round.
+    fn calls(rounds: usize, depth: u16, reaction: u16) -> Vec<u16> {
+        let mut head_start = HeadStart::default();
+        let play = |_| {
+            let (mut left, mut call) = (depth, None);
+            loop {
+                if left < depth && head_start.begins(|count| left > count) {
+                    call.get_or_insert(left);
+                }
+                let reacted = call.is_some_and(|at| at - left >= reaction);
+                head_start.took(left > 0 || reacted);
+                if left == 0 {
+                    return call.unwrap_or(0);
+                }
+                left -= 1;
+            }
+        };
+        (0..rounds).map(play).collect()
+    }
+
+    #[test]
+    fn a_driver_is_called_as_early_as_it_needs() {
+        for reaction in [1, 5, 12, 25] {
+            for left in calls(200, 32, reaction).split_off(100) {
+                assert!(left.abs_diff(reaction) <= 1, "{reaction}: {left}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_driver_that_goes_on_at_once_is_seldom_called_before_all_is_done() {
+        let early = calls(1000, 32, 0).into_iter().filter(|left| *left > 0);
+        assert!(early.count() <= 1000 / usize::from(LATE));
+    }
+
+    #[test]
+    fn the_head_start_has_an_end() {
+        for (depth, most) in [(64, MOST), (4, 3), (1, 0)] {
+            assert_eq!(calls(1000, depth, 1000).pop(), Some(most), "{depth}");
+        }
+    }
+}
