@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The thread of a queue, with a device that exists only here.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use vhost_device_common::chain::Chain;
+use vhost_device_common::device::{Device, QueueHandler, StartError, Threads};
+use vhost_device_common::session;
+use vhost_device_common::statistics::Statistics;
+use vhost_device_common::worker::{Polling, Queue};
+use vhost_device_tests::front_end::device::{EVENT_IDX, RING_PACKED};
+use vhost_device_tests::front_end::{Buffer, FrontEnd, Options, Queue as Ring};
+use vmm_sys_util::eventfd::EventFd;
+
+const LIMIT: Duration = Duration::from_secs(10);
+const REQUESTS: usize = 8;
+/// More rounds than the device needs to see that the driver is late.
+const ROUNDS: usize = 32;
+/// The request that is not done before the driver is called.
+const WAITS: u8 = 1;
+
+/// What the test and the device's thread tell each other.
+#[derive(Default)]
+struct Shared {
+    /// What calls the driver.
+    call: OnceLock<EventFd>,
+    /// Whether it was called while the request waited for that.
+    called: OnceLock<bool>,
+}
+
+/// Carries nothing out.
+#[derive(Clone)]
+struct Idle(Arc<Shared>);
+
+#[derive(clap::Args)]
+struct NoOptions {}
+
+impl Device for Idle {
+    const TYPE: &'static str = "rng";
+    const PROGRAM: &'static str = "idle";
+    const VERSION: &'static str = "0";
+    const DESCRIPTION: &'static str = "a test device";
+    const THREADS: Threads = Threads::One;
+
+    type Options = NoOptions;
+    type Handler = Self;
+
+    fn open(NoOptions {}: NoOptions) -> Result<Self, StartError> {
+        Ok(Idle(Arc::default()))
+    }
+
+    fn handler(&self) -> io::Result<Self> {
+        Ok(self.clone())
+    }
+}
+
+impl QueueHandler for Idle {
+    fn process(&mut self, queue: &mut Queue) {
+        while let Some(mut chain) = queue.take() {
+            if waits(&mut chain)
+                && let Some(call) = self.0.call.get()
+            {
+                let deadline = Instant::now() + LIMIT;
+                let mut called = false;
+                while !called && Instant::now() < deadline {
+                    std::thread::sleep(Duration::from_millis(1));
+                    called = call.read().is_ok();
+                }
+                self.0.called.set(called).unwrap();
+            }
+            queue.complete(chain, 0);
+        }
+    }
+}
+
+fn waits(chain: &mut Chain) -> bool {
+    chain.read_object().is_ok_and(|byte: u8| byte == WAITS)
+}
+
+/// A driver that makes some requests available at once and goes on when the last one is done.
+struct LateDriver {
+    front_end: FrontEnd,
+    ring: Ring,
+}
+
+impl LateDriver {
+    /// The last request says `last`.
+    fn round(&mut self, last: u8) {
+        let memory = self.front_end.memory();
+        for number in 1..=REQUESTS {
+            let address = memory.allocate(1, 1);
+            memory.write_u8(address, if number == REQUESTS { last } else { 0 });
+            self.ring.add(&[Buffer::readable(address, 1)]).unwrap();
+        }
+        assert!(!self.ring.arm_interrupt());
+        let _ = self.ring.call_fd().read();
+        self.ring.publish();
+        self.ring.kick();
+        for _ in 0..REQUESTS {
+            assert!(self.ring.poll_used(2 * LIMIT), "a request is not done");
+            self.ring.take_used().unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_driver_that_goes_on_late_is_called_before_the_last_request_is_done() {
+    for features in [0, EVENT_IDX, RING_PACKED, RING_PACKED | EVENT_IDX] {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (_end, stop) = UnixStream::pair().unwrap();
+        let shared = Arc::new(Shared::default());
+        let idle = Idle(Arc::clone(&shared));
+        let server = std::thread::spawn(move || {
+            let statistics = Statistics::new::<Idle>();
+            session::serve(&idle, &statistics, theirs, &stop.into(), Polling::Auto).unwrap();
+        });
+        let mut options = Options::default();
+        options.features &= !(EVENT_IDX | RING_PACKED);
+        options.features |= features;
+        let front_end = FrontEnd::from_stream(ours, &options).unwrap();
+        let ring = front_end.queue(0, 16).unwrap();
+        let call = ring.call_fd().try_clone().unwrap();
+        shared.call.set(call).unwrap();
+        let mut driver = LateDriver { front_end, ring };
+        for _ in 0..ROUNDS {
+            driver.round(0);
+        }
+        assert_eq!(shared.called.get(), None);
+        driver.round(WAITS);
+        assert_eq!(shared.called.get(), Some(&true), "features {features:#x}");
+        drop(driver);
+        server.join().unwrap();
+    }
+}
