@@ -373,7 +373,8 @@ impl QueueHandler for GpuHandler {
         let State {
             resources, display, ..
         } = &mut *state;
-        display.advance(resources, false);
+        // A command of the other queue may wait for an answer, or for the last picture to be sent.
+        display.send_all(resources);
     }
 
     fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {

@@ -6,11 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::{Duration, Instant};
 
+use vhost_device_tests::front_end::Buffer;
 use vhost_device_tests::front_end::gpu::{
     Answers, Display, GpuDriver, Response, Shown, command, number, words,
 };
 
-use crate::{B8G8R8X8, Device, ManualDisplay, bytes, pass_display, pattern};
+use crate::{B8G8R8X8, Device, ManualDisplay, PATIENCE, bytes, pass_display, pattern};
 
 /// Less than a device waits for a display.
 const AT_ONCE: Duration = Duration::from_millis(900);
@@ -122,6 +123,33 @@ fn an_answer_may_come_in_pieces_and_between_pictures() {
     }
     display.0.write_all(&answer[419..]).unwrap();
     assert_info(&driver.receive(), 9);
+}
+
+#[test]
+fn an_answer_is_not_lost_that_comes_while_the_cursor_changes() {
+    const TIMES: u8 = 200;
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    let mut display = ManualDisplay::greeted(&driver, 3);
+    driver.create(1, B8G8R8X8, 64, 64);
+    let update = words(&[0, 0, 0, 0, 1, 0, 0, 0]);
+    let place = driver.front_end.memory().allocate(4096, 4096);
+    let update = command(number::UPDATE_CURSOR, &update);
+    driver.front_end.memory().write(place, &update);
+    let chain = [Buffer::readable(place, update.len() as u32)];
+    for time in 1..=TIMES {
+        ask_info(&mut driver);
+        while display.receive().0 != 3 {}
+        while driver.cursor.add(&chain).is_some() {}
+        driver.cursor.publish();
+        driver.cursor.kick();
+        display.answer(3, &filled(408, time));
+        assert_info(&driver.receive(), time);
+        while driver.cursor.free_descriptors() < driver.cursor.options().size {
+            assert!(driver.cursor.wait_used(PATIENCE));
+            driver.cursor.take_used();
+        }
+    }
 }
 
 #[test]

@@ -321,17 +321,28 @@ impl Display {
     /// Sends what can be without waiting, and receives: an answer that is due, or, with `readable`, whatever there is.
     /// Returns the answer to the question, when it has come.
     pub fn advance(&mut self, resources: &Resources, readable: bool) -> Option<Vec<u8>> {
-        match self.exchange(resources, readable) {
-            Ok(answer) => answer,
-            Err(error) => {
-                match error {
-                    DisplayError::Closed => log::info!("the display is gone"),
-                    error => log::warn!("the display is not used any more: {error}"),
-                }
-                self.disconnect();
-                None
+        self.exchange(resources, readable)
+            .unwrap_or_else(|error| self.leave(&error))
+    }
+
+    /// Sends what can be without waiting. It is left to [`Display::advance`] to see what comes, and that all is sent.
+    pub fn send_all(&mut self, resources: &Resources) {
+        loop {
+            match self.send(resources) {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(error) => return self.leave(&error),
             }
         }
+    }
+
+    fn leave<T: Default>(&mut self, error: &DisplayError) -> T {
+        match error {
+            DisplayError::Closed => log::info!("the display is gone"),
+            error => log::warn!("the display is not used any more: {error}"),
+        }
+        self.disconnect();
+        T::default()
     }
 
     fn exchange(
@@ -354,6 +365,9 @@ impl Display {
                 answer = self.receive()?;
             }
         }
+        if let Some(link) = self.link.as_mut().filter(|link| link.outgoing.is_none()) {
+            link.watch_room(&self.events, false)?;
+        }
         Ok(answer)
     }
 
@@ -364,7 +378,6 @@ impl Display {
             return Ok(false);
         };
         let Some(mut outgoing) = link.outgoing.take().or(next) else {
-            link.watch_room(&self.events, false)?;
             return Ok(false);
         };
         let pieces = outgoing
