@@ -90,8 +90,7 @@ fn nothing_is_lost_by_a_kill_after_any_step(variant: Variant) {
 /// Such a ring has a base like any other, so that what is not answered then would be lost.
 fn a_ring_that_stops_before_it_is_enabled_answers_what_was_taken(variant: Variant) {
     let mut crashes = Crashes::start(variant, 0);
-    crashes.kill();
-    crashes.assert_killed();
+    crashes.begin_anew();
     assert!(crashes.is_killed_after(Step::Taken, 50));
     crashes.environment.clear();
     let front_end = crashes.replace().unwrap();
@@ -111,8 +110,7 @@ fn a_ring_that_stops_before_it_is_enabled_answers_what_was_taken(variant: Varian
 /// Limits leave in the ring what waits, but this is in it no more.
 fn a_ring_with_limits_that_stops_answers_what_was_taken(variant: Variant) {
     let mut crashes = Crashes::start(variant, 0);
-    crashes.kill();
-    crashes.assert_killed();
+    crashes.begin_anew();
     assert!(crashes.is_killed_after(Step::Taken, 50));
     crashes.environment.clear();
     crashes.arguments = vec!["--iops=1"];

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Random commands: whatever the guest does, the device goes on, and the display is told nothing that makes no sense.
 
+use std::collections::BTreeSet;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
@@ -137,6 +138,7 @@ fn random_commands_do_no_harm() {
     let mut screen = Screen::default();
     let mut random = Rng::with_seed(4);
     let (start, mut succeeded, mut count) = (Instant::now(), 0, 0);
+    let mut resources = BTreeSet::new();
     while start.elapsed() < LIMIT {
         let kind = match *random.choice(&KINDS).unwrap() {
             0 => any(&mut random, 0x400),
@@ -166,6 +168,10 @@ fn random_commands_do_no_harm() {
                 let kind = response.kind();
                 assert!(matches!(kind, 0x1100..0x1107 | 0x1200..0x1206), "{kind:#x}");
                 succeeded += u32::from(kind < 0x1200);
+                let word = |at: usize| Some(u32::from_le_bytes(*command.get(at..)?.first_chunk()?));
+                if kind < 0x1200 && word(0) == Some(number::CREATE_2D) {
+                    resources.extend(word(24));
+                }
             }
         }
         screen.check(&display);
@@ -174,7 +180,7 @@ fn random_commands_do_no_harm() {
     assert!(succeeded > count / 10, "{succeeded} of {count} succeeded");
     assert!(device.program.status().unwrap().is_none());
 
-    for resource in 1..=8 {
+    for resource in resources {
         driver.run(&fenced_command(number::UNREF, 0, 0, &words(&[resource, 0])));
     }
     let picture = pattern(64 * 64);
