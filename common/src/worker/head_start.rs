@@ -22,24 +22,28 @@ pub(super) struct HeadStart {
 impl HeadStart {
     /// Whether it begins now. `has_more_than` says whether more requests wait than a number.
     #[inline]
-    pub fn begins(&mut self, has_more_than: impl FnOnce(u16) -> bool) -> bool {
-        let begins = self.left.is_none() && !has_more_than(self.length);
+    pub fn begins(&mut self, has_more_than: impl Fn(u16) -> bool) -> bool {
+        let begins = self.length > 0
+            && self.left.is_none()
+            && !has_more_than(self.length)
+            && has_more_than(0);
         if begins {
             self.left = Some(self.length);
         }
         begins
     }
 
-    /// Another request was there to be taken, or none.
+    /// Another request was there to be taken, or none, and some are done that the driver was not called for.
     #[inline]
-    pub fn took(&mut self, another: bool) {
+    pub fn took(&mut self, another: bool, has_completed: bool) {
         match self.left {
-            None => {}
             Some(left @ 1..) if another => self.left = Some(left - 1),
             Some(_) => {
                 self.left = None;
                 self.learn(another);
             }
+            None if self.length == 0 && has_completed && !another => self.learn(false),
+            None => {}
         }
     }
 
@@ -67,10 +71,11 @@ mod tests {
             let (mut left, mut call) = (depth, None);
             loop {
                 if left < depth && head_start.begins(|count| left > count) {
-                    call.get_or_insert(left);
+                    assert_eq!(call, None);
+                    call = Some(left);
                 }
                 let reacted = call.is_some_and(|at| at - left >= reaction);
-                head_start.took(left > 0 || reacted);
+                head_start.took(left > 0 || reacted, call != Some(left));
                 if left == 0 {
                     return call.unwrap_or(0);
                 }

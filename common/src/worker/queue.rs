@@ -114,7 +114,7 @@ impl Queue {
             self.fail(&error);
             None
         });
-        self.head_start.took(taken.is_some());
+        self.head_start.took(taken.is_some(), self.has_completed);
         if let Some(chain) = &mut taken {
             chain.taken = self.recorder.taken();
             self.budget -= 1;
