@@ -246,7 +246,7 @@ impl Lane {
         let mut slot_of_head = [0u16; LARGE_QUEUE_SIZE as usize];
         let (kicks, calls) = (self.queue.kicks(), self.queue.calls());
         for slot in 0..load.depth {
-            let head = self.add(slot, load.write, places.next());
+            let head = self.add(slot, load.write, places.next_sector());
             slot_of_head[usize::from(head)] = slot;
         }
         self.queue.publish();
@@ -281,7 +281,7 @@ impl Lane {
                     continue;
                 }
                 *start = now;
-                let head = self.add(slot, load.write, places.next());
+                let head = self.add(slot, load.write, places.next_sector());
                 slot_of_head[usize::from(head)] = slot;
             }
             self.queue.publish();
@@ -320,7 +320,7 @@ impl Lane {
 }
 
 /// The sectors to go to.
-struct Places {
+pub struct Places {
     random: bool,
     blocks: u64,
     sectors_per_block: u64,
@@ -329,7 +329,8 @@ struct Places {
 }
 
 impl Places {
-    fn new(load: &Load, blocks: u64, seed: u64) -> Self {
+    /// Among so many blocks of `load`.
+    pub fn new(load: &Load, blocks: u64, seed: u64) -> Self {
         Places {
             random: load.random,
             blocks,
@@ -338,8 +339,9 @@ impl Places {
         }
     }
 
+    /// The first sector of the next block.
     #[inline]
-    fn next(&mut self) -> u64 {
+    pub fn next_sector(&mut self) -> u64 {
         let block = if self.random {
             // SplitMix64, scaled to the number of blocks.
             self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -375,7 +377,7 @@ mod tests {
             let mut places = Places::new(&load, 10, 1);
             let mut seen = [0; 10];
             for _ in 0..1000 {
-                let sector = places.next();
+                let sector = places.next_sector();
                 assert_eq!(sector % 8, 0);
                 seen[(sector / 8) as usize] += 1;
             }

@@ -2,7 +2,7 @@
 //! The benchmark of the block device, beside qemu-storage-daemon.
 //!
 //! - [`load`]: the driver, and the rows of the table;
-//! - [`peer`]: the back-ends;
+//! - [`peer`]: the back-ends; [`file`](mod@file): the load without one;
 //! - [`image`]: the disk images that they serve;
 //! - [`report`]: the table and the JSON file;
 //! - [`targets`]: what is to be reached, and what was; [`summary`]: several runs in one table;
@@ -10,6 +10,7 @@
 //! - [`verify`]: no measurement, but a check of all that is read.
 
 pub mod chart;
+pub mod file;
 pub mod image;
 pub mod load;
 pub mod peer;
@@ -26,11 +27,11 @@ use clap::Args;
 
 use super::running::Running;
 use super::summary::{duration, median};
-use super::{AnyError, BenchError, CommonOptions, WARM_UP, until_interrupted};
+use super::{AnyError, BenchError, CommonOptions, WARM_UP, at, until_interrupted};
 use crate::front_end::device::RING_PACKED;
 use crate::front_end::{FrontEnd, Options as FrontEndOptions};
 use image::{Image, Place, Places};
-use load::{Driver, Load, Window};
+use load::{Driver, Load, Measured, Window};
 use peer::Peer;
 use report::{Footprint, Report, Sample};
 
@@ -67,7 +68,7 @@ pub struct BlockOptions {
     #[arg(long, value_name = "WORD,...", value_delimiter = ',')]
     pub rows: Vec<String>,
     /// Only these back-ends: vhost-device-block, vhost-device-block-packed, qsd-threads, qsd-io_uring, qsd-io_uring-iothread;
-    /// "qsd" stands for all of its settings
+    /// "qsd" stands for all of its settings, "file" for io_uring on the file itself, without a back-end
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     pub peers: Vec<String>,
     /// Directory on a disk for the images that are used with O_DIRECT and through the page cache (default: beside this program)
@@ -114,7 +115,9 @@ pub fn run(options: &BlockOptions) -> Result<Report, BenchError> {
     let places = Places::new(options, &chosen, &go_on)?;
 
     for &peer in &peers {
-        if let Some(image) = places.any() {
+        if peer != Peer::File
+            && let Some(image) = places.any()
+        {
             eprintln!("{}: start, idle CPU, memory", peer.name());
             go_on()?;
             report.footprint(peer, footprint(peer, image)?);
@@ -146,10 +149,11 @@ pub fn run(options: &BlockOptions) -> Result<Report, BenchError> {
 /// What is measured, in this order: back-ends take turns within a row.
 fn chosen_cells(options: &BlockOptions) -> Result<Vec<(Place, Load, Peer)>, BenchError> {
     let wanted_peer = |peer: Peer| {
-        let matches = |name: &String| peer.name() == name || (name == "qsd" && !peer.is_ours());
+        let matches =
+            |name: &String| peer.name() == name || (name == "qsd" && Peer::QSD.contains(&peer));
         match options.peers.as_slice() {
-            // Rings make no difference that a curve could show.
-            [] => !options.sweep || peer != Peer::OursPacked,
+            // Rings make no difference that a curve could show, and the file is no peer.
+            [] => !options.sweep || !matches!(peer, Peer::OursPacked | Peer::File),
             names => names.iter().any(matches),
         }
     };
@@ -186,6 +190,9 @@ fn is_wanted(words: &[String], name: &str) -> bool {
 }
 
 fn measure(peer: Peer, image: &Image, load: Load, window: Duration) -> Result<Sample, BenchError> {
+    if peer == Peer::File {
+        return measure_file(image, load, window);
+    }
     let mut running = peer.start(image, &image.socket(), load.queues)?;
     let sample = run_load(peer, &mut running, load, window).map_err(|cause| {
         let what = format!("{}/{}", image.place.name(), load.name());
@@ -195,6 +202,13 @@ fn measure(peer: Peer, image: &Image, load: Load, window: Duration) -> Result<Sa
     Ok(sample)
 }
 
+fn measure_file(image: &Image, load: Load, window: Duration) -> Result<Sample, BenchError> {
+    let measured = file::run(image, load, times(window));
+    measured
+        .and_then(|(measured, cpu)| sample(&measured, window, cpu, [0; 2]))
+        .map_err(at(&image.path))
+}
+
 fn run_load(
     peer: Peer,
     running: &mut Running,
@@ -202,21 +216,36 @@ fn run_load(
     window: Duration,
 ) -> Result<Sample, AnyError> {
     let mut driver = Driver::new(connect(peer, running, load.memory())?, load)?;
-    let start = Instant::now() + WARM_UP;
-    let times = Window {
-        start,
-        end: start + window,
-    };
     let (mut cpu_before, mut cpu_after) = (Ok(Duration::ZERO), Ok(Duration::ZERO));
     let measured = driver.run(
-        times,
+        times(window),
         || cpu_before = running.cpu_time(),
         || cpu_after = running.cpu_time(),
     )?;
     let cpu = cpu_after?.saturating_sub(cpu_before?);
+    let memory = [running.peak_resident()?, running.own_resident()?];
+    Ok(sample(&measured, window, cpu, memory)?)
+}
+
+fn times(window: Duration) -> Window {
+    let start = Instant::now() + WARM_UP;
+    Window {
+        start,
+        end: start + window,
+    }
+}
+
+/// What was measured in the window, with the CPU time of it, and the most resident memory, all and its own.
+fn sample(
+    measured: &Measured,
+    window: Duration,
+    cpu: Duration,
+    [peak_resident_bytes, own_resident_bytes]: [u64; 2],
+) -> io::Result<Sample> {
     let counted = measured.latency.total();
     if counted == 0 {
-        return Err("no request was completed in time: is the machine busy?".into());
+        let what = "no request was completed in time: is the machine busy?";
+        return Err(io::Error::other(what));
     }
     Ok(Sample {
         iops: counted as f64 / window.as_secs_f64(),
@@ -226,8 +255,8 @@ fn run_load(
         cpu_seconds_per_million: cpu.as_secs_f64() * 1e6 / counted as f64,
         kicks_per_request: measured.kicks as f64 / measured.requests as f64,
         calls_per_request: measured.calls as f64 / measured.requests as f64,
-        peak_resident_bytes: running.peak_resident()?,
-        own_resident_bytes: running.own_resident()?,
+        peak_resident_bytes,
+        own_resident_bytes,
     })
 }
 

@@ -35,16 +35,20 @@ pub enum Peer {
     /// The same in an iothread that polls for up to 32 us.
     #[serde(rename = "qsd-io_uring-iothread")]
     QsdIoUringIothread,
+    /// None: the file itself.
+    #[serde(rename = "file")]
+    File,
 }
 
 impl Peer {
     /// All, in the order in which they take turns.
-    pub const ALL: [Peer; 5] = [
+    pub const ALL: [Peer; 6] = [
         Peer::Ours,
         Peer::OursPacked,
         Peer::QsdThreads,
         Peer::QsdIoUring,
         Peer::QsdIoUringIothread,
+        Peer::File,
     ];
 
     /// The settings of qemu-storage-daemon.
@@ -58,6 +62,7 @@ impl Peer {
             Peer::QsdThreads => "qsd-threads",
             Peer::QsdIoUring => "qsd-io_uring",
             Peer::QsdIoUringIothread => "qsd-io_uring-iothread",
+            Peer::File => "file",
         }
     }
 
@@ -75,10 +80,11 @@ impl Peer {
     /// Whether it is measured at `place`: what it is compared for can be told from others there.
     pub fn is_at(self, place: Place) -> bool {
         match place {
-            Place::Tmpfs => true,
+            // There io_uring is not the fastest way to a file.
+            Place::Tmpfs => self != Peer::File,
             Place::Disk | Place::PageCache => self != Peer::OursPacked,
             // There is no I/O that could be done in different ways.
-            Place::Null => self != Peer::QsdIoUring,
+            Place::Null => !matches!(self, Peer::QsdIoUring | Peer::File),
         }
     }
 
@@ -89,6 +95,9 @@ impl Peer {
 
     /// The first line of what the program says of its version.
     pub fn version(self) -> Result<String, ProcessError> {
+        if self == Peer::File {
+            return Ok("io_uring, without a back-end".to_owned());
+        }
         let output = Command::new(self.program(Place::Tmpfs)?)
             .arg("--version")
             .output()

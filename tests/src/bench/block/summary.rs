@@ -90,6 +90,7 @@ impl Summary {
             target,
             cell(to(Peer::QsdIoUring, |sample| sample.iops)),
             cell(to(Peer::QsdIoUringIothread, |sample| sample.iops)),
+            cell(to(Peer::File, |sample| sample.iops)),
             cell(ours(|sample| sample.cpu_seconds_per_million)),
             cell(to(Peer::QsdThreads, |sample| {
                 sample.cpu_seconds_per_million
@@ -137,10 +138,10 @@ impl Display for Summary {
         )?;
         writeln!(
             f,
-            "| | thousand requests/s | to threads | target | to io_uring | to io_uring, iothread | CPU s per million | CPU to threads \
+            "| | thousand requests/s | to threads | target | to io_uring | to io_uring, iothread | to the file alone | CPU s per million | CPU to threads \
              | p50 / p99 / p99.9 us | best p99 of theirs |"
         )?;
-        writeln!(f, "|---|{}", "---:|".repeat(9))?;
+        writeln!(f, "|---|{}", "---:|".repeat(10))?;
         for (place, load) in self.rows() {
             writeln!(f, "{}", self.row(place, load))?;
         }
@@ -183,7 +184,7 @@ mod tests {
         let files = [350e3, 330e3, 400e3].map(|ours| file(false, ours));
         let paths = files.each_ref().map(|file| file.path().to_owned());
         let text = Summary::read(&paths).unwrap().to_string();
-        let row = "| tmpfs, random read 4 KiB, depth 32 | 350 (330–400) | 3.50 (3.30–4.00) | **3.60**, missed | - | - \
+        let row = "| tmpfs, random read 4 KiB, depth 32 | 350 (330–400) | 3.50 (3.30–4.00) | **3.60**, missed | - | - | - \
                    | 0.86 (0.75–0.91) | 0.29 (0.25–0.30) | 2.86 / 5.71 / 8.57 | 20.0 |";
         assert!(text.contains(row), "{text}");
         assert!(text.contains("; 3 runs: "), "{text}");
