@@ -35,11 +35,15 @@ pub fn run(image: &Image, load: Load, window: Window) -> io::Result<(Measured, D
         memory,
         load,
     };
-    driver.run(window)
+    let measured = driver.run(window);
+    if measured.is_err() {
+        // What is still under way may write to it.
+        std::mem::forget(driver.memory);
+    }
+    measured
 }
 
 struct Driver {
-    // Operations end before the memory that they use goes.
     ring: IoUring,
     file: File,
     /// A buffer for each request.
@@ -107,7 +111,7 @@ impl Driver {
     }
 
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
-        // SAFETY: the buffer is the request's own, in memory that stays mapped until the ring is gone or the operation has ended.
+        // SAFETY: the buffer is the request's own, in memory that stays mapped until all have ended: for ever after an error.
         unsafe { self.ring.submission().push(entry) }.map_err(io::Error::other)
     }
 }
