@@ -397,6 +397,8 @@ impl QueueHandler for GpuHandler {
             return;
         }
         let Some(queue) = queues.get_mut(CONTROL) else {
+            // The timer tells of its end once only.
+            self.timer_is_set &= token != TIMER;
             // Between two drivers the display is still heard.
             let mut state = self.shared.lock();
             let State {
