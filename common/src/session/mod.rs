@@ -231,16 +231,13 @@ impl<D: Device> Session<'_, D> {
                 let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
                 let base = state.num;
                 let start = self.first_base();
-                let packed = self.has_feature(VIRTIO_F_RING_PACKED);
-                if !packed && base > u16::MAX.into() {
+                if start == 0 && base > u16::MAX.into() {
                     return Err(SessionError::Base(base));
                 }
                 let vring = self.changing_vring(state.index, |vring| vring.base == Some(base))?;
                 // QEMU tells most devices of no reset; a driver that goes on does so where it stopped.
                 let old = vring.base.replace(base);
-                let other_format = std::mem::replace(&mut vring.packed, packed) != packed;
-                let begins_anew =
-                    base == start && old.is_some_and(|old| old != start || other_format);
+                let begins_anew = base == start && old.is_some_and(|old| old != start);
                 if begins_anew && self.vrings.iter().all(|vring| vring.worker.is_none()) {
                     self.device.new_driver();
                 }
@@ -315,6 +312,11 @@ impl<D: Device> Session<'_, D> {
         if !is_at_work || before ^ self.accepted_features != LOG_ALL {
             log::info!("features {:#x} accepted", self.accepted_features);
             self.device.set_features(self.accepted_features & !LOG_ALL);
+        }
+        // Where the rings of one format stopped says nothing of those of the other.
+        let other_rings = (before ^ self.accepted_features) & 1 << VIRTIO_F_RING_PACKED != 0;
+        if other_rings && !is_at_work && self.vrings.iter().any(|vring| vring.base.is_some()) {
+            self.device.new_driver();
         }
         if self.accepted_features & PROTOCOL_FEATURES == 0 {
             for vring in &mut self.vrings {

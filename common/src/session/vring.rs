@@ -31,8 +31,6 @@ pub struct Vring {
     pub addresses: Option<VhostUserVringAddr>,
     /// Where it goes on; `None` until that is said, and for the beginning then.
     pub base: Option<u32>,
-    /// Whether that is a place in a packed ring.
-    pub packed: bool,
     /// SET_VRING_KICK was sent; without a file the ring is polled.
     pub kick: Option<Option<Arc<OwnedFd>>>,
     pub call: Option<Arc<OwnedFd>>,
@@ -91,7 +89,6 @@ impl Vring {
     ) -> Result<(), SessionError> {
         let setup = self.setup(features);
         let base = self.base.unwrap_or_default();
-        self.packed = setup.packed;
         let ring = Ring::new(setup, Arc::new(memory), base, inflight.as_ref(), index).map_err(
             |source| {
                 self.error.iter().for_each(|error| signal(error));
