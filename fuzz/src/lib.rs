@@ -5,6 +5,15 @@
 //! should, with a mistake here and there. `Input::run` plays it, and panics where the device is wrong: it ends, writes
 //! where it may not, keeps what it should give back, or says what is not so.
 
+#![allow(
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::unwrap_used,
+    reason = "findings are panics"
+)]
+
 mod bench;
 pub mod block;
 mod driver;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The inputs that fuzzing begins with, and some random ones, as plain tests: they need neither libFuzzer nor its compiler flags.
 
+#![cfg(test)]
+
 use std::fs;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};

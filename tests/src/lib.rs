@@ -1,6 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A vhost-user front-end in user space, and what the test suites and benchmarks share.
 
+#![allow(
+    unsafe_code,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unreachable,
+    clippy::unwrap_used,
+    reason = "a test ends by a panic, and a driver, an intruder and a load reach memory by pointers"
+)]
+
 #[cfg(target_arch = "x86_64")]
 pub mod attempts;
 pub mod bench;

@@ -4,6 +4,8 @@
 //!
 //! The tests run with each I/O engine on a disk, with what `auto` makes of them there, and on an image in memory.
 
+#![cfg(test)]
+
 #[path = "block/config.rs"]
 mod config;
 #[path = "block/crash.rs"]

@@ -4,6 +4,8 @@
 //! What the device writes lies in one region, in pages that nobody else writes to, but for the descriptors of packed rings; what the driver
 //! writes there, the tests note themselves, as a VMM does for its guest.
 
+#![cfg(test)]
+
 #[path = "dirty_log/hostile.rs"]
 mod hostile;
 #[path = "dirty_log/load.rs"]

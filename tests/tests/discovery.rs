@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vhost-user-discover` on directory trees made for the purpose, and the schema that it and our back-ends follow.
 
+#![cfg(test)]
+
 #[path = "discovery/check.rs"]
 mod check;
 #[path = "discovery/order.rs"]

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vhost-device-gpu` as a driver and a display meet it.
 
+#![cfg(test)]
+
 #[path = "gpu/answers.rs"]
 mod answers;
 #[path = "gpu/backing.rs"]

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vhost-device-block` used by a real Linux guest in a real QEMU.
 
+#![cfg(test)]
+
 #[path = "guest_block/crash.rs"]
 mod crash;
 #[path = "guest_block/resize.rs"]

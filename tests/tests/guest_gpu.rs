@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vhost-device-gpu` used by a real Linux guest in a real QEMU: what the guest draws is on QEMU's screen dump.
 
+#![cfg(test)]
+
 use std::time::{Duration, Instant};
 
 use serde_json::json;

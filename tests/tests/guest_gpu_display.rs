@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What a screen dump does not show of a guest's screen: the cursor, and buffers of a GPU. QEMU passes both on over D-Bus.
 
+#![cfg(test)]
+
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};

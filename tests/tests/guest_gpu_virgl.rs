@@ -2,6 +2,8 @@
 //! 3D in a real Linux guest: its Mesa draws by `vhost-device-gpu --virgl`, and QEMU's screen dump shows it. The guest uses the file system of
 //! this host, read only: Mesa is too large for its memory.
 
+#![cfg(test)]
+
 use std::fs::File;
 use std::path::Path;
 use std::process::Command;

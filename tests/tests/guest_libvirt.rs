@@ -2,6 +2,8 @@
 //! `vhost-device-block` as the disk of a domain of libvirt's, set up as the README says, and `vhost-device-gpu` as its video, found by its
 //! descriptor.
 
+#![cfg(test)]
+
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

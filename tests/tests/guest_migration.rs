@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A guest that migrates between two QEMUs, and its disk between two `vhost-device-block`, while it writes and verifies.
 
+#![cfg(test)]
+
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vhost-device-rng` used by a real Linux guest in a real QEMU.
 
+#![cfg(test)]
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;

@@ -2,6 +2,8 @@
 //! What `vhost-device-input` says about itself, and what it refuses, on a host without input devices. With devices it is tested in
 //! `uml_input.rs`; rings, reports and unplugging are tested with the code.
 
+#![cfg(test)]
+
 use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, symlink};

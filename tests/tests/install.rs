@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What `cargo xtask install` and `cargo xtask deb` put on a host, and that it works there.
 
+#![cfg(test)]
+
 #[path = "install/package.rs"]
 mod package;
 #[path = "install/tree.rs"]

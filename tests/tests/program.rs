@@ -3,6 +3,8 @@
 //!
 //! The rules are those of QEMU's "Backend program conventions", and what this project adds to them.
 
+#![cfg(test)]
+
 #[path = "program/arguments.rs"]
 mod arguments;
 #[path = "program/connections.rs"]

@@ -4,6 +4,8 @@
 //! Nothing here depends on the device, so that all tests run against several back-ends. What a target does not claim is skipped, and
 //! the skip printed.
 
+#![cfg(test)]
+
 #[path = "protocol/clients.rs"]
 mod clients;
 #[path = "protocol/config.rs"]
@@ -291,6 +293,7 @@ fn ring_start(peer: &Peer, memory: &GuestMemory, queue: &Queue) -> Vec<Message> 
     ]
 }
 
+#[allow(unsafe_code)]
 fn owned(eventfd: &EventFd) -> OwnedFd {
     // SAFETY: open for as long as `eventfd` is borrowed, which is longer than this borrow.
     let borrowed = unsafe { BorrowedFd::borrow_raw(eventfd.as_raw_fd()) };
@@ -299,6 +302,7 @@ fn owned(eventfd: &EventFd) -> OwnedFd {
 
 /// Waits until the back-end has read what was sent, so that what is sent next is a piece of its own. A back-end that leaves incomplete
 /// messages in the socket is not waited for.
+#[allow(unsafe_code)]
 fn wait_until_read(connection: &RawConnection) {
     let deadline = Instant::now() + Duration::from_millis(50);
     let mut unread: libc::c_int = 1;

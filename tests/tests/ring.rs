@@ -4,6 +4,8 @@
 //! Nothing here depends on the device, so that all tests run against several back-ends. What a target does not claim is skipped, and
 //! the skip printed.
 
+#![cfg(test)]
+
 #[path = "ring/aliasing.rs"]
 mod aliasing;
 #[path = "ring/corrupt.rs"]

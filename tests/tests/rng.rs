@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vhost-device-rng` as a driver meets it: what it gives, how much of it, and what becomes of requests that must wait.
 
+#![cfg(test)]
+
 #[path = "rng/fips.rs"]
 mod fips;
 #[path = "rng/quota.rs"]

@@ -4,6 +4,7 @@
 //! The calls are made in the threads of the real program, which the tests take over. That needs root, and a processor whose registers
 //! the tests know.
 
+#![cfg(test)]
 #![cfg(target_arch = "x86_64")]
 
 #[path = "sandbox/attempts.rs"]

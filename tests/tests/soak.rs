@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The short form of `cargo xtask soak`, and what becomes of a back-end that loses something.
 
+#![cfg(test)]
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

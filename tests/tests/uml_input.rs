@@ -4,6 +4,8 @@
 //! `cargo xtask test` runs these in User-Mode Linux. A host that has `/dev/uinput`, and lets this user write to it, needs none:
 //! `cargo test -p vhost-device-tests --test uml_input -- --ignored`.
 
+#![cfg(test)]
+
 #[path = "uml_input/config.rs"]
 mod config;
 #[path = "uml_input/events.rs"]

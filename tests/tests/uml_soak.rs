@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The short form of `cargo xtask soak` for input, where there is uinput.
 
+#![cfg(test)]
+
 use std::process::Command;
 
 #[test]

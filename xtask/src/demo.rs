@@ -185,9 +185,11 @@ fn show(
 /// The numbers that matter in fio's report.
 fn throughput(report: &str) -> String {
     let report: Value = serde_json::from_str(report).unwrap_or_default();
-    let job = &report["jobs"][0];
     let sum = |field: &str| -> f64 {
-        let of = |direction: &str| job[direction][field].as_f64().unwrap_or_default();
+        let of = |direction: &str| {
+            let number = report.pointer(&format!("/jobs/0/{direction}/{field}"));
+            number.and_then(Value::as_f64).unwrap_or_default()
+        };
         of("read") + of("write")
     };
     format!(

@@ -170,3 +170,34 @@ fn tool(progress: &Progress, name: &str, version: &str) -> Result<PathBuf, Strin
     }
     Ok(program)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn the_lints_of_each_crate_are_those_of_the_workspace() {
+        let root = fs::read_to_string(workspace().join("Cargo.toml")).unwrap();
+        let members = root
+            .lines()
+            .find_map(|line| line.strip_prefix("members = "));
+        let members: Vec<String> = serde_json::from_str(members.unwrap()).unwrap();
+        for member in members {
+            let member = workspace().join(member);
+            let manifest = fs::read_to_string(member.join("Cargo.toml")).unwrap();
+            assert!(
+                manifest.contains("\n[lints]\nworkspace = true\n"),
+                "{member:?}"
+            );
+            for file in ["src/lib.rs", "src/main.rs"] {
+                let source = fs::read_to_string(member.join(file)).unwrap_or_default();
+                for header in ["#![deny", "#![warn", "#![forbid", "#![cfg_attr"] {
+                    let found = source.lines().find(|line| line.starts_with(header));
+                    assert_eq!(found, None, "{member:?}/{file}");
+                }
+            }
+        }
+    }
+}

@@ -6,6 +6,7 @@
 //! [`Settings`]. What is called is written to the file that `STAND_IN_LOG` names, a line each.
 
 #![allow(
+    unsafe_code,
     clippy::missing_safety_doc,
     reason = "the functions are those of virglrenderer.h"
 )]

@@ -2,6 +2,12 @@
 //! Draws a triangle with OpenGL ES, on no screen, and says who drew it and what came out: `renderer NAME`, then `pixels` with the colour of two
 //! corners and a checksum of all. Mesa's libraries are opened when it runs, so that it builds without them.
 
+#![allow(
+    unsafe_code,
+    clippy::indexing_slicing,
+    reason = "it calls OpenGL, and may panic"
+)]
+
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::ptr::{null, null_mut};
 

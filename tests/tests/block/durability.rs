@@ -4,6 +4,8 @@
 //!
 //! The kernel tells how much of the image is in the page cache only, so this can be seen from outside for each I/O engine.
 
+#![allow(unsafe_code)]
+
 use std::fs::File;
 use std::io;
 use std::ops::Range;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Requests that can not be carried out: the status that each gets, and that nothing else happens.
 
+#![allow(unsafe_code)]
+
 use std::os::unix::process::CommandExt;
 
 use vhost_device_tests::front_end::Buffer;

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! io_uring does not go through the filter of system calls: what it can do is restricted otherwise.
 
+#![allow(unsafe_code)]
+
 use std::fs;
 use std::mem;
 
