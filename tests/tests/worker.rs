@@ -4,15 +4,20 @@
 #![cfg(test)]
 
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::event::{EventfdFlags, eventfd};
+use vhost::vhost_user::VhostUserFrontend;
 use vhost_device_common::chain::Chain;
 use vhost_device_common::device::{Device, QueueHandler, StartError, Threads};
 use vhost_device_common::session;
 use vhost_device_common::statistics::Statistics;
-use vhost_device_common::worker::{Polling, Queue};
+use vhost_device_common::worker::{Poller, Polling, Queue, Queues, Token};
 use vhost_device_tests::front_end::device::{EVENT_IDX, RING_PACKED};
 use vhost_device_tests::front_end::{Buffer, FrontEnd, Options, Queue as Ring};
 use vmm_sys_util::eventfd::EventFd;
@@ -31,6 +36,10 @@ struct Shared {
     call: OnceLock<EventFd>,
     /// Whether it was called while the request waited for that.
     called: OnceLock<bool>,
+    /// What the device waits for beside requests.
+    event: OnceLock<OwnedFd>,
+    /// How many times that became ready.
+    heard: AtomicUsize,
 }
 
 /// Carries nothing out.
@@ -76,6 +85,21 @@ impl QueueHandler for Idle {
             queue.complete(chain, 0);
         }
     }
+
+    fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {
+        match self.0.event.get() {
+            Some(event) => poller.watch(event.as_fd(), Token::Device(0)),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes requests here too.
+    fn ready(&mut self, _token: u32, queues: &mut Queues) {
+        if let Some(queue) = queues.get_mut(0) {
+            self.process(queue);
+        }
+        self.0.heard.fetch_add(1, Ordering::Release);
+    }
 }
 
 fn waits(chain: &mut Chain) -> bool {
@@ -108,21 +132,63 @@ impl LateDriver {
     }
 }
 
+/// Serves a front-end that agrees on these ring features.
+fn serve(shared: &Arc<Shared>, features: u64) -> (FrontEnd, JoinHandle<()>) {
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let idle = Idle(Arc::clone(shared));
+    let server = std::thread::spawn(move || {
+        let (_end, stop) = UnixStream::pair().unwrap();
+        let statistics = Statistics::new::<Idle>();
+        session::serve(&idle, &statistics, theirs, &stop.into(), Polling::Auto).unwrap();
+    });
+    let mut options = Options::default();
+    options.features &= !(EVENT_IDX | RING_PACKED);
+    options.features |= features;
+    (FrontEnd::from_stream(ours, &options).unwrap(), server)
+}
+
+#[test]
+fn a_handler_takes_nothing_from_a_disabled_queue() {
+    for features in [0, RING_PACKED] {
+        let shared = Arc::new(Shared::default());
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap();
+        shared.event.set(event).unwrap();
+        let hear = || {
+            let before = shared.heard.load(Ordering::Acquire);
+            rustix::io::write(shared.event.get().unwrap(), &1u64.to_ne_bytes()).unwrap();
+            let deadline = Instant::now() + LIMIT;
+            while shared.heard.load(Ordering::Acquire) == before {
+                assert!(Instant::now() < deadline, "the handler hears nothing");
+                std::thread::yield_now();
+            }
+        };
+        let (front_end, server) = serve(&shared, features);
+        let memory = front_end.memory();
+        let mut ring = front_end.queue(0, 16).unwrap();
+        let request = [Buffer::readable(memory.allocate(1, 1), 1)];
+        ring.submit(&request);
+        assert!(ring.wait_used(LIMIT), "a request is not done");
+        ring.take_used().unwrap();
+        // The handler may have requests left that it could take of the last batch.
+        front_end.call().set_vring_enable(0, false).unwrap();
+        ring.add(&request).unwrap();
+        ring.publish();
+        hear();
+        // What it completes is published after it was heard.
+        front_end.call().set_vring_enable(0, false).unwrap();
+        assert!(!ring.has_used(), "taken from a disabled queue");
+        front_end.call().set_vring_enable(0, true).unwrap();
+        assert!(ring.wait_used(LIMIT), "not done after it was enabled again");
+        drop((ring, front_end));
+        server.join().unwrap();
+    }
+}
+
 #[test]
 fn a_driver_that_goes_on_late_is_called_before_the_last_request_is_done() {
     for features in [0, EVENT_IDX, RING_PACKED, RING_PACKED | EVENT_IDX] {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        let (_end, stop) = UnixStream::pair().unwrap();
         let shared = Arc::new(Shared::default());
-        let idle = Idle(Arc::clone(&shared));
-        let server = std::thread::spawn(move || {
-            let statistics = Statistics::new::<Idle>();
-            session::serve(&idle, &statistics, theirs, &stop.into(), Polling::Auto).unwrap();
-        });
-        let mut options = Options::default();
-        options.features &= !(EVENT_IDX | RING_PACKED);
-        options.features |= features;
-        let front_end = FrontEnd::from_stream(ours, &options).unwrap();
+        let (front_end, server) = serve(&shared, features);
         let ring = front_end.queue(0, 16).unwrap();
         let call = ring.call_fd().try_clone().unwrap();
         shared.call.set(call).unwrap();

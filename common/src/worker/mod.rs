@@ -427,8 +427,7 @@ impl<H: QueueHandler> Thread<H> {
             Command::Kick(index, kick) => self.set_kick(index, kick)?,
             Command::Enable(index, enabled) => {
                 if let Some(queue) = self.queues.get_mut(index) {
-                    queue.enabled = enabled;
-                    queue.pending = true;
+                    queue.set_enabled(enabled);
                 }
             }
             Command::Call(index, call) => {

@@ -30,7 +30,7 @@ pub struct Queue {
     call: Option<Arc<OwnedFd>>,
     error: Option<Arc<OwnedFd>>,
     /// SET_VRING_ENABLE: requests of a disabled queue stay where they are.
-    pub(super) enabled: bool,
+    enabled: bool,
     /// The ring is to be looked at.
     pub(super) pending: bool,
     /// Requests that the handler may still take in this batch.
@@ -189,6 +189,20 @@ impl Queue {
         if let Err(error) = self.ring.set_memory(memory) {
             self.fail(&error);
         }
+    }
+
+    /// SET_VRING_ENABLE. While a queue is disabled nothing can be taken from it, whenever its handler looks.
+    pub(super) fn set_enabled(&mut self, enabled: bool) {
+        self.enabled = enabled;
+        self.pending = true;
+        if !enabled {
+            self.end_takes();
+        }
+    }
+
+    /// Nothing more can be taken until another batch begins.
+    fn end_takes(&mut self) {
+        (self.budget, self.batch) = (0, 0);
     }
 
     pub(super) fn set_used_log(&mut self, address: Option<u64>) {
