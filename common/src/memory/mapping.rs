@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -22,28 +22,35 @@ use super::MAX_REGIONS;
 const PLACES: usize = 4 * MAX_REGIONS;
 
 /// Where a mapping is, for the signal handler.
+///
+/// Both fields are read as a pair: one that was put together of two mappings could reach into a third.
 #[derive(Debug)]
 struct Place {
     /// First address; 0 when nobody uses the place.
     start: AtomicUsize,
     length: AtomicUsize,
+    /// Odd while the fields change, and another number after that.
+    version: AtomicUsize,
 }
 
 /// What the signal handler knows of. A handler can not wait for a lock.
-static KNOWN: [Place; PLACES] = [const {
-    Place {
-        start: AtomicUsize::new(0),
-        length: AtomicUsize::new(0),
-    }
-}; PLACES];
+static KNOWN: [Place; PLACES] = [const { Place::unused() }; PLACES];
 
 /// Written to by the signal handler.
 static LOST: OnceLock<OwnedFd> = OnceLock::new();
 
 impl Place {
+    const fn unused() -> Self {
+        Self {
+            start: AtomicUsize::new(0),
+            length: AtomicUsize::new(0),
+            version: AtomicUsize::new(0),
+        }
+    }
+
     /// Notes where a mapping is; `None` if there are too many.
     fn take(start: usize, length: usize) -> Option<&'static Self> {
-        // Not an address of anything: the handler passes over it until the length is known.
+        // Not an address of anything: the place is ours.
         const TAKEN: usize = usize::MAX;
         let place = KNOWN.iter().find(|place| {
             place
@@ -51,17 +58,37 @@ impl Place {
                 .compare_exchange(0, TAKEN, Ordering::AcqRel, Ordering::Relaxed)
                 .is_ok()
         })?;
-        place.length.store(length, Ordering::Relaxed);
-        place.start.store(start, Ordering::Release);
+        place.set(start, length);
         Some(place)
     }
 
-    /// The mapping that has this address: where it starts, and its length.
+    /// Changes what only the owner of the place may change.
+    fn set(&self, start: usize, length: usize) {
+        let version = self.version.load(Ordering::Relaxed);
+        self.version
+            .store(version.wrapping_add(1), Ordering::Relaxed);
+        fence(Ordering::Release);
+        self.length.store(length, Ordering::Relaxed);
+        self.start.store(start, Ordering::Release);
+        self.version
+            .store(version.wrapping_add(2), Ordering::Release);
+    }
+
+    /// Where the mapping starts, and its length; `None` if there is none, or if it comes or goes just now.
+    fn get(&self) -> Option<(usize, usize)> {
+        let version = self.version.load(Ordering::Acquire);
+        let start = self.start.load(Ordering::Relaxed);
+        let length = self.length.load(Ordering::Relaxed);
+        fence(Ordering::Acquire);
+        let is_pair = version % 2 == 0 && self.version.load(Ordering::Relaxed) == version;
+        (is_pair && start != 0).then_some((start, length))
+    }
+
+    /// The mapping that has this address: where it starts, and its length. It is in use, so that it neither comes nor goes meanwhile.
     fn of(address: usize) -> Option<(usize, usize)> {
         KNOWN.iter().find_map(|place| {
-            let start = place.start.load(Ordering::Acquire);
-            let length = place.length.load(Ordering::Relaxed);
-            let into = address.checked_sub(start).filter(|_| start != 0)?;
+            let (start, length) = place.get()?;
+            let into = address.checked_sub(start)?;
             (into < length).then_some((start, length))
         })
     }
@@ -190,8 +217,41 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        self.place.start.store(0, Ordering::Release);
+        self.place.set(0, 0);
         // SAFETY: all who use the memory hold a reference to the mapping.
         let _ = unsafe { munmap(self.start.as_ptr(), self.length) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+
+    /// A start and a length that were never those of one mapping would have the handler map over what is beside it.
+    #[test]
+    fn start_and_length_of_a_mapping_are_read_as_a_pair() {
+        const ROUNDS: usize = 300_000;
+        let mappings = [(0x1000, 0x1000), (0x10_0000, 0x10_0000)];
+        let place = Place::unused();
+        let is_done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                while !is_done.load(Ordering::Relaxed) {
+                    if let Some(mapping) = place.get() {
+                        assert!(mappings.contains(&mapping), "{mapping:x?}");
+                    }
+                }
+            });
+            for _ in 0..ROUNDS {
+                for (start, length) in mappings {
+                    place.set(start, length);
+                    place.set(0, 0);
+                }
+            }
+            is_done.store(true, Ordering::Relaxed);
+            reader.join().unwrap();
+        });
     }
 }
