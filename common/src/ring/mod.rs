@@ -274,6 +274,14 @@ impl Ring {
             Format::Packed(ring) => Ok(ring.want_kick()),
         }
     }
+
+    /// Leaves the ring to the device that comes next: the driver kicks it, where this one asked it not to.
+    pub fn release(&mut self) {
+        if !either!(&self.0, ring => ring.wants_kick()) {
+            // Whether it is corrupt the next device finds out by itself.
+            let _ = self.want_kick();
+        }
+    }
 }
 
 /// Finds a part of a ring: `length` bytes at `address` of the front-end.

@@ -492,6 +492,11 @@ impl PackedRing {
         }
     }
 
+    /// The driver was asked to kick.
+    pub fn wants_kick(&self) -> bool {
+        self.wants_kick
+    }
+
     /// As [`super::Ring::suppress_kicks`].
     pub fn suppress_kicks(&mut self) {
         if std::mem::take(&mut self.wants_kick) {

@@ -375,6 +375,11 @@ impl SplitRing {
         }
     }
 
+    /// The driver was asked to kick.
+    pub fn wants_kick(&self) -> bool {
+        self.wants_kick
+    }
+
     /// As [`super::Ring::suppress_kicks`].
     pub fn suppress_kicks(&mut self) {
         // With EVENT_IDX the old avail_event stays, which the driver has passed already.

@@ -499,9 +499,8 @@ impl<H: QueueHandler> Thread<H> {
             queue.end_batch(self.watchfulness.tick());
         }
         let queue = self.queues.get_mut(index)?;
-        queue.publish();
+        let base = queue.release();
         queue.end_batch(self.watchfulness.tick());
-        let base = queue.base();
         if let Some(kick) = queue.kick.take()
             && let Some(poller) = poller(&mut self.handler, &mut self.epoll)
         {

@@ -289,7 +289,12 @@ impl Queue {
         self.look_again.take().into_iter().chain(unkicked).min()
     }
 
-    pub(super) fn base(&self) -> u32 {
+    /// Leaves the ring to the device that comes next. Tells where that goes on.
+    pub(super) fn release(&mut self) -> u32 {
+        self.publish();
+        if !self.broken {
+            self.ring.release();
+        }
         self.ring.base()
     }
 

@@ -340,7 +340,53 @@ fn a_ring_without_a_kick_eventfd_is_polled(target: &dyn Target) {
     }
 }
 
+/// Whoever goes on with the ring waits for a kick.
+fn a_ring_that_stops_while_its_thread_polls_asks_for_kicks(target: &dyn Target) {
+    const TEST: &str = "a_ring_that_stops_while_its_thread_polls_asks_for_kicks";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let running = target.start_with(&|_, command| {
+        command.arg("--poll-us=1000000");
+    });
+    for mode in modes(target) {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 16, 0);
+        assert_works(target, front_end.memory(), &mut queue);
+        let base = front_end.stop(0).unwrap();
+        let mut request = Request::new(target, front_end.memory());
+        queue.add(&request.write(1)).unwrap();
+        queue.publish();
+        assert!(queue.kick(), "{mode:?}: no kick is asked for");
+        front_end.start(0, &queue, base).unwrap();
+        assert!(queue.wait_used(PATIENCE), "{mode:?}");
+        request.assert_done(queue.take_used().unwrap());
+    }
+}
+
+/// A call may have gone to the file before it. QEMU's own tests wait for one too.
+fn a_call_file_is_signalled_once_when_it_is_first_used(target: &dyn Target) {
+    const TEST: &str = "a_call_file_is_signalled_once_when_it_is_first_used";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let running = target.start();
+    for mode in modes(target) {
+        let front_end = mode.connect(&running);
+        let queue = front_end.queue_with(0, mode.options(16, 0)).unwrap();
+        assert_eq!(wait_calls(&queue), 1, "{mode:?}: as the ring starts");
+        for _ in 0..3 {
+            front_end.call().set_vring_call(0, queue.call_fd()).unwrap();
+            assert_eq!(wait_calls(&queue), 1, "{mode:?}: while the ring runs");
+        }
+        std::thread::sleep(QUIET);
+        assert_eq!(calls(&queue), 0, "{mode:?}: a call for nothing");
+    }
+}
+
 crate::for_each_target![
+    a_ring_that_stops_while_its_thread_polls_asks_for_kicks,
+    a_call_file_is_signalled_once_when_it_is_first_used,
     each_used_request_is_signalled_once,
     no_interrupt_is_respected,
     a_call_comes_when_the_used_index_passes_used_event_and_only_then,
