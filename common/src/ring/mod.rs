@@ -42,7 +42,7 @@ pub struct RingSetup {
     pub indirect: bool,
 }
 
-/// What is wrong with a ring. After any of these the ring can not be used until it is set up anew.
+/// What is wrong with a ring. After any of these but [`RingError::Unmapped`] the ring can not be used until it is set up anew.
 #[derive(Debug, Error)]
 pub enum RingError {
     /// A part of the ring is not in guest memory.
@@ -172,7 +172,7 @@ impl Ring {
     /// keep the memory that they were taken from.
     ///
     /// # Errors
-    /// The ring is not in the new memory.
+    /// The ring is not in the new memory: nothing may be taken until it is in another one. What is held can be completed.
     pub fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
         either!(&mut self.0, ring => ring.set_memory(memory))
     }

@@ -260,8 +260,10 @@ impl PackedRing {
 
     /// As [`super::Ring::set_memory`].
     pub fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
-        let parts = Self::find(&self.setup, &memory)?;
+        let parts = Self::find(&self.setup, &memory);
+        // What is completed is logged as the new table says, wherever the ring is.
         self.memory = memory;
+        let parts = parts?;
         self.descriptors = parts.descriptors;
         self.driver_event = parts.driver_event;
         self.device_event = parts.device_event;

@@ -177,8 +177,10 @@ impl SplitRing {
 
     /// As [`super::Ring::set_memory`].
     pub fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
-        let parts = Self::find(&self.setup, &memory)?;
+        let parts = Self::find(&self.setup, &memory);
+        // What is completed is logged as the new table says, wherever the ring is.
         self.memory = memory;
+        let parts = parts?;
         self.descriptors = parts.descriptors;
         self.available = parts.available;
         self.used = parts.used;

@@ -41,6 +41,8 @@ pub struct Queue {
     pub(super) look_again: Option<Duration>,
     /// The ring is corrupt, and left alone until it is set up anew.
     broken: bool,
+    /// The ring is not in guest memory, and left alone until it is there again.
+    is_unmapped: bool,
     /// The driver is to be called as soon as there is an eventfd to do so.
     owes_call: bool,
     /// Requests were completed, and not yet published.
@@ -70,6 +72,7 @@ impl Queue {
             batch: 0,
             look_again: None,
             broken: false,
+            is_unmapped: false,
             has_completed: false,
             head_start: HeadStart::default(),
             recorder,
@@ -185,9 +188,22 @@ impl Queue {
         self.error = error;
     }
 
+    /// Another table of guest memory is in force. One without the ring is a pause: front-ends take memory away for a moment, and what
+    /// is completed meanwhile goes to where the ring was.
     pub(super) fn set_memory(&mut self, memory: Arc<GuestMemory>) {
-        if let Err(error) = self.ring.set_memory(memory) {
-            self.fail(&error);
+        let found = self.ring.set_memory(memory);
+        let was_unmapped = std::mem::replace(&mut self.is_unmapped, found.is_err());
+        match found {
+            Ok(()) => self.pending |= was_unmapped,
+            Err(error) => {
+                self.end_takes();
+                if !was_unmapped {
+                    warn_limited(format_args!(
+                        "queue {}: {error}; the queue pauses until the front-end shares this memory again",
+                        self.index
+                    ));
+                }
+            }
         }
     }
 
@@ -224,7 +240,12 @@ impl Queue {
 
     /// Whether the handler should look at this queue.
     pub(super) fn is_runnable(&self) -> bool {
-        self.pending && self.enabled && !self.broken
+        self.pending && self.enabled && self.is_usable()
+    }
+
+    /// Whether the ring can be looked at.
+    fn is_usable(&self) -> bool {
+        !self.broken && !self.is_unmapped
     }
 
     /// Lets the handler take requests: as many as there are in a batch, without being kicked for them. It is `now`.
@@ -254,10 +275,9 @@ impl Queue {
 
     /// Lets the handler take what a device before this one had taken, and no more. Returns how many requests that are.
     pub(super) fn begin_recovered(&mut self, now: Instant) -> usize {
-        let recovered = if self.broken {
-            0
-        } else {
-            self.ring.recovered()
+        let recovered = match self.is_usable() {
+            true => self.ring.recovered(),
+            false => 0,
         };
         self.budget = recovered.min(BATCH.into()) as u16;
         self.batch = self.budget;
@@ -292,7 +312,7 @@ impl Queue {
     /// Leaves the ring to the device that comes next. Tells where that goes on.
     pub(super) fn release(&mut self) -> u32 {
         self.publish();
-        if !self.broken {
+        if self.is_usable() {
             self.ring.release();
         }
         self.ring.base()
