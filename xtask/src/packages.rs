@@ -118,29 +118,34 @@ pub fn install(progress: &Progress, needs: &[Need]) -> Result<(), String> {
     let mut install = vec!["install", "--yes", "--no-install-recommends"];
     let suite = format!("{release}-backports");
     let list = format!("/etc/apt/sources.list.d/{suite}.list");
-    let source = format!("deb http://deb.debian.org/debian {suite} main");
-    let add_source = backports && !has_suite(&suite);
     if backports {
         install.extend(["--target-release", suite.as_str()]);
     }
     install.extend(&missing);
+    let update = || progress.run("Updating the package lists", &mut apt(&["update"]));
+    if is_root() {
+        update()?;
+    }
+    let source = match backports {
+        true => source_to_add(&index_targets()?, &release, &suite)?,
+        false => None,
+    };
     if !is_root() {
-        let add = match add_source {
-            true => format!("echo '{source}' > {list} && "),
-            false => String::new(),
-        };
+        let add = source.map_or(String::new(), |source| {
+            format!("echo '{source}' > {list} && ")
+        });
         return Err(format!(
             "Missing: {}. As root, run this, then try again:\n\n    {add}apt-get update && apt-get {}\n",
             missing.join(", "),
             install.join(" ")
         ));
     }
-    if add_source {
-        progress.step(&format!("Adding {suite} to apt's sources"));
+    if let Some(source) = source {
+        progress.step(&format!("Adding to apt's sources: {source}"));
         fs::write(&list, format!("{source}\n"))
             .map_err(|error| format!("cannot write {list}: {error}"))?;
+        update()?;
     }
-    progress.run("Updating the package lists", &mut apt(&["update"]))?;
     progress.run(
         &format!("Installing {}", missing.join(", ")),
         &mut apt(&install),
@@ -199,11 +204,29 @@ fn debian_release() -> String {
         .into()
 }
 
-/// Whether apt has a source for a suite, like `bookworm-backports`.
-fn has_suite(suite: &str) -> bool {
-    let policy = Command::new("apt-cache").arg("policy").output();
-    policy
-        .is_ok_and(|policy| String::from_utf8_lossy(&policy.stdout).contains(&format!("n={suite}")))
+/// What apt has lists of: a line `codename|origin|component|mirror` each.
+fn index_targets() -> Result<String, String> {
+    let format = "$(CODENAME)|$(ORIGIN)|$(COMPONENT)|$(REPO_URI)";
+    let mut command = apt(&["indextargets", "--format", format, "Created-By: Packages"]);
+    let output = command.output();
+    let output = output.map_err(|error| format!("cannot run apt-get: {error}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// The source of `suite` that apt lacks, if it does: on the mirror that Debian's `release` comes from on this machine.
+fn source_to_add(targets: &str, release: &str, suite: &str) -> Result<Option<String>, String> {
+    let is_suite = |line: &str| line.split('|').next() == Some(suite);
+    if targets.lines().any(is_suite) {
+        return Ok(None);
+    }
+    let before = format!("{release}|Debian|main|");
+    let mut mirrors = targets
+        .lines()
+        .filter_map(|line| line.strip_prefix(&before));
+    let mirror = mirrors.next().ok_or_else(|| {
+        format!("apt has no list of Debian's {release}: run `apt-get update`, or add {suite} to its sources")
+    })?;
+    Ok(Some(format!("deb {mirror} {suite} main")))
 }
 
 #[cfg(test)]
@@ -215,5 +238,36 @@ mod tests {
         let version = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2~bpo12+1)";
         assert_eq!(major(version), Some(10));
         assert_eq!(major("unknown"), None);
+    }
+
+    #[test]
+    fn backports_come_from_the_mirror_of_this_machine() {
+        let targets = "nodistro|. nodistro|main|https://deb.nodesource.com/node_20.x/\n\
+            bookworm|Docker|main|https://download.docker.com/linux/debian/\n\
+            bookworm-security|Debian|main|http://security.mirror.example/\n\
+            bookworm|Debian|contrib|http://other.example/debian/\n\
+            bookworm|Debian|main|http://mirror.example/debian/\n";
+        assert_eq!(
+            source_to_add(targets, "bookworm", "bookworm-backports"),
+            Ok(Some(
+                "deb http://mirror.example/debian/ bookworm-backports main".into()
+            ))
+        );
+    }
+
+    #[test]
+    fn backports_that_are_there_are_not_added() {
+        let targets = "bookworm|Debian|main|http://mirror.example/debian/\n\
+            bookworm-backports|Debian Backports|main|http://mirror.example/debian/\n";
+        assert_eq!(
+            source_to_add(targets, "bookworm", "bookworm-backports"),
+            Ok(None)
+        );
+    }
+
+    #[test]
+    fn a_machine_without_debians_lists_is_told_so() {
+        let refusal = source_to_add("", "bookworm", "bookworm-backports").unwrap_err();
+        assert!(refusal.contains("apt-get update"), "{refusal}");
     }
 }
