@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The User-Mode Linux that tests run in: built from Debian's kernel source with the options in `config`, and kept in the target directory.
+//! A processor with a large state needs a kernel of its own.
 //!
 //! The package with the source is kept too: other options are built without network. It is downloaded, not installed: that needs no root.
 
@@ -13,6 +14,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use crate::guest::kernel::download;
 use crate::guest::{GuestError, find_program, output, system, target_directory};
+use crate::uml::processor::{self, LargeState};
 
 /// The options that are on.
 const CONFIG: &str = include_str!("config");
@@ -41,16 +43,17 @@ fn kept(name: &str) -> Result<PathBuf, GuestError> {
     Ok(target_directory()?.join("uml").join(name))
 }
 
-/// The executable's name follows the options, so that changed ones are built.
-fn image() -> Result<PathBuf, GuestError> {
+/// The executable's name follows the options and the processor, so that changed ones are built.
+fn image(state: Option<LargeState>) -> Result<PathBuf, GuestError> {
     let mut hash = DefaultHasher::new();
     CONFIG.hash(&mut hash);
-    kept(&format!("{PACKAGE}-{:016x}", hash.finish()))
+    let suffix = state.map(LargeState::suffix).unwrap_or_default();
+    kept(&format!("{PACKAGE}-{:016x}{suffix}", hash.finish()))
 }
 
 /// Whether the kernel is kept, so that [`prepare`] takes no time.
 pub fn is_kept() -> bool {
-    image().is_ok_and(|image| image.is_file())
+    image(LargeState::of_host()).is_ok_and(|image| image.is_file())
 }
 
 /// The package with the source, downloaded if it is not kept.
@@ -62,14 +65,15 @@ pub fn source() -> Result<PathBuf, GuestError> {
 /// The kernel, an executable of the host. If none is kept it is built, which takes two minutes; what `make` says of it goes to stdout.
 /// Many processes may call this at once; one builds.
 pub fn prepare() -> Result<PathBuf, GuestError> {
-    let image = image()?;
+    let state = LargeState::of_host();
+    let image = image(state)?;
     let _lock = lock()?;
     if !image.is_file() {
         let package = download_source()?;
         let work = work()?;
         println!("unpacking {PACKAGE}");
         let source = unpack(&package, &work)?;
-        fs::rename(build(&source, &work)?, &image).map_err(system("keep the kernel"))?;
+        fs::rename(build(&source, &work, state)?, &image).map_err(system("keep the kernel"))?;
         remove(&work)?;
     }
     Ok(image)
@@ -137,12 +141,30 @@ fn unpack(package: &Path, work: &Path) -> Result<PathBuf, GuestError> {
     Ok(source)
 }
 
+/// Makes room in the source for a large state of the processor.
+fn patch(source: &Path, state: LargeState) -> Result<(), GuestError> {
+    let path = source.join(processor::SOURCE);
+    let text = fs::read_to_string(&path).map_err(system(format!("read {}", path.display())))?;
+    let patched = state.patch(&text).ok_or_else(|| {
+        GuestError::NoKernel(format!(
+            "this host's processor needs a change of {}, which is not as expected in {PACKAGE}",
+            processor::SOURCE
+        ))
+    })?;
+    fs::write(&path, patched).map_err(system(format!("write {}", path.display())))
+}
+
 /// Builds the executable.
-fn build(source: &Path, work: &Path) -> Result<PathBuf, GuestError> {
+fn build(source: &Path, work: &Path, state: Option<LargeState>) -> Result<PathBuf, GuestError> {
+    let mut config = CONFIG.to_owned();
+    if let Some(state) = state {
+        patch(source, state)?;
+        config.push_str(state.option());
+    }
     let objects = work.join("objects");
     fs::create_dir(&objects).map_err(system("create a directory for the objects"))?;
     let options = work.join("config");
-    fs::write(&options, CONFIG).map_err(system("write the kernel's options"))?;
+    fs::write(&options, &config).map_err(system("write the kernel's options"))?;
     let make = |target: &str| {
         let mut make = Command::new("make");
         make.current_dir(source)
@@ -156,7 +178,7 @@ fn build(source: &Path, work: &Path) -> Result<PathBuf, GuestError> {
     };
     output(&mut make("allnoconfig"))?;
     let set = fs::read_to_string(objects.join(".config")).map_err(system("read .config"))?;
-    let lost: Vec<&str> = CONFIG
+    let lost: Vec<&str> = config
         .lines()
         .filter(|line| line.starts_with("CONFIG_") && !set.lines().any(|other| other == *line))
         .collect();

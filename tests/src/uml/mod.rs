@@ -5,6 +5,7 @@
 //! as they are, but can only be read; what is below the target directory can be written. `/tmp`, `/run` and `/dev` are its own, and empty.
 
 pub mod kernel;
+mod processor;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
