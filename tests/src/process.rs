@@ -292,8 +292,12 @@ impl Program {
         contents(&self.stdout)
     }
 
-    /// What the program has written to stderr.
+    /// What the program has written to stderr, with the lines that its thread for the log had to write just now.
     pub fn stderr(&self) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        while has_log_to_write(self.id()) && Instant::now() < deadline {
+            thread::sleep(INTERVAL);
+        }
         contents(&self.stderr)
     }
 
@@ -397,6 +401,17 @@ impl Program {
             stderr: self.stderr(),
         }
     }
+}
+
+/// Whether a back-end's thread for the log is at work.
+fn has_log_to_write(id: u32) -> bool {
+    let is_at_work = |task: io::Result<fs::DirEntry>| {
+        let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+        let (_, state) = stat.split_once(" (log) ")?;
+        Some(state.starts_with(['R', 'D']))
+    };
+    let tasks = fs::read_dir(format!("/proc/{id}/task"));
+    tasks.is_ok_and(|mut tasks| tasks.any(|task| is_at_work(task) == Some(true)))
 }
 
 /// What a process holds now.

@@ -45,7 +45,7 @@ const BLOCK: Device = Device {
         io_engine: "io_uring",
     },
     options: &[],
-    threads: &[MAIN, "control", "queue-0"],
+    threads: &[MAIN, "control", "log", "queue-0"],
     opens_files: false,
     compiles: false,
 };
@@ -54,13 +54,13 @@ const BLOCK_WITH_THREADS: Device = Device {
     target: &Block {
         io_engine: "threads",
     },
-    threads: &[MAIN, "control", "queue-0", "io"],
+    threads: &[MAIN, "control", "log", "queue-0", "io"],
     ..BLOCK
 };
 
 const RNG: Device = Device {
     target: &Rng,
-    threads: &[MAIN, "control", "queues"],
+    threads: &[MAIN, "control", "log", "queues"],
     ..BLOCK
 };
 

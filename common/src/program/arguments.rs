@@ -9,8 +9,8 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, Command, CommandFactory, FromArgMatches, Parser};
 
-use super::USAGE;
 use super::sandbox::Sandbox;
+use super::{USAGE, stderr};
 use crate::device::Device;
 use crate::worker::Polling;
 
@@ -119,7 +119,7 @@ impl<O: Args> Arguments<O> {
                     ExitCode::SUCCESS
                 }
                 _ => {
-                    eprintln!("{}: {}", D::PROGRAM, one_line(&error));
+                    stderr::print(&format!("{}: {}", D::PROGRAM, one_line(&error)));
                     ExitCode::from(USAGE)
                 }
             },

@@ -13,6 +13,7 @@ use super::sandbox::{Role, confine_thread};
 use super::signals::{Signal, Signals};
 use super::socket::Listener;
 use super::stats_socket::StatsSocket;
+use super::stderr;
 use crate::device::{Device, StartError};
 use crate::statistics::Statistics;
 
@@ -96,6 +97,7 @@ impl<D: Device> Control<D> {
         std::thread::sleep(TIME_TO_FINISH);
         log::warn!("requests did not finish in time; they are lost");
         self.files.iter().for_each(|file| file.remove_file());
+        stderr::flush();
         // Without the exit handlers of libraries, which take away what a renderer that still works uses.
         signal_hook::low_level::exit(0);
     }

@@ -9,6 +9,7 @@ mod service;
 mod signals;
 mod socket;
 mod stats_socket;
+mod stderr;
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -45,6 +46,7 @@ pub fn command<D: Device>() -> Command {
 
 /// The `main` of a device's program.
 pub fn run<D: Device>() -> ExitCode {
+    let _flush = stderr::Flush;
     // These two win over all other arguments, known or not.
     let asked = |option| {
         std::env::args_os()
@@ -69,7 +71,7 @@ pub fn run<D: Device>() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(StartError(line)) => {
-            eprintln!("{}: {line}", D::PROGRAM);
+            stderr::print(&format!("{}: {line}", D::PROGRAM));
             ExitCode::FAILURE
         }
     }
@@ -99,7 +101,7 @@ fn start<D: Device>(
 ) -> Result<(), StartError> {
     // First of all, while no file of our own can have the number that was given.
     let source = Source::find(&arguments, manager)?;
-    log_to_stderr(D::PROGRAM);
+    stderr::log(D::PROGRAM);
     let device = Arc::new(D::open(arguments.device)?);
     let signals = Signals::listen(D::RELOADS)?;
     let stop = Arc::clone(&signals.stop);
@@ -122,6 +124,7 @@ fn start<D: Device>(
             .files
             .extend(directories.map(|directory| (directory, Access::Remove)));
         sandbox::enter(D::PROGRAM, arguments.sandbox, &needs)?;
+        stderr::start(D::PROGRAM)?;
         stats_socket
             .iter()
             .try_for_each(|listener| listener.listen())?;
@@ -239,14 +242,4 @@ fn serve_all<D: Device>(
             }
         }
     }
-}
-
-fn log_to_stderr(program: &'static str) {
-    let environment = env_logger::Env::default().default_filter_or("info");
-    env_logger::Builder::from_env(environment)
-        .format(move |line, record| {
-            let level = record.level().as_str().to_ascii_lowercase();
-            writeln!(line, "{program}: {level}: {}", record.args())
-        })
-        .init();
 }

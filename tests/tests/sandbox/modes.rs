@@ -4,14 +4,16 @@
 #![allow(unsafe_code)]
 
 use std::fs::{self, Permissions};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::Command;
 
+use rustix::pipe::fcntl_setpipe_size;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter};
 use vhost_device_tests::intruder::Outcome;
-use vhost_device_tests::process::{PATIENCE, Program, Signal};
+use vhost_device_tests::process::{PATIENCE, Program, Signal, inherit};
 
 use crate::state::{assert_confined, statuses};
 use crate::{Device, RNG, for_each_device, mode};
@@ -139,7 +141,25 @@ fn a_kernel_without_landlock_is_warned_of_once(device: &Device) {
     assert_eq!(stderr.matches(": warn:").count(), 1, "{stderr}");
 }
 
+fn a_violation_ends_a_program_whose_log_nobody_reads(device: &Device) {
+    for thread in device.threads {
+        let (_reader, mut writer) = std::io::pipe().unwrap();
+        fcntl_setpipe_size(&writer, 4096).unwrap();
+        writer.write_all(&[b'\n'; 4096]).unwrap();
+        let mut scene = device.start_with(&|_, command| {
+            inherit(command, writer.try_clone().unwrap().into(), 2);
+        });
+        let mut intruder = scene.enter(thread);
+        let outcome = intruder.call(libc::SYS_socket, &[1, 1]).unwrap();
+        assert_eq!(outcome, Outcome::Trapped);
+        drop(intruder);
+        let status = scene.running.program.wait(PATIENCE).unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGSYS));
+    }
+}
+
 for_each_device!(
+    a_violation_ends_a_program_whose_log_nobody_reads,
     log_names_what_on_would_stop_and_stops_nothing,
     off_restricts_nothing,
     a_user_without_privileges_has_the_sandbox_too,

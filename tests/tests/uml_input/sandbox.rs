@@ -15,7 +15,7 @@ use vhost_device_tests::intruder::{self, Intruder};
 use super::{Driver, Input};
 
 /// Names of the threads, the first of which is that of the program.
-const THREADS: [&str; 3] = ["vhost-device-in", "control", "queues"];
+const THREADS: [&str; 4] = ["vhost-device-in", "control", "log", "queues"];
 
 /// The back-end, which will not end well.
 fn start(device: &Device) -> Input {

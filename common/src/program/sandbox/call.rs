@@ -102,7 +102,7 @@ fn plain(numbers: &[c_long]) -> Vec<Call> {
     numbers.iter().copied().map(Call::new).collect()
 }
 
-/// What every thread does: memory, locks, time, log lines, signals, its end.
+/// What every thread does: memory, locks, time, waiting for files, log lines, signals, its end.
 pub(super) fn everywhere() -> Vec<Call> {
     let mut calls = plain(&[
         libc::SYS_read,
@@ -114,6 +114,7 @@ pub(super) fn everywhere() -> Vec<Call> {
         libc::SYS_madvise,
         libc::SYS_brk,
         libc::SYS_futex,
+        libc::SYS_ppoll,
         libc::SYS_sched_yield,
         libc::SYS_sched_getaffinity,
         libc::SYS_membarrier,
@@ -132,7 +133,11 @@ pub(super) fn everywhere() -> Vec<Call> {
         libc::SYS_exit_group,
     ]);
     #[cfg(target_arch = "x86_64")]
-    calls.extend(plain(&[libc::SYS_gettimeofday, libc::SYS_time]));
+    calls.extend(plain(&[
+        libc::SYS_poll,
+        libc::SYS_gettimeofday,
+        libc::SYS_time,
+    ]));
     calls.extend(
         [libc::SYS_mmap, libc::SYS_mprotect].map(|call| Call::new(call).with_bits(2, PROT_EXEC, 0)),
     );
@@ -156,13 +161,12 @@ pub(super) fn everywhere() -> Vec<Call> {
 /// What a queue's thread waits with.
 pub(super) fn queue() -> Vec<Call> {
     #[cfg(target_arch = "x86_64")]
-    let mut calls = plain(&[libc::SYS_epoll_wait, libc::SYS_poll]);
+    let mut calls = plain(&[libc::SYS_epoll_wait]);
     #[cfg(not(target_arch = "x86_64"))]
     let mut calls = Vec::new();
     calls.extend(plain(&[
         libc::SYS_epoll_pwait,
         libc::SYS_epoll_ctl,
-        libc::SYS_ppoll,
         libc::SYS_timerfd_settime,
     ]));
     calls
@@ -212,13 +216,5 @@ pub(super) fn removal() -> Vec<Call> {
         libc::SYS_statx,
         libc::SYS_newfstatat,
     ]));
-    calls
-}
-
-/// What waits for signals.
-pub(super) fn control() -> Vec<Call> {
-    let mut calls = plain(&[libc::SYS_ppoll]);
-    #[cfg(target_arch = "x86_64")]
-    calls.push(Call::new(libc::SYS_poll));
     calls
 }

@@ -23,6 +23,8 @@ pub(crate) enum Role {
     Helper,
     /// Hears signals.
     Control,
+    /// Writes log lines.
+    Log,
 }
 
 /// What threads of `role` may do.
@@ -32,7 +34,6 @@ pub(super) fn allowed(role: Role, needs: &Needs) -> Vec<Call> {
         Role::Session => {
             calls.extend(call::session());
             calls.extend(call::queue());
-            calls.extend(call::control());
             calls.extend(&needs.session);
             calls.extend(&needs.control);
             calls.extend(&needs.queue);
@@ -47,10 +48,8 @@ pub(super) fn allowed(role: Role, needs: &Needs) -> Vec<Call> {
             }
         }
         Role::Helper => calls.extend(needs.helper.iter().flatten()),
-        Role::Control => {
-            calls.extend(call::control());
-            calls.extend(&needs.control);
-        }
+        Role::Control => calls.extend(&needs.control),
+        Role::Log => {}
     }
     if needs.removes_files() && matches!(role, Role::Session | Role::Control) {
         calls.extend(call::removal());
@@ -125,6 +124,7 @@ struct Later {
     queue: Filters,
     helper: Filters,
     control: Filters,
+    log: Filters,
 }
 
 static LATER: OnceLock<Later> = OnceLock::new();
@@ -135,6 +135,7 @@ pub(super) fn install(needs: &Needs) -> Result<(), seccompiler::Error> {
         queue: filters(Role::Queue, needs)?,
         helper: filters(Role::Helper, needs)?,
         control: filters(Role::Control, needs)?,
+        log: filters(Role::Log, needs)?,
     };
     // These win over what the filter of the thread lets through.
     let handler = Call::new(libc::SYS_rt_sigaction).with(0, libc::SIGSYS as u32);
@@ -169,6 +170,7 @@ pub(crate) fn confine_thread(role: Role) {
         Role::Queue => &later.queue,
         Role::Helper => &later.helper,
         Role::Control => &later.control,
+        Role::Log => &later.log,
     };
     if let Err(error) = filters.iter().try_for_each(|filter| apply_filter(filter)) {
         // It goes on with the filter of the thread that started it.

@@ -8,6 +8,7 @@ use std::os::unix::net::UnixStream;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 
+use super::super::stderr;
 use super::call::Call;
 use super::{filter, violation};
 
@@ -30,6 +31,7 @@ pub fn start_process(
         -1 => Err(io::Error::last_os_error()),
         0 => {
             drop(ours);
+            stderr::write_directly();
             if let Ok(socket) = prepare(program, calls, theirs) {
                 work(socket);
             }

@@ -12,6 +12,9 @@ use std::sync::OnceLock;
 
 use syscalls::Sysno;
 
+/// Milliseconds for which a stderr that takes nothing holds up the end of the process.
+const PATIENCE: c_int = 100;
+
 /// Name of the program, for the handler.
 static PROGRAM: OnceLock<&str> = OnceLock::new();
 
@@ -79,9 +82,17 @@ extern "C" fn end(_signal: c_int, info: *mut libc::siginfo_t, context: *mut c_vo
         called,
     );
     let text = line.bytes.get(..line.length).unwrap_or_default();
-    // SAFETY: the text has this length. Then the kernel is asked for what it ends the process for, and in case it does not, for an end.
+    let mut stderr = libc::pollfd {
+        fd: libc::STDERR_FILENO,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: there is one file to poll, and the text has this length: a pipe that is writable takes that much. Then the kernel is asked
+    // for what it ends the process for, and in case it does not, for an end.
     unsafe {
-        libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
+        if libc::poll(&raw mut stderr, 1, PATIENCE) > 0 {
+            libc::write(libc::STDERR_FILENO, text.as_ptr().cast(), text.len());
+        }
         libc::sigaction(libc::SIGSYS, std::ptr::null(), null_mut());
         libc::_exit(128 + libc::SIGSYS);
     }

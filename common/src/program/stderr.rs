@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the program writes to stderr: log lines, panics, and why it ends.
+//!
+//! stderr can be a pipe that nobody reads, and it belongs to other processes too, so it cannot be made non-blocking. Lines therefore go
+//! to a queue in memory, and a thread of their own writes them. Nobody else waits for stderr: lines that do not fit into the queue are
+//! dropped and counted, and the count follows in their place.
+
+use std::io::{self, Write};
+use std::mem::take;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use env_logger::{Builder, Env, Target};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, retry_on_intr};
+
+use super::sandbox::{Role, confine_thread};
+use crate::device::StartError;
+
+/// Bytes of lines that wait to be written. More than all statistics take.
+const MOST_BYTES: usize = 256 << 10;
+/// What a pipe takes without blocking once it is writable (PIPE_BUF).
+const PIECE: usize = 4096;
+/// How long a stderr that takes nothing may hold up the end of the program.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// The same where stderr is fine, and the thread only waits for a processor.
+const MOST_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Who writes the lines.
+#[derive(PartialEq, Eq)]
+enum Writer {
+    /// Nobody yet.
+    None,
+    /// The thread, which waits for lines.
+    Idle,
+    /// The thread, which is writing.
+    Busy,
+    /// Whoever has a line: this process has no thread for it.
+    Caller,
+}
+
+struct Queue {
+    lines: Vec<u8>,
+    /// A line was dropped since the lines were taken out the last time. Others that would fit are dropped too, to keep the order.
+    full: bool,
+    dropped: u64,
+    writer: Writer,
+}
+
+static QUEUE: Mutex<Queue> = Mutex::new(Queue {
+    lines: Vec::new(),
+    full: false,
+    dropped: 0,
+    writer: Writer::None,
+});
+/// There are lines.
+static FILLED: Condvar = Condvar::new();
+/// All lines are written.
+static WRITTEN: Condvar = Condvar::new();
+
+fn queue() -> MutexGuard<'static, Queue> {
+    QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Has log lines and panics go to stderr.
+pub fn log(program: &'static str) {
+    Builder::from_env(Env::default().default_filter_or("info"))
+        .format(move |line, record| {
+            let level = record.level().as_str().to_ascii_lowercase();
+            writeln!(line, "{program}: {level}: {}", record.args())
+        })
+        .target(Target::Pipe(Box::new(Lines)))
+        .init();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.to_string().replace('\n', " ");
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or("?");
+        print(&format!("{program}: error: thread {name} {text}"));
+    }));
+}
+
+/// Takes whole lines of the logger.
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        push(lines);
+        Ok(lines.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes a line, without waiting for stderr.
+pub fn print(line: &str) {
+    push(format!("{line}\n").as_bytes());
+}
+
+fn push(line: &[u8]) {
+    let mut queue = queue();
+    if queue.writer == Writer::Caller {
+        drop(queue);
+        write_out(line, Some(PATIENCE));
+        return;
+    }
+    queue.full |= queue.lines.len().saturating_add(line.len()) > MOST_BYTES;
+    if queue.full {
+        queue.dropped = queue.dropped.saturating_add(1);
+    } else {
+        queue.lines.extend_from_slice(line);
+        drop(queue);
+        FILLED.notify_one();
+    }
+}
+
+/// Starts the thread that writes the lines. What is logged before that is written then.
+///
+/// # Errors
+/// There are no more threads.
+pub fn start(program: &'static str) -> Result<(), StartError> {
+    queue().writer = Writer::Busy;
+    let started = std::thread::Builder::new()
+        .name("log".to_owned())
+        .stack_size(128 << 10)
+        .spawn(move || {
+            confine_thread(Role::Log);
+            write_lines(program);
+        });
+    match started {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            queue().writer = Writer::None;
+            Err(StartError(format!("cannot start a thread: {error}")))
+        }
+    }
+}
+
+/// Has this process, which was forked from one without the thread, write its lines by itself.
+pub(super) fn write_directly() {
+    let mut queue = queue();
+    queue.writer = Writer::Caller;
+    queue.lines = Vec::new();
+}
+
+/// What the thread does.
+fn write_lines(program: &str) {
+    loop {
+        let (lines, dropped) = wait();
+        let mut lost = write_out(&lines, None);
+        if dropped > 0 {
+            let note = format!(
+                "{program}: warn: {dropped} log lines were dropped, as stderr did not take them in time\n"
+            );
+            let is_lost = write_out(note.as_bytes(), None) > 0;
+            lost = lost.saturating_add(if is_lost { dropped } else { 0 });
+        }
+        let mut queue = queue();
+        queue.dropped = queue.dropped.saturating_add(lost);
+    }
+}
+
+/// Waits for lines. Gives them, and how many were dropped after them.
+fn wait() -> (Vec<u8>, u64) {
+    let mut queue = queue();
+    while queue.lines.is_empty() {
+        queue.writer = Writer::Idle;
+        WRITTEN.notify_all();
+        queue = FILLED.wait(queue).unwrap_or_else(PoisonError::into_inner);
+    }
+    queue.writer = Writer::Busy;
+    queue.full = false;
+    (take(&mut queue.lines), take(&mut queue.dropped))
+}
+
+/// Writes lines to stderr, which may take `patience` each time before it takes more. Returns how many lines it did not take.
+fn write_out(mut lines: &[u8], patience: Option<Duration>) -> u64 {
+    while !lines.is_empty() && is_writable(patience) {
+        let piece = lines.get(..PIECE).unwrap_or(lines);
+        match rustix::io::write(rustix::stdio::stderr(), piece) {
+            Ok(count) => lines = lines.get(count..).unwrap_or_default(),
+            // Another process has made it non-blocking.
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(_) => break,
+        }
+    }
+    lines.iter().filter(|&&byte| byte == b'\n').count() as u64
+}
+
+/// Whether stderr takes something, or fails, within this time.
+fn is_writable(patience: Option<Duration>) -> bool {
+    let timeout = patience.and_then(|time| Timespec::try_from(time).ok());
+    let stderr = rustix::stdio::stderr();
+    let mut fds = [PollFd::from_borrowed_fd(stderr, PollFlags::OUT)];
+    retry_on_intr(|| poll(&mut fds, timeout.as_ref())) != Ok(0)
+}
+
+/// Lets all lines out when it is dropped, unless stderr takes nothing: the program is about to end.
+pub struct Flush;
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        flush();
+    }
+}
+
+/// Waits until all lines are written, or stderr takes nothing.
+pub fn flush() {
+    let until = Instant::now() + MOST_PATIENCE;
+    let mut queue = queue();
+    loop {
+        match queue.writer {
+            Writer::None => {
+                let lines = take(&mut queue.lines);
+                drop(queue);
+                write_out(&lines, Some(PATIENCE));
+                return;
+            }
+            Writer::Idle if !queue.lines.is_empty() => {}
+            Writer::Busy => {}
+            Writer::Idle | Writer::Caller => return,
+        }
+        let waited = WRITTEN.wait_timeout(queue, PATIENCE);
+        let timeout;
+        (queue, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        let is_over = || Instant::now() >= until || !is_writable(Some(Duration::ZERO));
+        if timeout.timed_out() && is_over() {
+            return;
+        }
+    }
+}
