@@ -17,6 +17,8 @@ mod log;
 mod polling;
 #[path = "program/prometheus.rs"]
 mod prometheus;
+#[path = "program/race.rs"]
+mod race;
 #[path = "program/sockets.rs"]
 mod sockets;
 #[path = "program/statistics.rs"]

@@ -10,6 +10,7 @@ mod signals;
 mod socket;
 mod stats_socket;
 mod stderr;
+mod turn;
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -35,6 +36,7 @@ use service::{ServiceManager, State};
 use signals::Signals;
 use socket::{Listener, Source};
 use stats_socket::StatsSocket;
+use turn::Turn;
 
 /// Exit status for a usage error; all other failures have [`ExitCode::FAILURE`].
 const USAGE: u8 = 2;
@@ -107,6 +109,11 @@ fn start<D: Device>(
     let stop = Arc::clone(&signals.stop);
     let manager = manager.connect();
     let statistics = Arc::new(Statistics::new::<D>());
+    let sockets = source
+        .path()
+        .into_iter()
+        .chain(arguments.stats_socket.as_deref());
+    let mut turn = Some(Turn::wait(sockets)?);
     let server = Server::open(source)?;
     let mut listeners = Vec::from_iter(server.listener());
     let stats_socket = arguments
@@ -138,12 +145,15 @@ fn start<D: Device>(
         }
         .start()?;
         server.listen()?;
+        turn = None;
         manager.tell(State::Ready);
         let outcome = server.serve(&*device, &statistics, &stop, arguments.poll_us);
         manager.tell(State::Stopping);
         outcome
     });
     listeners.iter().for_each(|listener| listener.remove_file());
+    // Where the start failed others may have a look now.
+    drop(turn);
     outcome
 }
 

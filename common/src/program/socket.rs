@@ -19,6 +19,7 @@ use rustix::net::{
 
 use super::arguments::Arguments;
 use super::service::ServiceManager;
+use super::turn;
 use crate::device::StartError;
 
 /// Front-ends that may wait to be accepted: as many as the kernel allows.
@@ -61,6 +62,14 @@ impl Source {
                 "LISTEN_FDS=1",
                 "let ListenStream= of the socket unit be a path",
             ),
+        }
+    }
+
+    /// The path to bind, if there is one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Path { path, .. } => Some(path),
+            Self::Connected(_) | Self::Listening(_) => None,
         }
     }
 
@@ -214,11 +223,7 @@ impl Listener {
 
     /// The directory of the file that was made.
     pub fn directory(&self) -> Option<PathBuf> {
-        let (path, ..) = self.file.as_ref()?;
-        let parent = path
-            .parent()
-            .filter(|parent| !parent.as_os_str().is_empty());
-        Some(parent.unwrap_or(Path::new(".")).to_owned())
+        self.file.as_ref().map(|(path, ..)| turn::directory(path))
     }
 }
 

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One program at a time makes sockets in a directory.
+//!
+//! A socket that is bound and does not listen yet looks like one that was left behind, which the next program replaces. So from its
+//! look at the path until it listens, a program holds a lock of the directory (flock(2)). Unlike a lock file nothing is left of it,
+//! however the program ends, and nothing has to be writable.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
+use rustix::io::Errno;
+
+use crate::device::StartError;
+
+/// How long others may take: each some milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// How often to look whether they are done.
+const INTERVAL: Duration = Duration::from_millis(1);
+
+/// The locks, until this is dropped.
+#[derive(Debug)]
+pub struct Turn {
+    _locks: Vec<OwnedFd>,
+}
+
+impl Turn {
+    /// Waits until no other program makes sockets in the directories of `sockets`. Those that cannot be opened or locked are left out.
+    ///
+    /// # Errors
+    /// Somebody keeps a directory locked.
+    pub fn wait<'a>(sockets: impl IntoIterator<Item = &'a Path>) -> Result<Self, StartError> {
+        let mut directories: Vec<_> = sockets
+            .into_iter()
+            .filter_map(|socket| {
+                let path = directory(socket);
+                let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+                let file = open(&path, flags, Mode::empty()).ok()?;
+                let stat = fstat(&file).ok()?;
+                Some(((stat.st_dev, stat.st_ino), path, file))
+            })
+            .collect();
+        // In the same order in all programs, so that no two wait for each other; and each once, or this one would wait for itself.
+        directories.sort_by_key(|(id, ..)| *id);
+        directories.dedup_by_key(|(id, ..)| *id);
+        let until = Instant::now() + PATIENCE;
+        let mut locks = Vec::new();
+        for (_, path, file) in directories {
+            while flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::AGAIN) {
+                if Instant::now() >= until {
+                    return Err(StartError(format!(
+                        "another program keeps the directory {} locked (flock); stop it or put the sockets elsewhere",
+                        path.display()
+                    )));
+                }
+                std::thread::sleep(INTERVAL);
+            }
+            locks.push(file);
+        }
+        Ok(Self { _locks: locks })
+    }
+}
+
+/// The directory that `path` is in.
+pub fn directory(path: &Path) -> PathBuf {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    parent.unwrap_or(Path::new(".")).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_sockets_of_one_directory_are_one_turn() {
+        let directory = tempfile::tempdir().unwrap();
+        let sockets = ["one", "./two"].map(|name| directory.path().join(name));
+        let turn = Turn::wait(sockets.iter().map(PathBuf::as_path)).unwrap();
+        let file = std::fs::File::open(directory.path()).unwrap();
+        let lock = || flock(&file, FlockOperation::NonBlockingLockExclusive);
+        assert_eq!(lock(), Err(Errno::AGAIN));
+        drop(turn);
+        assert_eq!(lock(), Ok(()));
+    }
+
+    #[test]
+    fn directories_that_are_not_there_need_no_turn() {
+        Turn::wait([Path::new("/nonexistent/socket")]).unwrap();
+    }
+}

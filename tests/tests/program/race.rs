@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Programs that are started at once with one socket: one has it, and the others end.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+use vhost_device_tests::process::{PATIENCE, Program, Signal, option};
+
+use crate::stats_socket::{page, stats_socket};
+use crate::{
+    Binary, END, Setup, assert_refused_without_socket, assert_serves, exists, for_each_program,
+};
+
+const ROUNDS: usize = 20;
+const PROGRAMS: usize = 4;
+
+/// Starts programs at once, each with its options, and gives the one that goes on. The others must say that there is another.
+fn start_all(setups: &[Setup], options: impl Fn(&Setup) -> Vec<OsString>) -> Program {
+    let mut programs: Vec<_> = setups
+        .iter()
+        .map(|setup| Program::spawn(setup.command().args(options(setup))).unwrap())
+        .collect();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let ended = |program: &mut Program| program.status().unwrap().is_some();
+        let running = programs
+            .iter_mut()
+            .filter_map(|program| (!ended(program)).then_some(()));
+        match running.count() {
+            0 => panic!("all have ended"),
+            1 => break,
+            count if Instant::now() > deadline => panic!("{count} programs live"),
+            _ => std::thread::sleep(Duration::from_millis(2)),
+        }
+    }
+    let mut left = None;
+    for mut program in programs {
+        match program.status().unwrap() {
+            None => left = Some(program),
+            Some(status) => {
+                let stderr = program.stderr();
+                assert_eq!(status.code(), Some(1), "{stderr}");
+                assert_eq!(stderr.lines().count(), 1, "{stderr}");
+                assert!(stderr.contains("another program listens on"), "{stderr}");
+            }
+        }
+    }
+    left.unwrap()
+}
+
+fn setups(binary: &Binary) -> Vec<Setup<'_>> {
+    (0..PROGRAMS).map(|_| Setup::new(binary)).collect()
+}
+
+fn of_programs_started_at_once_one_has_the_socket(binary: &Binary) {
+    let setups = setups(binary);
+    let path = setups[0].socket();
+    for round in 0..ROUNDS {
+        if round % 2 == 1 {
+            // One that somebody has left behind.
+            drop(UnixListener::bind(&path).unwrap());
+        }
+        let mut program = start_all(&setups, |_| vec![option("socket-path", &path)]);
+        program.wait_for_listener(&path).unwrap();
+        assert_serves(&UnixStream::connect(&path).unwrap());
+        assert_eq!(program.end(Signal::TERM, END).unwrap().code(), Some(0));
+        assert!(!exists(&path));
+    }
+}
+
+fn of_programs_started_at_once_one_has_the_socket_for_statistics(binary: &Binary) {
+    let setups = setups(binary);
+    let path = stats_socket(&setups[0]);
+    for round in 0..ROUNDS / 2 {
+        if round % 2 == 1 {
+            drop(UnixListener::bind(&path).unwrap());
+        }
+        let mut program = start_all(&setups, |setup| {
+            let socket = option("socket-path", setup.socket());
+            vec![socket, option("stats-socket", &path)]
+        });
+        program.wait_for_listener(&path).unwrap();
+        assert!(page(&path).contains("vhost_device_"));
+        assert_eq!(program.end(Signal::TERM, END).unwrap().code(), Some(0));
+        assert!(setups.iter().all(|setup| !exists(&setup.socket())));
+        assert!(!exists(&path));
+    }
+}
+
+fn programs_started_at_once_in_one_directory_all_live(binary: &Binary) {
+    let setup = Setup::new(binary);
+    let others = setups(binary);
+    let start = |(number, other): (usize, &Setup)| {
+        let sockets = ["socket-path", "stats-socket"];
+        let sockets = sockets.map(|name| option(name, setup.path(&format!("{name}-{number}"))));
+        Program::spawn(other.command().args(sockets)).unwrap()
+    };
+    let programs: Vec<_> = others.iter().enumerate().map(start).collect();
+    for (number, mut program) in programs.into_iter().enumerate() {
+        let socket = setup.path(&format!("socket-path-{number}"));
+        program.wait_for_listener(&socket).unwrap();
+        assert_serves(&UnixStream::connect(&socket).unwrap());
+    }
+}
+
+fn a_directory_that_stays_locked_is_named(binary: &Binary) {
+    let setup = Setup::new(binary);
+    let directory = File::open(setup.path("")).unwrap();
+    flock(&directory, FlockOperation::LockExclusive).unwrap();
+    assert_refused_without_socket(&setup, &mut setup.listening(), 1, "locked (flock)");
+    flock(&directory, FlockOperation::Unlock).unwrap();
+    setup.serve();
+}
+
+for_each_program!(
+    of_programs_started_at_once_one_has_the_socket,
+    of_programs_started_at_once_one_has_the_socket_for_statistics,
+    programs_started_at_once_in_one_directory_all_live,
+    a_directory_that_stays_locked_is_named,
+);
