@@ -12,7 +12,7 @@ mod mapping;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use rustix::fs::{SealFlags, fcntl_add_seals};
+use rustix::fs::{FileType, SealFlags, fcntl_add_seals, fstat};
 use thiserror::Error;
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vm_memory::VolatileSlice;
@@ -96,7 +96,7 @@ struct Region {
     guest_address: u64,
     user_address: u64,
     size: u64,
-    /// Bytes of the mapping before the region: mmap wants page-aligned offsets, front-ends need not.
+    /// Bytes of the mapping before the region: mmap wants offsets at the start of a page, front-ends need not.
     skip: usize,
     mapping: Arc<Mapping>,
 }
@@ -121,29 +121,43 @@ impl Region {
         let needed = mmap_offset.checked_add(size).ok_or_else(wraps)?;
         // Where the front-end lets us, its file can not become shorter from now on.
         let _ = fcntl_add_seals(&file, SealFlags::SHRINK);
-        let length = rustix::fs::fstat(&file)
-            .map_err(|errno| MemoryError::Stat(errno.into()))?
-            .st_size;
-        if u64::try_from(length).unwrap_or(0) < needed {
-            return Err(MemoryError::FileTooShort {
-                needed,
-                length: length.try_into().unwrap_or(0),
-            });
+        let stat = fstat(&file).map_err(|errno| MemoryError::Stat(errno.into()))?;
+        let length = u64::try_from(stat.st_size).unwrap_or(0);
+        let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
+        // A device (devdax) has no length; it refuses to map more than there is.
+        if !is_device && length < needed {
+            return Err(MemoryError::FileTooShort { needed, length });
         }
-        let page_mask = rustix::param::page_size() as u64 - 1;
-        let skip = mmap_offset & page_mask;
-        let mapped = size
-            .checked_add(skip)
-            .and_then(|bytes| usize::try_from(bytes).ok())
-            .ok_or_else(wraps)?;
-        let mapping = Mapping::new(&file, mmap_offset - skip, mapped)
-            .map_err(|source| MemoryError::Map { size, source })?;
-        Ok(Self {
-            guest_address,
-            user_address,
-            size,
-            skip: skip as usize,
-            mapping: Arc::new(mapping),
+        let page = rustix::param::page_size() as u64;
+        let map = |alignment: u64| {
+            let skip = mmap_offset & (alignment - 1);
+            let mapped = size
+                .checked_add(skip)
+                .and_then(|bytes| bytes.checked_next_multiple_of(alignment))
+                .and_then(|bytes| usize::try_from(bytes).ok())
+                .ok_or_else(wraps)?;
+            let mapping = Mapping::new(&file, mmap_offset - skip, mapped)
+                .map_err(|source| MemoryError::Map { size, source })?;
+            Ok(Self {
+                guest_address,
+                user_address,
+                size,
+                skip: skip as usize,
+                mapping: Arc::new(mapping),
+            })
+        };
+        if is_device {
+            // Nor does it say how large its pages are.
+            return map(page)
+                .or_else(|_| map(2 << 20))
+                .or_else(|_| map(1 << 30));
+        }
+        // Huge pages are mapped as a whole; this is their size.
+        let block = u64::try_from(stat.st_blksize).unwrap_or(page);
+        map(if block.is_power_of_two() {
+            block.max(page)
+        } else {
+            page
         })
     }
 

@@ -187,6 +187,14 @@ impl Ring {
         either!(&self.0, ring => ring.base())
     }
 
+    /// What kind of ring it is, for people.
+    pub fn format(&self) -> &'static str {
+        match self.0 {
+            Format::Split(_) => "split ring",
+            Format::Packed(_) => "packed ring",
+        }
+    }
+
     /// Requests of a device before this one that are still to be taken again.
     pub fn recovered(&self) -> usize {
         either!(&self.0, ring => ring.recovered())

@@ -53,8 +53,18 @@ pub enum SessionError {
     #[error("{0:#x} is no index of an available ring")]
     Base(u32),
     /// What describes a ring can not change while it runs.
-    #[error("queue {0} is running; GET_VRING_BASE stops it")]
+    #[error("queue {0} is running and enabled; disable it, or stop it with GET_VRING_BASE")]
     Running(u16),
+    /// A ring that runs, and is enabled, is not where the front-end says.
+    #[error("queue {index} is running at {here:#x}, not at {base:#x}; disable or stop it first")]
+    Elsewhere {
+        /// Which queue.
+        index: u32,
+        /// What was sent.
+        base: u32,
+        /// Where it was when that was looked at.
+        here: u32,
+    },
     /// Features that were not offered.
     #[error("protocol features {0:#x} were not offered")]
     Features(u64),

@@ -37,7 +37,7 @@ pub use error::SessionError;
 pub use message::MessageError;
 use message::{Connection, Message, leading_object};
 use transfer::DeviceState;
-use vring::{Vring, call, kick};
+use vring::{Vring, call, first_base, kick};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: without it, all rings are enabled from the start.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -229,19 +229,7 @@ impl<D: Device> Session<'_, D> {
             }
             FrontendReq::SET_VRING_BASE => {
                 let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
-                let base = state.num;
-                let start = self.first_base();
-                if start == 0 && base > u16::MAX.into() {
-                    return Err(SessionError::Base(base));
-                }
-                let vring = self.changing_vring(state.index, |vring| vring.base == Some(base))?;
-                // QEMU tells most devices of no reset; a driver that goes on does so where it stopped.
-                let old = vring.base.replace(base);
-                let begins_anew = base == start && old.is_some_and(|old| old != start);
-                if begins_anew && self.vrings.iter().all(|vring| vring.worker.is_none()) {
-                    self.device.new_driver();
-                }
-                Ok(Answer::Ack)
+                self.set_base(state)
             }
             FrontendReq::GET_VRING_BASE => {
                 let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
@@ -371,7 +359,7 @@ impl<D: Device> Session<'_, D> {
         })
     }
 
-    /// A ring whose description may change: it does not run, or nothing changes.
+    /// A ring whose description may change: it does not run, or nothing changes. A disabled one stops for that.
     fn changing_vring(
         &mut self,
         index: u32,
@@ -379,17 +367,54 @@ impl<D: Device> Session<'_, D> {
     ) -> Result<&mut Vring, SessionError> {
         let vring = self.vring(index as usize)?;
         if vring.worker.is_some() && !is_same(vring) {
-            return Err(SessionError::Running(index as u16));
+            if vring.enabled {
+                return Err(SessionError::Running(index as u16));
+            }
+            self.stop_for_set_up(index as usize);
         }
-        Ok(vring)
+        self.vring(index as usize)
     }
 
-    /// Where a ring begins whose driver begins: at index 0, and, in a packed ring, with wrap counters of 1.
-    fn first_base(&self) -> u32 {
-        match self.has_feature(VIRTIO_F_RING_PACKED) {
-            true => 1 << 31 | 1 << 15,
-            false => 0,
+    /// Stops a disabled ring that is set up anew without GET_VRING_BASE. Where all are disabled the device is set up anew, and all
+    /// stop; those for which no other message comes go on when they are enabled.
+    fn stop_for_set_up(&mut self, index: usize) {
+        let is_device = !self.vrings.iter().any(Vring::is_at_work);
+        for (other, vring) in self.vrings.iter_mut().enumerate() {
+            if vring.worker.is_some() && (is_device || other == index) {
+                vring.stop_for_set_up(other as u16);
+            }
         }
+    }
+
+    /// Where a ring begins whose driver begins.
+    fn first_base(&self) -> u32 {
+        first_base(self.has_feature(VIRTIO_F_RING_PACKED))
+    }
+
+    fn set_base(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
+        let VhostUserVringState { index, num: base } = state;
+        let start = self.first_base();
+        if start == 0 && base > u16::MAX.into() {
+            return Err(SessionError::Base(base));
+        }
+        let vring = self.vring(index as usize)?;
+        match &vring.worker {
+            Some(_) if !vring.enabled => self.stop_for_set_up(index as usize),
+            // It began there, unasked, and has gone on since.
+            Some(_) if vring.base.is_none() && base == start => {}
+            Some(worker) => {
+                let here = worker.queue_base(index as u16)?;
+                return match here {
+                    Some(here) if here != base => {
+                        Err(SessionError::Elsewhere { index, base, here })
+                    }
+                    _ => Ok(Answer::Ack),
+                };
+            }
+            None => {}
+        }
+        self.vring(index as usize)?.base = Some(base);
+        Ok(Answer::Ack)
     }
 
     /// Whether a ring of the device may have so many descriptors.
@@ -430,6 +455,8 @@ impl<D: Device> Session<'_, D> {
         vring.enabled = enabled;
         if let Some(worker) = &vring.worker {
             worker.enable_queue(index as u16, enabled)?;
+        } else if enabled && std::mem::take(&mut vring.is_set_up_anew) {
+            self.start_if_ready(index)?;
         }
         Ok(())
     }
@@ -468,6 +495,7 @@ impl<D: Device> Session<'_, D> {
             }
             _ => {
                 vring.kick = Some(file.clone());
+                vring.is_set_up_anew = false;
                 match worker {
                     Some(worker) => worker.set_kick(queue, file)?,
                     None => return self.start_if_ready(index),
@@ -487,10 +515,16 @@ impl<D: Device> Session<'_, D> {
             let memory = self.memory.clone();
             let inflight = self.inflight.clone();
             let recorder = self.statistics.recorder(index as u16);
+            let is_at_work = self.vrings.iter().any(Vring::is_at_work);
+            let device = self.device;
             let vring = self.vring(index)?;
-            vring.base.get_or_insert(first_base);
             let queue = index as u16;
-            vring.start(queue, features, memory, inflight, worker, recorder)?;
+            let ring = vring.prepare(queue, features, memory, inflight)?;
+            // QEMU tells most devices of no reset; a driver that goes on does so where it stopped.
+            if !is_at_work && vring.begins_anew(first_base) {
+                device.new_driver();
+            }
+            vring.start(queue, ring, worker, recorder)?;
         }
         Ok(Answer::Ack)
     }

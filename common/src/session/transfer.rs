@@ -14,6 +14,7 @@ use thiserror::Error;
 use vhost::vhost_user::message::{FrontendReq, VhostUserTransferDeviceState};
 
 use super::message::{Connection, Message, MessageError};
+use super::vring::Vring;
 use super::{Answer, Session, SessionError, file};
 use crate::device::Device;
 use crate::limit::warn_limited;
@@ -299,7 +300,7 @@ impl<D: Device> Session<'_, D> {
         state::load(self.device, bytes)?;
         // What handlers and rings know is of the guest that was replaced.
         self.stop_all();
-        self.vrings.iter_mut().for_each(|vring| vring.base = None);
+        self.vrings.iter_mut().for_each(Vring::forget_stop);
         Ok(())
     }
 

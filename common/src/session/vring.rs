@@ -22,7 +22,7 @@ use super::SessionError;
 const VRING_LOG: u32 = 1;
 
 /// The set-up of one ring. It starts when its size, addresses and kick have been set, in any order
-/// (a kick without a file is a kick), and stops with GET_VRING_BASE.
+/// (a kick without a file is a kick), and stops with GET_VRING_BASE; or, while it is disabled, when any of them changes.
 #[derive(Default)]
 pub struct Vring {
     /// Descriptors, a power of two; 0 until it is set.
@@ -38,12 +38,48 @@ pub struct Vring {
     pub enabled: bool,
     /// What the ring runs on.
     pub worker: Option<Arc<Worker>>,
+    /// It was stopped to be set up anew, and starts when it is kicked or enabled: until then more may come.
+    pub is_set_up_anew: bool,
+    /// What it was when it stopped last.
+    stopped: Option<Identity>,
 }
+
+/// By which a driver that goes on is told from a new one: size, addresses and base of its ring.
+type Identity = (u16, [u64; 3], u32);
 
 impl Vring {
     /// Whether all is set that the ring needs to run.
     pub fn is_ready(&self) -> bool {
-        self.worker.is_none() && self.size > 0 && self.addresses.is_some() && self.kick.is_some()
+        self.worker.is_none()
+            && self.size > 0
+            && self.addresses.is_some()
+            && self.kick.is_some()
+            && !self.is_set_up_anew
+    }
+
+    /// Whether requests are taken from the ring.
+    pub fn is_at_work(&self) -> bool {
+        self.worker.is_some() && self.enabled
+    }
+
+    fn identity(&self) -> Identity {
+        let addresses = self.addresses.unwrap_or_default();
+        let parts = [addresses.descriptor, addresses.available, addresses.used];
+        (self.size, parts, self.base.unwrap_or_default())
+    }
+
+    /// Whether the ring is at `start`, where drivers begin, and was elsewhere, or otherwise, when it stopped: its driver is another one
+    /// than the one before.
+    pub fn begins_anew(&self, start: u32) -> bool {
+        let stopped = self
+            .stopped
+            .is_some_and(|stopped| stopped != self.identity());
+        stopped && self.base == Some(start)
+    }
+
+    /// Forgets where it stopped: another guest has it.
+    pub fn forget_stop(&mut self) {
+        (self.base, self.stopped) = (None, None);
     }
 
     /// Forgets all but the eventfds to the front-end: QEMU sends the one for errors only once.
@@ -77,36 +113,37 @@ impl Vring {
         self.addresses.filter(logged).map(|addresses| addresses.log)
     }
 
-    /// Starts the ring on `worker`, with these features accepted.
-    pub fn start(
-        &mut self,
+    /// Finds the ring, with these features accepted, so that it can start.
+    pub fn prepare(
+        &self,
         index: u16,
         features: u64,
         memory: GuestMemory,
         inflight: Option<InflightFile>,
+    ) -> Result<Ring, SessionError> {
+        let setup = self.setup(features);
+        let base = self.base.unwrap_or_else(|| first_base(setup.packed));
+        Ring::new(setup, Arc::new(memory), base, inflight.as_ref(), index).map_err(|source| {
+            self.error.iter().for_each(|error| signal(error));
+            SessionError::Ring { index, source }
+        })
+    }
+
+    /// Starts the ring on `worker`.
+    pub fn start(
+        &mut self,
+        index: u16,
+        ring: Ring,
         worker: Arc<Worker>,
         recorder: Recorder,
     ) -> Result<(), SessionError> {
-        let setup = self.setup(features);
-        let base = self.base.unwrap_or_default();
-        let ring = Ring::new(setup, Arc::new(memory), base, inflight.as_ref(), index).map_err(
-            |source| {
-                self.error.iter().for_each(|error| signal(error));
-                SessionError::Ring { index, source }
-            },
-        )?;
-        let (base, recovered) = (ring.base(), ring.recovered());
+        let (base, recovered, format) = (ring.base(), ring.recovered(), ring.format());
         let mut queue = Queue::with_recorder(index, ring, self.enabled, recorder);
         queue.set_call(self.call.clone());
         queue.set_error(self.error.clone());
         worker.start_queue(queue, self.kick.clone().flatten())?;
         log::info!(
-            "queue {index} started: {} of {} descriptors, from {base:#x}{}",
-            if setup.packed {
-                "packed ring"
-            } else {
-                "split ring"
-            },
+            "queue {index} started: {format} of {} descriptors, from {base:#x}{}",
             self.size,
             match recovered {
                 0 => String::new(),
@@ -120,6 +157,7 @@ impl Vring {
     /// Stops the ring, after all that the device holds of it is finished.
     pub fn stop(&mut self, index: u16) {
         self.kick = None;
+        self.is_set_up_anew = false;
         let Some(worker) = self.worker.take() else {
             return;
         };
@@ -127,10 +165,27 @@ impl Vring {
             Ok(base) => self.base = base.or(self.base),
             Err(error) => log::error!("queue {index}: {error}"),
         }
+        self.stopped = Some(self.identity());
         log::info!(
             "queue {index} stopped at {:#x}",
             self.base.unwrap_or_default()
         );
+    }
+
+    /// Stops the ring to have it set up anew: it starts when it is kicked or enabled.
+    pub fn stop_for_set_up(&mut self, index: u16) {
+        let kick = self.kick.take();
+        self.stop(index);
+        self.kick = kick;
+        self.is_set_up_anew = true;
+    }
+}
+
+/// Where a ring begins whose driver begins: at index 0, and, in a packed ring, with wrap counters of 1.
+pub fn first_base(packed: bool) -> u32 {
+    match packed {
+        true => 1 << 31 | 1 << 15,
+        false => 0,
     }
 }
 

@@ -55,6 +55,7 @@ pub enum WorkerError {
 enum Command {
     Start(Box<Queue>, Option<Arc<OwnedFd>>),
     Stop(u16),
+    Base(u16),
     Enable(u16, bool),
     Kick(u16, Option<Arc<OwnedFd>>),
     Call(u16, Option<Arc<OwnedFd>>),
@@ -66,7 +67,7 @@ enum Command {
 
 struct Request {
     command: Command,
-    /// Where the ring goes on, for `Stop`.
+    /// Where the ring goes on, for `Stop` and `Base`.
     reply: Sender<Result<Option<u32>, WorkerError>>,
 }
 
@@ -173,6 +174,14 @@ impl Worker {
     /// The thread has ended.
     pub fn stop_queue(&self, index: u16) -> Result<Option<u32>, WorkerError> {
         self.ask(Command::Stop(index))
+    }
+
+    /// Tells where a running queue is, which is past that already if it is enabled.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn queue_base(&self, index: u16) -> Result<Option<u32>, WorkerError> {
+        self.ask(Command::Base(index))
     }
 
     /// Enables or disables a queue (SET_VRING_ENABLE).
@@ -424,6 +433,9 @@ impl<H: QueueHandler> Thread<H> {
                 }
             }
             Command::Stop(index) => return Ok(self.stop(index)),
+            Command::Base(index) => {
+                return Ok(self.queues.get_mut(index).map(|queue| queue.base()));
+            }
             Command::Kick(index, kick) => self.set_kick(index, kick)?,
             Command::Enable(index, enabled) => {
                 if let Some(queue) = self.queues.get_mut(index) {

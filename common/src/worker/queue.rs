@@ -309,6 +309,10 @@ impl Queue {
         self.look_again.take().into_iter().chain(unkicked).min()
     }
 
+    pub(super) fn base(&self) -> u32 {
+        self.ring.base()
+    }
+
     /// Leaves the ring to the device that comes next. Tells where that goes on.
     pub(super) fn release(&mut self) -> u32 {
         self.publish();

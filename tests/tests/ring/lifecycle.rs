@@ -3,8 +3,10 @@
 
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost_device_tests::front_end::Queue;
-use vhost_device_tests::target::{Request, Target, skip};
+use vhost::vhost_user::message::FrontendReq;
+use vhost_device_tests::front_end::connection::payload;
+use vhost_device_tests::front_end::{FrontEnd, Queue};
+use vhost_device_tests::target::{Claim, Request, Target, claims, skip};
 
 use crate::{
     Load, PATIENCE, QUIET, assert_quiet, assert_works, modes, push, usual, while_repeating,
@@ -205,6 +207,83 @@ fn the_stop_of_a_ring_leaves_the_others_running(target: &dyn Target) {
     }
 }
 
+/// libkrun resets a device without GET_VRING_BASE: its rings are disabled, and set up again, often at the same addresses.
+fn a_disabled_ring_that_is_set_up_again_begins_anew(target: &dyn Target) {
+    const TEST: &str = "a_disabled_ring_that_is_set_up_again_begins_anew";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let running = target.start();
+    for mode in modes(target) {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 16, 0);
+        for round in 0..3 {
+            Load::new(target, front_end.memory(), &queue, 4).run(&mut queue, 41);
+            front_end.call().set_vring_enable(0, false).unwrap();
+            match round {
+                0 => queue.reset(),
+                _ => queue = Queue::new(front_end.memory(), mode.options(8 << round, 0)),
+            }
+            front_end.start(0, &queue, queue.options().start()).unwrap();
+        }
+        Load::new(target, front_end.memory(), &queue, 4).run(&mut queue, 41);
+    }
+}
+
+/// SET_VRING_BASE of ring 0; gives whether it is carried out.
+fn set_base(front_end: &FrontEnd, base: u32) -> bool {
+    let request = FrontendReq::SET_VRING_BASE;
+    let payload = payload::vring_state(0, base);
+    let raw = front_end.raw().unwrap();
+    raw.acknowledged(request, &payload, &[]).unwrap() == 0
+}
+
+/// Nothing is lost by a set-up that ends without a kick file.
+fn a_disabled_ring_that_is_told_where_it_is_goes_on_when_it_is_enabled(target: &dyn Target) {
+    const TEST: &str = "a_disabled_ring_that_is_told_where_it_is_goes_on_when_it_is_enabled";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let running = target.start();
+    for mode in modes(target) {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 16, 0);
+        let mut load = Load::new(target, front_end.memory(), &queue, 4);
+        for _ in 0..3 {
+            load.run(&mut queue, 7);
+            front_end.call().set_vring_enable(0, false).unwrap();
+            assert!(set_base(&front_end, queue.used_base()), "{mode:?}");
+            while load.add(&mut queue) {}
+            queue.publish();
+            queue.kick_anyway();
+            assert_quiet(&queue);
+            front_end.call().set_vring_enable(0, true).unwrap();
+            load.drain(&mut queue);
+        }
+    }
+}
+
+fn a_base_that_is_not_where_an_enabled_ring_is_is_refused(target: &dyn Target) {
+    const TEST: &str = "a_base_that_is_not_where_an_enabled_ring_is_is_refused";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let running = target.start();
+    for mode in modes(target) {
+        let front_end = mode.connect(&running);
+        let mut queue = mode.queue(&front_end, 16, 0);
+        let mut load = Load::new(target, front_end.memory(), &queue, 4);
+        for _ in 0..3 {
+            load.run(&mut queue, 7);
+            assert!(set_base(&front_end, queue.used_base()), "{mode:?}");
+            for base in [queue.options().start(), queue.used_base() ^ 1] {
+                assert!(!set_base(&front_end, base), "{mode:?}: {base:#x}");
+            }
+        }
+        load.run(&mut queue, 7);
+    }
+}
+
 /// Front-ends send the whole table again when memory is added, while the rings run.
 fn the_memory_table_can_be_sent_again_while_requests_run(target: &dyn Target) {
     let running = target.start();
@@ -270,6 +349,9 @@ crate::for_each_target![
     a_stopped_ring_does_nothing,
     a_ring_goes_on_where_it_stopped,
     a_ring_can_be_started_elsewhere_with_another_size,
+    a_disabled_ring_that_is_set_up_again_begins_anew,
+    a_disabled_ring_that_is_told_where_it_is_goes_on_when_it_is_enabled,
+    a_base_that_is_not_where_an_enabled_ring_is_is_refused,
     the_stop_of_a_ring_leaves_the_others_running,
     the_memory_table_can_be_sent_again_while_requests_run,
     an_end_of_the_connection_with_requests_on_their_way_does_no_harm,
