@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One connection of a front-end: the vhost-user protocol, from the first message to the last.
 //!
-//! All state here dies with the connection. A request that the front-end got wrong is answered with
+//! All state here dies with the connection, and most of it when SET_OWNER begins another session on it. A request that the front-end got wrong is answered with
 //! a negative acknowledgement where one was asked for, and ends the connection otherwise. What a
 //! guest can bring about through its front-end never ends the connection.
 
@@ -93,6 +93,8 @@ struct Session<'a, D: Device> {
     shared_worker: Option<Arc<Worker>>,
     /// Kept open for as long as the front-end is there: QEMU takes its end for an error.
     back_end_channel: Option<Arc<OwnedFd>>,
+    /// Rings were to start since SET_OWNER.
+    was_used: bool,
 }
 
 /// Serves the front-end behind `socket` until it goes away, or until `stop` becomes readable, and counts in `statistics` what happens.
@@ -123,6 +125,7 @@ pub fn serve<D: Device>(
         device_state: DeviceState::default(),
         shared_worker: None,
         back_end_channel: None,
+        was_used: false,
     };
     loop {
         session.transfer_until_message(&connection)?;
@@ -182,7 +185,10 @@ impl<D: Device> Session<'_, D> {
             FrontendReq::SET_PROTOCOL_FEATURES => {
                 self.set_protocol_features(message.object().ok_or_else(malformed)?)
             }
-            FrontendReq::SET_OWNER => Ok(Answer::Ack),
+            FrontendReq::SET_OWNER => {
+                self.begin();
+                Ok(Answer::Ack)
+            }
             FrontendReq::RESET_OWNER => {
                 for index in 0..self.vrings.len() {
                     self.enable(index, false)?;
@@ -281,6 +287,27 @@ impl<D: Device> Session<'_, D> {
             }
             _ => Err(SessionError::Unsupported(message.request)),
         }
+    }
+
+    /// SET_OWNER: another session begins, unless rings run. QEMU's device_del and device_add leave the connection as it is, and the
+    /// new device tells of all memory and rings. Protocol features and the back-end's channel are what QEMU tells of before; and a
+    /// front-end that says it twice before rings start loses nothing.
+    fn begin(&mut self) {
+        let is_running = self.vrings.iter().any(|vring| vring.worker.is_some());
+        if is_running || !std::mem::take(&mut self.was_used) {
+            return;
+        }
+        self.stop_all();
+        self.vrings.fill_with(Vring::default);
+        self.end_transfer("another session begins");
+        self.device_state = DeviceState::default();
+        self.memory = GuestMemory::default();
+        self.log = None;
+        self.inflight = None;
+        self.accepted_features = 0;
+        self.status = 0;
+        self.device.reset();
+        log::info!("another session begins");
     }
 
     fn offered_features(&self) -> u64 {
@@ -509,6 +536,7 @@ impl<D: Device> Session<'_, D> {
     fn start_if_ready(&mut self, index: usize) -> Result<Answer, SessionError> {
         if self.vring(index)?.is_ready() {
             self.end_transfer("a queue starts");
+            self.was_used = true;
             let worker = self.worker(index)?;
             let features = self.accepted_features;
             let first_base = self.first_base();

@@ -5,10 +5,12 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
 use vhost_device_tests::front_end::connection::{VERSION, payload};
 use vhost_device_tests::front_end::device::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
-use vhost_device_tests::front_end::{FrontEnd, Options, RawConnection};
+use vhost_device_tests::front_end::{FrontEnd, GuestMemory, Options, Queue, RawConnection};
 use vhost_device_tests::target::{Claim, Request, Target, claims};
 
 use crate::{Message, PATIENCE, PROTOCOL_FEATURES, Peer, assert_refused, start};
@@ -299,6 +301,75 @@ fn reset_owner_leaves_the_connection_usable(target: &dyn Target) {
     assert_usable_after(target, FrontendReq::RESET_OWNER);
 }
 
+/// QEMU's device_del and device_add use the same connection: the new device is told of memory and rings from the beginning.
+fn set_owner_begins_a_session(target: &dyn Target) {
+    const TEST: &str = "set_owner_begins_a_session";
+    let running = target.start();
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let options = Options {
+        memory: vec![(0, 1 << 20)],
+        memory_slots: true,
+        ..Options::default()
+    };
+    let mut front_end = FrontEnd::connect(&running.socket, &options).unwrap();
+    for tag in 0..3 {
+        assert_works(target, &front_end, tag);
+        let stop = front_end.stop(0).unwrap();
+        let start = front_end.queue_options(16).start();
+        assert_ne!(stop, start);
+        let raw = front_end.raw().unwrap();
+        assert_eq!(
+            raw.acknowledged(FrontendReq::SET_OWNER, &[], &[]).unwrap(),
+            0
+        );
+        raw.send(
+            FrontendReq::SET_FEATURES,
+            VERSION,
+            &payload::u64(front_end.features()),
+            &[],
+        )
+        .unwrap();
+        assert_eq!(front_end.stop(0).unwrap(), start, "where the ring was");
+        let memory = GuestMemory::new(&options.memory);
+        let region = memory.regions()[0].info();
+        let added = front_end.call().add_mem_region(&region);
+        added.expect("the memory of the session before is in the way");
+        front_end.replace_memory(memory).unwrap();
+    }
+}
+
+/// Some front-ends say it twice, or late.
+fn set_owner_changes_nothing_at_the_start_or_while_a_ring_runs(target: &dyn Target) {
+    const TEST: &str = "set_owner_changes_nothing_at_the_start_or_while_a_ring_runs";
+    let running = target.start();
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let raw = front_end.raw().unwrap();
+    let mut queue = Queue::new(front_end.memory(), front_end.queue_options(16));
+    let own = || {
+        let answer = raw.acknowledged(FrontendReq::SET_OWNER, &[], &[]);
+        assert_eq!(answer.unwrap(), 0);
+    };
+    own();
+    front_end
+        .configure(0, &queue, queue.options().start())
+        .unwrap();
+    own();
+    front_end.call().set_vring_kick(0, queue.kick_fd()).unwrap();
+    front_end.call().set_vring_enable(0, true).unwrap();
+    for tag in 0..3 {
+        let mut request = Request::new(target, front_end.memory());
+        queue.submit(&request.write(tag));
+        assert!(queue.wait_used(PATIENCE), "a request is answered");
+        request.assert_done(queue.take_used().unwrap());
+        own();
+    }
+}
+
 fn the_back_end_keeps_its_channel_open(target: &dyn Target) {
     let running = target.start();
     let peer = Peer::new(&running);
@@ -386,6 +457,8 @@ crate::for_each_target![
     reset_device_disables_the_rings,
     the_status_is_zero_after_reset_device,
     reset_owner_leaves_the_connection_usable,
+    set_owner_begins_a_session,
+    set_owner_changes_nothing_at_the_start_or_while_a_ring_runs,
     the_back_end_keeps_its_channel_open,
     a_new_channel_replaces_the_old_one,
     a_channel_without_a_socket_is_refused,
