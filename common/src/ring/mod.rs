@@ -200,11 +200,6 @@ impl Ring {
         either!(&self.0, ring => ring.recovered())
     }
 
-    /// Whether another device has worked on this ring, of which nobody knows if it called the driver for all that it published.
-    pub fn may_owe_call(&self) -> bool {
-        either!(&self.0, ring => ring.may_owe_call())
-    }
-
     /// Requests that were taken and not yet completed.
     pub fn held(&self) -> u16 {
         either!(&self.0, ring => ring.held())

@@ -197,12 +197,6 @@ impl SplitRing {
         self.recovered.len()
     }
 
-    /// As [`super::Ring::may_owe_call`].
-    pub fn may_owe_call(&self) -> bool {
-        let inflight = self.inflight.as_ref();
-        inflight.is_some_and(|inflight| !inflight.was_fresh())
-    }
-
     /// As [`super::Ring::held`].
     pub fn held(&self) -> u16 {
         self.held

@@ -259,7 +259,7 @@ impl<D: Device> Session<'_, D> {
             | FrontendReq::SET_VRING_CALL
             | FrontendReq::SET_VRING_ERR => {
                 let value: u64 = message.object().ok_or_else(malformed)?;
-                self.set_eventfd(value, message, request)
+                self.set_vring_file(value, message, request)
             }
             FrontendReq::GET_CONFIG => self.get_config(&message).ok_or_else(malformed),
             FrontendReq::SET_CONFIG => {
@@ -488,42 +488,41 @@ impl<D: Device> Session<'_, D> {
         Ok(())
     }
 
-    fn set_eventfd(
+    fn set_vring_file(
         &mut self,
         value: u64,
         mut message: Message,
         request: FrontendReq,
     ) -> Result<Answer, SessionError> {
         let index = self.queue_index(value & VRING_INDEX_MASK)?;
-        let file = if value & VRING_NO_FILE != 0 {
-            None
-        } else {
-            let file = file(&mut message, request)?;
-            Some(match request {
-                FrontendReq::SET_VRING_KICK => kick(file)?,
-                _ => call(file)?,
-            })
+        let file = match value & VRING_NO_FILE {
+            0 => Some(file(&mut message, request)?),
+            _ => None,
         };
         let queue = index as u16;
-        let vring = self.vring(index)?;
-        let worker = vring.worker.clone();
         match request {
             FrontendReq::SET_VRING_CALL => {
-                vring.call = file.clone();
-                if let Some(worker) = worker {
+                let file = file.map(call).transpose()?;
+                let vring = self.vring(index)?;
+                vring.call.clone_from(&file);
+                if let Some(worker) = &vring.worker {
                     worker.set_call(queue, file)?;
                 }
             }
             FrontendReq::SET_VRING_ERR => {
-                vring.error = file.clone();
-                if let Some(worker) = worker {
+                let file = file.map(call).transpose()?;
+                let vring = self.vring(index)?;
+                vring.error.clone_from(&file);
+                if let Some(worker) = &vring.worker {
                     worker.set_error(queue, file)?;
                 }
             }
             _ => {
+                let file = file.map(kick).transpose()?;
+                let vring = self.vring(index)?;
                 vring.kick = Some(file.clone());
                 vring.is_set_up_anew = false;
-                match worker {
+                match &vring.worker {
                     Some(worker) => worker.set_kick(queue, file)?,
                     None => return self.start_if_ready(index),
                 }

@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the front-end said of one ring, and the worker that it runs on once all is said.
 
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use vhost::vhost_user::message::VhostUserVringAddr;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
@@ -14,7 +12,7 @@ use crate::memory::GuestMemory;
 use crate::ring::inflight::InflightFile;
 use crate::ring::{Ring, RingSetup};
 use crate::statistics::Recorder;
-use crate::worker::{EpollPoller, Poller, Queue, Token, Worker, signal};
+use crate::worker::{CallFile, EpollPoller, Poller, Queue, Token, Worker};
 
 use super::SessionError;
 
@@ -33,8 +31,8 @@ pub struct Vring {
     pub base: Option<u32>,
     /// SET_VRING_KICK was sent; without a file the ring is polled.
     pub kick: Option<Option<Arc<OwnedFd>>>,
-    pub call: Option<Arc<OwnedFd>>,
-    pub error: Option<Arc<OwnedFd>>,
+    pub call: Option<Arc<CallFile>>,
+    pub error: Option<Arc<CallFile>>,
     pub enabled: bool,
     /// What the ring runs on.
     pub worker: Option<Arc<Worker>>,
@@ -82,7 +80,7 @@ impl Vring {
         (self.base, self.stopped) = (None, None);
     }
 
-    /// Forgets all but the eventfds to the front-end: QEMU sends the one for errors only once.
+    /// Forgets all but the files that the front-end is told by: QEMU sends the one for errors only once.
     pub fn reset(&mut self) {
         *self = Self {
             call: self.call.take(),
@@ -124,7 +122,7 @@ impl Vring {
         let setup = self.setup(features);
         let base = self.base.unwrap_or_else(|| first_base(setup.packed));
         Ring::new(setup, Arc::new(memory), base, inflight.as_ref(), index).map_err(|source| {
-            self.error.iter().for_each(|error| signal(error));
+            self.error.iter().for_each(|error| error.signal());
             SessionError::Ring { index, source }
         })
     }
@@ -138,9 +136,8 @@ impl Vring {
         recorder: Recorder,
     ) -> Result<(), SessionError> {
         let (base, recovered, format) = (ring.base(), ring.recovered(), ring.format());
-        let mut queue = Queue::with_recorder(index, ring, self.enabled, recorder);
-        queue.set_call(self.call.clone());
-        queue.set_error(self.error.clone());
+        let queue = Queue::with_recorder(index, ring, self.enabled, recorder)
+            .with_files(self.call.clone(), self.error.clone());
         worker.start_queue(queue, self.kick.clone().flatten())?;
         log::info!(
             "queue {index} started: {format} of {} descriptors, from {base:#x}{}",
@@ -197,17 +194,9 @@ pub fn kick(file: OwnedFd) -> Result<Arc<OwnedFd>, SessionError> {
     Ok(Arc::new(file))
 }
 
-/// Takes a file of the front-end as an eventfd to signal it by: no pipe or socket, on which a write could block for good if the
-/// front-end wants that.
-pub fn call(file: OwnedFd) -> Result<Arc<OwnedFd>, SessionError> {
-    let stat = fstat(&file).map_err(|errno| SessionError::File(errno.into()))?;
-    // Files that have no other type are those that the kernel makes without a file system.
-    if FileType::from_raw_mode(stat.st_mode) != FileType::Unknown {
-        let error = io::Error::new(io::ErrorKind::InvalidInput, "it is no eventfd");
-        return Err(SessionError::File(error));
-    }
-    fcntl_getfl(&file)
-        .and_then(|flags| fcntl_setfl(&file, flags | OFlags::NONBLOCK))
-        .map_err(|errno| SessionError::File(errno.into()))?;
-    kick(file)
+/// Takes a file of the front-end to signal it by.
+pub fn call(file: OwnedFd) -> Result<Arc<CallFile>, SessionError> {
+    CallFile::new(file)
+        .map(Arc::new)
+        .map_err(SessionError::File)
 }

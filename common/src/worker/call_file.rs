@@ -48,11 +48,7 @@ impl CallFile {
         let one = 1u64.to_ne_bytes();
         let written = match self.kind {
             Kind::Eventfd => write(&self.file, &one),
-            Kind::Socket => send(
-                &self.file,
-                &one,
-                SendFlags::DONTWAIT | SendFlags::NOSIGNAL,
-            ),
+            Kind::Socket => send(&self.file, &one, SendFlags::DONTWAIT | SendFlags::NOSIGNAL),
             Kind::Pipe => self.write_to_pipe(&one),
         };
         match written {

@@ -2,6 +2,7 @@
 //! A thread that owns some queues: it waits for kicks, lets the device's handler take requests,
 //! publishes what was completed, and obeys the session.
 
+mod call_file;
 mod head_start;
 mod poll;
 mod polling;
@@ -15,18 +16,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
 
 use crate::device::QueueHandler;
 use crate::limit::warn_limited;
 use crate::memory::GuestMemory;
 use crate::program::sandbox::{Role, confine_thread};
+pub(crate) use call_file::CallFile;
 pub use poll::{EpollPoller, Poller, Token};
 pub use polling::Polling;
 use polling::Watchfulness;
-pub(crate) use queue::{BATCH, signal};
+pub(crate) use queue::BATCH;
 pub use queue::{Queue, Queues};
 pub use timer::Timer;
 
@@ -58,8 +59,8 @@ enum Command {
     Base(u16),
     Enable(u16, bool),
     Kick(u16, Option<Arc<OwnedFd>>),
-    Call(u16, Option<Arc<OwnedFd>>),
-    Error(u16, Option<Arc<OwnedFd>>),
+    Call(u16, Option<Arc<CallFile>>),
+    Error(u16, Option<Arc<CallFile>>),
     UsedLog(u16, Option<u64>),
     Memory(Arc<GuestMemory>),
     Quit,
@@ -76,8 +77,8 @@ struct Request {
 pub struct Worker {
     requests: Sender<Request>,
     wake: Arc<OwnedFd>,
-    /// The front-end's eventfds that the thread may be writing to.
-    signalled: Mutex<Vec<Weak<OwnedFd>>>,
+    /// The front-end's files that the thread may be writing to.
+    signalled: Mutex<Vec<Weak<CallFile>>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -140,22 +141,26 @@ impl Worker {
             match answer.recv_timeout(HANG) {
                 Ok(outcome) => return outcome,
                 Err(RecvTimeoutError::Disconnected) => return Err(WorkerError::Gone),
-                Err(RecvTimeoutError::Timeout) => self.signalled().iter().for_each(make_room),
+                Err(RecvTimeoutError::Timeout) => {
+                    let signalled = self.signalled();
+                    let files = signalled.iter().filter_map(Weak::upgrade);
+                    files.for_each(|file| file.make_room());
+                }
             }
         }
     }
 
-    fn signalled(&self) -> MutexGuard<'_, Vec<Weak<OwnedFd>>> {
+    fn signalled(&self) -> MutexGuard<'_, Vec<Weak<CallFile>>> {
         self.signalled
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The thread may write to these from now on.
-    fn may_signal<'a>(&self, eventfds: impl IntoIterator<Item = &'a Arc<OwnedFd>>) {
+    fn may_signal<'a>(&self, files: impl IntoIterator<Item = &'a Arc<CallFile>>) {
         let mut signalled = self.signalled();
-        signalled.retain(|eventfd| eventfd.strong_count() > 0);
-        signalled.extend(eventfds.into_iter().map(Arc::downgrade));
+        signalled.retain(|file| file.strong_count() > 0);
+        signalled.extend(files.into_iter().map(Arc::downgrade));
     }
 
     /// Starts working on `queue`, which is kicked by `kick`.
@@ -163,7 +168,7 @@ impl Worker {
     /// # Errors
     /// `kick` can not be waited on.
     pub fn start_queue(&self, queue: Queue, kick: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
-        self.may_signal(queue.eventfds());
+        self.may_signal(queue.files());
         self.ask(Command::Start(Box::new(queue), kick)).map(drop)
     }
 
@@ -200,20 +205,28 @@ impl Worker {
         self.ask(Command::Kick(index, kick)).map(drop)
     }
 
-    /// Replaces the eventfd that calls the driver.
+    /// Replaces the file that calls the driver, which is called by the new one at once.
     ///
     /// # Errors
     /// The thread has ended.
-    pub fn set_call(&self, index: u16, call: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
+    pub(crate) fn set_call(
+        &self,
+        index: u16,
+        call: Option<Arc<CallFile>>,
+    ) -> Result<(), WorkerError> {
         self.may_signal(&call);
         self.ask(Command::Call(index, call)).map(drop)
     }
 
-    /// Replaces the eventfd that tells the front-end of a corrupt ring.
+    /// Replaces the file that tells the front-end of a corrupt ring.
     ///
     /// # Errors
     /// The thread has ended.
-    pub fn set_error(&self, index: u16, error: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
+    pub(crate) fn set_error(
+        &self,
+        index: u16,
+        error: Option<Arc<CallFile>>,
+    ) -> Result<(), WorkerError> {
         self.may_signal(&error);
         self.ask(Command::Error(index, error)).map(drop)
     }
@@ -247,21 +260,6 @@ impl Drop for Worker {
             log::error!("the thread of a queue has crashed; please report this");
         }
     }
-}
-
-/// Lets a write to an eventfd of the front-end go on. Such a write can block, if the eventfd is full: the front-end can undo that it
-/// must not. What is read is no loss then, since another count follows.
-fn make_room(eventfd: &Weak<OwnedFd>) {
-    let Some(eventfd) = eventfd.upgrade() else {
-        return;
-    };
-    let mut fds = [PollFd::new(&eventfd, PollFlags::OUT)];
-    if poll(&mut fds, Some(&Timespec::default())) != Ok(0) {
-        return;
-    }
-    let _ = fcntl_getfl(&eventfd)
-        .and_then(|flags| fcntl_setfl(&eventfd, flags | OFlags::NONBLOCK))
-        .and_then(|()| rustix::io::read(&eventfd, &mut [0; 8]));
 }
 
 /// What the thread waits with.
@@ -430,6 +428,9 @@ impl<H: QueueHandler> Thread<H> {
                 if let Err(error) = self.set_kick(index, kick) {
                     self.queues.0.retain(|queue| queue.index() != index);
                     return Err(error);
+                }
+                if let Some(queue) = self.queues.get_mut(index) {
+                    queue.greet();
                 }
             }
             Command::Stop(index) => return Ok(self.stop(index)),

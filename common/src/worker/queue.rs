@@ -5,14 +5,13 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rustix::io::Errno;
-
 use crate::chain::Chain;
 use crate::limit::warn_limited;
 use crate::memory::GuestMemory;
 use crate::ring::{Ring, RingError};
 use crate::statistics::{Outcome, Recorder};
 
+use super::call_file::CallFile;
 use super::head_start::HeadStart;
 
 /// Requests that a handler may take before the worker publishes, and hears the session, again.
@@ -27,8 +26,8 @@ pub struct Queue {
     ring: Ring,
     /// The driver kicks by this; without it the worker looks from time to time.
     pub(super) kick: Option<Arc<OwnedFd>>,
-    call: Option<Arc<OwnedFd>>,
-    error: Option<Arc<OwnedFd>>,
+    call: Option<Arc<CallFile>>,
+    error: Option<Arc<CallFile>>,
     /// SET_VRING_ENABLE: requests of a disabled queue stay where they are.
     enabled: bool,
     /// The ring is to be looked at.
@@ -43,8 +42,6 @@ pub struct Queue {
     broken: bool,
     /// The ring is not in guest memory, and left alone until it is there again.
     is_unmapped: bool,
-    /// The driver is to be called as soon as there is an eventfd to do so.
-    owes_call: bool,
     /// Requests were completed, and not yet published.
     has_completed: bool,
     head_start: HeadStart,
@@ -61,7 +58,6 @@ impl Queue {
     pub(crate) fn with_recorder(index: u16, ring: Ring, enabled: bool, recorder: Recorder) -> Self {
         Self {
             index,
-            owes_call: ring.may_owe_call(),
             ring,
             kick: None,
             call: None,
@@ -162,29 +158,39 @@ impl Queue {
     }
 
     fn call(&mut self) {
-        self.owes_call = match &self.call {
-            Some(call) => {
-                signal(call);
-                self.recorder.called();
-                false
-            }
-            None => true,
-        };
-    }
-
-    pub(crate) fn set_call(&mut self, call: Option<Arc<OwnedFd>>) {
-        self.call = call;
-        if self.owes_call {
-            self.call();
+        if let Some(call) = &self.call {
+            call.signal();
+            self.recorder.called();
         }
     }
 
+    /// Takes the files that the front-end is told by, before the queue starts.
+    pub(crate) fn with_files(
+        mut self,
+        call: Option<Arc<CallFile>>,
+        error: Option<Arc<CallFile>>,
+    ) -> Self {
+        (self.call, self.error) = (call, error);
+        self
+    }
+
+    /// Calls the driver by a file that is used for the first time, whether there is a reason or not: a call may have gone to the one
+    /// before it, or to none, and another device may have ended before it called.
+    pub(super) fn greet(&self) {
+        self.call.iter().for_each(|call| call.signal());
+    }
+
+    pub(super) fn set_call(&mut self, call: Option<Arc<CallFile>>) {
+        self.call = call;
+        self.greet();
+    }
+
     /// What the front-end is told by.
-    pub(super) fn eventfds(&self) -> impl Iterator<Item = &Arc<OwnedFd>> {
+    pub(super) fn files(&self) -> impl Iterator<Item = &Arc<CallFile>> {
         self.call.iter().chain(&self.error)
     }
 
-    pub(crate) fn set_error(&mut self, error: Option<Arc<OwnedFd>>) {
+    pub(super) fn set_error(&mut self, error: Option<Arc<CallFile>>) {
         self.error = error;
     }
 
@@ -233,9 +239,7 @@ impl Queue {
             "queue {}: {error}; the queue stops until its driver sets it up again",
             self.index
         ));
-        if let Some(error) = &self.error {
-            signal(error);
-        }
+        self.error.iter().for_each(|error| error.signal());
     }
 
     /// Whether the handler should look at this queue.
@@ -325,14 +329,6 @@ impl Queue {
     /// Requests that were taken and not yet completed.
     pub fn held(&self) -> u16 {
         self.ring.held()
-    }
-}
-
-/// Adds one to an eventfd. A full or closed one is the front-end's own loss.
-pub(crate) fn signal(eventfd: &OwnedFd) {
-    match rustix::io::write(eventfd, &1u64.to_ne_bytes()) {
-        Ok(_) | Err(Errno::AGAIN) => {}
-        Err(errno) => log::debug!("cannot signal an eventfd of the front-end: {errno}"),
     }
 }
 

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{Read, Write, pipe};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::thread;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use vhost_device_tests::front_end::{GuestMemory, Queue};
 use vhost_device_tests::process::Program;
 use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
 
-use crate::{Message, PATIENCE, Peer, owned, ring_start};
+use crate::{PATIENCE, Peer, owned, ring_start};
 
 /// How long a program is watched that has nothing to do, and how much of that time it may compute.
 const IDLE: Duration = Duration::from_millis(300);
@@ -187,25 +187,86 @@ fn a_call_that_can_not_be_made_does_no_harm(target: &dyn Target) {
     }
 }
 
-/// A write to one of these could block whatever is done against it, or end a process by SIGPIPE.
-fn a_call_that_is_no_eventfd_is_refused(target: &dyn Target) {
-    const TEST: &str = "a_call_that_is_no_eventfd_is_refused";
+/// The two ends of a socket or pipe: what is written to, and what that is read from.
+fn two_ends() -> [(&'static str, OwnedFd, OwnedFd); 3] {
+    let (reader, writer) = pipe().unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    let (one, other) = UnixDatagram::pair().unwrap();
+    [
+        ("a pipe", writer.into(), reader.into()),
+        ("a stream socket", theirs.into(), ours.into()),
+        ("a datagram socket", other.into(), one.into()),
+    ]
+}
+
+/// User-Mode Linux is called by sockets, and reads 8 bytes for each call.
+fn a_call_may_be_a_socket_or_a_pipe(target: &dyn Target) {
+    const TEST: &str = "a_call_may_be_a_socket_or_a_pipe";
     if !claims(target, Claim::RingChecks, TEST) {
         return;
     }
-    crate::assert_refused(
-        target,
-        |_| {},
-        |_| {
-            [FrontendReq::SET_VRING_CALL, FrontendReq::SET_VRING_ERR]
-                .into_iter()
-                .flat_map(|request| {
-                    without_peer()
-                        .map(|(what, file)| Message::new(what, request, payload::u64(0)).with(file))
-                })
-                .collect()
-        },
-    );
+    let running = target.start();
+    for (what, theirs, ours) in two_ends() {
+        let mut scene = Scene::new(&running);
+        assert!(scene.start(FrontendReq::SET_VRING_CALL, theirs.as_fd()));
+        // The first one is for the start.
+        for number in 0..3 {
+            let mut call = [0; 16];
+            assert!(is_readable(&ours), "{what}: no call {number}");
+            assert_eq!(rustix::io::read(&ours, &mut call), Ok(8), "{what}");
+            assert_eq!(call[..8], 1u64.to_ne_bytes(), "{what}");
+            scene.queue.arm_interrupt();
+            scene.carry_out(target, what);
+        }
+    }
+    for (what, theirs, ours) in two_ends() {
+        let scene = Scene::new(&running);
+        assert!(scene.start(FrontendReq::SET_VRING_ERR, theirs.as_fd()));
+        let mut queue = scene.queue;
+        queue.publish_nonsense();
+        assert!(is_readable(&ours), "{what}: nothing of a corrupt ring");
+    }
+}
+
+/// Whether there is something to read within the time limit.
+fn is_readable(end: &OwnedFd) -> bool {
+    let limit = Timespec::try_from(PATIENCE).unwrap();
+    poll(&mut [PollFd::new(end, PollFlags::IN)], Some(&limit)).unwrap() == 1
+}
+
+/// Writes until there is no more room, and has writes wait for room from now on.
+fn fill_up(end: &OwnedFd) {
+    let flags = fcntl_getfl(end).unwrap();
+    fcntl_setfl(end, flags | OFlags::NONBLOCK).unwrap();
+    while rustix::io::write(end, &[1; 8]).is_ok() {}
+    fcntl_setfl(end, flags - OFlags::NONBLOCK).unwrap();
+}
+
+/// A full one means that a call is pending. Nor does the end of the other side end the process.
+fn a_socket_or_pipe_that_is_not_read_keeps_no_ring_from_working(target: &dyn Target) {
+    const TEST: &str = "a_socket_or_pipe_that_is_not_read_keeps_no_ring_from_working";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let running = target.start();
+    for request in [FrontendReq::SET_VRING_CALL, FrontendReq::SET_VRING_ERR] {
+        let closed = without_peer().map(|(what, end)| (what, end, None));
+        let full = two_ends().map(|(what, end, other)| (what, end, Some(other)));
+        for (what, end, other) in closed.into_iter().chain(full) {
+            let mut scene = Scene::new(&running);
+            assert!(scene.start(request, end.as_fd()), "{what} is refused");
+            if other.is_some() {
+                fill_up(&end);
+            }
+            for _ in 0..3 {
+                scene.queue.arm_interrupt();
+                scene.carry_out(target, what);
+            }
+            scene.queue.publish_nonsense();
+            scene.stop();
+            scene.peer.assert_alive();
+        }
+    }
 }
 
 /// A front-end can have its eventfds block again, whatever the back-end has set them to.
@@ -399,7 +460,8 @@ fn a_back_end_without_room_for_a_connection_waits(target: &dyn Target) {
 crate::for_each_target![
     a_kick_of_any_kind_costs_nothing_while_there_is_nothing_to_do,
     a_call_that_can_not_be_made_does_no_harm,
-    a_call_that_is_no_eventfd_is_refused,
+    a_call_may_be_a_socket_or_a_pipe,
+    a_socket_or_pipe_that_is_not_read_keeps_no_ring_from_working,
     a_call_that_blocks_does_not_keep_a_ring_from_stopping,
     a_kick_that_is_replaced_is_let_go_of,
     the_kick_of_a_stopped_ring_is_let_go_of,

@@ -167,6 +167,7 @@ pub(super) fn queue() -> Vec<Call> {
     calls.extend(plain(&[
         libc::SYS_epoll_pwait,
         libc::SYS_epoll_ctl,
+        libc::SYS_pwritev2,
         libc::SYS_timerfd_settime,
     ]));
     calls
