@@ -5,6 +5,7 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use libc::{MAP_SHARED, PROT_READ, PROT_WRITE};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::VhostUserMemoryRegionInfo;
 use vm_memory::{
@@ -37,6 +38,21 @@ impl Region {
                 .expect("a region that ends below 2^64"),
             allocated: AtomicU64::new(0),
         }
+    }
+
+    /// Like [`Region::new`], in huge pages of 2 MiB, of which `size` is a multiple. `None` if the host has none to give.
+    pub fn huge(guest_address: u64, size: usize) -> Option<Self> {
+        let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        let memfd = memfd_create("guest-memory", flags).ok()?;
+        ftruncate(&memfd, size as u64).ok()?;
+        let file = FileOffset::new(File::from(memfd), 0);
+        // The pages are reserved, so that they are there when they are touched.
+        let mapping =
+            MmapRegion::build(Some(file), size, PROT_READ | PROT_WRITE, MAP_SHARED).ok()?;
+        Some(Region {
+            mapping: GuestRegionMmap::new(mapping, GuestAddress(guest_address))?,
+            allocated: AtomicU64::new(0),
+        })
     }
 
     /// The first guest address.

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Memory tables and memory slots.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use vhost::VhostUserMemoryRegionInfo;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
 use vhost_device_tests::front_end::connection::payload;
 use vhost_device_tests::front_end::memory::Region;
-use vhost_device_tests::front_end::{Buffer, FrontEnd, Options};
-use vhost_device_tests::target::{Claim, Request, Target, claims};
+use vhost_device_tests::front_end::{Buffer, FrontEnd, GuestMemory, Options};
+use vhost_device_tests::target::{Claim, Request, Target, claims, skip};
 
 use crate::{Message, PATIENCE, Peer, assert_refused, start};
 
@@ -259,6 +260,79 @@ fn a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused(target: &
     request.assert_done(queue.take_used().unwrap());
 }
 
+/// Lets the host make huge pages when they are asked for, for as long as it lives, if this is root.
+struct HugePages(Option<String>);
+
+impl HugePages {
+    const LIMIT: &str = "/proc/sys/vm/nr_overcommit_hugepages";
+
+    fn allow() -> Self {
+        let before = fs::read_to_string(Self::LIMIT).ok();
+        Self(before.filter(|_| fs::write(Self::LIMIT, "16").is_ok()))
+    }
+}
+
+impl Drop for HugePages {
+    fn drop(&mut self) {
+        if let Some(before) = &self.0 {
+            let _ = fs::write(Self::LIMIT, before);
+        }
+    }
+}
+
+/// QEMU leaves holes in the first MiB, wherever pages begin and end. A mapping can not.
+fn a_region_that_starts_inside_a_huge_page_is_served(target: &dyn Target) {
+    const TEST: &str = "a_region_that_starts_inside_a_huge_page_is_served";
+    const HOLE: u64 = 0xa0000;
+    const START: u64 = 0xc0000;
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let _pages = HugePages::allow();
+    let Some(huge) = Region::huge(0, 2 << 20) else {
+        return skip(target, "huge pages, nor does this host", TEST);
+    };
+    let running = target.start();
+    let mut memory = GuestMemory::default();
+    let huge = memory.add(huge);
+    let options = Options::default();
+    let front_end = FrontEnd::connect_with_memory(&running.socket, &options, memory).unwrap();
+    let mut low = huge.info();
+    low.memory_size = HOLE;
+    let mut high = huge.info();
+    high.guest_phys_addr += START;
+    high.userspace_addr += START;
+    high.mmap_offset += START;
+    high.memory_size -= START;
+    let file = huge.file().as_fd();
+    let table = payload::memory_table(&[low, high]);
+    let raw = front_end.raw().unwrap();
+    let answer = raw.acknowledged(FrontendReq::SET_MEM_TABLE, &table, &[file, file]);
+    assert_eq!(answer.unwrap(), 0, "memory that begins inside a huge page");
+    front_end.memory().allocate(START, 1);
+    let mut queue = front_end.queue(0, 16).unwrap();
+    let mut request = Request::new(target, front_end.memory());
+    queue.submit(&request.write(1));
+    assert!(queue.wait_used(PATIENCE));
+    request.assert_done(queue.take_used().unwrap());
+}
+
+/// Persistent memory is one, which has no size to be asked for: /dev/dax.
+fn a_region_of_a_character_device_is_mapped(target: &dyn Target) {
+    let (_running, peer) = start(target);
+    let device = File::options().read(true).write(true).open("/dev/zero");
+    let device = device.unwrap();
+    let mut region = Region::new(0, PAGE as usize).info();
+    region.mmap_offset = 0;
+    peer.done(
+        FrontendReq::SET_MEM_TABLE,
+        &payload::memory_table(&[region]),
+        &[device.as_fd()],
+    );
+}
+
 /// What was agreed on last stays in force.
 fn a_refused_table_leaves_the_old_one_in_place(target: &dyn Target) {
     if !claims(
@@ -494,6 +568,8 @@ crate::for_each_target![
     a_table_of_more_regions_than_front_ends_send_does_no_harm,
     memory_may_be_there_twice,
     a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused,
+    a_region_that_starts_inside_a_huge_page_is_served,
+    a_region_of_a_character_device_is_mapped,
     a_refused_table_leaves_the_old_one_in_place,
     as_many_regions_as_there_are_slots_can_be_added,
     a_region_is_removed_whatever_its_offset,
