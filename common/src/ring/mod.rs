@@ -145,7 +145,8 @@ macro_rules! either {
 
 impl Ring {
     /// Finds the ring in `memory`. It is to go on at `base`, which is the index of an available entry in a split ring, and two
-    /// places with their wrap counters in a packed one (vhost-user, SET_VRING_BASE). With `inflight`, what that has for the ring
+    /// places with their wrap counters in a packed one (vhost-user, SET_VRING_BASE); 0 is the beginning of a packed ring that was
+    /// never used. With `inflight`, what that has for the ring
     /// number `index` says which requests are to be carried out again first, and where the ring goes on.
     ///
     /// # Errors
@@ -185,6 +186,14 @@ impl Ring {
     /// Where the ring goes on, as the base in [`Ring::new`]: what GET_VRING_BASE answers.
     pub fn base(&self) -> u32 {
         either!(&self.0, ring => ring.base())
+    }
+
+    /// Where a ring begins whose driver begins.
+    pub fn first_base(packed: bool) -> u32 {
+        match packed {
+            true => packed::FIRST_BASE,
+            false => 0,
+        }
     }
 
     /// What kind of ring it is, for people.

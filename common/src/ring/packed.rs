@@ -37,6 +37,9 @@ const EVENT_SIZE: usize = 4;
 /// Bits of the flags that are defined.
 const EVENT_FLAGS_MASK: u16 = 3;
 
+/// Base of a ring whose driver begins: both places are 0, and both wrap counters 1.
+pub const FIRST_BASE: u32 = 1 << 31 | 1 << 15;
+
 /// A place in the ring, and the wrap counter of the round that it is reached in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Position {
@@ -153,6 +156,13 @@ impl PackedRing {
             driver_event,
             device_event,
         } = Self::find(&setup, &memory)?;
+        let is_unused = load(&descriptors.slice(), DESCRIPTOR_FLAGS, Ordering::Acquire) & USED == 0;
+        // User-Mode Linux says 0 for the beginning, where wrap counters are 1. A ring that comes to 0 later, with wrap counters
+        // of 0, has used its first descriptor in the round before.
+        let base = match base {
+            0 if is_unused => FIRST_BASE,
+            base => base,
+        };
         let mut next_available = Position::from_bits(base as u16);
         let mut next_used = Position::from_bits((base >> 16) as u16);
         let mut recovered = VecDeque::new();

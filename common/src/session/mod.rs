@@ -28,6 +28,7 @@ use vm_memory::ByteValued;
 use crate::device::{Device, Threads};
 use crate::limit::warn_limited;
 use crate::memory::{DirtyLog, GuestMemory, MAX_REGIONS};
+use crate::ring::Ring;
 use crate::ring::inflight::{self, InflightFile};
 use crate::statistics::Statistics;
 use crate::worker::{Polling, Worker, WorkerError};
@@ -37,7 +38,7 @@ pub use error::SessionError;
 pub use message::MessageError;
 use message::{Connection, Message, leading_object};
 use transfer::DeviceState;
-use vring::{Vring, call, first_base, kick};
+use vring::{Vring, call, kick};
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: without it, all rings are enabled from the start.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -415,7 +416,7 @@ impl<D: Device> Session<'_, D> {
 
     /// Where a ring begins whose driver begins.
     fn first_base(&self) -> u32 {
-        first_base(self.has_feature(VIRTIO_F_RING_PACKED))
+        Ring::first_base(self.has_feature(VIRTIO_F_RING_PACKED))
     }
 
     fn set_base(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {

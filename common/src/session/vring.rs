@@ -113,18 +113,25 @@ impl Vring {
 
     /// Finds the ring, with these features accepted, so that it can start.
     pub fn prepare(
-        &self,
+        &mut self,
         index: u16,
         features: u64,
         memory: GuestMemory,
         inflight: Option<InflightFile>,
     ) -> Result<Ring, SessionError> {
         let setup = self.setup(features);
-        let base = self.base.unwrap_or_else(|| first_base(setup.packed));
-        Ring::new(setup, Arc::new(memory), base, inflight.as_ref(), index).map_err(|source| {
+        let base = self.base.unwrap_or_else(|| Ring::first_base(setup.packed));
+        let ring = Ring::new(setup, Arc::new(memory), base, inflight.as_ref(), index);
+        let ring = ring.map_err(|source| {
             self.error.iter().for_each(|error| error.signal());
             SessionError::Ring { index, source }
-        })
+        })?;
+        // A packed ring may begin where the front-end says 0.
+        let first = Ring::first_base(setup.packed);
+        if self.base == Some(0) && ring.base() == first {
+            self.base = Some(first);
+        }
+        Ok(ring)
     }
 
     /// Starts the ring on `worker`.
@@ -175,14 +182,6 @@ impl Vring {
         self.stop(index);
         self.kick = kick;
         self.is_set_up_anew = true;
-    }
-}
-
-/// Where a ring begins whose driver begins: at index 0, and, in a packed ring, with wrap counters of 1.
-pub fn first_base(packed: bool) -> u32 {
-    match packed {
-        true => 1 << 31 | 1 << 15,
-        false => 0,
     }
 }
 

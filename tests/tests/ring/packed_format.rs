@@ -160,6 +160,33 @@ fn a_ring_starts_with_wrap_counters_of_one(target: &dyn Target) {
     assert_works(target, front_end.memory(), &mut queue);
 }
 
+/// User-Mode Linux says 0, as for a split ring. No driver begins with wrap counters of 0, but a ring can stop there: after its first round.
+fn base_0_is_the_beginning_of_a_ring_that_was_never_used(target: &dyn Target) {
+    const TEST: &str = "base_0_is_the_beginning_of_a_ring_that_was_never_used";
+    if !has_packed(target, TEST) {
+        return;
+    }
+    let running = target.start();
+    for is_early in [false, true] {
+        let front_end = PACKED.connect(&running);
+        let mut queue = Queue::new(front_end.memory(), PACKED.options(8, 0));
+        let mut load = Load::new(target, front_end.memory(), &queue, 3);
+        if is_early {
+            while load.add(&mut queue) {}
+            queue.publish();
+        }
+        front_end.start(0, &queue, 0).unwrap();
+        load.drain(&mut queue);
+        let done = load.sent;
+        load.run(&mut queue, 8 - done);
+        // Chains are indirect: a descriptor each.
+        assert_eq!(front_end.stop(0).unwrap(), 0);
+        front_end.start(0, &queue, 0).unwrap();
+        load.run(&mut queue, 20);
+        assert_eq!(front_end.stop(0).unwrap(), queue.used_base());
+    }
+}
+
 fn a_base_outside_the_ring_is_refused(target: &dyn Target) {
     if !has_packed(target, "a_base_outside_the_ring_is_refused") {
         return;
@@ -496,6 +523,7 @@ crate::for_each_target![
     chains_of_all_lengths_share_a_ring,
     requests_go_on_with_the_wrap_counters_of_the_base,
     a_ring_starts_with_wrap_counters_of_one,
+    base_0_is_the_beginning_of_a_ring_that_was_never_used,
     a_base_outside_the_ring_is_refused,
     disabled_events_are_respected,
     a_call_comes_for_the_descriptor_of_the_event_and_only_then,
