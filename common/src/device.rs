@@ -127,7 +127,12 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn handler(&self) -> io::Result<Self::Handler>;
 
     /// A driver has begun anew on the same connection, without a reset that the front-end told of: forgets
-    /// what the one before it left. Features and config space are already those of the new one.
+    /// what the one before it left. Features and config space are already those of the new one, and no request is taken yet.
+    ///
+    /// A driver is a new one if its rings have another format, or begin (SET_VRING_BASE) where none stopped that has this size and
+    /// these addresses. One whose ring stopped exactly at its beginning (a split ring does so after 65,536 requests, a packed one after
+    /// two rounds) can not be told from a new one with the same ring, for which no front-end sends a message; nor is one noticed where
+    /// another queue is at work already.
     fn new_driver(&self) {}
 
     /// What the device does after [`Device::open`], beside what the core does. All else ends the process.

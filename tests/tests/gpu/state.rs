@@ -3,11 +3,13 @@
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
+use vhost_device_tests::front_end::device::RING_PACKED;
 use vhost_device_tests::front_end::gpu::{
     Answers, Display, GpuDriver, Shown, command, number, words,
 };
 use vhost_device_tests::front_end::state::{HEADER_SIZE, sealed};
-use vhost_device_tests::front_end::{FrontEnd, GuestMemory, Options};
+use vhost_device_tests::front_end::{Buffer, FrontEnd, GuestMemory, Options};
+use vhost_device_tests::process::PATIENCE;
 use vhost_device_tests::stand_in::StandIn;
 
 use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_VIRGL;
@@ -64,6 +66,59 @@ fn draw(driver: &mut GpuDriver) -> Vec<u64> {
     // Nothing that is shown needs it, and nothing is behind it.
     driver.done(number::CREATE_2D, &words(&[6, B8G8R8X8, 1, 1]));
     pages
+}
+
+/// Carries out commands that fail, all at once, as many as there is room for.
+fn carry_out(driver: &mut GpuDriver, count: usize) {
+    let memory = driver.front_end.memory();
+    let bytes = command(number::UNREF, &words(&[99, 0]));
+    let place = memory.allocate(4096, 4096);
+    memory.write(place, &bytes);
+    let chain = [
+        Buffer::readable(place, bytes.len() as u32),
+        Buffer::writable(place + 2048, 64),
+    ];
+    let (mut sent, mut done) = (0, 0);
+    while done < count {
+        while sent < count && driver.control.add(&chain).is_some() {
+            sent += 1;
+        }
+        driver.control.publish();
+        driver.control.kick();
+        assert!(driver.control.wait_used(PATIENCE));
+        while driver.control.take_used().is_some() {
+            done += 1;
+        }
+    }
+}
+
+/// A ring comes to its beginning again: a split one after 65,536 requests, a packed one after two rounds. Its driver goes on there, or
+/// is another one; then its rings are elsewhere.
+#[test]
+fn a_driver_that_begins_where_the_one_before_it_stopped_finds_nothing_of_it() {
+    let device = Device::start(&["--headless"]);
+    let socket = device.directory.path().join("socket");
+    for (ring, requests) in [(0, 0x1_0000), (RING_PACKED, 128)] {
+        let mut options = Options::default();
+        options.features = options.features & !RING_PACKED | ring;
+        let front_end = FrontEnd::connect(&socket, &options).unwrap();
+        let mut driver = GpuDriver::new(front_end).unwrap();
+        let create = command(number::CREATE_2D, &words(&[5, B8G8R8X8, 16, 16]));
+        assert_eq!(driver.run(&create).kind(), number::OK_NODATA);
+        let start = driver.control.options().start();
+        carry_out(&mut driver, requests - 1);
+        let [control, cursor] = [0, 1].map(|queue| driver.front_end.stop(queue).unwrap());
+        assert_eq!((control, cursor), (start, start));
+        for (index, queue) in [&driver.control, &driver.cursor].into_iter().enumerate() {
+            driver.front_end.start(index, queue, start).unwrap();
+        }
+        assert_eq!(driver.run(&create).kind(), number::INVALID_RESOURCE_ID);
+        carry_out(&mut driver, requests - 1);
+        assert_eq!(driver.front_end.stop(0).unwrap(), start);
+        assert_eq!(driver.front_end.stop(1).unwrap(), start);
+        let mut next = GpuDriver::new(driver.front_end).unwrap();
+        assert_eq!(next.run(&create).kind(), number::OK_NODATA);
+    }
 }
 
 /// What a display that is new is told of the picture that [`draw`] draws.
