@@ -89,6 +89,8 @@ fn an_eventfd(count: u32) -> OwnedFd {
 
 /// Adds as much to an eventfd as it takes.
 fn fill(eventfd: &OwnedFd) {
+    // It may have been signalled.
+    let _ = rustix::io::read(eventfd, &mut [0; 8]);
     rustix::io::write(eventfd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
 }
 
