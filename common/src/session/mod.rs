@@ -586,7 +586,10 @@ impl<D: Device> Session<'_, D> {
         let table: VhostUserMemory = leading_object(&message.payload)?;
         let regions = message.payload.get(size_of::<VhostUserMemory>()..)?;
         let count = table.num_regions as usize;
-        if count == 0 || regions.len() != count.checked_mul(size_of::<VhostUserMemoryRegion>())? {
+        let used = count.checked_mul(size_of::<VhostUserMemoryRegion>())?;
+        // User-Mode Linux leaves room for a region that it has not.
+        let rest = regions.get(used..)?.len();
+        if count == 0 || !rest.is_multiple_of(size_of::<VhostUserMemoryRegion>()) {
             return None;
         }
         if message.files.len() < count {
@@ -594,6 +597,7 @@ impl<D: Device> Session<'_, D> {
         }
         let memory = regions
             .chunks_exact(size_of::<VhostUserMemoryRegion>())
+            .take(count)
             .zip(message.files)
             .try_fold(GuestMemory::default(), |memory, (bytes, file)| {
                 memory.with_region(&leading_object(bytes).unwrap_or_default(), file)

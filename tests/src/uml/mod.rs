@@ -4,6 +4,7 @@
 //! [`run`] boots it, runs one program of this host in it, as root, and returns the program's exit status. There, the host's files are seen
 //! as they are, but can only be read; what is below the target directory can be written. `/tmp`, `/run` and `/dev` are its own, and empty.
 
+pub mod front_end;
 pub mod kernel;
 mod processor;
 

@@ -3,8 +3,8 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
 
+use rustix::fs::{FlockOperation, flock};
 use vhost::VhostUserMemoryRegionInfo;
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
 use vhost_device_tests::front_end::connection::payload;
@@ -150,6 +150,29 @@ fn a_malformed_table_is_refused(target: &dyn Target) {
     }
 }
 
+/// As User-Mode Linux sends it. Only whole regions are room.
+fn a_table_may_have_room_for_more_regions_than_it_has(target: &dyn Target) {
+    const TEST: &str = "a_table_may_have_room_for_more_regions_than_it_has";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let (_running, peer) = start(target);
+    for room in [32, 64] {
+        let mut table = table(2);
+        table.payload.resize(table.payload.len() + room, 0);
+        peer.done(table.request, &table.payload, &table.fds());
+    }
+    assert_refused(
+        target,
+        |_| {},
+        |_| {
+            let mut table = changed("a byte more than its regions", 1, |_| {});
+            table.payload.push(0);
+            vec![table]
+        },
+    );
+}
+
 /// Whether the back-end takes it or not, the connection or the next one lives on.
 fn a_table_of_no_regions_does_no_harm(target: &dyn Target) {
     let (running, peer) = start(target);
@@ -261,20 +284,30 @@ fn a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused(target: &
 }
 
 /// Lets the host make huge pages when they are asked for, for as long as it lives, if this is root.
-struct HugePages(Option<String>);
+struct HugePages {
+    /// What was allowed before.
+    before: Option<String>,
+    /// Others wait until that is so again.
+    _lock: File,
+}
 
 impl HugePages {
     const LIMIT: &str = "/proc/sys/vm/nr_overcommit_hugepages";
 
     fn allow() -> Self {
+        let lock = File::create(std::env::temp_dir().join("vhost-device-huge-pages")).unwrap();
+        flock(&lock, FlockOperation::LockExclusive).unwrap();
         let before = fs::read_to_string(Self::LIMIT).ok();
-        Self(before.filter(|_| fs::write(Self::LIMIT, "16").is_ok()))
+        Self {
+            before: before.filter(|_| fs::write(Self::LIMIT, "16").is_ok()),
+            _lock: lock,
+        }
     }
 }
 
 impl Drop for HugePages {
     fn drop(&mut self) {
-        if let Some(before) = &self.0 {
+        if let Some(before) = &self.before {
             let _ = fs::write(Self::LIMIT, before);
         }
     }
@@ -288,8 +321,6 @@ fn a_region_that_starts_inside_a_huge_page_is_served(target: &dyn Target) {
     if !claims(target, Claim::RingChecks, TEST) {
         return;
     }
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    let _lock = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let _pages = HugePages::allow();
     let Some(huge) = Region::huge(0, 2 << 20) else {
         return skip(target, "huge pages, nor does this host", TEST);
@@ -564,6 +595,7 @@ fn requests_in_memory_that_was_added_are_carried_out(target: &dyn Target) {
 crate::for_each_target![
     a_table_of_as_many_regions_as_front_ends_send_is_accepted,
     a_malformed_table_is_refused,
+    a_table_may_have_room_for_more_regions_than_it_has,
     a_table_of_no_regions_does_no_harm,
     a_table_of_more_regions_than_front_ends_send_does_no_harm,
     memory_may_be_there_twice,
