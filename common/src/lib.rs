@@ -9,6 +9,7 @@
 
 pub mod chain;
 pub mod device;
+mod file_limit;
 mod limit;
 pub mod memory;
 pub mod program;

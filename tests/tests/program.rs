@@ -11,6 +11,8 @@ mod arguments;
 mod connections;
 #[path = "program/descriptor.rs"]
 mod descriptor;
+#[path = "program/file_limit.rs"]
+mod file_limit;
 #[path = "program/log.rs"]
 mod log;
 #[path = "program/polling.rs"]

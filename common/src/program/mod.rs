@@ -25,6 +25,7 @@ use serde::Serialize;
 use vhost_user_discovery::schema::{VHostUserBackendCapabilities, VhostUserBackend};
 
 use crate::device::{Device, StartError};
+use crate::file_limit::{self, explained};
 use crate::session;
 use crate::statistics::Statistics;
 use crate::worker::Polling;
@@ -104,6 +105,7 @@ fn start<D: Device>(
     // First of all, while no file of our own can have the number that was given.
     let source = Source::find(&arguments, manager)?;
     stderr::log(D::PROGRAM);
+    file_limit::raise();
     let device = Arc::new(D::open(arguments.device)?);
     let signals = Signals::listen(D::RELOADS)?;
     let stop = Arc::clone(&signals.stop);
@@ -247,7 +249,10 @@ fn serve_all<D: Device>(
                 }
             }
             Err(error) => {
-                log::error!("cannot accept a front-end, trying again: {error}");
+                log::error!(
+                    "cannot accept a front-end, trying again: {}",
+                    explained(&error)
+                );
                 std::thread::sleep(Duration::from_millis(100));
             }
         }

@@ -17,6 +17,7 @@ use thiserror::Error;
 use vm_memory::{AtomicAccess, Bytes};
 
 use super::fault::{Step, after};
+use crate::file_limit::explained;
 use crate::memory::Mapping;
 
 pub(super) use packed::{PackedInflight, Recovered};
@@ -58,7 +59,7 @@ pub enum InflightError {
     #[error("the requests in flight at offset {0:#x} of their file; it must be a multiple of 8")]
     Unaligned(u64),
     /// It can not be made, or mapped.
-    #[error("no memory for the requests in flight: {0}")]
+    #[error("no memory for the requests in flight: {}", explained(.0))]
     Memory(#[from] io::Error),
 }
 

@@ -7,6 +7,7 @@ use thiserror::Error;
 use vhost::vhost_user::message::FrontendReq;
 
 use crate::device::ConfigError;
+use crate::file_limit::explained;
 use crate::memory::{DirtyLogError, MemoryError};
 use crate::ring::RingError;
 use crate::ring::inflight::InflightError;
@@ -31,7 +32,7 @@ pub enum SessionError {
     #[error("{0:?} without the file that it needs")]
     NoFile(FrontendReq),
     /// The file is not one that the request can use.
-    #[error("a file of the front-end can not be used: {0}")]
+    #[error("a file of the front-end can not be used: {}", explained(.0))]
     File(#[source] io::Error),
     /// The ring does not exist.
     #[error("queue {index} does not exist; there are {count}")]

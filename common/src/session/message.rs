@@ -50,7 +50,7 @@ pub enum MessageError {
     #[error("the front-end made a file shorter which it had shared as memory")]
     MemoryLost,
     /// The kernel had to drop files, for want of file descriptors.
-    #[error("files of a message were lost; raise the limit of open files (ulimit -n)")]
+    #[error("files of a message were lost; raise RLIMIT_NOFILE (LimitNOFILE= in a unit)")]
     FilesLost,
 }
 

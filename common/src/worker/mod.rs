@@ -20,6 +20,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use thiserror::Error;
 
 use crate::device::QueueHandler;
+use crate::file_limit::explained;
 use crate::limit::warn_limited;
 use crate::memory::GuestMemory;
 use crate::program::sandbox::{Role, confine_thread};
@@ -42,10 +43,10 @@ const REFUSED: Duration = Duration::from_millis(1);
 #[derive(Debug, Error)]
 pub enum WorkerError {
     /// The thread, or what it needs, could not be made.
-    #[error("cannot start working on a queue: {0}")]
+    #[error("cannot start working on a queue: {}", explained(.0))]
     Start(#[source] io::Error),
     /// The kick file can not be waited on.
-    #[error("cannot wait for kicks on the file that the front-end sent: {0}")]
+    #[error("cannot wait for kicks on the file that the front-end sent: {}", explained(.0))]
     Kick(#[source] io::Error),
     /// The thread has ended.
     #[error("the thread of this queue has ended")]
