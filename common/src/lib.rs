@@ -19,4 +19,4 @@ pub mod state;
 pub mod statistics;
 pub mod worker;
 
-pub use limit::warn_limited;
+pub use limit::{info_limited, warn_limited};

@@ -1,49 +1,99 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A limit on log lines that a guest can cause.
+//! A limit on log lines that a guest or front-end can cause.
 
 use std::fmt::Arguments;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-const LINES: u32 = 5;
-const WINDOW: Duration = Duration::from_secs(1);
+use log::Level;
+
+/// What a guest does wrong, or what fails for it again and again.
+static WARN: Limit = Limit::new(5, Duration::from_secs(1));
+/// What is a line each for an operator: a guest with 256 queues starts and stops all of them in one window.
+static INFO: Limit = Limit::new(600, Duration::from_secs(120));
+
+/// Logs at warn, unless the process logged some such lines in this second already. Lines left out are
+/// counted, and the count is logged with the next one.
+pub fn warn_limited(message: Arguments<'_>) {
+    WARN.log(Level::Warn, message);
+}
+
+/// Logs at info, unless the process logged very many such lines in the last minutes. Lines left out are
+/// counted, and the count is logged with the next one.
+pub fn info_limited(message: Arguments<'_>) {
+    INFO.log(Level::Info, message);
+}
+
+/// So many lines in each window of time.
+struct Limit {
+    lines: u32,
+    window: Duration,
+    recent: Mutex<Recent>,
+}
 
 /// What was logged lately.
-struct Window {
+struct Recent {
     start: Option<Instant>,
     lines: u32,
     suppressed: u64,
 }
 
-static RECENT: Mutex<Window> = Mutex::new(Window {
-    start: None,
-    lines: 0,
-    suppressed: 0,
-});
-
-/// Logs at warn, unless the process logged some such lines in this second already. Lines left out are
-/// counted, and the count is logged with the next one.
-pub fn warn_limited(message: Arguments<'_>) {
-    let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
-    let now = Instant::now();
-    let is_over = |start| now.duration_since(start) >= WINDOW;
-    if recent.start.is_none_or(is_over) {
-        if recent.suppressed > 0 {
-            log::warn!(
-                "{} lines like the last ones were left out",
-                recent.suppressed
-            );
-        }
-        *recent = Window {
-            start: Some(now),
+impl Limit {
+    const fn new(lines: u32, window: Duration) -> Self {
+        let recent = Mutex::new(Recent {
+            start: None,
             lines: 0,
             suppressed: 0,
-        };
+        });
+        Self {
+            lines,
+            window,
+            recent,
+        }
     }
-    if recent.lines < LINES {
-        recent.lines += 1;
-        log::warn!("{message}");
-    } else {
-        recent.suppressed += 1;
+
+    fn log(&self, level: Level, message: Arguments<'_>) {
+        let Some(suppressed) = self.admit(Instant::now()) else {
+            return;
+        };
+        if suppressed > 0 {
+            log::log!(level, "{suppressed} lines like the last ones were left out");
+        }
+        log::log!(level, "{message}");
+    }
+
+    /// Whether another line may be logged. Gives how many were not since the last one.
+    fn admit(&self, now: Instant) -> Option<u64> {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_over = |start| now.duration_since(start) >= self.window;
+        if recent.start.is_none_or(is_over) {
+            recent.start = Some(now);
+            recent.lines = 0;
+        }
+        if recent.lines < self.lines {
+            recent.lines += 1;
+            Some(std::mem::take(&mut recent.suppressed))
+        } else {
+            recent.suppressed += 1;
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_beyond_the_limit_are_left_out_and_counted() {
+        let window = Duration::from_secs(1);
+        let limit = Limit::new(2, window);
+        let start = Instant::now();
+        let admitted = [(); 5].map(|()| limit.admit(start));
+        assert_eq!(admitted, [Some(0), Some(0), None, None, None]);
+        let almost = start + window - Duration::from_nanos(1);
+        assert_eq!(limit.admit(almost), None);
+        let next = [(); 3].map(|()| limit.admit(start + window));
+        assert_eq!(next, [Some(4), Some(0), None]);
     }
 }

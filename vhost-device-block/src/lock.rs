@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use vhost_device_common::device::Call;
+use vhost_device_common::{info_limited, warn_limited};
 
 /// Bytes of the image on which QEMU programs say, by read locks, that they write to it, and that
 /// they bear no other writer.
@@ -99,7 +100,7 @@ impl Lock {
             }
             self.set(libc::F_UNLCK, WAITING);
             state.is_held = true;
-            log::info!("the image is taken over");
+            info_limited(format_args!("the image is taken over"));
         }
         state.users += 1;
         Ok(InUse {
@@ -122,7 +123,7 @@ impl Lock {
         self.wait();
         self.release();
         state.is_held = false;
-        log::info!("the image is handed over");
+        info_limited(format_args!("the image is handed over"));
     }
 
     /// Whether another program waits for the image.
@@ -161,7 +162,9 @@ impl Lock {
             Ok(_) => true,
             Err(Errno::EAGAIN | Errno::EACCES) => false,
             Err(errno) => {
-                log::warn!("the image can not be locked against a second writer: {errno}");
+                warn_limited(format_args!(
+                    "the image can not be locked against a second writer: {errno}"
+                ));
                 true
             }
         }

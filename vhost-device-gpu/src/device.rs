@@ -8,6 +8,7 @@ use std::sync::Arc;
 use vhost_device_common::device::{
     Call, ConfigError, Device, Needs, StartError, StateError, Threads,
 };
+use vhost_device_common::warn_limited;
 use virtio_bindings::virtio_gpu::{
     VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_UUID, VIRTIO_GPU_F_VIRGL,
 };
@@ -114,7 +115,7 @@ impl Device for Gpu {
             return Ok(());
         }
         if let Err(error) = self.shared.lock().display.connect(socket) {
-            log::warn!("the display can not be used: {error}");
+            warn_limited(format_args!("the display can not be used: {error}"));
         }
         Ok(())
     }

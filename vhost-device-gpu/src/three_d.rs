@@ -13,7 +13,7 @@ use rustix::time::{
 use vhost_device_common::chain::Chain;
 use vhost_device_common::device::Needs;
 use vhost_device_common::memory::GuestMemory;
-use vhost_device_common::warn_limited;
+use vhost_device_common::{info_limited, warn_limited};
 use virtio_bindings::virtio_gpu as gpu;
 use zerocopy::IntoBytes;
 
@@ -247,7 +247,7 @@ fn start(offer: &Offer, events: &OwnedFd, timer: &OwnedFd) -> Result<Renderer, V
         epoll::EventFlags::IN,
     )
     .map_err(|errno| VirglError::System(errno.kind()))?;
-    log::info!("3D is used");
+    info_limited(format_args!("3D is used"));
     Ok(renderer)
 }
 

@@ -26,6 +26,7 @@ use vhost_user_discovery::schema::{VHostUserBackendCapabilities, VhostUserBacken
 
 use crate::device::{Device, StartError};
 use crate::file_limit::{self, explained};
+use crate::limit::{info_limited, warn_limited};
 use crate::session;
 use crate::statistics::Statistics;
 use crate::worker::Polling;
@@ -242,17 +243,17 @@ fn serve_all<D: Device>(
         match listener.accept(stop) {
             Ok(None) => return Ok(()),
             Ok(Some(socket)) => {
-                log::info!("a front-end is connected");
+                info_limited(format_args!("a front-end is connected"));
                 match session::serve(device, statistics, socket, stop, polling) {
-                    Ok(()) => log::info!("the front-end is gone"),
-                    Err(error) => log::warn!("the connection ended: {error}"),
+                    Ok(()) => info_limited(format_args!("the front-end is gone")),
+                    Err(error) => warn_limited(format_args!("the connection ended: {error}")),
                 }
             }
             Err(error) => {
-                log::error!(
+                warn_limited(format_args!(
                     "cannot accept a front-end, trying again: {}",
                     explained(&error)
-                );
+                ));
                 std::thread::sleep(Duration::from_millis(100));
             }
         }

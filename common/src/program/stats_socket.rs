@@ -16,6 +16,7 @@ use rustix::net::{SocketFlags, accept_with};
 use super::sandbox::Call;
 use super::socket::Listener;
 use crate::file_limit::explained;
+use crate::limit::warn_limited;
 use crate::statistics::Statistics;
 
 /// Clients at a time. Others wait until one of them is gone.
@@ -76,11 +77,11 @@ impl StatsSocket {
                 Ok(socket) => self.clients.push(Client::new(socket, now + TIME)),
                 Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => {}
                 Err(errno) => {
-                    log::warn!(
+                    warn_limited(format_args!(
                         "cannot accept a client on {}: {}",
                         self.listener,
                         explained(&errno.into())
-                    );
+                    ));
                     self.pause = Some(now + PAUSE);
                 }
             }

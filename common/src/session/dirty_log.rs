@@ -9,6 +9,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserLog, VhostUserProtocolFea
 use super::message::Message;
 use super::{Answer, Session, SessionError, file};
 use crate::device::Device;
+use crate::limit::info_limited;
 use crate::memory::DirtyLog;
 
 /// VHOST_F_LOG_ALL: writes to guest memory are logged. Not a feature that the device knows of.
@@ -47,7 +48,7 @@ impl<D: Device> Session<'_, D> {
         let log = self.log_in_force();
         if log.is_some() != self.memory.log().is_some() {
             let verb = if log.is_some() { "is" } else { "is not" };
-            log::info!("what the device writes {verb} logged");
+            info_limited(format_args!("what the device writes {verb} logged"));
         } else if log.is_none() {
             return Ok(());
         }

@@ -26,7 +26,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use vm_memory::ByteValued;
 
 use crate::device::{Device, Threads};
-use crate::limit::warn_limited;
+use crate::limit::{info_limited, warn_limited};
 use crate::memory::{DirtyLog, GuestMemory, MAX_REGIONS};
 use crate::ring::Ring;
 use crate::ring::inflight::{self, InflightFile};
@@ -155,7 +155,9 @@ pub fn serve<D: Device>(
                 if need_reply {
                     connection.reply(request, 1u64.as_slice(), None)?;
                 } else if !error.spares_the_connection() {
-                    log::warn!("the connection ends here: no reply was asked for");
+                    warn_limited(format_args!(
+                        "the connection ends here: no reply was asked for"
+                    ));
                     break;
                 }
             }
@@ -326,7 +328,10 @@ impl<D: Device> Session<'_, D> {
         // QEMU sends them all to have only LOG_ALL changed while the driver is at work.
         let is_at_work = self.vrings.iter().any(|vring| vring.worker.is_some());
         if !is_at_work || before ^ self.accepted_features != LOG_ALL {
-            log::info!("features {:#x} accepted", self.accepted_features);
+            info_limited(format_args!(
+                "features {:#x} accepted",
+                self.accepted_features
+            ));
             self.device.set_features(self.accepted_features & !LOG_ALL);
         }
         // Where the rings of one format stopped says nothing of those of the other.

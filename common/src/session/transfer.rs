@@ -17,7 +17,7 @@ use super::message::{Connection, Message, MessageError};
 use super::vring::Vring;
 use super::{Answer, Session, SessionError, file};
 use crate::device::Device;
-use crate::limit::warn_limited;
+use crate::limit::{info_limited, warn_limited};
 use crate::state::{self, HEADER_SIZE, StateError};
 
 /// Directions of SET_DEVICE_STATE_FD.
@@ -287,7 +287,10 @@ impl<D: Device> Session<'_, D> {
         };
         match outcome {
             Ok(()) => {
-                log::info!("the state of the device was {what}: {} bytes", bytes.len());
+                info_limited(format_args!(
+                    "the state of the device was {what}: {} bytes",
+                    bytes.len()
+                ));
                 self.device_state.0 = Course::Done;
             }
             Err(error) => warn_limited(format_args!(

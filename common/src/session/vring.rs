@@ -8,6 +8,7 @@ use vhost::vhost_user::message::VhostUserVringAddr;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use crate::limit::info_limited;
 use crate::memory::GuestMemory;
 use crate::ring::inflight::InflightFile;
 use crate::ring::{Ring, RingSetup};
@@ -146,14 +147,14 @@ impl Vring {
         let queue = Queue::with_recorder(index, ring, self.enabled, recorder)
             .with_files(self.call.clone(), self.error.clone());
         worker.start_queue(queue, self.kick.clone().flatten())?;
-        log::info!(
+        info_limited(format_args!(
             "queue {index} started: {format} of {} descriptors, from {base:#x}{}",
             self.size,
             match recovered {
                 0 => String::new(),
                 count => format!(", after {count} that were under way"),
             }
-        );
+        ));
         self.worker = Some(worker);
         Ok(())
     }
@@ -170,10 +171,10 @@ impl Vring {
             Err(error) => log::error!("queue {index}: {error}"),
         }
         self.stopped = Some(self.identity());
-        log::info!(
+        info_limited(format_args!(
             "queue {index} stopped at {:#x}",
             self.base.unwrap_or_default()
-        );
+        ));
     }
 
     /// Stops the ring to have it set up anew: it starts when it is kicked or enabled.

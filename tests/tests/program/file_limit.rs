@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The limit of open files: the program takes what it may have, and names what keeps it from more.
 
-use std::fs;
+use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 use vhost_device_tests::front_end::{FrontEnd, Options};
-use vhost_device_tests::process::{PATIENCE, Program};
+use vhost_device_tests::process::{PATIENCE, Program, inherit};
 
 use crate::{BLOCK, Binary, Setup, for_each_program, read_request};
 
@@ -66,12 +66,22 @@ fn queues_beyond_a_low_soft_limit_work() {
 fn a_queue_that_gets_no_files_names_the_limit() {
     for hard in 28..40 {
         let setup = Setup::new(&BLOCK);
-        let mut program = Program::spawn(limited(&mut setup.listening(), hard, hard)).unwrap();
+        let mut command = setup.listening();
+        inherit(
+            &mut command,
+            File::create(setup.path("log")).unwrap().into(),
+            2,
+        );
+        let mut program = Program::spawn(limited(&mut command, hard, hard)).unwrap();
         program.wait_for_listener(&setup.socket()).unwrap();
         let front_end = FrontEnd::connect(&setup.socket(), &Options::default()).unwrap();
         assert!(start_queues(&front_end, 16) < 16);
-        let stderr = program.stderr();
-        assert!(stderr.contains("RLIMIT_NOFILE"), "{stderr}");
-        assert!(stderr.contains("LimitNOFILE="), "{stderr}");
+        let log = setup.path("log");
+        program
+            .wait_until("name the limit", PATIENCE, || {
+                let log = fs::read_to_string(&log)?;
+                Ok(log.contains("RLIMIT_NOFILE") && log.contains("LimitNOFILE="))
+            })
+            .unwrap();
     }
 }

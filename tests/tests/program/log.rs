@@ -13,7 +13,7 @@ use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::process::{PATIENCE, Program, Signal, inherit, option};
 
 use crate::stats_socket::{page, stats_socket};
-use crate::{Binary, END, Setup, assert_serves, for_each_program, read_request, run};
+use crate::{BLOCK, Binary, END, Setup, assert_serves, for_each_program, read_request, run};
 
 /// Messages of a front-end, each of which is logged with RUST_LOG=trace: more than pipe and program keep.
 const MESSAGES: usize = 8000;
@@ -191,7 +191,74 @@ fn a_log_that_others_made_non_blocking_loses_nothing(binary: &Binary) {
     assert_ends(&mut program);
 }
 
+/// Lines that the program has logged once `cause` is over.
+fn lines_after(binary: &Binary, cause: impl Fn(&Setup)) -> Vec<String> {
+    let setup = Setup::new(binary);
+    let mut command = setup.listening();
+    if binary.name == BLOCK.name {
+        // The kernel takes its time to give back the memory of many rings of io_uring.
+        command.arg("--io-engine=threads");
+    }
+    let mut program = Program::spawn(&mut command).unwrap();
+    program.wait_for_listener(&setup.socket()).unwrap();
+    cause(&setup);
+    program.stderr().lines().map(str::to_owned).collect()
+}
+
+/// Lines that nobody has to read for so many events, all of which are of one guest or front-end.
+const MOST_LINES: usize = 700;
+const EVENTS: usize = 1000;
+
+fn a_guest_that_starts_again_and_again_does_not_fill_the_log(binary: &Binary) {
+    let lines = lines_after(binary, |setup| {
+        let mut front_end = FrontEnd::connect(&setup.socket(), &Options::default()).unwrap();
+        let features = front_end.features();
+        let queue = front_end.queue(0, 16).unwrap();
+        for _ in 0..EVENTS {
+            front_end.stop(0).unwrap();
+            front_end.set_features(features).unwrap();
+            let start = queue.options().start();
+            front_end.start(0, &queue, start).unwrap();
+        }
+    });
+    assert!(lines.len() < MOST_LINES, "{} lines", lines.len());
+}
+
+fn a_front_end_that_connects_again_and_again_does_not_fill_the_log(binary: &Binary) {
+    let lines = lines_after(binary, |setup| {
+        for _ in 0..EVENTS {
+            assert_serves(&UnixStream::connect(setup.socket()).unwrap());
+        }
+        // And one that is thrown out each time.
+        for _ in 0..EVENTS {
+            let mut stream = UnixStream::connect(setup.socket()).unwrap();
+            stream.write_all(&[0xff; 12]).unwrap();
+            let _ = stream.read(&mut [0; 12]);
+        }
+    });
+    assert!(lines.len() < MOST_LINES, "{} lines", lines.len());
+}
+
+fn each_start_and_stop_of_a_usual_guest_is_logged(binary: &Binary) {
+    const BOOTS: usize = 10;
+    let lines = lines_after(binary, |setup| {
+        let front_end = FrontEnd::connect(&setup.socket(), &Options::default()).unwrap();
+        let queue = front_end.queue(0, 16).unwrap();
+        for _ in 1..BOOTS {
+            front_end.stop(0).unwrap();
+            let start = queue.options().start();
+            front_end.start(0, &queue, start).unwrap();
+        }
+    });
+    let count = |what: &str| lines.iter().filter(|line| line.contains(what)).count();
+    assert_eq!(count("queue 0 started"), BOOTS);
+    assert!(count("queue 0 stopped") >= BOOTS - 1);
+}
+
 for_each_program!(
+    a_guest_that_starts_again_and_again_does_not_fill_the_log,
+    a_front_end_that_connects_again_and_again_does_not_fill_the_log,
+    each_start_and_stop_of_a_usual_guest_is_logged,
     a_log_that_nobody_reads_stops_nothing,
     a_program_whose_log_nobody_reads_can_start,
     a_program_that_cannot_say_why_ends_all_the_same,

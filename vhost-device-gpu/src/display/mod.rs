@@ -18,6 +18,7 @@ use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 use thiserror::Error;
+use vhost_device_common::{info_limited, warn_limited};
 use zerocopy::FromBytes;
 
 use crate::dmabuf::Dmabuf;
@@ -338,8 +339,8 @@ impl Display {
 
     fn leave<T: Default>(&mut self, error: &DisplayError) -> T {
         match error {
-            DisplayError::Closed => log::info!("the display is gone"),
-            error => log::warn!("the display is not used any more: {error}"),
+            DisplayError::Closed => info_limited(format_args!("the display is gone")),
+            error => warn_limited(format_args!("the display is not used any more: {error}")),
         }
         self.disconnect();
         T::default()
@@ -506,7 +507,7 @@ impl Display {
                     &features,
                 )));
                 link.ready = true;
-                log::info!("a display is connected");
+                info_limited(format_args!("a display is connected"));
             } else if !too_late && self.question == Some(query) {
                 self.question = None;
                 return Ok(Some(answer));
