@@ -310,7 +310,7 @@ impl<D: Device> Session<'_, D> {
         self.accepted_features = 0;
         self.status = 0;
         self.device.reset();
-        log::info!("another session begins");
+        info_limited(format_args!("another session begins"));
     }
 
     fn offered_features(&self) -> u64 {
