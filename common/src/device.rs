@@ -14,15 +14,6 @@ pub use crate::session::ConfigChange;
 pub use crate::state::StateError;
 use crate::worker::{Poller, Queue, Queues};
 
-/// How many threads work on the queues of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Threads {
-    /// Each started queue has a thread, and a handler, of its own.
-    OnePerQueue,
-    /// One thread and one handler for all queues.
-    One,
-}
-
 /// A device that can not start: one line that says what is wrong and what to do.
 #[derive(Debug, Error)]
 #[error("{0}")]
@@ -50,8 +41,9 @@ pub trait Device: Send + Sync + Sized + 'static {
     const VERSION: &'static str;
     /// One sentence for the descriptor and the help text.
     const DESCRIPTION: &'static str;
-    /// How many threads work on the queues.
-    const THREADS: Threads;
+    /// A thread and its handler go on while none of its queues runs, until the device is reset or its front-end goes away. Else they
+    /// end with the last of them.
+    const KEEPS_THREADS: bool = true;
     /// Each queue's requests are completed in the order in which they were taken (VIRTIO_F_IN_ORDER).
     const IN_ORDER: bool = false;
     /// Version of what [`Device::save`] gives: 0 for devices that have nothing to save.
@@ -120,11 +112,17 @@ pub trait Device: Send + Sync + Sized + 'static {
         Err(socket)
     }
 
-    /// Makes a handler, for a thread that is about to start.
+    /// The thread that works on `queue`, by a number of its own: it is the same at any time. One thread works on all queues, if nothing
+    /// else is said.
+    fn thread_of(&self, _queue: u16) -> u16 {
+        0
+    }
+
+    /// Makes the handler of all queues of `thread`, which is about to start.
     ///
     /// # Errors
     /// The host has not the means; the queue can not start.
-    fn handler(&self) -> io::Result<Self::Handler>;
+    fn handler(&self, thread: u16) -> io::Result<Self::Handler>;
 
     /// A driver has begun anew on the same connection, without a reset that the front-end told of: forgets
     /// what the one before it left. Features and config space are already those of the new one, and no request is taken yet.
@@ -176,7 +174,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     }
 }
 
-/// Works on one or all queues of a device, in one thread.
+/// Works on the queues of one thread.
 ///
 /// A request may be completed at once or later, in any order.
 pub trait QueueHandler {

@@ -14,9 +14,7 @@ use vhost::vhost_user::message::{
     BackendReq, VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost_device_common::device::{
-    ConfigChange, ConfigError, Device, QueueHandler, StartError, Threads,
-};
+use vhost_device_common::device::{ConfigChange, ConfigError, Device, QueueHandler, StartError};
 use vhost_device_common::session;
 use vhost_device_common::statistics::Statistics;
 use vhost_device_common::worker::{Polling, Queue};
@@ -48,7 +46,6 @@ impl Device for Counter {
     const PROGRAM: &'static str = "counter";
     const VERSION: &'static str = "0";
     const DESCRIPTION: &'static str = "a test device";
-    const THREADS: Threads = Threads::One;
 
     type Options = NoOptions;
     type Handler = Nothing;
@@ -93,7 +90,7 @@ impl Device for Counter {
         *self.value.lock().unwrap() = 0;
     }
 
-    fn handler(&self) -> io::Result<Nothing> {
+    fn handler(&self, _thread: u16) -> io::Result<Nothing> {
         Ok(Nothing)
     }
 }

@@ -169,7 +169,7 @@ impl Disk {
             Kind::Direct => Some("--direct".to_owned()),
         });
         let device: Block = open(&arguments)?;
-        let handler = device.handler().map_err(|error| error.to_string())?;
+        let handler = device.handler(0).map_err(|error| error.to_string())?;
         Ok(Self {
             image,
             device,

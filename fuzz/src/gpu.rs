@@ -367,7 +367,7 @@ impl Input {
         let mut guest = Guest::new();
         let mut driver = Driver::new(2, self.start, &mut guest);
         load(device, self.state.as_deref());
-        let mut handler = device.handler().expect("a handler");
+        let mut handler = device.handler(0).expect("a handler");
         let queues = [CONTROL, CURSOR].map(|number| queue(number, &driver, &guest));
         let mut bench = Bench::new(&mut handler, queues.into());
         let mut peer = Peer::default();

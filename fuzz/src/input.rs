@@ -153,7 +153,7 @@ impl Input {
         let fake = Fake(Arc::clone(&path));
         let device = vhost_device_input::Input::new(identity.clone(), fake, node.into());
         load(&device, self.state.as_deref());
-        let mut handler = device.handler().expect("a handler");
+        let mut handler = device.handler(0).expect("a handler");
         let mut guest = Guest::new();
         let mut driver = Driver::new(2, self.start, &mut guest);
         let queues = [EVENTS, STATUS].map(|number| queue(number, &driver, &guest));

@@ -51,7 +51,7 @@ const fn attempt<const N: usize>(
     }
 }
 
-/// Programs and sockets, which no thread of any device may make.
+/// Programs, sockets and rings of io_uring, which no thread of any device may make.
 pub const PROGRAMS_AND_SOCKETS: &[Attempt] = &[
     attempt("execve", libc::SYS_execve, [Nowhere]),
     attempt("execveat", libc::SYS_execveat, [Number(AT_FDCWD), Nowhere]),
@@ -72,6 +72,13 @@ pub const PROGRAMS_AND_SOCKETS: &[Attempt] = &[
             Number(libc::AF_UNIX as u64),
             Number(libc::SOCK_STREAM as u64),
         ],
+    ),
+    // What these make does all of the above, past the filters.
+    attempt("io_uring_setup", libc::SYS_io_uring_setup, [Number(1)]),
+    attempt(
+        "io_uring_register",
+        libc::SYS_io_uring_register,
+        [Number(u64::MAX)],
     ),
 ];
 
@@ -147,7 +154,6 @@ pub const EXECUTABLE: &[Attempt] = &[
 pub const SESSION: &[Attempt] = &[
     attempt("accept4", libc::SYS_accept4, [Number(u64::MAX)]),
     attempt("recvmsg", libc::SYS_recvmsg, [Number(u64::MAX)]),
-    attempt("io_uring_setup", libc::SYS_io_uring_setup, [Number(1)]),
 ];
 
 /// Opens a new file to write.

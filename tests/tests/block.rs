@@ -20,6 +20,8 @@ mod errors;
 mod faults;
 #[path = "block/framing.rs"]
 mod framing;
+#[path = "block/limits.rs"]
+mod limits;
 #[path = "block/load.rs"]
 mod load;
 #[path = "block/locking.rs"]

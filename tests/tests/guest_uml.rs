@@ -2,6 +2,8 @@
 //! Devices in a guest without QEMU: User-Mode Linux is the front-end, a second implementation of it beside QEMU's. Its calls are stream
 //! sockets, it knows no eventfd for errors, and its packed rings begin at base 0.
 
+#![cfg(test)]
+
 use std::fs;
 use std::path::Path;
 use std::process::Command;

@@ -44,8 +44,9 @@ const BLOCK: Device = Device {
     target: &Block {
         io_engine: "io_uring",
     },
-    options: &[],
-    threads: &[MAIN, "control", "log", "queue-0"],
+    // On any host, all of them are worked on by one thread.
+    options: &["--num-queues=1"],
+    threads: &[MAIN, "control", "log", "queues"],
     opens_files: false,
     compiles: false,
 };
@@ -54,13 +55,13 @@ const BLOCK_WITH_THREADS: Device = Device {
     target: &Block {
         io_engine: "threads",
     },
-    threads: &[MAIN, "control", "log", "queue-0", "io"],
+    threads: &[MAIN, "control", "log", "queues", "io"],
     ..BLOCK
 };
 
 const RNG: Device = Device {
     target: &Rng,
-    threads: &[MAIN, "control", "log", "queues"],
+    options: &[],
     ..BLOCK
 };
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, eventfd};
 use vhost::vhost_user::VhostUserFrontend;
 use vhost_device_common::chain::Chain;
-use vhost_device_common::device::{Device, QueueHandler, StartError, Threads};
+use vhost_device_common::device::{Device, QueueHandler, StartError};
 use vhost_device_common::session;
 use vhost_device_common::statistics::Statistics;
 use vhost_device_common::worker::{Poller, Polling, Queue, Queues, Token};
@@ -54,7 +54,6 @@ impl Device for Idle {
     const PROGRAM: &'static str = "idle";
     const VERSION: &'static str = "0";
     const DESCRIPTION: &'static str = "a test device";
-    const THREADS: Threads = Threads::One;
 
     type Options = NoOptions;
     type Handler = Self;
@@ -63,7 +62,7 @@ impl Device for Idle {
         Ok(Idle(Arc::default()))
     }
 
-    fn handler(&self) -> io::Result<Self> {
+    fn handler(&self, _thread: u16) -> io::Result<Self> {
         Ok(self.clone())
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use vhost_device_common::device::{
-    Call, ConfigChange, ConfigError, Device, Needs, StartError, StateError, Threads,
+    Call, ConfigChange, ConfigError, Device, Needs, StartError, StateError,
 };
 use vhost_device_common::state;
 use virtio_bindings::virtio_blk::{
@@ -16,7 +16,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use crate::engine::Engine;
+use crate::engine::{Engine, Engines};
 use crate::handler::BlockHandler;
 use crate::image::{Image, Measured, SECTOR_SIZE};
 use crate::lock;
@@ -96,7 +96,7 @@ struct Saved {
 pub struct Block {
     disk: Arc<Disk>,
     options: Options,
-    io_engine: IoEngine,
+    engines: Engines,
     throttle: Option<Arc<Throttle>>,
     /// Tells the front-end that the disk has grown.
     config_change: Mutex<Option<ConfigChange>>,
@@ -140,7 +140,8 @@ impl Device for Block {
     const PROGRAM: &'static str = env!("CARGO_PKG_NAME");
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio block device";
-    const THREADS: Threads = Threads::OnePerQueue;
+    // The image is handed over when the last queue has stopped.
+    const KEEPS_THREADS: bool = false;
     const STATE_VERSION: u32 = 1;
     const RELOADS: bool = true;
     const REQUESTS: &'static [&'static str] = KINDS;
@@ -153,8 +154,8 @@ impl Device for Block {
     }
 
     fn open(options: Options) -> Result<Self, StartError> {
-        let image = Image::open(&options)?;
-        let io_engine = choose_engine(&image, options.io_engine)?;
+        let image = Arc::new(Image::open(&options)?);
+        let engines = Engines::open(&image, options.io_engine, options.num_queues)?;
         log::debug!(
             "{}: {} bytes{}",
             options.blk_file.display(),
@@ -162,7 +163,7 @@ impl Device for Block {
             if options.read_only { ", read-only" } else { "" }
         );
         let disk = Arc::new(Disk {
-            image: Arc::new(image),
+            image,
             read_only: options.read_only,
             serial: options.serial.clone(),
             discard: options.discard,
@@ -177,7 +178,7 @@ impl Device for Block {
         Ok(Self {
             disk,
             options,
-            io_engine,
+            engines,
             throttle: throttle.map(Arc::new),
             config_change: Mutex::default(),
         })
@@ -270,19 +271,23 @@ impl Device for Block {
         self.measure(false);
     }
 
-    fn handler(&self) -> io::Result<BlockHandler> {
+    fn thread_of(&self, queue: u16) -> u16 {
+        self.engines.thread_of(queue)
+    }
+
+    fn handler(&self, _thread: u16) -> io::Result<BlockHandler> {
         let in_use = self.disk.image.lock.begin()?;
         if in_use.is_taken_over() {
             // The one that had it may have seen it grow.
             self.measure(true);
         }
-        let engine = Engine::new(&self.disk.image, self.io_engine)?;
+        let engine = Engine::new(&self.engines, &self.disk.image)?;
         let (disk, throttle) = (Arc::clone(&self.disk), self.throttle.clone());
         Ok(BlockHandler::new(disk, engine, throttle, in_use))
     }
 
     fn needs(&self) -> Needs {
-        let mut needs = crate::engine::needs(self.io_engine);
+        let mut needs = self.engines.needs();
         // The last queue to end lets go of the image.
         needs.session.extend(lock::calls());
         needs.queue.extend(lock::calls());
@@ -305,21 +310,5 @@ impl Device for Block {
         let Saved { writeback } = state::decode(state)?;
         self.disk.writeback.store(writeback, Ordering::Relaxed);
         Ok(())
-    }
-}
-
-/// What `auto` comes to on this host. Nobody gets another engine than the one that was named.
-fn choose_engine(image: &Image, wanted: IoEngine) -> Result<IoEngine, StartError> {
-    let probe = Engine::probe_io_uring(&image.file);
-    match (wanted, probe) {
-        (IoEngine::Threads, _) => Ok(IoEngine::Threads),
-        (_, Ok(())) => Ok(IoEngine::IoUring),
-        (IoEngine::Auto, Err(error)) => {
-            log::info!("this host refuses io_uring ({error}); threads do the I/O");
-            Ok(IoEngine::Threads)
-        }
-        (IoEngine::IoUring, Err(error)) => Err(StartError(format!(
-            "this host refuses io_uring: {error}; use --io-engine=auto or --io-engine=threads"
-        ))),
     }
 }

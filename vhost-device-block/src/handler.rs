@@ -16,7 +16,7 @@ use crate::throttle::Throttle;
 /// Large reads that another thread does meanwhile. When they do not end, there is no processor free for them.
 const MAX_SHARED: usize = 4;
 
-/// Works on one queue.
+/// Works on the queues of one thread.
 pub struct BlockHandler {
     disk: Arc<Disk>,
     engine: Engine,
@@ -75,12 +75,14 @@ impl BlockHandler {
             return None;
         }
         let index = queue.index();
+        // What another process had taken, and is to be carried out before the queue stops, does not wait.
+        let throttle = self.throttle.as_ref().filter(|_| !queue.is_stopping());
         let mut header = Err(Status::IoError);
         let mut start = Ok(());
         let taken = queue.take_if(|chain| {
             // The driver may change it afterwards, so it is read once.
             header = Header::read(chain);
-            if let Some(throttle) = &self.throttle {
+            if let Some(throttle) = throttle {
                 let bytes = header.ok().and_then(|read| read.bytes(chain, &self.disk));
                 start = bytes.map_or(Ok(()), |bytes| throttle.start(index, bytes));
             }
@@ -139,9 +141,7 @@ impl QueueHandler for BlockHandler {
         }
     }
 
-    /// What another process had taken, and is to be carried out before the queue stops, does not wait.
     fn drain(&mut self, queue: &mut Queue) {
         self.leave(queue);
-        self.throttle = None;
     }
 }

@@ -5,9 +5,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use vhost_device_common::device::{
-    Call, ConfigError, Device, Needs, StartError, StateError, Threads,
-};
+use vhost_device_common::device::{Call, ConfigError, Device, Needs, StartError, StateError};
 use vhost_device_common::warn_limited;
 use virtio_bindings::virtio_gpu::{
     VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_UUID, VIRTIO_GPU_F_VIRGL,
@@ -38,7 +36,6 @@ impl Device for Gpu {
     const PROGRAM: &'static str = env!("CARGO_PKG_NAME");
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio GPU";
-    const THREADS: Threads = Threads::One;
     const STATE_VERSION: u32 = saved::VERSION;
 
     type Options = Options;
@@ -120,7 +117,7 @@ impl Device for Gpu {
         Ok(())
     }
 
-    fn handler(&self) -> io::Result<GpuHandler> {
+    fn handler(&self, _thread: u16) -> io::Result<GpuHandler> {
         GpuHandler::new(Arc::clone(&self.shared), self.offer.clone())
     }
 

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use vhost_device_common::device::{ConfigError, Device, Needs, StartError, StateError, Threads};
+use vhost_device_common::device::{ConfigError, Device, Needs, StartError, StateError};
 use vhost_device_common::state;
 
 use crate::config::{CONFIG_SIZE, Identity, Selection};
@@ -41,7 +41,6 @@ impl Device for Input {
     const PROGRAM: &'static str = env!("CARGO_PKG_NAME");
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio input device";
-    const THREADS: Threads = Threads::One;
     const IN_ORDER: bool = true;
     const STATE_VERSION: u32 = 1;
 
@@ -80,7 +79,7 @@ impl Device for Input {
         Ok(())
     }
 
-    fn handler(&self) -> io::Result<InputHandler> {
+    fn handler(&self, _thread: u16) -> io::Result<InputHandler> {
         InputHandler::new(
             Arc::clone(&self.identity),
             Arc::clone(&self.port),

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vhost_device_common::device::{Device, QueueHandler, StartError, StateError, Threads};
+use vhost_device_common::device::{Device, QueueHandler, StartError, StateError};
 use vhost_device_common::state;
 use vhost_device_common::worker::{Poller, Queue, Queues, Token};
 
@@ -48,7 +48,6 @@ impl Device for Rng {
     const PROGRAM: &'static str = env!("CARGO_PKG_NAME");
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio entropy device";
-    const THREADS: Threads = Threads::One;
     const IN_ORDER: bool = true;
     const STATE_VERSION: u32 = 1;
 
@@ -62,7 +61,7 @@ impl Device for Rng {
         }))))
     }
 
-    fn handler(&self) -> io::Result<Self> {
+    fn handler(&self, _thread: u16) -> io::Result<Self> {
         Ok(self.clone())
     }
 

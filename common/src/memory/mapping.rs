@@ -80,7 +80,7 @@ impl Place {
         let start = self.start.load(Ordering::Relaxed);
         let length = self.length.load(Ordering::Relaxed);
         fence(Ordering::Acquire);
-        let is_pair = version % 2 == 0 && self.version.load(Ordering::Relaxed) == version;
+        let is_pair = version.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == version;
         (is_pair && start != 0).then_some((start, length))
     }
 

@@ -112,7 +112,7 @@ mod tests {
     use rustix::process::{Signal as Number, getpid, kill_process};
 
     use super::*;
-    use crate::device::{QueueHandler, Threads};
+    use crate::device::QueueHandler;
     use crate::worker::Queue;
 
     /// Tells of each time that it is to reload.
@@ -132,7 +132,6 @@ mod tests {
         const PROGRAM: &'static str = "reloading";
         const VERSION: &'static str = "0";
         const DESCRIPTION: &'static str = "a test device";
-        const THREADS: Threads = Threads::One;
         const RELOADS: bool = true;
 
         type Options = NoOptions;
@@ -142,7 +141,7 @@ mod tests {
             Err(StartError(String::new()))
         }
 
-        fn handler(&self) -> io::Result<Nothing> {
+        fn handler(&self, _thread: u16) -> io::Result<Nothing> {
             Ok(Nothing)
         }
 

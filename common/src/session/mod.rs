@@ -12,6 +12,7 @@ mod message;
 mod transfer;
 mod vring;
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VI
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::ByteValued;
 
-use crate::device::{Device, Threads};
+use crate::device::Device;
 use crate::limit::{info_limited, warn_limited};
 use crate::memory::{DirtyLog, GuestMemory, MAX_REGIONS};
 use crate::ring::Ring;
@@ -90,8 +91,8 @@ struct Session<'a, D: Device> {
     inflight: Option<InflightFile>,
     /// The state of the device, on its way to or from the front-end.
     device_state: DeviceState,
-    /// The thread of all queues, for a device that has just one.
-    shared_worker: Option<Arc<Worker>>,
+    /// The threads that work on queues, by the numbers that the device gives them.
+    workers: BTreeMap<u16, Arc<Worker>>,
     /// Kept open for as long as the front-end is there: QEMU takes its end for an error.
     back_end_channel: Option<Arc<OwnedFd>>,
     /// Rings were to start since SET_OWNER.
@@ -124,7 +125,7 @@ pub fn serve<D: Device>(
         vrings: (0..device.num_queues()).map(|_| Vring::default()).collect(),
         inflight: None,
         device_state: DeviceState::default(),
-        shared_worker: None,
+        workers: BTreeMap::new(),
         back_end_channel: None,
         was_used: false,
     };
@@ -247,6 +248,7 @@ impl<D: Device> Session<'_, D> {
                 let vring = self.vring(index)?;
                 vring.stop(index as u16);
                 let base = vring.base.unwrap_or(start);
+                self.end_idle_workers();
                 Answer::object(VhostUserVringState::new(state.index, base))
             }
             FrontendReq::SET_VRING_ENABLE => {
@@ -552,30 +554,46 @@ impl<D: Device> Session<'_, D> {
             let device = self.device;
             let vring = self.vring(index)?;
             let queue = index as u16;
-            let ring = vring.prepare(queue, features, memory, inflight)?;
-            // QEMU tells most devices of no reset; a driver that goes on does so where it stopped.
-            if !is_at_work && vring.begins_anew(first_base) {
-                device.new_driver();
-            }
-            vring.start(queue, ring, worker, recorder)?;
+            let started = vring
+                .prepare(queue, features, memory, inflight)
+                .and_then(|ring| {
+                    // QEMU tells most devices of no reset; a driver that goes on does so where it stopped.
+                    if !is_at_work && vring.begins_anew(first_base) {
+                        device.new_driver();
+                    }
+                    vring.start(queue, ring, worker, recorder)
+                });
+            self.end_idle_workers();
+            started?;
         }
         Ok(Answer::Ack)
     }
 
     /// The thread that a queue is to run on.
     fn worker(&mut self, index: usize) -> Result<Arc<Worker>, SessionError> {
-        let start = |name| {
-            let handler = self.device.handler().map_err(WorkerError::Start)?;
-            Worker::start(name, handler, self.polling).map(Arc::new)
+        let thread = self.device.thread_of(index as u16);
+        if let Some(worker) = self.workers.get(&thread) {
+            return Ok(Arc::clone(worker));
+        }
+        let queues = 0..self.vrings.len() as u16;
+        let is_only = queues
+            .map(|queue| self.device.thread_of(queue))
+            .all(|other| other == thread);
+        let name = match is_only {
+            true => "queues".to_owned(),
+            false => format!("queue-{thread}"),
         };
-        match (D::THREADS, &self.shared_worker) {
-            (Threads::OnePerQueue, _) => Ok(start(format!("queue-{index}"))?),
-            (Threads::One, Some(worker)) => Ok(Arc::clone(worker)),
-            (Threads::One, None) => {
-                let worker = start("queues".to_owned())?;
-                self.shared_worker = Some(Arc::clone(&worker));
-                Ok(worker)
-            }
+        let handler = self.device.handler(thread).map_err(WorkerError::Start)?;
+        let worker = Arc::new(Worker::start(name, handler, self.polling)?);
+        self.workers.insert(thread, Arc::clone(&worker));
+        Ok(worker)
+    }
+
+    /// Ends the threads none of whose queues runs, unless the device keeps them.
+    fn end_idle_workers(&mut self) {
+        if !D::KEEPS_THREADS {
+            self.workers
+                .retain(|_, worker| Arc::strong_count(worker) > 1);
         }
     }
 
@@ -583,7 +601,7 @@ impl<D: Device> Session<'_, D> {
         for (index, vring) in self.vrings.iter_mut().enumerate() {
             vring.stop(index as u16);
         }
-        self.shared_worker = None;
+        self.workers.clear();
     }
 
     /// `None` if the payload is malformed.
@@ -628,9 +646,7 @@ impl<D: Device> Session<'_, D> {
     /// Has all workers use this memory, with the log that is in force.
     fn share_memory(&mut self, memory: GuestMemory) -> Result<(), SessionError> {
         self.memory = memory.with_log(self.log_in_force());
-        let own = self.vrings.iter().filter_map(|vring| vring.worker.as_ref());
-        let own = own.filter(|_| D::THREADS == Threads::OnePerQueue);
-        for worker in self.shared_worker.iter().chain(own) {
+        for worker in self.workers.values() {
             worker.set_memory(&self.memory)?;
         }
         Ok(())

@@ -38,6 +38,8 @@ pub struct Queue {
     batch: u16,
     /// What is left in the ring is to be offered again after this time, whatever happens until then.
     pub(super) look_again: Option<Duration>,
+    /// It is about to stop, and takes nothing but what a device before this one had taken.
+    stopping: bool,
     /// The ring is corrupt, and left alone until it is set up anew.
     broken: bool,
     /// The ring is not in guest memory, and left alone until it is there again.
@@ -67,6 +69,7 @@ impl Queue {
             budget: 0,
             batch: 0,
             look_again: None,
+            stopping: false,
             broken: false,
             is_unmapped: false,
             has_completed: false,
@@ -90,6 +93,11 @@ impl Queue {
             self.fail(&error);
             false
         })
+    }
+
+    /// Whether it is about to stop: what it still gives, a device before this one had taken.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping
     }
 
     /// Takes the next request, if there is one. After a number of them there is none for now, however
@@ -279,6 +287,7 @@ impl Queue {
 
     /// Lets the handler take what a device before this one had taken, and no more. Returns how many requests that are.
     pub(super) fn begin_recovered(&mut self, now: Instant) -> usize {
+        self.stopping = true;
         let recovered = match self.is_usable() {
             true => self.ring.recovered(),
             false => 0,

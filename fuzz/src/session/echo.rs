@@ -6,9 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use clap::Args;
 use vhost_device_common::chain::Chain;
-use vhost_device_common::device::{
-    ConfigError, Device, QueueHandler, StartError, StateError, Threads,
-};
+use vhost_device_common::device::{ConfigError, Device, QueueHandler, StartError, StateError};
 use vhost_device_common::worker::Queue;
 
 use super::QUEUES;
@@ -30,10 +28,7 @@ impl<const ONE_PER_QUEUE: bool> Device for Echo<ONE_PER_QUEUE> {
     const VERSION: &'static str = "0";
     const DESCRIPTION: &'static str = "a device for tests";
     const STATE_VERSION: u32 = 1;
-    const THREADS: Threads = match ONE_PER_QUEUE {
-        true => Threads::OnePerQueue,
-        false => Threads::One,
-    };
+    const KEEPS_THREADS: bool = !ONE_PER_QUEUE;
 
     type Options = NoOptions;
     type Handler = Kept;
@@ -74,7 +69,11 @@ impl<const ONE_PER_QUEUE: bool> Device for Echo<ONE_PER_QUEUE> {
         Ok(())
     }
 
-    fn handler(&self) -> io::Result<Kept> {
+    fn thread_of(&self, queue: u16) -> u16 {
+        if ONE_PER_QUEUE { queue } else { 0 }
+    }
+
+    fn handler(&self, _thread: u16) -> io::Result<Kept> {
         Ok(Kept::default())
     }
 }

@@ -4,7 +4,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use vhost_device_common::device::{Device, QueueHandler, StartError, Threads};
+use vhost_device_common::device::{Device, QueueHandler, StartError};
 use vhost_device_common::program;
 use vhost_device_common::worker::Queue;
 use vhost_device_tests::bench::block::image::Place;
@@ -20,7 +20,6 @@ impl Device for NullDevice {
     const PROGRAM: &'static str = "null-device";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const DESCRIPTION: &'static str = "A disk that answers at once, without data, for benchmarks";
-    const THREADS: Threads = Threads::OnePerQueue;
 
     type Options = Options;
     type Handler = Null;
@@ -35,7 +34,7 @@ impl Device for NullDevice {
         sectors.to_le_bytes().to_vec()
     }
 
-    fn handler(&self) -> io::Result<Null> {
+    fn handler(&self, _thread: u16) -> io::Result<Null> {
         Ok(Null)
     }
 }

@@ -11,6 +11,7 @@ use vhost_device_tests::process::{PATIENCE, Program, inherit};
 
 use crate::{BLOCK, Binary, Setup, for_each_program, read_request};
 
+#[allow(unsafe_code)]
 fn limited(command: &mut Command, soft: u64, hard: u64) -> &mut Command {
     let limit = Rlimit {
         current: Some(soft),

@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! io_uring does not go through the filter of system calls: what it can do is restricted otherwise.
+//! io_uring does not go through the filter of system calls: no thread can make a ring, and those that there are do only what a disk does.
 
 #![allow(unsafe_code)]
 
 use std::fs;
 use std::mem;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 
 use vhost_device_tests::intruder::{Intruder, Outcome};
+use vhost_device_tests::process::PATIENCE;
 
 use crate::{BLOCK, MAIN, Scene, mode};
 
@@ -60,15 +63,21 @@ struct Ring {
 }
 
 impl Ring {
-    /// Makes one.
-    fn make(intruder: &mut Intruder) -> Self {
+    /// Makes one, or gives what becomes of the call.
+    fn make(intruder: &mut Intruder) -> Result<Self, Outcome> {
         let address = intruder.bytes(&Parameters::default().bytes()).unwrap();
-        let file = call(intruder, libc::SYS_io_uring_setup, &[4, address]);
+        let file = match intruder
+            .call(libc::SYS_io_uring_setup, &[4, address])
+            .unwrap()
+        {
+            Outcome::Returned(file @ 0..) => file,
+            refused => return Err(refused),
+        };
         let mut bytes = [0; 120];
         intruder.read(address, &mut bytes).unwrap();
         // SAFETY: a structure of numbers, for which all bytes are good.
         let parameters = unsafe { mem::transmute::<[u8; 120], Parameters>(bytes) };
-        Self::map(intruder, file, parameters)
+        Ok(Self::map(intruder, file as u64, parameters))
     }
 
     /// Takes one that is there.
@@ -151,77 +160,109 @@ fn entry(opcode: u8, file: i32, offset: u64, address: u64, length: u32, flags: u
     entry
 }
 
-/// Makes a ring in the thread that serves the front-end, and opens a file by it.
-fn open_by_new_ring(scene: &Scene) -> i32 {
-    let file = scene.directory().join("file");
-    fs::write(&file, "of value").unwrap();
-    let mut intruder = scene.enter(MAIN);
-    let ring = Ring::make(&mut intruder);
-    let path = intruder.path(&file).unwrap();
-    ring.run(
-        &mut intruder,
-        entry(OPENAT, libc::AT_FDCWD, 0, path, 0, libc::O_RDONLY as u32),
-    )
+/// A TCP socket.
+fn socket() -> [u8; 64] {
+    entry(SOCKET, libc::AF_INET, libc::SOCK_STREAM as u64, 0, 0, 0)
 }
 
+/// Of other devices too, no thread makes one: that is among what is tried on each of them.
 #[test]
-fn a_ring_of_the_session_opens_no_file() {
+fn a_ring_can_not_be_made_to_open_a_socket() {
     if !BLOCK.is_possible() {
         return;
     }
-    let scene = BLOCK.start();
-    assert_eq!(open_by_new_ring(&scene), -libc::EACCES);
-    // What the test does would work otherwise.
-    let scene = BLOCK.start_with(&|_, command| {
-        command.arg(mode("log"));
-    });
-    assert!(open_by_new_ring(&scene) >= 0);
+    for thread in BLOCK.threads {
+        let mut scene = BLOCK.start();
+        let mut intruder = scene.enter(thread);
+        let outcome = Ring::make(&mut intruder).map(|ring| ring.run(&mut intruder, socket()));
+        assert_eq!(outcome, Err(Outcome::Trapped), "thread {thread}");
+        drop(intruder);
+        let status = scene.running.program.wait(PATIENCE).unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGSYS), "thread {thread}");
+    }
 }
 
-/// Makes an operation on the ring that a queue has.
-fn run_on_the_queues_ring(scene: &mut Scene, entry: [u8; 64]) -> i32 {
+/// What the test above does is an attack.
+#[test]
+fn a_ring_opens_a_socket_where_there_is_no_sandbox() {
+    if !BLOCK.is_possible() {
+        return;
+    }
+    let scene = BLOCK.start_with(&|_, command| {
+        command.arg(mode("off"));
+    });
+    let mut intruder = scene.enter(MAIN);
+    let ring = Ring::make(&mut intruder).unwrap();
+    assert!(ring.run(&mut intruder, socket()) >= 0);
+}
+
+/// The device with a ring that belongs to it, where nothing else would keep that from anything.
+fn start_with_ring() -> (Scene, Intruder, Ring) {
+    let scene = BLOCK.start_with(&|_, command| {
+        command.arg(mode("off"));
+    });
     // Where things are in it.
     let mut parameters = Parameters {
-        completions: 512,
-        // CQSIZE, R_DISABLED, TASKRUN_FLAG, SINGLE_ISSUER and DEFER_TASKRUN
-        flags: 1 << 3 | 1 << 6 | 1 << 9 | 1 << 12 | 1 << 13,
+        completions: 256,
+        // CQSIZE, R_DISABLED, COOP_TASKRUN and TASKRUN_FLAG
+        flags: 1 << 3 | 1 << 6 | 1 << 8 | 1 << 9,
         ..Parameters::default()
     };
     // SAFETY: the kernel writes to the parameters.
-    let file = unsafe { libc::syscall(libc::SYS_io_uring_setup, 256, &raw mut parameters) };
+    let file = unsafe { libc::syscall(libc::SYS_io_uring_setup, 64, &raw mut parameters) };
     assert!(file >= 0, "io_uring_setup");
     // SAFETY: it is open, and nobody else's.
     unsafe { libc::close(file as i32) };
+    let number = rings(&scene)[0];
+    let mut intruder = scene.enter("queues");
+    let ring = Ring::map(&mut intruder, number, parameters);
+    (scene, intruder, ring)
+}
+
+/// The numbers of the device's files that are rings.
+fn rings(scene: &Scene) -> Vec<u64> {
     let files = fs::read_dir(format!("/proc/{}/fd", scene.running.program.id())).unwrap();
-    let is_ring = |path: &std::path::Path| {
+    let is_ring = |path: &Path| {
         fs::read_link(path).is_ok_and(|link| link.to_string_lossy().contains("io_uring"))
     };
-    let ring = files
-        .map(|entry| entry.unwrap().path())
-        .find(|path| is_ring(path))
-        .unwrap();
-    let number = ring.file_name().unwrap().to_str().unwrap().parse().unwrap();
-    let mut intruder = scene.enter("queue-0");
-    let ring = Ring::map(&mut intruder, number, parameters);
-    ring.run(&mut intruder, entry)
+    let files = files.map(|entry| entry.unwrap().path());
+    let rings = files.filter(|path| is_ring(path));
+    let number = |path: &Path| path.file_name()?.to_str()?.parse().ok();
+    rings.map(|path| number(&path).unwrap()).collect()
 }
 
 #[test]
-fn the_ring_of_a_queue_makes_no_sockets_and_opens_no_files() {
+fn the_rings_of_the_device_make_no_sockets_and_open_no_files() {
     if !BLOCK.is_possible() {
         return;
     }
-    // Even where nothing else would keep it from that.
-    let start = || {
-        BLOCK.start_with(&|_, command| {
-            command.arg(mode("off"));
-        })
-    };
     for operation in [
-        entry(SOCKET, libc::AF_INET, libc::SOCK_STREAM as u64, 0, 0, 0),
+        socket(),
         entry(OPENAT, libc::AT_FDCWD, 0, 0, 0, libc::O_RDONLY as u32),
     ] {
-        let mut scene = start();
-        assert_eq!(run_on_the_queues_ring(&mut scene, operation), -libc::EACCES);
+        let (_scene, mut intruder, ring) = start_with_ring();
+        assert_eq!(ring.run(&mut intruder, operation), -libc::EACCES);
     }
+}
+
+#[test]
+fn the_restrictions_of_a_ring_can_not_be_lifted() {
+    if !BLOCK.is_possible() {
+        return;
+    }
+    let (_scene, mut intruder, ring) = start_with_ring();
+    // All that can be asked of io_uring_register so far, and more.
+    for what in 0..64 {
+        let arguments = [ring.file, what, 0, 0];
+        let outcome = intruder.call(libc::SYS_io_uring_register, &arguments);
+        let Ok(Outcome::Returned(result)) = outcome else {
+            panic!("io_uring_register {what}: {outcome:?}");
+        };
+        let refused = [libc::EACCES, libc::EINVAL].map(|error| -i64::from(error));
+        assert!(
+            refused.contains(&result),
+            "io_uring_register {what}: {result}"
+        );
+    }
+    assert_eq!(ring.run(&mut intruder, socket()), -libc::EACCES);
 }

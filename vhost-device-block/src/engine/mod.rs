@@ -6,78 +6,112 @@
 //! chain's memory, or a bounce buffer) outlives it.
 
 mod operation;
+mod rings;
 mod slots;
 mod threads;
 mod uring;
 
-use std::fs::File;
 use std::io;
 use std::sync::Arc;
 
-use vhost_device_common::device::{Call, Needs};
-use vhost_device_common::program::sandbox::without_capabilities;
+use vhost_device_common::device::{Call, Needs, StartError};
 use vhost_device_common::worker::Poller;
 
 use crate::image::Image;
 use crate::options::IoEngine;
 use crate::request::Request;
 pub use operation::{Memory, Operation, Range, execute};
+use rings::Rings;
 use threads::ThreadsEngine;
 use uring::UringEngine;
 
-/// The system calls of an engine, and of what is carried out without one.
-pub fn needs(kind: IoEngine) -> Needs {
-    let operations = [
-        libc::SYS_preadv2,
-        libc::SYS_pwritev2,
-        libc::SYS_fdatasync,
-        libc::SYS_fallocate,
-    ]
-    .map(Call::new);
-    let mut needs = Needs {
-        queue: operations.to_vec(),
-        ..Needs::default()
-    };
-    match kind {
-        IoEngine::Threads => needs.helper = Some(operations.to_vec()),
-        _ => uring::add_needs(&mut needs),
-    }
-    needs
-}
-
-/// Operations that one queue may have under way.
+/// Operations that one thread may have under way.
 pub const DEPTH: usize = 256;
 
 /// A request whose operation has ended, and how: bytes moved, or the error.
 pub type Finished = (Request, io::Result<u64>);
 
-/// Carries out operations of one queue.
-#[allow(clippy::large_enum_variant, reason = "there is one per queue")]
+/// What engines are made of.
+pub enum Engines {
+    /// Rings, and how many there are.
+    IoUring(Arc<Rings>, u16),
+    Threads,
+}
+
+impl Engines {
+    /// What the options name, or what `auto` comes to on this host, for so many queues. Nobody gets another engine than the one that
+    /// was named.
+    ///
+    /// # Errors
+    /// This host refuses io_uring: why, and what to do.
+    pub fn open(image: &Arc<Image>, wanted: IoEngine, queues: u16) -> Result<Self, StartError> {
+        if wanted == IoEngine::Threads {
+            return Ok(Self::Threads);
+        }
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let most = u16::try_from(processors).map_or(queues, |processors| queues.min(processors));
+        match (Rings::open(&image.file, most), wanted) {
+            (Ok((rings, count)), _) => Ok(Self::IoUring(rings, count)),
+            (Err(error), IoEngine::IoUring) => Err(StartError(format!(
+                "this host refuses io_uring: {}; or use --io-engine=auto or --io-engine=threads",
+                rings::explain(&error)
+            ))),
+            (Err(error), _) => {
+                log::info!(
+                    "this host refuses io_uring: {}; threads do the I/O",
+                    rings::explain(&error)
+                );
+                Ok(Self::Threads)
+            }
+        }
+    }
+
+    /// The thread that works on a queue: queues share those that have rings.
+    pub fn thread_of(&self, queue: u16) -> u16 {
+        match self {
+            Self::IoUring(_, count) => queue % count,
+            Self::Threads => queue,
+        }
+    }
+
+    /// The system calls of an engine, and of what is carried out without one.
+    pub fn needs(&self) -> Needs {
+        let operations = [
+            libc::SYS_preadv2,
+            libc::SYS_pwritev2,
+            libc::SYS_fdatasync,
+            libc::SYS_fallocate,
+        ]
+        .map(Call::new);
+        let mut needs = Needs {
+            queue: operations.to_vec(),
+            ..Needs::default()
+        };
+        match self {
+            Self::IoUring(..) => needs.queue.push(Call::new(libc::SYS_io_uring_enter)),
+            Self::Threads => needs.helper = Some(operations.to_vec()),
+        }
+        needs
+    }
+}
+
+/// Carries operations out, for one thread.
+#[allow(clippy::large_enum_variant, reason = "there is one per thread")]
 pub enum Engine {
     IoUring(UringEngine),
     Threads(ThreadsEngine),
 }
 
 impl Engine {
-    /// An engine on `image`, of the kind that the options name.
+    /// An engine on `image`, for which `engines` are.
     ///
     /// # Errors
-    /// The host refuses io_uring, or is out of files or threads.
-    pub fn new(image: &Arc<Image>, kind: IoEngine) -> io::Result<Self> {
-        match kind {
-            IoEngine::Threads => ThreadsEngine::new(image).map(Self::Threads),
-            _ => UringEngine::new(&image.file).map(Self::IoUring),
+    /// The host is out of files, or all rings are in use.
+    pub fn new(engines: &Engines, image: &Arc<Image>) -> io::Result<Self> {
+        match engines {
+            Engines::IoUring(rings, _) => UringEngine::new(rings).map(Self::IoUring),
+            Engines::Threads => ThreadsEngine::new(image).map(Self::Threads),
         }
-    }
-
-    /// Whether this host lets the program use io_uring.
-    ///
-    /// # Errors
-    /// It does not.
-    pub fn probe_io_uring(file: &File) -> io::Result<()> {
-        // What a privilege lets it do now, it could not do later.
-        let outcome = without_capabilities(|| UringEngine::new(file).map(drop));
-        outcome.unwrap_or(Err(io::ErrorKind::PermissionDenied.into()))
     }
 
     /// Whether another operation may start.

@@ -1,33 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The io_uring engine: one ring per queue, on which the queue's thread also waits for kicks. So one
-//! system call submits a batch and waits for whatever comes next.
+//! The io_uring engine: a thread has one ring, on which it also waits for kicks. So one system call submits a batch and waits for
+//! whatever comes next.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use io_uring::register::Restriction;
 use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
-use io_uring::{IoUring, cqueue, opcode, squeue};
-use vhost_device_common::device::{Call, Needs};
+use io_uring::{cqueue, opcode, squeue};
+use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Token};
 
+use super::rings::{Ring, Rings};
 use super::slots::Slots;
-use super::{DEPTH, Finished, Operation};
+use super::{Finished, Operation};
 use crate::request::Request;
 
-/// Submission entries: all operations of a queue, and some to watch files.
-const ENTRIES: u32 = DEPTH as u32;
 /// Operations that are submitted together: the disk begins with the first of a batch while the rest is taken from the queue.
 const PIECE: usize = 4;
 /// The image, in the ring's table of registered files.
 const IMAGE: Fixed = Fixed(0);
-/// Marks the completion of the removal of a watch, which is of no interest. No token, and no watch, has this number.
-const REMOVED: u64 = u64::MAX;
 /// A watch is named by its token in these low bits, and by a number of its own above them.
 const TOKEN_BITS: u32 = 40;
+/// Marks, in the name of a watch, the completion of its removal. No token has this bit.
+const REMOVAL: u64 = 1 << (TOKEN_BITS - 1);
+/// How long a watch that failed is left alone. What it watched counts as ready meanwhile.
+const RETRY: Duration = Duration::from_millis(1);
+/// How long it may take to end all watches.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A file that is waited on.
 struct Watch {
@@ -37,75 +40,41 @@ struct Watch {
     name: u64,
 }
 
-// What is asked of io_uring_register, beside what is on the ring.
-const REGISTER_FILES: u32 = 2;
-const REGISTER_RESTRICTIONS: u32 = 11;
-const REGISTER_ENABLE_RINGS: u32 = 12;
-
-/// Operations that a ring carries out. The kernel refuses others: they are none of the system calls that the process is confined to.
-const OPERATIONS: [u8; 8] = [
-    opcode::Read::CODE,
-    opcode::Readv::CODE,
-    opcode::Write::CODE,
-    opcode::Writev::CODE,
-    opcode::Fsync::CODE,
-    opcode::Fallocate::CODE,
-    opcode::PollAdd::CODE,
-    opcode::PollRemove::CODE,
-];
-
-/// Rings are made by the thread that serves the front-end, and used by those of the queues.
-pub fn add_needs(needs: &mut Needs) {
-    let register = |what| Call::new(libc::SYS_io_uring_register).with(1, what);
-    needs.session.push(Call::new(libc::SYS_io_uring_setup));
-    needs
-        .session
-        .extend([REGISTER_FILES, REGISTER_RESTRICTIONS].map(register));
-    needs.queue.push(register(REGISTER_ENABLE_RINGS));
-    needs.queue.push(Call::new(libc::SYS_io_uring_enter));
-}
-
 /// Carries operations out by io_uring.
 pub struct UringEngine {
-    ring: IoUring,
-    /// The ring was made by another thread, and is enabled by the one that uses it.
-    enabled: bool,
-    /// Completions come only when they are asked for, and a flag in shared memory tells of them: there
-    /// is no need to ask the kernel.
-    tells: bool,
+    /// Given back in the end.
+    ring: ManuallyDrop<Ring>,
+    rings: Arc<Rings>,
     slots: Slots,
     finished: VecDeque<Finished>,
     watched: Vec<Watch>,
     /// Watches that there have been.
     watches: u32,
+    /// Watches, and removals of some, that have not ended.
+    polls: usize,
+    /// Names of watches that have failed.
+    failed: Vec<u64>,
     /// Storage for completions on their way out of the ring.
     completions: Vec<cqueue::Entry>,
 }
 
 impl UringEngine {
-    pub fn new(image: &File) -> io::Result<Self> {
-        let mut builder = IoUring::builder();
-        builder.setup_r_disabled().setup_cqsize(2 * ENTRIES);
-        let plain = builder.clone();
-        builder
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag();
-        let (ring, tells) = match builder.build(ENTRIES) {
-            Ok(ring) => (ring, true),
-            // Kernels before 6.1 have not these flags.
-            Err(_) => (plain.build(ENTRIES)?, false),
-        };
-        ring.submitter().register_files(&[image.as_raw_fd()])?;
-        restrict(&ring)?;
+    /// An engine with a ring of its own.
+    ///
+    /// # Errors
+    /// All rings are in use.
+    pub fn new(rings: &Arc<Rings>) -> io::Result<Self> {
+        let ring = rings.take();
+        let ring = ring.ok_or_else(|| io::Error::other("no ring of io_uring is left"))?;
         Ok(Self {
-            ring,
-            enabled: false,
-            tells,
+            ring: ManuallyDrop::new(ring),
+            rings: Arc::clone(rings),
             slots: Slots::new(),
             finished: VecDeque::new(),
             watched: Vec::new(),
             watches: 0,
+            polls: 0,
+            failed: Vec::new(),
             completions: Vec::new(),
         })
     }
@@ -134,16 +103,14 @@ impl UringEngine {
             if let Some(request) = self.slots.remove(number) {
                 self.finished.push_back((request, Err(error)));
             }
-        } else if self.ring.submission().len() >= PIECE {
+        } else if self.ring.uring.submission().len() >= PIECE {
             self.begin();
         }
     }
 
     pub fn begin(&mut self) {
-        if self.enabled {
-            // What stays behind is submitted, and an error met again, when the thread waits.
-            let _ = self.ring.submit();
-        }
+        // What stays behind is submitted, and an error met again, when the thread waits.
+        let _ = self.ring.uring.submit();
     }
 
     /// # Safety
@@ -151,12 +118,11 @@ impl UringEngine {
     unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         loop {
             // SAFETY: the caller's promise.
-            if unsafe { self.ring.submission().push(entry) }.is_ok() {
+            if unsafe { self.ring.uring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
             // The ring is full of entries that the kernel has not seen yet.
-            self.enable()?;
-            self.ring.submit()?;
+            self.ring.uring.submit()?;
         }
     }
 
@@ -165,28 +131,37 @@ impl UringEngine {
             .multi(true)
             .build()
             .user_data(name);
-        // SAFETY: the entry points to nothing.
-        unsafe { self.push(&entry) }
+        self.push_poll(&entry)
     }
 
-    fn enable(&mut self) -> io::Result<()> {
-        if !self.enabled {
-            self.ring.submitter().register_enable_rings()?;
-            self.enabled = true;
-        }
+    fn push_removal(&mut self, name: u64) -> io::Result<()> {
+        let entry = opcode::PollRemove::new(name)
+            .build()
+            .user_data(name | REMOVAL);
+        self.push_poll(&entry)
+    }
+
+    fn push_poll(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY: the entry points to nothing.
+        unsafe { self.push(entry) }?;
+        self.polls += 1;
         Ok(())
+    }
+
+    /// Whether all that is watched goes on being watched.
+    pub fn is_watching(&self) -> bool {
+        self.failed.is_empty()
     }
 
     /// Submits what was pushed, and waits for one completion unless `timeout` is zero.
     fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.enable()?;
-        if timeout == Some(Duration::ZERO) && self.tells {
-            let submission = self.ring.submission();
+        if timeout == Some(Duration::ZERO) && self.ring.tells {
+            let submission = self.ring.uring.submission();
             if submission.is_empty() && !submission.taskrun() && !submission.cq_overflow() {
                 return Ok(());
             }
         }
-        let submitter = self.ring.submitter();
+        let submitter = self.ring.uring.submitter();
         let result = match timeout {
             None => submitter.submit_and_wait(1),
             Some(Duration::ZERO) => submitter.submit(),
@@ -210,44 +185,78 @@ impl UringEngine {
 
     /// Takes one completion; returns the token of a watched file that is ready.
     fn reap(&mut self, completion: &cqueue::Entry) -> Option<Token> {
-        let number = completion.user_data();
-        if number == REMOVED {
+        let (number, result) = (completion.user_data(), completion.result());
+        if let Token::Device(slot) = Token::from_u64(number & ((1 << TOKEN_BITS) - 1)) {
+            self.end(slot, result);
             return None;
         }
-        let result = completion.result();
-        match Token::from_u64(number & ((1 << TOKEN_BITS) - 1)) {
-            Token::Device(slot) => {
-                let request = self.slots.remove(slot)?;
-                let outcome =
-                    u64::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result));
-                self.finished.push_back((request, outcome));
-                None
+        let goes_on = cqueue::more(completion.flags());
+        self.polls = self.polls.saturating_sub(usize::from(!goes_on));
+        if number & REMOVAL != 0 {
+            // The kernel was about to tell of this watch, which it does not remove then.
+            if result == -libc::EALREADY {
+                let _ = self.push_removal(number & !REMOVAL);
             }
-            _ => {
-                let watch = self.watched.iter().find(|watch| watch.name == number)?;
-                let (fd, token) = (watch.fd, watch.token);
-                let outcome = match result {
-                    error @ ..0 => Err(io::Error::from_raw_os_error(-error)),
-                    _ if cqueue::more(completion.flags()) => Ok(()),
-                    _ => self.push_watch(fd, number),
-                };
-                if let Err(error) = outcome {
-                    log::error!("cannot wait for kicks any more: {error}");
-                }
-                (result >= 0).then_some(token)
+            return None;
+        }
+        let watch = self.watched.iter().find(|watch| watch.name == number)?;
+        let (fd, token) = (watch.fd, watch.token);
+        let outcome = match result {
+            error @ ..0 => Err(io::Error::from_raw_os_error(-error)),
+            _ if goes_on => Ok(()),
+            _ => self.push_watch(fd, number),
+        };
+        if let Err(error) = outcome {
+            warn_limited(format_args!(
+                "cannot wait for kicks: {error}; looking for requests all the time instead, and trying again"
+            ));
+            self.failed.push(number);
+        }
+        Some(token)
+    }
+
+    /// Watches again what failed some time ago: the first `count` of those that did.
+    fn watch_again(&mut self, count: usize) -> io::Result<()> {
+        for name in self.failed.drain(..count).collect::<Vec<_>>() {
+            let watch = self.watched.iter().find(|watch| watch.name == name);
+            if let Some(fd) = watch.map(|watch| watch.fd) {
+                self.push_watch(fd, name)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits until nothing is under way any more, and nothing watched.
+    fn end_all(&mut self) -> io::Result<()> {
+        while let Some(watch) = self.watched.pop() {
+            self.push_removal(watch.name)?;
+        }
+        let mut deadline = None;
+        loop {
+            self.finished.clear();
+            if !self.slots.is_empty() {
+                self.wait(&mut Vec::new(), None)?;
+            } else if self.polls == 0 {
+                return Ok(());
+            } else if *deadline.get_or_insert_with(|| Instant::now() + PATIENCE) > Instant::now() {
+                self.wait(&mut Vec::new(), Some(PATIENCE))?;
+            } else {
+                return Err(io::ErrorKind::TimedOut.into());
             }
         }
     }
-}
 
-/// Has the kernel refuse, on this ring, all that the engine does not do: io_uring can open files and make sockets too.
-fn restrict(ring: &IoUring) -> io::Result<()> {
-    let mut restrictions = Vec::from(OPERATIONS.map(Restriction::sqe_op));
-    restrictions.push(Restriction::register_op(REGISTER_ENABLE_RINGS as u8));
-    restrictions.push(Restriction::sqe_flags_allowed(
-        squeue::Flags::FIXED_FILE.bits(),
-    ));
-    ring.submitter().register_restrictions(&mut restrictions)
+    /// The operation of the request in `slot` has ended.
+    fn end(&mut self, slot: u32, result: i32) {
+        let Some(request) = self.slots.remove(slot) else {
+            return;
+        };
+        let outcome = match u64::try_from(result) {
+            Ok(count) => Ok(count),
+            Err(_) => Err(io::Error::from_raw_os_error(-result)),
+        };
+        self.finished.push_back((request, outcome));
+    }
 }
 
 /// The operation as the kernel takes it.
@@ -307,11 +316,7 @@ impl Poller for UringEngine {
         let place = self.watched.iter().position(is_it);
         let place = place.ok_or(io::ErrorKind::NotFound)?;
         let watch = self.watched.swap_remove(place);
-        let entry = opcode::PollRemove::new(watch.name)
-            .build()
-            .user_data(REMOVED);
-        // SAFETY: the entry points to nothing.
-        unsafe { self.push(&entry) }
+        self.push_removal(watch.name)
     }
 
     fn wait(&mut self, ready: &mut Vec<Token>, timeout: Option<Duration>) -> io::Result<()> {
@@ -321,10 +326,15 @@ impl Poller for UringEngine {
         } else {
             Some(Duration::ZERO)
         };
+        let failed = self.failed.len();
+        let timeout = match failed {
+            0 => timeout,
+            _ => Some(timeout.map_or(RETRY, |timeout| timeout.min(RETRY))),
+        };
         self.enter(timeout)?;
         // Reaping may push, so the queue is emptied first.
         let mut completions = std::mem::take(&mut self.completions);
-        completions.extend(self.ring.completion());
+        completions.extend(self.ring.uring.completion());
         for completion in completions.drain(..) {
             ready.extend(self.reap(&completion));
         }
@@ -332,19 +342,24 @@ impl Poller for UringEngine {
         if !self.finished.is_empty() {
             ready.push(Token::Device(0));
         }
-        Ok(())
+        self.watch_again(failed)
     }
 }
 
 impl Drop for UringEngine {
-    /// Closing a ring does not wait for its operations; their memory must not go before they end.
+    /// Closing a ring does not wait for its operations; their memory must not go before they end. Who takes it next is to find nothing
+    /// of this engine's.
     fn drop(&mut self) {
-        while !self.slots.is_empty() {
-            if let Err(error) = self.wait(&mut Vec::new(), None) {
-                log::error!("cannot wait for operations that are under way: {error}");
-                // Their memory stays for ever rather than go before they end.
-                std::mem::forget(std::mem::replace(&mut self.slots, Slots::new()));
-            }
+        let ended = self.end_all();
+        if let Err(error) = &ended {
+            log::error!("cannot wait for operations that are under way: {error}");
+            // Their memory stays for ever rather than go before they end.
+            std::mem::forget(std::mem::replace(&mut self.slots, Slots::new()));
+        }
+        // SAFETY: the ring is not used after this.
+        let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
+        if ended.is_ok() {
+            self.rings.give_back(ring);
         }
     }
 }

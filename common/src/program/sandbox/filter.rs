@@ -177,3 +177,23 @@ pub(crate) fn confine_thread(role: Role) {
         log::warn!("cannot confine a thread any further: {error}");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What it does passes by all filters. A device that needs a ring makes it before.
+    #[test]
+    fn the_core_lets_no_thread_use_io_uring() {
+        let io_uring = [
+            libc::SYS_io_uring_setup,
+            libc::SYS_io_uring_enter,
+            libc::SYS_io_uring_register,
+        ];
+        for role in [Role::Session, Role::Queue, Role::Helper, Role::Control] {
+            let calls = allowed(role, &Needs::default());
+            let found = calls.iter().find(|call| io_uring.contains(&call.number()));
+            assert_eq!(found, None, "{role:?}");
+        }
+    }
+}

@@ -24,7 +24,6 @@ use crate::device::StartError;
 pub use call::Call;
 pub use files::Access;
 pub(crate) use filter::{Role, confine_thread};
-pub use privileges::without_capabilities;
 pub use process::start_process;
 
 /// What a violation of the sandbox leads to.

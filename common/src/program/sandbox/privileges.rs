@@ -42,15 +42,3 @@ fn drop_capabilities() -> Result<()> {
     };
     set_capabilities(None, none)
 }
-
-/// Calls `probe` as a thread in the sandbox would: without capabilities. `None` if that is not possible.
-pub fn without_capabilities<T: Send>(probe: impl FnOnce() -> T + Send) -> Option<T> {
-    // They are a thread's own.
-    std::thread::scope(|scope| {
-        let thread = std::thread::Builder::new().spawn_scoped(scope, || {
-            drop_capabilities().ok()?;
-            Some(probe())
-        });
-        thread.ok()?.join().ok()?
-    })
-}

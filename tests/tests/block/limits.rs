@@ -1,0 +1,231 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Hosts with little: one processor, little memory that may be locked, no more threads. All queues work there too.
+
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use vhost_device_tests::front_end::block::BlockDriver;
+use vhost_device_tests::front_end::{FrontEnd, Options};
+use vhost_device_tests::process::Program;
+
+use crate::{Device, IMAGE_SIZE, PATIENCE, Variant, noise, ok, skip};
+
+/// Queues of the device.
+const QUEUES: usize = 16;
+/// The capability to lock memory without a limit.
+const CAP_IPC_LOCK: libc::c_ulong = 14;
+
+/// Changes something about the process of a command, between fork and exec.
+fn in_child(command: &mut Command, change: impl Fn() -> i32 + Send + Sync + 'static) {
+    let change = move || match change() {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    };
+    // SAFETY: what is called here makes system calls only, and allocates nothing.
+    unsafe { command.pre_exec(change) };
+}
+
+/// Has the program run on one processor.
+fn on_one_processor(command: &mut Command) {
+    in_child(command, || {
+        // SAFETY: a set of processors is plain memory, to which the kernel writes, and from which it reads.
+        unsafe {
+            let size = size_of::<libc::cpu_set_t>();
+            let (mut all, mut one) = (std::mem::zeroed(), std::mem::zeroed());
+            libc::sched_getaffinity(0, size, &raw mut all);
+            let first = (0..libc::CPU_SETSIZE as usize).find(|cpu| libc::CPU_ISSET(*cpu, &all));
+            libc::CPU_SET(first.unwrap_or(0), &mut one);
+            libc::sched_setaffinity(0, size, &raw const one)
+        }
+    });
+}
+
+/// Has the limits of resources hold for the program, as the user that it says to be: one of whom nothing else runs.
+fn as_somebody(command: &mut Command) {
+    static USERS: AtomicU32 = AtomicU32::new(0);
+    let user = (1 << 30 | std::process::id() << 8) + USERS.fetch_add(1, Ordering::Relaxed);
+    in_child(command, move || {
+        // SAFETY: these take numbers. Files are opened as root all the same.
+        unsafe {
+            libc::prctl(libc::PR_CAPBSET_DROP, CAP_IPC_LOCK, 0, 0, 0) + libc::setresuid(user, 0, 0)
+        }
+    });
+}
+
+/// Has the program lock no more memory than so many bytes.
+fn with_locked_memory(command: &mut Command, bytes: u64) {
+    as_somebody(command);
+    let limit = libc::rlimit {
+        rlim_cur: bytes,
+        rlim_max: bytes,
+    };
+    // SAFETY: the limit is read.
+    in_child(command, move || unsafe {
+        libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit)
+    });
+}
+
+fn is_root() -> bool {
+    let root = rustix::process::geteuid().is_root();
+    if !root {
+        skip("only root can have limits hold for somebody else");
+    }
+    root
+}
+
+fn start(variant: Variant, arguments: &[&str], prepare: impl FnOnce(&mut Command)) -> Device {
+    let directory = variant.directory();
+    std::fs::write(directory.path().join("image"), noise(1, IMAGE_SIZE)).unwrap();
+    let mut all = vec!["--num-queues=16"];
+    all.extend(arguments);
+    variant.start_in(directory, &all, prepare)
+}
+
+/// Room for the drivers of all queues.
+fn connect(device: &Device) -> FrontEnd {
+    device.connect_with(Options {
+        memory: vec![(0, 96 << 20)],
+        ..Options::default()
+    })
+}
+
+fn drivers(front_end: &FrontEnd) -> Vec<BlockDriver> {
+    let driver = |index| {
+        let queue = front_end.queue(index, 64).unwrap();
+        BlockDriver::new(front_end.memory(), queue, 1 << 16)
+    };
+    (0..QUEUES).map(driver).collect()
+}
+
+/// Each queue writes, flushes, and reads what it has written.
+fn assert_all_work(drivers: &mut [BlockDriver], seed: u64) {
+    for (index, driver) in drivers.iter_mut().enumerate() {
+        let (sector, data) = (index as u64 * 8, noise(seed + index as u64, 4096));
+        ok(driver.write(sector, &data).unwrap());
+        ok(driver.flush().unwrap());
+        assert_eq!(ok(driver.read(sector, 4096).unwrap()), data);
+    }
+}
+
+/// How many rings of io_uring a program has.
+fn rings(program: &Program) -> usize {
+    let files = std::fs::read_dir(format!("/proc/{}/fd", program.id())).unwrap();
+    let is_ring = |path: &Path| {
+        std::fs::read_link(path).is_ok_and(|link| link.to_string_lossy().contains("io_uring"))
+    };
+    let files = files.map(|file| -> PathBuf { file.unwrap().path() });
+    files.filter(|path| is_ring(path)).count()
+}
+
+#[test]
+fn queues_share_the_ring_of_one_processor() {
+    let variant = Variant::IO_URING;
+    if !variant.is_possible() {
+        return skip("this host has no io_uring");
+    }
+    let device = start(variant, &[], on_one_processor);
+    for connection in 0..3 {
+        let front_end = connect(&device);
+        let mut drivers = drivers(&front_end);
+        assert_all_work(&mut drivers, connection);
+        assert_eq!(rings(&device.program), 1);
+        // One that stops leaves the others at work, and starts again.
+        front_end.stop(3).unwrap();
+        let mut stopped = drivers.remove(3);
+        assert_all_work(&mut drivers, 100 + connection);
+        stopped = {
+            let queue = front_end.queue(3, 64).unwrap();
+            drop(stopped);
+            BlockDriver::new(front_end.memory(), queue, 1 << 16)
+        };
+        assert_all_work(std::slice::from_mut(&mut stopped), connection);
+        drivers.truncate(3);
+        assert_all_work(&mut drivers, 200 + connection);
+    }
+}
+
+#[test]
+fn limits_hold_for_the_queues_of_a_thread_when_one_of_them_stops() {
+    let variant = Variant::IO_URING;
+    if !variant.is_possible() {
+        return skip("this host has no io_uring");
+    }
+    let device = start(variant, &["--iops=50", "--iops-burst=1"], on_one_processor);
+    let front_end = connect(&device);
+    let mut drivers = drivers(&front_end);
+    front_end.stop(0).unwrap();
+    let begin = Instant::now();
+    (0..20).for_each(|_| drop(ok(drivers[1].read(0, 512).unwrap())));
+    assert!(
+        begin.elapsed() > Duration::from_millis(300),
+        "{:?}",
+        begin.elapsed()
+    );
+}
+
+#[test]
+fn all_queues_work_where_little_memory_may_be_locked() {
+    let variant = Variant::IO_URING;
+    if !is_root() || !variant.is_possible() {
+        return;
+    }
+    let device = start(variant, &[], |command| {
+        with_locked_memory(command, 64 << 10)
+    });
+    let front_end = connect(&device);
+    assert_all_work(&mut drivers(&front_end), 1);
+}
+
+#[test]
+fn threads_do_the_io_where_no_memory_may_be_locked() {
+    let variant = Variant::AUTO;
+    if !is_root() || !counts_rings() {
+        return;
+    }
+    let device = start(variant, &[], |command| with_locked_memory(command, 4096));
+    let front_end = connect(&device);
+    assert_all_work(&mut drivers(&front_end), 1);
+    let stderr = device.program.stderr();
+    assert!(
+        stderr.contains("RLIMIT_MEMLOCK") && stderr.contains("threads do the I/O"),
+        "{stderr}"
+    );
+}
+
+#[test]
+fn who_asks_for_io_uring_is_told_that_no_memory_may_be_locked() {
+    let variant = Variant::IO_URING;
+    if !is_root() || !counts_rings() {
+        return;
+    }
+    let directory = variant.directory();
+    let image = directory.path().join("image");
+    std::fs::write(&image, noise(1, IMAGE_SIZE)).unwrap();
+    let mut command = variant.command(&image, &directory.path().join("socket"), &[]);
+    with_locked_memory(&mut command, 4096);
+    let mut program = Program::spawn(&mut command).unwrap();
+    assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(1));
+    let stderr = program.stderr();
+    assert!(
+        stderr.contains("RLIMIT_MEMLOCK") && stderr.lines().count() == 1,
+        "{stderr}"
+    );
+}
+
+/// Whether the kernel counts rings as locked memory. From 5.12 to 6.13 it did not.
+fn counts_rings() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let mut numbers = release
+        .split(['.', '-'])
+        .map(|part| part.parse().unwrap_or(0));
+    let version: (u32, u32) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    let counts = !((5, 12)..(6, 14)).contains(&version);
+    if !counts {
+        skip("this kernel does not count rings as locked memory");
+    }
+    counts
+}

@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The rings of io_uring. They are made before the sandbox is entered, and restricted to what the engine does: afterwards no thread
+//! can make a ring, or lift the restrictions of one. The threads that work on queues take them, and give them back when they end.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use io_uring::register::Restriction;
+use io_uring::{IoUring, opcode, squeue};
+use rustix::event::{EventfdFlags, eventfd};
+use vhost_device_common::worker::{Poller, Token};
+
+use super::uring::UringEngine;
+
+/// Submission entries. What does not fit is submitted early, and they count as locked memory.
+const ENTRIES: u32 = 64;
+/// Completion entries: for all operations that may be under way. The kernel keeps what does not fit.
+const COMPLETIONS: u32 = super::DEPTH as u32;
+
+/// Operations that a ring carries out. The kernel refuses others: they are none of the system calls that the process is confined to.
+const OPERATIONS: [u8; 8] = [
+    opcode::Read::CODE,
+    opcode::Readv::CODE,
+    opcode::Write::CODE,
+    opcode::Writev::CODE,
+    opcode::Fsync::CODE,
+    opcode::Fallocate::CODE,
+    opcode::PollAdd::CODE,
+    opcode::PollRemove::CODE,
+];
+
+/// How long what is ready may take to be told of.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// A ring, which has the image as its file 0.
+pub struct Ring {
+    pub uring: IoUring,
+    /// A flag in shared memory tells of completions that wait to be asked for: there is no need to ask the kernel.
+    pub tells: bool,
+}
+
+impl Ring {
+    fn new(image: &File, operations: &[u8]) -> io::Result<Self> {
+        let mut builder = IoUring::builder();
+        builder.setup_r_disabled().setup_cqsize(COMPLETIONS);
+        let plain = builder.clone();
+        builder.setup_coop_taskrun().setup_taskrun_flag();
+        let (uring, tells) = match builder.build(ENTRIES) {
+            // Kernels before 5.19 have not these flags.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+                (plain.build(ENTRIES)?, false)
+            }
+            built => (built?, true),
+        };
+        let submitter = uring.submitter();
+        submitter.register_files(&[image.as_raw_fd()])?;
+        let allowed = operations.iter().copied().map(Restriction::sqe_op);
+        let mut restrictions = Vec::from_iter(allowed);
+        restrictions.push(Restriction::sqe_flags_allowed(
+            squeue::Flags::FIXED_FILE.bits(),
+        ));
+        submitter.register_restrictions(&mut restrictions)?;
+        submitter.register_enable_rings()?;
+        Ok(Self { uring, tells })
+    }
+}
+
+/// The rings that nobody uses now.
+pub struct Rings(Mutex<Vec<Ring>>);
+
+impl Rings {
+    /// Makes up to `most` rings, at least one, for operations on `image`. Gives also how many there are.
+    ///
+    /// # Errors
+    /// This host refuses io_uring, or has not what the engine needs of it.
+    pub fn open(image: &File, most: u16) -> io::Result<(Arc<Self>, u16)> {
+        Self::open_for(image, most, &OPERATIONS)
+    }
+
+    fn open_for(image: &File, most: u16, operations: &[u8]) -> io::Result<(Arc<Self>, u16)> {
+        let mut rings = vec![Ring::new(image, operations)?];
+        let mut count = 1;
+        while count < most {
+            match Ring::new(image, operations) {
+                Ok(ring) => rings.push(ring),
+                Err(error) => {
+                    log::warn!(
+                        "only {count} of {most} rings of io_uring, which queues share: {}",
+                        explain(&error)
+                    );
+                    break;
+                }
+            }
+            count += 1;
+        }
+        let rings = Arc::new(Self(Mutex::new(rings)));
+        probe(&rings)?;
+        Ok((rings, count))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Ring>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a ring.
+    pub fn take(&self) -> Option<Ring> {
+        self.lock().pop()
+    }
+
+    /// Gives a ring back, on which nothing is under way.
+    pub fn give_back(&self, ring: Ring) {
+        self.lock().push(ring);
+    }
+}
+
+/// Does what the engine does all the time: watches a file, and waits with a timeout. Kernels before 5.13 can not, though they know of
+/// restrictions.
+fn probe(rings: &Arc<Rings>) -> io::Result<()> {
+    let mut engine = UringEngine::new(rings)?;
+    let event = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    engine.watch(event.as_fd(), Token::Control)?;
+    let mut ready = Vec::new();
+    engine.wait(&mut ready, Some(PROBE))?;
+    if ready != [Token::Control] || !engine.is_watching() {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the kernel can not watch files by io_uring for good, as Linux 5.13 can",
+        ));
+    }
+    Ok(())
+}
+
+/// What is wrong, and what to do where something can be done.
+pub fn explain(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::ENOMEM) => {
+            "no more memory may be locked; raise RLIMIT_MEMLOCK (ulimit -l, or LimitMEMLOCK= of a systemd unit)".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::OwnedFd;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use rustix::io::{fcntl_dupfd_cloexec, write};
+
+    use super::*;
+
+    /// Numbers of files from here on are used by no other test.
+    const HIGH: i32 = 900;
+    /// Long enough for what is to come, and short for what is not.
+    const SHORT: Duration = Duration::from_millis(20);
+
+    fn image() -> File {
+        File::from(memfd_create("image", MemfdFlags::CLOEXEC).unwrap())
+    }
+
+    /// One ring, unless this host has no io_uring.
+    fn ring() -> Option<Arc<Rings>> {
+        let rings = Rings::open(&image(), 1);
+        rings
+            .inspect_err(|error| eprintln!("skipped: {error}"))
+            .ok()
+            .map(|(rings, _)| rings)
+    }
+
+    fn event() -> OwnedFd {
+        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
+    }
+
+    fn signal(event: &OwnedFd) {
+        write(event, &1u64.to_ne_bytes()).unwrap();
+    }
+
+    fn wait(engine: &mut UringEngine) -> Vec<Token> {
+        let mut ready = Vec::new();
+        engine.wait(&mut ready, Some(SHORT)).unwrap();
+        ready
+    }
+
+    #[test]
+    fn a_kernel_that_can_not_watch_files_is_refused() {
+        let without = OPERATIONS.map(|operation| match operation {
+            opcode::PollAdd::CODE => opcode::PollRemove::CODE,
+            other => other,
+        });
+        if ring().is_some() {
+            assert!(Rings::open_for(&image(), 1, &without).is_err());
+        }
+    }
+
+    #[test]
+    fn who_takes_a_ring_finds_nothing_of_who_had_it() {
+        let Some(rings) = ring() else { return };
+        for event in [event(), event(), event()] {
+            let mut engine = UringEngine::new(&rings).unwrap();
+            assert!(UringEngine::new(&rings).is_err(), "it is in use");
+            assert_eq!(wait(&mut engine), []);
+            engine.watch(event.as_fd(), Token::Kick(1)).unwrap();
+            assert_eq!(wait(&mut engine), []);
+            for _ in 0..2 {
+                signal(&event);
+                assert_eq!(wait(&mut engine), [Token::Kick(1)]);
+            }
+            // Neither this, which nobody has waited for, nor what comes next is heard of.
+            signal(&event);
+            drop(engine);
+            signal(&event);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_forgotten_is_not_heard_of() {
+        let Some(rings) = ring() else { return };
+        let mut engine = UringEngine::new(&rings).unwrap();
+        let event = event();
+        engine.watch(event.as_fd(), Token::Control).unwrap();
+        assert_eq!(wait(&mut engine), []);
+        engine.forget(event.as_fd(), Token::Control).unwrap();
+        assert_eq!(wait(&mut engine), []);
+        signal(&event);
+        assert_eq!(wait(&mut engine), []);
+    }
+
+    #[test]
+    fn a_watch_that_failed_counts_as_ready_until_it_is_armed_again() {
+        let Some(rings) = ring() else { return };
+        let mut engine = UringEngine::new(&rings).unwrap();
+        let event = event();
+        let closed = fcntl_dupfd_cloexec(&event, HIGH).unwrap();
+        engine.watch(closed.as_fd(), Token::Kick(1)).unwrap();
+        drop(closed);
+        assert_eq!(wait(&mut engine), [Token::Kick(1)]);
+        assert!(!engine.is_watching());
+        // Now its number is that of an open file.
+        let _open = fcntl_dupfd_cloexec(&event, HIGH).unwrap();
+        assert_eq!(wait(&mut engine), []);
+        assert!(engine.is_watching());
+        for _ in 0..2 {
+            signal(&event);
+            assert_eq!(wait(&mut engine), [Token::Kick(1)]);
+        }
+    }
+}
