@@ -82,6 +82,7 @@ fn directories_are_as_told() {
     assert_eq!(descriptor["binary"], binary);
     let unit = read("opt/vm/lib/systemd/system/vhost-device-block@.service");
     assert!(unit.contains(&format!("\nExecStart={binary} $OPTIONS\n")));
+    assert!(unit.contains("\nLimitMEMLOCK=infinity\n"));
 }
 
 #[test]
