@@ -8,14 +8,17 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Resource, Rlimit, setrlimit};
 use vhost_device_tests::front_end::block::BlockDriver;
 use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::process::Program;
 
-use crate::{Device, IMAGE_SIZE, PATIENCE, Variant, noise, ok, skip};
+use crate::config::set_writeback;
+use crate::{Device, IMAGE_SIZE, PATIENCE, Variant, driver, noise, ok, skip};
 
-/// Queues of the device.
+/// Queues of the device, and the option that gives it so many.
 const QUEUES: usize = 16;
+const MANY: &str = "--num-queues=16";
 /// The capability to lock memory without a limit.
 const CAP_IPC_LOCK: libc::c_ulong = 14;
 
@@ -56,19 +59,6 @@ fn as_somebody(command: &mut Command) {
     });
 }
 
-/// Has the program lock no more memory than so many bytes.
-fn with_locked_memory(command: &mut Command, bytes: u64) {
-    as_somebody(command);
-    let limit = libc::rlimit {
-        rlim_cur: bytes,
-        rlim_max: bytes,
-    };
-    // SAFETY: the limit is read.
-    in_child(command, move || unsafe {
-        libc::setrlimit(libc::RLIMIT_MEMLOCK, &raw const limit)
-    });
-}
-
 fn is_root() -> bool {
     let root = rustix::process::geteuid().is_root();
     if !root {
@@ -80,9 +70,7 @@ fn is_root() -> bool {
 fn start(variant: Variant, arguments: &[&str], prepare: impl FnOnce(&mut Command)) -> Device {
     let directory = variant.directory();
     std::fs::write(directory.path().join("image"), noise(1, IMAGE_SIZE)).unwrap();
-    let mut all = vec!["--num-queues=16"];
-    all.extend(arguments);
-    variant.start_in(directory, &all, prepare)
+    variant.start_in(directory, arguments, prepare)
 }
 
 /// Room for the drivers of all queues.
@@ -111,6 +99,40 @@ fn assert_all_work(drivers: &mut [BlockDriver], seed: u64) {
     }
 }
 
+/// Has a limit hold for the program, as somebody.
+fn with_limit(command: &mut Command, resource: Resource, most: u64) {
+    as_somebody(command);
+    let limit = Rlimit {
+        current: Some(most),
+        maximum: Some(most),
+    };
+    in_child(command, move || {
+        setrlimit(resource, limit).map_or(-1, |()| 0)
+    });
+}
+
+fn all_requests_are_carried_out_where_no_more_threads_can_start(variant: Variant) {
+    if !is_root() {
+        return;
+    }
+    // Those that serve the front-end, hear signals, and work on the queue.
+    let device = start(variant, &["--num-queues=1"], |command| {
+        with_limit(command, Resource::Nproc, 3);
+    });
+    let front_end = connect(&device);
+    let mut driver = driver(&front_end);
+    ok(driver.write(0, &noise(2, 4096)).unwrap());
+    ok(driver.discard(0, 4).unwrap());
+    ok(driver.write_zeroes(4, 4, 0).unwrap());
+    set_writeback(&front_end, 0);
+    ok(driver.write(8, &noise(3, 4096)).unwrap());
+    ok(driver.flush().unwrap());
+    assert_eq!(ok(driver.read(0, 4096).unwrap()), vec![0; 4096]);
+    assert_eq!(ok(driver.read(8, 4096).unwrap()), noise(3, 4096));
+}
+
+crate::for_each_engine!(all_requests_are_carried_out_where_no_more_threads_can_start);
+
 /// How many rings of io_uring a program has.
 fn rings(program: &Program) -> usize {
     let files = std::fs::read_dir(format!("/proc/{}/fd", program.id())).unwrap();
@@ -127,7 +149,7 @@ fn queues_share_the_ring_of_one_processor() {
     if !variant.is_possible() {
         return skip("this host has no io_uring");
     }
-    let device = start(variant, &[], on_one_processor);
+    let device = start(variant, &[MANY], on_one_processor);
     for connection in 0..3 {
         let front_end = connect(&device);
         let mut drivers = drivers(&front_end);
@@ -154,7 +176,11 @@ fn limits_hold_for_the_queues_of_a_thread_when_one_of_them_stops() {
     if !variant.is_possible() {
         return skip("this host has no io_uring");
     }
-    let device = start(variant, &["--iops=50", "--iops-burst=1"], on_one_processor);
+    let device = start(
+        variant,
+        &[MANY, "--iops=50", "--iops-burst=1"],
+        on_one_processor,
+    );
     let front_end = connect(&device);
     let mut drivers = drivers(&front_end);
     front_end.stop(0).unwrap();
@@ -173,8 +199,8 @@ fn all_queues_work_where_little_memory_may_be_locked() {
     if !is_root() || !variant.is_possible() {
         return;
     }
-    let device = start(variant, &[], |command| {
-        with_locked_memory(command, 64 << 10)
+    let device = start(variant, &[MANY], |command| {
+        with_limit(command, Resource::Memlock, 64 << 10)
     });
     let front_end = connect(&device);
     assert_all_work(&mut drivers(&front_end), 1);
@@ -186,7 +212,9 @@ fn threads_do_the_io_where_no_memory_may_be_locked() {
     if !is_root() || !counts_rings() {
         return;
     }
-    let device = start(variant, &[], |command| with_locked_memory(command, 4096));
+    let device = start(variant, &[MANY], |command| {
+        with_limit(command, Resource::Memlock, 4096)
+    });
     let front_end = connect(&device);
     assert_all_work(&mut drivers(&front_end), 1);
     let stderr = device.program.stderr();
@@ -206,7 +234,7 @@ fn who_asks_for_io_uring_is_told_that_no_memory_may_be_locked() {
     let image = directory.path().join("image");
     std::fs::write(&image, noise(1, IMAGE_SIZE)).unwrap();
     let mut command = variant.command(&image, &directory.path().join("socket"), &[]);
-    with_locked_memory(&mut command, 4096);
+    with_limit(&mut command, Resource::Memlock, 4096);
     let mut program = Program::spawn(&mut command).unwrap();
     assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(1));
     let stderr = program.stderr();

@@ -68,8 +68,13 @@ impl Ring {
     }
 }
 
-/// The rings that nobody uses now.
-pub struct Rings(Mutex<Vec<Ring>>);
+/// The rings for operations on an image.
+pub struct Rings {
+    /// Those that nobody uses now.
+    idle: Mutex<Vec<Ring>>,
+    /// The image, for operations that a ring can not carry out.
+    pub image: File,
+}
 
 impl Rings {
     /// Makes up to `most` rings, at least one, for operations on `image`. Gives also how many there are.
@@ -96,13 +101,16 @@ impl Rings {
             }
             count += 1;
         }
-        let rings = Arc::new(Self(Mutex::new(rings)));
+        let rings = Arc::new(Self {
+            idle: Mutex::new(rings),
+            image: image.try_clone()?,
+        });
         probe(&rings)?;
         Ok((rings, count))
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Ring>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes a ring.

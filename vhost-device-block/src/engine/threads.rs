@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
 use vhost_device_common::program::sandbox::confine_helper;
+use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Token};
 
 use super::slots::Slots;
@@ -50,6 +51,16 @@ struct State {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does all jobs that wait, on a thread that is none of the pool's.
+    fn work_here(&self) {
+        let jobs = std::mem::take(&mut self.lock().jobs);
+        for job in jobs {
+            let outcome = execute(&self.image.file, job.operation);
+            self.lock().ended.push_back((job.number, outcome));
+        }
+        let _ = rustix::io::write(&self.ended, &1u64.to_ne_bytes());
     }
 
     /// What each thread of the pool does.
@@ -149,13 +160,10 @@ impl ThreadsEngine {
         match started {
             Ok(thread) => self.threads.push(thread),
             Err(error) if self.threads.is_empty() => {
-                log::error!("cannot start a thread for I/O; requests fail: {error}");
-                let mut state = self.shared.lock();
-                while let Some(job) = state.jobs.pop_front() {
-                    let outcome = Err(io::Error::from_raw_os_error(libc::EAGAIN));
-                    state.ended.push_back((job.number, outcome));
-                }
-                let _ = rustix::io::write(&self.shared.ended, &1u64.to_ne_bytes());
+                warn_limited(format_args!(
+                    "cannot start a thread for I/O: {error}; the queue's own thread does it, which is slower"
+                ));
+                self.shared.work_here();
             }
             Err(error) => log::debug!("no more than {} threads: {error}", self.threads.len()),
         }

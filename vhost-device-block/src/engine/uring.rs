@@ -16,7 +16,7 @@ use vhost_device_common::worker::{Poller, Token};
 
 use super::rings::{Ring, Rings};
 use super::slots::Slots;
-use super::{Finished, Operation};
+use super::{Finished, Operation, execute};
 use crate::request::Request;
 
 /// Operations that are submitted together: the disk begins with the first of a batch while the rest is taken from the queue.
@@ -251,9 +251,11 @@ impl UringEngine {
         let Some(request) = self.slots.remove(slot) else {
             return;
         };
-        let outcome = match u64::try_from(result) {
-            Ok(count) => Ok(count),
-            Err(_) => Err(io::Error::from_raw_os_error(-result)),
+        let outcome = match (u64::try_from(result), -result) {
+            (Ok(count), _) => Ok(count),
+            // The kernel could start no thread to do it, so this one does it.
+            (_, libc::ECANCELED | libc::EAGAIN) => execute(&self.rings.image, request.operation()),
+            (_, errno) => Err(io::Error::from_raw_os_error(errno)),
         };
         self.finished.push_back((request, outcome));
     }
