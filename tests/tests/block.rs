@@ -32,6 +32,8 @@ mod ranges;
 mod requests;
 #[path = "block/resize.rs"]
 mod resize;
+#[path = "block/stall.rs"]
+mod stall;
 #[path = "block/throttle.rs"]
 mod throttle;
 

@@ -15,6 +15,8 @@ use crate::throttle::Throttle;
 
 /// Large reads that another thread does meanwhile. When they do not end, there is no processor free for them.
 const MAX_SHARED: usize = 4;
+/// Bytes that may be moved in the queue's thread before it hears the session again. Where memory is new they take some milliseconds.
+const BUDGET: u64 = 1 << 20;
 
 /// Works on the queues of one thread.
 pub struct BlockHandler {
@@ -43,6 +45,11 @@ impl BlockHandler {
         }
     }
 
+    /// Whether to carry a request out at once: what moves more than the budget would take too long.
+    fn is_inline(&self, request: &Request) -> bool {
+        self.disk.is_inline() && request.remaining() <= BUDGET
+    }
+
     /// Goes on with a request until it is done or the engine has it.
     fn step(&mut self, mut next: Next, queue: &mut Queue) {
         loop {
@@ -52,7 +59,7 @@ impl BlockHandler {
                     used,
                     outcome,
                 }) => return queue.complete_with(chain, used, outcome),
-                Next::Operation(request) if self.disk.is_inline() => {
+                Next::Operation(request) if self.is_inline(&request) => {
                     let outcome = execute(&self.disk.image.file, request.operation());
                     next = request.advance(outcome);
                 }
@@ -106,9 +113,13 @@ impl BlockHandler {
 
 impl QueueHandler for BlockHandler {
     fn process(&mut self, queue: &mut Queue) {
-        while let Some(next) = self.take(queue) {
+        let mut budget = BUDGET;
+        while budget > 0
+            && let Some(next) = self.take(queue)
+        {
+            budget = budget.saturating_sub(next.bytes());
             match next {
-                Next::Operation(request) if request.is_large_read() && self.disk.is_inline() => {
+                Next::Operation(request) if request.is_large_read() && self.is_inline(&request) => {
                     if self.shares(queue) {
                         self.engine.submit(request);
                         self.engine.begin();
@@ -132,13 +143,19 @@ impl QueueHandler for BlockHandler {
     }
 
     fn ready(&mut self, _token: u32, queues: &mut Queues) {
-        while let Some((request, outcome)) = self.engine.finished() {
+        let mut budget = BUDGET;
+        while budget > 0 {
+            let Some((request, outcome)) = self.engine.finished() else {
+                return;
+            };
             let Some(queue) = queues.get_mut(request.queue) else {
                 continue;
             };
             let next = request.advance(outcome);
+            budget = budget.saturating_sub(next.bytes());
             self.step(next, queue);
         }
+        self.engine.look_again();
     }
 
     fn drain(&mut self, queue: &mut Queue) {

@@ -19,12 +19,14 @@ use vm_memory::VolatileMemory;
 use vm_memory::mmap::MmapRegion;
 
 use crate::device::Disk;
-use crate::engine::{Memory, Operation, Range};
+use crate::engine::{MAX_BYTES, Memory, Operation, Range};
 use crate::image::SECTOR_SIZE;
 use crate::options::{Discard, SERIAL_LENGTH};
 
 /// Most segments of one discard or write-zeroes request.
 pub const MAX_SEGMENTS: u64 = 16;
+/// Most bytes that one request moves: a driver has no use for more, and Linux moves a little less at once.
+const MAX_TRANSFER: u64 = 2 << 30;
 /// Most sectors of one discard segment: 1 GiB.
 pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
 /// Most sectors of one write-zeroes segment: 64 MiB, should they have to be written.
@@ -187,6 +189,16 @@ pub enum Next {
     Done(Answer),
 }
 
+impl Next {
+    /// Bytes that the next operation moves, or clears.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Operation(request) => request.remaining().min(MAX_BYTES as u64),
+            Self::Done(_) => 0,
+        }
+    }
+}
+
 /// Ends a request, for which so many bytes were moved.
 fn answer(mut chain: Chain, status: Status, kind: Kind, bytes: u64) -> Answer {
     let written = match kind {
@@ -230,6 +242,15 @@ impl Request {
     /// Whether it moves much data to the guest.
     pub fn is_large_read(&self) -> bool {
         matches!(&self.work, Work::Transfer(transfer) if transfer.to_guest && transfer.remaining >= LARGE)
+    }
+
+    /// Bytes that it has still to move, or to clear.
+    pub fn remaining(&self) -> u64 {
+        match &self.work {
+            Work::Transfer(transfer) => transfer.remaining,
+            Work::Flush => 0,
+            Work::Ranges(ranges) => ranges.list.iter().map(|segment| segment.length).sum(),
+        }
     }
 
     /// What is to be done next.
@@ -386,8 +407,8 @@ impl Transfer {
         aligned: bool,
         disk: &Disk,
     ) -> Result<Parsed, Status> {
-        if remaining == 0 {
-            // No data, or none that lies in the direction of the transfer.
+        if remaining == 0 || remaining > MAX_TRANSFER {
+            // No data, or none that lies in the direction of the transfer; or more than is carried out.
             return Err(Status::IoError);
         }
         let mut transfer = Self {

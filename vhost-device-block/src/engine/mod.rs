@@ -20,7 +20,7 @@ use vhost_device_common::worker::Poller;
 use crate::image::Image;
 use crate::options::IoEngine;
 use crate::request::Request;
-pub use operation::{Memory, Operation, Range, execute};
+pub use operation::{MAX_BYTES, Memory, Operation, Range, execute};
 use rings::Rings;
 use threads::ThreadsEngine;
 use uring::UringEngine;
@@ -151,6 +151,15 @@ impl Engine {
         match self {
             Self::IoUring(engine) => engine.finished(),
             Self::Threads(engine) => engine.finished(),
+        }
+    }
+
+    /// Has ended operations that are left show as ready again.
+    pub fn look_again(&self) {
+        match self {
+            // Its way of waiting looks whether any are left.
+            Self::IoUring(_) => {}
+            Self::Threads(engine) => engine.look_again(),
         }
     }
 

@@ -13,6 +13,9 @@ use vm_memory::mmap::MmapRegion;
 
 /// Most pieces of memory that Linux takes for one read or write (UIO_MAXIOV).
 const MAX_IOVECS: usize = 1024;
+/// Most bytes of one read or write: the kernel may move them in the thread that asks for it, which is to hear the session soon.
+/// What is left of a larger request is another operation.
+pub const MAX_BYTES: usize = 2 << 20;
 
 /// Memory that is read from or written to. It can only be made from what keeps the memory mapped.
 #[derive(Clone, Copy)]
@@ -21,7 +24,7 @@ pub struct Memory<'a>(Kind<'a>);
 #[derive(Clone, Copy)]
 enum Kind<'a> {
     Many(&'a [libc::iovec]),
-    One(libc::iovec, std::marker::PhantomData<&'a MmapRegion>),
+    One(libc::iovec, std::marker::PhantomData<&'a ()>),
 }
 
 impl<'a> Memory<'a> {
@@ -35,8 +38,22 @@ impl<'a> Memory<'a> {
         Self::of(chain.writable_iovecs().unwrap_or_default())
     }
 
+    /// As many of the first pieces as one operation takes, or a part of the first if that is too large.
     fn of(iovecs: &'a [libc::iovec]) -> Self {
-        Self(Kind::Many(iovecs.get(..MAX_IOVECS).unwrap_or(iovecs)))
+        let mut bytes = 0_usize;
+        let fits = |iovec: &&libc::iovec| {
+            bytes = bytes.saturating_add(iovec.iov_len);
+            bytes <= MAX_BYTES
+        };
+        let count = iovecs.iter().take(MAX_IOVECS).take_while(fits).count();
+        match (count, iovecs.first()) {
+            (0, Some(&libc::iovec { iov_base, .. })) => {
+                let iov_len = MAX_BYTES;
+                let part = libc::iovec { iov_base, iov_len };
+                Self(Kind::One(part, std::marker::PhantomData))
+            }
+            _ => Self(Kind::Many(iovecs.get(..count).unwrap_or(iovecs))),
+        }
     }
 
     /// A part of a buffer of our own; nothing if the buffer is smaller.

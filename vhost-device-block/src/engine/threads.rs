@@ -128,6 +128,11 @@ impl ThreadsEngine {
         poller.watch(self.shared.ended.as_fd(), Token::Device(0))
     }
 
+    /// Shows ended jobs as ready again.
+    pub fn look_again(&self) {
+        let _ = rustix::io::write(&self.shared.ended, &1u64.to_ne_bytes());
+    }
+
     pub fn submit(&mut self, request: Request) {
         let Some((number, request)) = self.slots.insert(request) else {
             return;
