@@ -28,8 +28,8 @@ use crate::throttle::{Limit, Throttle};
 const CONFIG_SIZE: usize = 60;
 /// Place of `writeback` in it.
 const WRITEBACK: usize = 32;
-/// Most data segments of a request: what fits a ring of 128 without indirect descriptors.
-const SEG_MAX: u32 = 126;
+/// Most data segments of a request, where queues are large enough: what fits a ring of 128 without indirect descriptors.
+const SEG_MAX: u16 = 126;
 
 /// The disk, as all queues see it.
 pub struct Disk {
@@ -224,10 +224,12 @@ impl Device for Block {
         let blocks = physical / block;
         let writeback = disk.writeback.load(Ordering::Relaxed);
         let unmap = self.options.discard == Discard::Unmap;
+        // A request has a descriptor for its header and one for its status too.
+        let seg_max = (self.options.queue_size.saturating_sub(2)).clamp(1, SEG_MAX);
         let mut config = Vec::with_capacity(CONFIG_SIZE);
         config.extend((disk.image.size() / SECTOR_SIZE).to_le_bytes()); // capacity
         config.extend(0u32.to_le_bytes()); // size_max: not offered
-        config.extend(SEG_MAX.to_le_bytes());
+        config.extend(u32::from(seg_max).to_le_bytes());
         config.extend([0; 4]); // geometry: not offered
         config.extend(block.to_le_bytes()); // blk_size
         config.push(blocks.trailing_zeros() as u8); // physical_block_exp
