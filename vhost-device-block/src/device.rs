@@ -16,12 +16,13 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use crate::engine::{Engine, Engines};
+use crate::discard;
+use crate::engine::{self, Engine, Engines};
 use crate::handler::BlockHandler;
 use crate::image::{Image, Measured, SECTOR_SIZE};
 use crate::lock;
 use crate::options::{Discard, IoEngine, Options};
-use crate::request::{KINDS, MAX_DISCARD_SECTORS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Status};
+use crate::request::{KINDS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Status};
 use crate::throttle::{Limit, Throttle};
 
 /// Bytes of the config space without the fields of features that are not offered.
@@ -77,6 +78,11 @@ impl Disk {
         } else {
             features & 1 << VIRTIO_BLK_F_FLUSH == 0
         }
+    }
+
+    /// Whether discards are ioctls.
+    pub fn takes_ioctls(&self) -> bool {
+        self.image.is_device && !self.read_only && self.discard == Discard::Unmap
     }
 
     /// Whether operations are carried out at once: those on memory wait for nothing.
@@ -185,10 +191,11 @@ impl Device for Block {
     }
 
     fn features(&self) -> u64 {
+        let discards = self.disk.image.discard.is_some() || self.options.discard == Discard::Ignore;
         let read_write = if self.options.read_only {
             1 << VIRTIO_BLK_F_RO
         } else {
-            1 << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
+            u64::from(discards) << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
         };
         read_write
             | 1 << VIRTIO_BLK_F_SEG_MAX
@@ -223,6 +230,8 @@ impl Device for Block {
         let physical = disk.image.physical_block_size;
         let blocks = physical / block;
         let writeback = disk.writeback.load(Ordering::Relaxed);
+        let discard = disk.image.discard;
+        let discard = discard.unwrap_or(discard::Limits::of_file(physical));
         let unmap = self.options.discard == Discard::Unmap;
         // A request has a descriptor for its header and one for its status too.
         let seg_max = (self.options.queue_size.saturating_sub(2)).clamp(1, SEG_MAX);
@@ -239,9 +248,9 @@ impl Device for Block {
         config.push(writeback.into());
         config.push(0);
         config.extend(self.options.num_queues.to_le_bytes());
-        config.extend(MAX_DISCARD_SECTORS.to_le_bytes());
+        config.extend(discard.max_sectors.to_le_bytes());
         config.extend((MAX_SEGMENTS as u32).to_le_bytes());
-        config.extend((physical / SECTOR_SIZE as u32).to_le_bytes()); // discard_sector_alignment
+        config.extend(discard.alignment.to_le_bytes()); // discard_sector_alignment
         config.extend(MAX_WRITE_ZEROES_SECTORS.to_le_bytes());
         config.extend((MAX_SEGMENTS as u32).to_le_bytes());
         config.push(unmap.into()); // write_zeroes_may_unmap
@@ -284,12 +293,23 @@ impl Device for Block {
             self.measure(true);
         }
         let engine = Engine::new(&self.engines, &self.disk.image)?;
+        let helper = match self.engines {
+            Engines::IoUring(..) if self.disk.takes_ioctls() => {
+                Some(Engine::new(&Engines::Threads, &self.disk.image)?)
+            }
+            _ => None,
+        };
         let (disk, throttle) = (Arc::clone(&self.disk), self.throttle.clone());
-        Ok(BlockHandler::new(disk, engine, throttle, in_use))
+        BlockHandler::new(disk, engine, helper, throttle, in_use)
     }
 
     fn needs(&self) -> Needs {
         let mut needs = self.engines.needs();
+        if self.disk.takes_ioctls() {
+            needs.queue.push(engine::discard_call());
+            let helper = needs.helper.get_or_insert_default();
+            helper.push(engine::discard_call());
+        }
         // The last queue to end lets go of the image.
         needs.session.extend(lock::calls());
         needs.queue.extend(lock::calls());

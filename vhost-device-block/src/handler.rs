@@ -8,7 +8,7 @@ use vhost_device_common::device::QueueHandler;
 use vhost_device_common::worker::{Poller, Queue, Queues};
 
 use crate::device::Disk;
-use crate::engine::{Engine, execute};
+use crate::engine::{Engine, Finished, execute};
 use crate::lock::InUse;
 use crate::request::{Answer, Header, Next, Request, Status};
 use crate::throttle::Throttle;
@@ -22,6 +22,8 @@ const BUDGET: u64 = 1 << 20;
 pub struct BlockHandler {
     disk: Arc<Disk>,
     engine: Engine,
+    /// For what the engine cannot do.
+    helper: Option<Engine>,
     /// The last large read was left to another thread.
     shared: bool,
     throttle: Option<Arc<Throttle>>,
@@ -30,19 +32,47 @@ pub struct BlockHandler {
 }
 
 impl BlockHandler {
+    /// A handler that has the operations that are no ioctls carried out by `engine`, and those that are by `helper`, or by `engine` too
+    /// without one.
+    ///
+    /// # Errors
+    /// The kernel has no room for one more watch.
     pub fn new(
         disk: Arc<Disk>,
-        engine: Engine,
+        mut engine: Engine,
+        helper: Option<Engine>,
         throttle: Option<Arc<Throttle>>,
         in_use: InUse,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        if let (Some(poller), Some(helper)) = (engine.poller(), &helper) {
+            helper.watch(poller)?;
+        }
+        Ok(Self {
             disk,
             engine,
+            helper,
             shared: false,
             throttle,
             _in_use: in_use,
+        })
+    }
+
+    /// Has an engine start the next operation of a request.
+    fn submit(&mut self, request: Request) {
+        match &mut self.helper {
+            Some(helper) if request.operation().is_ioctl() => helper.submit(request),
+            _ => self.engine.submit(request),
         }
+    }
+
+    /// The next request whose operation has ended.
+    fn finished(&mut self) -> Option<Finished> {
+        let helped = || self.helper.as_mut().and_then(Engine::finished);
+        self.engine.finished().or_else(helped)
+    }
+
+    fn has_room(&self) -> bool {
+        self.engine.has_room() && self.helper.as_ref().is_none_or(Engine::has_room)
     }
 
     /// Whether to carry a request out at once: what moves more than the budget would take too long.
@@ -63,7 +93,7 @@ impl BlockHandler {
                     let outcome = execute(&self.disk.image.file, request.operation());
                     next = request.advance(outcome);
                 }
-                Next::Operation(request) => return self.engine.submit(request),
+                Next::Operation(request) => return self.submit(request),
             }
         }
     }
@@ -77,7 +107,7 @@ impl BlockHandler {
 
     /// Takes a request that the engine has room for, and that the limits allow. The rest stays in the queue: it can stop at any time.
     fn take(&self, queue: &mut Queue) -> Option<Next> {
-        if !self.engine.has_room() {
+        if !self.has_room() {
             self.leave(queue);
             return None;
         }
@@ -145,7 +175,7 @@ impl QueueHandler for BlockHandler {
     fn ready(&mut self, _token: u32, queues: &mut Queues) {
         let mut budget = BUDGET;
         while budget > 0 {
-            let Some((request, outcome)) = self.engine.finished() else {
+            let Some((request, outcome)) = self.finished() else {
                 return;
             };
             let Some(queue) = queues.get_mut(request.queue) else {
@@ -156,6 +186,7 @@ impl QueueHandler for BlockHandler {
             self.step(next, queue);
         }
         self.engine.look_again();
+        self.helper.iter().for_each(Engine::look_again);
     }
 
     fn drain(&mut self, queue: &mut Queue) {

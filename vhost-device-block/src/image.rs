@@ -9,9 +9,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, OFlags, StatxFlags, fstatfs, ioctl_blksszget, statx};
+use rustix::fs::{AtFlags, OFlags, StatxFlags, fstatfs, ioctl_blkpbszget, ioctl_blksszget, statx};
 use vhost_device_common::device::StartError;
 
+use crate::discard;
+use crate::engine::is_read_only;
 use crate::lock::Lock;
 use crate::options::Options;
 
@@ -41,6 +43,10 @@ pub struct Image {
     pub physical_block_size: u32,
     /// For O_DIRECT.
     pub direct: Option<DirectAlignment>,
+    /// It is a block device rather than a file.
+    pub is_device: bool,
+    /// What the host takes as a discard, if it takes any.
+    pub discard: Option<discard::Limits>,
     /// The file is memory.
     pub in_memory: bool,
     /// On a file of its own: io_uring lets go of `file` only some time after the process has ended, when
@@ -66,6 +72,11 @@ impl Image {
             ));
         }
         let file = open(&options.blk_file, options).map_err(explain)?;
+        if is_device && !options.read_only && is_read_only(&file).unwrap_or(false) {
+            return Err(fail(
+                "a block device that cannot be written; add --read-only".to_owned(),
+            ));
+        }
         let lock_holder = open(&options.blk_file, options).map_err(explain)?;
         let lock = Lock::new(lock_holder, options.read_only, options.incoming)
             .map_err(|why| fail(why.to_owned()))?;
@@ -96,18 +107,26 @@ impl Image {
             )));
         }
         let physical = if is_device {
-            ioctl_blksszget(&file).unwrap_or(options.logical_block_size)
+            ioctl_blkpbszget(&file).unwrap_or(options.logical_block_size)
         } else {
             u32::try_from(metadata.blksize()).unwrap_or(4096)
         };
         let file_system = fstatfs(&file).map_or(0, |system| system.f_type as u64);
+        let physical = physical
+            .clamp(options.logical_block_size, 1 << 16)
+            .next_power_of_two();
+        let discard = if is_device {
+            discard::Limits::of_device(metadata.rdev(), options.logical_block_size)
+        } else {
+            Some(discard::Limits::of_file(physical))
+        };
         Ok(Self {
             size: AtomicU64::new(size),
             block,
-            physical_block_size: physical
-                .clamp(options.logical_block_size, 1 << 16)
-                .next_power_of_two(),
+            physical_block_size: physical,
             direct,
+            is_device,
+            discard,
             in_memory: !is_device && matches!(file_system, TMPFS_MAGIC | RAMFS_MAGIC),
             file,
             lock: Arc::new(lock),

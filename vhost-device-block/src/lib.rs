@@ -5,6 +5,7 @@
 //! operations on the image; an [`engine`] carries these out.
 
 mod device;
+mod discard;
 #[allow(unsafe_code)]
 mod engine;
 mod handler;

@@ -523,7 +523,9 @@ impl Ranges {
             }
             let length = u64::from(sectors) * SECTOR_SIZE;
             let offset = disk.locate(sector, length)?;
-            let how = if discard || (unmap && disk.discard == Discard::Unmap) {
+            let how = if discard && disk.image.is_device {
+                Range::Discard
+            } else if discard || (unmap && disk.discard == Discard::Unmap) {
                 Range::Punch
             } else {
                 Range::Zero
@@ -572,7 +574,7 @@ impl Ranges {
                     self.list.pop_front();
                 }
                 Range::Punch => segment.how = Range::Zero,
-                Range::Zero => {
+                Range::Zero | Range::Discard => {
                     let zeroes = buffer(segment.length);
                     self.zeroes = Some(zeroes.map_err(|_| io::ErrorKind::OutOfMemory)?);
                 }

@@ -5,6 +5,7 @@
 //! An engine owns a request while its operation is under way, so what the operation points to (the
 //! chain's memory, or a bounce buffer) outlives it.
 
+mod ioctl;
 mod operation;
 mod rings;
 mod slots;
@@ -20,6 +21,7 @@ use vhost_device_common::worker::Poller;
 use crate::image::Image;
 use crate::options::IoEngine;
 use crate::request::Request;
+pub use ioctl::{discard_call, is_read_only};
 pub use operation::{MAX_BYTES, Memory, Operation, Range, execute};
 use rings::Rings;
 use threads::ThreadsEngine;

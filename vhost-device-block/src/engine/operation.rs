@@ -11,6 +11,8 @@ use vhost_device_common::chain::Chain;
 use vm_memory::VolatileMemory;
 use vm_memory::mmap::MmapRegion;
 
+use super::ioctl::discard;
+
 /// Most pieces of memory that Linux takes for one read or write (UIO_MAXIOV).
 const MAX_IOVECS: usize = 1024;
 /// Most bytes of one read or write: the kernel may move them in the thread that asks for it, which is to hear the session soon.
@@ -104,13 +106,29 @@ pub enum Range {
     Punch,
     /// Reads as zeroes; its storage stays allocated.
     Zero,
+    /// Reads as its block device likes; its storage goes back to the host.
+    Discard,
+}
+
+impl Operation<'_> {
+    /// Whether io_uring has no such operation, so that it takes a thread.
+    pub fn is_ioctl(&self) -> bool {
+        matches!(
+            self,
+            Operation::Allocate {
+                how: Range::Discard,
+                ..
+            }
+        )
+    }
 }
 
 impl Range {
     pub fn flags(self) -> FallocateFlags {
         FallocateFlags::KEEP_SIZE
             | match self {
-                Self::Punch => FallocateFlags::PUNCH_HOLE,
+                // The nearest to a discard that is no ioctl.
+                Self::Punch | Self::Discard => FallocateFlags::PUNCH_HOLE,
                 Self::Zero => FallocateFlags::ZERO_RANGE,
             }
     }
@@ -135,6 +153,11 @@ pub fn execute(file: &File, operation: Operation<'_>) -> io::Result<u64> {
             unsafe { libc::pwritev2(file.as_raw_fd(), iovecs, count, offset as i64, flags) }
         }),
         Operation::Flush => done(retry_on_intr(|| fdatasync(file))),
+        Operation::Allocate {
+            how: Range::Discard,
+            offset,
+            length,
+        } => done(retry_on_intr(|| discard(file, offset, length))),
         Operation::Allocate {
             how,
             offset,

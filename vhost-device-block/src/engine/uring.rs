@@ -186,7 +186,8 @@ impl UringEngine {
     /// Takes one completion; returns the token of a watched file that is ready.
     fn reap(&mut self, completion: &cqueue::Entry) -> Option<Token> {
         let (number, result) = (completion.user_data(), completion.result());
-        if let Token::Device(slot) = Token::from_u64(number & ((1 << TOKEN_BITS) - 1)) {
+        // A watch has a number above its token, whatever that is.
+        if let Token::Device(slot) = Token::from_u64(number) {
             self.end(slot, result);
             return None;
         }

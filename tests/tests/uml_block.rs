@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! `vhost-device-block` on block devices, which the tests make of files in memory (loop).
+//!
+//! `cargo xtask test` runs these in User-Mode Linux. On a host that has loop devices root needs none:
+//! `cargo test -p vhost-device-tests --test uml_block -- --ignored`.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::ioctl::{IntegerSetter, Opcode, ioctl};
+use tempfile::TempDir;
+use vhost_device_tests::front_end::block::{BlockDriver, IOERR, OK, UNMAP};
+use vhost_device_tests::front_end::{FrontEnd, Options};
+use vhost_device_tests::process::{PATIENCE, Program, command, option};
+use vhost_device_tests::target::{Block, Target};
+use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_RO};
+
+/// Bytes of a disk.
+const SIZE: usize = 8 << 20;
+/// Its sectors.
+const SECTORS: u32 = SIZE as u32 / 512;
+/// Where files are memory, of which holes can be given back.
+const MEMORY: &str = "/dev/shm";
+
+/// A block device whose storage is a file in memory.
+struct Loop {
+    node: PathBuf,
+    file: PathBuf,
+    /// Its limits are not those that the kernel gave it.
+    is_limited: bool,
+    _directory: TempDir,
+}
+
+impl Loop {
+    /// One of which all is written, made with these options of losetup.
+    fn new(options: &[&str]) -> Self {
+        let directory = tempfile::tempdir_in(MEMORY).unwrap();
+        let file = directory.path().join("file");
+        fs::write(&file, vec![0x5a; SIZE]).unwrap();
+        let made = Command::new("losetup")
+            .args(["--find", "--show"])
+            .args(options)
+            .arg(&file)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let node = String::from_utf8(made.stdout).unwrap();
+        Self {
+            node: PathBuf::from(node.trim()),
+            file,
+            is_limited: false,
+            _directory: directory,
+        }
+    }
+
+    /// Limits discards to so many bytes.
+    fn set_discard_max(&mut self, bytes: u64) {
+        self.is_limited = true;
+        fs::write(self.attribute("queue/discard_max_bytes"), bytes.to_string()).unwrap();
+    }
+
+    /// Bytes of storage that its file occupies.
+    fn allocated(&self) -> u64 {
+        self.file.metadata().unwrap().blocks() * 512
+    }
+
+    /// A file that the kernel has of it.
+    fn attribute(&self, name: &str) -> PathBuf {
+        let device = self.node.file_name().unwrap();
+        Path::new("/sys/block").join(device).join(name)
+    }
+
+    fn number(&self, name: &str) -> u64 {
+        let text = fs::read_to_string(self.attribute(name)).unwrap();
+        text.trim().parse().unwrap()
+    }
+
+    /// How many discards it has carried out.
+    fn discards(&self) -> u64 {
+        let stat = fs::read_to_string(self.attribute("stat")).unwrap();
+        stat.split_whitespace().nth(11).unwrap().parse().unwrap()
+    }
+}
+
+impl Drop for Loop {
+    /// A device with other limits is made anew: the next one of its number would have them too.
+    fn drop(&mut self) {
+        let _ = Command::new("losetup")
+            .arg("--detach")
+            .arg(&self.node)
+            .status();
+        if !self.is_limited {
+            return;
+        }
+        let name = self.node.to_string_lossy();
+        let number = name.trim_start_matches("/dev/loop").parse().unwrap_or(0);
+        let control = File::open("/dev/loop-control").unwrap();
+        let end = Instant::now() + PATIENCE;
+        // It takes a moment until the program has let go of it.
+        while ask::<LOOP_CTL_REMOVE>(&control, number) == Err(Errno::BUSY) && Instant::now() < end {
+            thread::sleep(Duration::from_millis(2));
+        }
+        let _ = ask::<LOOP_CTL_ADD>(&control, number);
+    }
+}
+
+const LOOP_CTL_ADD: Opcode = 0x4c80;
+const LOOP_CTL_REMOVE: Opcode = 0x4c81;
+
+/// Has the kernel make or forget the loop device of this number.
+fn ask<const OPCODE: Opcode>(control: &File, number: usize) -> Result<(), Errno> {
+    // SAFETY: the argument is a number.
+    unsafe { ioctl(control, IntegerSetter::<OPCODE>::new_usize(number)) }
+}
+
+/// The program, with a driver. They end in this order.
+struct Disk {
+    driver: BlockDriver,
+    front_end: FrontEnd,
+    _program: Program,
+    _directory: TempDir,
+}
+
+impl Disk {
+    fn start(device: &Loop, arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("socket");
+        let mut command = command("vhost-device-block").unwrap();
+        command
+            .arg(option("blk-file", &device.node))
+            .arg(option("socket-path", &socket))
+            .args(arguments);
+        let mut program = Program::spawn(&mut command).unwrap();
+        program.wait_for_listener(&socket).unwrap();
+        program.expect_no_leak().unwrap();
+        let front_end = FrontEnd::connect(&socket, &Options::default()).unwrap();
+        let queue = front_end.queue(0, 256).unwrap();
+        Disk {
+            driver: BlockDriver::new(front_end.memory(), queue, 1 << 20),
+            front_end,
+            _program: program,
+            _directory: directory,
+        }
+    }
+
+    fn offers(&self, feature: u32) -> bool {
+        self.front_end.offered() & 1 << feature != 0
+    }
+
+    /// A field of four bytes in the config space.
+    fn field(&self, offset: u32) -> u64 {
+        let bytes = self.front_end.config(offset, 4).unwrap();
+        u32::from_le_bytes(bytes.try_into().unwrap()).into()
+    }
+}
+
+/// Calls `test` with each engine that the kernel has.
+fn for_each_engine(test: impl Fn(&str)) {
+    for engine in ["io_uring", "threads"] {
+        let block = Block { io_engine: engine };
+        if block.is_possible() {
+            test(&format!("--io-engine={engine}"));
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs loop devices"]
+fn a_discard_reaches_the_device_and_storage_is_given_back() {
+    for_each_engine(|engine| {
+        let device = Loop::new(&[]);
+        let mut disk = Disk::start(&device, &[engine]);
+        assert!(disk.offers(VIRTIO_BLK_F_DISCARD));
+        let (discards, allocated) = (device.discards(), device.allocated());
+        for half in 0..2 {
+            let sectors = SECTORS / 2;
+            let first = u64::from(half * sectors);
+            let completion = disk.driver.discard(first, sectors).unwrap();
+            assert_eq!(u32::from(completion.status), OK);
+        }
+        assert!(
+            device.discards() > discards,
+            "{engine}: it was no discard to the device"
+        );
+        let left = device.allocated();
+        assert!(
+            left < allocated / 8,
+            "{engine}: {left} of {allocated} bytes"
+        );
+        assert_eq!(disk.driver.read(0, 4096).unwrap().data, [0; 4096]);
+    });
+}
+
+#[test]
+#[ignore = "needs loop devices"]
+fn many_discards_and_writes_at_once_are_all_carried_out() {
+    for_each_engine(|engine| {
+        let device = Loop::new(&[]);
+        let mut disk = Disk::start(&device, &[engine]);
+        for round in 0..64_u64 {
+            let data = [round as u8 + 1; 4096];
+            disk.driver.write(round * 8, &data).unwrap();
+            let completion = disk.driver.discard(4096 + round * 8, 8).unwrap();
+            assert_eq!(u32::from(completion.status), OK);
+            assert_eq!(disk.driver.read(round * 8, 4096).unwrap().data, data);
+        }
+        assert!(device.discards() >= 64, "{engine}");
+    });
+}
+
+#[test]
+#[ignore = "needs loop devices"]
+fn limits_of_discard_are_those_of_the_device() {
+    let mut device = Loop::new(&[]);
+    let disk = Disk::start(&device, &[]);
+    let largest = device.number("queue/discard_max_bytes") / 512;
+    assert_eq!(disk.field(36), largest.min(1 << 21), "max_discard_sectors");
+    let granularity = device.number("queue/discard_granularity") / 512;
+    assert_eq!(disk.field(44), granularity, "discard_sector_alignment");
+    drop(disk);
+    device.set_discard_max(1 << 20);
+    let disk = Disk::start(&device, &[]);
+    assert_eq!(disk.field(36), 2048, "max_discard_sectors");
+}
+
+#[test]
+#[ignore = "needs loop devices"]
+fn discards_are_not_offered_for_a_device_that_has_none() {
+    let mut device = Loop::new(&[]);
+    device.set_discard_max(0);
+    let mut disk = Disk::start(&device, &[]);
+    assert!(!disk.offers(VIRTIO_BLK_F_DISCARD));
+    // Of a driver that asks nevertheless nothing is lost.
+    let completion = disk.driver.discard(0, 8).unwrap();
+    assert_eq!(u32::from(completion.status), OK);
+    assert_eq!(disk.driver.read(0, 512).unwrap().data, [0x5a; 512]);
+}
+
+#[test]
+#[ignore = "needs loop devices"]
+fn write_zeroes_reads_back_as_zeroes() {
+    for_each_engine(|engine| {
+        let device = Loop::new(&[]);
+        let mut disk = Disk::start(&device, &[engine]);
+        for (sector, flags) in [(8, 0), (4096, UNMAP)] {
+            let completion = disk.driver.write_zeroes(sector, 16, flags).unwrap();
+            assert_eq!(u32::from(completion.status), OK);
+            let seen = disk.driver.read(sector - 8, 32 * 512).unwrap().data;
+            let expected = [[0x5a; 4096], [0; 4096], [0; 4096], [0x5a; 4096]].concat();
+            assert!(seen == expected, "{engine}: flags {flags}");
+        }
+    });
+}
+
+#[test]
+#[ignore = "needs loop devices"]
+fn blocks_are_as_large_as_those_of_the_device() {
+    let device = Loop::new(&["--sector-size=4096"]);
+    let disk = Disk::start(&device, &[]);
+    let exponent = disk.front_end.config(24, 1).unwrap()[0];
+    assert_eq!(512 << exponent, 4096, "physical_block_exp");
+}
+
+#[test]
+#[ignore = "needs loop devices"]
+fn a_device_that_cannot_be_written_is_served_read_only_or_not_at_all() {
+    let device = Loop::new(&["--read-only"]);
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("socket");
+    let mut command = command("vhost-device-block").unwrap();
+    command
+        .arg(option("blk-file", &device.node))
+        .arg(option("socket-path", &socket));
+    let mut program = Program::spawn(&mut command).unwrap();
+    let status = program.wait(PATIENCE).unwrap();
+    assert_eq!(status.code(), Some(1));
+    let log = program.stderr();
+    assert!(log.contains("--read-only"), "{log}");
+    assert_eq!(log.lines().count(), 1, "{log}");
+
+    let mut disk = Disk::start(&device, &["--read-only"]);
+    assert!(disk.offers(VIRTIO_BLK_F_RO));
+    assert_eq!(disk.driver.read(0, 512).unwrap().data, [0x5a; 512]);
+    let completion = disk.driver.write(0, &[0; 512]).unwrap();
+    assert_eq!(u32::from(completion.status), IOERR);
+}

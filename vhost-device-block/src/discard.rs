@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the host takes as a discard, as the driver is told of it (VIRTIO 1.3, 5.2.4).
+
+use std::path::Path;
+
+use rustix::fs::{Dev, major, minor};
+
+use crate::image::SECTOR_SIZE;
+use crate::request::MAX_DISCARD_SECTORS;
+
+/// Limits of discards, in sectors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most of one segment.
+    pub max_sectors: u32,
+    /// What is smaller, or lies across a multiple of this, may give nothing back.
+    pub alignment: u32,
+}
+
+impl Limits {
+    /// Those of a file with blocks of so many bytes.
+    pub fn of_file(block: u32) -> Self {
+        Self {
+            max_sectors: MAX_DISCARD_SECTORS,
+            alignment: block / SECTOR_SIZE as u32,
+        }
+    }
+
+    /// Those of a block device with logical blocks of so many bytes. `None` if it has no discards, or the kernel does not tell.
+    pub fn of_device(device: Dev, block: u32) -> Option<Self> {
+        let folder = format!("/sys/dev/block/{}:{}", major(device), minor(device));
+        // A partition has no queue of its own.
+        let whole = ["queue", "../queue"].map(|queue| Path::new(&folder).join(queue));
+        let queue = whole.iter().find(|queue| queue.is_dir())?;
+        let sectors = |name| {
+            let text = std::fs::read_to_string(queue.join(name)).ok()?;
+            let bytes: u64 = text.trim().parse().ok()?;
+            Some(u32::try_from(bytes / SECTOR_SIZE).unwrap_or(u32::MAX))
+        };
+        let max_sectors = sectors("discard_max_bytes")?.min(MAX_DISCARD_SECTORS);
+        let granularity = sectors("discard_granularity").unwrap_or(0);
+        (max_sectors > 0).then(|| Self {
+            max_sectors,
+            alignment: granularity.max(block / SECTOR_SIZE as u32),
+        })
+    }
+}

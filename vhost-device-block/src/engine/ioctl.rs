@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the kernel does with a block device by ioctl only.
+
+use std::fs::File;
+
+use rustix::io::Result;
+use rustix::ioctl::{Getter, Opcode, Setter, ioctl, opcode};
+use vhost_device_common::device::Call;
+
+const BLKROGET: Opcode = opcode::none(0x12, 94);
+const BLKDISCARD: Opcode = opcode::none(0x12, 119);
+
+/// The system call of [`discard`].
+pub fn discard_call() -> Call {
+    Call::new(libc::SYS_ioctl).with(1, BLKDISCARD)
+}
+
+/// Has a block device discard a range, in bytes. It may wait for the device.
+pub fn discard(device: &File, offset: u64, length: u64) -> Result<()> {
+    // SAFETY: BLKDISCARD reads two u64.
+    unsafe { ioctl(device, Setter::<BLKDISCARD, _>::new([offset, length])) }
+}
+
+/// Whether a block device refuses to be written, however it was opened.
+pub fn is_read_only(device: &File) -> Result<bool> {
+    // SAFETY: BLKROGET writes an int.
+    unsafe { ioctl(device, Getter::<BLKROGET, libc::c_int>::new()) }.map(|flag| flag != 0)
+}
