@@ -26,6 +26,8 @@ mod limits;
 mod load;
 #[path = "block/locking.rs"]
 mod locking;
+#[path = "block/open.rs"]
+mod open;
 #[path = "block/ranges.rs"]
 mod ranges;
 #[path = "block/requests.rs"]

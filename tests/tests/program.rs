@@ -73,11 +73,13 @@ const BLOCK: Binary = Binary {
     file_option: Some("blk-file"),
     options: &[
         ("blk-file", &["PATH"], ""),
+        ("blk-fd", &["FDNUM"], ""),
         ("read-only", &[], ""),
         ("serial", &["20", "bytes"], ""),
-        ("num-queues", &[], "16"),
+        ("num-queues", &[], "64"),
         ("queue-size", &[], "1024"),
         ("logical-block-size", &["4096", "bytes"], "512"),
+        ("physical-block-size", &["65536", "bytes"], ""),
         ("direct", &["O_DIRECT"], ""),
         ("io-engine", &["io_uring", "threads"], "auto"),
         ("discard", &["ignore"], "unmap"),
@@ -94,6 +96,10 @@ const BLOCK: Binary = Binary {
         (
             "logical-block-size",
             &["0", "511", "1000", "8192", "4k", ""],
+        ),
+        (
+            "physical-block-size",
+            &["0", "256", "1000", "131072", "4k", ""],
         ),
         ("io-engine", &["aio", "Auto ", ""]),
         ("discard", &["zero", ""]),

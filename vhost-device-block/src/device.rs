@@ -111,7 +111,7 @@ pub struct Block {
 impl Block {
     /// Measures the image again. What came of it is logged, but for `silent` if nothing did.
     fn measure(&self, silent: bool) {
-        let (disk, path) = (&self.disk, self.options.blk_file.display());
+        let (disk, path) = (&self.disk, &self.disk.image.source);
         match disk.image.measure() {
             Ok(Measured::Same) if silent => {}
             Ok(Measured::Same) => log::info!(
@@ -164,14 +164,16 @@ impl Device for Block {
         let engines = Engines::open(&image, options.io_engine, options.num_queues)?;
         log::debug!(
             "{}: {} bytes{}",
-            options.blk_file.display(),
+            image.source,
             image.size(),
             if options.read_only { ", read-only" } else { "" }
         );
+        let serial = options.serial.clone();
+        let serial = serial.unwrap_or_else(|| image.identity.serial());
         let disk = Arc::new(Disk {
             image,
             read_only: options.read_only,
-            serial: options.serial.clone(),
+            serial,
             discard: options.discard,
             io_engine: options.io_engine,
             features: AtomicU64::new(0),
@@ -279,6 +281,13 @@ impl Device for Block {
     }
 
     fn reload(&self) {
+        let image = &self.disk.image;
+        if let Some(what) = image.is_elsewhere() {
+            log::warn!(
+                "{}: {what}; the guest keeps the disk that was opened at the start, until this program is started anew",
+                image.source
+            );
+        }
         self.measure(false);
     }
 
@@ -313,8 +322,14 @@ impl Device for Block {
         // The last queue to end lets go of the image.
         needs.session.extend(lock::calls());
         needs.queue.extend(lock::calls());
-        // Measures the image, and tells the front-end.
-        needs.control = [libc::SYS_lseek, libc::SYS_sendmsg].map(Call::new).to_vec();
+        // Looks what the path names, measures the image, and tells the front-end.
+        let control = [
+            libc::SYS_lseek,
+            libc::SYS_sendmsg,
+            libc::SYS_statx,
+            libc::SYS_newfstatat,
+        ];
+        needs.control = control.map(Call::new).to_vec();
         needs
     }
 

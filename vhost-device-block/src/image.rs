@@ -2,20 +2,21 @@
 //! The image: opened and measured.
 
 use std::cmp;
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{AtFlags, OFlags, StatxFlags, fstatfs, ioctl_blkpbszget, ioctl_blksszget, statx};
+use rustix::fs::{AtFlags, StatxFlags, fstatfs, ioctl_blkpbszget, ioctl_blksszget, statx};
 use vhost_device_common::device::StartError;
 
 use crate::discard;
 use crate::engine::is_read_only;
+use crate::format;
 use crate::lock::Lock;
 use crate::options::Options;
+use crate::source::{Identity, Opened, Source};
 
 /// File systems whose files are memory: I/O on them can not wait for a device.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -35,6 +36,9 @@ pub struct DirectAlignment {
 #[derive(Debug)]
 pub struct Image {
     pub file: File,
+    /// What the options name, and what that was at the start.
+    pub source: Source,
+    pub identity: Identity,
     /// Bytes of the disk: whole logical blocks. Grows only.
     size: AtomicU64,
     /// Bytes of a logical block.
@@ -60,25 +64,26 @@ impl Image {
     /// # Errors
     /// One line that names the file, what is wrong with it, and what to do.
     pub fn open(options: &Options) -> Result<Self, StartError> {
-        let path = options.blk_file.display();
-        let fail = |what: String| StartError(format!("{path}: {what}"));
-        let explain = |error| fail(explain_open(&error, options));
-        // Before it is opened: that could wait for ever on a pipe.
-        let metadata = std::fs::metadata(&options.blk_file).map_err(explain)?;
-        let is_device = metadata.file_type().is_block_device();
-        if !is_device && !metadata.is_file() {
-            return Err(fail(
-                "neither a file nor a block device; --blk-file takes a raw image".to_owned(),
-            ));
+        let source = Source::of(options);
+        let fail = |what: String| StartError(format!("{source}: {what}"));
+        if options
+            .physical_block_size
+            .is_some_and(|size| size < options.logical_block_size)
+        {
+            return Err(StartError(format!(
+                "--physical-block-size is less than --logical-block-size={}; leave it out or raise it",
+                options.logical_block_size
+            )));
         }
-        let file = open(&options.blk_file, options).map_err(explain)?;
+        let opened = source.open(options).map_err(fail)?;
+        let Opened { file, metadata, .. } = opened;
+        let is_device = metadata.file_type().is_block_device();
         if is_device && !options.read_only && is_read_only(&file).unwrap_or(false) {
             return Err(fail(
                 "a block device that cannot be written; add --read-only".to_owned(),
             ));
         }
-        let lock_holder = open(&options.blk_file, options).map_err(explain)?;
-        let lock = Lock::new(lock_holder, options.read_only, options.incoming)
+        let lock = Lock::new(opened.lock_holder, options.read_only, options.incoming)
             .map_err(|why| fail(why.to_owned()))?;
         let length =
             length(&file).map_err(|error| fail(format!("cannot find out its size: {error}")))?;
@@ -87,16 +92,22 @@ impl Image {
         if size == 0 {
             return Err(fail(format!(
                 "smaller than one logical block of {block} bytes; make an image with \
-                 `truncate -s 1G {path}`"
+                 `truncate -s 1G {source}`"
             )));
         }
         if size != length {
             log::warn!(
-                "{path}: the last {} bytes are no whole block and stay unused",
+                "{source}: the last {} bytes are no whole block and stay unused",
                 length - size
             );
         }
-        let direct = options.direct.then(|| direct_alignment(&file));
+        if let Some(format) = format::other_than_raw(&file) {
+            log::warn!(
+                "{source}: it begins like {format}, and is served raw: the guest sees what is in the file, not the disk that this format \
+                 may have in it; convert it (`qemu-img convert -O raw`) unless the guest has written that itself"
+            );
+        }
+        let direct = opened.is_direct.then(|| direct_alignment(&file));
         if let Some(alignment) = direct
             && alignment.offset > options.logical_block_size
         {
@@ -106,10 +117,11 @@ impl Image {
                 alignment.offset
             )));
         }
-        let physical = if is_device {
-            ioctl_blkpbszget(&file).unwrap_or(options.logical_block_size)
-        } else {
-            u32::try_from(metadata.blksize()).unwrap_or(4096)
+        let physical = match options.physical_block_size {
+            Some(given) => given,
+            None if is_device => ioctl_blkpbszget(&file).unwrap_or(options.logical_block_size),
+            // What some file systems tell is how much they like to move at once.
+            None => u32::try_from(metadata.blksize()).map_or(4096, |size| size.min(4096)),
         };
         let file_system = fstatfs(&file).map_or(0, |system| system.f_type as u64);
         let physical = physical
@@ -129,6 +141,8 @@ impl Image {
             discard,
             in_memory: !is_device && matches!(file_system, TMPFS_MAGIC | RAMFS_MAGIC),
             file,
+            identity: Identity::of(&metadata),
+            source,
             lock: Arc::new(lock),
         })
     }
@@ -137,6 +151,17 @@ impl Image {
     #[inline]
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Relaxed)
+    }
+
+    /// What is wrong with the path, if it names another file than at the start.
+    pub fn is_elsewhere(&self) -> Option<&'static str> {
+        match self.source.look()? {
+            Ok(found) if found == self.identity => None,
+            Ok(_) => Some("another file now"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Some("no file any more"),
+            // Permissions, say, have changed.
+            Err(_) => None,
+        }
     }
 
     /// Looks how long the image is now, and has the disk grow with it.
@@ -177,35 +202,6 @@ fn length(mut file: &File) -> io::Result<u64> {
 /// What there is of whole blocks.
 fn whole(length: u64, block: u64) -> u64 {
     length / block * block
-}
-
-fn open(path: &Path, options: &Options) -> io::Result<File> {
-    let direct = if options.direct {
-        OFlags::DIRECT
-    } else {
-        OFlags::empty()
-    };
-    OpenOptions::new()
-        .read(true)
-        .write(!options.read_only)
-        .custom_flags(direct.bits() as i32)
-        .open(path)
-}
-
-fn explain_open(error: &io::Error, options: &Options) -> String {
-    let remedy = match error.kind() {
-        io::ErrorKind::NotFound => "; make an image there, or correct --blk-file",
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
-            if !options.read_only =>
-        {
-            "; change its permissions, or add --read-only"
-        }
-        io::ErrorKind::InvalidInput if options.direct => {
-            "; its file system has no O_DIRECT, leave --direct out"
-        }
-        _ => "",
-    };
-    format!("cannot be opened: {error}{remedy}")
 }
 
 /// What the kernel asks of O_DIRECT on this file.

@@ -8,11 +8,13 @@ mod device;
 mod discard;
 #[allow(unsafe_code)]
 mod engine;
+mod format;
 mod handler;
 mod image;
 mod lock;
 mod options;
 mod request;
+mod source;
 mod throttle;
 
 pub use device::Block;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The command line options of the block device.
 
+use std::os::fd::RawFd;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -35,8 +36,19 @@ pub enum Discard {
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Raw image file or block device that the guest sees as its disk.
-    #[arg(long, value_name = "PATH")]
-    pub blk_file: PathBuf,
+    ///
+    /// /dev/fd/N is the file that was inherited under the number N, as with --blk-fd.
+    #[arg(
+        long,
+        value_name = "PATH",
+        required_unless_present = "blk_fd",
+        conflicts_with = "blk_fd"
+    )]
+    pub blk_file: Option<PathBuf>,
+
+    /// The same, as a file that was opened before and is inherited as file descriptor FDNUM. It needs no permissions, and no name.
+    #[arg(long, value_name = "FDNUM", value_parser = clap::value_parser!(RawFd).range(3..))]
+    pub blk_fd: Option<RawFd>,
 
     /// Refuse all writes; the guest sees a read-only disk.
     #[arg(long)]
@@ -46,12 +58,12 @@ pub struct Options {
     #[arg(long)]
     pub incoming: bool,
 
-    /// Serial number that the guest sees, of 20 bytes at most.
-    #[arg(long, value_name = "STRING", default_value = "vhost-device-block", value_parser = serial)]
-    pub serial: String,
+    /// Serial number that the guest sees, of 20 bytes at most. By default made of the numbers of the image's device and inode.
+    #[arg(long, value_name = "STRING", value_parser = serial)]
+    pub serial: Option<String>,
 
     /// Queues that a front-end may use, 1 to 256.
-    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub num_queues: u16,
 
     /// Descriptors that a queue may have: a power of two, 2 to 32768.
@@ -61,6 +73,11 @@ pub struct Options {
     /// Size of a logical block in bytes: 512 or 4096. The image is cut down to whole blocks.
     #[arg(long, value_name = "BYTES", default_value = "512", value_parser = logical_block_size)]
     pub logical_block_size: u32,
+
+    /// Size of a physical block in bytes, which the guest aligns to: a power of two, 512 to 65536. By default that of the device, or of
+    /// the file system's blocks, but no more than 4096 then.
+    #[arg(long, value_name = "BYTES", value_parser = physical_block_size)]
+    pub physical_block_size: Option<u32>,
 
     /// Bypass the host's page cache (O_DIRECT).
     #[arg(long)]
@@ -108,6 +125,13 @@ fn queue_size(text: &str) -> Result<u16, String> {
         .ok()
         .filter(|size: &u16| size.is_power_of_two() && (2..=32768).contains(size))
         .ok_or_else(|| "must be a power of two from 2 to 32768".to_owned())
+}
+
+fn physical_block_size(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|size: &u32| size.is_power_of_two() && (512..=65536).contains(size))
+        .ok_or_else(|| "must be a power of two from 512 to 65536".to_owned())
 }
 
 fn logical_block_size(text: &str) -> Result<u32, String> {

@@ -109,6 +109,8 @@ struct State {
     bytes: Option<Bucket>,
     /// The earliest start that a request may have.
     virtual_time: Duration,
+    queues: usize,
+    /// Those of the queues up to the last that had a request: all of them are looked at for each request.
     shares: Vec<Share>,
 }
 
@@ -118,7 +120,8 @@ impl State {
             requests: requests.map(|limit| Bucket::new(limit, 1)),
             bytes: bytes.map(|limit| Bucket::new(limit, 1)),
             virtual_time: Duration::ZERO,
-            shares: vec![Share::default(); queues.into()],
+            queues: queues.into(),
+            shares: Vec::new(),
         }
     }
 
@@ -130,6 +133,9 @@ impl State {
     }
 
     fn start(&mut self, queue: usize, bytes: u64, now: Duration) -> Result<(), Duration> {
+        if queue >= self.shares.len() && queue < self.queues {
+            self.shares.resize(queue + 1, Share::default());
+        }
         let Some(share) = self.shares.get(queue) else {
             return Ok(());
         };

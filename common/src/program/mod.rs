@@ -36,6 +36,7 @@ use control::Control;
 use sandbox::Access;
 use service::{ServiceManager, State};
 use signals::Signals;
+pub use socket::inherited;
 use socket::{Listener, Source};
 use stats_socket::StatsSocket;
 use turn::Turn;

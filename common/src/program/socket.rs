@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::Mode;
-use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd, retry_on_intr};
+use rustix::io::{Errno, FdFlags, fcntl_dupfd_cloexec, fcntl_getfd, fcntl_setfd, retry_on_intr};
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
@@ -38,6 +38,21 @@ pub enum Source {
         /// Permissions of the socket file.
         mode: u32,
     },
+}
+
+/// Duplicates a file that was inherited under a number: for devices whose options name one. The number stays open.
+///
+/// # Errors
+/// There is no such file.
+#[allow(unsafe_code)]
+pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
+    // The one number that stands for none.
+    if number == -1 {
+        return Err(Errno::BADF.into());
+    }
+    // SAFETY: the borrow ends with this call; a number that is not open makes it fail.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    Ok(fcntl_dupfd_cloexec(borrowed, 3)?)
 }
 
 impl Source {

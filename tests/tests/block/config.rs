@@ -141,7 +141,7 @@ fn block_size_and_topology_tell_the_blocks_of_guest_and_host() {
     for block in [512, 4096] {
         let (device, front_end) = start(IMAGE_SIZE, &[&format!("--logical-block-size={block}")]);
         assert_eq!(field(&front_end, 20, 4), block, "blk_size");
-        let physical = device.image.metadata().unwrap().blksize();
+        let physical = device.image.metadata().unwrap().blksize().min(4096);
         let exponent = field(&front_end, 24, 1);
         assert_eq!(block << exponent, physical, "physical_block_exp {exponent}");
         assert_eq!(field(&front_end, 25, 1), 0, "alignment_offset");
@@ -174,7 +174,7 @@ fn a_request_of_seg_max_segments_fits_the_largest_ring_and_one_of_128() {
 #[test]
 fn num_queues_is_what_the_options_say() {
     for (arguments, expected) in [
-        (&[][..], 16),
+        (&[][..], 64),
         (&["--num-queues=1"], 1),
         (&["--num-queues=256"], 256),
     ] {
@@ -191,7 +191,7 @@ fn limits_of_discard_and_write_zeroes_are_set() {
         assert!(limits.sectors > 0);
         assert_eq!(limits.segments, 16);
     }
-    let physical = device.image.metadata().unwrap().blksize();
+    let physical = device.image.metadata().unwrap().blksize().min(4096);
     assert_eq!(
         field(&front_end, 44, 4) * 512,
         physical,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! An image that grows under its guest: SIGHUP has it measured again. It does not shrink.
 
+use std::fs;
 use std::os::unix::fs::FileExt;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -49,6 +50,27 @@ impl Device {
             assert!(Instant::now() < deadline, "{}", self.program.stderr());
             thread::sleep(Duration::from_millis(2));
         }
+    }
+}
+
+/// Whoever replaced the file, as `cp --remove-destination` and many tools do, is to know that the guest does not see the new one.
+fn a_path_that_names_another_file_is_told_of(variant: Variant) {
+    const OTHER: &str = "another file now";
+    const GONE: &str = "no file any more";
+    let mut device = variant.start(&noise(1, IMAGE_SIZE), &[]);
+    device.measure(SAME);
+    let kept = device.image.with_file_name("kept");
+    fs::rename(&device.image, &kept).unwrap();
+    let line = device.measure(GONE);
+    assert!(line.contains(device.image.to_str().unwrap()), "{line}");
+    fs::write(&device.image, noise(2, 2 * IMAGE_SIZE)).unwrap();
+    let line = device.measure(OTHER);
+    assert!(line.contains(device.image.to_str().unwrap()), "{line}");
+    fs::rename(&kept, &device.image).unwrap();
+    device.measure(SAME);
+    let log = device.program.stderr();
+    for line in [OTHER, GONE] {
+        assert_eq!(log.matches(line).count(), 1, "{log}");
     }
 }
 
@@ -300,6 +322,7 @@ fn an_image_is_measured_when_it_is_taken_over(variant: Variant) {
 }
 
 crate::for_each_variant![
+    a_path_that_names_another_file_is_told_of,
     a_driver_is_told_and_uses_what_is_new,
     an_image_may_grow_more_than_once_and_in_whole_blocks_only,
     a_guest_keeps_its_size_when_the_image_shrinks,

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Recognizes images of other formats, which are served as they are: a guest may have written what they begin with, so nothing but the
+//! person who started the program can tell.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// Bytes that are looked at.
+const LENGTH: usize = 4096;
+
+/// What images of a format have at an offset.
+const SIGNATURES: [(&str, usize, &[u8]); 7] = [
+    ("a qcow2 image", 0, b"QFI\xfb"),
+    ("a LUKS volume", 0, b"LUKS\xba\xbe"),
+    ("a VHDX image", 0, b"vhdxfile"),
+    ("a VMDK image", 0, b"KDMV"),
+    ("a VMDK image", 0, b"COWD"),
+    ("a VMDK image", 0, b"# Disk DescriptorFile"),
+    ("a VDI image", 64, &[0x7f, 0x10, 0xda, 0xbe]),
+];
+
+/// Aligned as O_DIRECT wants it.
+#[repr(align(4096))]
+struct Buffer([u8; LENGTH]);
+
+/// What an image looks like that has another format than raw, as far as can be told.
+pub fn other_than_raw(image: &File) -> Option<&'static str> {
+    let mut buffer = Buffer([0; LENGTH]);
+    image.read_at(&mut buffer.0, 0).ok()?;
+    let is = |offset, signature| {
+        let bytes: Option<&[u8]> = buffer.0.get(offset..);
+        bytes.is_some_and(|bytes| bytes.starts_with(signature))
+    };
+    let found = SIGNATURES.iter();
+    found
+        .copied()
+        .find_map(|(name, offset, signature)| is(offset, signature).then_some(name))
+}
