@@ -143,6 +143,17 @@ impl ManualDisplay {
         self.0.write_all(&[&header, payload].concat()).unwrap();
     }
 
+    /// How many bytes the display is sent until nothing more comes. The device keeps the socket open.
+    fn told_until_silent(&mut self) -> usize {
+        let mut told = Vec::new();
+        self.0.set_read_timeout(Some(QUIET)).unwrap();
+        let silent = self.0.read_to_end(&mut told);
+        self.0.set_read_timeout(Some(PATIENCE)).unwrap();
+        let silent = silent.expect_err("the device has closed its end");
+        assert_eq!(silent.kind(), std::io::ErrorKind::WouldBlock);
+        told.len()
+    }
+
     /// Reads what is left, until the device closes its end.
     fn wait_until_closed(mut self) {
         if let Err(error) = std::io::copy(&mut self.0, &mut std::io::sink()) {

@@ -271,3 +271,38 @@ fn a_driver_that_is_loaded_again_draws_again() {
     gpu.wait_for_log("a display is connected", 2);
     assert_eq!(guest.qemu_stderr(), "");
 }
+
+#[test]
+#[ignore = "boots a guest"]
+fn a_headless_device_has_a_screen_for_the_guest_and_leaves_qemu_in_peace() {
+    const IDLE: Duration = Duration::from_secs(5);
+    let gpu = Gpu::start(&["--headless"]);
+    let mut guest = gpu
+        .machine(
+            "gpu-headless",
+            "",
+            r#"
+            echo "@edid $(wc -c < /sys/class/drm/card0-Virtual-1/edid)"
+            echo "@mode $(head -n 1 /sys/class/drm/card0-Virtual-1/modes)"
+            echo "@errors $(dmesg | grep -c -i 'drm.*error' || true)"
+            rows '\0\0\377\0' "$height" > /dev/fb0
+            echo "@drawn $width $height"
+            sleep 60
+            "#,
+        )
+        .start()
+        .unwrap();
+    assert_eq!(guest.wait("edid").unwrap(), "128");
+    assert_eq!(guest.wait("mode").unwrap(), "1024x768");
+    assert_eq!(guest.wait("errors").unwrap(), "0");
+    assert_eq!(guest.wait("drawn").unwrap(), "1024 768");
+    let before = guest.qemu_processor_time().unwrap();
+    std::thread::sleep(IDLE);
+    let taken = guest.qemu_processor_time().unwrap() - before;
+    assert_eq!(guest.qemu_stderr(), "");
+    assert!(
+        taken < IDLE / 8,
+        "an idle guest takes {taken:?} of {IDLE:?}"
+    );
+    assert!(!gpu.program.stderr().contains("warn: "));
+}

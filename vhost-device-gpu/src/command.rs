@@ -7,19 +7,18 @@ use vhost_device_common::chain::{Chain, ChainError};
 use virtio_bindings::virtio_gpu as gpu;
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::display::{Query, Source};
+use crate::display::{Display, Query, Source};
+use crate::edid;
 use crate::format::Format;
 use crate::protocol::{
-    AttachBacking, CURSOR_SIZE, Create2d, Cursor, DisplayMode, Flush, Header, MAX_SCANOUTS,
-    MemoryEntry, Number, Refusal, Response, SetScanout, Transfer2d,
+    AttachBacking, CURSOR_SIZE, Create2d, Cursor, DisplayMode, EdidHead, Flush, Header, MAX_EDID,
+    MAX_SCANOUTS, MemoryEntry, Number, Refusal, Response, SetScanout, Transfer2d,
 };
 use crate::rectangle::Rectangle;
 use crate::resource::{Backing, MAX_ENTRIES, Resource};
 use crate::state::State;
 use crate::three_d::{self, ThreeD};
 
-/// Size of the only mode of a display that is not there.
-const DEFAULT_MODE: (u32, u32) = (1024, 768);
 /// Width and height of a scanout at most: displays count in 16 bits, with a sign.
 const MAX_SCANOUT_SIDE: u32 = i16::MAX as u32;
 /// Bytes of the header at the front of an answer of the display, which is the response to the driver.
@@ -153,36 +152,42 @@ pub fn control(
     Ok(Outcome::Done(no_data()))
 }
 
-/// The response to a command that the display has answered, or could not.
-pub fn answered(query: Query, answer: Option<&[u8]>) -> Response {
-    match query {
-        Query::DisplayInfo => Response {
-            kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_DISPLAY_INFO,
-            body: match answer {
-                Some(answer) => answer.get(HEADER_SIZE..).unwrap_or_default().to_vec(),
-                None => default_display_info(),
-            },
-        },
-        Query::Edid { .. } => match answer.and_then(|answer| answer.get(HEADER_SIZE..)) {
-            Some(edid) => Response {
-                kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_EDID,
-                body: edid.to_vec(),
-            },
-            None => Refusal::Unspecified.into(),
-        },
-        Query::ProtocolFeatures | Query::Shown { .. } => Refusal::Unspecified.into(),
+/// The response to a command that the display has answered.
+pub fn answered(query: Query, answer: &[u8]) -> Response {
+    let kind = match query {
+        Query::DisplayInfo => gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_DISPLAY_INFO,
+        Query::Edid { .. } => gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_EDID,
+        Query::ProtocolFeatures | Query::Shown { .. } => return Refusal::Unspecified.into(),
+    };
+    Response {
+        kind,
+        body: answer.get(HEADER_SIZE..).unwrap_or_default().to_vec(),
     }
 }
 
-/// One screen, which nobody looks at.
-fn default_display_info() -> Vec<u8> {
-    let mut modes = [DisplayMode::default(); MAX_SCANOUTS];
-    if let Some(mode) = modes.first_mut() {
-        mode.rectangle.width = DEFAULT_MODE.0.into();
-        mode.rectangle.height = DEFAULT_MODE.1.into();
-        mode.enabled = 1.into();
-    }
-    modes.as_bytes().to_vec()
+/// The response to a command that no display has answered: one screen. What its EDID is, a display that is there would have to say.
+pub fn unanswered(query: Query, display: &Display) -> Response {
+    let body = match query {
+        Query::DisplayInfo => {
+            let mut modes = [DisplayMode::default(); MAX_SCANOUTS];
+            let [first, ..] = &mut modes;
+            first.rectangle.width = edid::MODE.0.into();
+            first.rectangle.height = edid::MODE.1.into();
+            first.enabled = 1.into();
+            [&[0; HEADER_SIZE], modes.as_bytes()].concat()
+        }
+        Query::Edid { .. } if !display.is_connected() => {
+            let head = EdidHead {
+                size: (edid::EDID.len() as u32).into(),
+                padding: 0.into(),
+            };
+            let mut body = [&[0; HEADER_SIZE], head.as_bytes(), &edid::EDID].concat();
+            body.resize(HEADER_SIZE + size_of::<EdidHead>() + MAX_EDID, 0);
+            body
+        }
+        _ => return Refusal::Unspecified.into(),
+    };
+    answered(query, &body)
 }
 
 fn check_scanout(scanout: u32) -> Result<(), Refusal> {

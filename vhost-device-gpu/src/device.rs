@@ -108,11 +108,11 @@ impl Device for Gpu {
     }
 
     fn set_gpu_socket(&self, socket: UnixStream) -> Result<(), UnixStream> {
+        let display = &mut self.shared.lock().display;
         if self.headless {
-            return Ok(());
-        }
-        if let Err(error) = self.shared.lock().display.connect(socket) {
-            warn_limited(format_args!("the display can not be used: {error}"));
+            display.keep(socket);
+        } else if let Err(error) = display.connect(socket) {
+            warn_limited(format_args!("the display cannot be used: {error}"));
         }
         Ok(())
     }

@@ -16,7 +16,7 @@ use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
 use zerocopy::IntoBytes;
 
-use crate::command::{self, Outcome, answered, no_data, read};
+use crate::command::{self, Outcome, answered, no_data, read, unanswered};
 use crate::display::Query;
 use crate::protocol::{Header, Refusal, Response};
 use crate::state::{Shared, State};
@@ -131,7 +131,8 @@ impl GpuHandler {
                     if state.display.ask(query) {
                         self.hold(&mut state, queue, chain, header, Wait::Answer(query));
                     } else {
-                        self.finish(chain, header, answered(query, None));
+                        let response = unanswered(query, &state.display);
+                        self.finish(chain, header, response);
                     }
                 }
                 Err(refusal) => {
@@ -257,27 +258,26 @@ impl GpuHandler {
         let Some(held) = &self.held else { return };
         let response = match held.wait {
             Wait::Flush if display.is_flushed() => no_data(),
-            Wait::Answer(query) if answer.is_some() || !display.is_asked() => {
-                answered(query, answer.as_deref())
-            }
-            _ => return,
+            Wait::Answer(query) => match answer {
+                Some(answer) => answered(query, &answer),
+                None if !display.is_asked() => unanswered(query, display),
+                None => return,
+            },
+            Wait::Flush => return,
         };
         self.release(queue, response);
     }
 
     /// Answers the command that waits, without the display.
     fn give_up(&mut self, queue: &mut Queue) {
-        let response = match &self.held {
-            None => return,
-            Some(Held {
-                wait: Wait::Flush, ..
-            }) => no_data(),
-            Some(Held {
-                wait: Wait::Answer(query),
-                ..
-            }) => answered(*query, None),
+        let Some(held) = &self.held else { return };
+        let mut state = self.shared.lock();
+        let response = match held.wait {
+            Wait::Flush => no_data(),
+            Wait::Answer(query) => unanswered(query, &state.display),
         };
-        self.shared.lock().display.forget_question();
+        state.display.forget_question();
+        drop(state);
         self.release(queue, response);
     }
 

@@ -9,6 +9,7 @@ mod command;
 mod device;
 mod display;
 mod dmabuf;
+mod edid;
 mod format;
 mod handler;
 mod options;

@@ -25,7 +25,7 @@ pub struct Options {
     #[arg(long)]
     pub no_dmabuf: bool,
 
-    /// Do without a display: what the guest draws is kept, and nobody sees it.
+    /// Do without a display: the guest has one screen of 1024x768, and nobody sees what it draws.
     #[arg(long)]
     pub headless: bool,
 }

@@ -18,6 +18,8 @@ use crate::rectangle::Rectangle;
 
 /// Scanouts that a device has at most.
 pub const MAX_SCANOUTS: usize = 16;
+/// Bytes of the response to GET_EDID that may be EDID.
+pub const MAX_EDID: usize = 1024;
 /// Width and height of a cursor.
 pub const CURSOR_SIZE: u32 = 64;
 
@@ -151,6 +153,11 @@ layout! {
         level: U32,
         stride: U32,
         layer_stride: U32,
+    }
+    /// The response to GET_EDID, before its [`MAX_EDID`] bytes.
+    EdidHead: 8 {
+        size: U32,
+        padding: U32,
     }
     /// One display in the response to GET_DISPLAY_INFO.
     DisplayMode: 24 {

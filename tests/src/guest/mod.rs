@@ -379,6 +379,11 @@ impl Guest {
     pub fn qemu_stderr(&self) -> String {
         self.qemu.stderr()
     }
+
+    /// The processor time that QEMU has taken so far.
+    pub fn qemu_processor_time(&self) -> Result<Duration, GuestError> {
+        Ok(self.qemu.processor_time()?)
+    }
 }
 
 fn ended(qemu: &mut Program) -> Result<Option<String>, GuestError> {

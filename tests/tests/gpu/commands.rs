@@ -199,12 +199,6 @@ fn what_can_not_be_is_refused() {
             number::INVALID_SCANOUT_ID,
         ),
         (
-            "EDID without a display",
-            number::GET_EDID,
-            words(&[0, 0]),
-            number::UNSPEC,
-        ),
-        (
             "a set of capabilities",
             0x108,
             words(&[0, 0]),

@@ -110,6 +110,8 @@ pub struct Display {
     /// Becomes readable when there is something to do.
     events: Arc<OwnedFd>,
     link: Option<Link>,
+    /// A display that is not used. QEMU waits with one CPU for what comes from a socket whose other end is closed.
+    unused: Option<UnixStream>,
     outputs: [Output; MAX_SCANOUTS],
     /// The question to ask next.
     question: Option<Query>,
@@ -122,6 +124,7 @@ impl Display {
         Ok(Self {
             events: Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?),
             link: None,
+            unused: None,
             outputs: Default::default(),
             question: None,
             progress: 0,
@@ -162,11 +165,23 @@ impl Display {
         Ok(())
     }
 
+    /// Keeps the socket of a display open until the next one comes or the device is reset, and does not use it.
+    pub fn keep(&mut self, socket: UnixStream) {
+        self.disconnect();
+        self.unused = Some(socket);
+    }
+
+    /// Whether there is a display.
+    pub fn is_connected(&self) -> bool {
+        self.link.is_some()
+    }
+
     /// Lets go of the display. What is shown is remembered for the next one.
     pub fn disconnect(&mut self) {
         if let Some(link) = self.link.take() {
             let _ = epoll::delete(&*self.events, &link.socket);
         }
+        self.unused = None;
         self.question = None;
     }
 
@@ -338,11 +353,15 @@ impl Display {
     }
 
     fn leave<T: Default>(&mut self, error: &DisplayError) -> T {
+        let link = self.link.take();
+        self.disconnect();
         match error {
             DisplayError::Closed => info_limited(format_args!("the display is gone")),
-            error => warn_limited(format_args!("the display is not used any more: {error}")),
+            error => {
+                warn_limited(format_args!("the display is not used any more: {error}"));
+                self.unused = link.map(|link| link.socket);
+            }
         }
-        self.disconnect();
         T::default()
     }
 
