@@ -29,6 +29,8 @@ mod scanouts;
 mod state;
 #[path = "gpu/stuck.rs"]
 mod stuck;
+#[path = "gpu/unanswered.rs"]
+mod unanswered;
 #[path = "gpu/virgl.rs"]
 mod virgl;
 
@@ -121,9 +123,22 @@ impl ManualDisplay {
     }
 
     fn greet(&mut self, features: u64) {
-        assert_eq!(self.receive(), (1, Vec::new()));
+        self.is_greeted();
         self.answer(1, &features.to_ne_bytes());
+        self.answer(3, &[0; 408]);
         assert_eq!(self.receive(), (2, (features & 3).to_ne_bytes().to_vec()));
+    }
+
+    /// It is asked for its features, and something that it answers in any case.
+    fn is_greeted(&mut self) {
+        assert_eq!(self.receive(), (1, Vec::new()));
+        assert_eq!(self.receive(), (3, Vec::new()));
+    }
+
+    /// It is asked for an EDID, and something that it answers in any case.
+    fn is_asked_for_edid(&mut self, scanout: u32) {
+        assert_eq!(self.receive(), (11, words(&[scanout])));
+        assert_eq!(self.receive(), (3, Vec::new()));
     }
 
     /// The next request, and its payload.

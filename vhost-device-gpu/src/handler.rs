@@ -304,6 +304,9 @@ impl GpuHandler {
         ));
         self.shared.lock().display.stop_waiting();
         self.give_up(queue);
+        // It may be used without an answer.
+        let shared = Arc::clone(&self.shared);
+        self.advance(&mut shared.lock(), queue, false);
     }
 
     fn respond(&mut self, chain: Chain, header: &Header, response: &Response) {

@@ -274,7 +274,7 @@ fn a_display_that_talks_nonsense_is_left_and_the_next_one_is_used() {
         words(&[1, 0, 8, 3, 0]),
         words(&[1, 4, 0xffff_ffff, 3, 0]),
         vec![0xff; 1000],
-        words(&[1, 4, 8, 3, 0, 3, 4, 408]),
+        words(&[1, 4, 8, 3, 0, 11, 4, 1056]),
     ] {
         let mut driver = device.connect();
         let mut nobody = ManualDisplay::connect(&driver);

@@ -86,9 +86,13 @@ impl GlDisplay {
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut display = Self(ours);
         display.told().assert(1, &[]);
-        let answer = [words(&[1, 4, 8]), features.to_ne_bytes().to_vec()];
-        display.0.write_all(&answer.concat()).unwrap();
-        display.told().assert(2, &[features as u32, 0]);
+        display.told().assert(3, &[]);
+        let features = features.to_ne_bytes().to_vec();
+        let info = [words(&[3, 4, 408]), vec![0; 408]].concat();
+        let answers = [words(&[1, 4, 8]), features.clone(), info];
+        display.0.write_all(&answers.concat()).unwrap();
+        let told = display.told();
+        assert_eq!((told.request, told.payload), (2, features));
         display
     }
 

@@ -5,7 +5,9 @@
 //! room for is sent when it has, and then as it is by then.
 
 mod message;
+mod output;
 
+use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -26,14 +28,16 @@ use crate::protocol::MAX_SCANOUTS;
 use crate::rectangle::Rectangle;
 use crate::resource::Resources;
 pub use message::Query;
-use message::{
-    FEATURE_DMABUF2, FEATURE_EDID, HEADER_SIZE, MAX_UPDATE_PIXELS, Outgoing, Request, Update,
-    cursor_update, message,
-};
+use message::{FEATURE_DMABUF2, FEATURE_EDID, HEADER_SIZE, Outgoing, Request, message};
+pub use output::{Cursor, Source};
+use output::{Output, whole};
 
 /// Room for what the display has yet to read, in bytes; the kernel doubles it. Twice the usual room halves how often a large
 /// picture wakes both sides. With more, flushes would be done long before their picture is seen.
 const SEND_BUFFER: usize = 208 << 10;
+
+/// Questions that wait for their answers at most: a display that answers none is not asked more.
+const MAX_ASKED: usize = 64;
 
 /// Why a display is given up.
 #[derive(Debug, Error)]
@@ -48,60 +52,29 @@ enum DisplayError {
     Resource,
 }
 
-/// What of a resource a scanout shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Source {
-    pub resource: u32,
-    pub rectangle: Rectangle,
-}
-
-/// A cursor, and what the display has yet to learn of it.
-#[derive(Debug, Default)]
-pub struct Cursor {
-    pub x: u32,
-    pub y: u32,
-    pub hot_x: u32,
-    pub hot_y: u32,
-    pub visible: bool,
-    /// Empty until the driver has set one.
-    pub image: Vec<u32>,
-    moved: bool,
-    changed: bool,
-}
-
-/// One scanout, and what the display has yet to learn of it.
-#[derive(Debug, Default)]
-struct Output {
-    source: Option<Source>,
-    /// What the display takes the picture from, where the renderer has given that out.
-    buffer: Option<Arc<Dmabuf>>,
-    /// The display was told of a buffer.
-    has_buffer: bool,
-    /// What is shown is to be told before anything else.
-    announce: bool,
-    /// What is to be shown anew, in coordinates of the scanout.
-    dirty: Option<Rectangle>,
-    cursor: Cursor,
-}
-
 /// A connected display.
 #[derive(Debug)]
 struct Link {
     socket: UnixStream,
-    /// The protocol features are agreed upon.
+    /// What it can do is known.
     ready: bool,
     features: u64,
+    /// It is to be told which of its features are used.
+    agrees: bool,
     /// The message that is being sent.
     outgoing: Option<Outgoing>,
-    /// The question that was asked, and what came of its answer.
-    asked: Option<Query>,
+    /// The question to ask next.
+    question: Option<Query>,
+    /// The questions that were asked. Answers come in this order, so that one which comes settles those before it.
+    asked: VecDeque<Query>,
+    /// What has come of the next answer.
     answer: Vec<u8>,
-    /// Nobody waits for the answer any more.
-    too_late: bool,
     /// Whether to be told when there is room for more.
     watches_room: bool,
-    /// It did nothing for so long that no flush waits for it, until it does something.
+    /// It did nothing for so long that nobody waits for it, until it does something.
     stalled: bool,
+    /// It answered nothing for so long that no question waits for it, until it answers one.
+    silent: bool,
 }
 
 /// The display.
@@ -113,7 +86,7 @@ pub struct Display {
     /// A display that is not used. QEMU waits with one CPU for what comes from a socket whose other end is closed.
     unused: Option<UnixStream>,
     outputs: [Output; MAX_SCANOUTS],
-    /// The question to ask next.
+    /// The question that a command waits for the answer to.
     question: Option<Query>,
     /// Counts what comes, and the pictures that go, so that one sees whether the display is alive.
     progress: u64,
@@ -143,17 +116,21 @@ impl Display {
         self.disconnect();
         watch(&self.events, socket.as_fd())?;
         let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER);
-        self.link = Some(Link {
+        let mut link = Link {
             socket,
             ready: false,
             features: 0,
-            outgoing: Some(Outgoing::bytes(Query::ProtocolFeatures.message())),
-            asked: Some(Query::ProtocolFeatures),
+            agrees: false,
+            outgoing: None,
+            question,
+            asked: VecDeque::new(),
             answer: Vec::new(),
-            too_late: false,
             watches_room: true,
             stalled: false,
-        });
+            silent: false,
+        };
+        link.outgoing = Some(link.ask(Query::ProtocolFeatures));
+        self.link = Some(link);
         self.question = question;
         for output in &mut self.outputs {
             output.announce = output.source.is_some();
@@ -289,21 +266,26 @@ impl Display {
         }
     }
 
-    /// Asks the display something. Returns whether there is one that can answer.
+    /// Asks the display something. Returns whether its answer is worth waiting for.
     pub fn ask(&mut self, query: Query) -> bool {
-        let can = match &self.link {
-            None => false,
-            Some(link) => !link.ready || link.can_answer(query),
+        let Some(link) = self.link.as_mut() else {
+            return false;
         };
-        self.question = can.then_some(query);
-        can
+        if link.ready && !link.can_answer(query) {
+            return false;
+        }
+        // One that is silent is asked too: it may answer again.
+        link.question = Some(query);
+        let answers = !link.silent && !link.stalled;
+        self.question = answers.then_some(query);
+        answers
     }
 
     /// Takes back the question, whose answer nobody waits for any more.
     pub fn forget_question(&mut self) {
-        let question = self.question.take();
+        self.question = None;
         if let Some(link) = &mut self.link {
-            link.too_late |= question.is_some() && link.asked == question;
+            link.question = None;
         }
     }
 
@@ -313,14 +295,16 @@ impl Display {
             return true;
         };
         let sends = matches!(link.outgoing, Some(Outgoing::Update(_)));
-        let shows = matches!(link.asked, Some(Query::Shown { .. }));
-        !sends && !shows && self.outputs.iter().all(|output| output.dirty.is_none())
+        !sends && !link.is_showing() && self.outputs.iter().all(|output| output.dirty.is_none())
     }
 
-    /// The display has done nothing for too long: has no flush wait for it until it does something.
+    /// The display has done nothing for too long: has nobody wait for it until it does something. One that has not told its features is
+    /// used without any.
     pub fn stop_waiting(&mut self) {
         if let Some(link) = &mut self.link {
             link.stalled = true;
+            link.silent |= self.question.is_some();
+            link.ready = true;
         }
     }
 
@@ -337,8 +321,11 @@ impl Display {
     /// Sends what can be without waiting, and receives: an answer that is due, or, with `readable`, whatever there is.
     /// Returns the answer to the question, when it has come.
     pub fn advance(&mut self, resources: &Resources, readable: bool) -> Option<Vec<u8>> {
-        self.exchange(resources, readable)
-            .unwrap_or_else(|error| self.leave(&error))
+        let mut answer = None;
+        if let Err(error) = self.exchange(resources, readable, &mut answer) {
+            self.leave(&error);
+        }
+        answer
     }
 
     /// Sends what can be without waiting. It is left to [`Display::advance`] to see what comes, and that all is sent.
@@ -352,7 +339,7 @@ impl Display {
         }
     }
 
-    fn leave<T: Default>(&mut self, error: &DisplayError) -> T {
+    fn leave(&mut self, error: &DisplayError) {
         let link = self.link.take();
         self.disconnect();
         match error {
@@ -362,33 +349,30 @@ impl Display {
                 self.unused = link.map(|link| link.socket);
             }
         }
-        T::default()
     }
 
     fn exchange(
         &mut self,
         resources: &Resources,
         readable: bool,
-    ) -> Result<Option<Vec<u8>>, DisplayError> {
+        answer: &mut Option<Vec<u8>>,
+    ) -> Result<(), DisplayError> {
         let is_due = |display: &Self| {
-            display
-                .link
-                .as_ref()
-                .is_some_and(|link| link.asked.is_some())
+            let link = display.link.as_ref();
+            link.is_some_and(|link| !link.asked.is_empty())
         };
-        let mut answer = match readable || is_due(self) {
-            true => self.receive()?,
-            false => None,
-        };
+        if readable || is_due(self) {
+            self.receive(answer)?;
+        }
         while self.send(resources)? {
             if answer.is_none() && is_due(self) {
-                answer = self.receive()?;
+                self.receive(answer)?;
             }
         }
         if let Some(link) = self.link.as_mut().filter(|link| link.outgoing.is_none()) {
             link.watch_room(&self.events, false)?;
         }
-        Ok(answer)
+        Ok(())
     }
 
     /// Sends one message, or what there is room for of it. Returns whether there may be room for another.
@@ -442,6 +426,11 @@ impl Display {
         if link.outgoing.is_some() || !link.ready {
             return None;
         }
+        if std::mem::take(&mut link.agrees) {
+            let features = [link.features as u32, (link.features >> 32) as u32];
+            let message = message(Request::SetProtocolFeatures, &features);
+            return Some(Outgoing::bytes(message));
+        }
         let mut outputs = (0..).zip(&mut self.outputs);
         let features = link.features;
         if let Some(message) =
@@ -449,12 +438,11 @@ impl Display {
         {
             return Some(message);
         }
-        if let Some(query) = self.question
-            && link.asked.is_none()
+        if link.asked.len() < MAX_ASKED
+            && let Some(query) = link.question.take()
         {
             if link.can_answer(query) {
-                link.asked = Some(query);
-                return Some(Outgoing::bytes(query.message()));
+                return Some(link.ask(query));
             }
             self.question = None;
         }
@@ -463,30 +451,45 @@ impl Display {
                 if let Some(update) = output.next_update(number) {
                     return Some(Outgoing::Update(update));
                 }
-            } else if link.asked.is_none()
+            } else if !link.is_showing()
                 && let Some(part) = output.dirty.take()
             {
                 let scanout = number;
-                let query = Query::Shown { scanout, part };
-                link.asked = Some(query);
-                return Some(Outgoing::bytes(query.message()));
+                return Some(link.ask(Query::Shown { scanout, part }));
             }
         }
         None
     }
 
-    /// Takes what has come of an answer. Gives the payload of one that someone waits for.
-    fn receive(&mut self) -> Result<Option<Vec<u8>>, DisplayError> {
+    /// Takes all that has come. Gives the payload of the answer that a command waits for.
+    fn receive(&mut self, awaited: &mut Option<Vec<u8>>) -> Result<(), DisplayError> {
         let Some(link) = &mut self.link else {
-            return Ok(None);
+            return Ok(());
         };
         loop {
-            let size = link
-                .asked
-                .map_or(1, |query| HEADER_SIZE + query.answer_size());
-            link.answer
-                .reserve_exact(size.saturating_sub(link.answer.len()));
+            let header = link.answer.get(..HEADER_SIZE);
+            let place = header.map(|header| link.place(header)).transpose()?;
+            let size = match place {
+                Some((_, query)) => HEADER_SIZE + query.answer_size(),
+                None if link.asked.is_empty() => 1,
+                None => HEADER_SIZE,
+            };
             let room = size.saturating_sub(link.answer.len());
+            if let Some((index, query)) = place
+                && room == 0
+            {
+                let answer = std::mem::take(&mut link.answer).split_off(HEADER_SIZE);
+                link.settle(index, &answer);
+                if self.question == Some(query) {
+                    // It may have been asked for another reason, and be to be asked yet.
+                    (self.question, link.question) = (None, None);
+                    *awaited = Some(answer);
+                }
+                if self.question.is_some_and(|query| !link.is_asking(query)) {
+                    self.question = None;
+                }
+                continue;
+            }
             let mut chunk = Vec::with_capacity(room);
             match recv(
                 &link.socket,
@@ -494,7 +497,7 @@ impl Display {
                 RecvFlags::DONTWAIT,
             ) {
                 Ok(_) => {}
-                Err(Errno::AGAIN) => return Ok(None),
+                Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => continue,
                 Err(Errno::CONNRESET) => return Err(DisplayError::Closed),
                 Err(errno) => return Err(errno.into()),
@@ -502,35 +505,12 @@ impl Display {
             if chunk.is_empty() {
                 return Err(DisplayError::Closed);
             }
+            if link.asked.is_empty() {
+                return Err(DisplayError::Answer(None));
+            }
             self.progress = self.progress.wrapping_add(1);
             link.stalled = false;
             link.answer.extend_from_slice(&chunk);
-            let query = link.asked.ok_or(DisplayError::Answer(None))?;
-            if let Some(header) = link.answer.get(..HEADER_SIZE)
-                && !query.is_answered_by(header)
-            {
-                return Err(DisplayError::Answer(Some(query)));
-            }
-            if link.answer.len() < size {
-                continue;
-            }
-            let answer = std::mem::take(&mut link.answer).split_off(HEADER_SIZE);
-            let too_late = std::mem::take(&mut link.too_late);
-            link.asked = None;
-            if query == Query::ProtocolFeatures {
-                link.features =
-                    u64::read_from_bytes(&answer).unwrap_or(0) & (FEATURE_EDID | FEATURE_DMABUF2);
-                let features = [link.features as u32, (link.features >> 32) as u32];
-                link.outgoing = Some(Outgoing::bytes(message(
-                    Request::SetProtocolFeatures,
-                    &features,
-                )));
-                link.ready = true;
-                info_limited(format_args!("a display is connected"));
-            } else if !too_late && self.question == Some(query) {
-                self.question = None;
-                return Ok(Some(answer));
-            }
         }
     }
 
@@ -549,88 +529,56 @@ impl Display {
     }
 }
 
-impl Output {
-    fn show(&mut self, source: Option<Source>, buffer: Option<Arc<Dmabuf>>) {
-        let size = |source: &Option<Source>| {
-            source.map(|source| (source.rectangle.width, source.rectangle.height))
-        };
-        self.announce |= match (&self.buffer, &buffer) {
-            (None, None) => size(&self.source) != size(&source),
-            (Some(before), Some(buffer)) => self.source != source || !Arc::ptr_eq(before, buffer),
-            _ => true,
-        };
-        if self.source != source {
-            self.dirty = None;
-        }
-        (self.source, self.buffer) = (source, buffer);
-    }
-
-    /// The next message that is no picture.
-    fn next_small(&mut self, number: u32, features: u64) -> Option<Outgoing> {
-        if !std::mem::take(&mut self.announce) {
-            return self.cursor.next_message(number).map(Outgoing::bytes);
-        }
-        if let (Some(source), Some(buffer)) = (&self.source, &self.buffer) {
-            self.has_buffer = true;
-            let message = Outgoing::scanout(number, &source.rectangle, buffer, features);
-            return Some(message);
-        }
-        if std::mem::take(&mut self.has_buffer) {
-            // Before what takes its place.
-            self.announce = true;
-            return Some(Outgoing::no_scanout(number));
-        }
-        let (width, height) = self.source.map_or((0, 0), |source| {
-            (source.rectangle.width, source.rectangle.height)
-        });
-        let words = [number, width, height];
-        Some(Outgoing::bytes(message(Request::Scanout, &words)))
-    }
-
-    /// The next piece of the picture.
-    fn next_update(&mut self, number: u32) -> Option<Update> {
-        let source = self.source?;
-        let dirty = self.dirty.take()?;
-        let rows = (MAX_UPDATE_PIXELS / dirty.width).clamp(1, dirty.height);
-        self.dirty = Rectangle::new(
-            dirty.x,
-            dirty.y.saturating_add(rows),
-            dirty.width,
-            dirty.height - rows,
-        );
-        let place = Rectangle {
-            height: rows,
-            ..dirty
-        };
-        let rectangle = place.moved_into(&source.rectangle);
-        Some(Update::new(number, &place, source.resource, rectangle))
-    }
-}
-
-impl Cursor {
-    fn next_message(&mut self, number: u32) -> Option<Vec<u8>> {
-        let position = [number, self.x, self.y];
-        if std::mem::take(&mut self.changed) {
-            self.moved = !self.visible;
-            return Some(cursor_update(
-                position,
-                [self.hot_x, self.hot_y],
-                &self.image,
-            ));
-        }
-        std::mem::take(&mut self.moved).then(|| {
-            let request = match self.visible {
-                true => Request::CursorPos,
-                false => Request::CursorPosHide,
-            };
-            message(request, &position)
-        })
-    }
-}
-
 impl Link {
     fn can_answer(&self, query: Query) -> bool {
         !matches!(query, Query::Edid { .. }) || self.features & FEATURE_EDID != 0
+    }
+
+    /// The message that asks something. After what displays may leave unanswered comes a question that they all answer.
+    fn ask(&mut self, query: Query) -> Outgoing {
+        let mut bytes = query.message();
+        self.asked.push_back(query);
+        if matches!(query, Query::ProtocolFeatures | Query::Edid { .. }) {
+            bytes.extend(Query::DisplayInfo.message());
+            self.asked.push_back(Query::DisplayInfo);
+        }
+        Outgoing::bytes(bytes)
+    }
+
+    /// Whether it is, or will be, asked this.
+    fn is_asking(&self, query: Query) -> bool {
+        self.question == Some(query) || self.asked.contains(&query)
+    }
+
+    /// Whether it has yet to show a part of a buffer.
+    fn is_showing(&self) -> bool {
+        let mut asked = self.asked.iter();
+        asked.any(|query| matches!(query, Query::Shown { .. }))
+    }
+
+    /// The question that an answer with this header is to.
+    fn place(&self, header: &[u8]) -> Result<(usize, Query), DisplayError> {
+        let mut asked = self.asked.iter().copied().enumerate();
+        asked
+            .find(|(_, query)| query.is_answered_by(header))
+            .ok_or_else(|| DisplayError::Answer(self.asked.front().copied()))
+    }
+
+    /// One of the questions has its answer, and those before it will have none.
+    fn settle(&mut self, index: usize, answer: &[u8]) {
+        self.silent &= matches!(self.asked.get(index), Some(Query::Shown { .. }));
+        for query in self.asked.drain(..=index) {
+            if query != Query::ProtocolFeatures {
+                continue;
+            }
+            if index == 0 {
+                let features = u64::read_from_bytes(answer).unwrap_or(0);
+                self.features = features & (FEATURE_EDID | FEATURE_DMABUF2);
+                self.agrees = true;
+            }
+            self.ready = true;
+            log::info!("a display is connected");
+        }
     }
 
     /// Asks to be told when there is room for more, or not to be.
@@ -653,9 +601,4 @@ fn watch(events: &OwnedFd, socket: BorrowedFd<'_>) -> io::Result<()> {
         epoll::EventData::new_u64(0),
         flags,
     )?)
-}
-
-/// All of what a scanout shows, in its coordinates.
-fn whole(source: &Source) -> Rectangle {
-    source.rectangle.relative_to(&source.rectangle)
 }
