@@ -46,6 +46,9 @@ pub trait Device: Send + Sync + Sized + 'static {
     const KEEPS_THREADS: bool = true;
     /// Each queue's requests are completed in the order in which they were taken (VIRTIO_F_IN_ORDER).
     const IN_ORDER: bool = false;
+    /// All that the guest would miss elsewhere is in its memory, what is written there is noted while it migrates (VHOST_F_LOG_ALL), and so
+    /// a front-end that takes nothing else along, as QEMU, may migrate it.
+    const LOGS: bool = true;
     /// Version of what [`Device::save`] gives: 0 for devices that have nothing to save.
     const STATE_VERSION: u32 = 0;
     /// [`Device::reload`] does something. SIGHUP ends the programs of other devices.

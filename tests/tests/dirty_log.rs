@@ -343,10 +343,6 @@ macro_rules! for_each_device {
             use vhost_device_tests::target::{Block, run};
             $(#[test] fn $test() { run(super::$test, &Block { io_engine: "threads" }) })+
         }
-        mod gpu {
-            use vhost_device_tests::target::{Gpu, run};
-            $(#[test] fn $test() { run(super::$test, &Gpu) })+
-        }
         mod rng {
             use vhost_device_tests::target::{Rng, run};
             $(#[test] fn $test() { run(super::$test, &Rng) })+

@@ -306,3 +306,24 @@ fn a_headless_device_has_a_screen_for_the_guest_and_leaves_qemu_in_peace() {
     );
     assert!(!gpu.program.stderr().contains("warn: "));
 }
+
+#[test]
+#[ignore = "starts QEMU"]
+fn qemu_refuses_to_migrate_a_guest_without_its_pictures() {
+    let gpu = Gpu::start(&[]);
+    let guest = gpu
+        .machine("gpu-migration", "", "sleep 60")
+        .start()
+        .unwrap();
+    let target = json!({ "uri": "exec:cat > /dev/null" });
+    let deadline = Instant::now() + PATIENCE;
+    let mut qmp = loop {
+        match guest.qmp() {
+            Ok(qmp) => break qmp,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    };
+    let refused = qmp.execute("migrate", target).unwrap_err().to_string();
+    assert!(refused.contains("VHOST_F_LOG_ALL"), "{refused}");
+}

@@ -36,6 +36,8 @@ impl Device for Gpu {
     const PROGRAM: &'static str = env!("CARGO_PKG_NAME");
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio GPU";
+    // QEMU would leave the pictures behind.
+    const LOGS: bool = false;
     const STATE_VERSION: u32 = saved::VERSION;
 
     type Options = Options;

@@ -48,7 +48,6 @@ const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_F_RING_PACKED
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
-    | LOG_ALL
     | PROTOCOL_FEATURES;
 
 /// In the u64 of SET_VRING_KICK, CALL and ERR: the ring's index, and "there is no file".
@@ -317,7 +316,8 @@ impl<D: Device> Session<'_, D> {
 
     fn offered_features(&self) -> u64 {
         let in_order = u64::from(D::IN_ORDER) << VIRTIO_F_IN_ORDER;
-        self.device.features() | TRANSPORT_FEATURES | in_order
+        let log = if D::LOGS { LOG_ALL } else { 0 };
+        self.device.features() | TRANSPORT_FEATURES | in_order | log
     }
 
     fn set_features(&mut self, wanted: u64) -> Result<Answer, SessionError> {

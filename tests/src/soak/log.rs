@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use super::Loss;
 use super::link::Link;
-use crate::front_end::dirty_log::PAGE_SIZE;
+use crate::front_end::dirty_log::{LOG_ALL, PAGE_SIZE};
 use crate::front_end::queue::Layout;
 use crate::front_end::{Buffer, DirtyLog};
 
@@ -23,8 +23,11 @@ fn has(log: &DirtyLog, address: u64, length: u64) -> bool {
 }
 
 impl Link {
-    /// Has the device log, in another log than before.
+    /// Has the device log, in another log than before, if it does such a thing.
     pub fn log(&mut self) -> Result<(), Loss> {
+        if self.front_end.offered() & LOG_ALL == 0 {
+            return Ok(());
+        }
         let log = DirtyLog::new(END);
         self.front_end.set_log(&log)?;
         if self.logging.is_none() {

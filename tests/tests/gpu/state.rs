@@ -4,6 +4,7 @@
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use vhost_device_tests::front_end::device::RING_PACKED;
+use vhost_device_tests::front_end::dirty_log::LOG_ALL;
 use vhost_device_tests::front_end::gpu::{
     Answers, Display, GpuDriver, Shown, command, number, words,
 };
@@ -383,4 +384,11 @@ fn restarted(driver: GpuDriver) -> GpuDriver {
         driver.front_end.start(index, queue, base).unwrap();
     }
     driver
+}
+
+/// A front-end that can not take the state along would migrate the guest without its pictures.
+#[test]
+fn a_guest_is_not_migrated_by_what_is_written_to_its_memory_alone() {
+    let device = Device::start(&["--headless"]);
+    assert_eq!(device.connect().front_end.offered() & LOG_ALL, 0);
 }

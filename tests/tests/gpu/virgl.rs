@@ -6,11 +6,10 @@ mod refused;
 
 use std::process::Stdio;
 
-use vhost_device_tests::front_end::dirty_log::{PAGE_SIZE, Pages};
 use vhost_device_tests::front_end::gpu::{
     Answers, GpuDriver, Shown, command, fenced_command, number, words,
 };
-use vhost_device_tests::front_end::{Buffer, DirtyLog, FrontEnd, Options, Shadow};
+use vhost_device_tests::front_end::{Buffer, FrontEnd, Options};
 use vhost_device_tests::process::{self, Program};
 
 use crate::scanouts::FORMATS;
@@ -467,59 +466,6 @@ fn resources_follow_the_memory_of_the_guest() {
     assert!(seen.chunks(4).all(|pixel| pixel[..3] == [0x11; 3]));
     driver.done(number::DETACH_BACKING, &words(&[1, 0]));
     driver.done(number::UNREF, &words(&[1, 0]));
-}
-
-/// What the renderer writes to the memory behind a resource is no part of any request.
-#[test]
-fn what_the_renderer_writes_is_logged_while_a_guest_migrates() {
-    if !is_there() {
-        return;
-    }
-    let device = Device::start(&["--virgl", "--headless"]);
-    let mut driver = device.connect();
-    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
-    driver.done(number::CREATE_3D, &picture(3, 64, 32, 0));
-    let resource = words(&[3, 0]);
-    done_in(&mut driver, CONTEXT, number::CTX_ATTACH_RESOURCE, &resource);
-    let backing = driver.attach(3, 64 * 32 * 4);
-    let body = submit(&clear(3, [1.0, 0.0, 0.0]));
-    done_in(&mut driver, CONTEXT, number::SUBMIT_3D, &body);
-    let memory = driver.front_end.memory().clone();
-    let high = memory.regions().last().unwrap();
-    let log = DirtyLog::new(high.guest_address() + high.size());
-    let numbers: Pages = backing.iter().map(|page| page / PAGE_SIZE).collect();
-    // Logging may begin before or after the resource has its memory.
-    for attached_anew in [false, true] {
-        driver.front_end.set_log(&log).unwrap();
-        driver.front_end.log_writes(true).unwrap();
-        if attached_anew {
-            driver.done(number::DETACH_BACKING, &resource);
-            let mut body = words(&[3, backing.len() as u32]);
-            for page in &backing {
-                body.extend(page.to_le_bytes());
-                body.extend(words(&[PAGE_SIZE as u32, 0]));
-            }
-            driver.done(number::ATTACH_BACKING, &body);
-        }
-        backing
-            .iter()
-            .for_each(|page| memory.fill(*page, 4096, 0x55));
-        log.take();
-        let mut shadow = Shadow::new(&memory);
-        let all = transfer([0, 0, 64, 32], 0, 3, 64 * 4);
-        done_in(&mut driver, CONTEXT, number::TRANSFER_FROM_HOST_3D, &all);
-        let marked = log.take();
-        assert_eq!(&shadow.differences() & &numbers, numbers);
-        shadow.copy(&marked);
-        assert!(shadow.differences().is_disjoint(&numbers));
-        // Commands of a context may have any resource written to.
-        let body = submit(&clear(3, [0.0, 1.0, 0.0]));
-        done_in(&mut driver, CONTEXT, number::SUBMIT_3D, &body);
-        assert!(log.take().is_superset(&numbers));
-        driver.front_end.log_writes(false).unwrap();
-        done_in(&mut driver, CONTEXT, number::TRANSFER_FROM_HOST_3D, &all);
-        assert!(log.take().is_empty());
-    }
 }
 
 /// Pieces of guest memory that the device has mapped.

@@ -577,7 +577,7 @@ impl Link {
                 self.agrees = true;
             }
             self.ready = true;
-            log::info!("a display is connected");
+            info_limited(format_args!("a display is connected"));
         }
     }
 

@@ -67,20 +67,7 @@ struct Attached {
     /// The library keeps a pointer to these.
     iovecs: Box<[libc::iovec]>,
     /// Keeps mapped what they point to.
-    memory: Arc<GuestMemory>,
-}
-
-impl Attached {
-    /// Notes, while the guest migrates, that the library may have written to all of it.
-    fn mark_dirty(&self) {
-        if !self.memory.is_logged() {
-            return;
-        }
-        for iovec in &self.iovecs {
-            let pointer = iovec.iov_base.addr();
-            self.memory.mark_dirty(pointer, iovec.iov_len as u64);
-        }
-    }
+    _memory: Arc<GuestMemory>,
 }
 
 /// What the library's callbacks are given.
@@ -98,8 +85,6 @@ pub struct Renderer {
     cookie: Box<Cookie>,
     contexts: HashSet<u32>,
     resources: HashMap<u32, Resource>,
-    /// What is written to guest memory is to be noted: all resources have their memory anew when that changes.
-    is_logged: bool,
     /// The last fence that was made.
     fence: u32,
 }
@@ -142,7 +127,6 @@ impl Renderer {
             cookie,
             contexts: HashSet::new(),
             resources: HashMap::new(),
-            is_logged: false,
             fence: 0,
         })
     }
@@ -297,7 +281,7 @@ impl Renderer {
         // Kept before the call, so that nothing can end it too early.
         let attached = resource.attached.insert(Attached {
             iovecs,
-            memory: Arc::clone(memory),
+            _memory: Arc::clone(memory),
         });
         debug_assert_eq!(attached.iovecs.as_ptr(), start.cast_const());
         // SAFETY: iovecs and memory stay in place until they are detached, by `detach_backing`.
@@ -305,9 +289,6 @@ impl Renderer {
             (library.force_ctx_0)();
             (library.resource_attach_iov)(number as c_int, start, count)
         };
-        self.is_logged = memory.is_logged();
-        // The library may have put there what the resource has.
-        attached.mark_dirty();
         check(outcome).inspect_err(|_| resource.attached = None)
     }
 
@@ -342,7 +323,7 @@ impl Renderer {
             self.check_context(context)?;
         }
         let resource = self.resources.get(&number).ok_or(Refusal::ResourceId)?;
-        let attached = resource.attached.as_ref().ok_or(Refusal::Unspecified)?;
+        resource.attached.as_ref().ok_or(Refusal::Unspecified)?;
         let part = &raw mut part;
         // SAFETY: without iovecs of this call the library takes those that are attached, and checks that box and offset are in them.
         let outcome = unsafe {
@@ -371,7 +352,6 @@ impl Renderer {
                 ),
             }
         };
-        attached.mark_dirty();
         check(outcome)
     }
 
@@ -435,17 +415,7 @@ impl Renderer {
                 commands.len() as c_int,
             )
         };
-        self.mark_dirty();
         check(outcome)
-    }
-
-    /// Notes that the library may have written to all memory that it has: commands name resources of any kind.
-    fn mark_dirty(&self) {
-        if self.is_logged {
-            let resources = self.resources.values();
-            let attached = resources.filter_map(|resource| resource.attached.as_ref());
-            attached.for_each(Attached::mark_dirty);
-        }
     }
 
     /// Makes a fence, which is done when all that was submitted is.
@@ -463,8 +433,6 @@ impl Renderer {
         if let Ok(library) = self.library() {
             // SAFETY: the library calls `write_fence` on this thread, with the cookie that is still there.
             unsafe { (library.poll)() };
-            // Results of queries are written when they are there.
-            self.mark_dirty();
         }
         self.cookie.fence.load(Ordering::Relaxed)
     }
