@@ -4,6 +4,8 @@
 //! `cargo xtask test` runs these in User-Mode Linux. On a host that has loop devices root needs none:
 //! `cargo test -p vhost-device-tests --test uml_block -- --ignored`.
 
+#![cfg(test)]
+
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -113,6 +115,7 @@ const LOOP_CTL_ADD: Opcode = 0x4c80;
 const LOOP_CTL_REMOVE: Opcode = 0x4c81;
 
 /// Has the kernel make or forget the loop device of this number.
+#[allow(unsafe_code)]
 fn ask<const OPCODE: Opcode>(control: &File, number: usize) -> Result<(), Errno> {
     // SAFETY: the argument is a number.
     unsafe { ioctl(control, IntegerSetter::<OPCODE>::new_usize(number)) }
