@@ -3,17 +3,19 @@
 
 mod gpu;
 pub mod input;
+mod parts;
 
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitCode};
 
 use serde_json::Value;
-use vhost_device_tests::guest::kernel::Flavour;
+use vhost_device_tests::guest::kernel::{Flavour, Kernel};
 use vhost_device_tests::guest::{Guest, Machine, find_program};
 use vhost_device_tests::process::{self, Program, Signal};
 
+use self::parts::Parts;
 use crate::packages::{self, GUEST};
 use crate::progress::Progress;
 use crate::target_directory;
@@ -47,15 +49,28 @@ const SCRIPT: &str = r#"
     umount /mnt
 "#;
 
-pub fn run(progress: &Progress) -> Result<(), String> {
-    packages::install(progress, &[GUEST, input::needs()].concat())?;
+pub fn run(progress: &Progress) -> Result<ExitCode, String> {
+    // All at once where that can be; else what each part takes.
+    packages::install(progress, &[GUEST, input::needs()].concat())
+        .or_else(|_| packages::install(progress, GUEST))?;
     let kernel = packages::kernel(progress, Flavour::Cloud)?;
-    packages::kernel(progress, Flavour::Plain)?;
-    input::prepare(progress)?;
+    let screen = packages::kernel(progress, Flavour::Plain);
+    let keyboard = input::prepare(progress);
     let mut build = crate::cargo(["build", "--release"]);
     build.args([BLOCK, RNG, gpu::GPU, input::INPUT].map(|package| format!("--package={package}")));
     progress.run("Building the release binaries", &mut build)?;
 
+    let mut parts = Parts::new(progress);
+    parts.show("disk and random numbers", Ok(()), || {
+        disk(progress, &kernel)
+    });
+    parts.show("screen", screen.map(drop), || gpu::run(progress));
+    parts.show("keyboard", keyboard, || input::run(progress));
+    Ok(parts.close())
+}
+
+/// Shows a disk and random numbers in a guest, and what is on the disk afterwards.
+fn disk(progress: &Progress, kernel: &Kernel) -> Result<(), String> {
     let directory =
         tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
     let image = directory.path().join("image");
@@ -103,9 +118,6 @@ pub fn run(progress: &Progress) -> Result<(), String> {
     ));
     run_quietly(Command::new(tool("e2fsck")?).arg("-fn").arg(&image))?;
     progress.step("The file system is clean.");
-    gpu::run(progress)?;
-    input::run(progress)?;
-    progress.step("Done.");
     Ok(())
 }
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The part of the demo that needs an input device: uinput makes one, here or, where this host has no uinput, in User-Mode Linux.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
 use std::path::Path;
 use std::time::Duration;
@@ -51,11 +51,18 @@ pub fn needs() -> &'static [Need] {
     }
 }
 
-/// Builds User-Mode Linux, if it is needed and not kept.
+/// Makes sure that this host can show it. Where User-Mode Linux is needed it is built, if it is not kept, and booted once.
 pub fn prepare(progress: &Progress) -> Result<(), String> {
-    match has_uinput() {
-        true => Ok(()),
-        false => packages::user_mode_linux(progress),
+    packages::install(progress, needs())?;
+    if has_uinput() {
+        return Ok(());
+    }
+    packages::user_mode_linux(progress)?;
+    progress.step("This host makes no input devices: trying User-Mode Linux, which does");
+    match uml::run(OsStr::new("/bin/true"), &[], DEADLINE) {
+        Ok(0) => Ok(()),
+        Ok(status) => Err(format!("User-Mode Linux ended with status {status}")),
+        Err(error) => Err(error.to_string()),
     }
 }
 
@@ -63,7 +70,7 @@ pub fn run(progress: &Progress) -> Result<(), String> {
     if has_uinput() {
         return here(progress);
     }
-    progress.step("This host makes no input devices: starting User-Mode Linux, which does");
+    progress.step("Starting User-Mode Linux");
     let this =
         std::env::current_exe().map_err(|error| format!("where is this program? {error}"))?;
     let arguments = [
