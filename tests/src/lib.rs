@@ -20,6 +20,7 @@ pub mod guest;
 #[cfg(target_arch = "x86_64")]
 pub mod intruder;
 pub mod process;
+pub mod skip;
 pub mod soak;
 pub mod stand_in;
 pub mod target;

@@ -13,6 +13,7 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BL
 use crate::front_end::gpu::{HEADER_SIZE, fenced_command, number, words};
 use crate::front_end::{Buffer, GuestMemory, Used};
 use crate::process::{Program, command, option};
+use crate::skip::{self, skip_test};
 
 /// What not every back-end does. The suites skip what a target does not claim; optional requests are skipped by what it offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,7 +125,7 @@ impl Running {
     }
 }
 
-/// Prints that `target` is not asked for what it does not claim, past the capture of the test's output. Gives whether it claims it.
+/// Whether `target` claims this; `test` is skipped if not.
 pub fn claims(target: &dyn Target, claim: Claim, test: &str) -> bool {
     let claims = target.claims(claim);
     if !claims {
@@ -133,25 +134,18 @@ pub fn claims(target: &dyn Target, claim: Claim, test: &str) -> bool {
     claims
 }
 
-/// Prints that `target` does not offer `feature`.
+/// Skips `test`, because `target` does not offer `feature`.
 pub fn skip(target: &dyn Target, feature: &str, test: &str) {
-    let _ = writeln!(
-        io::stderr(),
-        "{test}: skipped, {} does not claim {feature}",
-        target.name()
-    );
+    skip_test(test, &format!("{} does not claim {feature}", target.name()));
 }
 
-/// Runs `test` with `target`, unless this host can not run that, which is printed.
+/// Runs `test` with `target`; skips it if this host cannot run that.
 pub fn run(test: fn(&dyn Target), target: &dyn Target) {
     if target.is_possible() {
         test(target);
     } else {
-        let _ = writeln!(
-            io::stderr(),
-            "skipped: this host can not run {} as asked",
-            target.name()
-        );
+        let name = target.name();
+        skip::skip(&format!("this host cannot run {name} as asked"));
     }
 }
 

@@ -40,7 +40,6 @@ mod stall;
 mod throttle;
 
 use std::fs::{self, File};
-use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -50,6 +49,7 @@ use tempfile::TempDir;
 use vhost_device_tests::front_end::block::{BlockDriver, Completion, OK, SECTOR_SIZE};
 use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::process::{Program, command, option};
+use vhost_device_tests::skip::skip;
 use vhost_device_tests::target::{Block, Target};
 
 /// How long a back-end may take for what takes no time, on a busy machine.
@@ -311,23 +311,12 @@ fn assert_same(seen: &[u8], expected: &[u8], what: &str) {
     }
 }
 
-/// Prints, past the capture of the test's output, that a test is skipped.
-fn skip(why: &str) {
-    let _ = writeln!(io::stderr(), "skipped: {why}");
-}
-
-/// [`skip`], but a panic in continuous integration, which should have all that the tests need.
-fn skip_unless_ci(why: &str) {
-    assert!(std::env::var_os("CI").is_none(), "{why}");
-    skip(why);
-}
-
-/// Runs `test`, unless this host can not run that variant, which is printed.
+/// Runs `test`; skips it if this host cannot run that variant.
 fn run(test: fn(Variant), variant: Variant) {
     if variant.is_possible() {
         test(variant);
     } else {
-        skip(&format!("this host can not run {variant:?}"));
+        skip(&format!("this host cannot run {variant:?}"));
     }
 }
 

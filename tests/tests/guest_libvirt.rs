@@ -5,7 +5,7 @@
 #![cfg(test)]
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
@@ -16,6 +16,7 @@ use vhost_device_tests::guest::kernel::Flavour;
 use vhost_device_tests::guest::picture::Picture;
 use vhost_device_tests::guest::{Machine, libvirt};
 use vhost_device_tests::process::{self, Program, Signal};
+use vhost_device_tests::skip::skip_test;
 
 const MIB: usize = 1 << 20;
 
@@ -88,11 +89,10 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The machine `name`, or, where libvirt can not run, nothing but a line that says why.
+/// The machine `name`; where libvirt cannot run, the test is skipped.
 fn machine(name: &str, script: &str) -> Option<Machine> {
     if let Some(obstacle) = libvirt::obstacle() {
-        // Past the capture of the test's output.
-        let _ = writeln!(io::stderr(), "{name}: skipped: {obstacle}");
+        skip_test(name, &format!("libvirt cannot run here: {obstacle}"));
         return None;
     }
     Some(Machine::new(name, script))

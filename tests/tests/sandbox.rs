@@ -23,6 +23,7 @@ use std::process::{Command, Stdio};
 use vhost_device_tests::front_end::{FrontEnd, Options, Queue};
 use vhost_device_tests::intruder::{self, Intruder};
 use vhost_device_tests::process::{self, PATIENCE, option};
+use vhost_device_tests::skip::skip;
 use vhost_device_tests::target::{Block, Gpu, Request, Rng, Running, Target};
 
 /// The thread that serves the front-end, in place of its name, which is that of the program.
@@ -78,16 +79,16 @@ const GPU_WITH_3D: Device = Device {
 };
 
 impl Device {
-    /// Whether this host can run it, and lets its threads be taken over. That it can not is printed.
+    /// Whether this host can run it, and lets its threads be taken over. The test is skipped if not.
     fn is_possible(&self) -> bool {
         let possible = rustix::process::geteuid().is_root()
             && self.target.is_possible()
             && (!self.compiles || has_3d());
         if !possible {
-            eprintln!(
-                "skipped: this host can not run {} as asked, or this is not root",
-                self.target.name()
-            );
+            let name = self.target.name();
+            skip(&format!(
+                "this host cannot run {name} as asked, or this is not root"
+            ));
         }
         possible
     }

@@ -54,13 +54,12 @@ enum Task {
     },
     /// Run every check: format, lints, licences, unit tests, conformance suites, guests
     ///
-    /// Goes on after a failure, so that all failures are seen. The last line is `N passed, N failed`; fmt, clippy and deny count as one each.
+    /// Goes on after a failure, so that all failures are seen. The last line is `N passed, N failed, N skipped`; fmt, clippy and the like count as one each.
     /// The exit status is 0 if nothing failed. The logs of the guests stay in target/guest/logs.
-    Test {
-        /// Leave out what boots a guest in QEMU, or User-Mode Linux, and install nothing
-        #[arg(long)]
-        no_guest: bool,
-    },
+    ///
+    /// A test that cannot run here counts as skipped, and its reason is listed; where CI is set in the environment, only the reasons on a
+    /// short list are accepted. What the test programs write stays in target/test-logs.
+    Test(test::Options),
     /// Measure a device beside other back-ends
     ///
     /// Builds the release binaries and runs the benchmark program. `cargo xtask bench block --help` lists its options.
@@ -114,7 +113,7 @@ fn main() -> ExitCode {
             let progress = Progress::started(Duration::from_millis(elapsed));
             demo::input::here(&progress).map(|()| ExitCode::SUCCESS)
         }
-        Task::Test { no_guest } => test::run(&progress, no_guest),
+        Task::Test(options) => test::run(&progress, options),
         Task::Bench { arguments } => bench::run(&progress, &arguments),
         Task::Fuzz(options) => fuzz::run(&progress, &options),
         Task::Soak(options) => soak::run(&progress, &options),

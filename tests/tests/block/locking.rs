@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::process::{Program, Signal};
 
-use crate::{Device, IMAGE_SIZE, PATIENCE, Variant, driver, noise, ok, skip_unless_ci};
+use crate::{Device, IMAGE_SIZE, PATIENCE, Variant, driver, noise, ok, skip};
 
 const READ_ONLY: &[&str] = &["--read-only"];
 const READ_WRITE: &[&str] = &[];
@@ -153,7 +153,7 @@ fn qemu(program: &str, arguments: &[&str], image: &Path) -> Option<Output> {
     match Command::new(program).args(arguments).arg(image).output() {
         Ok(output) => Some(output),
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            skip_unless_ci(&format!("{program} is not installed (package qemu-utils)"));
+            skip(&format!("{program} is not installed (package qemu-utils)"));
             None
         }
         Err(error) => panic!("{program}: {error}"),

@@ -11,6 +11,7 @@ use vhost_device_tests::front_end::gpu::{
 };
 use vhost_device_tests::front_end::{Buffer, FrontEnd, Options};
 use vhost_device_tests::process::{self, Program};
+use vhost_device_tests::skip::skip;
 
 use crate::scanouts::FORMATS;
 use crate::{B8G8R8X8, Device, QUIET, bytes, pattern};
@@ -37,7 +38,7 @@ fn is_there() -> bool {
         .unwrap();
     let there = String::from_utf8_lossy(&output.stdout).contains("\"virgl\"");
     if !there {
-        eprintln!("SKIPPED: there is no virglrenderer on this host that can draw");
+        skip("there is no virglrenderer on this host that can draw");
     }
     there
 }

@@ -11,6 +11,7 @@ use serde_json::Value;
 use vhost_device_common::ring::fault::KILL_AFTER;
 use vhost_device_tests::guest::find_program;
 use vhost_device_tests::process;
+use vhost_device_tests::skip::skip;
 
 use crate::{
     DEVICES, DISCOVER, SUBCOMMANDS, assert_silent, expected, files, install, run, succeed, xtask,
@@ -124,7 +125,7 @@ fn discovery_finds_the_devices_and_nothing_wrong_with_them() {
 
 #[test]
 #[ignore = "builds release binaries"]
-fn manual_pages_name_each_option_and_render() {
+fn manual_pages_name_each_option() {
     let tree = install();
     let page = |name: &str| tree.path().join(format!("usr/share/man/man1/{name}.1"));
     let assert_names_options = |name: &str, help: String| {
@@ -145,11 +146,16 @@ fn manual_pages_name_each_option_and_render() {
         let help = succeed(Command::new(program).args([subcommand, "--help"]));
         assert_names_options(&format!("{DISCOVER}-{subcommand}"), help);
     }
+}
+
+#[test]
+#[ignore = "builds release binaries"]
+fn manual_pages_render() {
     let Some(man) = find_program("man") else {
-        println!("rendering skipped: man is not installed");
-        return;
+        return skip("man is not installed");
     };
-    for path in fs::read_dir(page("").parent().unwrap()).unwrap() {
+    let tree = install();
+    for path in fs::read_dir(tree.path().join("usr/share/man/man1")).unwrap() {
         let path = path.unwrap().path();
         let mut command = Command::new(&man);
         command.args(["--warnings", "--local-file"]).arg(&path);
@@ -232,8 +238,7 @@ fn bash_completes_options() {
 #[ignore = "builds release binaries"]
 fn systemd_accepts_the_units() {
     let Some(analyze) = find_program("systemd-analyze") else {
-        println!("skipped: systemd-analyze is not installed");
-        return;
+        return skip("systemd-analyze is not installed");
     };
     let directory = tempfile::tempdir().unwrap();
     // Without a destdir, so that the programs are where the units say.

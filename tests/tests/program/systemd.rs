@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use vhost_device_tests::guest::find_program;
 use vhost_device_tests::process::{PATIENCE, Program, Signal, inherit, listens, option};
+use vhost_device_tests::skip::skip;
 
 use crate::arguments::USAGE;
 use crate::{
@@ -271,8 +272,7 @@ fn a_notify_socket_that_nobody_reads_from_is_no_reason_to_fail(binary: &Binary) 
 
 fn systemd_socket_activate_starts_the_program_at_the_first_connection(binary: &Binary) {
     let Some(activate) = find_program("systemd-socket-activate") else {
-        println!("skipped: systemd-socket-activate is not installed");
-        return;
+        return skip("systemd-socket-activate is not installed");
     };
     let setup = Setup::new(binary);
     let notifications = Notifications::at_path(&setup.path("notify"));

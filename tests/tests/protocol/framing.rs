@@ -242,9 +242,9 @@ const NOT_AGREED_ON: [FrontendReq; 17] = [
 ];
 
 /// The requests that the target should know nothing of.
-fn unknown_requests(target: &dyn Target, test: &str) -> Vec<u32> {
+fn unknown_requests(target: &dyn Target) -> Vec<u32> {
     let mut requests = UNASSIGNED.to_vec();
-    if claims(target, Claim::Unknown, test) {
+    if target.claims(Claim::Unknown) {
         requests.extend(NOT_AGREED_ON.map(|request| request as u32));
     }
     requests
@@ -256,7 +256,7 @@ fn an_unknown_request_is_refused_if_an_acknowledgement_was_asked_for(target: &dy
         return;
     }
     let (_running, peer) = start(target);
-    for request in unknown_requests(target, TEST) {
+    for request in unknown_requests(target) {
         for payload in [&[][..], &[0; 8], &[0xff; 40]] {
             let acknowledgement = peer.connection.acknowledged(request, payload, &[]);
             assert!(
@@ -269,9 +269,8 @@ fn an_unknown_request_is_refused_if_an_acknowledgement_was_asked_for(target: &dy
 }
 
 fn an_unknown_request_ends_its_connection_only(target: &dyn Target) {
-    const TEST: &str = "an_unknown_request_ends_its_connection_only";
     let running = target.start();
-    for request in unknown_requests(target, TEST) {
+    for request in unknown_requests(target) {
         let peer = Peer::new(&running);
         match peer.connection.send(request, VERSION, &[0; 8], &[]) {
             Ok(()) | Err(Error::Closed) => assert!(

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Tests that do not apply to this host, or to the back-end they run against.
+//!
+//! A test that skips says so here, once, and returns without having tested anything. `cargo test` then calls it passed; `cargo xtask test`
+//! reads the line and counts it as skipped. In CI it accepts only the reasons on its list.
+
+use std::io::{self, Write};
+
+/// What the line begins with: `SKIPPED test: reason`.
+pub const MARK: &str = "SKIPPED ";
+
+/// What is in the place of the name of a test that does not know it.
+pub const NAMELESS: &str = "a test";
+
+/// Reports that the running test is skipped, and why, past the capture of its output.
+pub fn skip(reason: &str) {
+    skip_test(NAMELESS, reason);
+}
+
+/// [`skip`] for a test that knows its name, which the thread has not when tests run one at a time.
+pub fn skip_test(test: &str, reason: &str) {
+    let thread = std::thread::current();
+    let name = thread.name().filter(|name| *name != "main").unwrap_or(test);
+    // Written at once, so that what others write does not come between.
+    let line = format!("{MARK}{name}: {reason}\n");
+    let _ = io::stderr().write_all(line.as_bytes());
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Checks that run no code of ours: format, lints, documentation, other compilers and targets, licences.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::Stages;
+use super::report::{NO_ADVISORIES, NO_TARGET, NO_TOOLCHAIN, Report};
+use crate::progress::Progress;
+use crate::{cargo, target_directory, tool, workspace};
+
+/// The oldest Rust that builds all.
+const OLDEST_RUST: &str = env!("CARGO_PKG_RUST_VERSION");
+
+/// What else the devices are for: another C library, another architecture.
+const TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-gnu"];
+
+pub fn run(stages: &mut Stages) {
+    stages.check("fmt", &mut cargo(["fmt", "--all", "--check"]));
+    let mut clippy = cargo(["clippy", "--workspace", "--all-targets"]);
+    stages.check("clippy", clippy.args(["--", "--deny", "warnings"]));
+    let mut doc = cargo(["doc", "--workspace", "--no-deps"]);
+    stages.check("doc", doc.env("RUSTDOCFLAGS", "--deny warnings"));
+    stages.run("oldest Rust", oldest_rust);
+    for target in TARGETS {
+        stages.run(target, |progress| other_target(progress, target));
+    }
+    deny(stages);
+}
+
+/// Cargo of a toolchain of rustup's, if that is there. Its results are kept apart from others.
+fn toolchain(name: &str) -> Option<Command> {
+    let toolchain = format!("+{name}");
+    let output = Command::new("cargo")
+        .args([&toolchain, "--version"])
+        .output();
+    output.is_ok_and(|output| output.status.success()).then(|| {
+        let mut cargo = Command::new("cargo");
+        cargo
+            .arg(toolchain)
+            .args(["check", "--workspace", "--target-dir"])
+            .arg(target_directory().join("check"))
+            .current_dir(workspace());
+        cargo
+    })
+}
+
+/// Checks all with the oldest Rust that is promised.
+fn oldest_rust(progress: &Progress) -> Report {
+    match toolchain(OLDEST_RUST) {
+        Some(mut check) => super::check(progress, "oldest Rust", &mut check),
+        None => Report::skipped(format!("{NO_TOOLCHAIN}{OLDEST_RUST}")),
+    }
+}
+
+/// Checks all for another target: with its standard library, or with the source of that.
+fn other_target(progress: &Progress, target: &str) -> Report {
+    let directory = |arguments: &[&str]| {
+        let output = Command::new("rustc").args(arguments).output().ok()?;
+        let path = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        output.status.success().then(|| PathBuf::from(path))
+    };
+    let libraries = directory(&["--print", "target-libdir", "--target", target]);
+    let mut check = if libraries.is_some_and(|libraries| libraries.is_dir()) {
+        let mut check = cargo(["check", "--workspace", "--target-dir"]);
+        check.arg(target_directory().join("check"));
+        check
+    } else {
+        let nightly = directory(&["+nightly", "--print", "sysroot"]);
+        let source = nightly.map(|sysroot| sysroot.join("lib/rustlib/src/rust/library/std"));
+        let Some(mut check) = source
+            .is_some_and(|source| Path::is_dir(&source))
+            .then(|| toolchain("nightly"))
+            .flatten()
+        else {
+            return Report::skipped(format!("{NO_TARGET}{target} (rustup target add {target})"));
+        };
+        check.arg("-Zbuild-std");
+        check
+    };
+    super::check(progress, target, check.args(["--target", target]))
+}
+
+/// Checks the licences and sources of the dependencies, and, where the list of these can be had, known faults in them.
+fn deny(stages: &mut Stages) {
+    let mut program = None;
+    stages.run("cargo-deny", |progress| {
+        match tool(progress, "cargo-deny", "^0.20") {
+            Ok(path) => {
+                program = Some(path);
+                Report::default()
+            }
+            Err(message) => {
+                eprintln!("{message}");
+                Report::failed("cargo-deny can not be installed")
+            }
+        }
+    });
+    let Some(program) = program else { return };
+    let check = |what: &[&str]| {
+        let mut command = Command::new(&program);
+        command.args(["--workspace", "check"]).args(what);
+        command.current_dir(workspace());
+        command
+    };
+    stages.check("deny", &mut check(&["licenses", "bans", "sources"]));
+    stages.run("advisories", |progress| {
+        match progress.run("advisories", &mut check(&["advisories"])) {
+            Ok(()) => Report::passed(),
+            Err(message) if message.contains("failed to fetch advisory database") => {
+                Report::skipped(NO_ADVISORIES)
+            }
+            Err(message) => {
+                eprintln!("{message}");
+                Report::failed("advisories")
+            }
+        }
+    });
+}

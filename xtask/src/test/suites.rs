@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The test programs of the workspace: one build, and how each of them is run.
+//!
+//! They are run without cargo, which would build much again for each choice of packages, and run one after the other.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+
+use super::jobs::{Job, Load};
+use super::report::NO_GUEST;
+use crate::cargo;
+use crate::progress::Progress;
+
+/// Suites that measure time or processor use: what runs beside them would be measured too.
+const ALONE: &[&str] = &["bench", "program", "worker"];
+
+/// Suites that keep processors busy.
+const HEAVY: &[&str] = &["block", "ring", "soak"];
+
+/// Suites that are run a second time, on packed rings. Those of rings and soak have both formats.
+const PACKED: &[&str] = &["block", "rng", "gpu", "dirty_log", "protocol", "sandbox"];
+
+/// Has the tests use packed rings.
+const RING: (&str, &str) = ("VHOST_DEVICE_RING", "packed");
+
+/// What makes tests do for long what they do a few times otherwise.
+const LONG: &[(&str, &str)] = &[("VHOST_DEVICE_KILLS", "200")];
+const LONG_IN_GUESTS: &[(&str, &str)] = &[
+    ("VHOST_DEVICE_KILLS", "20"),
+    ("VHOST_DEVICE_MIGRATIONS", "10"),
+    ("VHOST_DEVICE_VERIFY_SECONDS", "300"),
+];
+
+/// A program with tests.
+#[derive(Debug, PartialEq, Eq)]
+struct Suite {
+    /// The name of the file with the tests, or of the library.
+    name: String,
+    /// What cargo runs it in.
+    directory: PathBuf,
+    program: PathBuf,
+}
+
+/// All of them.
+pub struct Suites {
+    all: Vec<Suite>,
+    long: bool,
+}
+
+impl Suites {
+    /// Builds all programs and tests.
+    pub fn build(progress: &Progress, long: bool) -> Result<Self, String> {
+        let build = ["build", "--workspace", "--all-targets"];
+        progress.run("build", &mut cargo(build))?;
+        // All is built: what it has built is told.
+        let mut list = cargo(build);
+        list.args(["--message-format=json", "--quiet"])
+            .stderr(Stdio::inherit());
+        let output = list
+            .output()
+            .map_err(|error| format!("cannot run cargo: {error}"))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let mut all: Vec<Suite> = text.lines().filter_map(suite).collect();
+        all.sort_by(|one, other| one.name.cmp(&other.name));
+        match all.as_slice() {
+            [] => Err("cargo has built no tests".into()),
+            _ => Ok(Self { all, long }),
+        }
+    }
+
+    /// The tests that need no guest: each suite, and some on packed rings too.
+    pub fn jobs(&self) -> Vec<Job> {
+        let mut jobs = Vec::new();
+        for suite in &self.all {
+            let load = suite.load();
+            jobs.push(suite.job(load, self.long.then_some(LONG)));
+            if PACKED.contains(&suite.name.as_str()) {
+                let mut job = suite.job(load, self.long.then_some(LONG));
+                job.name.push_str(" on packed rings");
+                job.command.env(RING.0, RING.1);
+                jobs.push(job);
+            }
+        }
+        // The long ones first, and those that run alone last of all: what is left beside them is nothing.
+        jobs.sort_by_key(|job| match job.load {
+            Load::Heavy => 0,
+            Load::Light => 1,
+            Load::Alone => 2,
+        });
+        jobs
+    }
+
+    /// The tests of the installation, one after the other: they build the release binaries, and install what is there once.
+    pub fn installation(&self) -> Vec<Job> {
+        let suites = self.all.iter().filter(|suite| suite.name == "install");
+        suites
+            .map(|suite| {
+                let mut job = suite.job(Load::Alone, None);
+                job.command.arg("--ignored");
+                job
+            })
+            .collect()
+    }
+
+    /// The tests with a guest in QEMU, each a job: they take about a processor each. Then those in User-Mode Linux, which has one.
+    pub fn guests(&self, user_mode_linux: &Path) -> Result<Vec<Job>, String> {
+        let mut jobs = Vec::new();
+        for suite in &self.all {
+            if suite.name.starts_with("uml_") {
+                let run = || {
+                    let mut command = Command::new(user_mode_linux);
+                    command.arg(&suite.program).current_dir(&suite.directory);
+                    command.args(["--ignored", "--test-threads=1"]);
+                    Job {
+                        name: suite.name.clone(),
+                        command,
+                        load: Load::Heavy,
+                    }
+                };
+                jobs.push(run());
+                if suite.name == "uml_input" {
+                    let mut packed = run();
+                    packed.name.push_str(" on packed rings");
+                    // QEMU decides for its guests.
+                    packed
+                        .command
+                        .env(RING.0, RING.1)
+                        .args(["--skip", "guest::"]);
+                    jobs.push(packed);
+                }
+            }
+        }
+        for suite in &self.all {
+            if !suite.name.starts_with("guest_") {
+                continue;
+            }
+            for test in suite.tests()? {
+                let mut job = suite.job(Load::Heavy, self.long.then_some(LONG_IN_GUESTS));
+                job.name = format!("{}: {test}", suite.name);
+                job.command.args(["--ignored", "--exact", &test]);
+                jobs.push(job);
+            }
+        }
+        Ok(jobs)
+    }
+
+    /// The reasons why what needs a guest is skipped, one for each suite.
+    pub fn without_guests(&self) -> Vec<String> {
+        let is_left_out = |suite: &&Suite| {
+            let name = &suite.name;
+            name == "install" || name.starts_with("guest_") || name.starts_with("uml_")
+        };
+        let suites = self.all.iter().filter(is_left_out);
+        suites.map(|_| NO_GUEST.to_owned()).collect()
+    }
+}
+
+impl Suite {
+    fn load(&self) -> Load {
+        let is_in = |names: &[&str]| names.contains(&self.name.as_str());
+        match (is_in(ALONE), is_in(HEAVY)) {
+            (true, _) => Load::Alone,
+            (_, true) => Load::Heavy,
+            _ => Load::Light,
+        }
+    }
+
+    fn job(&self, load: Load, environment: Option<&[(&str, &str)]>) -> Job {
+        let mut command = Command::new(&self.program);
+        command.current_dir(&self.directory);
+        for (name, value) in environment.unwrap_or_default() {
+            // What was asked for in person comes first.
+            if std::env::var_os(name).is_none() {
+                command.env(name, value);
+            }
+        }
+        Job {
+            name: self.name.clone(),
+            command,
+            load,
+        }
+    }
+
+    /// The names of the tests that are ignored unless they are asked for.
+    fn tests(&self) -> Result<Vec<String>, String> {
+        let mut list = self.job(Load::Light, None).command;
+        let output = list.args(["--list", "--ignored"]).output();
+        let output = output.map_err(|error| format!("cannot run {}: {error}", self.name))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let names = text.lines().filter_map(|line| line.strip_suffix(": test"));
+        Ok(names.map(str::to_owned).collect())
+    }
+}
+
+/// The suite in a message of cargo's about what it has built.
+fn suite(line: &str) -> Option<Suite> {
+    let message: Value = serde_json::from_str(line).ok()?;
+    if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
+        return None;
+    }
+    let target = &message["target"];
+    let mut name = target["name"].as_str()?.to_owned();
+    if target["kind"] == serde_json::json!(["bin"]) {
+        name.push_str(" (program)");
+    } else if target["kind"] != serde_json::json!(["test"]) {
+        name.push_str(" (library)");
+    }
+    Some(Suite {
+        name,
+        directory: Path::new(message["manifest_path"].as_str()?)
+            .parent()?
+            .into(),
+        program: message["executable"].as_str()?.into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn test_programs_are_found_in_what_cargo_says() {
+        let line = r#"{"reason":"compiler-artifact","package_id":"x","manifest_path":"/w/tests/Cargo.toml","target":{"kind":["test"],"name":"ring"},"profile":{"test":true},"executable":"/w/target/debug/deps/ring-1"}"#;
+        let expected = Suite {
+            name: "ring".into(),
+            directory: "/w/tests".into(),
+            program: "/w/target/debug/deps/ring-1".into(),
+        };
+        assert_eq!(suite(line), Some(expected));
+        assert_eq!(
+            suite(&line.replace("\"test\":true", "\"test\":false")),
+            None
+        );
+        assert_eq!(suite(r#"{"reason":"build-finished","success":true}"#), None);
+        assert_eq!(suite("   Compiling ring"), None);
+    }
+
+    #[test]
+    fn each_suite_that_is_special_is_one_that_there_is() {
+        let directory = crate::workspace().join("tests/tests");
+        for suite in [ALONE, HEAVY, PACKED].concat() {
+            assert!(directory.join(format!("{suite}.rs")).is_file(), "{suite}");
+        }
+    }
+}
