@@ -117,7 +117,7 @@ fn an_inherited_file_is_served_to_a_user_who_may_not_open_it() {
         let contents = noise(1, IMAGE_SIZE);
         let (_directory, path) = image(&contents);
         let file = writable().open(&path).unwrap();
-        fs::set_permissions(&path, Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o000)).unwrap();
         let (mut command, socket, sockets) = inheriting(file, &[way]);
         fs::set_permissions(sockets.path(), Permissions::from_mode(0o777)).unwrap();
         command.uid(NOBODY).gid(NOBODY);
