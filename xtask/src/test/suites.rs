@@ -197,22 +197,21 @@ impl Suite {
 /// The suite in a message of cargo's about what it has built.
 fn suite(line: &str) -> Option<Suite> {
     let message: Value = serde_json::from_str(line).ok()?;
-    if message["reason"] != "compiler-artifact" || message["profile"]["test"] != true {
+    let text = |place| message.pointer(place).and_then(Value::as_str);
+    let is_test = message.pointer("/profile/test")?.as_bool()?;
+    if text("/reason")? != "compiler-artifact" || !is_test {
         return None;
     }
-    let target = &message["target"];
-    let mut name = target["name"].as_str()?.to_owned();
-    if target["kind"] == serde_json::json!(["bin"]) {
-        name.push_str(" (program)");
-    } else if target["kind"] != serde_json::json!(["test"]) {
-        name.push_str(" (library)");
+    let mut name = text("/target/name")?.to_owned();
+    match text("/target/kind/0")? {
+        "test" => {}
+        "bin" => name.push_str(" (program)"),
+        _ => name.push_str(" (library)"),
     }
     Some(Suite {
         name,
-        directory: Path::new(message["manifest_path"].as_str()?)
-            .parent()?
-            .into(),
-        program: message["executable"].as_str()?.into(),
+        directory: Path::new(text("/manifest_path")?).parent()?.into(),
+        program: text("/executable")?.into(),
     })
 }
 
