@@ -14,6 +14,7 @@
 #[cfg(target_arch = "x86_64")]
 pub mod attempts;
 pub mod bench;
+pub mod cache;
 pub mod evdev;
 pub mod front_end;
 pub mod guest;

@@ -33,7 +33,7 @@ pub fn run(progress: &Progress, output: Option<PathBuf>) -> Result<(), String> {
         Some(output) => std::path::absolute(output).map_err(|error| error.to_string())?,
         None => target_directory().join("debian"),
     };
-    let mut pack = Command::new(tool(progress, "cargo-deb", "^3.8")?);
+    let mut pack = Command::new(tool(progress, "cargo-deb", "3.8")?);
     pack.args(["--package", "xtask", "--no-build", "--output"])
         .arg(&output)
         .env("CARGO_TARGET_DIR", target_directory())

@@ -16,7 +16,21 @@ use clap::builder::PossibleValuesParser;
 
 use crate::packages::{self, FUZZING};
 use crate::progress::Progress;
-use crate::{target_directory, tool, workspace};
+use crate::{cargo, target_directory, workspace};
+
+/// What has the compiler count the edges that are reached, and tell the fuzzer of comparisons: the flags of cargo-fuzz, which is not needed
+/// for more than these.
+const FLAGS: [&str; 9] = [
+    "--cfg fuzzing",
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "-Cllvm-args=-sanitizer-coverage-stack-depth",
+    "-Cllvm-args=-simplifycfg-branch-fold-threshold=0",
+    "-Cdebug-assertions",
+];
 
 /// What is fuzzed: binaries of `fuzz/`.
 const TARGETS: [&str; 5] = ["block", "gpu", "input", "ring", "session"];
@@ -107,24 +121,29 @@ fn directory() -> PathBuf {
 /// Builds all targets.
 fn build(progress: &Progress) -> Result<(), String> {
     packages::install(progress, FUZZING)?;
-    let cargo_fuzz = tool(progress, "cargo-fuzz", "^0.13")?;
-    let mut build = Command::new(cargo_fuzz);
+    let mut flags = FLAGS.join(" ");
+    if has_address_sanitizer() {
+        flags.push_str(" -Zsanitizer=address");
+    } else {
+        progress.step("  without the address sanitizer, which this compiler does not have");
+    }
+    let mut build = cargo(["build", "--release", "--package", "vhost-device-fuzz"]);
     build
-        .args(["fuzz", "build", "--features", "libfuzzer"])
-        .args(["--sanitizer", sanitizer(progress)])
-        .args(["--target", &triple()])
-        .arg("--target-dir")
+        .args(["--bins", "--features", "libfuzzer"])
+        // Build scripts get no flags where a target is named.
+        .args(["--target", &triple(), "--target-dir"])
         .arg(directory())
-        .current_dir(workspace().join("fuzz"))
+        .env("RUSTFLAGS", flags)
         // The sanitizer and the counters of the fuzzer are for nightly compilers only, but work in all.
         .env("RUSTC_BOOTSTRAP", "1")
+        .env("CARGO_PROFILE_RELEASE_DEBUG", "line-tables-only")
         // As a release, but without what would take minutes.
         .env("CARGO_PROFILE_RELEASE_LTO", "off");
     progress.run("Building the fuzz targets", &mut build)
 }
 
-/// The address sanitizer, where the compiler has what it needs at run time.
-fn sanitizer(progress: &Progress) -> &'static str {
+/// Whether the compiler has what the address sanitizer needs at run time.
+fn has_address_sanitizer() -> bool {
     let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
     let sysroot = sysroot.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
     let libraries = Path::new(sysroot.unwrap_or_default().trim())
@@ -134,11 +153,7 @@ fn sanitizer(progress: &Progress) -> &'static str {
     let is_runtime =
         |file: fs::DirEntry| file.file_name().to_string_lossy().ends_with("_rt.asan.a");
     let mut files = fs::read_dir(libraries).into_iter().flatten().flatten();
-    if files.any(is_runtime) {
-        return "address";
-    }
-    progress.step("  without the address sanitizer, which this compiler has not");
-    "none"
+    files.any(is_runtime)
 }
 
 /// What the targets are built for: the sanitizer wants it to be named.

@@ -19,6 +19,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+use vhost_device_tests::cache;
 use vhost_device_tests::guest::find_program;
 use vhost_device_tests::soak::SoakOptions;
 
@@ -83,7 +84,7 @@ enum Task {
     ///
     /// Builds the fuzz targets, and runs libFuzzer on each, as many at a time as there are processors. Prints what was executed, how much of
     /// the program that reached, and what was found: each finding with the file that has the input, and the command that plays it again. The
-    /// exit status is 1 if anything was. What is learnt is kept in target/fuzz/corpus. Takes cargo-fuzz, which is built the first time.
+    /// exit status is 1 if anything was. What is learnt is kept in target/fuzz/corpus.
     Fuzz(fuzz::Options),
     /// Build the release binaries and install them, with descriptors, manual pages, completions and systemd units
     ///
@@ -93,7 +94,7 @@ enum Task {
     Install(install::Options),
     /// Make a Debian package of what `install` installs
     ///
-    /// Its prefix is /usr. Takes cargo-deb, which is built the first time and kept in the target directory.
+    /// Its prefix is /usr. Takes cargo-deb, which is built the first time and kept in the user's cache.
     Deb {
         /// File or directory for the package [default: target/debian]
         #[arg(long, value_name = "PATH")]
@@ -159,14 +160,16 @@ fn target_directory() -> PathBuf {
     target.unwrap_or(Path::new("target")).to_owned()
 }
 
-/// Finds a program that is a crate of its own, or builds it. It is kept in the target directory.
+/// Finds a program that is a crate of its own, or builds it. It is kept in the cache.
 fn tool(progress: &Progress, name: &str, version: &str) -> Result<PathBuf, String> {
-    let tools = target_directory().join("tools");
+    let tools = cache::directory()
+        .join("tools")
+        .join(format!("{name}-{version}"));
     let program = find_program(name).unwrap_or_else(|| tools.join("bin").join(name));
     if !program.is_file() {
         // Without optimisation it takes a third of the time.
         let mut install = cargo(["install", name, "--locked", "--debug", "--root"]);
-        install.arg(&tools).arg(format!("--version={version}"));
+        install.arg(&tools).arg(format!("--version=^{version}"));
         progress.run(&format!("Installing {name}"), &mut install)?;
     }
     Ok(program)

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The kernel that guests run: Debian's own, unpacked into the target directory.
+//! The kernel that guests run: Debian's own, unpacked into the [`cache`].
 //!
-//! The package is downloaded and unpacked, not installed: that needs no root, writes nothing outside the target directory, builds no
-//! initramfs for a machine that will never boot it, and takes two seconds. No version is named here: the newest that apt offers is taken,
-//! and kept until `guest` in the target directory is removed.
+//! The package is downloaded and unpacked, not installed: that needs no root, changes nothing of the system, builds no initramfs for a
+//! machine that will never boot it, and takes two seconds. No version is named here: the newest that apt offers is taken, and kept until
+//! `guest` in the cache is removed.
 //!
 //! The flavour is `cloud`, with all the virtio drivers but the one for GPUs, which only the plain one has: three times the size.
 
@@ -13,7 +13,8 @@ use std::process::Command;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{GuestError, cache_directory, output, system};
+use super::{GuestError, output, system};
+use crate::cache;
 
 /// Which of Debian's kernels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,7 +58,11 @@ pub struct Kernel {
 impl Kernel {
     /// The kernel that is kept here, or the newest that apt has. Many processes may call this at once; one downloads.
     pub fn prepare(flavour: Flavour) -> Result<Self, GuestError> {
-        let cache = cache_directory()?;
+        let cache = directory();
+        // Also where the cache cannot be written.
+        if let Some(kernel) = Self::kept(&cache, flavour)? {
+            return Ok(kernel);
+        }
         fs::create_dir_all(&cache).map_err(system(format!("create {}", cache.display())))?;
         let lock = cache.join("lock");
         let lock = File::create(&lock).map_err(system(format!("create {}", lock.display())))?;
@@ -71,7 +76,7 @@ impl Kernel {
 
     /// Whether a kernel is kept here already, so that [`Kernel::prepare`] needs no network.
     pub fn is_kept(flavour: Flavour) -> bool {
-        cache_directory().is_ok_and(|cache| matches!(Self::kept(&cache, flavour), Ok(Some(_))))
+        matches!(Self::kept(&directory(), flavour), Ok(Some(_)))
     }
 
     fn kept(cache: &Path, flavour: Flavour) -> Result<Option<Self>, GuestError> {
@@ -121,6 +126,11 @@ impl Kernel {
         }
         Self::kept(cache, flavour)?.ok_or(refusal)
     }
+}
+
+/// Where kernels are kept.
+fn directory() -> PathBuf {
+    cache::directory().join("guest")
 }
 
 /// Whether a release is one kernel's, and not the name of a package that follows a series, like `6.12-cloud-amd64`.

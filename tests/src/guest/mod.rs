@@ -132,11 +132,6 @@ pub(crate) fn target_directory() -> Result<PathBuf, GuestError> {
     Ok(target.unwrap_or(Path::new("/tmp")).to_owned())
 }
 
-/// Where kernels and logs are kept.
-fn cache_directory() -> Result<PathBuf, GuestError> {
-    Ok(target_directory()?.join("guest"))
-}
-
 /// A virtual machine that is yet to start.
 #[derive(Debug)]
 pub struct Machine {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{GuestError, cache_directory, system};
+use super::{GuestError, system, target_directory};
 
 /// What the kernel writes, to the first serial port.
 pub(super) const CONSOLE_LOG: &str = "console.log";
@@ -28,7 +28,7 @@ pub(super) struct Logs {
 impl Logs {
     /// Empty logs of the guest `name`, which may live for `lifetime` from now.
     pub(super) fn create(name: &str, lifetime: Duration) -> Result<Self, GuestError> {
-        let directory = cache_directory()?.join("logs").join(name);
+        let directory = target_directory()?.join("guest/logs").join(name);
         fs::create_dir_all(&directory)
             .map_err(system(format!("create {}", directory.display())))?;
         for log in [CONSOLE_LOG, SCRIPT_LOG] {

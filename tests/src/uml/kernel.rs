@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The User-Mode Linux that tests run in: built from Debian's kernel source with the options in `config`, and kept in the target directory.
+//! The User-Mode Linux that tests run in: built from Debian's kernel source with the options in `config`, and kept in the
+//! [`cache`].
 //! A processor with a large state needs a kernel of its own.
 //!
 //! The package with the source is kept too: other options are built without network. It is downloaded, not installed: that needs no root.
@@ -12,8 +13,9 @@ use std::process::{Command, Stdio};
 
 use rustix::fs::{FlockOperation, flock};
 
+use crate::cache;
 use crate::guest::kernel::download;
-use crate::guest::{GuestError, find_program, output, system, target_directory};
+use crate::guest::{GuestError, find_program, output, system};
 use crate::uml::processor::{self, LargeState};
 
 /// The options that are on.
@@ -39,12 +41,12 @@ const NOT_BUILT: &[&str] = &[
 ];
 
 /// What has `name` in the directory that all is kept in.
-fn kept(name: &str) -> Result<PathBuf, GuestError> {
-    Ok(target_directory()?.join("uml").join(name))
+fn kept(name: &str) -> PathBuf {
+    cache::directory().join("uml").join(name)
 }
 
 /// The executable's name follows the options and the processor, so that changed ones are built.
-fn image(state: Option<LargeState>) -> Result<PathBuf, GuestError> {
+fn image(state: Option<LargeState>) -> PathBuf {
     let mut hash = DefaultHasher::new();
     CONFIG.hash(&mut hash);
     let suffix = state.map(LargeState::suffix).unwrap_or_default();
@@ -53,7 +55,7 @@ fn image(state: Option<LargeState>) -> Result<PathBuf, GuestError> {
 
 /// Whether the kernel is kept, so that [`prepare`] takes no time.
 pub fn is_kept() -> bool {
-    image(LargeState::of_host()).is_ok_and(|image| image.is_file())
+    image(LargeState::of_host()).is_file()
 }
 
 /// The package with the source, downloaded if it is not kept.
@@ -66,7 +68,10 @@ pub fn source() -> Result<PathBuf, GuestError> {
 /// Many processes may call this at once; one builds.
 pub fn prepare() -> Result<PathBuf, GuestError> {
     let state = LargeState::of_host();
-    let image = image(state)?;
+    let image = image(state);
+    if image.is_file() {
+        return Ok(image);
+    }
     let _lock = lock()?;
     if !image.is_file() {
         let package = download_source()?;
@@ -81,7 +86,7 @@ pub fn prepare() -> Result<PathBuf, GuestError> {
 
 /// Keeps others out while this is held.
 fn lock() -> Result<File, GuestError> {
-    let path = kept("lock")?;
+    let path = kept("lock");
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory).map_err(system(format!("create {}", directory.display())))?;
     let lock = File::create(&path).map_err(system(format!("create {}", path.display())))?;
@@ -91,7 +96,7 @@ fn lock() -> Result<File, GuestError> {
 }
 
 fn download_source() -> Result<PathBuf, GuestError> {
-    let package = kept(&format!("{PACKAGE}.deb"))?;
+    let package = kept(&format!("{PACKAGE}.deb"));
     if !package.is_file() {
         let download = download(PACKAGE, &work()?)?;
         fs::rename(download, &package).map_err(system("keep the kernel's source"))?;
@@ -101,7 +106,7 @@ fn download_source() -> Result<PathBuf, GuestError> {
 
 /// An empty directory. What an interrupted build has left in it is of no use.
 fn work() -> Result<PathBuf, GuestError> {
-    let work = kept("build")?;
+    let work = kept("build");
     remove(&work)?;
     fs::create_dir(&work).map_err(system("create a directory to build in"))?;
     Ok(work)

@@ -22,6 +22,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
 
+use crate::cache;
 use crate::guest::{GuestError, find_program, system, target_directory};
 
 /// Memory of the machine in MiB: enough for a test with a guest of its own.
@@ -40,6 +41,7 @@ mount -t tmpfs run /run
 mount -t tmpfs tmp /tmp
 mkdir -p "$target"
 mount -t hostfs -o "$target" host "$target"
+[ -d "$VHOST_DEVICE_CACHE" ] || { mkdir -p "$VHOST_DEVICE_CACHE" && mount -t hostfs -o "$VHOST_DEVICE_CACHE" host "$VHOST_DEVICE_CACHE"; }
 stty -F /dev/tty0 raw
 stty -F /dev/ttyS0 raw
 cd "$directory" 2>/dev/null || cd /
@@ -59,8 +61,9 @@ poweroff -f
 pub fn run(program: &OsStr, arguments: &[OsString], deadline: Duration) -> Result<i32, GuestError> {
     let kernel = kernel::prepare()?;
     let target = target_directory()?;
-    let work =
-        tempfile::tempdir_in(target.join("uml")).map_err(system("create a temporary directory"))?;
+    let place = target.join("uml");
+    fs::create_dir_all(&place).map_err(system(format!("create {}", place.display())))?;
+    let work = tempfile::tempdir_in(place).map_err(system("create a temporary directory"))?;
     let (init, status) = (work.path().join("init"), work.path().join("status"));
     write_init(&init, program, arguments, &target, &status)?;
 
@@ -110,6 +113,8 @@ fn write_init(
         }
     }
     script.push("export HOME=/tmp TMPDIR=/tmp\n");
+    // Its place follows from what is another one there.
+    assign(&mut script, "export ", cache::CACHE, cache::directory());
     assign(&mut script, "", "target", target);
     assign(&mut script, "", "status", status);
     let directory = std::env::current_dir().unwrap_or_default();

@@ -85,7 +85,7 @@ fn other_target(progress: &Progress, target: &str) -> Report {
 fn deny(stages: &mut Stages) {
     let mut program = None;
     stages.run("cargo-deny", |progress| {
-        match tool(progress, "cargo-deny", "^0.20") {
+        match tool(progress, "cargo-deny", "0.20") {
             Ok(path) => {
                 program = Some(path);
                 Report::default()

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where that is kept which tests download or build, and which is the same for each clone of this repository: kernels, and tools of xtask's.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{Access, access};
+
+use crate::guest::target_directory;
+
+/// Names the directory, instead of the user's cache.
+pub const CACHE: &str = "VHOST_DEVICE_CACHE";
+
+/// The directory: `vhost-device` in the user's cache (`XDG_CACHE_HOME`, `~/.cache`), or, where that cannot be written, `cache` in the
+/// target directory.
+pub fn directory() -> PathBuf {
+    let candidates = candidates(|name| std::env::var_os(name));
+    let is_writable =
+        |path: &PathBuf| fs::create_dir_all(path).is_ok() && access(path, Access::WRITE_OK).is_ok();
+    match candidates {
+        Candidates::Given(path) => path,
+        Candidates::OfUser(path) => path.filter(is_writable).unwrap_or_else(|| {
+            let target = target_directory();
+            target.unwrap_or_else(|_| "/tmp".into()).join("cache")
+        }),
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Candidates {
+    Given(PathBuf),
+    OfUser(Option<PathBuf>),
+}
+
+fn candidates(variable: impl Fn(&str) -> Option<OsString>) -> Candidates {
+    let absolute = |name| {
+        let path = variable(name).map(PathBuf::from);
+        path.filter(|path| Path::is_absolute(path))
+    };
+    if let Some(given) = absolute(CACHE) {
+        return Candidates::Given(given);
+    }
+    let home = || Some(absolute("HOME")?.join(".cache"));
+    let cache = absolute("XDG_CACHE_HOME").or_else(home);
+    Candidates::OfUser(cache.map(|cache| cache.join("vhost-device")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(variables: &[(&str, &str)]) -> Candidates {
+        candidates(|name| {
+            let (_, value) = variables.iter().find(|(other, _)| *other == name)?;
+            Some(value.into())
+        })
+    }
+
+    #[test]
+    fn what_is_kept_outlives_a_clone() {
+        let user = |path: &str| Candidates::OfUser(Some(path.into()));
+        let home = ("HOME", "/home/a");
+        assert_eq!(with(&[home]), user("/home/a/.cache/vhost-device"));
+        assert_eq!(
+            with(&[home, ("XDG_CACHE_HOME", "/cache")]),
+            user("/cache/vhost-device")
+        );
+        // The specification has it ignored.
+        assert_eq!(
+            with(&[home, ("XDG_CACHE_HOME", "cache")]),
+            user("/home/a/.cache/vhost-device")
+        );
+        assert_eq!(
+            with(&[home, (CACHE, "/given")]),
+            Candidates::Given("/given".into())
+        );
+        assert_eq!(with(&[]), Candidates::OfUser(None));
+    }
+}
