@@ -16,6 +16,8 @@ mod direct;
 mod durability;
 #[path = "block/errors.rs"]
 mod errors;
+#[path = "block/failed_sync.rs"]
+mod failed_sync;
 #[path = "block/faults.rs"]
 mod faults;
 #[path = "block/framing.rs"]

@@ -268,10 +268,11 @@ impl Device for Block {
         let before = self.disk.writeback.swap(writeback == 1, Ordering::Relaxed);
         if before
             && writeback == 0
-            && let Err(errno) = rustix::fs::fdatasync(&self.disk.image.file)
+            && let image = &self.disk.image
+            && let Err(error) = image.syncs.flush(&image.file)
         {
-            // What was written so far is to be as safe as what comes.
-            log::warn!("flush for write-through caching failed: {errno}");
+            // What was written so far is to be as safe as what comes, or else that fails too.
+            log::warn!("flush for write-through caching failed: {error}");
         }
         Ok(())
     }

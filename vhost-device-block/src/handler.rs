@@ -91,11 +91,18 @@ impl BlockHandler {
                 }) => return queue.complete_with(chain, used, outcome),
                 Next::Operation(request) if self.is_inline(&request) => {
                     let outcome = execute(&self.disk.image.file, request.operation());
-                    next = request.advance(outcome);
+                    next = self.advance(request, outcome);
                 }
                 Next::Operation(request) => return self.submit(request),
             }
         }
+    }
+
+    /// Goes on after the operation of a request has ended.
+    fn advance(&self, request: Request, outcome: io::Result<u64>) -> Next {
+        let image = &self.disk.image;
+        let outcome = image.syncs.check(&image.file, request.operation(), outcome);
+        request.advance(outcome)
     }
 
     /// Whether to leave a large read, when there is more to do, to another thread. To copy it takes far longer than to hand it over.
@@ -181,7 +188,7 @@ impl QueueHandler for BlockHandler {
             let Some(queue) = queues.get_mut(request.queue) else {
                 continue;
             };
-            let next = request.advance(outcome);
+            let next = self.advance(request, outcome);
             budget = budget.saturating_sub(next.bytes());
             self.step(next, queue);
         }

@@ -17,6 +17,7 @@ use crate::format;
 use crate::lock::Lock;
 use crate::options::Options;
 use crate::source::{Identity, Opened, Source};
+use crate::sync::Syncs;
 
 /// File systems whose files are memory: I/O on them can not wait for a device.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -39,6 +40,7 @@ pub struct Image {
     /// What the options name, and what that was at the start.
     pub source: Source,
     pub identity: Identity,
+    pub syncs: Syncs,
     /// Bytes of the disk: whole logical blocks. Grows only.
     size: AtomicU64,
     /// Bytes of a logical block.
@@ -143,6 +145,7 @@ impl Image {
             file,
             identity: Identity::of(&metadata),
             source,
+            syncs: Syncs::default(),
             lock: Arc::new(lock),
         })
     }

@@ -15,6 +15,7 @@ mod lock;
 mod options;
 mod request;
 mod source;
+mod sync;
 mod throttle;
 
 pub use device::Block;

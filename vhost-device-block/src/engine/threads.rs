@@ -53,11 +53,17 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Carries an operation out. A failed sync is noted at once: the kernel does not tell the other threads of it.
+    fn execute(&self, operation: Operation<'_>) -> io::Result<u64> {
+        let Image { file, syncs, .. } = &*self.image;
+        syncs.check(file, operation, execute(file, operation))
+    }
+
     /// Does all jobs that wait, on a thread that is none of the pool's.
     fn work_here(&self) {
         let jobs = std::mem::take(&mut self.lock().jobs);
         for job in jobs {
-            let outcome = execute(&self.image.file, job.operation);
+            let outcome = self.execute(job.operation);
             self.lock().ended.push_back((job.number, outcome));
         }
         let _ = rustix::io::write(&self.ended, &1u64.to_ne_bytes());
@@ -69,7 +75,7 @@ impl Shared {
         loop {
             if let Some(job) = state.jobs.pop_front() {
                 drop(state);
-                let outcome = execute(&self.image.file, job.operation);
+                let outcome = self.execute(job.operation);
                 state = self.lock();
                 let first = state.ended.is_empty();
                 state.ended.push_back((job.number, outcome));
