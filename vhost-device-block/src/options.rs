@@ -16,7 +16,7 @@ pub enum IoEngine {
     /// io_uring where the host allows it, threads elsewhere; images in memory (tmpfs) are read and
     /// written at once, without either
     Auto,
-    /// io_uring: one ring per processor or queue, whichever are fewer
+    /// io_uring: one ring per processor or queue, whichever are fewer, and 16 at most
     #[value(name = "io_uring")]
     IoUring,
     /// a pool of threads per queue

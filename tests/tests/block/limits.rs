@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Hosts with little: one processor, little memory that may be locked, no more threads. All queues work there too.
+//! Hosts with little: one processor, little memory that may be locked, no more threads, an old kernel. All queues work there too.
 
 #![allow(unsafe_code)]
 
@@ -11,6 +11,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule, apply_filter,
+};
 use vhost_device_tests::front_end::block::BlockDriver;
 use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::process::Program;
@@ -242,6 +246,38 @@ fn who_asks_for_io_uring_is_told_that_no_memory_may_be_locked() {
     let stderr = program.stderr();
     assert!(
         stderr.contains("RLIMIT_MEMLOCK") && stderr.lines().count() == 1,
+        "{stderr}"
+    );
+}
+
+/// As on Linux 5.10, which knows of restrictions: IORING_ENTER_EXT_ARG is refused.
+#[test]
+fn threads_do_the_io_where_io_uring_cannot_wait_for_a_time() {
+    const ENTER_EXT_ARG: u64 = 1 << 3;
+    if !Variant::IO_URING.is_possible() {
+        return skip("this host has no io_uring");
+    }
+    let with_time = SeccompCondition::new(
+        3,
+        SeccompCmpArgLen::Qword,
+        SeccompCmpOp::MaskedEq(ENTER_EXT_ARG),
+        ENTER_EXT_ARG,
+    );
+    let rule = SeccompRule::new(vec![with_time.unwrap()]).unwrap();
+    let filter = SeccompFilter::new(
+        [(libc::SYS_io_uring_enter, vec![rule])].into(),
+        SeccompAction::Allow,
+        SeccompAction::Errno(libc::EINVAL as u32),
+        std::env::consts::ARCH.try_into().unwrap(),
+    );
+    let program: BpfProgram = filter.unwrap().try_into().unwrap();
+    let device = start(Variant::AUTO, &[MANY], |command| {
+        in_child(command, move || apply_filter(&program).map_or(-1, |()| 0));
+    });
+    assert_all_work(&mut drivers(&connect(&device)), 1);
+    let stderr = device.program.stderr();
+    assert!(
+        stderr.contains("threads do the I/O") && !stderr.contains("block: error:"),
         "{stderr}"
     );
 }

@@ -167,7 +167,7 @@ fn socket() -> [u8; 64] {
 
 /// Of other devices too, no thread makes one: that is among what is tried on each of them.
 #[test]
-fn a_ring_can_not_be_made_to_open_a_socket() {
+fn a_ring_cannot_be_created_to_open_a_socket() {
     if !BLOCK.is_possible() {
         return;
     }
@@ -246,7 +246,7 @@ fn the_rings_of_the_device_make_no_sockets_and_open_no_files() {
 }
 
 #[test]
-fn the_restrictions_of_a_ring_can_not_be_lifted() {
+fn the_restrictions_of_a_ring_cannot_be_lifted() {
     if !BLOCK.is_possible() {
         return;
     }

@@ -30,6 +30,9 @@ use uring::UringEngine;
 /// Operations that one thread may have under way.
 pub const DEPTH: usize = 256;
 
+/// Most rings of io_uring: they take time at the start, and locked memory.
+const MAX_RINGS: usize = 16;
+
 /// A request whose operation has ended, and how: bytes moved, or the error.
 pub type Finished = (Request, io::Result<u64>);
 
@@ -51,7 +54,7 @@ impl Engines {
             return Ok(Self::Threads);
         }
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let most = u16::try_from(processors).map_or(queues, |processors| queues.min(processors));
+        let most = processors.min(MAX_RINGS).min(queues.into()) as u16;
         match (Rings::open(&image.file, most), wanted) {
             (Ok((rings, count)), _) => Ok(Self::IoUring(rings, count)),
             (Err(error), IoEngine::IoUring) => Err(StartError(format!(

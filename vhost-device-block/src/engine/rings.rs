@@ -11,6 +11,7 @@ use std::time::Duration;
 use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue};
 use rustix::event::{EventfdFlags, eventfd};
+use rustix::fs::{Mode, OFlags, fcntl_getfl};
 use vhost_device_common::worker::{Poller, Token};
 
 use super::uring::UringEngine;
@@ -49,14 +50,16 @@ impl Ring {
         let plain = builder.clone();
         builder.setup_coop_taskrun().setup_taskrun_flag();
         let (uring, tells) = match builder.build(ENTRIES) {
-            // Kernels before 5.19 have not these flags.
+            // Kernels before 5.19 do not have these flags.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 (plain.build(ENTRIES)?, false)
             }
             built => (built?, true),
         };
         let submitter = uring.submitter();
-        submitter.register_files(&[image.as_raw_fd()])?;
+        // The kernel tells of lost data once for each open file. Threads that share one would not all hear of it.
+        let own = reopen(image).or_else(|_| image.try_clone())?;
+        submitter.register_files(&[own.as_raw_fd()])?;
         let allowed = operations.iter().copied().map(Restriction::sqe_op);
         let mut restrictions = Vec::from_iter(allowed);
         restrictions.push(Restriction::sqe_flags_allowed(
@@ -68,11 +71,19 @@ impl Ring {
     }
 }
 
+/// Opens the same file again, in the same way.
+fn reopen(file: &File) -> io::Result<File> {
+    let flags = fcntl_getfl(file)?;
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let opened = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?;
+    Ok(File::from(opened))
+}
+
 /// The rings for operations on an image.
 pub struct Rings {
     /// Those that nobody uses now.
     idle: Mutex<Vec<Ring>>,
-    /// The image, for operations that a ring can not carry out.
+    /// The image, for operations that a ring cannot carry out.
     pub image: File,
 }
 
@@ -80,7 +91,7 @@ impl Rings {
     /// Makes up to `most` rings, at least one, for operations on `image`. Gives also how many there are.
     ///
     /// # Errors
-    /// This host refuses io_uring, or has not what the engine needs of it.
+    /// This host refuses io_uring, or lacks what the engine needs of it.
     pub fn open(image: &File, most: u16) -> io::Result<(Arc<Self>, u16)> {
         Self::open_for(image, most, &OPERATIONS)
     }
@@ -124,7 +135,7 @@ impl Rings {
     }
 }
 
-/// Does what the engine does all the time: watches a file, and waits with a timeout. Kernels before 5.13 can not, though they know of
+/// Does what the engine does all the time: watches a file, and waits with a timeout. Kernels before 5.13 cannot, though they know of
 /// restrictions.
 fn probe(rings: &Arc<Rings>) -> io::Result<()> {
     let mut engine = UringEngine::new(rings)?;
@@ -135,7 +146,7 @@ fn probe(rings: &Arc<Rings>) -> io::Result<()> {
     if ready != [Token::Control] || !engine.is_watching() {
         return Err(io::Error::new(
             io::ErrorKind::Unsupported,
-            "the kernel can not watch files by io_uring for good, as Linux 5.13 can",
+            "the kernel cannot watch files by io_uring until told otherwise, as Linux 5.13 can",
         ));
     }
     Ok(())
@@ -193,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_that_can_not_watch_files_is_refused() {
+    fn a_kernel_that_cannot_watch_files_is_refused() {
         let without = OPERATIONS.map(|operation| match operation {
             opcode::PollAdd::CODE => opcode::PollRemove::CODE,
             other => other,

@@ -355,9 +355,12 @@ impl Drop for UringEngine {
     fn drop(&mut self) {
         let ended = self.end_all();
         if let Err(error) = &ended {
-            log::error!("cannot wait for operations that are under way: {error}");
-            // Their memory stays for ever rather than go before they end.
-            std::mem::forget(std::mem::replace(&mut self.slots, Slots::new()));
+            log::debug!("a ring of io_uring is given up: {error}");
+            if !self.slots.is_empty() {
+                log::error!("cannot wait for operations that are under way: {error}");
+                // Their memory stays for ever rather than go before they end.
+                std::mem::forget(std::mem::replace(&mut self.slots, Slots::new()));
+            }
         }
         // SAFETY: the ring is not used after this.
         let ring = unsafe { ManuallyDrop::take(&mut self.ring) };
