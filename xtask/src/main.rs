@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The project's own commands: `cargo xtask demo`, `test`, `bench`, `fuzz`, `install` and `deb`.
+//! The project's own commands: `cargo xtask demo`, `test`, `bench`, `coverage`, `fuzz`, `install` and `deb`.
 
 mod bench;
+mod coverage;
 mod deb;
 mod demo;
 mod fuzz;
@@ -27,7 +28,7 @@ use crate::progress::Progress;
 
 /// See the devices work, test them, measure them, install them.
 ///
-/// demo, test, bench and deb install the Debian packages that they need and do not find, when they run as root; else they say which these are.
+/// demo, test, coverage, bench and deb install the Debian packages that they need and do not find, when they run as root; else they say which these are.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
 struct Arguments {
@@ -61,6 +62,12 @@ enum Task {
     /// A test that cannot run here counts as skipped, and its reason is listed; where CI is set in the environment, only the reasons on a
     /// short list are accepted. What the test programs write stays in target/test-logs.
     Test(test::Options),
+    /// Say how much of the product's code the tests execute
+    ///
+    /// Builds all with counters, runs the unit tests and the suites that need no guest, those of input in User-Mode Linux where the host has
+    /// no uinput, and prints a table: lines, functions and regions of each crate. The exit status is 1 if a test fails, or less than 90 % of
+    /// the lines of a crate are executed. Takes LLVM's tools of the compiler's version.
+    Coverage(coverage::Options),
     /// Measure a device beside other back-ends
     ///
     /// Builds the release binaries and runs the benchmark program. `cargo xtask bench block --help` lists its options.
@@ -115,6 +122,7 @@ fn main() -> ExitCode {
             demo::input::here(&progress).map(|()| ExitCode::SUCCESS)
         }
         Task::Test(options) => test::run(&progress, options),
+        Task::Coverage(options) => coverage::run(&progress, &options),
         Task::Bench { arguments } => bench::run(&progress, &arguments),
         Task::Fuzz(options) => fuzz::run(&progress, &options),
         Task::Soak(options) => soak::run(&progress, &options),

@@ -39,7 +39,7 @@ const SCRIPT: &str = r#"
 "#;
 
 /// Whether this host makes input devices.
-fn has_uinput() -> bool {
+pub fn has_uinput() -> bool {
     OpenOptions::new().write(true).open("/dev/uinput").is_ok()
 }
 
