@@ -2,7 +2,7 @@
 //! What a device knows of its guest, as bytes that another process can take over: after a migration, or from a
 //! snapshot (vhost-user, "Migrating device state").
 //!
-//! The bytes are a header and what [`Device::save`](crate::device::Device::save) gave. All numbers are
+//! The bytes are a header and what [`Device::save`] gave. All numbers are
 //! little-endian:
 //!
 //! | bytes | what |
@@ -38,7 +38,7 @@ pub enum StateError {
     /// The guest uses something that can not be taken elsewhere.
     #[error("the guest uses {0}, which can not be saved")]
     NotSaveable(&'static str),
-    /// It was not made by [`Device::save`](crate::device::Device::save).
+    /// It was not made by [`Device::save`].
     #[error("it is not a saved state")]
     Unknown,
     /// It is that of another device.

@@ -71,12 +71,12 @@ pub trait Target: Sync {
     /// Range of the config space that the driver can write, which takes zeroes and ones: offset and size.
     fn writable_config(&self) -> (u32, usize);
 
-    /// How many of its queues, from the first on, take the request that [`Target::write_request`] makes.
+    /// How many of its queues, from the first on, take the request that [`Request::write`] writes.
     fn request_queues(&self) -> usize {
         usize::MAX
     }
 
-    /// Readable and writable bytes of the request that [`Target::write_request`] makes.
+    /// Readable and writable bytes of the request that [`Request::write`] writes.
     fn request_size(&self) -> (usize, usize);
 
     /// Whether the device has failed a request: it returned it with `used`, and `last` is the last byte that it could write.

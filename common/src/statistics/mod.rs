@@ -3,7 +3,7 @@
 //!
 //! Each queue has counters of its own, in cache lines of their own, which only the thread of the queue writes. So to count takes
 //! neither a lock nor an atomic operation that locks a cache line, and whoever reads does not disturb. The clock is looked at once a
-//! batch: see [`Recorder`].
+//! batch: see `Recorder`.
 
 mod prometheus;
 mod recorder;

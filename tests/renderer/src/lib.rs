@@ -3,7 +3,7 @@
 //! out in place of a dma-buf. It draws nothing but one colour.
 //!
 //! `STAND_IN` is a list of what is to be different, with commas between: the names of functions that fail, or one of the words of
-//! [`Settings`]. What is called is written to the file that `STAND_IN_LOG` names, a line each.
+//! `Settings`. What is called is written to the file that `STAND_IN_LOG` names, a line each.
 
 #![allow(
     unsafe_code,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What is left to the process once all that it needs is open, before it hears anything of a front-end.
 //!
-//! It gives up its [privileges](privileges), then all [files](files) but those that its device opens later, and at last all system
-//! calls but those that it [needs](call): the core has a table of its own, and [`Needs`] is what a device adds. Each kind of thread has
-//! a [filter], and a call that this does not let through ends the process by SIGSYS, after [a line](violation) that names it.
+//! It gives up its privileges, then all files but those that its device opens later, and at last all system
+//! calls but those that it needs: the core has a table of its own, and [`Needs`] is what a device adds. Each kind of thread has
+//! a filter, and a call that this does not let through ends the process by SIGSYS, after a line that names it.
 
 mod call;
 mod files;

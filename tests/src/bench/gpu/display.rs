@@ -13,7 +13,7 @@ use super::pin;
 
 /// Requests of the vhost-user-gpu protocol.
 const GET_PROTOCOL_FEATURES: u32 = 1;
-/// See [`GET_PROTOCOL_FEATURES`].
+/// See `GET_PROTOCOL_FEATURES`.
 pub const UPDATE: u32 = 8;
 /// Flag of a header: this answers a request.
 const REPLY: u32 = 4;
