@@ -79,7 +79,7 @@ pub struct Driver {
 impl Driver {
     pub fn new(rings: u16, start: Start, guest: &mut Guest) -> Self {
         let ring = |number| match start.packed {
-            true => Format::Packed(Packed::new(Places::new(number), start)),
+            true => Format::Packed(Packed::new(Places::new(number), start, guest)),
             false => Format::Split(Split::new(Places::new(number), start, guest)),
         };
         Self {

@@ -63,12 +63,17 @@ pub struct Packed {
 
 impl Packed {
     /// A ring that is empty.
-    pub fn new(places: Places, start: Start) -> Self {
+    pub fn new(places: Places, start: Start, guest: &mut Guest) -> Self {
         let size = start.size();
         let next = Position {
             index: start.index() % size,
             wrap: start.index() >= 0x8000,
         };
+        if !next.wrap {
+            // The round before has used it, which tells base 0 from the beginning.
+            let flags = AVAILABLE | USED;
+            guest.write(places.descriptors + FLAGS, &flags.to_le_bytes());
+        }
         Self {
             size,
             places,

@@ -284,6 +284,8 @@ impl Model {
             }
             Step::WantKick => return self.want_kick(),
             Step::SetMemory => {
+                let nothing = self.ring.set_memory(Arc::default());
+                assert!(nothing.is_err(), "a ring that is in no memory");
                 let memory = Arc::clone(&self.guest.memory);
                 self.ring.set_memory(memory).expect("it is the same");
             }

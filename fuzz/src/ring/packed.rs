@@ -169,16 +169,14 @@ impl Model {
             Step::WantKick => {
                 let is_there = self.ring.want_kick();
                 self.wants_kick = true;
-                let place = self.ring.base() as u16;
-                self.expect_wish(match self.driver.setup(0).event_index {
-                    true => Wish::At(place),
-                    false => Wish::Always,
-                });
+                self.expect_kick();
                 if self.driver.is_honest() {
                     assert!(matches!(is_there, Ok(found) if found != self.waiting.is_empty()));
                 }
             }
             Step::SetMemory => {
+                let nothing = self.ring.set_memory(Arc::default());
+                assert!(nothing.is_err(), "a ring that is in no memory");
                 let memory = Arc::clone(&self.guest.memory);
                 self.ring.set_memory(memory).expect("it is the same");
             }
@@ -222,6 +220,15 @@ impl Model {
     }
 
     /// The device has just said when it wants a kick.
+    /// The device wants a kick for the next descriptor.
+    fn expect_kick(&self) {
+        let place = self.ring.base() as u16;
+        self.expect_wish(match self.driver.setup(0).event_index {
+            true => Wish::At(place),
+            false => Wish::Always,
+        });
+    }
+
     fn expect_wish(&self, wish: Wish) {
         let ring = self.driver.packed();
         ring.expect_wish(&self.guest, wish);
@@ -260,6 +267,12 @@ impl Model {
         // What is noted of a driver that does wrong is nothing to rely on.
         if !is_done && (self.inflight.is_none() || !self.driver.is_honest()) {
             return;
+        }
+        if is_done {
+            self.ring.release();
+            if !self.wants_kick {
+                self.expect_kick();
+            }
         }
         self.held.clear();
         self.completed.clear();
