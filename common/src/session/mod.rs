@@ -9,6 +9,7 @@ mod config_change;
 mod dirty_log;
 mod error;
 mod message;
+mod rings;
 mod transfer;
 mod vring;
 
@@ -29,7 +30,6 @@ use vm_memory::ByteValued;
 use crate::device::Device;
 use crate::limit::{info_limited, warn_limited};
 use crate::memory::{DirtyLog, GuestMemory, MAX_REGIONS};
-use crate::ring::Ring;
 use crate::ring::inflight::{self, InflightFile};
 use crate::statistics::Statistics;
 use crate::worker::{Polling, Worker, WorkerError};
@@ -39,7 +39,7 @@ pub use error::SessionError;
 pub use message::MessageError;
 use message::{Connection, Message, leading_object};
 use transfer::DeviceState;
-use vring::{Vring, call, kick};
+use vring::Vring;
 
 /// VHOST_USER_F_PROTOCOL_FEATURES: without it, all rings are enabled from the start.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
@@ -50,13 +50,8 @@ const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | PROTOCOL_FEATURES;
 
-/// In the u64 of SET_VRING_KICK, CALL and ERR: the ring's index, and "there is no file".
-const VRING_INDEX_MASK: u64 = 0xff;
-const VRING_NO_FILE: u64 = 1 << 8;
 /// Bytes of the payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD: two u64, two u16.
 const INFLIGHT_SIZE: usize = 20;
-/// Largest ring that VIRTIO allows.
-const MAX_RING_SIZE: u32 = 32768;
 
 /// What to answer to a request that succeeded.
 enum Answer {
@@ -375,197 +370,6 @@ impl<D: Device> Session<'_, D> {
         }
         // Most of what was offered is understood whether it is wanted or not.
         self.protocol_features = Protocol::from_bits_retain(wanted);
-        Ok(Answer::Ack)
-    }
-
-    fn queue_index(&self, index: u64) -> Result<usize, SessionError> {
-        let count = self.vrings.len();
-        usize::try_from(index)
-            .ok()
-            .filter(|&index| index < count)
-            .ok_or(SessionError::QueueIndex { index, count })
-    }
-
-    fn vring(&mut self, index: usize) -> Result<&mut Vring, SessionError> {
-        let count = self.vrings.len();
-        self.vrings.get_mut(index).ok_or(SessionError::QueueIndex {
-            index: index as u64,
-            count,
-        })
-    }
-
-    /// A ring whose description may change: it does not run, or nothing changes. A disabled one stops for that.
-    fn changing_vring(
-        &mut self,
-        index: u32,
-        is_same: impl Fn(&Vring) -> bool,
-    ) -> Result<&mut Vring, SessionError> {
-        let vring = self.vring(index as usize)?;
-        if vring.worker.is_some() && !is_same(vring) {
-            if vring.enabled {
-                return Err(SessionError::Running(index as u16));
-            }
-            self.stop_for_set_up(index as usize);
-        }
-        self.vring(index as usize)
-    }
-
-    /// Stops a disabled ring that is set up anew without GET_VRING_BASE. Where all are disabled the device is set up anew, and all
-    /// stop; those for which no other message comes go on when they are enabled.
-    fn stop_for_set_up(&mut self, index: usize) {
-        let is_device = !self.vrings.iter().any(Vring::is_at_work);
-        for (other, vring) in self.vrings.iter_mut().enumerate() {
-            if vring.worker.is_some() && (is_device || other == index) {
-                vring.stop_for_set_up(other as u16);
-            }
-        }
-    }
-
-    /// Where a ring begins whose driver begins.
-    fn first_base(&self) -> u32 {
-        Ring::first_base(self.has_feature(VIRTIO_F_RING_PACKED))
-    }
-
-    fn set_base(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
-        let VhostUserVringState { index, num: base } = state;
-        let start = self.first_base();
-        if start == 0 && base > u16::MAX.into() {
-            return Err(SessionError::Base(base));
-        }
-        let vring = self.vring(index as usize)?;
-        match &vring.worker {
-            Some(_) if !vring.enabled => self.stop_for_set_up(index as usize),
-            // It began there, unasked, and has gone on since.
-            Some(_) if vring.base.is_none() && base == start => {}
-            Some(worker) => {
-                let here = worker.queue_base(index as u16)?;
-                return match here {
-                    Some(here) if here != base => {
-                        Err(SessionError::Elsewhere { index, base, here })
-                    }
-                    _ => Ok(Answer::Ack),
-                };
-            }
-            None => {}
-        }
-        self.vring(index as usize)?.base = Some(base);
-        Ok(Answer::Ack)
-    }
-
-    /// Whether a ring of the device may have so many descriptors.
-    fn is_ring_size(&self, size: u32) -> bool {
-        let shape = size.is_power_of_two() || size > 0 && self.has_feature(VIRTIO_F_RING_PACKED);
-        shape && size <= MAX_RING_SIZE.min(self.device.max_queue_size().into())
-    }
-
-    fn set_size(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
-        let VhostUserVringState { index, num: size } = state;
-        let max = self.device.max_queue_size();
-        let valid = self.is_ring_size(size);
-        let vring = self.changing_vring(index, |vring| u32::from(vring.size) == size)?;
-        if !valid {
-            return Err(SessionError::QueueSize { size, max });
-        }
-        vring.size = size as u16;
-        self.start_if_ready(index as usize)
-    }
-
-    fn set_addresses(&mut self, addresses: VhostUserVringAddr) -> Result<Answer, SessionError> {
-        let index = addresses.index;
-        let vring = self.changing_vring(index, |vring| {
-            vring.addresses.is_some_and(|old| {
-                (old.descriptor, old.available, old.used)
-                    == (addresses.descriptor, addresses.available, addresses.used)
-            })
-        })?;
-        vring.addresses = Some(addresses);
-        if let Some(worker) = &vring.worker {
-            worker.set_used_log(index as u16, vring.used_log())?;
-        }
-        self.start_if_ready(index as usize)
-    }
-
-    fn enable(&mut self, index: usize, enabled: bool) -> Result<(), SessionError> {
-        let vring = self.vring(index)?;
-        vring.enabled = enabled;
-        if let Some(worker) = &vring.worker {
-            worker.enable_queue(index as u16, enabled)?;
-        } else if enabled && std::mem::take(&mut vring.is_set_up_anew) {
-            self.start_if_ready(index)?;
-        }
-        Ok(())
-    }
-
-    fn set_vring_file(
-        &mut self,
-        value: u64,
-        mut message: Message,
-        request: FrontendReq,
-    ) -> Result<Answer, SessionError> {
-        let index = self.queue_index(value & VRING_INDEX_MASK)?;
-        let file = match value & VRING_NO_FILE {
-            0 => Some(file(&mut message, request)?),
-            _ => None,
-        };
-        let queue = index as u16;
-        match request {
-            FrontendReq::SET_VRING_CALL => {
-                let file = file.map(call).transpose()?;
-                let vring = self.vring(index)?;
-                vring.call.clone_from(&file);
-                if let Some(worker) = &vring.worker {
-                    worker.set_call(queue, file)?;
-                }
-            }
-            FrontendReq::SET_VRING_ERR => {
-                let file = file.map(call).transpose()?;
-                let vring = self.vring(index)?;
-                vring.error.clone_from(&file);
-                if let Some(worker) = &vring.worker {
-                    worker.set_error(queue, file)?;
-                }
-            }
-            _ => {
-                let file = file.map(kick).transpose()?;
-                let vring = self.vring(index)?;
-                vring.kick = Some(file.clone());
-                vring.is_set_up_anew = false;
-                match &vring.worker {
-                    Some(worker) => worker.set_kick(queue, file)?,
-                    None => return self.start_if_ready(index),
-                }
-            }
-        }
-        Ok(Answer::Ack)
-    }
-
-    /// Starts a ring of which all is known. One that can not start is tried again when more is said.
-    fn start_if_ready(&mut self, index: usize) -> Result<Answer, SessionError> {
-        if self.vring(index)?.is_ready() {
-            self.end_transfer("a queue starts");
-            self.was_used = true;
-            let worker = self.worker(index)?;
-            let features = self.accepted_features;
-            let first_base = self.first_base();
-            let memory = self.memory.clone();
-            let inflight = self.inflight.clone();
-            let recorder = self.statistics.recorder(index as u16);
-            let is_at_work = self.vrings.iter().any(Vring::is_at_work);
-            let device = self.device;
-            let vring = self.vring(index)?;
-            let queue = index as u16;
-            let started = vring
-                .prepare(queue, features, memory, inflight)
-                .and_then(|ring| {
-                    // QEMU tells most devices of no reset; a driver that goes on does so where it stopped.
-                    if !is_at_work && vring.begins_anew(first_base) {
-                        device.new_driver();
-                    }
-                    vring.start(queue, ring, worker, recorder)
-                });
-            self.end_idle_workers();
-            started?;
-        }
         Ok(Answer::Ack)
     }
 

@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the front-end says of rings: their set-up, in any order, and what that means for one that runs.
+
+use vhost::vhost_user::message::{FrontendReq, VhostUserVringAddr, VhostUserVringState};
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
+
+use super::message::Message;
+use super::vring::{Vring, call, kick};
+use super::{Answer, Session, SessionError, file};
+use crate::device::Device;
+use crate::ring::Ring;
+
+/// In the u64 of SET_VRING_KICK, CALL and ERR: the ring's index, and "there is no file".
+const VRING_INDEX_MASK: u64 = 0xff;
+const VRING_NO_FILE: u64 = 1 << 8;
+/// Largest ring that VIRTIO allows.
+const MAX_RING_SIZE: u32 = 32768;
+
+impl<D: Device> Session<'_, D> {
+    pub(super) fn queue_index(&self, index: u64) -> Result<usize, SessionError> {
+        let count = self.vrings.len();
+        usize::try_from(index)
+            .ok()
+            .filter(|&index| index < count)
+            .ok_or(SessionError::QueueIndex { index, count })
+    }
+
+    pub(super) fn vring(&mut self, index: usize) -> Result<&mut Vring, SessionError> {
+        let count = self.vrings.len();
+        self.vrings.get_mut(index).ok_or(SessionError::QueueIndex {
+            index: index as u64,
+            count,
+        })
+    }
+
+    /// A ring whose description may change: it does not run, or nothing changes. A disabled one stops for that.
+    fn changing_vring(
+        &mut self,
+        index: u32,
+        is_same: impl Fn(&Vring) -> bool,
+    ) -> Result<&mut Vring, SessionError> {
+        let vring = self.vring(index as usize)?;
+        if vring.worker.is_some() && !is_same(vring) {
+            if vring.enabled {
+                return Err(SessionError::Running(index as u16));
+            }
+            self.stop_for_set_up(index as usize);
+        }
+        self.vring(index as usize)
+    }
+
+    /// Stops a disabled ring that is set up anew without GET_VRING_BASE. Where all are disabled the device is set up anew, and all
+    /// stop; those for which no other message comes go on when they are enabled.
+    fn stop_for_set_up(&mut self, index: usize) {
+        let is_device = !self.vrings.iter().any(Vring::is_at_work);
+        for (other, vring) in self.vrings.iter_mut().enumerate() {
+            if vring.worker.is_some() && (is_device || other == index) {
+                vring.stop_for_set_up(other as u16);
+            }
+        }
+    }
+
+    /// Where a ring begins whose driver begins.
+    pub(super) fn first_base(&self) -> u32 {
+        Ring::first_base(self.has_feature(VIRTIO_F_RING_PACKED))
+    }
+
+    pub(super) fn set_base(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
+        let VhostUserVringState { index, num: base } = state;
+        let start = self.first_base();
+        if start == 0 && base > u16::MAX.into() {
+            return Err(SessionError::Base(base));
+        }
+        let vring = self.vring(index as usize)?;
+        match &vring.worker {
+            Some(_) if !vring.enabled => self.stop_for_set_up(index as usize),
+            // It began there, unasked, and has gone on since.
+            Some(_) if vring.base.is_none() && base == start => {}
+            Some(worker) => {
+                let here = worker.queue_base(index as u16)?;
+                return match here {
+                    Some(here) if here != base => {
+                        Err(SessionError::Elsewhere { index, base, here })
+                    }
+                    _ => Ok(Answer::Ack),
+                };
+            }
+            None => {}
+        }
+        self.vring(index as usize)?.base = Some(base);
+        Ok(Answer::Ack)
+    }
+
+    /// Whether a ring of the device may have so many descriptors.
+    pub(super) fn is_ring_size(&self, size: u32) -> bool {
+        let shape = size.is_power_of_two() || size > 0 && self.has_feature(VIRTIO_F_RING_PACKED);
+        shape && size <= MAX_RING_SIZE.min(self.device.max_queue_size().into())
+    }
+
+    pub(super) fn set_size(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
+        let VhostUserVringState { index, num: size } = state;
+        let max = self.device.max_queue_size();
+        if !self.is_ring_size(size) {
+            return Err(SessionError::QueueSize { size, max });
+        }
+        let vring = self.changing_vring(index, |vring| u32::from(vring.size) == size)?;
+        vring.size = size as u16;
+        self.start_if_ready(index as usize)
+    }
+
+    pub(super) fn set_addresses(
+        &mut self,
+        addresses: VhostUserVringAddr,
+    ) -> Result<Answer, SessionError> {
+        let index = addresses.index;
+        let vring = self.changing_vring(index, |vring| {
+            vring.addresses.is_some_and(|old| {
+                (old.descriptor, old.available, old.used)
+                    == (addresses.descriptor, addresses.available, addresses.used)
+            })
+        })?;
+        vring.addresses = Some(addresses);
+        if let Some(worker) = &vring.worker {
+            worker.set_used_log(index as u16, vring.used_log())?;
+        }
+        self.start_if_ready(index as usize)
+    }
+
+    pub(super) fn enable(&mut self, index: usize, enabled: bool) -> Result<(), SessionError> {
+        let vring = self.vring(index)?;
+        vring.enabled = enabled;
+        if let Some(worker) = &vring.worker {
+            worker.enable_queue(index as u16, enabled)?;
+        } else if enabled && std::mem::take(&mut vring.is_set_up_anew) {
+            self.start_if_ready(index)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn set_vring_file(
+        &mut self,
+        value: u64,
+        mut message: Message,
+        request: FrontendReq,
+    ) -> Result<Answer, SessionError> {
+        let index = self.queue_index(value & VRING_INDEX_MASK)?;
+        let file = match value & VRING_NO_FILE {
+            0 => Some(file(&mut message, request)?),
+            _ => None,
+        };
+        let queue = index as u16;
+        match request {
+            FrontendReq::SET_VRING_CALL => {
+                let file = file.map(call).transpose()?;
+                let vring = self.vring(index)?;
+                vring.call.clone_from(&file);
+                if let Some(worker) = &vring.worker {
+                    worker.set_call(queue, file)?;
+                }
+            }
+            FrontendReq::SET_VRING_ERR => {
+                let file = file.map(call).transpose()?;
+                let vring = self.vring(index)?;
+                vring.error.clone_from(&file);
+                if let Some(worker) = &vring.worker {
+                    worker.set_error(queue, file)?;
+                }
+            }
+            _ => {
+                let file = file.map(kick).transpose()?;
+                let vring = self.vring(index)?;
+                vring.kick = Some(file.clone());
+                vring.is_set_up_anew = false;
+                match &vring.worker {
+                    Some(worker) => worker.set_kick(queue, file)?,
+                    None => return self.start_if_ready(index),
+                }
+            }
+        }
+        Ok(Answer::Ack)
+    }
+
+    /// Starts a ring of which all is known. One that can not start is tried again when more is said.
+    pub(super) fn start_if_ready(&mut self, index: usize) -> Result<Answer, SessionError> {
+        if self.vring(index)?.is_ready() {
+            self.end_transfer("a queue starts");
+            self.was_used = true;
+            let worker = self.worker(index)?;
+            let features = self.accepted_features;
+            let first_base = self.first_base();
+            let memory = self.memory.clone();
+            let inflight = self.inflight.clone();
+            let recorder = self.statistics.recorder(index as u16);
+            let is_at_work = self.vrings.iter().any(Vring::is_at_work);
+            let device = self.device;
+            let vring = self.vring(index)?;
+            let queue = index as u16;
+            let started = vring
+                .prepare(queue, features, memory, inflight)
+                .and_then(|ring| {
+                    // QEMU tells most devices of no reset; a driver that goes on does so where it stopped.
+                    if !is_at_work && vring.begins_anew(first_base) {
+                        device.new_driver();
+                    }
+                    vring.start(queue, ring, worker, recorder)
+                });
+            self.end_idle_workers();
+            started?;
+        }
+        Ok(Answer::Ack)
+    }
+}
