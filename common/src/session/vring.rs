@@ -124,7 +124,7 @@ impl Vring {
         let base = self.base.unwrap_or_else(|| Ring::first_base(setup.packed));
         let ring = Ring::new(setup, Arc::new(memory), base, inflight.as_ref(), index);
         let ring = ring.map_err(|source| {
-            self.error.iter().for_each(|error| error.signal());
+            self.error.iter().for_each(|error| error.signal_if_room());
             SessionError::Ring { index, source }
         })?;
         // A packed ring may begin where the front-end says 0.

@@ -57,6 +57,13 @@ impl CallFile {
         }
     }
 
+    /// The same for a thread that nobody helps out (see [`CallFile::make_room`]): a full eventfd is not even tried.
+    pub fn signal_if_room(&self) {
+        if self.has_room() == Ok(true) {
+            self.signal();
+        }
+    }
+
     /// A front-end can have its pipe block again, whatever was done against it.
     fn write_to_pipe(&self, bytes: &[u8]) -> rustix::io::Result<usize> {
         let here = u64::MAX;

@@ -309,6 +309,36 @@ fn a_call_that_blocks_does_not_keep_a_ring_from_stopping(target: &dyn Target) {
     }
 }
 
+/// The same for the one that tells of a ring which can not start.
+fn a_file_for_errors_that_blocks_keeps_no_message_from_being_answered(target: &dyn Target) {
+    const TEST: &str = "a_file_for_errors_that_blocks_keeps_no_message_from_being_answered";
+    if !claims(target, Claim::RingChecks, TEST) {
+        return;
+    }
+    let running = target.start();
+    let scene = Scene::new(&running);
+    let error = owned(scene.queue.error_fd());
+    for mut message in ring_start(&scene.peer, &scene.memory, &scene.queue) {
+        match message.request {
+            FrontendReq::SET_VRING_ADDR => {
+                message.payload = payload::vring_addresses(0, 0, 1, 1, 1, 0);
+            }
+            FrontendReq::SET_VRING_KICK => {
+                fill(&error);
+                let flags = fcntl_getfl(&error).unwrap();
+                fcntl_setfl(&error, flags - OFlags::NONBLOCK).unwrap();
+            }
+            _ => {}
+        }
+        let fds = message.fds();
+        let answer = scene
+            .peer
+            .acknowledged(message.request, &message.payload, &fds);
+        answer.unwrap();
+    }
+    scene.peer.assert_alive();
+}
+
 /// Whether the other end of a pipe is closed within the time limit.
 fn is_closed(end: impl AsFd) -> bool {
     let limit = Timespec::try_from(PATIENCE).unwrap();
@@ -465,6 +495,7 @@ crate::for_each_target![
     a_call_may_be_a_socket_or_a_pipe,
     a_socket_or_pipe_that_is_not_read_keeps_no_ring_from_working,
     a_call_that_blocks_does_not_keep_a_ring_from_stopping,
+    a_file_for_errors_that_blocks_keeps_no_message_from_being_answered,
     a_kick_that_is_replaced_is_let_go_of,
     the_kick_of_a_stopped_ring_is_let_go_of,
     a_message_whose_files_are_lost_ends_its_connection,
