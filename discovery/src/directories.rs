@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// Where a distribution installs data files.
 const DATA: &str = "/usr/share";
+/// Where data files are, the most specific first, if `$XDG_DATA_DIRS` does not say.
+const DATA_DIRS: &str = "/usr/local/share:/usr/share";
 /// Where an administrator configures the host.
 const CONFIG: &str = "/etc";
 /// The folder of the descriptors in each of these.
@@ -28,16 +30,26 @@ impl Directories {
 
     /// Those of the user who has these environment variables.
     ///
-    /// `$XDG_DATA_DIRS` is an extra: the schema names `/usr/share` alone. Its directories are as
-    /// general as that one, in the order of the variable, whose first directory is the most specific;
-    /// where `/usr/share` is not among them, it is more general than they are. Values that are empty or
-    /// relative count as unset, as the XDG Base Directory Specification wants.
+    /// `$XDG_DATA_DIRS` (by default `/usr/local/share:/usr/share`) and `$XDG_DATA_HOME` (by default
+    /// `$HOME/.local/share`) are extras: the schema names `/usr/share` alone. The directories of the
+    /// first are as general as that one, in the order of the variable, whose first directory is the most
+    /// specific; where `/usr/share` is not among them, it is more general than they are. The second is
+    /// more specific than these. Values that are empty or relative count as unset, as the XDG Base
+    /// Directory Specification wants.
     pub fn new(variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let absolute = |path: &PathBuf| path.is_absolute();
         let path = |name| variable(name).map(PathBuf::from).filter(absolute);
         let mut data: Vec<PathBuf> = Vec::new();
+        let home = |name, default| path(name).or_else(|| Some(path("HOME")?.join(default)));
         let extra = variable("XDG_DATA_DIRS").unwrap_or_default();
-        for directory in env::split_paths(&extra).filter(absolute) {
+        let mut extra: Vec<_> = env::split_paths(&extra).filter(absolute).collect();
+        if extra.is_empty() {
+            extra = env::split_paths(DATA_DIRS).collect();
+        }
+        for directory in home("XDG_DATA_HOME", ".local/share")
+            .into_iter()
+            .chain(extra)
+        {
             if !data.contains(&directory) {
                 data.push(directory);
             }
@@ -45,7 +57,7 @@ impl Directories {
         if !data.iter().any(|directory| directory == Path::new(DATA)) {
             data.push(DATA.into());
         }
-        let home = path("XDG_CONFIG_HOME").or_else(|| Some(path("HOME")?.join(".config")));
+        let home = home("XDG_CONFIG_HOME", ".config");
         Self {
             data: data.iter().rev().map(|path| path.join(FOLDER)).collect(),
             config: Path::new(CONFIG).join(FOLDER),
@@ -93,16 +105,26 @@ mod tests {
     }
 
     #[test]
-    fn the_schema_names_three_directories() {
+    fn variables_that_are_unset_have_defaults() {
         assert_eq!(
             all(&[("HOME", "/home/me")]),
-            ["/usr/share", "/etc", "/home/me/.config"]
+            [
+                "/usr/share",
+                "/usr/local/share",
+                "/home/me/.local/share",
+                "/etc",
+                "/home/me/.config"
+            ]
         );
         assert_eq!(
-            all(&[("HOME", "/home/me"), ("XDG_CONFIG_HOME", "/config")]),
-            ["/usr/share", "/etc", "/config"]
+            all(&[
+                ("HOME", "/home/me"),
+                ("XDG_CONFIG_HOME", "/config"),
+                ("XDG_DATA_HOME", "/data")
+            ]),
+            ["/usr/share", "/usr/local/share", "/data", "/etc", "/config"]
         );
-        assert_eq!(all(&[]), ["/usr/share", "/etc"]);
+        assert_eq!(all(&[]), ["/usr/share", "/usr/local/share", "/etc"]);
     }
 
     #[test]
@@ -112,12 +134,13 @@ mod tests {
                 all(&[
                     ("HOME", "/home/me"),
                     ("XDG_CONFIG_HOME", value),
-                    ("XDG_DATA_DIRS", value)
+                    ("XDG_DATA_DIRS", value),
+                    ("XDG_DATA_HOME", value)
                 ]),
-                ["/usr/share", "/etc", "/home/me/.config"],
+                all(&[("HOME", "/home/me")]),
                 "{value:?}"
             );
-            assert_eq!(all(&[("HOME", value)]), ["/usr/share", "/etc"]);
+            assert_eq!(all(&[("HOME", value)]), all(&[]));
         }
     }
 

@@ -4,7 +4,10 @@
 //! Names of types and features are strings in the documents, so that one who reads them gets through
 //! those that the schema does not know; the enums say which it does.
 
-use serde::de::{DeserializeOwned, Error};
+use std::collections::BTreeSet;
+use std::fmt;
+
+use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
 
 macro_rules! names {
@@ -122,11 +125,76 @@ pub struct VhostUserBackend {
 /// Reads one of the documents.
 ///
 /// # Errors
-/// It is not one JSON object with the keys that there must be.
+/// It is not one JSON object with the keys that there must be, or libvirt does not take it: some object has a member twice, or some
+/// text is not UTF-8, known to the schema or not.
 pub fn read<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
     // Serde would take an array for a struct as well.
-    match text.trim_ascii_start() {
-        [b'[', ..] => Err(Error::custom("an array instead of an object")),
-        _ => serde_json::from_slice(text),
+    if let [b'[', ..] = text.trim_ascii_start() {
+        return Err(Error::custom("an array instead of an object"));
+    }
+    let document = serde_json::from_slice(text)?;
+    // Serde does not look into what it passes over.
+    str::from_utf8(text).map_err(Error::custom)?;
+    match serde_json::from_slice::<Unique>(text) {
+        Err(error) if error.is_data() => Err(error),
+        _ => Ok(document),
+    }
+}
+
+/// Any value in which no object has a member twice.
+struct Unique;
+
+impl<'de> Deserialize<'de> for Unique {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(Self)
+    }
+}
+
+impl<'de> Visitor<'de> for Unique {
+    type Value = Self;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("a value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Self, E> {
+        Ok(self)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Self, A::Error> {
+        while items.next_element::<Self>()?.is_some() {}
+        Ok(self)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Self, A::Error> {
+        let mut names = BTreeSet::new();
+        while let Some(name) = members.next_key::<String>()? {
+            if names.contains(&name) {
+                return Err(Error::custom(format!("the member {name:?} twice")));
+            }
+            names.insert(name);
+            members.next_value::<Self>()?;
+        }
+        Ok(self)
     }
 }

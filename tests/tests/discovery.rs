@@ -113,7 +113,8 @@ impl Tree {
             .arg(format!("--time-limit={seconds}"))
             .env("HOME", "/home/me")
             .env_remove("XDG_CONFIG_HOME")
-            .env_remove("XDG_DATA_DIRS");
+            .env_remove("XDG_DATA_DIRS")
+            .env_remove("XDG_DATA_HOME");
         command
     }
 

@@ -2,6 +2,7 @@
 //! The command line: what all back-ends understand, and the device's own options.
 
 use std::ffi::OsString;
+use std::io::Write;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -115,8 +116,15 @@ impl<O: Args> Arguments<O> {
         Self::parse_from::<D>(std::env::args_os().collect(), has_socket).map_err(
             |error| match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-                    let _ = error.print();
-                    ExitCode::SUCCESS
+                    let mut stdout = std::io::stdout();
+                    let printed = write!(stdout, "{error}").and_then(|()| stdout.flush());
+                    match printed {
+                        Ok(()) => ExitCode::SUCCESS,
+                        Err(error) => {
+                            stderr::print(&format!("{}: cannot print: {error}", D::PROGRAM));
+                            ExitCode::FAILURE
+                        }
+                    }
                 }
                 _ => {
                     stderr::print(&format!("{}: {}", D::PROGRAM, one_line(&error)));

@@ -13,7 +13,8 @@ pub const NAME: &str = "vhost-user-discover";
 const AFTER_HELP: &str = "\
 Where it looks, from general to specific:
   /usr/share/qemu/vhost-user
-  qemu/vhost-user in each directory of $XDG_DATA_DIRS, if set (libvirt does not look there)
+  qemu/vhost-user in each directory of $XDG_DATA_DIRS, or in /usr/local/share, and
+  in $XDG_DATA_HOME, or $HOME/.local/share (libvirt does not look there)
   /etc/qemu/vhost-user
   $XDG_CONFIG_HOME/qemu/vhost-user, or $HOME/.config/qemu/vhost-user
 A file replaces those of the same name in more general directories, and an empty file hides them. \

@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::capabilities::{self, Query, QueryError};
@@ -39,16 +40,28 @@ struct BackEnd {
 
 /// The `main` of the program.
 pub fn run() -> ExitCode {
-    let arguments = Arguments::parse();
-    let outcome = Discovery::new(&arguments).and_then(|discovery| match &arguments.task {
-        Task::List(task) => discovery.list(task),
-        Task::Find(task) => discovery.find(task),
-        Task::Check(task) => discovery.check(task),
-    });
+    let outcome = match Arguments::try_parse() {
+        Ok(arguments) => carry_out(&arguments),
+        Err(error) => match error.kind() {
+            ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+                print(&error.to_string()).map(|()| ExitCode::SUCCESS)
+            }
+            _ => error.exit(),
+        },
+    };
     outcome.unwrap_or_else(|Failure(line)| {
         message(line);
         ExitCode::FAILURE
     })
+}
+
+fn carry_out(arguments: &Arguments) -> Result<ExitCode, Failure> {
+    let discovery = Discovery::new(arguments)?;
+    match &arguments.task {
+        Task::List(task) => discovery.list(task),
+        Task::Find(task) => discovery.find(task),
+        Task::Check(task) => discovery.check(task),
+    }
 }
 
 /// What all tasks need.
@@ -248,7 +261,9 @@ fn warn(file: &Path, problem: impl Display) {
 }
 
 fn message(line: impl Display) {
-    eprintln!("{NAME}: {}", text::escaped(&line.to_string()));
+    let line = text::escaped(&line.to_string());
+    // Nobody is left to be told where this fails.
+    let _ = writeln!(io::stderr(), "{NAME}: {line}");
 }
 
 fn print(output: &str) -> Result<(), Failure> {

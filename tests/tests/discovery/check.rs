@@ -58,6 +58,21 @@ fn files_that_are_no_descriptors() {
             "is no descriptor: EOF",
             correct,
         ),
+        (
+            r#"{"description":"d","type":"gpu","binary":"/b","x":1,"x":1}"#,
+            "the member \"x\" twice",
+            correct,
+        ),
+        (
+            r#"{"description":"d","type":"gpu","binary":"/b","x":[{"y":{},"y":null}]}"#,
+            "the member \"y\" twice",
+            correct,
+        ),
+        (
+            r#"{"description":"d","type":"gpu","binary":"/b","x":1,"\u0078":1}"#,
+            "the member \"x\" twice",
+            correct,
+        ),
         (" ", "white space", "empty to the last byte"),
         ("\n\t\r\n", "white space", "empty to the last byte"),
         (
@@ -70,6 +85,44 @@ fn files_that_are_no_descriptors() {
         let file = tree.file(format!("{DATA}/50.json"), content);
         assert_finding(&tree.check(), &file, problem, remedy);
     }
+}
+
+#[test]
+fn text_that_is_not_utf_8_wherever_it_is() {
+    for (before, after) in [
+        (
+            r#"{"description":"d","type":"gpu","binary":"/b","x":""#,
+            r#""}"#,
+        ),
+        (
+            r#"{"description":"d","type":"gpu","binary":"/b",""#,
+            r#"":1}"#,
+        ),
+        (r#"{"description":""#, r#"","type":"gpu","binary":"/b"}"#),
+    ] {
+        for bytes in [&b"\xff"[..], b"\xc0\x80", b"\xed\xa0\x80", b"caf\xe9"] {
+            let tree = Tree::new();
+            let content = [before.as_bytes(), bytes, after.as_bytes()].concat();
+            let file = tree.file(format!("{DATA}/50.json"), content);
+            assert_finding(
+                &tree.check(),
+                &file,
+                "is no descriptor",
+                "--print-descriptor",
+            );
+        }
+    }
+}
+
+#[test]
+fn members_that_the_schema_does_not_know_may_have_any_value() {
+    let tree = Tree::new();
+    tree.program("/bin/gpu", PLAIN);
+    let unknown = r#"{"a":{"b":[{"a":1},{"a":1}]},"c":-1.5e300,"d":"\u00e4","e":null,"f":true}"#;
+    let content =
+        format!(r#"{{"description":"d","type":"gpu","binary":"/bin/gpu","x":{unknown}}}"#);
+    tree.file(format!("{DATA}/50.json"), content);
+    tree.check().assert_silent();
 }
 
 #[test]

@@ -167,7 +167,7 @@ fn without_a_home_the_other_directories_are_read() {
 }
 
 #[test]
-fn xdg_data_dirs_are_more_specific_than_usr_share_and_less_than_etc() {
+fn xdg_data_directories_are_more_specific_than_usr_share_and_less_than_etc() {
     let tree = Tree::new();
     let local = "/usr/local/share/qemu/vhost-user";
     tree.program("/bin/program", PLAIN);
@@ -175,20 +175,39 @@ fn xdg_data_dirs_are_more_specific_than_usr_share_and_less_than_etc() {
         let mut command = tree.discover("list");
         let listed = run(command
             .arg("--no-run")
-            .env("XDG_DATA_DIRS", "/usr/local/share:/opt/share"));
+            .env("XDG_DATA_DIRS", "/usr/local/share:/opt/share")
+            .env("XDG_DATA_HOME", "/home/me/data"));
         let expected = tree.path(expected).join("50.json");
         assert!(
             listed.stdout.contains(expected.to_str().unwrap()),
             "{expected:?}: {listed:?}"
         );
     };
-    for directory in [DATA, "/opt/share/qemu/vhost-user", local, CONFIG] {
+    let opt = "/opt/share/qemu/vhost-user";
+    let home = "/home/me/data/qemu/vhost-user";
+    for directory in [DATA, opt, local, home, CONFIG] {
         tree.descriptor(&format!("{directory}/50.json"), "gpu", "/bin/program");
         listed(directory);
     }
-    // Without the variable they are not read.
-    tree.back_end(local, "10-local", PLAIN);
-    assert_eq!(tree.list().names(), ["50"]);
+    // Without the variables they are not read, but for the one that is there by default.
+    for (directory, name) in [(opt, "10-opt"), (home, "20-home"), (local, "30-local")] {
+        tree.back_end(directory, name, PLAIN);
+    }
+    assert_eq!(tree.list().names(), ["30-local", "50"]);
+}
+
+#[test]
+fn data_of_the_user_is_read_and_hidden_by_what_is_configured() {
+    let tree = Tree::new();
+    let local = "/usr/local/share/qemu/vhost-user";
+    let home = "/home/me/.local/share/qemu/vhost-user";
+    tree.back_end(local, "40-local", PLAIN);
+    tree.back_end(home, "50-home", PLAIN);
+    tree.back_end(home, "60-hidden", PLAIN);
+    tree.file(format!("{home}/40-local.json"), "");
+    tree.file(format!("{CONFIG}/60-hidden.json"), "");
+    assert_eq!(tree.list().names(), ["50-home"]);
+    tree.find().assert_found("50-home");
 }
 
 #[test]

@@ -222,8 +222,47 @@ fn help_says_where_it_looks() {
         CONFIG,
         "XDG_CONFIG_HOME",
         "XDG_DATA_DIRS",
+        "XDG_DATA_HOME",
+        "/usr/local/share",
         "Exit status",
     ] {
         assert!(ended.stdout.contains(word), "{word}");
     }
+}
+
+#[test]
+fn help_that_cannot_be_printed_is_a_failure() {
+    for arguments in [
+        &["--help"][..],
+        &["-h"],
+        &["--version"],
+        &["list", "--help"],
+    ] {
+        let full = std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let mut command = process::command(BINARY).unwrap();
+        process::inherit(&mut command, full.into(), 1);
+        let ended = run(command.args(arguments));
+        assert_eq!(ended.code, Some(1), "{arguments:?}: {ended:?}");
+        assert!(ended.stderr.contains("cannot print"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn a_stderr_that_takes_nothing_changes_no_exit_status() {
+    let tree = Tree::new();
+    let full = || {
+        std::fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap()
+    };
+    let mut command = tree.discover("find");
+    process::inherit(&mut command, full().into(), 2);
+    assert_eq!(run(command.arg("--type=gpu")).code, Some(3));
+    let mut command = process::command(BINARY).unwrap();
+    process::inherit(&mut command, full().into(), 2);
+    assert_eq!(run(command.arg("--no-such-option")).code, Some(2));
 }

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-use vhost_device_tests::process::{self, Program, Signal, option};
+use vhost_device_tests::process::{self, Program, Signal, inherit, option};
 
 use crate::{
     BLOCK, Binary, END, Setup, assert_refused, assert_refused_without_socket, for_each_program,
@@ -216,6 +216,24 @@ fn paragraph(help: &str, name: &str) -> Option<String> {
     )
 }
 
+fn what_cannot_be_printed_is_a_failure(binary: &Binary) {
+    for option in [
+        "--help",
+        "-h",
+        "--version",
+        "--print-capabilities",
+        "--print-descriptor",
+    ] {
+        let full = fs::OpenOptions::new()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let mut command = binary.command();
+        inherit(&mut command, full.into(), 1);
+        assert_refused(command.arg(option), FAILURE, "cannot print");
+    }
+}
+
 fn nothing_is_written_to_stdout_while_serving(binary: &Binary) {
     let setup = Setup::new(binary);
     let mut program = setup.serve();
@@ -233,6 +251,7 @@ for_each_program!(
     an_option_given_twice_is_a_usage_error,
     version_is_printed_and_nothing_else_done,
     help_explains_each_option_with_its_unit_and_default,
+    what_cannot_be_printed_is_a_failure,
     nothing_is_written_to_stdout_while_serving,
 );
 
