@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What libvirt, or another program that follows the schema, would choke on.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
+use crate::apparmor::Profiles;
 use crate::capabilities::{self, Query};
 use crate::descriptor::{self, Descriptor};
 use crate::directories::Directories;
@@ -28,22 +29,38 @@ pub fn check(
     let mut add = |file: &PathBuf, problem: Problem| {
         found.insert((file.clone(), problem.to_string()), problem);
     };
-    for directories in [
-        directories.libvirt_system(),
-        directories.libvirt_session(),
-        directories.all(),
+    let mut of_libvirt = BTreeSet::new();
+    for (directories, is_of_libvirt) in [
+        (directories.libvirt_system(), true),
+        (directories.libvirt_session(), true),
+        (directories.all(), false),
     ] {
         let listing = descriptor::read(root, &directories);
         for Finding { file, problem } in listing.findings {
             add(&file, problem);
         }
         for descriptor in listing.descriptors {
+            if is_of_libvirt {
+                of_libvirt.insert(descriptor.file.clone());
+            }
             descriptors.insert(descriptor.file.clone(), descriptor);
         }
     }
     let descriptors: Vec<_> = descriptors.into_values().collect();
     for descriptor in &descriptors {
         for problem in problems(descriptor) {
+            add(&descriptor.file, problem);
+        }
+    }
+    let profiles = Profiles::read(root);
+    let started = descriptors
+        .iter()
+        .filter(|descriptor| of_libvirt.contains(&descriptor.file) && is_started(descriptor));
+    for descriptor in started {
+        let binary = &descriptor.backend.binary;
+        for profile in profiles.refusing(root, Path::new(binary)) {
+            let profile = profile.display().to_string();
+            let problem = Problem::AppArmor(binary.clone(), profile);
             add(&descriptor.file, problem);
         }
     }
@@ -73,6 +90,13 @@ pub fn check(
     findings
         .map(|((file, _), problem)| Finding { file, problem })
         .collect()
+}
+
+/// Whether libvirt starts the programs of this type. To others it connects.
+fn is_started(descriptor: &Descriptor) -> bool {
+    let started = [VHostUserBackendType::Gpu, VHostUserBackendType::Fs];
+    let kind = VHostUserBackendType::from_name(&descriptor.backend.r#type);
+    kind.is_some_and(|kind| started.contains(&kind))
 }
 
 /// What can be seen from the descriptor alone.

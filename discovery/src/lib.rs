@@ -20,6 +20,7 @@
 //! });
 //! ```
 
+mod apparmor;
 pub mod capabilities;
 pub mod check;
 pub mod descriptor;

@@ -71,6 +71,11 @@ pub enum Problem {
         /// What the program says.
         program: String,
     },
+    /// AppArmor is on, and keeps libvirt from starting the program.
+    #[error(
+        "names the program {0}, which AppArmor does not let libvirt start: no rule for it, such as `{0} PUx,`, is in {1}"
+    )]
+    AppArmor(String, String),
     /// The program of a GPU does not print a list of features.
     #[error("names the program {0}, which prints capabilities without a list of features")]
     NoFeatures(String),
@@ -105,6 +110,10 @@ impl Problem {
                 "run it with --print-capabilities to see more; update the program, or remove the descriptor"
             }
             Self::OtherType { .. } => "correct the type, or the path of the program",
+            Self::AppArmor(..) => {
+                "install the program in /usr/bin, or put the rule into the file of the same name in /etc/apparmor.d/local and \
+                 reload the profile (systemctl reload apparmor)"
+            }
             Self::NoFeatures(_) => {
                 "update the program; libvirt uses no GPU back-end without that list"
             }

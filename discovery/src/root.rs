@@ -41,6 +41,19 @@ impl Root {
         }
     }
 
+    /// Where the file is within the root that `path` leads to, without links.
+    ///
+    /// # Errors
+    /// It leads nowhere.
+    pub fn real(&self, path: &Path) -> io::Result<PathBuf> {
+        let Some(root) = &self.0 else {
+            return path.canonicalize();
+        };
+        let resolved = self.resolve(path)?;
+        let inside = resolved.strip_prefix(root).unwrap_or(&resolved);
+        Ok(Path::new("/").join(inside))
+    }
+
     /// Where the file is for the host that `path` leads to within the root.
     ///
     /// # Errors
@@ -110,6 +123,8 @@ mod tests {
         ] {
             let resolved = root.resolve(Path::new(path)).unwrap();
             assert_eq!(resolved, inside.join("usr/bin/program"), "{path}");
+            let real = root.real(Path::new(path)).unwrap();
+            assert_eq!(real, Path::new("/usr/bin/program"), "{path}");
         }
         assert_eq!(
             root.outside(Path::new("/bin/program")),

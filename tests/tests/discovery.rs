@@ -3,6 +3,8 @@
 
 #![cfg(test)]
 
+#[path = "discovery/apparmor.rs"]
+mod apparmor;
 #[path = "discovery/check.rs"]
 mod check;
 #[path = "discovery/order.rs"]

@@ -11,7 +11,7 @@ use crate::{BINARY, CONFIG, DATA, Ended, HOME, PLAIN, Tree, run};
 
 /// There is one finding, about `file`, which contains `problem`, and a `remedy`.
 #[track_caller]
-fn assert_finding(ended: &Ended, file: &Path, problem: &str, remedy: &str) {
+pub fn assert_finding(ended: &Ended, file: &Path, problem: &str, remedy: &str) {
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert_eq!(ended.stderr, "");
     let lines: Vec<_> = ended.stdout.lines().collect();
