@@ -35,7 +35,7 @@ fn expected(prefix: &str, zsh: &str) -> Files {
         .map(|device| format!("vhost-device-{device}"))
         .collect();
     for name in &devices {
-        add(format!("libexec/vhost-device/{name}"), 0o755);
+        add(format!("bin/{name}"), 0o755);
         add(format!("share/qemu/vhost-user/50-{name}.json"), 0o644);
         add(format!("lib/systemd/system/{name}@.service"), 0o644);
         add(format!("lib/systemd/system/{name}@.socket"), 0o644);

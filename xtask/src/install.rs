@@ -21,6 +21,8 @@ const SOCKET_UNIT: &str = include_str!("../../systemd/vhost-device@.socket");
 const SERVICE_UNIT: &str = include_str!("../../systemd/vhost-device@.service");
 /// What the service unit has for a program that SIGHUP does not end.
 const RELOAD: &str = "ExecReload=kill -HUP $MAINPID\n";
+/// What it has for one that makes no code while it runs.
+const NO_NEW_CODE: &str = "MemoryDenyWriteExecute=yes\n";
 const LICENCES: &[&str] = &["LICENSE-APACHE", "LICENSE-BSD-3-Clause"];
 
 /// Where libvirt, which has these names built in, looks for descriptors.
@@ -44,9 +46,9 @@ pub struct Options {
     #[arg(long, value_name = "DIR", value_parser = absolute)]
     descriptors: Option<PathBuf>,
 
-    /// Directory for programs that people do not call [default: PREFIX/libexec]
+    /// Put the devices into DIR/vhost-device instead of PREFIX/bin
     ///
-    /// The devices go to its folder vhost-device.
+    /// Where AppArmor is on, libvirt may start those in /usr/bin only, until its profile names others.
     #[arg(long, value_name = "DIR", value_parser = absolute)]
     libexecdir: Option<PathBuf>,
 }
@@ -84,7 +86,8 @@ impl Directories {
     pub fn below(prefix: &Path) -> Self {
         Self {
             tools: prefix.join("bin"),
-            devices: prefix.join("libexec/vhost-device"),
+            // As libvirt's AppArmor profile wants it, with the prefix /usr.
+            devices: prefix.join("bin"),
             descriptors: prefix.join("share/qemu/vhost-user"),
             manual: prefix.join("share/man/man1"),
             bash: prefix.join("share/bash-completion/completions"),
@@ -214,12 +217,7 @@ fn add(program: &Program, directories: &Directories, files: &mut Vec<File>) -> R
             files.push(File::text(path, descriptor(&built, &binary)?));
         }
         for (template, kind) in [(SOCKET_UNIT, "socket"), (SERVICE_UNIT, "service")] {
-            let reload = if program.reloads { RELOAD } else { "" };
-            let unit = template
-                .replace("@RELOAD@\n", reload)
-                .replace("@PROGRAM@", program.name)
-                .replace("@TYPE@", device)
-                .replace("@BINARY@", &binary.to_string_lossy());
+            let unit = unit(template, program, device, &binary);
             let path = directories.units.join(format!("{}@.{kind}", program.name));
             files.push(File::text(path, unit));
         }
@@ -243,6 +241,18 @@ fn add(program: &Program, directories: &Directories, files: &mut Vec<File>) -> R
         files.push(File::text(path, script));
     }
     Ok(())
+}
+
+/// A unit of a device's program.
+fn unit(template: &str, program: &Program, device: &str, binary: &Path) -> String {
+    let reload = if program.reloads { RELOAD } else { "" };
+    let no_new_code = if program.makes_code { "" } else { NO_NEW_CODE };
+    template
+        .replace("@RELOAD@\n", reload)
+        .replace("@NO_NEW_CODE@\n", no_new_code)
+        .replace("@PROGRAM@", program.name)
+        .replace("@TYPE@", device)
+        .replace("@BINARY@", &binary.to_string_lossy())
 }
 
 /// Adds the manual pages of a command and of its subcommands.
@@ -279,4 +289,23 @@ fn descriptor(built: &Path, place: &Path) -> Result<String, String> {
 
 fn read(path: &Path) -> Result<Vec<u8>, String> {
     fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Mesa compiles shaders, which a unit must let it do.
+    #[test]
+    fn only_the_gpu_may_make_code() {
+        for program in PROGRAMS {
+            let Some(device) = program.device else {
+                continue;
+            };
+            let unit = unit(SERVICE_UNIT, program, device, Path::new("/usr/bin/program"));
+            let denies = unit.contains("\nMemoryDenyWriteExecute=yes\n");
+            assert_eq!(denies, device != "gpu", "{unit}");
+            assert!(!unit.contains("@NO"), "{unit}");
+        }
+    }
 }

@@ -95,7 +95,7 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Build the release binaries and install them, with descriptors, manual pages, completions and systemd units
     ///
-    /// Devices go to PREFIX/libexec/vhost-device, tools to PREFIX/bin, the rest to the conventional places below PREFIX. Each file that is
+    /// Programs go to PREFIX/bin, the rest to the conventional places below PREFIX. Each file that is
     /// written is named; one of the same name is replaced. Nothing is started or enabled. `cargo xtask deb` makes a package instead, which
     /// can be removed again.
     Install(install::Options),

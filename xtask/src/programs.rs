@@ -16,12 +16,17 @@ pub struct Program {
     pub device: Option<&'static str>,
     /// SIGHUP has it look again at what its options name.
     pub reloads: bool,
+    /// It, or a library of it, compiles code while it runs.
+    pub makes_code: bool,
 }
 
 /// All programs that are installed.
 pub const PROGRAMS: &[Program] = &[
     device::<vhost_device_block::Block>(),
-    device::<vhost_device_gpu::Gpu>(),
+    Program {
+        makes_code: true,
+        ..device::<vhost_device_gpu::Gpu>()
+    },
     device::<vhost_device_input::Input>(),
     device::<vhost_device_rng::Rng>(),
     Program {
@@ -30,6 +35,7 @@ pub const PROGRAMS: &[Program] = &[
         command: vhost_user_discovery::program::command,
         device: None,
         reloads: false,
+        makes_code: false,
     },
 ];
 
@@ -41,5 +47,6 @@ const fn device<D: Device>() -> Program {
         command: program::command::<D>,
         device: Some(D::TYPE),
         reloads: D::RELOADS,
+        makes_code: false,
     }
 }

@@ -21,7 +21,7 @@ use crate::{
 fn programs(tree: &Path) -> Vec<(String, PathBuf)> {
     let device = |device: &&str| {
         let name = format!("vhost-device-{device}");
-        let path = tree.join("usr/libexec/vhost-device").join(&name);
+        let path = tree.join("usr/bin").join(&name);
         (name, path)
     };
     let discover = (DISCOVER.to_owned(), tree.join("usr/bin").join(DISCOVER));
@@ -92,7 +92,7 @@ fn a_descriptor_is_what_the_program_prints_but_for_its_path() {
     let tree = install();
     for device in DEVICES {
         let name = format!("vhost-device-{device}");
-        let path = format!("/usr/libexec/vhost-device/{name}");
+        let path = format!("/usr/bin/{name}");
         let here = tree.path().join(&path[1..]);
         let printed = succeed(Command::new(&here).arg("--print-descriptor"));
         let here = here.canonicalize().unwrap();
@@ -114,12 +114,21 @@ fn discovery_finds_the_devices_and_nothing_wrong_with_them() {
         command
     };
     assert_silent(discover().arg("check"));
+    // The same where AppArmor is on: libvirt may start what is installed.
+    let write = |path: &str, content: &str| {
+        let path = tree.path().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    };
+    write("sys/module/apparmor/parameters/enabled", "Y\n");
+    let profile = "etc/apparmor.d/usr.sbin.libvirtd";
+    let of_this_host = fs::read_to_string(Path::new("/").join(profile));
+    let usual = "profile libvirtd /usr/sbin/libvirtd {\n  /usr/bin/* PUx,\n}\n";
+    write(profile, of_this_host.as_deref().unwrap_or(usual));
+    assert_silent(discover().arg("check"));
     for device in DEVICES {
         let found = succeed(discover().args(["find", "--type", device]));
-        assert_eq!(
-            found.trim_end(),
-            format!("/usr/libexec/vhost-device/vhost-device-{device}")
-        );
+        assert_eq!(found.trim_end(), format!("/usr/bin/vhost-device-{device}"));
     }
 }
 
@@ -248,11 +257,13 @@ fn systemd_accepts_the_units() {
         for kind in ["socket", "service"] {
             let unit = units.join(format!("vhost-device-{device}@.{kind}"));
             let text = fs::read_to_string(&unit).unwrap();
-            for place in ["@PROGRAM@", "@TYPE@", "@RELOAD@"] {
+            for place in ["@PROGRAM@", "@TYPE@", "@RELOAD@", "@NO_NEW_CODE@"] {
                 assert!(!text.contains(place), "{text}");
             }
             let reloads = text.contains("\nExecReload=kill -HUP $MAINPID\n");
             assert_eq!(reloads, (*device, kind) == ("block", "service"), "{text}");
+            let denies_code = text.contains("\nMemoryDenyWriteExecute=yes\n");
+            assert_eq!(denies_code, kind == "service" && *device != "gpu", "{text}");
             assert_silent(
                 Command::new(&analyze)
                     .args(["verify", "--man=no"])
@@ -274,9 +285,7 @@ fn a_file_that_is_there_is_replaced_at_once() {
     fs::set_permissions(&licence, Permissions::from_mode(0o600)).unwrap();
     let mut old = File::open(&licence).unwrap();
     // A program that runs can not be written to, but be replaced.
-    let program = tree
-        .path()
-        .join("usr/libexec/vhost-device/vhost-device-rng");
+    let program = tree.path().join("usr/bin/vhost-device-rng");
     let socket = tree.path().join("socket");
     let mut running =
         process::Program::spawn(Command::new(program).arg(process::option("socket-path", &socket)))
