@@ -25,6 +25,8 @@ mod fuzz;
 mod pictures;
 #[path = "gpu/scanouts.rs"]
 mod scanouts;
+#[path = "gpu/start.rs"]
+mod start;
 #[path = "gpu/state.rs"]
 mod state;
 #[path = "gpu/stuck.rs"]

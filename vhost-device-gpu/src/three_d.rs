@@ -55,12 +55,13 @@ impl Offer {
     /// Finds out what the renderer can do on this host.
     pub fn probe(node: Option<&Path>, gives_buffers: bool) -> Result<Self, VirglError> {
         virgl::keep_no_files();
+        let draws = virgl::try_drawing(node)?;
         // What the library leaves in a thread ends with the thread.
         let capsets = std::thread::scope(|scope| {
             let probe = scope.spawn(|| Renderer::new(node).map(|renderer| renderer.capsets()));
             probe.join().unwrap_or(Err(VirglError::Init))
         })?;
-        if capsets.is_empty() {
+        if capsets.is_empty() || !draws {
             return Err(VirglError::Init);
         }
         Ok(Self {

@@ -3,7 +3,7 @@
 //! out in place of a dma-buf. It draws nothing but one colour.
 //!
 //! `STAND_IN` is a list of what is to be different, with commas between: the names of functions that fail, or one of the words of
-//! `Settings`. What is called is written to the file that `STAND_IN_LOG` names, a line each.
+//! `Settings`. What is called since the last start is written to the file that `STAND_IN_LOG` names, a line each.
 
 #![allow(
     unsafe_code,
@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::IntoRawFd;
 use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
 use libc::{EINVAL, iovec};
@@ -105,6 +106,10 @@ struct Settings {
     has_files: bool,
     /// `late`: fences are not done.
     is_late: bool,
+    /// `later`: functions fail only after a first start, by which the program found that it can draw.
+    is_later: bool,
+    /// `blank`: what is drawn is nowhere to be seen.
+    is_blank: bool,
     /// `stuck`: commands never end, and no handler may run when the process does: those of Mesa take away what commands use.
     is_stuck: bool,
     log: Option<Mutex<File>>,
@@ -120,6 +125,8 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
         is_shared: true,
         has_files: true,
         is_late: false,
+        is_later: false,
+        is_blank: false,
         is_stuck: false,
         log: std::env::var_os("STAND_IN_LOG").and_then(|path| {
             let file = File::options().create(true).append(true).open(path);
@@ -137,6 +144,8 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
                 "unshared" => settings.is_shared = false,
                 "missing" => settings.has_files = false,
                 "late" => settings.is_late = true,
+                "later" => settings.is_later = true,
+                "blank" => settings.is_blank = true,
                 "stuck" => settings.is_stuck = true,
                 name => settings.fails.push(name.to_owned()),
             },
@@ -145,13 +154,17 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
     settings
 });
 
+/// How often this process has started the renderer.
+static STARTS: AtomicU32 = AtomicU32::new(0);
+
 /// Writes to the log, and says whether the call is to fail.
 fn called(name: &str, number: u32) -> bool {
     if let Some(log) = &SETTINGS.log {
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = log.write_all(format!("{name} {number}\n").as_bytes());
     }
-    SETTINGS.fails.iter().any(|failing| failing == name)
+    let may_fail = !SETTINGS.is_later || STARTS.load(Ordering::Relaxed) > 1;
+    may_fail && SETTINGS.fails.iter().any(|failing| failing == name)
 }
 
 struct Texture {
@@ -208,6 +221,13 @@ pub unsafe extern "C" fn virgl_renderer_init(
     _: c_int,
     callbacks: *const Callbacks,
 ) -> c_int {
+    STARTS.fetch_add(1, Ordering::Relaxed);
+    if let Some(log) = &SETTINGS.log {
+        let _ = log
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .set_len(0);
+    }
     // SAFETY: the caller passes its callbacks.
     let callbacks = unsafe { *callbacks };
     renderer().caller = Some((cookie as usize, callbacks));
@@ -360,7 +380,7 @@ pub unsafe extern "C" fn virgl_renderer_submit_cmd(
     // SAFETY: the caller has as many words as it says.
     let words = unsafe { std::slice::from_raw_parts(commands, count as usize) };
     let &[FILL, resource, pixel] = words else {
-        return EINVAL;
+        return failure(called("submit_cmd", context as u32) || carry_out(words).is_none());
     };
     if SETTINGS.is_stuck {
         // SAFETY: the handler is there for as long as this library, which stays.
@@ -370,14 +390,52 @@ pub unsafe extern "C" fn virgl_renderer_submit_cmd(
             std::thread::park();
         }
     }
-    let renderer = renderer();
-    let Some(texture) = renderer.textures.get(&resource) else {
+    if fill(resource, pixel).is_none() {
         return EINVAL;
-    };
+    }
+    failure(called("submit_cmd", context as u32))
+}
+
+/// Has all of a resource one pixel.
+fn fill(resource: u32, pixel: u32) -> Option<()> {
+    let renderer = renderer();
+    let texture = renderer.textures.get(&resource)?;
     let size = stride(&texture.arguments) * texture.arguments.height;
     let all = pixel.to_ne_bytes().repeat(size as usize / 4);
-    let _ = texture.file.write_all_at(&all, 0);
-    failure(called("submit_cmd", context as u32))
+    texture.file.write_all_at(&all, 0).ok()
+}
+
+/// Carries out commands of virglrenderer's: surfaces, CLEAR, and BLIT of the first pixel to all of another resource.
+fn carry_out(mut words: &[u32]) -> Option<()> {
+    let mut surface = 0;
+    while let [head, rest @ ..] = words {
+        let (body, rest) = rest.split_at_checked(*head as usize >> 16)?;
+        words = rest;
+        match (head & 0xff, body) {
+            (1, [_, resource, ..]) => surface = *resource,
+            (7, [_, red, green, blue, alpha, ..]) => {
+                let colours = [alpha, red, green, blue].map(|part| f32::from_bits(*part) * 255.0);
+                let pixel = colours
+                    .iter()
+                    .fold(0, |pixel, part| pixel << 8 | *part as u32);
+                fill(surface, pixel)?;
+            }
+            (16, [_, _, _, target, _, _, _, _, _, _, _, _, source, ..]) => {
+                let mut pixel = [0; 4];
+                let read = |file: &File| file.read_exact_at(&mut pixel, 0).ok();
+                renderer()
+                    .textures
+                    .get(source)
+                    .map(|texture| &texture.file)
+                    .and_then(read)?;
+                if !SETTINGS.is_blank {
+                    fill(*target, u32::from_ne_bytes(pixel))?;
+                }
+            }
+            _ => {}
+        }
+    }
+    Some(())
 }
 
 /// The bytes of iovecs, one after the other.

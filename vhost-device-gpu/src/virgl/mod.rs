@@ -6,6 +6,7 @@
 mod export;
 mod library;
 mod needs;
+mod probe;
 mod renderer;
 
 use std::io;
@@ -14,6 +15,7 @@ use thiserror::Error;
 
 pub use library::TransferBox;
 pub use needs::{add_needs, keep_no_files};
+pub use probe::try_drawing;
 pub use renderer::{Capset, Direction, Renderer, has_render_node};
 
 /// Why there is no 3D.
@@ -33,6 +35,15 @@ pub enum VirglError {
     /// The library found nothing that it can draw with.
     #[error("libvirglrenderer can not draw on this host (RUST_LOG=debug shows what it says)")]
     Init,
+    /// What was drawn did not come out.
+    #[error("libvirglrenderer can not draw on this host: the picture stays blank")]
+    Blank,
+    /// The attempt to draw ended the process that made it.
+    #[error(
+        "libvirglrenderer can not draw on this host: it ends with signal {0} (without a GPU it needs memory that it may write to and execute, \
+         as with MemoryDenyWriteExecute=no in the systemd unit)"
+    )]
+    Killed(i32),
     /// There is one renderer in a process.
     #[error("another renderer is in use")]
     Busy,
