@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::IntoRawFd;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -104,10 +105,10 @@ struct Settings {
     is_shared: bool,
     /// `missing`: the function that gives a file gives none.
     has_files: bool,
-    /// `late`: fences are not done.
+    /// `late`: fences are not done until there is a file `done` beside the log.
     is_late: bool,
-    /// `later`: functions fail only after a first start, by which the program found that it can draw.
-    is_later: bool,
+    /// `afterwards`: functions fail only after a first start, by which the program found that it can draw.
+    fails_afterwards: bool,
     /// `blank`: what is drawn is nowhere to be seen.
     is_blank: bool,
     /// `stuck`: commands never end, and no handler may run when the process does: those of Mesa take away what commands use.
@@ -125,7 +126,7 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
         is_shared: true,
         has_files: true,
         is_late: false,
-        is_later: false,
+        fails_afterwards: false,
         is_blank: false,
         is_stuck: false,
         log: std::env::var_os("STAND_IN_LOG").and_then(|path| {
@@ -144,7 +145,7 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
                 "unshared" => settings.is_shared = false,
                 "missing" => settings.has_files = false,
                 "late" => settings.is_late = true,
-                "later" => settings.is_later = true,
+                "afterwards" => settings.fails_afterwards = true,
                 "blank" => settings.is_blank = true,
                 "stuck" => settings.is_stuck = true,
                 name => settings.fails.push(name.to_owned()),
@@ -153,6 +154,12 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
     }
     settings
 });
+
+/// Whether there is no file of this name beside the log.
+fn is_before(name: &str) -> bool {
+    let log = std::env::var_os("STAND_IN_LOG").map(PathBuf::from);
+    !log.is_some_and(|log| log.with_file_name(name).exists())
+}
 
 /// How often this process has started the renderer.
 static STARTS: AtomicU32 = AtomicU32::new(0);
@@ -163,7 +170,7 @@ fn called(name: &str, number: u32) -> bool {
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
         let _ = log.write_all(format!("{name} {number}\n").as_bytes());
     }
-    let may_fail = !SETTINGS.is_later || STARTS.load(Ordering::Relaxed) > 1;
+    let may_fail = !SETTINGS.fails_afterwards || STARTS.load(Ordering::Relaxed) > 1;
     may_fail && SETTINGS.fails.iter().any(|failing| failing == name)
 }
 
@@ -252,7 +259,7 @@ pub extern "C" fn virgl_renderer_poll() {
         (renderer.caller, renderer.fence)
     };
     if let Some((cookie, callbacks)) = caller
-        && !SETTINGS.is_late
+        && !(SETTINGS.is_late && is_before("done"))
     {
         (callbacks.write_fence)(cookie as *mut c_void, fence);
     }

@@ -519,7 +519,7 @@ fn a_renderer_that_refuses_is_refused() {
             number::INVALID_PARAMETER,
         ),
     ] {
-        let renderer = StandIn::new(&format!("later,{function}"), &[]).unwrap();
+        let renderer = StandIn::new(&format!("afterwards,{function}"), &[]).unwrap();
         let device = start(&renderer, &["--headless"]);
         let mut driver = device.connect();
         if function == "submit_cmd" {
@@ -530,7 +530,7 @@ fn a_renderer_that_refuses_is_refused() {
         assert_eq!(response.kind(), expected, "{function}");
     }
     // What it does not take is on the 2D path.
-    let renderer = StandIn::new("later,resource_create", &[]).unwrap();
+    let renderer = StandIn::new("afterwards,resource_create", &[]).unwrap();
     let device = start(&renderer, &[]);
     let mut driver = device.connect();
     let mut display = GlDisplay::connect(&driver, FEATURES);

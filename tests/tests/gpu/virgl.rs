@@ -26,7 +26,8 @@ const VERTICES: u32 = 1 << 4;
 pub const Y_0_TOP: u32 = 1 << 0;
 /// The context that the tests draw in.
 pub const CONTEXT: u32 = 7;
-const FENCE: u32 = 1 << 0;
+/// `VIRTIO_GPU_FLAG_FENCE`.
+pub const FENCE: u32 = 1 << 0;
 
 /// Whether there is 3D on this host, by what the back-end says.
 pub fn is_there() -> bool {
