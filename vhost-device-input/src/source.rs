@@ -83,7 +83,7 @@ impl Evdev {
         }
         if !is_writable(&node) {
             log::info!(
-                "{} can be read only; lights, sounds and force feedback of the guest are ignored",
+                "{} can be read only; lights and sounds of the guest are ignored",
                 evdev.path.display()
             );
         }
