@@ -24,3 +24,6 @@ mod packed;
 pub mod ring;
 pub mod session;
 mod split;
+
+/// The targets: programs in `fuzz_targets`.
+pub const TARGETS: [&str; 5] = ["block", "gpu", "input", "ring", "session"];

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
+use vhost_device_fuzz::TARGETS;
 
 use crate::packages::{self, FUZZING};
 use crate::progress::Progress;
@@ -32,8 +33,6 @@ const FLAGS: [&str; 9] = [
     "-Cdebug-assertions",
 ];
 
-/// What is fuzzed: binaries of `fuzz/`.
-const TARGETS: [&str; 5] = ["block", "gpu", "input", "ring", "session"];
 /// How often it is said how far a target is.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Lines of a target that are shown when it found something.

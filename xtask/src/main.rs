@@ -101,7 +101,7 @@ enum Task {
     Install(install::Options),
     /// Make a Debian package of what `install` installs
     ///
-    /// Its prefix is /usr. Takes cargo-deb, which is built the first time and kept in the user's cache.
+    /// Its prefix is /usr.
     Deb {
         /// File or directory for the package [default: target/debian]
         #[arg(long, value_name = "PATH")]

@@ -49,6 +49,9 @@ pub const GPU_PEER: &[Need] = &[(bench::gpu::QEMU, "qemu-system-gui")];
 /// What making a Debian package takes.
 pub const PACKAGING: &[Need] = &[("dpkg-shlibdeps", "dpkg-dev")];
 
+/// What looks at the files that are installed.
+pub const INSTALLED: &[Need] = &[("man", "man-db"), ("systemd-analyze", "systemd")];
+
 /// What building User-Mode Linux takes, and what the tests in it use.
 pub const USER_MODE_LINUX: &[Need] = &[
     ("gcc", "gcc"),

@@ -18,7 +18,9 @@ use vhost_device_tests::guest::libvirt;
 use self::jobs::Job;
 use self::report::Report;
 use self::suites::Suites;
-use crate::packages::{self, DISPLAY, GUEST, IMAGES, LIBVIRT, PACKAGING, THREE_D, USER_MODE_LINUX};
+use crate::packages::{
+    self, DISPLAY, GUEST, IMAGES, INSTALLED, LIBVIRT, PACKAGING, THREE_D, USER_MODE_LINUX,
+};
 use crate::progress::Progress;
 use crate::{cargo, fuzz, target_directory};
 
@@ -144,7 +146,15 @@ pub fn run(progress: &Progress, options: Options) -> Result<ExitCode, String> {
 fn prepare(progress: &Progress) -> Result<(), String> {
     packages::install(
         progress,
-        &[GUEST, DISPLAY, IMAGES, PACKAGING, USER_MODE_LINUX].concat(),
+        &[
+            GUEST,
+            DISPLAY,
+            IMAGES,
+            PACKAGING,
+            INSTALLED,
+            USER_MODE_LINUX,
+        ]
+        .concat(),
     )?;
     // Not with the others, because QEMU's suite has a newer Mesa and libvirt than the release.
     packages::install(progress, THREE_D)?;
