@@ -15,7 +15,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
-use rustix::event::{Timespec, epoll};
+use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
@@ -82,6 +82,8 @@ struct Link {
 pub struct Display {
     /// Becomes readable when there is something to do.
     events: Arc<OwnedFd>,
+    /// An event of its own, when a display ends: whoever waits for it may be on another queue than the one that saw that.
+    ended: OwnedFd,
     link: Option<Link>,
     /// A display that is not used. QEMU waits with one CPU for what comes from a socket whose other end is closed.
     unused: Option<UnixStream>,
@@ -94,8 +96,14 @@ pub struct Display {
 
 impl Display {
     pub fn new() -> io::Result<Self> {
+        let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        // Each time once, so that it need not be read.
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
+        epoll::add(&events, &ended, epoll::EventData::new_u64(0), flags)?;
         Ok(Self {
-            events: Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC)?),
+            events: Arc::new(events),
+            ended,
             link: None,
             unused: None,
             outputs: Default::default(),
@@ -155,11 +163,17 @@ impl Display {
 
     /// Lets go of the display. What is shown is remembered for the next one.
     pub fn disconnect(&mut self) {
-        if let Some(link) = self.link.take() {
-            let _ = epoll::delete(&*self.events, &link.socket);
-        }
         self.unused = None;
+        self.end_link();
+    }
+
+    /// Uses the display no more. Gives its socket.
+    fn end_link(&mut self) -> Option<UnixStream> {
         self.question = None;
+        let Link { socket, .. } = self.link.take()?;
+        let _ = epoll::delete(&*self.events, &socket);
+        let _ = rustix::io::write(&self.ended, &1u64.to_ne_bytes());
+        Some(socket)
     }
 
     /// Forgets what the guest shows.
@@ -340,13 +354,12 @@ impl Display {
     }
 
     fn leave(&mut self, error: &DisplayError) {
-        let link = self.link.take();
-        self.disconnect();
+        let socket = self.end_link();
         match error {
             DisplayError::Closed => info_limited(format_args!("the display is gone")),
             error => {
                 warn_limited(format_args!("the display is not used any more: {error}"));
-                self.unused = link.map(|link| link.socket);
+                self.unused = socket;
             }
         }
     }
@@ -601,4 +614,60 @@ fn watch(events: &OwnedFd, socket: BorrowedFd<'_>) -> io::Result<()> {
         epoll::EventData::new_u64(0),
         flags,
     )?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
+    use rustix::event::{PollFd, PollFlags, poll};
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    fn has_events(display: &Display) -> bool {
+        let events = display.events();
+        let mut events = [PollFd::new(&*events, PollFlags::IN)];
+        poll(&mut events, Some(&Timespec::default())).unwrap() > 0
+    }
+
+    /// What waits for the display is on the control queue, and is looked at when there are events.
+    #[test]
+    fn a_display_whose_end_is_seen_while_the_cursor_moves_is_an_event() {
+        let resources = Resources::new(0);
+        let mut display = Display::new().unwrap();
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        display.connect(theirs).unwrap();
+        display.advance(&resources, false);
+        ours.write_all([1u32, 4, 8, 3, 0].as_bytes()).unwrap();
+        display.advance(&resources, true);
+        assert!(display.ask(Query::DisplayInfo));
+        display.advance(&resources, false);
+        display.drain_events();
+        assert!(!has_events(&display));
+        drop(ours);
+        display.set_cursor(0, (1, 1), true, None);
+        display.send_all(&resources);
+        assert!(!display.is_asked());
+        assert!(has_events(&display), "nobody would be told");
+        display.drain_events();
+        assert!(!has_events(&display));
+    }
+
+    /// Whatever comes in place of a display ends it.
+    #[test]
+    fn what_is_no_display_is_an_event_for_what_waits_for_the_one_before() {
+        let resources = Resources::new(0);
+        let mut display = Display::new().unwrap();
+        let (_ours, theirs) = UnixStream::pair().unwrap();
+        display.connect(theirs).unwrap();
+        assert!(display.ask(Query::DisplayInfo));
+        display.advance(&resources, false);
+        display.drain_events();
+        let file = File::open("/").unwrap();
+        display.connect(OwnedFd::from(file).into()).unwrap_err();
+        assert!(!display.is_asked());
+        assert!(has_events(&display), "nobody would be told");
+    }
 }
