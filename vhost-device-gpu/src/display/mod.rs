@@ -4,13 +4,13 @@
 //! What is shown is kept here: when a display comes (back), it is told all of it. Nothing here waits. What the display has no
 //! room for is sent when it has, and then as it is by then.
 
+mod link;
 mod message;
 mod output;
 
-use std::collections::VecDeque;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
@@ -19,63 +19,21 @@ use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
-use thiserror::Error;
 use vhost_device_common::{info_limited, warn_limited};
-use zerocopy::FromBytes;
 
 use crate::dmabuf::Dmabuf;
 use crate::protocol::MAX_SCANOUTS;
 use crate::rectangle::Rectangle;
 use crate::resource::Resources;
+use link::{DisplayError, Link, MAX_ASKED, watch};
 pub use message::Query;
-use message::{FEATURE_DMABUF2, FEATURE_EDID, HEADER_SIZE, Outgoing, Request, message};
+use message::{HEADER_SIZE, Outgoing, Request, message};
 pub use output::{Cursor, Source};
 use output::{Output, whole};
 
 /// Room for what the display has yet to read, in bytes; the kernel doubles it. Twice the usual room halves how often a large
 /// picture wakes both sides. With more, flushes would be done long before their picture is seen.
 const SEND_BUFFER: usize = 208 << 10;
-
-/// Questions that wait for their answers at most: a display that answers none is not asked more.
-const MAX_ASKED: usize = 64;
-
-/// Why a display is given up.
-#[derive(Debug, Error)]
-enum DisplayError {
-    #[error("it is closed")]
-    Closed,
-    #[error("it sent what is no answer to {0:?}")]
-    Answer(Option<Query>),
-    #[error("{0}")]
-    System(#[from] Errno),
-    #[error("its picture is gone")]
-    Resource,
-}
-
-/// A connected display.
-#[derive(Debug)]
-struct Link {
-    socket: UnixStream,
-    /// What it can do is known.
-    ready: bool,
-    features: u64,
-    /// It is to be told which of its features are used.
-    agrees: bool,
-    /// The message that is being sent.
-    outgoing: Option<Outgoing>,
-    /// The question to ask next.
-    question: Option<Query>,
-    /// The questions that were asked. Answers come in this order, so that one which comes settles those before it.
-    asked: VecDeque<Query>,
-    /// What has come of the next answer.
-    answer: Vec<u8>,
-    /// Whether to be told when there is room for more.
-    watches_room: bool,
-    /// It did nothing for so long that nobody waits for it, until it does something.
-    stalled: bool,
-    /// It answered nothing for so long that no question waits for it, until it answers one.
-    silent: bool,
-}
 
 /// The display.
 #[derive(Debug)]
@@ -124,21 +82,7 @@ impl Display {
         self.disconnect();
         watch(&self.events, socket.as_fd())?;
         let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER);
-        let mut link = Link {
-            socket,
-            ready: false,
-            features: 0,
-            agrees: false,
-            outgoing: None,
-            question,
-            asked: VecDeque::new(),
-            answer: Vec::new(),
-            watches_room: true,
-            stalled: false,
-            silent: false,
-        };
-        link.outgoing = Some(link.ask(Query::ProtocolFeatures));
-        self.link = Some(link);
+        self.link = Some(Link::new(socket, question));
         self.question = question;
         for output in &mut self.outputs {
             output.announce = output.source.is_some();
@@ -540,80 +484,6 @@ impl Display {
             .iter()
             .any(|event: &epoll::Event| { event.flags } != room)
     }
-}
-
-impl Link {
-    fn can_answer(&self, query: Query) -> bool {
-        !matches!(query, Query::Edid { .. }) || self.features & FEATURE_EDID != 0
-    }
-
-    /// The message that asks something. After what displays may leave unanswered comes a question that they all answer.
-    fn ask(&mut self, query: Query) -> Outgoing {
-        let mut bytes = query.message();
-        self.asked.push_back(query);
-        if matches!(query, Query::ProtocolFeatures | Query::Edid { .. }) {
-            bytes.extend(Query::DisplayInfo.message());
-            self.asked.push_back(Query::DisplayInfo);
-        }
-        Outgoing::bytes(bytes)
-    }
-
-    /// Whether it is, or will be, asked this.
-    fn is_asking(&self, query: Query) -> bool {
-        self.question == Some(query) || self.asked.contains(&query)
-    }
-
-    /// Whether it has yet to show a part of a buffer.
-    fn is_showing(&self) -> bool {
-        let mut asked = self.asked.iter();
-        asked.any(|query| matches!(query, Query::Shown { .. }))
-    }
-
-    /// The question that an answer with this header is to.
-    fn place(&self, header: &[u8]) -> Result<(usize, Query), DisplayError> {
-        let mut asked = self.asked.iter().copied().enumerate();
-        asked
-            .find(|(_, query)| query.is_answered_by(header))
-            .ok_or_else(|| DisplayError::Answer(self.asked.front().copied()))
-    }
-
-    /// One of the questions has its answer, and those before it will have none.
-    fn settle(&mut self, index: usize, answer: &[u8]) {
-        self.silent &= matches!(self.asked.get(index), Some(Query::Shown { .. }));
-        for query in self.asked.drain(..=index) {
-            if query != Query::ProtocolFeatures {
-                continue;
-            }
-            if index == 0 {
-                let features = u64::read_from_bytes(answer).unwrap_or(0);
-                self.features = features & (FEATURE_EDID | FEATURE_DMABUF2);
-                self.agrees = true;
-            }
-            self.ready = true;
-            info_limited(format_args!("a display is connected"));
-        }
-    }
-
-    /// Asks to be told when there is room for more, or not to be.
-    fn watch_room(&mut self, events: &OwnedFd, wanted: bool) -> Result<(), Errno> {
-        if self.watches_room != wanted {
-            self.watches_room = wanted;
-            let mut flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
-            flags.set(epoll::EventFlags::OUT, wanted);
-            epoll::modify(events, &self.socket, epoll::EventData::new_u64(0), flags)?;
-        }
-        Ok(())
-    }
-}
-
-fn watch(events: &OwnedFd, socket: BorrowedFd<'_>) -> io::Result<()> {
-    let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::OUT;
-    Ok(epoll::add(
-        events,
-        socket,
-        epoll::EventData::new_u64(0),
-        flags,
-    )?)
 }
 
 #[cfg(test)]
