@@ -127,6 +127,16 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// The host has not the means; the queue can not start.
     fn handler(&self, thread: u16) -> io::Result<Self::Handler>;
 
+    /// What front-ends tell a device once, and do not tell the one that takes its place: this is noted with the requests in flight, and
+    /// survives the process. 0 if nothing was told.
+    fn kept(&self) -> u8 {
+        0
+    }
+
+    /// Takes over what another device, or this one on another connection, has kept: 0 when a connection ends. `None` if a driver goes on
+    /// and nobody knows what it told.
+    fn set_kept(&self, _kept: Option<u8>) {}
+
     /// A driver has begun anew on the same connection, without a reset that the front-end told of: forgets
     /// what the one before it left. Features and config space are already those of the new one, and no request is taken yet.
     ///

@@ -217,6 +217,7 @@ impl Input {
             device, handler, ..
         } = disk;
         device.reset();
+        device.set_kept(Some(0));
         let mut features = device.features();
         if self.without_flush {
             features &= !(1 << VIRTIO_BLK_F_FLUSH);

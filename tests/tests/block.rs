@@ -40,6 +40,8 @@ mod resize;
 mod stall;
 #[path = "block/throttle.rs"]
 mod throttle;
+#[path = "block/writeback.rs"]
+mod writeback;
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;

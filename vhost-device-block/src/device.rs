@@ -2,7 +2,7 @@
 //! The block device: features, config space, and what its queues share.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -32,6 +32,10 @@ const WRITEBACK: usize = 32;
 /// Most data segments of a request, where queues are large enough: what fits a ring of 128 without indirect descriptors.
 const SEG_MAX: u16 = 126;
 
+/// What is kept of a driver's choice of caching.
+const WRITE_BACK: u8 = 1;
+const WRITE_THROUGH: u8 = 2;
+
 /// The disk, as all queues see it.
 pub struct Disk {
     pub image: Arc<Image>,
@@ -43,6 +47,8 @@ pub struct Disk {
     features: AtomicU64,
     /// The driver chose write-back caching in the config space.
     writeback: AtomicBool,
+    /// What it chose last on this connection, as [`Device::kept`] tells: nothing, [`WRITE_BACK`] or [`WRITE_THROUGH`].
+    chosen: AtomicU8,
 }
 
 impl Disk {
@@ -78,6 +84,13 @@ impl Disk {
         } else {
             features & 1 << VIRTIO_BLK_F_FLUSH == 0
         }
+    }
+
+    /// The driver chooses. Returns whether there was write-back caching before.
+    fn choose(&self, writeback: bool) -> bool {
+        let chosen = if writeback { WRITE_BACK } else { WRITE_THROUGH };
+        self.chosen.store(chosen, Ordering::Relaxed);
+        self.writeback.swap(writeback, Ordering::Relaxed)
     }
 
     /// Whether discards are ioctls.
@@ -178,6 +191,7 @@ impl Device for Block {
             io_engine: options.io_engine,
             features: AtomicU64::new(0),
             writeback: AtomicBool::new(true),
+            chosen: AtomicU8::new(0),
         });
         let limit = |rate: Option<u64>, burst| rate.map(|rate| Limit { rate, burst });
         let requests = limit(options.iops, options.iops_burst);
@@ -265,7 +279,7 @@ impl Device for Block {
         let (WRITEBACK, &[writeback @ (0 | 1)]) = (offset, data) else {
             return Err(ConfigError { offset, size });
         };
-        let before = self.disk.writeback.swap(writeback == 1, Ordering::Relaxed);
+        let before = self.disk.choose(writeback == 1);
         if before
             && writeback == 0
             && let image = &self.disk.image
@@ -336,7 +350,32 @@ impl Device for Block {
 
     fn reset(&self) {
         self.disk.features.store(0, Ordering::Relaxed);
-        self.disk.writeback.store(true, Ordering::Relaxed);
+        // QEMU keeps a copy of the choice over resets, and tells it to the next driver.
+        let writeback = self.kept() != WRITE_THROUGH;
+        self.disk.writeback.store(writeback, Ordering::Relaxed);
+    }
+
+    fn kept(&self) -> u8 {
+        self.disk.chosen.load(Ordering::Relaxed)
+    }
+
+    /// What makes no sense may have been write-through.
+    fn set_kept(&self, kept: Option<u8>) {
+        let disk = &self.disk;
+        match kept {
+            Some(0) => {
+                disk.chosen.store(0, Ordering::Relaxed);
+                disk.writeback.store(true, Ordering::Relaxed);
+            }
+            Some(WRITE_BACK) => _ = disk.choose(true),
+            Some(WRITE_THROUGH) => _ = disk.choose(false),
+            _ => {
+                disk.choose(false);
+                log::info!(
+                    "nobody knows whether this driver chose write-through caching before: writes are written through until it chooses again"
+                );
+            }
+        }
     }
 
     fn save(&self) -> Result<Vec<u8>, StateError> {
@@ -346,7 +385,7 @@ impl Device for Block {
 
     fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
         let Saved { writeback } = state::decode(state)?;
-        self.disk.writeback.store(writeback, Ordering::Relaxed);
+        self.disk.choose(writeback);
         Ok(())
     }
 }

@@ -2,7 +2,8 @@
 //! What the front-end remembers of the requests that a device holds, for the device that comes after a crash of this one
 //! (vhost-user, "Inflight I/O tracking").
 //!
-//! A file of shared memory has a region for each ring. Each step of taking and completing requests leaves it so that the requests
+//! A file of shared memory has a region for each ring, and after them a note of the device's own, of which other programs know nothing.
+//! Each step of taking and completing requests leaves it so that the requests
 //! under way can be told from it, whatever instruction the process ends at.
 
 mod packed;
@@ -35,6 +36,9 @@ const NEXT: usize = 6;
 const COUNTER: usize = 8;
 /// Each region begins at a multiple of this.
 const ALIGNMENT: usize = 64;
+/// Bytes of the note: a number of which the lowest byte is the device's, and the others say that it is one.
+const NOTE_SIZE: usize = 64;
+const NOTE_MAGIC: u64 = u64::from_be_bytes(*b"vdnote1\0");
 /// The only version of the layout; a region of zeroes is fresh.
 const LAYOUT_VERSION: u16 = 1;
 
@@ -72,9 +76,14 @@ fn region_size(packed: bool, size: u16) -> usize {
     (entries + entry_size * usize::from(size)).next_multiple_of(ALIGNMENT)
 }
 
-/// Bytes for `queues` rings of `size` descriptors, packed ones or split ones.
-pub fn file_size(packed: bool, queues: u16, size: u16) -> usize {
+/// Bytes of the regions of `queues` rings of `size` descriptors.
+fn regions_size(packed: bool, queues: u16, size: u16) -> usize {
     usize::from(queues) * region_size(packed, size)
+}
+
+/// Bytes for `queues` rings of `size` descriptors, packed ones or split ones, and the note.
+pub fn file_size(packed: bool, queues: u16, size: u16) -> usize {
+    regions_size(packed, queues, size) + NOTE_SIZE
 }
 
 /// Makes a file for `queues` rings of `size` descriptors, packed ones or split ones.
@@ -101,6 +110,8 @@ pub struct InflightFile {
     packed: bool,
     queues: u16,
     size: u16,
+    /// Where the note is in the mapping, if the file has room for it.
+    note: Option<usize>,
 }
 
 impl InflightFile {
@@ -117,7 +128,7 @@ impl InflightFile {
         queues: u16,
         size: u16,
     ) -> Result<Self, InflightError> {
-        let needed = file_size(packed, queues, size) as u64;
+        let needed = regions_size(packed, queues, size) as u64;
         let too_short = |length| InflightError::Size {
             length,
             queues,
@@ -136,14 +147,40 @@ impl InflightFile {
         }
         let page_mask = rustix::param::page_size() as u64 - 1;
         let skip = offset & page_mask;
-        let mapping = Mapping::new(file, offset - skip, (needed + skip) as usize)?;
+        let note = (needed + skip) as usize;
+        let has_note = length.min(in_file) >= needed + NOTE_SIZE as u64;
+        let note_size = if has_note { NOTE_SIZE } else { 0 };
+        let mapping = Mapping::new(file, offset - skip, note + note_size)?;
         Ok(Self {
+            note: has_note.then_some(note),
             mapping: Arc::new(mapping),
             skip: skip as usize,
             packed,
             queues,
             size,
         })
+    }
+
+    /// What the device before this one has kept ([`Device::kept`](crate::device::Device::kept)): 0 for nothing; `None` if the file has no
+    /// room for it, or something else there.
+    pub fn kept(&self) -> Option<u8> {
+        let note = self.mapping.slice(self.note?, NOTE_SIZE)?;
+        let number: u64 = note.load(0, Ordering::Acquire).ok()?;
+        match number ^ NOTE_MAGIC {
+            kept @ 0..=0xff => Some(kept as u8),
+            NOTE_MAGIC => Some(0),
+            _ => None,
+        }
+    }
+
+    /// Keeps this for the device after this one, if the file has room for it.
+    pub fn keep(&self, kept: u8) {
+        let note = self
+            .note
+            .and_then(|note| self.mapping.slice(note, NOTE_SIZE));
+        if let Some(note) = note {
+            let _ = note.store(NOTE_MAGIC | u64::from(kept), 0, Ordering::Release);
+        }
     }
 
     /// The region of one split ring with `size` descriptors; `None` if the front-end has none for it.
@@ -385,10 +422,34 @@ mod tests {
     }
 
     #[test]
+    fn a_device_leaves_a_note_for_the_next_one() {
+        let descriptor = create_file(false, 2, SIZE).unwrap();
+        let map = |length| InflightFile::map(&descriptor, 0, length, false, 2, SIZE).unwrap();
+        let regions = regions_size(false, 2, SIZE) as u64;
+        let length = regions + NOTE_SIZE as u64;
+        assert_eq!(map(length).kept(), Some(0));
+        for kept in [2, 0, 255] {
+            map(length).keep(kept);
+            assert_eq!(map(length).kept(), Some(kept));
+        }
+        // There is no room for it, and no harm done.
+        let short = map(length - 1);
+        short.keep(3);
+        assert_eq!(short.kept(), None);
+        assert_eq!(map(length).kept(), Some(255));
+        for nonsense in [1, u64::MAX, NOTE_MAGIC << 8] {
+            rustix::io::pwrite(&descriptor, &nonsense.to_ne_bytes(), regions).unwrap();
+            assert_eq!(map(length).kept(), None, "{nonsense:#x}");
+        }
+        assert!(recovered(&map(length), 0).is_empty());
+    }
+
+    #[test]
     fn files_that_are_too_short_are_refused() {
-        let needed = file_size(false, 2, SIZE) as u64;
+        let needed = regions_size(false, 2, SIZE) as u64;
         let file = create_file(false, 2, SIZE).unwrap();
-        for (offset, length) in [(0, needed - 1), (64, needed), (u64::MAX, needed), (0, 0)] {
+        let past = NOTE_SIZE as u64 + 64;
+        for (offset, length) in [(0, needed - 1), (past, needed), (u64::MAX, needed), (0, 0)] {
             let result = InflightFile::map(&file, offset, length, false, 2, SIZE);
             assert!(matches!(result, Err(InflightError::Size { .. })));
         }

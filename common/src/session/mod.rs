@@ -165,6 +165,7 @@ impl<D: Device> Drop for Session<'_, D> {
     fn drop(&mut self) {
         self.stop_all();
         self.device.reset();
+        self.device.set_kept(Some(0));
     }
 }
 
@@ -264,6 +265,7 @@ impl<D: Device> Session<'_, D> {
             FrontendReq::SET_CONFIG => {
                 let (config, data) = config_payload(&message).ok_or_else(malformed)?;
                 self.device.write_config(config.offset as usize, data)?;
+                self.keep();
                 Ok(Answer::Ack)
             }
             FrontendReq::SET_BACKEND_REQ_FD => {
@@ -306,6 +308,7 @@ impl<D: Device> Session<'_, D> {
         self.accepted_features = 0;
         self.status = 0;
         self.device.reset();
+        self.device.set_kept(Some(0));
         info_limited(format_args!("another session begins"));
     }
 
@@ -371,6 +374,13 @@ impl<D: Device> Session<'_, D> {
         // Most of what was offered is understood whether it is wanted or not.
         self.protocol_features = Protocol::from_bits_retain(wanted);
         Ok(Answer::Ack)
+    }
+
+    /// Notes what the device has to keep.
+    fn keep(&self) {
+        if let Some(inflight) = &self.inflight {
+            inflight.keep(self.device.kept());
+        }
     }
 
     /// The thread that a queue is to run on.
@@ -506,14 +516,20 @@ impl<D: Device> Session<'_, D> {
         let request = FrontendReq::SET_INFLIGHT_FD;
         let inflight = self.inflight_description(&message, request)?;
         self.check_stopped()?;
-        self.inflight = Some(InflightFile::map(
+        let inflight = InflightFile::map(
             &file(&mut message, request)?,
             inflight.mmap_offset,
             inflight.mmap_size,
             self.has_feature(VIRTIO_F_RING_PACKED),
             inflight.num_queues,
             inflight.queue_size,
-        )?);
+        )?;
+        if let Some(kept @ 1..) = inflight.kept()
+            && self.device.kept() == 0
+        {
+            self.device.set_kept(Some(kept));
+        }
+        self.inflight = Some(inflight);
         Ok(Answer::Ack)
     }
 

@@ -196,11 +196,19 @@ impl<D: Device> Session<'_, D> {
             let vring = self.vring(index)?;
             let queue = index as u16;
             let started = vring
-                .prepare(queue, features, memory, inflight)
+                .prepare(queue, features, memory, inflight.as_ref())
                 .and_then(|ring| {
                     // QEMU tells most devices of no reset; a driver that goes on does so where it stopped.
                     if !is_at_work && vring.begins_anew(first_base) {
                         device.new_driver();
+                    }
+                    let resumes = !vring.has_run && ring.base() != first_base;
+                    let is_noted = inflight.as_ref().is_some_and(|file| file.kept().is_some());
+                    if resumes && !is_noted && device.kept() == 0 {
+                        device.set_kept(None);
+                    }
+                    if let Some(inflight) = &inflight {
+                        inflight.keep(device.kept());
                     }
                     vring.start(queue, ring, worker, recorder)
                 });

@@ -35,6 +35,8 @@ pub struct Vring {
     pub call: Option<Arc<CallFile>>,
     pub error: Option<Arc<CallFile>>,
     pub enabled: bool,
+    /// It has been started on this connection.
+    pub has_run: bool,
     /// What the ring runs on.
     pub worker: Option<Arc<Worker>>,
     /// It was stopped to be set up anew, and starts when it is kicked or enabled: until then more may come.
@@ -118,11 +120,11 @@ impl Vring {
         index: u16,
         features: u64,
         memory: GuestMemory,
-        inflight: Option<InflightFile>,
+        inflight: Option<&InflightFile>,
     ) -> Result<Ring, SessionError> {
         let setup = self.setup(features);
         let base = self.base.unwrap_or_else(|| Ring::first_base(setup.packed));
-        let ring = Ring::new(setup, Arc::new(memory), base, inflight.as_ref(), index);
+        let ring = Ring::new(setup, Arc::new(memory), base, inflight, index);
         let ring = ring.map_err(|source| {
             self.error.iter().for_each(|error| error.signal_if_room());
             SessionError::Ring { index, source }
@@ -156,6 +158,7 @@ impl Vring {
             }
         ));
         self.worker = Some(worker);
+        self.has_run = true;
         Ok(())
     }
 

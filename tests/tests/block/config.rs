@@ -3,7 +3,6 @@
 
 use std::os::unix::fs::MetadataExt;
 
-use vhost::vhost_user::VhostUserFrontend;
 use vhost_device_tests::front_end::FrontEnd;
 use vhost_device_tests::front_end::state::sealed;
 use virtio_bindings::virtio_blk::{
@@ -270,14 +269,6 @@ fn no_other_field_can_be_written() {
         );
     }
     assert_eq!(front_end.config(0, SIZE).unwrap(), before);
-}
-
-#[test]
-fn writeback_is_on_again_after_a_reset() {
-    let (_device, front_end) = start(IMAGE_SIZE, &[]);
-    set_writeback(&front_end, 0);
-    front_end.call().reset_device().unwrap();
-    assert_eq!(writeback(&front_end), 1);
 }
 
 #[test]

@@ -25,6 +25,9 @@ fn region(peer: &Peer, queue_size: u64) -> u64 {
     (entry + entry * queue_size).next_multiple_of(64)
 }
 
+/// Bytes after the regions in which a device keeps what it was told once.
+const NOTE: u64 = 64;
+
 /// A file of this length.
 fn sized(length: u64) -> OwnedFd {
     let file = memfd_create("inflight", MemfdFlags::CLOEXEC).unwrap();
@@ -49,7 +52,7 @@ fn a_file_has_room_for_what_was_asked_and_is_empty(target: &dyn Target) {
                 .connection
                 .ask(FrontendReq::GET_INFLIGHT_FD, &payload, &[])
                 .unwrap();
-            let length = u64::from(queues) * region(&peer, size.into());
+            let length = u64::from(queues) * region(&peer, size.into()) + NOTE;
             let mut expected = description(length, 0, queues, size);
             expected.resize(payload.len(), 0);
             assert_eq!(reply.payload, expected);
