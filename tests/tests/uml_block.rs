@@ -18,6 +18,7 @@ use rustix::ioctl::{IntegerSetter, Opcode, ioctl};
 use tempfile::TempDir;
 use vhost_device_tests::front_end::block::{BlockDriver, IOERR, OK, UNMAP};
 use vhost_device_tests::front_end::{FrontEnd, Options};
+use vhost_device_tests::guest::find_program;
 use vhost_device_tests::process::{PATIENCE, Program, command, option};
 use vhost_device_tests::target::{Block, Target};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_RO};
@@ -44,7 +45,7 @@ impl Loop {
         let directory = tempfile::tempdir_in(MEMORY).unwrap();
         let file = directory.path().join("file");
         fs::write(&file, vec![0x5a; SIZE]).unwrap();
-        let made = Command::new("losetup")
+        let made = losetup()
             .args(["--find", "--show"])
             .args(options)
             .arg(&file)
@@ -89,13 +90,14 @@ impl Loop {
     }
 }
 
+fn losetup() -> Command {
+    Command::new(find_program("losetup").expect("losetup"))
+}
+
 impl Drop for Loop {
     /// A device with other limits is made anew: the next one of its number would have them too.
     fn drop(&mut self) {
-        let _ = Command::new("losetup")
-            .arg("--detach")
-            .arg(&self.node)
-            .status();
+        let _ = losetup().arg("--detach").arg(&self.node).status();
         if !self.is_limited {
             return;
         }

@@ -381,8 +381,10 @@ fn more_data_than_the_host_moves_at_once_is_read(variant: Variant) {
         return skip("there is no file system in memory");
     }
     const PIECE: u32 = 24 << 20;
-    const PIECES: usize = 90;
-    let length = u64::from(PIECE) * PIECES as u64;
+    const PIECES: usize = 85;
+    const LAST: u32 = 8 << 20;
+    let length = u64::from(PIECE) * PIECES as u64 + u64::from(LAST);
+    assert_eq!(length, 2 << 30);
     let directory = variant.directory();
     let file = File::create_new(directory.path().join("image")).unwrap();
     file.set_len(length).unwrap();
@@ -398,13 +400,14 @@ fn more_data_than_the_host_moves_at_once_is_read(variant: Variant) {
     let place = 1 << 32;
     let mut chain = vec![Buffer::readable(request, HEADER_SIZE)];
     chain.extend([Buffer::writable(place, PIECE); PIECES]);
+    chain.push(Buffer::writable(place, LAST));
     chain.push(Buffer::writable(status, 1));
     queue.submit(&chain);
     assert!(queue.wait_used(PATIENCE), "not answered");
     let used = queue.take_used().unwrap();
     assert_eq!(u32::from(memory.read_u8(status)), OK);
     assert_eq!(u64::from(used.length), length + 1);
-    let end = memory.read_vec(place + u64::from(PIECE) - 4096, 4096);
+    let end = memory.read_vec(place + u64::from(LAST) - 4096, 4096);
     assert_same(&end, &last, "the end of the data");
 }
 

@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::os::fd::AsRawFd;
 
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserInflight, VhostUserProtocolFeatures};
 use vhost_device_tests::front_end::block::BlockDriver;
@@ -13,7 +14,7 @@ use vhost_device_tests::process::{Program, Signal};
 
 use crate::config::{set_writeback, writeback};
 use crate::durability::unwritten_pages_in;
-use crate::{Device, IMAGE_SIZE, PATIENCE, Variant, noise, ok};
+use crate::{Device, IMAGE_SIZE, PATIENCE, Variant, driver, noise, ok};
 
 /// What becomes of the device while its front-end goes on.
 #[derive(Clone, Copy, Debug)]
@@ -152,11 +153,15 @@ fn a_pause_changes_nothing(variant: Variant) {
 
 /// A driver that begins anew reads QEMU's copy of the field, which a reset does not change.
 fn the_choice_survives_a_reset(variant: Variant) {
-    let guest = Guest::start(variant, true);
+    let mut guest = Guest::start(variant, false);
     for choice in [0, 1] {
         set_writeback(guest.front_end(), choice);
-        guest.front_end().call().reset_device().unwrap();
+        let front_end = guest.front_end();
+        front_end.call().reset_device().unwrap();
+        front_end.call().set_features(front_end.features()).unwrap();
         assert_eq!(guest.writeback(), u64::from(choice));
+        guest.driver = driver(guest.front_end());
+        guest.assert_write();
     }
 }
 
