@@ -19,8 +19,18 @@ pub fn run(stages: &mut Stages) {
     stages.check("fmt", &mut cargo(["fmt", "--all", "--check"]));
     let mut clippy = cargo(["clippy", "--workspace", "--all-targets"]);
     stages.check("clippy", clippy.args(["--", "--deny", "warnings"]));
-    let mut doc = cargo(["doc", "--workspace", "--no-deps"]);
-    stages.check("doc", doc.env("RUSTDOCFLAGS", "--deny warnings"));
+    // Private items too: the pages are for those who work on them.
+    let mut doc = cargo([
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ]);
+    doc.env(
+        "RUSTDOCFLAGS",
+        "--deny warnings --allow rustdoc::private_intra_doc_links",
+    );
+    stages.check("doc", &mut doc);
     stages.run("oldest Rust", oldest_rust);
     for target in TARGETS {
         stages.run(target, |progress| other_target(progress, target));

@@ -17,7 +17,7 @@ use crate::progress::Progress;
 const ALONE: &[&str] = &["bench", "program", "worker"];
 
 /// Suites that keep processors busy.
-const HEAVY: &[&str] = &["block", "ring", "soak"];
+const HEAVY: &[&str] = &["ring", "soak"];
 
 /// Suites that are run a second time, on packed rings. Those of rings and soak have both formats.
 const PACKED: &[&str] = &["block", "rng", "gpu", "dirty_log", "protocol", "sandbox"];
