@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the device offers, and its config space against the command line (VIRTIO 1.3, sections 5.2.3 and 5.2.4).
 
+use std::fs;
 use std::os::unix::fs::MetadataExt;
+use std::time::Duration;
 
 use vhost_device_tests::front_end::FrontEnd;
 use vhost_device_tests::front_end::state::sealed;
+use vhost_device_tests::process::Program;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
@@ -115,6 +118,29 @@ fn the_capacity_is_the_size_of_the_image_in_whole_blocks() {
             sectors,
             "capacity of {size} bytes in blocks of {block}"
         );
+    }
+}
+
+#[test]
+fn an_image_smaller_than_a_block_is_refused_with_what_to_do() {
+    for (size, block) in [(0, "512"), (511, "512"), (4095, "4096")] {
+        let directory = tempfile::tempdir().unwrap();
+        let (image, socket) = (
+            directory.path().join("image"),
+            directory.path().join("socket"),
+        );
+        fs::write(&image, vec![0; size]).unwrap();
+        let block = format!("--logical-block-size={block}");
+        let mut program =
+            Program::spawn(&mut Variant::AUTO.command(&image, &socket, &[&block])).unwrap();
+        let status = program.wait(Duration::from_secs(5)).unwrap();
+        assert_eq!(status.code(), Some(1), "{size} bytes, {block}");
+        let lines = program.stderr();
+        assert_eq!(lines.lines().count(), 1, "{lines}");
+        let remedy = format!("truncate -s 1G {}", image.display());
+        assert!(lines.contains("smaller than one logical block"), "{lines}");
+        assert!(lines.contains(&remedy), "{lines}");
+        assert!(!socket.exists(), "{lines}");
     }
 }
 
