@@ -137,10 +137,11 @@ impl Link {
         self.front_end
             .call()
             .set_inflight_fd(inflight, file.as_raw_fd())?;
+        // Enabled when all have started, as by QEMU: a driver may begin anew where some of them had stopped.
         for (index, base) in bases.iter().enumerate() {
             self.start(index, *base)?;
         }
-        Ok(())
+        (0..bases.len()).try_for_each(|index| self.enable(index, true))
     }
 
     fn start(&self, index: usize, base: u32) -> Result<(), Loss> {
@@ -150,8 +151,11 @@ impl Link {
             self.log_ring(index, true)?;
         }
         front_end.call().set_vring_kick(index, queue.kick_fd())?;
-        front_end.call().set_vring_enable(index, true)?;
         Ok(())
+    }
+
+    fn enable(&self, index: usize, enabled: bool) -> Result<(), Loss> {
+        Ok(self.front_end.call().set_vring_enable(index, enabled)?)
     }
 
     /// Starts all rings after those of a back-end that is gone: where they go on is in the file of requests in flight.
@@ -177,7 +181,7 @@ impl Link {
 
     fn stop_all(&self) -> Result<Vec<u32>, Loss> {
         (0..self.queues.len())
-            .map(|index| self.stop(index))
+            .map(|index| self.enable(index, false).and_then(|()| self.stop(index)))
             .collect()
     }
 
@@ -282,6 +286,7 @@ pub fn inject(
             let base = scenario.link().stop(index)?;
             scenario.collect(tally)?;
             scenario.link().start(index, base)?;
+            scenario.link().enable(index, true)?;
         }
         Fault::SetVringEnable => {
             let front_end = &scenario.link().front_end;

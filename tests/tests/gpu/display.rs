@@ -6,11 +6,14 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use vhost::VhostBackend;
+use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
-use vhost_device_tests::front_end::Buffer;
+use vhost_device_tests::front_end::device::RING_PACKED;
 use vhost_device_tests::front_end::gpu::{
     Answers, Display, GpuDriver, Shown, command, fenced_command, number, words,
 };
+use vhost_device_tests::front_end::{Buffer, FrontEnd, Options};
 use vhost_device_tests::process::PATIENCE;
 
 use crate::answers::wait_until_given_up;
@@ -77,6 +80,54 @@ fn a_driver_that_begins_anew_finds_nothing_of_the_one_before() {
     }
     driver.front_end.start(0, &driver.control, start).unwrap();
     driver.front_end.start(1, &driver.cursor, start).unwrap();
+    let gone = driver.run(&command(number::UNREF, &words(&[1, 0])));
+    assert_eq!(gone.kind(), number::INVALID_RESOURCE_ID);
+    assert_eq!(display.next(), Shown::Scanout(0, 0, 0));
+    assert_eq!(display.next(), Shown::CursorHide(0));
+}
+
+/// A packed ring is at its beginning again after each two rounds.
+#[test]
+fn a_driver_that_begins_where_the_control_queue_stopped_finds_nothing_either() {
+    let device = Device::start(&[]);
+    let options = Options {
+        features: Options::default().features | RING_PACKED,
+        ..Options::default()
+    };
+    let socket = device.directory.path().join("socket");
+    let front_end = FrontEnd::connect(&socket, &options).unwrap();
+    let mut driver = GpuDriver::new(front_end).unwrap();
+    let (display, socket) = Display::new(Answers::default());
+    driver.set_display(&socket).unwrap();
+    assert_eq!(display.next(), Shown::Features(3));
+    driver.create(1, B8G8R8X8, 64, 64);
+    driver.set_scanout(0, 1, [0, 0, 64, 64]);
+    assert_eq!(display.next(), Shown::Scanout(0, 64, 64));
+    driver.run_cursor(&command(
+        number::UPDATE_CURSOR,
+        &words(&[0, 5, 6, 0, 1, 7, 8, 0]),
+    ));
+    assert!(matches!(display.next(), Shown::CursorImage(..)));
+    let start = driver.control.options().start();
+    while driver.control.used_base() != start {
+        driver.flush(1, [0, 0, 1, 1]);
+        assert!(matches!(display.next(), Shown::Update(..)));
+    }
+    assert_eq!(driver.front_end.stop(0).unwrap(), start);
+    assert_ne!(driver.front_end.stop(1).unwrap(), start);
+    driver.control.reset();
+    driver.cursor.reset();
+    // As QEMU does: rings are enabled when all have started.
+    let (front_end, queues) = (&driver.front_end, [&driver.control, &driver.cursor]);
+    for (index, queue) in queues.into_iter().enumerate() {
+        front_end.call().set_vring_enable(index, false).unwrap();
+        front_end.configure(index, queue, start).unwrap();
+        let kick = front_end.call().set_vring_kick(index, queue.kick_fd());
+        kick.unwrap();
+    }
+    for index in [0, 1] {
+        front_end.call().set_vring_enable(index, true).unwrap();
+    }
     let gone = driver.run(&command(number::UNREF, &words(&[1, 0])));
     assert_eq!(gone.kind(), number::INVALID_RESOURCE_ID);
     assert_eq!(display.next(), Shown::Scanout(0, 0, 0));
