@@ -14,7 +14,7 @@ use crate::cargo;
 use crate::progress::Progress;
 
 /// Suites that measure time or processor use: what runs beside them would be measured too.
-const ALONE: &[&str] = &["bench", "program", "worker"];
+const ALONE: &[&str] = &["bench", "program", "rng", "worker"];
 
 /// Suites that keep processors busy.
 const HEAVY: &[&str] = &["ring", "soak"];
