@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the program writes to stderr: log lines, panics, and why it ends.
 //!
-//! stderr can be a pipe that nobody reads, and it belongs to other processes too, so it cannot be made non-blocking. Lines therefore go
-//! to a queue in memory, and a thread of their own writes them. Nobody else waits for stderr: lines that do not fit into the queue are
-//! dropped and counted, and the count follows in their place.
+//! stderr can be a pipe that nobody reads, and it belongs to other processes too, so it cannot always be made non-blocking. Lines
+//! therefore go to a queue in memory, and a thread of their own writes them. Nobody else waits for stderr: lines that do not fit into
+//! the queue are dropped and counted, and the count follows in their place.
 
 use std::io::{self, Write};
 use std::mem::take;
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use env_logger::{Builder, Env, Target};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::{Errno, retry_on_intr};
 
 use super::sandbox::{Role, confine_thread};
@@ -77,6 +78,22 @@ pub fn log(program: &'static str) {
         let name = thread.name().unwrap_or("?");
         print(&format!("{program}: error: thread {name} {text}"));
     }));
+    if let Err(errno) = unshare() {
+        log::debug!("libraries may wait for stderr: {errno}");
+    }
+}
+
+/// Makes stderr non-blocking, for the libraries that write to it by themselves: as an open file of this process alone, since others
+/// share the one that was inherited. Regular files do not block, and share their position.
+fn unshare() -> rustix::io::Result<()> {
+    let stat = fstat(rustix::stdio::stderr())?;
+    let kind = FileType::from_raw_mode(stat.st_mode);
+    if matches!(kind, FileType::Fifo | FileType::CharacterDevice) {
+        let flags = OFlags::WRONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let own = open("/proc/self/fd/2", flags, Mode::empty())?;
+        rustix::stdio::dup2_stderr(own)?;
+    }
+    Ok(())
 }
 
 /// Takes whole lines of the logger.
@@ -180,7 +197,7 @@ fn write_out(mut lines: &[u8], patience: Option<Duration>) -> u64 {
         let piece = lines.get(..PIECE).unwrap_or(lines);
         match rustix::io::write(rustix::stdio::stderr(), piece) {
             Ok(count) => lines = lines.get(count..).unwrap_or_default(),
-            // Another process has made it non-blocking.
+            // It is non-blocking, and another process was faster.
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => break,
         }
@@ -211,15 +228,15 @@ pub fn flush() {
     let mut queue = queue();
     loop {
         match queue.writer {
-            Writer::None => {
+            Writer::Caller => return,
+            // The thread may take its time to wake up.
+            Writer::None | Writer::Idle => {
                 let lines = take(&mut queue.lines);
                 drop(queue);
                 write_out(&lines, Some(PATIENCE));
                 return;
             }
-            Writer::Idle if !queue.lines.is_empty() => {}
             Writer::Busy => {}
-            Writer::Idle | Writer::Caller => return,
         }
         let waited = WRITTEN.wait_timeout(queue, PATIENCE);
         let timeout;

@@ -191,6 +191,20 @@ fn a_log_that_others_made_non_blocking_loses_nothing(binary: &Binary) {
     assert_ends(&mut program);
 }
 
+/// Libraries write to stderr by themselves.
+fn stderr_is_non_blocking_for_the_program_alone(binary: &Binary) {
+    let setup = Setup::new(binary);
+    let (_reader, writer) = pipe();
+    let program = serve(&setup, writer.try_clone().unwrap());
+    let path = format!("/proc/{}/fdinfo/2", program.id());
+    let info = std::fs::read_to_string(path).unwrap();
+    let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = i32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+    assert_ne!(flags & libc::O_NONBLOCK, 0);
+    let flags = rustix::fs::fcntl_getfl(&writer).unwrap();
+    assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
+}
+
 /// Lines that the program has logged once `cause` is over.
 fn lines_after(binary: &Binary, cause: impl Fn(&Setup)) -> Vec<String> {
     let setup = Setup::new(binary);
@@ -259,6 +273,7 @@ for_each_program!(
     a_guest_that_starts_again_and_again_does_not_fill_the_log,
     a_front_end_that_connects_again_and_again_does_not_fill_the_log,
     each_start_and_stop_of_a_usual_guest_is_logged,
+    stderr_is_non_blocking_for_the_program_alone,
     a_log_that_nobody_reads_stops_nothing,
     a_program_whose_log_nobody_reads_can_start,
     a_program_that_cannot_say_why_ends_all_the_same,
