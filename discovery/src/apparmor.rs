@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What AppArmor lets libvirt start: where it is on, libvirt's daemons can execute only the programs that their profiles name.
 //!
-//! Profiles are read as far as that takes: rules for paths, and the file of the administrator's own rules. What is not understood
-//! counts as permission.
+//! Profiles are read as far as that takes: rules for paths, and the file of the administrator's own rules. Other files that they include
+//! are not read.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -119,7 +119,9 @@ fn input(
         packages::install(progress, USER_MODE_LINUX)?;
         packages::user_mode_linux(progress)?;
         let program = target_directory().join(PROFILE).join("user-mode-linux");
-        progress.run("User-Mode Linux", &mut Command::new(&program))?;
+        let mut kernel = Command::new(&program);
+        kernel.env("LLVM_PROFILE_FILE", build.profiles.join("%m%c.profraw"));
+        progress.run("User-Mode Linux", &mut kernel)?;
         let runner = format!("target.'cfg(all())'.runner = [{program:?}, \"--deadline=3600\"]");
         tests.args(["--config", &runner]);
     }

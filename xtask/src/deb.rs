@@ -16,7 +16,7 @@ use crate::target_directory;
 const TREE: &str = "deb";
 
 /// Where the programs are in it.
-const PROGRAMS: [&str; 2] = ["usr/bin", "usr/libexec/vhost-device"];
+const PROGRAMS: &str = "usr/bin";
 
 const NAME: &str = "vhost-device";
 /// The second number is the package's own.
@@ -103,13 +103,12 @@ pub fn run(progress: &Progress, output: Option<PathBuf>) -> Result<(), String> {
 
 /// The programs in the tree.
 fn programs(tree: &Path) -> Result<Vec<PathBuf>, String> {
-    let mut programs = Vec::new();
-    for directory in PROGRAMS.map(|directory| tree.join(directory)) {
-        let entries = fs::read_dir(&directory)
-            .map_err(|error| format!("cannot read {}: {error}", directory.display()))?;
-        programs.extend(entries.filter_map(|entry| Some(entry.ok()?.path())));
-    }
-    Ok(programs)
+    let directory = tree.join(PROGRAMS);
+    let entries = fs::read_dir(&directory)
+        .map_err(|error| format!("cannot read {}: {error}", directory.display()))?;
+    Ok(entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .collect())
 }
 
 /// What the programs need at run time, in the form of the field `Depends`.

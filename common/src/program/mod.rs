@@ -49,6 +49,11 @@ pub fn command<D: Device>() -> Command {
     Arguments::<D::Options>::command::<D>()
 }
 
+/// Has a process that was forked from this one, while that had one thread, write its log lines by itself.
+pub fn forked() {
+    stderr::write_directly();
+}
+
 /// The `main` of a device's program.
 pub fn run<D: Device>() -> ExitCode {
     let _flush = stderr::Flush;
@@ -117,7 +122,7 @@ fn start<D: Device>(
         .path()
         .into_iter()
         .chain(arguments.stats_socket.as_deref());
-    let mut turn = Some(Turn::wait(sockets)?);
+    let mut turn = Some(Turn::wait(sockets));
     let server = Server::open(source)?;
     let mut listeners = Vec::from_iter(server.listener());
     let stats_socket = arguments

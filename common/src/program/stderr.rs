@@ -127,9 +127,9 @@ fn push(line: &[u8]) {
         queue.dropped = queue.dropped.saturating_add(1);
     } else {
         queue.lines.extend_from_slice(line);
-        drop(queue);
-        FILLED.notify_one();
     }
+    drop(queue);
+    FILLED.notify_one();
 }
 
 /// Starts the thread that writes the lines. What is logged before that is written then.
@@ -181,7 +181,8 @@ fn write_lines(program: &str) {
 /// Waits for lines. Gives them, and how many were dropped after them.
 fn wait() -> (Vec<u8>, u64) {
     let mut queue = queue();
-    while queue.lines.is_empty() {
+    // A line that is too long for an empty queue is told of too.
+    while queue.lines.is_empty() && !queue.full {
         queue.writer = Writer::Idle;
         WRITTEN.notify_all();
         queue = FILLED.wait(queue).unwrap_or_else(PoisonError::into_inner);

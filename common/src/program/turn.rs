@@ -12,8 +12,6 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
 use rustix::io::Errno;
 
-use crate::device::StartError;
-
 /// How long others may take: each some milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How often to look whether they are done.
@@ -26,11 +24,9 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// Waits until no other program makes sockets in the directories of `sockets`. Those that cannot be opened or locked are left out.
-    ///
-    /// # Errors
-    /// Somebody keeps a directory locked.
-    pub fn wait<'a>(sockets: impl IntoIterator<Item = &'a Path>) -> Result<Self, StartError> {
+    /// Waits until no other program creates sockets in the directories of `sockets`. A directory that cannot be opened, or that stays
+    /// locked, is left out: anybody who can read it can lock it, and must not keep this program from starting.
+    pub fn wait<'a>(sockets: impl IntoIterator<Item = &'a Path>) -> Self {
         let mut directories: Vec<_> = sockets
             .into_iter()
             .filter_map(|socket| {
@@ -49,16 +45,17 @@ impl Turn {
         for (_, path, file) in directories {
             while flock(&file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::AGAIN) {
                 if Instant::now() >= until {
-                    return Err(StartError(format!(
-                        "another program keeps the directory {} locked (flock); stop it or put the sockets elsewhere",
+                    log::warn!(
+                        "another program keeps the directory {} locked (flock); continuing without the lock",
                         path.display()
-                    )));
+                    );
+                    break;
                 }
                 std::thread::sleep(INTERVAL);
             }
             locks.push(file);
         }
-        Ok(Self { _locks: locks })
+        Self { _locks: locks }
     }
 }
 
@@ -78,7 +75,7 @@ mod tests {
     fn two_sockets_of_one_directory_are_one_turn() {
         let directory = tempfile::tempdir().unwrap();
         let sockets = ["one", "./two"].map(|name| directory.path().join(name));
-        let turn = Turn::wait(sockets.iter().map(PathBuf::as_path)).unwrap();
+        let turn = Turn::wait(sockets.iter().map(PathBuf::as_path));
         let file = std::fs::File::open(directory.path()).unwrap();
         let lock = || flock(&file, FlockOperation::NonBlockingLockExclusive);
         assert_eq!(lock(), Err(Errno::AGAIN));
@@ -88,6 +85,6 @@ mod tests {
 
     #[test]
     fn directories_that_are_not_there_need_no_turn() {
-        Turn::wait([Path::new("/nonexistent/socket")]).unwrap();
+        Turn::wait([Path::new("/nonexistent/socket")]);
     }
 }

@@ -79,6 +79,7 @@ pub fn run(
 
 /// A directory that the guest can write to, unlike the host's own for temporary files.
 pub fn work() -> Result<tempfile::TempDir, GuestError> {
-    tempfile::tempdir_in(target_directory()?.join("uml"))
-        .map_err(system("create a temporary directory"))
+    let place = target_directory()?.join("uml");
+    fs::create_dir_all(&place).map_err(system(format!("create {}", place.display())))?;
+    tempfile::tempdir_in(place).map_err(system("create a temporary directory"))
 }

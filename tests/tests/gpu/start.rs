@@ -4,6 +4,7 @@
 use std::process::Command;
 
 use vhost_device_tests::process::{PATIENCE, Program, binary, command, deny_write_execute, option};
+use vhost_device_tests::skip::skip;
 use vhost_device_tests::stand_in::StandIn;
 
 use crate::virgl::is_there;
@@ -64,8 +65,7 @@ fn software_rendering_where_no_code_can_be_made_is_an_error_at_start() {
     let mut triangle = Command::new(binary("draw-triangle").unwrap());
     triangle.env("LIBGL_ALWAYS_SOFTWARE", "1");
     if let Err(error) = deny_write_execute(&mut triangle) {
-        eprintln!("SKIPPED: this kernel can not forbid to make code: {error}");
-        return;
+        return skip(&format!("this kernel cannot forbid making code: {error}"));
     }
     let drawn = triangle.output().unwrap();
     assert!(!drawn.status.success(), "Mesa draws without making code");

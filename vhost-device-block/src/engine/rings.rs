@@ -186,7 +186,7 @@ mod tests {
         match Rings::open(&image(), 1) {
             Ok((rings, _)) => Some(rings),
             Err(error) => {
-                let _ = writeln!(io::stderr(), "SKIPPED rings: no io_uring: {error}");
+                let _ = writeln!(io::stderr(), "SKIPPED a test: no io_uring: {error}");
                 None
             }
         }

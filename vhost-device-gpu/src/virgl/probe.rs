@@ -3,9 +3,11 @@
 //! picture: so that is tried in a process of its own, when the program starts.
 
 use std::fs::File;
+use std::panic::catch_unwind;
 use std::path::Path;
 
 use rustix::process::{Pid, Resource, Rlimit, WaitOptions, setrlimit, waitpid};
+use vhost_device_common::program::forked;
 use virtio_bindings::virtio_gpu::VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP;
 
 use super::{Renderer, VirglError};
@@ -40,7 +42,8 @@ pub fn try_drawing(node: Option<&Path>) -> Result<bool, VirglError> {
     // SAFETY: there is no other thread that could hold a lock, and the child returns to nobody: it ends here.
     let child = match unsafe { libc::fork() } {
         0 => {
-            let status = draw(node);
+            forked();
+            let status = catch_unwind(|| draw(node)).unwrap_or(NOT_DRAWN);
             // SAFETY: nothing of the parent's is to be ended in order.
             unsafe { libc::_exit(status) }
         }

@@ -190,7 +190,13 @@ mod tests {
             libc::SYS_io_uring_enter,
             libc::SYS_io_uring_register,
         ];
-        for role in [Role::Session, Role::Queue, Role::Helper, Role::Control] {
+        for role in [
+            Role::Session,
+            Role::Queue,
+            Role::Helper,
+            Role::Control,
+            Role::Log,
+        ] {
             let calls = allowed(role, &Needs::default());
             let found = calls.iter().find(|call| io_uring.contains(&call.number()));
             assert_eq!(found, None, "{role:?}");
