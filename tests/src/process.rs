@@ -423,12 +423,15 @@ impl Program {
     }
 }
 
-/// Whether a back-end's thread for the log is at work.
+/// Whether a back-end's thread for the log is at work, or may be one that has not yet given itself its name.
 fn has_log_to_write(id: u32) -> bool {
     let is_at_work = |task: io::Result<fs::DirEntry>| {
         let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
-        let (_, state) = stat.split_once(" (log) ")?;
-        Some(state.starts_with(['R', 'D']))
+        let (number, _) = stat.split_once(' ')?;
+        let is_nameless = stat.contains("(vhost-device-") && number.parse() != Ok(id);
+        let works = |state: &str| state.starts_with(['R', 'D']);
+        let log = stat.split_once(" (log) ");
+        Some(is_nameless || log.is_some_and(|(_, state)| works(state)))
     };
     let tasks = fs::read_dir(format!("/proc/{id}/task"));
     tasks.is_ok_and(|mut tasks| tasks.any(|task| is_at_work(task) == Some(true)))
