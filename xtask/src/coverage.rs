@@ -26,6 +26,10 @@ use counts::{Count, Counts, Coverage};
 const LINES: f64 = 90.0;
 /// Folders of crates that are no product, and are not counted.
 const NOT_COUNTED: [&str; 3] = ["fuzz", "tests", "xtask"];
+/// Beginnings of the names of suites that boot something, measure, take long, or install.
+const NOT_RUN: [&str; 5] = ["bench", "guest_", "install", "soak", "uml_"];
+/// This program takes long to build, and is not needed.
+const EXCLUDE_XTASK: [&str; 2] = ["--exclude", "xtask"];
 /// The profile of cargo: what is built for this is kept apart.
 const PROFILE: &str = "coverage";
 /// Where the table is kept.
@@ -56,19 +60,20 @@ pub fn run(progress: &Progress, options: &Options) -> Result<ExitCode, String> {
     };
 
     progress.step("Building with counters");
-    let mut objects = executables(&mut build.cargo("build", &["--bins"]))?;
-    let targets = ["--lib", "--bins", "--tests"];
-    let mut tests = build.cargo("test", &targets);
-    objects.extend(executables(tests.arg("--no-run"))?);
+    let mut objects = executables(
+        build
+            .command("build")
+            .args(["--workspace", "--bins"])
+            .args(EXCLUDE_XTASK),
+    )?;
+    objects.extend(executables(build.unit_tests().arg("--no-run"))?);
 
     let mut failures = Vec::new();
     let mut check = |what, command: &mut Command| {
         failures.extend(progress.run(what, command).err());
     };
-    check(
-        "Tests",
-        &mut build.cargo("test", &[&targets[..], &["--no-fail-fast"]].concat()),
-    );
+    check("Unit tests", &mut build.unit_tests());
+    check("Suites", &mut build.suites()?);
     input(progress, &build, &mut check)?;
     for failure in &failures {
         eprintln!("{failure}");
@@ -107,21 +112,13 @@ fn input(
     build: &Build,
     check: &mut impl FnMut(&'static str, &mut Command),
 ) -> Result<(), String> {
-    let mut tests = build.command("test");
-    tests.args([
-        "--package",
-        "vhost-device-tests",
-        "--test",
-        "uml_input",
-        "--no-fail-fast",
-    ]);
+    let mut tests = build.tests();
+    tests.args(["--package", "vhost-device-tests", "--test", "uml_input"]);
     if !demo::input::has_uinput() {
         packages::install(progress, USER_MODE_LINUX)?;
         packages::user_mode_linux(progress)?;
         let program = target_directory().join(PROFILE).join("user-mode-linux");
-        let mut kernel = Command::new(&program);
-        kernel.env("LLVM_PROFILE_FILE", build.profiles.join("%m%c.profraw"));
-        progress.run("User-Mode Linux", &mut kernel)?;
+        progress.run("User-Mode Linux", build.count(&mut Command::new(&program)))?;
         let runner = format!("target.'cfg(all())'.runner = [{program:?}, \"--deadline=3600\"]");
         tests.args(["--config", &runner]);
     }
@@ -142,19 +139,57 @@ struct Build {
 impl Build {
     fn command(&self, command: &str) -> Command {
         let mut cargo = cargo([command, "--profile", PROFILE]);
-        cargo
-            .env("RUSTC_WORKSPACE_WRAPPER", &self.wrapper)
-            .env("LLVM_PROFILE_FILE", self.profiles.join("%m%c.profraw"));
+        self.count(&mut cargo)
+            .env("RUSTC_WORKSPACE_WRAPPER", &self.wrapper);
         cargo
     }
 
-    /// On all crates that are the product, or run it.
-    fn cargo(&self, command: &str, arguments: &[&str]) -> Command {
-        let mut cargo = self.command(command);
-        cargo
-            .args(["--workspace", "--exclude", "xtask"])
-            .args(arguments);
-        cargo
+    /// Has a program, and what it starts, keep their counters where they are looked for. Without that they write them into the current
+    /// directory when they end, which ends a back-end in its sandbox by SIGSYS.
+    fn count<'a>(&self, command: &'a mut Command) -> &'a mut Command {
+        command.env("LLVM_PROFILE_FILE", self.profiles.join("%m%c.profraw"))
+    }
+
+    fn tests(&self) -> Command {
+        let mut tests = self.command("test");
+        tests.arg("--no-fail-fast");
+        tests
+    }
+
+    /// Those of the product's crates.
+    fn unit_tests(&self) -> Command {
+        let mut tests = self.tests();
+        tests
+            .args(["--workspace", "--lib", "--bins", "--tests"])
+            .args(EXCLUDE_XTASK);
+        for package in [
+            "vhost-device-tests",
+            "vhost-device-fuzz",
+            "stand-in-renderer",
+        ] {
+            tests.args(["--exclude", package]);
+        }
+        tests
+    }
+
+    /// All that run the binaries, but for those that [`NOT_RUN`] names.
+    fn suites(&self) -> Result<Command, String> {
+        let directory = workspace().join("tests/tests");
+        let fail = |error| format!("cannot read {}: {error}", directory.display());
+        let mut tests = self.tests();
+        tests.args(["--package", "vhost-device-tests"]);
+        for entry in fs::read_dir(&directory).map_err(fail)? {
+            let path = entry.map_err(fail)?.path();
+            let name = path
+                .file_stem()
+                .and_then(|name| name.to_str())
+                .unwrap_or_default();
+            let is_suite = path.extension().is_some_and(|extension| extension == "rs");
+            if is_suite && !NOT_RUN.iter().any(|not_run| name.starts_with(not_run)) {
+                tests.args(["--test", name]);
+            }
+        }
+        Ok(tests)
     }
 }
 
@@ -361,10 +396,10 @@ A crate is called by its folder. The command fails if less than {LINES} % of the
 - **How**: everything is built with `-C instrument-coverage`, and counted by LLVM's tools. The suites run the real binaries, in their
   sandbox. These are killed, and may open no file, so their counters are in a file that is mapped before `main`
   (`-runtime-counter-relocation`, and `%c` in `LLVM_PROFILE_FILE`); the sandbox is that of every build.
-- **Suites**: the unit tests, and all of `tests/` that needs no guest; for input also `uml_input`, in User-Mode Linux where the host has no
-  uinput.
+- **Suites**: the unit tests, and all of `tests/tests` that boots no guest and does not measure or install; for input also `uml_input`, in
+  User-Mode Linux where the host has no uinput.
 - **Not counted**: test modules, `fuzz/`, `tests/` and `xtask/`, which are no product; dependencies.
-- **Not run**: guests in QEMU, benchmarks, long runs, fuzzing beyond its seeds. They reach more.
+- **Not run**: guests in QEMU, benchmarks, long runs, fuzzing, and all but the suites of rings on packed rings. They reach more.
 - A generic function counts once, as what was executed of any of its instances.
 ")
 }

@@ -284,6 +284,8 @@ fn systemd_socket_activate_starts_the_program_at_the_first_connection(binary: &B
             "--setenv=NOTIFY_SOCKET={}",
             setup.path("notify").display()
         ))
+        // It passes nothing else on, and a program that is built with counters needs this (`cargo xtask coverage`).
+        .arg("--setenv=LLVM_PROFILE_FILE")
         .arg(program.get_program())
         .args(program.get_args());
     let mut program = Program::spawn(&mut command).unwrap();
