@@ -9,10 +9,10 @@ use std::process::Command;
 
 use clap::Args;
 use clap_complete::Shell;
-use clap_mangen::Man;
 use tempfile::NamedTempFile;
 use vhost_user_discovery::schema::{VHostUserBackendType, VhostUserBackend};
 
+use crate::manual;
 use crate::programs::{PROGRAMS, Program};
 use crate::progress::Progress;
 use crate::{cargo, target_directory, workspace};
@@ -224,7 +224,9 @@ fn add(program: &Program, directories: &Directories, files: &mut Vec<File>) -> R
     }
     let mut command = (program.command)().disable_help_subcommand(true);
     command.build();
-    add_manual(&command, &directories.manual, files)?;
+    for (name, text) in manual::pages(program)? {
+        files.push(File::text(directories.manual.join(name), text));
+    }
     for (shell, path) in [
         (Shell::Bash, directories.bash.join(program.name)),
         (
@@ -253,23 +255,6 @@ fn unit(template: &str, program: &Program, device: &str, binary: &Path) -> Strin
         .replace("@PROGRAM@", program.name)
         .replace("@TYPE@", device)
         .replace("@BINARY@", &binary.to_string_lossy())
-}
-
-/// Adds the manual pages of a command and of its subcommands.
-fn add_manual(
-    command: &clap::Command,
-    directory: &Path,
-    files: &mut Vec<File>,
-) -> Result<(), String> {
-    for subcommand in command.get_subcommands() {
-        add_manual(subcommand, directory, files)?;
-    }
-    let page = Man::new(command.clone()).manual("vhost-device");
-    let mut text = Vec::new();
-    page.render(&mut text)
-        .map_err(|error| format!("cannot make the manual page: {error}"))?;
-    files.push(File::text(directory.join(page.get_filename()), text));
-    Ok(())
 }
 
 /// What the program `built` says of itself, with the place where it is going to be.

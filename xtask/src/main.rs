@@ -5,8 +5,11 @@ mod bench;
 mod coverage;
 mod deb;
 mod demo;
+#[cfg(test)]
+mod documents;
 mod fuzz;
 mod install;
+mod manual;
 mod packages;
 mod programs;
 mod progress;

@@ -1,0 +1,356 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Checks that the documents are true where that is cheap: each link leads somewhere, and each command, option, suite, test, variable,
+//! message and metric that they name exists.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, CommandFactory};
+use vhost_device_tests::bench::block::BlockOptions;
+use vhost_device_tests::bench::gpu::GpuOptions;
+
+use crate::programs::PROGRAMS;
+use crate::{Arguments, workspace};
+
+/// Options of other programs that the documents name alone.
+const FOREIGN: &[&str] = &["--ignored"];
+
+/// A Markdown file, with its path in the workspace.
+struct Document {
+    path: PathBuf,
+    text: String,
+}
+
+/// All Markdown files of the workspace and of its folders.
+fn documents() -> Vec<Document> {
+    let mut found = Vec::new();
+    let is_visible = |path: &Path| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        !name.starts_with('.') && name != "target"
+    };
+    for path in entries(&workspace()) {
+        if path.is_dir() && is_visible(&path) {
+            found.extend(entries(&path));
+        }
+        found.push(path);
+    }
+    found.retain(|path| path.extension().is_some_and(|extension| extension == "md"));
+    assert!(found.len() > 10, "{found:?}");
+    let read = |path: PathBuf| Document {
+        text: fs::read_to_string(&path).unwrap(),
+        path,
+    };
+    found.into_iter().map(read).collect()
+}
+
+fn entries(directory: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(directory).unwrap();
+    entries.map(|entry| entry.unwrap().path()).collect()
+}
+
+/// The Rust sources below a folder, one after the other, with string literals in one line each.
+fn sources(folder: &Path) -> String {
+    let mut text = String::new();
+    for path in entries(folder) {
+        if path.is_dir() {
+            text += &sources(&path);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let source = fs::read_to_string(path).unwrap();
+            let mut pieces = source.split("\\\n");
+            text += pieces.next().unwrap_or_default();
+            pieces.for_each(|piece| text += piece.trim_start());
+        }
+    }
+    text
+}
+
+/// The sources of all programs that are installed.
+fn product() -> String {
+    let folders = entries(&workspace()).into_iter().filter(|path| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name == "common" || name == "discovery" || name.starts_with("vhost-device-")
+    });
+    folders.map(|path| sources(&path.join("src"))).collect()
+}
+
+/// What is between backquotes.
+fn spans(text: &str) -> impl Iterator<Item = &str> {
+    text.split('`').skip(1).step_by(2)
+}
+
+/// The commands in code blocks, and what is in code spans.
+fn commands(text: &str) -> Vec<String> {
+    let joined = text.replace("\\\n", " ");
+    let mut found = Vec::new();
+    let mut fenced = false;
+    for line in joined.lines() {
+        if line.starts_with("```") {
+            fenced = !fenced;
+        } else if fenced || line.starts_with("    ") {
+            let command = line.split(" #").next().unwrap_or_default();
+            found.extend(command.split(&['|', '&', ';'][..]).map(str::to_owned));
+        } else {
+            found.extend(spans(line).map(str::to_owned));
+        }
+    }
+    found
+}
+
+/// The examples of a manual page as a code block.
+fn examples(manual: &str) -> String {
+    let examples = manual.split(".nf\n").skip(1);
+    let examples = examples.filter_map(|rest| rest.split(".fi\n").next());
+    let text: String = examples.collect();
+    format!(
+        "```\n{}```\n",
+        text.replace("\\-", "-").replace("\\e\n", "\\\n")
+    )
+}
+
+/// The long options of a command and of its subcommands.
+fn options(mut command: clap::Command) -> BTreeSet<String> {
+    fn add(command: &clap::Command, all: &mut BTreeSet<String>) {
+        let longs = command
+            .get_arguments()
+            .filter_map(|argument| argument.get_long());
+        all.extend(longs.map(|long| format!("--{long}")));
+        command
+            .get_subcommands()
+            .for_each(|command| add(command, all));
+    }
+    command.build();
+    let mut all = BTreeSet::new();
+    add(&command, &mut all);
+    all
+}
+
+/// The options of `cargo xtask` with these arguments.
+fn xtask_options(arguments: &[&str]) -> Result<BTreeSet<String>, String> {
+    match arguments {
+        ["bench", "block", ..] => Ok(options(BlockOptions::augment_args(clap::Command::new("")))),
+        ["bench", "gpu", ..] => Ok(options(GpuOptions::augment_args(clap::Command::new("")))),
+        [task, ..] if !task.starts_with('-') => {
+            let command = Arguments::command();
+            let task = command.find_subcommand(task);
+            let task = task.ok_or_else(|| "there is no such task".to_owned())?;
+            Ok(options(task.clone()))
+        }
+        _ => Ok(options(Arguments::command())),
+    }
+}
+
+/// Checks the suites and tests that a command of `cargo test` names.
+fn check_tests(arguments: &[&str]) -> Result<(), String> {
+    let root = workspace();
+    let mut names = String::new();
+    let mut filters = Vec::new();
+    let mut words = arguments.iter();
+    while let Some(&word) = words.next() {
+        match word {
+            "-p" | "--package" => {
+                let package = *words.next().ok_or("which package?")?;
+                let folder = match package {
+                    "vhost-device-common" => "common",
+                    "vhost-device-tests" => "tests",
+                    other => other,
+                };
+                let folder = root.join(folder).join("src");
+                if !folder.is_dir() {
+                    return Err(format!("there is no package {package}"));
+                }
+                names += &sources(&folder);
+            }
+            "--test" => {
+                let suite = *words.next().ok_or("which suite?")?;
+                let folder = root.join("tests/tests").join(suite);
+                let main = [folder.with_extension("rs"), folder.join("main.rs")];
+                let main = main.iter().find(|path| path.is_file());
+                names +=
+                    &fs::read_to_string(main.ok_or(format!("there is no suite {suite}"))?).unwrap();
+                if folder.is_dir() {
+                    names += &sources(&folder);
+                }
+            }
+            _ if word.starts_with('-') => {}
+            _ => filters.push(word),
+        }
+    }
+    let is_test = |line: &str| ["fn ", "mod "].iter().any(|start| line.contains(start));
+    for filter in filters {
+        // "NAME" stands for any.
+        let mut tests = names.lines().filter(|line| is_test(line));
+        if filter != "NAME" && !tests.any(|line| line.contains(filter)) {
+            return Err(format!("there is no test {filter}"));
+        }
+    }
+    Ok(())
+}
+
+/// Checks one command, or what looks like one.
+fn check(command: &str, all: &BTreeSet<String>) -> Result<(), String> {
+    let is_variable = |word: &&str| {
+        word.split('=').next().is_some_and(|name| {
+            word.contains('=') && name.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+        })
+    };
+    let words: Vec<&str> = command.split_whitespace().skip_while(is_variable).collect();
+    let (known, arguments) = match words.as_slice() {
+        ["cargo", "xtask", rest @ ..] => (xtask_options(rest)?, rest),
+        ["cargo", "test", rest @ ..] | ["test", rest @ ..] => return check_tests(rest),
+        [word, ..] if word.starts_with("--") => (all.clone(), words.as_slice()),
+        [word, rest @ ..] => {
+            let Some(program) = PROGRAMS.iter().find(|program| program.name == *word) else {
+                return Ok(());
+            };
+            (options((program.command)()), rest)
+        }
+        [] => return Ok(()),
+    };
+    for word in arguments {
+        let option = word
+            .split(&['=', '[', ',', ')'][..])
+            .next()
+            .unwrap_or_default();
+        let is_name = option.len() > 2 && option.starts_with("--") && !option.contains('…');
+        if is_name && !known.contains(option) && !FOREIGN.contains(&option) {
+            return Err(format!("there is no option {option}"));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn commands_options_suites_and_tests_exist() {
+    let mut all = options(Arguments::command());
+    for bench in ["block", "gpu"] {
+        all.extend(xtask_options(&["bench", bench]).unwrap());
+    }
+    PROGRAMS
+        .iter()
+        .for_each(|program| all.extend(options((program.command)())));
+    all.extend(["--test".to_owned()]);
+    let mut wrong = Vec::new();
+    let manuals = PROGRAMS.iter().map(|program| Document {
+        path: program.name.into(),
+        text: examples(program.manual),
+    });
+    for document in documents().into_iter().chain(manuals) {
+        for command in commands(&document.text) {
+            if let Err(why) = check(&command, &all) {
+                wrong.push(format!(
+                    "{}: `{}`: {why}",
+                    document.path.display(),
+                    command.trim()
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[test]
+fn wrong_commands_are_found() {
+    let all = options((PROGRAMS[0].command)());
+    for command in [
+        "cargo xtask no-such-task",
+        "cargo xtask test --no-such-option",
+        "cargo xtask bench block --no-such-option=1",
+        "vhost-device-rng --blk-file=disk.img",
+        "A=1 vhost-device-block --no-such-option",
+        "cargo test -p vhost-device-tests --test no_such_suite",
+        "test --test block -- --ignored no_such_test",
+        "cargo test -p no-such-package",
+        "--no-such-option",
+    ] {
+        assert!(check(command, &all).is_err(), "{command}");
+    }
+    for command in [
+        "--blk-file=disk.img",
+        "qemu-system-x86_64 --foreign",
+        "cargo xtask bench gpu --quick",
+    ] {
+        assert_eq!(check(command, &all), Ok(()), "{command}");
+    }
+}
+
+/// The anchor that a heading gets.
+fn anchor(heading: &str) -> String {
+    let kept = heading.to_lowercase();
+    let kept = kept
+        .chars()
+        .filter(|c| c.is_alphanumeric() || " -_".contains(*c));
+    kept.collect::<String>().trim().replace(' ', "-")
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let mut wrong = Vec::new();
+    for document in documents() {
+        for link in document.text.split("](").skip(1) {
+            let link = link.split(')').next().unwrap_or_default();
+            if link.contains("://") {
+                continue;
+            }
+            let (file, fragment) = link.split_once('#').unwrap_or((link, ""));
+            let target = match file {
+                "" => document.path.clone(),
+                _ => document.path.parent().unwrap().join(file),
+            };
+            let text = fs::read_to_string(&target).unwrap_or_default();
+            let mut headings = text.lines().filter_map(|line| line.strip_prefix('#'));
+            let has_anchor =
+                || headings.any(|line| anchor(line.trim_start_matches('#')) == fragment);
+            if !target.exists() || !(fragment.is_empty() || has_anchor()) {
+                wrong.push(format!("{}: {link}", document.path.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// The code spans in the first column of the tables in `text`.
+fn first_column(text: &str) -> Vec<&str> {
+    let rows = text.lines().filter_map(|line| line.strip_prefix("| "));
+    let found: Vec<&str> = rows
+        .filter_map(|row| row.split(" | ").next())
+        .flat_map(spans)
+        .collect();
+    assert!(found.len() > 5, "{found:?}");
+    found
+}
+
+/// Asserts that the sources have each piece of these texts, whatever stands where they have an ellipsis.
+fn assert_in_sources(texts: &[&str]) {
+    let sources = product();
+    let pieces = texts.iter().flat_map(|text| text.split('…').map(str::trim));
+    let missing: Vec<&str> = pieces.filter(|piece| !sources.contains(piece)).collect();
+    assert!(missing.is_empty(), "{missing:#?}");
+}
+
+#[test]
+fn messages_are_those_of_the_programs() {
+    let text = fs::read_to_string(workspace().join("docs/troubleshooting.md")).unwrap();
+    let (ours, _) = text.split_once("\n## Messages of QEMU").unwrap();
+    assert_in_sources(&first_column(ours));
+}
+
+#[test]
+fn metrics_are_those_of_the_programs() {
+    let text = fs::read_to_string(workspace().join("docs/statistics.md")).unwrap();
+    let names = first_column(&text);
+    assert_in_sources(names.strip_prefix(&["vhost_device_…"]).unwrap());
+}
+
+#[test]
+fn variables_are_those_of_the_tests() {
+    const PREFIX: &str = "VHOST_DEVICE_";
+    let sources = sources(&workspace().join("tests"));
+    for document in documents() {
+        for rest in document.text.split(PREFIX).skip(1) {
+            let end = rest.find(|c: char| !c.is_ascii_uppercase() && c != '_');
+            let name = format!("\"{PREFIX}{}\"", &rest[..end.unwrap_or(rest.len())]);
+            assert!(sources.contains(&name), "{:?}: {name}", document.path);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Manual pages: what clap knows of a command line, and what a program's `manual.roff` adds to that.
+
+use clap_mangen::Man;
+
+use crate::programs::Program;
+
+/// What is the same in the pages of all devices.
+const DEVICE: &str = include_str!("device.roff");
+/// clap's heading of what follows the options in the help text.
+const EXTRA: &str = ".SH EXTRA\n";
+const NOTES: &str = ".SH NOTES\n";
+const VERSION: &str = ".SH VERSION\n";
+
+/// A page: the name of its file, and its source.
+pub type Page = (String, String);
+
+/// The pages of a program and of its subcommands.
+pub fn pages(program: &Program) -> Result<Vec<Page>, String> {
+    let mut command = (program.command)().disable_help_subcommand(true);
+    let mut sections = program.manual.to_owned();
+    match program.device {
+        Some(device) => {
+            let name = program.name.replace('-', "\\-");
+            let common = DEVICE.replace("@PROGRAM@", &name);
+            sections += &common.replace("@TYPE@", device);
+        }
+        // Its help text says in short what the sections do.
+        None => command = command.after_long_help(None),
+    }
+    command.build();
+    let mut pages = Vec::new();
+    add(&command, &sections, &mut pages)?;
+    Ok(pages)
+}
+
+fn add(command: &clap::Command, sections: &str, pages: &mut Vec<Page>) -> Result<(), String> {
+    for subcommand in command.get_subcommands() {
+        add(subcommand, sections, pages)?;
+    }
+    let page = Man::new(command.clone()).manual("vhost-device");
+    let mut text = Vec::new();
+    page.render(&mut text)
+        .map_err(|error| format!("cannot make the manual page: {error}"))?;
+    let text = String::from_utf8_lossy(&text).replace(EXTRA, NOTES);
+    let end = text.find(VERSION).unwrap_or(text.len());
+    let (before, version) = text.split_at(end);
+    pages.push((page.get_filename(), [before, sections, version].concat()));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::programs::PROGRAMS;
+
+    #[test]
+    fn each_page_has_the_usual_sections() {
+        let pages = PROGRAMS.iter().flat_map(|program| pages(program).unwrap());
+        let mut count = 0;
+        for (name, text) in pages {
+            for section in [
+                "NAME",
+                "SYNOPSIS",
+                "DESCRIPTION",
+                "OPTIONS",
+                "EXAMPLES",
+                "\"EXIT STATUS\"",
+                "FILES",
+                "\"SEE ALSO\"",
+            ] {
+                let heading = format!(".SH {section}");
+                let found = text.lines().filter(|line| *line == heading).count();
+                assert_eq!(found, 1, "{name}: {heading}");
+            }
+            for part in ["@PROGRAM@", "@TYPE@", EXTRA] {
+                assert!(!text.contains(part), "{name}: {part}");
+            }
+            count += 1;
+        }
+        assert!(count > PROGRAMS.len(), "subcommands have pages");
+    }
+}
