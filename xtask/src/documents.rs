@@ -212,7 +212,8 @@ fn check(command: &str, all: &BTreeSet<String>) -> Result<(), String> {
             .split(&['=', '[', ',', ')'][..])
             .next()
             .unwrap_or_default();
-        let is_name = option.len() > 2 && option.starts_with("--") && !option.contains('…');
+        let name = option.strip_prefix("--").unwrap_or_default();
+        let is_name = name.starts_with(char::is_alphabetic) && !name.contains('…');
         if is_name && !known.contains(option) && !FOREIGN.contains(&option) {
             return Err(format!("there is no option {option}"));
         }
@@ -299,7 +300,7 @@ fn links_lead_somewhere() {
             };
             let text = fs::read_to_string(&target).unwrap_or_default();
             let mut headings = text.lines().filter_map(|line| line.strip_prefix('#'));
-            let has_anchor =
+            let mut has_anchor =
                 || headings.any(|line| anchor(line.trim_start_matches('#')) == fragment);
             if !target.exists() || !(fragment.is_empty() || has_anchor()) {
                 wrong.push(format!("{}: {link}", document.path.display()));
