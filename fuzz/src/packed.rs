@@ -72,7 +72,8 @@ impl Packed {
         if !next.wrap {
             // The round before has used it, which tells base 0 from the beginning.
             let flags = AVAILABLE | USED;
-            guest.write(places.descriptors + FLAGS, &flags.to_le_bytes());
+            let last = places.descriptors + DESCRIPTOR_SIZE * u64::from(size - 1);
+            guest.write(last + FLAGS, &flags.to_le_bytes());
         }
         Self {
             size,

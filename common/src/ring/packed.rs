@@ -156,11 +156,14 @@ impl PackedRing {
             driver_event,
             device_event,
         } = Self::find(&setup, &memory)?;
-        let is_unused = load(&descriptors.slice(), DESCRIPTOR_FLAGS, Ordering::Acquire) & USED == 0;
+        let is_unused = |index| {
+            let flags = place(index) + DESCRIPTOR_FLAGS;
+            load(&descriptors.slice(), flags, Ordering::Acquire) & USED == 0
+        };
         // User-Mode Linux says 0 for the beginning, where wrap counters are 1. A ring that comes to 0 later, with wrap counters
-        // of 0, has used its first descriptor in the round before.
+        // of 0, has marked a descriptor used in the round before: the first one of each chain, which may be anywhere.
         let base = match base {
-            0 if is_unused => FIRST_BASE,
+            0 if (0..setup.size).all(is_unused) => FIRST_BASE,
             base => base,
         };
         let mut next_available = Position::from_bits(base as u16);
@@ -277,6 +280,8 @@ impl PackedRing {
         self.descriptors = parts.descriptors;
         self.driver_event = parts.driver_event;
         self.device_event = parts.device_event;
+        // What was completed while the ring was in no table had no guest address to log.
+        self.mark_all();
         Ok(())
     }
 

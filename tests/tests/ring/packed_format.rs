@@ -187,6 +187,37 @@ fn base_0_is_the_beginning_of_a_ring_that_was_never_used(target: &dyn Target) {
     }
 }
 
+/// Where chains lie across the end of the ring, the first descriptor need not be one that was marked used.
+fn base_0_is_the_second_round_of_a_ring_whose_chains_lie_across_its_end(target: &dyn Target) {
+    const TEST: &str = "base_0_is_the_second_round_of_a_ring_whose_chains_lie_across_its_end";
+    if !has_packed(target, TEST) {
+        return;
+    }
+    let running = target.start();
+    let mode = Mode {
+        indirect: false,
+        ..PACKED
+    };
+    let front_end = mode.connect(&running);
+    let mut queue = mode.queue(&front_end, 8, 0);
+    let mut request = Request::new(target, front_end.memory());
+    let mut run = |queue: &mut Queue, count| {
+        for tag in 0..count {
+            let [readable, writable] = request.write(tag);
+            queue.submit(&[readable.split(&[1]), vec![writable]].concat());
+            assert!(queue.wait_used(PATIENCE), "not answered");
+            request.assert_done(queue.take_used().unwrap());
+        }
+    };
+    // 24 descriptors are three rounds.
+    run(&mut queue, 8);
+    assert_eq!(front_end.stop(0).unwrap(), 0);
+    assert_eq!(queue.used_base(), 0);
+    front_end.start(0, &queue, 0).unwrap();
+    run(&mut queue, 20);
+    assert_eq!(front_end.stop(0).unwrap(), queue.used_base());
+}
+
 fn a_base_outside_the_ring_is_refused(target: &dyn Target) {
     if !has_packed(target, "a_base_outside_the_ring_is_refused") {
         return;
@@ -524,6 +555,7 @@ crate::for_each_target![
     requests_go_on_with_the_wrap_counters_of_the_base,
     a_ring_starts_with_wrap_counters_of_one,
     base_0_is_the_beginning_of_a_ring_that_was_never_used,
+    base_0_is_the_second_round_of_a_ring_whose_chains_lie_across_its_end,
     a_base_outside_the_ring_is_refused,
     disabled_events_are_respected,
     a_call_comes_for_the_descriptor_of_the_event_and_only_then,
