@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -26,7 +26,9 @@ const PLACES: usize = 4 * MAX_REGIONS;
 /// Both fields are read as a pair: one that was put together of two mappings could reach into a third.
 #[derive(Debug)]
 struct Place {
-    /// First address; 0 when nobody uses the place.
+    /// Somebody owns the place, and nobody else changes what follows.
+    is_taken: AtomicBool,
+    /// First address; 0 when there is no mapping.
     start: AtomicUsize,
     length: AtomicUsize,
     /// Odd while the fields change, and another number after that.
@@ -42,6 +44,7 @@ static LOST: OnceLock<OwnedFd> = OnceLock::new();
 impl Place {
     const fn unused() -> Self {
         Self {
+            is_taken: AtomicBool::new(false),
             start: AtomicUsize::new(0),
             length: AtomicUsize::new(0),
             version: AtomicUsize::new(0),
@@ -50,16 +53,25 @@ impl Place {
 
     /// Notes where a mapping is; `None` if there are too many.
     fn take(start: usize, length: usize) -> Option<&'static Self> {
-        // Not an address of anything: the place is ours.
-        const TAKEN: usize = usize::MAX;
-        let place = KNOWN.iter().find(|place| {
-            place
-                .start
-                .compare_exchange(0, TAKEN, Ordering::AcqRel, Ordering::Relaxed)
-                .is_ok()
-        })?;
-        place.set(start, length);
-        Some(place)
+        KNOWN.iter().find(|place| place.try_take(start, length))
+    }
+
+    /// Notes a mapping here, if nobody owns the place. Returns whether it is ours now.
+    fn try_take(&self, start: usize, length: usize) -> bool {
+        let is_ours = self
+            .is_taken
+            .compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed)
+            .is_ok();
+        if is_ours {
+            self.set(start, length);
+        }
+        is_ours
+    }
+
+    /// Leaves the place to whoever takes it next. Only its owner may do so.
+    fn give_back(&self) {
+        self.set(0, 0);
+        self.is_taken.store(false, Ordering::Release);
     }
 
     /// Changes what only the owner of the place may change.
@@ -217,7 +229,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        self.place.set(0, 0);
+        self.place.give_back();
         // SAFETY: all who use the memory hold a reference to the mapping.
         let _ = unsafe { munmap(self.start.as_ptr(), self.length) };
     }
@@ -225,15 +237,17 @@ impl Drop for Mapping {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicBool;
-
     use super::*;
 
     /// A start and a length that were never those of one mapping would have the handler map over what is beside it.
     #[test]
     fn start_and_length_of_a_mapping_are_read_as_a_pair() {
-        const ROUNDS: usize = 300_000;
-        let mappings = [(0x1000, 0x1000), (0x10_0000, 0x10_0000)];
+        const ROUNDS: usize = 100_000;
+        let mappings = [
+            (0x1000, 0x1000),
+            (0x10_0000, 0x10_0000),
+            (0x100_0000, 0x100_0000),
+        ];
         let place = Place::unused();
         let is_done = AtomicBool::new(false);
         std::thread::scope(|scope| {
@@ -244,14 +258,21 @@ mod tests {
                     }
                 }
             });
-            for _ in 0..ROUNDS {
-                for (start, length) in mappings {
-                    place.set(start, length);
-                    place.set(0, 0);
-                }
-            }
+            let takers = mappings.map(|(start, length)| {
+                let place = &place;
+                scope.spawn(move || {
+                    for _ in 0..ROUNDS {
+                        if place.try_take(start, length) {
+                            assert_eq!(place.get(), Some((start, length)), "taken by two");
+                            place.give_back();
+                        }
+                    }
+                })
+            });
+            takers.into_iter().for_each(|taker| taker.join().unwrap());
             is_done.store(true, Ordering::Relaxed);
             reader.join().unwrap();
         });
+        assert_eq!(place.get(), None);
     }
 }

@@ -124,7 +124,7 @@ impl Region {
         let stat = fstat(&file).map_err(|errno| MemoryError::Stat(errno.into()))?;
         let length = u64::try_from(stat.st_size).unwrap_or(0);
         let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-        // A device (devdax) has no length; it refuses to map more than there is.
+        // The length of a device (devdax) is not in its stat, and mmap refuses what is beyond its end.
         if !is_device && length < needed {
             return Err(MemoryError::FileTooShort { needed, length });
         }
