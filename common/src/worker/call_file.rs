@@ -69,7 +69,8 @@ impl CallFile {
         let here = u64::MAX;
         let slices = [IoSlice::new(bytes)];
         match pwritev2(&self.file, &slices, here, ReadWriteFlags::NOWAIT) {
-            // Pipes before Linux 6.4.
+            // Before Linux 6.4 pipes refuse NOWAIT. If the front-end has its pipe block again, and fills it between the look and the
+            // write, this thread waits until the front-end reads.
             Err(Errno::OPNOTSUPP) if self.has_room()? => write(&self.file, bytes),
             Err(Errno::OPNOTSUPP) => Err(Errno::AGAIN),
             outcome => outcome,

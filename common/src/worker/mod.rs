@@ -38,6 +38,8 @@ const HANG: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 16;
 /// How long to do nothing when the kernel refuses to wait.
 const REFUSED: Duration = Duration::from_millis(1);
+/// How long the queues of a thread are served, one after the other, before the session is heard again.
+const SLICE: Duration = Duration::from_millis(2);
 
 /// Why a worker did not do what the session asked for.
 #[derive(Debug, Error)]
@@ -111,6 +113,7 @@ impl Worker {
             handler,
             epoll,
             queues: Queues::default(),
+            first: 0,
             inbox,
             ready: Vec::new(),
             watchfulness: Watchfulness::new(polling),
@@ -161,7 +164,11 @@ impl Worker {
     fn may_signal<'a>(&self, files: impl IntoIterator<Item = &'a Arc<CallFile>>) {
         let mut signalled = self.signalled();
         signalled.retain(|file| file.strong_count() > 0);
-        signalled.extend(files.into_iter().map(Arc::downgrade));
+        for file in files.into_iter().map(Arc::downgrade) {
+            if !signalled.iter().any(|known| known.ptr_eq(&file)) {
+                signalled.push(file);
+            }
+        }
     }
 
     /// Starts working on `queue`, which is kicked by `kick`.
@@ -278,6 +285,8 @@ struct Thread<H> {
     handler: H,
     epoll: Option<EpollPoller>,
     queues: Queues,
+    /// Place among them of the one that is served first: the next after the one that took requests last.
+    first: usize,
     inbox: Receiver<Request>,
     ready: Vec<Token>,
     watchfulness: Watchfulness,
@@ -312,12 +321,24 @@ impl<H: QueueHandler> Thread<H> {
     /// Lets the handler take what is available. Returns whether it took anything.
     fn serve(&mut self) -> bool {
         let mut took = false;
-        for queue in &mut self.queues.0 {
-            if queue.is_runnable() {
-                queue.begin_batch(self.watchfulness.now());
-                self.handler.process(queue);
-                queue.publish();
-                took |= queue.took();
+        let begin = self.watchfulness.now();
+        let count = self.queues.0.len();
+        // The handler may have room for one queue only: that is not always the same one.
+        let (before, after) = self.queues.0.split_at_mut(self.first.min(count));
+        let first = before.len();
+        for (turn, queue) in after.iter_mut().chain(before).enumerate() {
+            if !queue.is_runnable() {
+                continue;
+            }
+            queue.begin_batch(self.watchfulness.now());
+            self.handler.process(queue);
+            queue.publish();
+            if queue.took() {
+                took = true;
+                self.first = (first + turn + 1) % count;
+                if count > 1 && self.watchfulness.tick().saturating_duration_since(begin) > SLICE {
+                    break;
+                }
             }
         }
         if took {
@@ -506,9 +527,17 @@ impl<H: QueueHandler> Thread<H> {
             let queue = self.queues.get_mut(index)?;
             let begin = self.watchfulness.tick();
             let before = std::mem::replace(&mut recovered, queue.begin_recovered(begin));
-            if recovered == 0 || recovered == before {
+            if recovered == 0 {
                 break;
             }
+            if recovered == before {
+                // The handler has no room for them until requests of other queues are done.
+                if self.queues.0.iter().all(|queue| queue.held() == 0) {
+                    break;
+                }
+                self.wait(None);
+            }
+            let queue = self.queues.get_mut(index)?;
             self.handler.process(queue);
             queue.end_batch(self.watchfulness.tick());
         }

@@ -7,7 +7,7 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, setrlimit};
@@ -15,8 +15,8 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule, apply_filter,
 };
-use vhost_device_tests::front_end::block::BlockDriver;
-use vhost_device_tests::front_end::{FrontEnd, Options};
+use vhost_device_tests::front_end::block::{BlockDriver, IN, header};
+use vhost_device_tests::front_end::{Buffer, FrontEnd, Options};
 use vhost_device_tests::process::Program;
 
 use crate::config::set_writeback;
@@ -39,7 +39,7 @@ fn in_child(command: &mut Command, change: impl Fn() -> i32 + Send + Sync + 'sta
 }
 
 /// Has the program run on one processor.
-fn on_one_processor(command: &mut Command) {
+pub(crate) fn on_one_processor(command: &mut Command) {
     in_child(command, || {
         // SAFETY: a set of processors is plain memory, to which the kernel writes, and from which it reads.
         unsafe {
@@ -174,6 +174,47 @@ fn queues_share_the_ring_of_one_processor() {
         drivers.truncate(3);
         assert_all_work(&mut drivers, 200 + connection);
     }
+}
+
+/// The queues of a thread share what room its engine has for requests.
+#[test]
+fn a_queue_that_is_always_full_leaves_room_to_the_others_of_its_thread() {
+    let variant = Variant::IO_URING;
+    if !variant.is_possible() {
+        return skip("this host has no io_uring");
+    }
+    let device = start(variant, &["--num-queues=2", "--direct"], on_one_processor);
+    let front_end = connect(&device);
+    let memory = front_end.memory();
+    let mut full = front_end.queue(0, 1024).unwrap();
+    let queue = front_end.queue(1, 64).unwrap();
+    let mut driver = BlockDriver::new(memory, queue, 1 << 16);
+    driver.set_timeout(PATIENCE);
+    let (readable, writable) = (memory.allocate(16, 16), memory.allocate(4097, 16));
+    memory.write(readable, &header(IN, 0));
+    let chain = [
+        Buffer::readable(readable, 16),
+        Buffer::writable(writable, 4097),
+    ];
+    let is_done = AtomicBool::new(false);
+    let slowest = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_done.load(Ordering::Relaxed) {
+                while full.add(&chain).is_some() {}
+                full.publish();
+                full.kick();
+                while full.take_used().is_some() {}
+            }
+        });
+        let answers = (0..20).map(|_| {
+            let before = Instant::now();
+            driver.read(0, 512).map(|_| before.elapsed())
+        });
+        let slowest = answers.collect::<Result<Vec<_>, _>>();
+        is_done.store(true, Ordering::Relaxed);
+        slowest.unwrap().into_iter().max().unwrap()
+    });
+    assert!(slowest < Duration::from_secs(1), "{slowest:?}");
 }
 
 #[test]
