@@ -124,7 +124,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Makes the handler of all queues of `thread`, which is about to start.
     ///
     /// # Errors
-    /// The host has not the means; the queue can not start.
+    /// A host resource is unavailable; the queue cannot start.
     fn handler(&self, thread: u16) -> io::Result<Self::Handler>;
 
     /// What front-ends tell a device once, and do not tell the one that takes its place: this is noted with the requests in flight, and

@@ -50,14 +50,14 @@ pub struct Arguments<O: Args> {
     #[arg(long, value_name = "PATH", group = "files")]
     pub stats_socket: Option<PathBuf>,
 
-    /// What happens when this program does what it has no use for.
+    /// What to do when the process attempts a disallowed operation.
     ///
     /// Once all is open, and before a front-end is heard, it gives up its privileges, all files but those that it has to open later, and
     /// all system calls but those that it needs.
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Sandbox::On)]
     pub sandbox: Sandbox,
 
-    /// Microseconds that the thread of a queue looks for more requests before it sleeps: a number, `auto`, or `off`.
+    /// How long a queue thread polls before it sleeps, in microseconds: a number, `auto`, or `off`.
     ///
     /// To be woken costs more time than a fast device takes for a request. With `auto` threads look for as long as was worth it lately,
     /// 100 us at most, and go to sleep at once where requests come more seldom. No thread looks longer than this while nothing comes.
@@ -148,7 +148,7 @@ impl<O: Args> Arguments<O> {
                  socket unit (LISTEN_FDS) is used as --fd would. A service of Type=notify is \
                  ready once the socket listens.",
                 if D::RELOADS {
-                    " SIGHUP has it look again at what the options name."
+                    " SIGHUP has it re-examine the files named by the options."
                 } else {
                     ""
                 }

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One connection of a front-end: the vhost-user protocol, from the first message to the last.
 //!
-//! All state here dies with the connection, and most of it when SET_OWNER begins another session on it. A request that the front-end got wrong is answered with
-//! a negative acknowledgement where one was asked for, and ends the connection otherwise. What a
-//! guest can bring about through its front-end never ends the connection.
+//! All state here dies with the connection, and most of it when SET_OWNER begins another session on it. A request that the
+//! front-end got wrong is answered with a negative acknowledgement where one was asked for, and ends the connection otherwise.
+//! What a guest can bring about through its front-end never ends the connection.
 
 mod config_change;
 mod dirty_log;

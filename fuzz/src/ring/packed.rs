@@ -219,8 +219,7 @@ impl Model {
         true
     }
 
-    /// The device has just said when it wants a kick.
-    /// The device wants a kick for the next descriptor.
+    /// Checks that the device wants a kick for the next descriptor.
     fn expect_kick(&self) {
         let place = self.ring.base() as u16;
         self.expect_wish(match self.driver.setup(0).event_index {
@@ -229,6 +228,7 @@ impl Model {
         });
     }
 
+    /// Checks what the device has just said of kicks, and that its write is logged.
     fn expect_wish(&self, wish: Wish) {
         let ring = self.driver.packed();
         ring.expect_wish(&self.guest, wish);

@@ -141,7 +141,7 @@ pub(super) fn everywhere() -> Vec<Call> {
     calls.extend(
         [libc::SYS_mmap, libc::SYS_mprotect].map(|call| Call::new(call).with_bits(2, PROT_EXEC, 0)),
     );
-    // The handlers of signals, which may run in any thread, send to a socket that is connected.
+    // To a socket that is connected: the handlers of signals, which may run in any thread, and calls by a socket.
     calls.push(Call::new(libc::SYS_sendto).with_bits(4, u64::MAX, 0));
     // Debug builds look whether what they close is open.
     calls.push(Call::new(libc::SYS_fcntl).with(1, libc::F_GETFD as u32));

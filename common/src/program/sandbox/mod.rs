@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What is left to the process once all that it needs is open, before it hears anything of a front-end.
+//! The sandbox, entered once resources are open and before the first front-end message.
 //!
 //! It gives up its privileges, then all files but those that its device opens later, and at last all system
 //! calls but those that it needs: the core has a table of its own, and [`Needs`] is what a device adds. Each kind of thread has
@@ -76,7 +76,7 @@ pub(super) fn enter(
 ) -> Result<(), StartError> {
     let refused = |error: &dyn std::fmt::Display| {
         StartError(format!(
-            "this host has not what the sandbox needs: {error}; start with --sandbox=off to do without"
+            "the sandbox is not supported on this host: {error}; start with --sandbox=off to do without"
         ))
     };
     // What is looked up only once is looked up now: that can take a file.

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What becomes of a system call that is not let through: the process says which one it was, and ends.
+//! What happens on a disallowed system call: the process names it, and ends.
 //!
 //! The kernel does not carry out the call; it raises SIGSYS in the thread. The handler can neither be replaced nor kept from being
 //! called: to ask for either is a violation too, for which the kernel itself ends the process. That is also how the handler ends.
@@ -75,8 +75,8 @@ extern "C" fn end(_signal: c_int, info: *mut libc::siginfo_t, context: *mut c_vo
     };
     let _ = writeln!(
         line,
-        "{}: error: the sandbox ends this program: its thread {} asked for the system call {}, which it has no need for; if the \
-         guest is not to blame please report this, and use --sandbox=log until it is mended",
+        "{}: error: the sandbox ends this program: its thread {} asked for the system call {}, which is not allowed; if you trust \
+         the guest, please report this, and use --sandbox=log until it is fixed",
         PROGRAM.get().copied().unwrap_or_default(),
         str::from_utf8(name).unwrap_or("?"),
         called,
