@@ -57,8 +57,8 @@ impl BlockHandler {
         })
     }
 
-    /// Has an engine start the next operation of a request.
-    fn submit(&mut self, request: Request) {
+    /// Has an engine start the next operation of a request. Gives the request back if there is no room.
+    fn submit(&mut self, request: Request) -> Option<Request> {
         match &mut self.helper {
             Some(helper) if request.operation().is_ioctl() => helper.submit(request),
             _ => self.engine.submit(request),
@@ -89,11 +89,15 @@ impl BlockHandler {
                     used,
                     outcome,
                 }) => return queue.complete_with(chain, used, outcome),
-                Next::Operation(request) if self.is_inline(&request) => {
+                Next::Operation(request) => {
+                    let here = match self.is_inline(&request) {
+                        true => Some(request),
+                        false => self.submit(request),
+                    };
+                    let Some(request) = here else { return };
                     let outcome = execute(&self.disk.image.file, request.operation());
                     next = self.advance(request, outcome);
                 }
-                Next::Operation(request) => return self.submit(request),
             }
         }
     }
@@ -157,14 +161,16 @@ impl QueueHandler for BlockHandler {
             budget = budget.saturating_sub(next.bytes());
             match next {
                 Next::Operation(request) if request.is_large_read() && self.is_inline(&request) => {
-                    if self.shares(queue) {
-                        self.engine.submit(request);
-                        self.engine.begin();
-                    } else {
+                    let here = match self.shares(queue) {
+                        true => self.engine.submit(request),
+                        false => Some(request),
+                    };
+                    if let Some(request) = here {
                         self.step(Next::Operation(request), queue);
                         // What was left to the other thread may have ended too.
                         return;
                     }
+                    self.engine.begin();
                 }
                 next => self.step(next, queue),
             }

@@ -11,6 +11,7 @@ use vhost_device_tests::front_end::block::{
     Completion, FLUSH, IN, IOERR, OK, OUT, Prepared, Request, RequestArea, SECTOR_SIZE, UNSUPP,
     WRITE_ZEROES, segment,
 };
+use vhost_device_tests::front_end::descriptor::Buffer;
 use vhost_device_tests::front_end::{FrontEnd, GuestMemory, Queue, QueueOptions};
 use vhost_device_tests::process::{Program, Signal};
 
@@ -247,6 +248,34 @@ fn a_full_ring_of_1024_requests_is_carried_out(variant: Variant) {
     }
 }
 
+/// A large one takes two operations: the second one has its place although the queue has more for the engine by then.
+fn large_requests_keep_their_place_when_the_engine_is_full(variant: Variant) {
+    const LARGE: u32 = 3 << 20;
+    const COUNT: usize = 250;
+    const SMALL: usize = 700;
+    let device = variant.start(&noise(1, LARGE as usize), &["--direct"]);
+    let front_end = device.connect();
+    let mut load = Load::new(&front_end, 0, COUNT + SMALL, 4096);
+    // The large ones have their data in one piece of memory.
+    let data = front_end.memory().allocate(u64::from(LARGE), 4096);
+    for number in 0..COUNT + SMALL {
+        let mut prepared = load.areas[number].prepare(&load.memory, &read(0, 4096));
+        if number < COUNT {
+            prepared.chain[1] = Buffer::writable(data, LARGE);
+        }
+        let head = load.queue.add(&prepared.chain).unwrap();
+        load.pending[usize::from(head)] = Some((number, prepared));
+    }
+    load.publish();
+    for _ in 0..COUNT + SMALL {
+        let (number, completion) = load.wait();
+        let length = if number < COUNT { LARGE } else { 4096 };
+        assert_eq!(u32::from(completion.status), OK, "status");
+        assert_eq!(completion.length, length + 1, "used length");
+    }
+    front_end.stop(0).unwrap();
+}
+
 /// Those that need no I/O are answered while the engine has all that it takes, and none is lost.
 fn good_and_bad_requests_of_all_kinds_share_a_full_ring(variant: Variant) {
     const DEPTH: usize = 1024;
@@ -399,6 +428,7 @@ crate::for_each_variant!(
     the_engine_that_was_asked_for_does_the_work,
     large_and_small_requests_at_once_have_each_their_own_data,
     a_full_ring_of_1024_requests_is_carried_out,
+    large_requests_keep_their_place_when_the_engine_is_full,
     good_and_bad_requests_of_all_kinds_share_a_full_ring,
     the_program_ends_in_time_and_keeps_what_it_acknowledged,
     connections_that_go_away_leave_nothing_behind,

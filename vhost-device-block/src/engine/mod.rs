@@ -135,8 +135,9 @@ impl Engine {
         }
     }
 
-    /// Starts the operation that `request` comes to next. There must be room.
-    pub fn submit(&mut self, request: Request) {
+    /// Starts the operation that `request` comes to next. Gives the request back if there is no room.
+    #[must_use]
+    pub fn submit(&mut self, request: Request) -> Option<Request> {
         match self {
             Self::IoUring(engine) => engine.submit(request),
             Self::Threads(engine) => engine.submit(request),

@@ -30,11 +30,20 @@ impl Slots {
         self.slots.len() - self.free.len()
     }
 
-    /// Puts a request in; gives its number and the request where it now stays.
-    pub fn insert(&mut self, request: Request) -> Option<(u32, &Request)> {
-        let number = self.free.pop()?;
-        let slot = self.slots.get_mut(number as usize)?;
-        Some((number, slot.insert(request)))
+    /// Puts a request in; gives its number and the request where it now stays. Without room it is given back.
+    #[allow(clippy::result_large_err, reason = "nothing of the request is lost")]
+    pub fn insert(&mut self, request: Request) -> Result<(u32, &Request), Request> {
+        let number = self.free.pop();
+        let slot = number.and_then(|number| Some((number, self.slots.get_mut(number as usize)?)));
+        match slot {
+            Some((number, slot)) => Ok((number, slot.insert(request))),
+            None => Err(request),
+        }
+    }
+
+    /// A request that is in.
+    pub fn get(&self, number: u32) -> Option<&Request> {
+        self.slots.get(number as usize)?.as_ref()
     }
 
     /// Takes a request out.

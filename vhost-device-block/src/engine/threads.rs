@@ -139,9 +139,11 @@ impl ThreadsEngine {
         let _ = rustix::io::write(&self.shared.ended, &1u64.to_ne_bytes());
     }
 
-    pub fn submit(&mut self, request: Request) {
-        let Some((number, request)) = self.slots.insert(request) else {
-            return;
+    /// Gives the request back if there is no room.
+    pub fn submit(&mut self, request: Request) -> Option<Request> {
+        let (number, request) = match self.slots.insert(request) {
+            Ok(inserted) => inserted,
+            Err(request) => return Some(request),
         };
         // SAFETY: the operation borrows from the request. That stays where it is until the job has
         // ended: `finished` alone takes it out, and `drop` waits for all jobs.
@@ -152,12 +154,13 @@ impl ThreadsEngine {
         state.jobs.push_back(Job { number, operation });
         if state.idle >= state.jobs.len() {
             self.shared.work.notify_one();
-            return;
+            return None;
         }
         drop(state);
         if self.threads.len() < MAX_THREADS {
             self.start_thread();
         }
+        None
     }
 
     fn start_thread(&mut self) {

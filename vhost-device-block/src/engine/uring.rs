@@ -46,7 +46,10 @@ pub struct UringEngine {
     ring: ManuallyDrop<Ring>,
     rings: Arc<Rings>,
     slots: Slots,
-    finished: VecDeque<Finished>,
+    /// Operations that have ended. Their requests keep their slots until they are fetched: what comes after needs one.
+    finished: VecDeque<(u32, io::Result<u64>)>,
+    /// Slots of operations that the kernel could not start: this thread does them, one for each time that it waits.
+    left: VecDeque<u32>,
     watched: Vec<Watch>,
     /// Watches that there have been.
     watches: u32,
@@ -71,6 +74,7 @@ impl UringEngine {
             rings: Arc::clone(rings),
             slots: Slots::new(),
             finished: VecDeque::new(),
+            left: VecDeque::new(),
             watched: Vec::new(),
             watches: 0,
             polls: 0,
@@ -84,28 +88,31 @@ impl UringEngine {
     }
 
     pub fn under_way(&self) -> usize {
-        self.slots.len()
+        self.slots.len().saturating_sub(self.finished.len())
     }
 
     pub fn finished(&mut self) -> Option<Finished> {
-        self.finished.pop_front()
+        let (number, outcome) = self.finished.pop_front()?;
+        Some((self.slots.remove(number)?, outcome))
     }
 
-    pub fn submit(&mut self, request: Request) {
-        let Some((number, request)) = self.slots.insert(request) else {
-            return;
+    /// Gives the request back if there is no room.
+    pub fn submit(&mut self, request: Request) -> Option<Request> {
+        let (number, request) = match self.slots.insert(request) {
+            Ok(inserted) => inserted,
+            Err(request) => return Some(request),
         };
         let entry = entry(&request.operation()).user_data(Token::Device(number).to_u64());
         // SAFETY: what the entry points to belongs to the request, which stays in its slot until
         // the completion of this entry is seen, or the ring is gone.
         let pushed = unsafe { self.push(&entry) };
         if let Err(error) = pushed {
-            if let Some(request) = self.slots.remove(number) {
-                self.finished.push_back((request, Err(error)));
-            }
+            log::debug!("an operation cannot be submitted: {error}");
+            self.left.push_back(number);
         } else if self.ring.uring.submission().len() >= PIECE {
             self.begin();
         }
+        None
     }
 
     pub fn begin(&mut self) {
@@ -217,14 +224,26 @@ impl UringEngine {
     }
 
     /// Watches again what failed some time ago: the first `count` of those that did.
-    fn watch_again(&mut self, count: usize) -> io::Result<()> {
+    fn watch_again(&mut self, count: usize) {
         for name in self.failed.drain(..count).collect::<Vec<_>>() {
             let watch = self.watched.iter().find(|watch| watch.name == name);
-            if let Some(fd) = watch.map(|watch| watch.fd) {
-                self.push_watch(fd, name)?;
+            if let Some(fd) = watch.map(|watch| watch.fd)
+                && self.push_watch(fd, name).is_err()
+            {
+                self.failed.push(name);
             }
         }
-        Ok(())
+    }
+
+    /// Carries out an operation that the kernel could not start.
+    fn do_here(&mut self) {
+        let Some(number) = self.left.pop_front() else {
+            return;
+        };
+        if let Some(request) = self.slots.get(number) {
+            let outcome = execute(&self.rings.image, request.operation());
+            self.finished.push_back((number, outcome));
+        }
     }
 
     /// Waits until nothing is under way any more, and nothing watched.
@@ -234,7 +253,7 @@ impl UringEngine {
         }
         let mut deadline = None;
         loop {
-            self.finished.clear();
+            while self.finished().is_some() {}
             if !self.slots.is_empty() {
                 self.wait(&mut Vec::new(), None)?;
             } else if self.polls == 0 {
@@ -249,16 +268,13 @@ impl UringEngine {
 
     /// The operation of the request in `slot` has ended.
     fn end(&mut self, slot: u32, result: i32) {
-        let Some(request) = self.slots.remove(slot) else {
-            return;
-        };
         let outcome = match (u64::try_from(result), -result) {
             (Ok(count), _) => Ok(count),
-            // The kernel could start no thread to do it, so this one does it.
-            (_, libc::ECANCELED | libc::EAGAIN) => execute(&self.rings.image, request.operation()),
+            // The kernel could start no thread to do it.
+            (_, libc::ECANCELED | libc::EAGAIN) => return self.left.push_back(slot),
             (_, errno) => Err(io::Error::from_raw_os_error(errno)),
         };
-        self.finished.push_back((request, outcome));
+        self.finished.push_back((slot, outcome));
     }
 }
 
@@ -323,8 +339,8 @@ impl Poller for UringEngine {
     }
 
     fn wait(&mut self, ready: &mut Vec<Token>, timeout: Option<Duration>) -> io::Result<()> {
-        // A request that could not be submitted is reported at once.
-        let timeout = if self.finished.is_empty() {
+        // What has ended, or is to be done here, does not wait.
+        let timeout = if self.finished.is_empty() && self.left.is_empty() {
             timeout
         } else {
             Some(Duration::ZERO)
@@ -342,10 +358,12 @@ impl Poller for UringEngine {
             ready.extend(self.reap(&completion));
         }
         self.completions = completions;
+        self.do_here();
         if !self.finished.is_empty() {
             ready.push(Token::Device(0));
         }
-        self.watch_again(failed)
+        self.watch_again(failed);
+        Ok(())
     }
 }
 
