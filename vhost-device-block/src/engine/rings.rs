@@ -58,7 +58,12 @@ impl Ring {
         };
         let submitter = uring.submitter();
         // The kernel tells of lost data once for each open file. Threads that share one would not all hear of it.
-        let own = reopen(image).or_else(|_| image.try_clone())?;
+        let own = reopen(image).or_else(|error| {
+            log::debug!(
+                "the image cannot be opened once more, so rings share one open file: {error}"
+            );
+            image.try_clone()
+        })?;
         submitter.register_files(&[own.as_raw_fd()])?;
         let allowed = operations.iter().copied().map(Restriction::sqe_op);
         let mut restrictions = Vec::from_iter(allowed);
@@ -71,9 +76,9 @@ impl Ring {
     }
 }
 
-/// Opens the same file again, in the same way.
+/// Opens the same file again, in the same way, but for O_NONBLOCK: operations are to wait.
 fn reopen(file: &File) -> io::Result<File> {
-    let flags = fcntl_getfl(file)?;
+    let flags = fcntl_getfl(file)? - OFlags::NONBLOCK;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let opened = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty())?;
     Ok(File::from(opened))
@@ -204,6 +209,16 @@ mod tests {
         let mut ready = Vec::new();
         engine.wait(&mut ready, Some(SHORT)).unwrap();
         ready
+    }
+
+    #[test]
+    fn an_image_that_is_opened_again_does_not_refuse_to_wait() {
+        let image = image();
+        let flags = fcntl_getfl(&image).unwrap();
+        rustix::fs::fcntl_setfl(&image, flags | OFlags::NONBLOCK).unwrap();
+        let flags = fcntl_getfl(reopen(&image).unwrap()).unwrap();
+        assert!(!flags.contains(OFlags::NONBLOCK));
+        assert_eq!(flags & OFlags::RWMODE, OFlags::RDWR);
     }
 
     #[test]
