@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use vhost_device_common::device::{
     Call, ConfigChange, ConfigError, Device, Needs, StartError, StateError,
 };
-use vhost_device_common::state;
+use vhost_device_common::{state, warn_limited};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
@@ -17,7 +17,7 @@ use virtio_bindings::virtio_blk::{
 };
 
 use crate::discard;
-use crate::engine::{self, Engine, Engines};
+use crate::engine::{self, Engine, Engines, Operation};
 use crate::handler::BlockHandler;
 use crate::image::{Image, Measured, SECTOR_SIZE};
 use crate::lock;
@@ -283,10 +283,12 @@ impl Device for Block {
         if before
             && writeback == 0
             && let image = &self.disk.image
-            && let Err(error) = image.syncs.flush(&image.file)
+            && let Err(error) = image.syncs.execute(&image.file, Operation::Flush)
         {
             // What was written so far is to be as safe as what comes, or else that fails too.
-            log::warn!("flush for write-through caching failed: {error}");
+            warn_limited(format_args!(
+                "flush for write-through caching failed: {error}"
+            ));
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use vhost_device_common::device::QueueHandler;
 use vhost_device_common::worker::{Poller, Queue, Queues};
 
 use crate::device::Disk;
-use crate::engine::{Engine, Finished, execute};
+use crate::engine::{Engine, Finished};
 use crate::lock::InUse;
 use crate::request::{Answer, Header, Next, Request, Status};
 use crate::throttle::Throttle;
@@ -32,8 +32,7 @@ pub struct BlockHandler {
 }
 
 impl BlockHandler {
-    /// A handler that has the operations that are no ioctls carried out by `engine`, and those that are by `helper`, or by `engine` too
-    /// without one.
+    /// `helper` carries out ioctls, `engine` everything else; without a helper `engine` does both.
     ///
     /// # Errors
     /// The kernel has no room for one more watch.
@@ -95,18 +94,12 @@ impl BlockHandler {
                         false => self.submit(request),
                     };
                     let Some(request) = here else { return };
-                    let outcome = execute(&self.disk.image.file, request.operation());
-                    next = self.advance(request, outcome);
+                    let image = &self.disk.image;
+                    let outcome = image.syncs.execute(&image.file, request.operation());
+                    next = request.advance(outcome);
                 }
             }
         }
-    }
-
-    /// Goes on after the operation of a request has ended.
-    fn advance(&self, request: Request, outcome: io::Result<u64>) -> Next {
-        let image = &self.disk.image;
-        let outcome = image.syncs.check(&image.file, request.operation(), outcome);
-        request.advance(outcome)
     }
 
     /// Whether to leave a large read, when there is more to do, to another thread. To copy it takes far longer than to hand it over.
@@ -194,7 +187,7 @@ impl QueueHandler for BlockHandler {
             let Some(queue) = queues.get_mut(request.queue) else {
                 continue;
             };
-            let next = self.advance(request, outcome);
+            let next = request.advance(outcome);
             budget = budget.saturating_sub(next.bytes());
             self.step(next, queue);
         }

@@ -40,7 +40,7 @@ pub struct Image {
     /// What the options name, and what that was at the start.
     pub source: Source,
     pub identity: Identity,
-    pub syncs: Syncs,
+    pub syncs: Arc<Syncs>,
     /// Bytes of the disk: whole logical blocks. Grows only.
     size: AtomicU64,
     /// Bytes of a logical block.
@@ -85,8 +85,14 @@ impl Image {
                 "a block device that cannot be written; add --read-only".to_owned(),
             ));
         }
-        let lock = Lock::new(opened.lock_holder, options.read_only, options.incoming)
-            .map_err(|why| fail(why.to_owned()))?;
+        let syncs = Arc::new(Syncs::new(opened.is_direct));
+        let lock = Lock::new(
+            opened.lock_holder,
+            Arc::clone(&syncs),
+            options.read_only,
+            options.incoming,
+        )
+        .map_err(|why| fail(why.to_owned()))?;
         let length =
             length(&file).map_err(|error| fail(format!("cannot find out its size: {error}")))?;
         let block = u64::from(options.logical_block_size);
@@ -145,7 +151,7 @@ impl Image {
             file,
             identity: Identity::of(&metadata),
             source,
-            syncs: Syncs::default(),
+            syncs,
             lock: Arc::new(lock),
         })
     }

@@ -14,6 +14,9 @@ use nix::fcntl::{FcntlArg, fcntl};
 use vhost_device_common::device::Call;
 use vhost_device_common::{info_limited, warn_limited};
 
+use crate::engine::Operation;
+use crate::sync::Syncs;
+
 /// Bytes of the image on which QEMU programs say, by read locks, that they write to it, and that
 /// they bear no other writer.
 const QEMU_WRITES: i64 = 101;
@@ -26,6 +29,8 @@ const WAITING: i64 = 301;
 #[derive(Debug)]
 pub struct Lock {
     file: File,
+    /// Told whether the image is on stable storage when it is handed over.
+    syncs: Arc<Syncs>,
     read_only: bool,
     state: Mutex<State>,
 }
@@ -33,11 +38,11 @@ pub struct Lock {
 #[derive(Debug, Default)]
 struct State {
     is_held: bool,
-    /// Queues at work on the image.
+    /// Handlers of queue threads at work on the image.
     users: usize,
 }
 
-/// A queue at work on the image, which is locked for as long as there is one.
+/// The handler of a queue thread at work on the image, which is locked for as long as there is one.
 #[derive(Debug)]
 pub struct InUse {
     lock: Arc<Lock>,
@@ -64,9 +69,15 @@ impl Lock {
     ///
     /// # Errors
     /// Another program has it, or waits for it: what to do about that.
-    pub fn new(file: File, read_only: bool, waits: bool) -> Result<Self, &'static str> {
+    pub fn new(
+        file: File,
+        syncs: Arc<Syncs>,
+        read_only: bool,
+        waits: bool,
+    ) -> Result<Self, &'static str> {
         let lock = Self {
             file,
+            syncs,
             read_only,
             state: Mutex::default(),
         };
@@ -87,7 +98,7 @@ impl Lock {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a queue begins to work on the image.
+    /// Notes that a handler begins to work on the image.
     ///
     /// # Errors
     /// The image was not locked so far, and another program has it.
@@ -116,9 +127,11 @@ impl Lock {
         }
         // The other program may run on another host, which has what is in storage.
         if !self.read_only
-            && let Err(error) = self.file.sync_data()
+            && let Err(error) = self.syncs.execute(&self.file, Operation::Flush)
         {
-            log::error!("flush before the image is handed over failed: {error}");
+            warn_limited(format_args!(
+                "flush before the image is handed over failed: {error}"
+            ));
         }
         self.wait();
         self.release();

@@ -5,45 +5,66 @@
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{PoisonError, RwLock};
 
 use crate::engine::{Operation, execute};
 
 /// What became of the flushes and write-through writes of an open image.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Syncs {
     failed: AtomicBool,
+    /// There is no page cache that could lose what was written before (O_DIRECT).
+    is_direct: bool,
+    /// Held by a flush, so that none succeeds between the failure of another operation and the note of it.
+    flushing: RwLock<()>,
 }
 
 impl Syncs {
-    /// Flushes `file`.
-    ///
-    /// # Errors
-    /// That failed, or one before it did.
-    pub fn flush(&self, file: &File) -> io::Result<u64> {
-        let flushed = execute(file, Operation::Flush);
-        self.check(file, Operation::Flush, flushed)
+    /// Nothing has failed so far.
+    pub fn new(is_direct: bool) -> Self {
+        Self {
+            failed: AtomicBool::new(false),
+            is_direct,
+            flushing: RwLock::new(()),
+        }
     }
 
-    /// The outcome of `operation` on `file`, which has ended with `outcome`: an error too if it was to end on stable storage, and one
-    /// before it failed to.
+    /// Carries `operation` out on `file`, which may be open in common with other threads, and waits for it.
+    ///
+    /// # Errors
+    /// That failed, or it was to end on stable storage and one before it failed to.
+    pub fn execute(&self, file: &File, operation: Operation<'_>) -> io::Result<u64> {
+        let (mut _flush, mut _write) = (None, None);
+        match operation {
+            Operation::Flush => {
+                _flush = Some(
+                    self.flushing
+                        .write()
+                        .unwrap_or_else(PoisonError::into_inner),
+                );
+            }
+            Operation::Write { stable: true, .. } => {
+                _write = Some(self.flushing.read().unwrap_or_else(PoisonError::into_inner));
+            }
+            _ => {}
+        }
+        self.check(operation, execute(file, operation))
+    }
+
+    /// The outcome of `operation`, which has ended with `outcome`: an error too if it was to end on stable storage, and one before it
+    /// failed to.
     ///
     /// # Errors
     /// As said.
-    pub fn check(
-        &self,
-        file: &File,
-        operation: Operation<'_>,
-        outcome: io::Result<u64>,
-    ) -> io::Result<u64> {
-        let is_lost = match operation {
-            Operation::Flush => outcome.is_err(),
-            Operation::Write { stable: true, .. } => {
-                outcome.is_err() && self.is_lost(file, operation)
-            }
+    pub fn check(&self, operation: Operation<'_>, outcome: io::Result<u64>) -> io::Result<u64> {
+        let may_lose = match operation {
+            Operation::Flush => true,
+            Operation::Write { stable: true, .. } => !self.is_direct,
             _ => return outcome,
         };
         if let Err(error) = &outcome
-            && is_lost
+            && may_lose
+            && (matches!(operation, Operation::Flush) || !is_refusal(error))
             && !self.failed.swap(true, Ordering::AcqRel)
         {
             log::error!(
@@ -56,18 +77,22 @@ impl Syncs {
         }
         outcome
     }
+}
 
-    /// Whether a write-through write failed for what was written before: then it succeeds when nothing is to be stable. Else the guest
-    /// knows of all that is lost.
-    fn is_lost(&self, file: &File, operation: Operation<'_>) -> bool {
-        let Operation::Write { from, offset, .. } = operation else {
-            return false;
-        };
-        let write = Operation::Write {
-            from,
-            offset,
-            stable: false,
-        };
-        !self.failed.load(Ordering::Acquire) && execute(file, write).is_ok()
-    }
+/// Whether the kernel refuses a write so before it writes anything: for want of room or memory, or for what is asked. Then nothing is
+/// lost of what was written before.
+fn is_refusal(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(
+            libc::ENOSPC
+                | libc::EDQUOT
+                | libc::EFBIG
+                | libc::ENOMEM
+                | libc::EFAULT
+                | libc::EINVAL
+                | libc::EPERM
+                | libc::EAGAIN
+        )
+    )
 }

@@ -12,11 +12,11 @@ use tempfile::TempDir;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost_device_tests::front_end::FrontEnd;
 use vhost_device_tests::front_end::block::{BlockDriver, Completion};
-use vhost_device_tests::process::Program;
+use vhost_device_tests::process::{Program, Signal};
 use virtio_bindings::virtio_blk::VIRTIO_BLK_S_IOERR;
 
 use crate::config::set_writeback;
-use crate::{Device, LARGEST, Variant, driver, noise, ok, skip};
+use crate::{Device, LARGEST, PATIENCE, Variant, driver, noise, ok, skip};
 
 /// Bytes of the disk, of what there is room for at first, and of what is written.
 const SIZE: u64 = 16 << 20;
@@ -200,6 +200,29 @@ fn after_a_write_through_write_that_was_not_kept_all_fail(variant: Variant) {
     assert_told_once(&device);
 }
 
+fn what_fails_when_the_image_is_handed_over_is_not_forgotten(variant: Variant) {
+    let Some(small) = Small::with_device() else {
+        return;
+    };
+    let device = start(variant, small.device());
+    let sockets = tempfile::tempdir().unwrap();
+    let socket = sockets.path().join("socket");
+    let mut command = variant.command(small.device(), &socket, &["--incoming"]);
+    let mut waiting = Program::spawn(&mut command).unwrap();
+    waiting.wait_for_listener(&socket).unwrap();
+    let front_end = device.connect();
+    let mut first = driver(&front_end);
+    write_all(&mut first);
+    front_end.stop(0).unwrap();
+    // What waits cannot be told of it, as it may run on another host.
+    drop(front_end);
+    let front_end = device.connect();
+    assert_told_once(&device);
+    small.make_room();
+    waiting.end(Signal::TERM, PATIENCE).unwrap();
+    assert_lost(&front_end);
+}
+
 /// Nothing is lost that was written: the guest knows of this one.
 fn after_a_write_through_write_for_which_there_was_no_room_others_succeed(variant: Variant) {
     let Some(small) = Small::new() else { return };
@@ -220,5 +243,6 @@ crate::for_each_engine!(
     after_a_failed_flush_all_fail_until_the_image_is_opened_anew,
     what_fails_when_write_back_caching_is_turned_off_is_not_forgotten,
     after_a_write_through_write_that_was_not_kept_all_fail,
+    what_fails_when_the_image_is_handed_over_is_not_forgotten,
     after_a_write_through_write_for_which_there_was_no_room_others_succeed,
 );

@@ -55,7 +55,7 @@ impl Engines {
         }
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let most = processors.min(MAX_RINGS).min(queues.into()) as u16;
-        match (Rings::open(&image.file, most), wanted) {
+        match (Rings::open(&image.file, &image.syncs, most), wanted) {
             (Ok((rings, count)), _) => Ok(Self::IoUring(rings, count)),
             (Err(error), IoEngine::IoUring) => Err(StartError(format!(
                 "this host refuses io_uring: {}; or use --io-engine=auto or --io-engine=threads",

@@ -15,6 +15,7 @@ use rustix::fs::{Mode, OFlags, fcntl_getfl};
 use vhost_device_common::worker::{Poller, Token};
 
 use super::uring::UringEngine;
+use crate::sync::Syncs;
 
 /// Submission entries. What does not fit is submitted early, and they count as locked memory.
 const ENTRIES: u32 = 64;
@@ -90,6 +91,8 @@ pub struct Rings {
     idle: Mutex<Vec<Ring>>,
     /// The image, for operations that a ring cannot carry out.
     pub image: File,
+    /// Told how operations on it have ended.
+    pub syncs: Arc<Syncs>,
 }
 
 impl Rings {
@@ -97,11 +100,16 @@ impl Rings {
     ///
     /// # Errors
     /// This host refuses io_uring, or lacks what the engine needs of it.
-    pub fn open(image: &File, most: u16) -> io::Result<(Arc<Self>, u16)> {
-        Self::open_for(image, most, &OPERATIONS)
+    pub fn open(image: &File, syncs: &Arc<Syncs>, most: u16) -> io::Result<(Arc<Self>, u16)> {
+        Self::open_for(image, syncs, most, &OPERATIONS)
     }
 
-    fn open_for(image: &File, most: u16, operations: &[u8]) -> io::Result<(Arc<Self>, u16)> {
+    fn open_for(
+        image: &File,
+        syncs: &Arc<Syncs>,
+        most: u16,
+        operations: &[u8],
+    ) -> io::Result<(Arc<Self>, u16)> {
         let mut rings = vec![Ring::new(image, operations)?];
         let mut count = 1;
         while count < most {
@@ -120,6 +128,7 @@ impl Rings {
         let rings = Arc::new(Self {
             idle: Mutex::new(rings),
             image: image.try_clone()?,
+            syncs: Arc::clone(syncs),
         });
         probe(&rings)?;
         Ok((rings, count))
@@ -186,9 +195,13 @@ mod tests {
         File::from(memfd_create("image", MemfdFlags::CLOEXEC).unwrap())
     }
 
+    fn syncs() -> Arc<Syncs> {
+        Arc::new(Syncs::new(false))
+    }
+
     /// One ring. Where this host has no io_uring the line that `cargo xtask test` counts is written past the capture of the test's output.
     fn ring() -> Option<Arc<Rings>> {
-        match Rings::open(&image(), 1) {
+        match Rings::open(&image(), &syncs(), 1) {
             Ok((rings, _)) => Some(rings),
             Err(error) => {
                 let _ = writeln!(io::stderr(), "SKIPPED a test: no io_uring: {error}");
@@ -228,7 +241,7 @@ mod tests {
             other => other,
         });
         if ring().is_some() {
-            assert!(Rings::open_for(&image(), 1, &without).is_err());
+            assert!(Rings::open_for(&image(), &syncs(), 1, &without).is_err());
         }
     }
 

@@ -13,7 +13,7 @@ use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Token};
 
 use super::slots::Slots;
-use super::{Finished, Operation, execute};
+use super::{Finished, Operation};
 use crate::image::Image;
 use crate::request::Request;
 
@@ -55,8 +55,7 @@ impl Shared {
 
     /// Carries an operation out. A failed sync is noted at once: the kernel does not tell the other threads of it.
     fn execute(&self, operation: Operation<'_>) -> io::Result<u64> {
-        let Image { file, syncs, .. } = &*self.image;
-        syncs.check(file, operation, execute(file, operation))
+        self.image.syncs.execute(&self.image.file, operation)
     }
 
     /// Does all jobs that wait, on a thread that is none of the pool's.

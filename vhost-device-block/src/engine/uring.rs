@@ -16,7 +16,7 @@ use vhost_device_common::worker::{Poller, Token};
 
 use super::rings::{Ring, Rings};
 use super::slots::Slots;
-use super::{Finished, Operation, execute};
+use super::{Finished, Operation};
 use crate::request::Request;
 
 /// Operations that are submitted together: the disk begins with the first of a batch while the rest is taken from the queue.
@@ -241,7 +241,8 @@ impl UringEngine {
             return;
         };
         if let Some(request) = self.slots.get(number) {
-            let outcome = execute(&self.rings.image, request.operation());
+            let rings = &self.rings;
+            let outcome = rings.syncs.execute(&rings.image, request.operation());
             self.finished.push_back((number, outcome));
         }
     }
@@ -274,7 +275,10 @@ impl UringEngine {
             (_, libc::ECANCELED | libc::EAGAIN) => return self.left.push_back(slot),
             (_, errno) => Err(io::Error::from_raw_os_error(errno)),
         };
-        self.finished.push_back((slot, outcome));
+        if let Some(request) = self.slots.get(slot) {
+            let outcome = self.rings.syncs.check(request.operation(), outcome);
+            self.finished.push_back((slot, outcome));
+        }
     }
 }
 
