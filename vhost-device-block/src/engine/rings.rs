@@ -153,6 +153,7 @@ impl Rings {
 /// restrictions.
 fn probe(rings: &Arc<Rings>) -> io::Result<()> {
     let mut engine = UringEngine::new(rings)?;
+    engine.is_probe = true;
     let event = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
     engine.watch(event.as_fd(), Token::Control)?;
     let mut ready = Vec::new();

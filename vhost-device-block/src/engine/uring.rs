@@ -55,6 +55,8 @@ pub struct UringEngine {
     watches: u32,
     /// Watches, and removals of some, that have not ended.
     polls: usize,
+    /// It only finds out whether the kernel can watch, so that a failure is nobody's concern yet.
+    pub is_probe: bool,
     /// Names of watches that have failed.
     failed: Vec<u64>,
     /// Storage for completions on their way out of the ring.
@@ -78,6 +80,7 @@ impl UringEngine {
             watched: Vec::new(),
             watches: 0,
             polls: 0,
+            is_probe: false,
             failed: Vec::new(),
             completions: Vec::new(),
         })
@@ -215,9 +218,13 @@ impl UringEngine {
             _ => self.push_watch(fd, number),
         };
         if let Err(error) = outcome {
-            warn_limited(format_args!(
-                "cannot wait for kicks: {error}; looking for requests all the time instead, and trying again"
-            ));
+            if self.is_probe {
+                log::debug!("cannot watch a file by io_uring: {error}");
+            } else {
+                warn_limited(format_args!(
+                    "cannot wait for kicks: {error}; looking for requests all the time instead, and trying again"
+                ));
+            }
             self.failed.push(number);
         }
         Some(token)
