@@ -86,7 +86,7 @@ impl Lock {
         } else if !lock.take() || lock.is_awaited() {
             return Err(
                 "in use by another program that writes to it, or bears no writer; stop that program, \
-                 make a copy, or add --incoming if a guest is to migrate here from that program",
+                 make a copy, or add --incoming if this is the destination of a live migration from that program",
             );
         } else {
             lock.state().is_held = true;

@@ -23,12 +23,12 @@ pub enum IoEngine {
     Threads,
 }
 
-/// What becomes of the guest's discard requests.
+/// How to handle discard requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Discard {
-    /// storage is given back to the host
+    /// give storage back to the host
     Unmap,
-    /// nothing happens
+    /// ignore them
     Ignore,
 }
 
@@ -54,7 +54,7 @@ pub struct Options {
     #[arg(long)]
     pub read_only: bool,
 
-    /// A guest is to migrate here: start while another program has the image, and lock it when the guest begins to use it.
+    /// Start as the destination of a live migration: while another program has the image, which is locked when the guest begins to use it.
     #[arg(long)]
     pub incoming: bool,
 
@@ -87,7 +87,7 @@ pub struct Options {
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t = IoEngine::Auto)]
     pub io_engine: IoEngine,
 
-    /// What becomes of the guest's discard requests.
+    /// How to handle discard requests.
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Discard::Unmap)]
     pub discard: Discard,
 

@@ -60,7 +60,7 @@ impl Device for Gpu {
             true => Some(
                 Offer::probe(node, !options.no_dmabuf && !options.headless).map_err(|error| {
                     StartError(format!(
-                        "there is no 3D: {error}; repair that, or leave out --virgl"
+                        "cannot enable 3D: {error}; fix this or omit --virgl"
                     ))
                 })?,
             ),
@@ -68,7 +68,7 @@ impl Device for Gpu {
         };
         let state = State::new(options.max_hostmem).map_err(|error| {
             StartError(format!(
-                "cannot make what the display is waited for with: {error}"
+                "cannot create the display's epoll instance: {error}"
             ))
         })?;
         Ok(Self {

@@ -210,7 +210,7 @@ impl GpuHandler {
             let _ = poll(&mut events, left.try_into().ok().as_ref());
         }
         warn_limited(format_args!(
-            "the renderer is not done yet; the guest does not wait for it"
+            "renderer not done in time; continuing without it"
         ));
         for fenced in self.fenced.drain(..) {
             self.answered
@@ -300,7 +300,7 @@ impl GpuHandler {
             return self.set_timer(left);
         }
         warn_limited(format_args!(
-            "the display does nothing; the guest does not wait for it"
+            "display unresponsive for 1 s; continuing without it"
         ));
         self.shared.lock().display.stop_waiting();
         self.give_up(queue);

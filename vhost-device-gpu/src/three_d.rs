@@ -184,7 +184,7 @@ impl ThreeD {
             Some(renderer) => Ok(renderer),
             none => {
                 let renderer = start(&self.offer, &self.events, &self.timer).map_err(|error| {
-                    warn_limited(format_args!("there is no 3D: {error}"));
+                    warn_limited(format_args!("cannot enable 3D: {error}"));
                     Refusal::Unspecified
                 })?;
                 Ok(none.insert(renderer))

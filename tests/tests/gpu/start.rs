@@ -22,7 +22,7 @@ fn refused(configure: impl FnOnce(&mut Command)) -> String {
     let line = program.stderr();
     assert_eq!(status.code(), Some(1), "{line}");
     assert!(
-        line.starts_with("vhost-device-gpu: there is no 3D: "),
+        line.starts_with("vhost-device-gpu: cannot enable 3D: "),
         "{line}"
     );
     assert_eq!(line.lines().count(), 1, "{line}");
