@@ -6,6 +6,7 @@
 
 #![cfg(test)]
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -16,7 +17,9 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno;
 use rustix::ioctl::{IntegerSetter, Opcode, ioctl};
 use tempfile::TempDir;
-use vhost_device_tests::front_end::block::{BlockDriver, IOERR, OK, UNMAP};
+use vhost_device_tests::front_end::block::{
+    BlockDriver, DISCARD, IOERR, OK, OUT, Request, RequestArea, UNMAP, segment,
+};
 use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::guest::find_program;
 use vhost_device_tests::process::{PATIENCE, Program, command, option};
@@ -201,20 +204,58 @@ fn a_discard_reaches_the_device_and_storage_is_given_back() {
     });
 }
 
+/// Writes and discards that are on their way at once, of each so many: with three descriptors each they fit the queue.
+const ROUNDS: u64 = 40;
+
+fn request(kind: u32, sector: u64, data: &[u8]) -> Request<'_> {
+    Request {
+        kind,
+        sector,
+        data,
+        ..Default::default()
+    }
+}
+
 #[test]
 #[ignore = "needs loop devices"]
 fn many_discards_and_writes_at_once_are_all_carried_out() {
     for_each_engine(|engine| {
         let device = Loop::new(&[]);
         let mut disk = Disk::start(&device, &[engine]);
-        for round in 0..64_u64 {
-            let data = [round as u8 + 1; 4096];
-            disk.driver.write(round * 8, &data).unwrap();
-            let completion = disk.driver.discard(4096 + round * 8, 8).unwrap();
-            assert_eq!(u32::from(completion.status), OK);
-            assert_eq!(disk.driver.read(round * 8, 4096).unwrap().data, data);
+        let memory = disk.driver.memory().clone();
+        let data = |round: u64| [round as u8 + 1; 4096];
+        let segments: Vec<_> = (0..ROUNDS)
+            .map(|round| segment(4096 + round * 8, 8, 0))
+            .collect();
+        let mut pending = HashMap::new();
+        // Three descriptors each: all are there before the device is told of the first one.
+        for (round, segment) in (0..).zip(&segments) {
+            let data = data(round);
+            for request in [request(OUT, round * 8, &data), request(DISCARD, 0, segment)] {
+                let prepared = RequestArea::new(&memory, 4096).prepare(&memory, &request);
+                let head = disk.driver.queue.add(&prepared.chain).unwrap();
+                pending.insert(head, prepared);
+            }
         }
-        assert!(device.discards() >= 64, "{engine}");
+        disk.driver.queue.publish();
+        disk.driver.queue.kick();
+        while !pending.is_empty() {
+            let Some(used) = disk.driver.queue.take_used() else {
+                assert!(
+                    disk.driver.queue.wait_used(PATIENCE),
+                    "{engine}: {pending:?}"
+                );
+                continue;
+            };
+            let prepared = pending.remove(&used.head).unwrap();
+            let status = prepared.completion(&memory, used.length).status;
+            assert_eq!(u32::from(status), OK, "{engine}");
+        }
+        for round in 0..ROUNDS {
+            let seen = disk.driver.read(round * 8, 4096).unwrap().data;
+            assert!(seen == data(round), "{engine}: {round}");
+        }
+        assert!(device.discards() >= ROUNDS, "{engine}");
     });
 }
 
