@@ -329,7 +329,7 @@ impl Queue {
     /// Leaves the ring to the device that comes next. Tells where that goes on.
     pub(super) fn release(&mut self) -> u32 {
         self.publish();
-        if !self.broken {
+        if self.is_usable() {
             self.ring.release();
         }
         self.ring.base()
