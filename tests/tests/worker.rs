@@ -12,8 +12,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
+use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost_device_common::chain::Chain;
 use vhost_device_common::device::{Device, QueueHandler, StartError};
 use vhost_device_common::session;
 use vhost_device_common::statistics::Statistics;
@@ -28,6 +28,11 @@ const REQUESTS: usize = 8;
 const ROUNDS: usize = 32;
 /// The request that is not done before the driver is called.
 const WAITS: u8 = 1;
+/// A request that takes [`SLOW_TIME`].
+const SLOW: u8 = 2;
+const SLOW_TIME: Duration = Duration::from_millis(50);
+/// Queues of the device, all on one thread.
+const QUEUES: u16 = 16;
 
 /// What the test and the device's thread tell each other.
 #[derive(Default)]
@@ -40,6 +45,8 @@ struct Shared {
     event: OnceLock<OwnedFd>,
     /// How many times that became ready.
     heard: AtomicUsize,
+    /// Slow requests that are done.
+    slow: AtomicUsize,
 }
 
 /// Carries nothing out.
@@ -62,6 +69,10 @@ impl Device for Idle {
         Ok(Idle(Arc::default()))
     }
 
+    fn num_queues(&self) -> u16 {
+        QUEUES
+    }
+
     fn handler(&self, _thread: u16) -> io::Result<Self> {
         Ok(self.clone())
     }
@@ -70,7 +81,12 @@ impl Device for Idle {
 impl QueueHandler for Idle {
     fn process(&mut self, queue: &mut Queue) {
         while let Some(mut chain) = queue.take() {
-            if waits(&mut chain)
+            let kind = chain.read_object().unwrap_or(0);
+            if kind == SLOW {
+                std::thread::sleep(SLOW_TIME);
+                self.0.slow.fetch_add(1, Ordering::Release);
+            }
+            if kind == WAITS
                 && let Some(call) = self.0.call.get()
             {
                 let deadline = Instant::now() + LIMIT;
@@ -99,10 +115,6 @@ impl QueueHandler for Idle {
         }
         self.0.heard.fetch_add(1, Ordering::Release);
     }
-}
-
-fn waits(chain: &mut Chain) -> bool {
-    chain.read_object().is_ok_and(|byte: u8| byte == WAITS)
 }
 
 /// A driver that makes some requests available at once and goes on when the last one is done.
@@ -181,6 +193,38 @@ fn a_handler_takes_nothing_from_a_disabled_queue() {
         drop((ring, front_end));
         server.join().unwrap();
     }
+}
+
+#[test]
+fn the_session_is_heard_before_all_queues_of_a_thread_are_served() {
+    let shared = Arc::new(Shared::default());
+    let (front_end, server) = serve(&shared, 0);
+    let memory = front_end.memory();
+    let kind = memory.allocate(1, 1);
+    memory.write(kind, &[SLOW]);
+    let mut rings: Vec<_> = (0..usize::from(QUEUES))
+        .map(|index| front_end.queue(index, 16).unwrap())
+        .collect();
+    for ring in &mut rings {
+        ring.submit(&[Buffer::readable(kind, 1)]);
+    }
+    // The thread has seen the kicks of all queues once it serves others than the first.
+    let deadline = Instant::now() + LIMIT;
+    while shared.slow.load(Ordering::Acquire) < 2 {
+        assert!(Instant::now() < deadline, "no request is done");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    front_end
+        .call()
+        .set_vring_call(0, rings[0].call_fd())
+        .unwrap();
+    let done = shared.slow.load(Ordering::Acquire);
+    assert!(done < rings.len(), "heard after all queues were served");
+    for ring in &mut rings {
+        assert!(ring.wait_used(LIMIT), "a request is not done");
+    }
+    drop((rings, front_end));
+    server.join().unwrap();
 }
 
 #[test]

@@ -123,6 +123,8 @@ pub struct PackedRing {
     held: u16,
     /// The driver was asked to kick.
     wants_kick: bool,
+    /// The ring is in no table of guest memory.
+    is_away: bool,
     storage: Storage,
     /// What the front-end remembers of this ring.
     inflight: Option<PackedInflight>,
@@ -215,6 +217,7 @@ impl PackedRing {
             last_descriptors: 1,
             held: 0,
             wants_kick: true,
+            is_away: false,
             storage: Storage::default(),
             inflight,
             recovered,
@@ -276,12 +279,15 @@ impl PackedRing {
         let parts = Self::find(&self.setup, &memory);
         // What is completed is logged as the new table says, wherever the ring is.
         self.memory = memory;
+        let was_away = std::mem::replace(&mut self.is_away, parts.is_err());
         let parts = parts?;
         self.descriptors = parts.descriptors;
         self.driver_event = parts.driver_event;
         self.device_event = parts.device_event;
-        // What was completed while the ring was in no table had no guest address to log.
-        self.mark_all();
+        // What was completed meanwhile had no guest address to log.
+        if was_away {
+            self.mark_all();
+        }
         Ok(())
     }
 

@@ -39,7 +39,7 @@ fn in_child(command: &mut Command, change: impl Fn() -> i32 + Send + Sync + 'sta
 }
 
 /// Has the program run on one processor.
-pub(crate) fn on_one_processor(command: &mut Command) {
+fn on_one_processor(command: &mut Command) {
     in_child(command, || {
         // SAFETY: a set of processors is plain memory, to which the kernel writes, and from which it reads.
         unsafe {

@@ -9,7 +9,6 @@ use vhost_device_tests::front_end::block::{
 };
 use vhost_device_tests::front_end::{Buffer, FrontEnd, Queue};
 
-use crate::limits::on_one_processor;
 use crate::{Device, PATIENCE, Variant, assert_same, driver, noise, ok, skip};
 
 /// Bytes of guest memory that all data descriptors of a large request point to.
@@ -20,8 +19,6 @@ const LARGE: u64 = 256 << 20;
 const DEPTH: usize = 8;
 /// How long an answer may take on a busy machine. That is far less than the requests take together.
 const SOON: Duration = Duration::from_millis(500);
-/// How long an answer takes at most as a rule: as long as some queues of a thread are served, and a few requests.
-const SLICE: Duration = Duration::from_millis(12);
 /// How long all the requests may take.
 const LONG: Duration = Duration::from_secs(120);
 
@@ -111,49 +108,6 @@ fn large_reads_and_writes_do_not_delay_the_front_end(variant: Variant) {
         assert_eq!(front_end.memory().read_u8(large.status), 0, "status");
         assert!(slowest < SOON, "type {kind}: an answer took {slowest:?}");
     }
-}
-
-/// The thread of many queues hears the front-end before it has served all of them.
-#[test]
-fn many_queues_of_a_thread_do_not_delay_the_front_end() {
-    const QUEUES: usize = 256;
-    const LENGTH: u32 = 1 << 20;
-    let contents = vec![0; LENGTH as usize];
-    let directory = Variant::INLINE.directory();
-    std::fs::write(directory.path().join("image"), &contents).unwrap();
-    let device = Variant::INLINE.start_in(directory, &["--num-queues=256"], on_one_processor);
-    let front_end = device.connect();
-    let memory = front_end.memory();
-    let (readable, status) = (memory.allocate(16, 16), memory.allocate(1, 1));
-    memory.write(readable, &header(OUT, 0));
-    let data = memory.allocate(LENGTH.into(), 4096);
-    let chain = [
-        Buffer::readable(readable, 16),
-        Buffer::readable(data, LENGTH),
-        Buffer::writable(status, 1),
-    ];
-    let queues = (0..QUEUES).map(|index| front_end.queue(index, 16).unwrap());
-    let mut queues: Vec<_> = queues.collect();
-    let mut answers: Vec<_> = (0..21)
-        .map(|_| {
-            for queue in &mut queues {
-                while queue.take_used().is_some() {}
-                while queue.add(&chain).is_some() {}
-                queue.publish();
-                queue.kick();
-            }
-            // By then the thread is at work.
-            std::thread::sleep(Duration::from_millis(1));
-            let before = Instant::now();
-            let call = queues[0].call_fd();
-            front_end.call().set_vring_call(0, call).unwrap();
-            before.elapsed()
-        })
-        .collect();
-    answers.sort_unstable();
-    // A busy machine delays some of them.
-    let usual = answers[answers.len() / 2];
-    assert!(usual < SLICE, "{answers:?}");
 }
 
 fn large_ranges_of_zeroes_do_not_delay_the_front_end(variant: Variant) {

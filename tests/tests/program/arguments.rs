@@ -164,7 +164,7 @@ fn help_explains_each_option_with_its_unit_and_default(binary: &Binary) {
         ("fd", &["FDNUM"], ""),
         ("socket-mode", &["OCTAL"], "660"),
         ("stats-socket", &["PATH", "Prometheus", "SIGUSR1"], ""),
-        ("poll-us", &["off", "Microseconds"], "auto"),
+        ("poll-us", &["off", "microseconds"], "auto"),
         ("print-capabilities", &["JSON"], ""),
         ("print-descriptor", &["JSON"], ""),
         ("version", &[], ""),
