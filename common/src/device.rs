@@ -14,7 +14,7 @@ pub use crate::session::ConfigChange;
 pub use crate::state::StateError;
 use crate::worker::{Poller, Queue, Queues};
 
-/// A device that can not start: one line that says what is wrong and what to do.
+/// A device that cannot start: one line that says what is wrong and what to do.
 #[derive(Debug, Error)]
 #[error("{0}")]
 pub struct StartError(pub String);
@@ -142,7 +142,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     ///
     /// A driver is a new one if its rings have another format, or begin (SET_VRING_BASE) where none stopped that has this size and
     /// these addresses. One whose ring stopped exactly at its beginning (a split ring does so after 65,536 requests, a packed one after
-    /// two rounds) can not be told from a new one with the same ring, for which no front-end sends a message; nor is one noticed where
+    /// two rounds) cannot be told from a new one with the same ring, for which no front-end sends a message; nor is one noticed where
     /// another queue is at work already.
     fn new_driver(&self) {}
 
@@ -168,7 +168,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// makes bytes of a structure.
     ///
     /// # Errors
-    /// There is something that can not be taken elsewhere.
+    /// There is something that cannot be taken elsewhere.
     fn save(&self) -> Result<Vec<u8>, StateError> {
         Ok(Vec::new())
     }
@@ -200,7 +200,7 @@ pub trait QueueHandler {
     /// eventfds, timerfds. They stay open for as long as the handler lives.
     ///
     /// # Errors
-    /// The kernel can not wait on one of them; the queue can not start.
+    /// The kernel cannot wait on one of them; the queue cannot start.
     fn watch(&mut self, _poller: &mut dyn Poller) -> io::Result<()> {
         Ok(())
     }

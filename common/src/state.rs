@@ -32,10 +32,10 @@ const HEADER_VERSION: u32 = 1;
 /// Most letters of the name of a type.
 const TYPE_SIZE: usize = 16;
 
-/// Why a state can not be saved or loaded.
+/// Why a state cannot be saved or loaded.
 #[derive(Debug, Error)]
 pub enum StateError {
-    /// The guest uses something that can not be taken elsewhere.
+    /// The guest uses something that cannot be taken elsewhere.
     #[error("the guest uses {0}, which can not be saved")]
     NotSaveable(&'static str),
     /// It was not made by [`Device::save`].
@@ -75,7 +75,7 @@ pub enum StateError {
     /// It is not the form of what this device saves.
     #[error("it can not be read: {0}")]
     Form(#[from] postcard::Error),
-    /// It has what this device can not take.
+    /// It has what this device cannot take.
     #[error("it has {0}")]
     Contents(&'static str),
 }

@@ -163,7 +163,7 @@ impl Descriptor {
     /// Where the program is for the host.
     ///
     /// # Errors
-    /// It can not be run, whoever tries.
+    /// It cannot be run, whoever tries.
     pub fn program(&self, root: &Root) -> Result<PathBuf, Problem> {
         let binary = &self.backend.binary;
         if !Path::new(binary).is_absolute() {

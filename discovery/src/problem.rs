@@ -20,7 +20,7 @@ pub struct Finding {
 /// What is wrong with a descriptor; the sentence begins with the name of its file.
 #[derive(Debug, Error)]
 pub enum Problem {
-    /// The file or directory can not be read.
+    /// The file or directory cannot be read.
     #[error("can not be read: {0}")]
     Unreadable(#[source] io::Error),
     /// A symbolic link leads nowhere.

@@ -35,7 +35,7 @@ pub struct Input {
     /// What another device has saved, or anything.
     state: Option<Vec<u8>>,
     start: Start,
-    /// The driver can not flush.
+    /// The driver cannot flush.
     without_flush: bool,
     without_writeback: bool,
     steps: Vec<Step>,

@@ -207,7 +207,7 @@ impl Driver {
         } else {
             *busy += count;
         }
-        // Descriptors that are in use can not be used again, and one of nothing is what was there before.
+        // Descriptors that are in use cannot be used again, and one of nothing is what was there before.
         self.is_honest &= count > 0 && *busy <= self.start.size().into();
         self.is_honest &= self.start.indirect || !shape.indirect;
         // A table that has no room at the end leaves up to half of it unused.

@@ -171,7 +171,7 @@ impl Attempt {
     /// Makes the call.
     ///
     /// # Errors
-    /// The thread can not be used any more.
+    /// The thread cannot be used any more.
     pub fn make(&self, intruder: &mut Intruder) -> io::Result<Outcome> {
         let path = intruder.path("/nonexistent/file")?;
         let arguments = self.arguments.map(|argument| match argument {

@@ -144,7 +144,7 @@ pub fn inherit(command: &mut Command, file: OwnedFd, number: RawFd) {
 }
 
 /// Has the program that `command` starts run without memory that it can write to and then execute, as units with
-/// `MemoryDenyWriteExecute=yes` do. Fails on a kernel that can not do that (before Linux 6.3).
+/// `MemoryDenyWriteExecute=yes` do. Fails on a kernel that cannot do that (before Linux 6.3).
 pub fn deny_write_execute(command: &mut Command) -> io::Result<()> {
     /// `PR_SET_MDWE` and `PR_MDWE_REFUSE_EXEC_GAIN` of prctl(2), and `PR_GET_MDWE`.
     const SET: libc::c_int = 65;

@@ -30,7 +30,7 @@ impl Block {
     /// Starts the back-end on an image of `mebibytes` of random bytes.
     fn start(mebibytes: usize, serial: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        // Others can not enter it without this, as they can enter most of a user's directories.
+        // Others cannot enter it without this, as they can enter most of a user's directories.
         run(Command::new("chmod").arg("o+x").arg(directory.path()));
         let shared = directory.path().join("shared");
         fs::create_dir(&shared).unwrap();

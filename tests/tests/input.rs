@@ -162,7 +162,7 @@ fn what_is_no_evdev_node_is_a_failure() {
 fn a_device_without_rights_is_a_failure() {
     let (directory, binary) = path(BINARY);
     // Where the binary was built, only its owner may be able to reach it. `cp` copies: a file that this process has written could still
-    // be open in the child of another test, and then it can not be executed.
+    // be open in the child of another test, and then it cannot be executed.
     let source = process::binary(BINARY).unwrap();
     let copied = Command::new("cp").arg(source).arg(&binary).status();
     assert!(copied.unwrap().success());

@@ -226,7 +226,7 @@ impl Device for Block {
         self.disk.features.store(accepted, Ordering::Relaxed);
         let has = |bit: u32| accepted & 1 << bit != 0;
         if has(VIRTIO_BLK_F_CONFIG_WCE) && !has(VIRTIO_BLK_F_FLUSH) {
-            // A driver that can not flush starts with write-through (VIRTIO 1.3, 5.2.5.2).
+            // A driver that cannot flush starts with write-through (VIRTIO 1.3, 5.2.5.2).
             self.disk.writeback.store(false, Ordering::Relaxed);
         }
     }

@@ -19,7 +19,7 @@ use crate::options::Options;
 use crate::source::{Identity, Opened, Source};
 use crate::sync::Syncs;
 
-/// File systems whose files are memory: I/O on them can not wait for a device.
+/// File systems whose files are memory: I/O on them cannot wait for a device.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const RAMFS_MAGIC: u64 = 0x8584_58f6;
 

@@ -156,7 +156,7 @@ impl Lock {
         };
         let taken = self.set(own, OURS)
             && self.set(libc::F_RDLCK, QEMU_BEARS_NO_WRITER)
-            // A writer of QEMU's can not get the last one any more; look whether one had been there.
+            // A writer of QEMU's cannot get the last one any more; look whether one had been there.
             && !self.is_locked(libc::F_WRLCK, QEMU_WRITES);
         if !taken {
             self.release();

@@ -170,7 +170,7 @@ struct Ranges {
     list: VecDeque<Segment>,
     /// Bytes of all segments.
     bytes: u64,
-    /// Zeroes to write, where the file system can not make them by itself.
+    /// Zeroes to write, where the file system cannot make them by itself.
     zeroes: Option<MmapRegion>,
 }
 
@@ -569,7 +569,7 @@ impl Ranges {
                 self.zeroes = None;
             }
             (Err(error), None) if is_unsupported(&error) => match segment.how {
-                // A discard is a hint; where storage can not be given back, all is well.
+                // A discard is a hint; where storage cannot be given back, all is well.
                 _ if self.discard => {
                     self.list.pop_front();
                 }

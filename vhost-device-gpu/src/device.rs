@@ -100,7 +100,7 @@ impl Device for Gpu {
             .concat()
     }
 
-    /// The front-end keeps the events, and all else can not be written; it sends the whole of it all the same.
+    /// The front-end keeps the events, and all else cannot be written; it sends the whole of it all the same.
     fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigError> {
         let size = data.len();
         match offset.checked_add(size) {

@@ -267,7 +267,7 @@ pub fn grab(node: BorrowedFd<'_>) -> Result<()> {
 /// otherwise, and may take the place of keys.
 ///
 /// # Errors
-/// The kernel can not do that (before Linux 4.4), or the device is gone.
+/// The kernel cannot do that (before Linux 4.4), or the device is gone.
 pub fn select_types(node: BorrowedFd<'_>, kinds: &[u16]) -> Result<()> {
     // The codes of type 0 are the types.
     let codes: u64 = kinds

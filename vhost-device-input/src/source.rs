@@ -31,7 +31,7 @@ pub trait Source: Send {
     /// Opens the node, if it is there.
     ///
     /// # Errors
-    /// What is in the way: it can not be opened, or is of another device.
+    /// What is in the way: it cannot be opened, or is of another device.
     fn open(&mut self) -> Result<Option<OwnedFd>, String>;
 
     /// How keys, switches, axes and touches are now.

@@ -7,7 +7,7 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often a long step is heard of where lines can not be overwritten.
+/// How often a long step is heard of where lines cannot be overwritten.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// The clock of a command.

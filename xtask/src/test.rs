@@ -158,7 +158,7 @@ fn prepare(progress: &Progress) -> Result<(), String> {
     )?;
     // Not with the others, because QEMU's suite has a newer Mesa and libvirt than the release.
     packages::install(progress, THREE_D)?;
-    // Where libvirt can not run, its tests are skipped.
+    // Where libvirt cannot run, its tests are skipped.
     if libvirt::obstacle().is_none() {
         packages::install(progress, LIBVIRT)?;
     }

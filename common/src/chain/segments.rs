@@ -296,7 +296,7 @@ mod tests {
             }
             for _ in 0..random.usize(0..8) {
                 let length = random.u64(0..=segments.len());
-                // Holes can not be written to.
+                // Holes cannot be written to.
                 let _ = match random.u8(0..4) {
                     0 => segments.split_tail(length),
                     1 => segments.skip(length),

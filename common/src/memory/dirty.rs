@@ -18,7 +18,7 @@ use crate::limit::warn_limited;
 /// Bytes of guest memory that a bit stands for (VHOST_LOG_PAGE), whatever the host's pages are.
 const PAGE_SIZE: u64 = 4096;
 
-/// Why a log can not be used.
+/// Why a log cannot be used.
 #[derive(Debug, Error)]
 pub enum DirtyLogError {
     /// The file has not as many bytes as was said.
@@ -41,7 +41,7 @@ pub enum DirtyLogError {
         /// End of guest memory.
         end: u64,
     },
-    /// The file can not be mapped.
+    /// The file cannot be mapped.
     #[error("cannot map the log of dirty pages: {0}")]
     Map(#[from] io::Error),
 }
@@ -60,7 +60,7 @@ impl DirtyLog {
     /// Maps the `size` bytes at `offset` of a file.
     ///
     /// # Errors
-    /// The file has not these bytes, or can not be mapped.
+    /// The file has not these bytes, or cannot be mapped.
     pub fn map(file: &OwnedFd, offset: u64, size: u64) -> Result<Self, DirtyLogError> {
         let stat = fstat(file).map_err(io::Error::from)?;
         let length = u64::try_from(stat.st_size).unwrap_or(0);
@@ -74,7 +74,7 @@ impl DirtyLog {
                 length,
             });
         };
-        // An empty log can not be mapped; the kernel says so.
+        // An empty log cannot be mapped; the kernel says so.
         let mapped = usize::try_from(mapped).unwrap_or(usize::MAX);
         Ok(Self {
             mapping: Mapping::new(file, offset - skip, if size == 0 { 0 } else { mapped })?,

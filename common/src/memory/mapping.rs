@@ -35,7 +35,7 @@ struct Place {
     version: AtomicUsize,
 }
 
-/// What the signal handler knows of. A handler can not wait for a lock.
+/// What the signal handler knows of. A handler cannot wait for a lock.
 static KNOWN: [Place; PLACES] = [const { Place::unused() }; PLACES];
 
 /// Written to by the signal handler.
@@ -109,7 +109,7 @@ impl Place {
 /// Has the process survive front-ends that take away memory which they have shared.
 ///
 /// # Errors
-/// No more files may be opened, or the signal can not be handled.
+/// No more files may be opened, or the signal cannot be handled.
 pub(crate) fn survive_lost_memory() -> io::Result<()> {
     let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
     if LOST.set(event).is_err() {

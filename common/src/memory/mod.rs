@@ -119,7 +119,7 @@ impl Region {
         guest_address.checked_add(size).ok_or_else(wraps)?;
         user_address.checked_add(size).ok_or_else(wraps)?;
         let needed = mmap_offset.checked_add(size).ok_or_else(wraps)?;
-        // Where the front-end lets us, its file can not become shorter from now on.
+        // Where the front-end lets us, its file cannot become shorter from now on.
         let _ = fcntl_add_seals(&file, SealFlags::SHRINK);
         let stat = fstat(&file).map_err(|errno| MemoryError::Stat(errno.into()))?;
         let length = u64::try_from(stat.st_size).unwrap_or(0);
@@ -192,7 +192,7 @@ impl GuestMemory {
     /// This memory and one region more (ADD_MEM_REG, or one entry of SET_MEM_TABLE).
     ///
     /// # Errors
-    /// The region is empty, wraps, overlaps another, is longer than its file, or can not be mapped.
+    /// The region is empty, wraps, overlaps another, is longer than its file, or cannot be mapped.
     pub fn with_region(
         &self,
         info: &VhostUserMemoryRegion,
@@ -260,16 +260,6 @@ impl GuestMemory {
     /// Whether writes are to be noted, because the guest migrates.
     pub fn is_logged(&self) -> bool {
         self.log.is_some()
-    }
-
-    /// Notes, if writes are to be noted, that the device has written to `length` bytes which are mapped at `pointer` in one piece. For
-    /// devices that write to other memory than that of a request, after they did so; requests are noted when they are completed.
-    pub fn mark_dirty(&self, pointer: usize, length: u64) {
-        if let Some(log) = self.log()
-            && let Some(address) = self.guest_address(pointer)
-        {
-            log.mark(address, length);
-        }
     }
 
     /// First address behind all regions.

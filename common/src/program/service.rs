@@ -78,12 +78,12 @@ impl ServiceManager {
     }
 }
 
-/// A service manager that listens, or why it can not be reached.
+/// A service manager that listens, or why it cannot be reached.
 #[derive(Debug)]
 pub struct Notifier<'a>(Option<(&'a OsStr, io::Result<UnixDatagram>)>);
 
 impl Notifier<'_> {
-    /// Tells it `state`, if it wants to know. That it can not be reached is no reason to fail.
+    /// Tells it `state`, if it wants to know. That it cannot be reached is no reason to fail.
     pub fn tell(&self, state: State) {
         let message = match state {
             State::Ready => "READY=1",

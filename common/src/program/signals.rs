@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Signals, each as a file that becomes readable. A guest can not end the program by one.
+//! Signals, each as a file that becomes readable. A guest cannot end the program by one.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;

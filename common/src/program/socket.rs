@@ -88,7 +88,7 @@ impl Source {
         }
     }
 
-    /// Takes the socket `number`. Where it can not be used, `name` is what is wrong, and `remedy` what
+    /// Takes the socket `number`. Where it cannot be used, `name` is what is wrong, and `remedy` what
     /// to do.
     #[allow(unsafe_code)]
     fn inherited(number: RawFd, name: &str, remedy: &str) -> Result<Self, StartError> {

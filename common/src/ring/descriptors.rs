@@ -104,7 +104,7 @@ impl<'a> Gathering<'a> {
             };
             half.push(&slice);
             length -= slice.len();
-            // The slice ends inside guest memory, so this can not wrap further than to 0.
+            // The slice ends inside guest memory, so this cannot wrap further than to 0.
             address = address.wrapping_add(slice.len() as u64);
         }
         Ok(())

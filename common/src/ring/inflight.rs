@@ -42,7 +42,7 @@ const NOTE_MAGIC: u64 = u64::from_be_bytes(*b"vdnote1\0");
 /// The only version of the layout; a region of zeroes is fresh.
 const LAYOUT_VERSION: u16 = 1;
 
-/// Why a file can not be used.
+/// Why a file cannot be used.
 #[derive(Debug, Error)]
 pub enum InflightError {
     /// It would not have room for the rings.
@@ -62,7 +62,7 @@ pub enum InflightError {
     /// Its regions would not be aligned.
     #[error("the requests in flight at offset {0:#x} of their file; it must be a multiple of 8")]
     Unaligned(u64),
-    /// It can not be made, or mapped.
+    /// It cannot be made, or mapped.
     #[error("no memory for the requests in flight: {}", explained(.0))]
     Memory(#[from] io::Error),
 }
@@ -119,7 +119,7 @@ impl InflightFile {
     /// or split ones.
     ///
     /// # Errors
-    /// The file is too short, or can not be mapped.
+    /// The file is too short, or cannot be mapped.
     pub fn map(
         file: &OwnedFd,
         offset: u64,

@@ -42,7 +42,7 @@ pub struct RingSetup {
     pub indirect: bool,
 }
 
-/// What is wrong with a ring. After any of these but [`RingError::Unmapped`] the ring can not be used until it is set up anew.
+/// What is wrong with a ring. After any of these but [`RingError::Unmapped`] the ring cannot be used until it is set up anew.
 #[derive(Debug, Error)]
 pub enum RingError {
     /// A part of the ring is not in guest memory.

@@ -32,7 +32,7 @@ pub enum SessionError {
     #[error("{0:?} without the file that it needs")]
     NoFile(FrontendReq),
     /// The file is not one that the request can use.
-    #[error("a file of the front-end can not be used: {}", explained(.0))]
+    #[error("a file of the front-end cannot be used: {}", explained(.0))]
     File(#[source] io::Error),
     /// The ring does not exist.
     #[error("queue {index} does not exist; there are {count}")]
@@ -53,7 +53,7 @@ pub enum SessionError {
     /// The base is no index of a split ring.
     #[error("{0:#x} is no index of an available ring")]
     Base(u32),
-    /// What describes a ring can not change while it runs.
+    /// What describes a ring cannot change while it runs.
     #[error("queue {0} is running and enabled; disable it, or stop it with GET_VRING_BASE")]
     Running(u16),
     /// A ring that runs, and is enabled, is not where the front-end says.
@@ -72,10 +72,10 @@ pub enum SessionError {
     /// The device has no use for the request.
     #[error("this device can not use {0:?}")]
     NotForDevice(FrontendReq),
-    /// The memory can not be used.
+    /// The memory cannot be used.
     #[error(transparent)]
     Memory(#[from] MemoryError),
-    /// The ring can not be used.
+    /// The ring cannot be used.
     #[error("queue {index}: {source}")]
     Ring {
         /// Which queue.
@@ -86,13 +86,13 @@ pub enum SessionError {
     /// The driver wrote what it may not.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The requests in flight can not be noted.
+    /// The requests in flight cannot be noted.
     #[error(transparent)]
     Inflight(#[from] InflightError),
-    /// Dirty pages can not be logged.
+    /// Dirty pages cannot be logged.
     #[error(transparent)]
     DirtyLog(#[from] DirtyLogError),
-    /// The state of the device can not be saved.
+    /// The state of the device cannot be saved.
     #[error(transparent)]
     State(#[from] StateError),
     /// The queue's thread could not do it.

@@ -424,7 +424,7 @@ impl<D: Device> Session<'_, D> {
         let regions = message.payload.get(size_of::<VhostUserMemory>()..)?;
         let count = table.num_regions as usize;
         let used = count.checked_mul(size_of::<VhostUserMemoryRegion>())?;
-        // User-Mode Linux leaves room for a region that it has not.
+        // User-Mode Linux leaves room for a region that it does not have.
         let rest = regions.get(used..)?.len();
         if count == 0 || !rest.is_multiple_of(size_of::<VhostUserMemoryRegion>()) {
             return None;

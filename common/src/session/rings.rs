@@ -180,7 +180,7 @@ impl<D: Device> Session<'_, D> {
         Ok(Answer::Ack)
     }
 
-    /// Starts a ring of which all is known. One that can not start is tried again when more is said.
+    /// Starts a ring of which all is known. One that cannot start is tried again when more is said.
     pub(super) fn start_if_ready(&mut self, index: usize) -> Result<Answer, SessionError> {
         if self.vring(index)?.is_ready() {
             self.end_transfer("a queue starts");

@@ -43,7 +43,7 @@ impl CallFile {
         Ok(Self { file, kind })
     }
 
-    /// Tells the front-end. A full file means that it has not heard yet of the time before; a closed one is its own loss.
+    /// Tells the front-end. A full file means that an earlier signal is still unread; a closed one is the front-end's own loss.
     pub fn signal(&self) {
         let one = 1u64.to_ne_bytes();
         let written = match self.kind {

@@ -47,7 +47,7 @@ pub enum WorkerError {
     /// The thread, or what it needs, could not be made.
     #[error("cannot start working on a queue: {}", explained(.0))]
     Start(#[source] io::Error),
-    /// The kick file can not be waited on.
+    /// The kick file cannot be waited on.
     #[error("cannot wait for kicks on the file that the front-end sent: {}", explained(.0))]
     Kick(#[source] io::Error),
     /// The thread has ended.
@@ -174,7 +174,7 @@ impl Worker {
     /// Starts working on `queue`, which is kicked by `kick`.
     ///
     /// # Errors
-    /// `kick` can not be waited on.
+    /// `kick` cannot be waited on.
     pub fn start_queue(&self, queue: Queue, kick: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
         self.may_signal(queue.files());
         self.ask(Command::Start(Box::new(queue), kick)).map(drop)
@@ -208,7 +208,7 @@ impl Worker {
     /// Replaces the eventfd that the driver kicks.
     ///
     /// # Errors
-    /// It can not be waited on.
+    /// It cannot be waited on.
     pub fn set_kick(&self, index: u16, kick: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
         self.ask(Command::Kick(index, kick)).map(drop)
     }

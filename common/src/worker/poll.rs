@@ -45,7 +45,7 @@ pub trait Poller {
     /// Watches `fd` until it is forgotten. It must stay open until then.
     ///
     /// # Errors
-    /// The kernel can not wait on such a file, or has no room for one more.
+    /// The kernel cannot wait on such a file, or has no room for one more.
     fn watch(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()>;
 
     /// Ends a watch.

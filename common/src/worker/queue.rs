@@ -16,7 +16,7 @@ use super::head_start::HeadStart;
 
 /// Requests that a handler may take before the worker publishes, and hears the session, again.
 pub(crate) const BATCH: u16 = 64;
-/// How often a queue is looked at whose driver can not kick (SET_VRING_KICK without an eventfd).
+/// How often a queue is looked at whose driver cannot kick (SET_VRING_KICK without an eventfd).
 const UNKICKED_INTERVAL: Duration = Duration::from_millis(1);
 
 /// A queue that a worker owns.
@@ -83,7 +83,7 @@ impl Queue {
         self.index
     }
 
-    /// Whether [`Queue::take`] has a request to give: for handlers that take none that they can not
+    /// Whether [`Queue::take`] has a request to give: for handlers that take none that they cannot
     /// carry out yet.
     pub fn has_available(&mut self) -> bool {
         if self.broken || self.budget == 0 {
@@ -239,7 +239,7 @@ impl Queue {
         self.ring.set_used_log(address);
     }
 
-    /// The ring can not be used any more: stops it and tells the front-end.
+    /// The ring cannot be used any more: stops it and tells the front-end.
     fn fail(&mut self, error: &RingError) {
         self.broken = true;
         self.pending = false;

@@ -58,7 +58,7 @@ pub struct Arguments {
 pub enum Task {
     /// List the back-ends in the order in which they are preferred
     ///
-    /// Each program is run with --print-capabilities to learn its features. A descriptor that can not
+    /// Each program is run with --print-capabilities to learn its features. A descriptor that cannot
     /// be read, or whose program does not answer, is a warning.
     List(List),
     /// Print the program to use for a device

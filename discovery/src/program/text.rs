@@ -41,7 +41,7 @@ pub fn path(path: &Path) -> String {
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
         text += &escaped(chunk.valid());
         for byte in chunk.invalid() {
-            // Writing to a string can not fail.
+            // Writing to a string cannot fail.
             let _ = write!(text, "\\x{byte:02x}");
         }
     }

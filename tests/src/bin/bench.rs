@@ -110,7 +110,7 @@ fn report<R: Display>(
     run: impl FnOnce() -> Result<R, BenchError>,
     json: fn(&R) -> serde_json::Value,
 ) -> Result<R, Box<dyn std::error::Error>> {
-    // A report that can not be written is better known before the measurements.
+    // A report that cannot be written is better known before the measurements.
     let file = options.json.as_ref().map(File::create).transpose()?;
     let report = run()?;
     print!("{report}");

@@ -134,7 +134,7 @@ impl VhostUserBackendMut for Echo {
                 };
                 drop(state);
                 let head = chain.head_index();
-                // A request that can not be carried out is given back with nothing written.
+                // A request that cannot be carried out is given back with nothing written.
                 let written = Self::answer(chain, &memory).unwrap_or(0);
                 vring.add_used(head, written).map_err(io::Error::other)?;
                 if vring.needs_notification().map_err(io::Error::other)? {

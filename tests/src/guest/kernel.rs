@@ -141,7 +141,7 @@ fn is_version(release: &str) -> bool {
 /// Downloads a package into `directory`, which is empty.
 pub(crate) fn download(package: &str, directory: &Path) -> Result<PathBuf, GuestError> {
     let mut download = Command::new("apt-get");
-    // As root, apt would otherwise become a user that can not write here.
+    // As root, apt would otherwise become a user that cannot write here.
     download.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]);
     output(download.arg(package).current_dir(directory))?;
     fs::read_dir(directory)

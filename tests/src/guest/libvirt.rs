@@ -53,7 +53,7 @@ stdio_handler = "file"
 security_driver = "none"
 "#;
 
-/// Why this host can not run libvirt's system daemon in namespaces of its own, if it can not.
+/// Why this host cannot run libvirt's system daemon in namespaces of its own, if it cannot.
 pub fn obstacle() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("libvirt's system daemon needs root".into());

@@ -114,7 +114,7 @@ fn minutes(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Something was lost, or can not be told. What, and by how much.
+/// Something was lost, or cannot be told. What, and by how much.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Loss(pub String);
 

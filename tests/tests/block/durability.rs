@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! When a write is on stable storage (VIRTIO 1.3, section 5.2.6.2): at once for a driver that can not flush or chose write-through
+//! When a write is on stable storage (VIRTIO 1.3, section 5.2.6.2): at once for a driver that cannot flush or chose write-through
 //! caching, else after a flush.
 //!
 //! The kernel tells how much of the image is in the page cache only, so this can be seen from outside for each I/O engine.
@@ -76,7 +76,7 @@ pub fn unwritten_pages_in(file: &File, range: Range<u64>) -> io::Result<u64> {
     Ok(counts.dirty + counts.writeback)
 }
 
-/// A running device whose image is all on its disk, or `None` where that can not be seen.
+/// A running device whose image is all on its disk, or `None` where that cannot be seen.
 fn start(variant: Variant) -> Option<Device> {
     let device = variant.start(&noise(1, IMAGE_SIZE), &[]);
     device.file().sync_all().unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Requests that can not be carried out: the status that each gets, and that nothing else happens.
+//! Requests that cannot be carried out: the status that each gets, and that nothing else happens.
 
 #![allow(unsafe_code)]
 

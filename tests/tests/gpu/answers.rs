@@ -294,7 +294,7 @@ fn what_a_display_did_not_answer_is_asked_of_the_next_one() {
     third.answer(3, &filled(408, 7));
     assert_info(&driver.receive(), 7);
     assert_eq!(third.receive().0, 2);
-    // One that can not answer.
+    // One that cannot answer.
     ask_edid(&mut driver, 2);
     third.is_asked_for_edid(2);
     let start = Instant::now();

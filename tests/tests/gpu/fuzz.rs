@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(3);
 struct Screen([(u32, u32); 16]);
 
 impl Screen {
-    /// Panics when the display was told what it can not do.
+    /// Panics when the display was told what it cannot do.
     fn check(&mut self, display: &Display) {
         while let Some(shown) = display.next_within(Duration::ZERO) {
             match shown {

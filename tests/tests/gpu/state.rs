@@ -386,7 +386,7 @@ fn restarted(driver: GpuDriver) -> GpuDriver {
     driver
 }
 
-/// A front-end that can not take the state along would migrate the guest without its pictures.
+/// A front-end that cannot take the state along would migrate the guest without its pictures.
 #[test]
 fn a_guest_is_not_migrated_by_what_is_written_to_its_memory_alone() {
     let device = Device::start(&["--headless"]);

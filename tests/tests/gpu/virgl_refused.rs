@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! 3D commands that can not be carried out.
+//! 3D commands that cannot be carried out.
 
 use super::*;
 

@@ -173,7 +173,7 @@ fn manual_pages_render() {
         assert!(output.status.success(), "{path:?}: {warnings}");
         let text = String::from_utf8_lossy(&output.stdout);
         assert!(text.contains("SYNOPSIS"), "{path:?}: {text}");
-        // A line that can not be broken is no fault of the page.
+        // A line that cannot be broken is no fault of the page.
         let faults = warnings.lines().find(|line| {
             !line.contains("cannot adjust line") && !line.contains("can't break line")
         });
@@ -284,7 +284,7 @@ fn a_file_that_is_there_is_replaced_at_once() {
     fs::write(&licence, "old").unwrap();
     fs::set_permissions(&licence, Permissions::from_mode(0o600)).unwrap();
     let mut old = File::open(&licence).unwrap();
-    // A program that runs can not be written to, but be replaced.
+    // A program that runs cannot be written to, but be replaced.
     let program = tree.path().join("usr/bin/vhost-device-rng");
     let socket = tree.path().join("socket");
     let mut running =

@@ -123,7 +123,7 @@ fn an_image_without_rights_is_a_failure_before_the_socket_exists(binary: &Binary
 fn unprivileged(setup: &Setup) -> Command {
     let name = setup.binary.name;
     // Where the binary was built, only its owner may be able to reach it. `cp` copies: a file that this process has
-    // written could still be open in the child of another test, and then it can not be executed.
+    // written could still be open in the child of another test, and then it cannot be executed.
     let binary = setup.path(name);
     let source = process::binary(name).unwrap();
     assert!(

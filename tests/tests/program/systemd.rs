@@ -224,7 +224,7 @@ fn a_program_that_can_not_start_is_never_ready(binary: &Binary) {
     assert!(notifications.0.recv(&mut [0]).is_err());
 }
 
-/// A NOTIFY_SOCKET that can not be used is warned of, and the program serves.
+/// A NOTIFY_SOCKET that cannot be used is warned of, and the program serves.
 fn assert_serves_in_spite_of(setup: &Setup, notify: &OsStr) {
     let mut command = setup.listening();
     command.env("NOTIFY_SOCKET", notify);

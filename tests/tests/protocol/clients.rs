@@ -136,7 +136,7 @@ fn settings(peer: &Peer, memory: &Region, files: &[BorrowedFd<'_>; 2]) -> Vec<Me
         .with(memory.file().try_clone().unwrap()),
         Message::new("", FrontendReq::SET_VRING_NUM, payload::vring_state(0, 64)),
         Message::new("", FrontendReq::SET_VRING_BASE, payload::vring_state(0, 7)),
-        // A ring that can not start, in no memory at all.
+        // A ring that cannot start, in no memory at all.
         Message::new(
             "",
             FrontendReq::SET_VRING_ADDR,

@@ -278,7 +278,7 @@ fn a_writer_without_end_is_cut_off(target: &dyn Target) {
     }
 }
 
-/// Begins a transfer that can not go on: the other end of its file is returned, and what keeps that end from moving.
+/// Begins a transfer that cannot go on: the other end of its file is returned, and what keeps that end from moving.
 type Stuck = (OwnedFd, Option<OwnedFd>);
 
 /// A reader that never reads, and a writer that never closes.

@@ -158,7 +158,7 @@ fn a_kick_of_any_kind_costs_nothing_while_there_is_nothing_to_do(target: &dyn Ta
     }
 }
 
-/// A driver that can not be called has its requests carried out all the same; it is the front-end's own loss.
+/// A driver that cannot be called has its requests carried out all the same; it is the front-end's own loss.
 fn a_call_that_can_not_be_made_does_no_harm(target: &dyn Target) {
     const TEST: &str = "a_call_that_can_not_be_made_does_no_harm";
     if !claims(target, Claim::RingChecks, TEST) {
@@ -309,7 +309,7 @@ fn a_call_that_blocks_does_not_keep_a_ring_from_stopping(target: &dyn Target) {
     }
 }
 
-/// The same for the one that tells of a ring which can not start.
+/// The same for the one that tells of a ring which cannot start.
 fn a_file_for_errors_that_blocks_keeps_no_message_from_being_answered(target: &dyn Target) {
     const TEST: &str = "a_file_for_errors_that_blocks_keeps_no_message_from_being_answered";
     if !claims(target, Claim::RingChecks, TEST) {
@@ -421,7 +421,7 @@ fn leave_room(program: &Program, room: usize) -> u64 {
     set_file_limit(program, free.nth(room).unwrap())
 }
 
-/// The kernel drops what a process has no room for (MSG_CTRUNC). A message without all its files can not be trusted.
+/// The kernel drops what a process has no room for (MSG_CTRUNC). A message without all its files cannot be trusted.
 fn a_message_whose_files_are_lost_ends_its_connection(target: &dyn Target) {
     const TEST: &str = "a_message_whose_files_are_lost_ends_its_connection";
     if !claims(target, Claim::NoLeak, TEST) {

@@ -60,7 +60,7 @@ fn changed(
     message
 }
 
-/// Fields of a region that can not be mapped.
+/// Fields of a region that cannot be mapped.
 type Change = (&'static str, fn(&mut VhostUserMemoryRegionInfo));
 
 const CHANGES: [Change; 6] = [
@@ -82,7 +82,7 @@ const CHANGES: [Change; 6] = [
     }),
 ];
 
-/// Files that are no memory to share: one that can not be mapped, and one that can not be written.
+/// Files that are no memory to share: one that cannot be mapped, and one that cannot be written.
 fn wrong_files() -> [(&'static str, OwnedFd); 2] {
     let memfd = Region::new(0, PAGE as usize);
     let path = format!(
@@ -237,7 +237,7 @@ fn memory_may_be_there_twice(target: &dyn Target) {
     request.assert_done(queue.take_used().unwrap());
 }
 
-/// Runs a request in memory whose file offset is no multiple of the page size; a back-end that can not map it says so.
+/// Runs a request in memory whose file offset is no multiple of the page size; a back-end that cannot map it says so.
 fn a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused(target: &dyn Target) {
     if !claims(
         target,
@@ -313,7 +313,7 @@ impl Drop for HugePages {
     }
 }
 
-/// QEMU leaves holes in the first MiB, wherever pages begin and end. A mapping can not.
+/// QEMU leaves holes in the first MiB, wherever pages begin and end. A mapping cannot.
 fn a_region_that_starts_inside_a_huge_page_is_served(target: &dyn Target) {
     const TEST: &str = "a_region_that_starts_inside_a_huge_page_is_served";
     const HOLE: u64 = 0xa0000;

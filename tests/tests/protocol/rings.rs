@@ -213,7 +213,7 @@ fn a_base_that_the_driver_knows_nothing_of_stops_its_ring(target: &dyn Target) {
     }
 }
 
-/// Rings of which one can not start, because its guest chose addresses that can not be, and all others can: with a table that comes
+/// Rings of which one cannot start, because its guest chose addresses that cannot be, and all others can: with a table that comes
 /// last, the table is in force, and they start.
 fn a_ring_that_can_not_start_keeps_no_other_from_it(target: &dyn Target) {
     const TEST: &str = "a_ring_that_can_not_start_keeps_no_other_from_it";

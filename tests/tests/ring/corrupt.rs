@@ -2,7 +2,7 @@
 //! Drivers that mean no good. Such a driver loses its request, or the ring that it has corrupted; nobody else notices.
 //!
 //! Where what a driver can do wrong is done:
-//! - indices, heads, chains and indirect tables that can not be, buffers outside guest memory, without bytes, or of too many: here;
+//! - indices, heads, chains and indirect tables that cannot be, buffers outside guest memory, without bytes, or of too many: here;
 //! - the same at random, without end, and in memory that is cut short: `persistent`; while the device reads it, and faster than it
 //!   answers: `race`;
 //! - memory that is several things at once, rings that lie on one another or in their own buffers: `aliasing`;

@@ -107,7 +107,7 @@ fn the_report_of_a_violation_can_not_be_prevented(device: &Device) {
         let arguments = [libc::SIG_SETMASK as u64, all, 0, 8];
         let outcome = intruder.call(libc::SYS_rt_sigprocmask, &arguments).unwrap();
         assert_eq!(outcome, Outcome::Returned(0));
-        // It can not be told, so it is ended.
+        // It cannot be told, so it is ended.
         let outcome = intruder.call(libc::SYS_socket, &[1, 1]).unwrap();
         assert_ne!(outcome, Outcome::Returned(0));
         drop(intruder);

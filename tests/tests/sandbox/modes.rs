@@ -76,7 +76,7 @@ fn off_restricts_nothing(device: &Device) {
 fn as_nobody(directory: &Path, command: &mut Command) {
     // Where the program was built, that user may not look.
     let program = directory.join("program");
-    // By another process: a file that this one writes could be open in a child of another test, and then it can not be run.
+    // By another process: a file that this one writes could be open in a child of another test, and then it cannot be run.
     let mut copy = Command::new("cp");
     copy.arg(command.get_program()).arg(&program);
     assert!(copy.status().unwrap().success(), "{copy:?}");

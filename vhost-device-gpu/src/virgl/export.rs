@@ -11,7 +11,7 @@ use super::library::{Library, MAX_PLANES, ResourceInfo, ResourceInfoExt};
 use crate::dmabuf::Dmabuf;
 
 impl Renderer {
-    /// The texture of a resource as a buffer; `None` where it can not be one that a display could be told of.
+    /// The texture of a resource as a buffer; `None` where it cannot be one that a display could be told of.
     pub fn export(&mut self, number: u32) -> Option<Dmabuf> {
         let library = self.library_of(number).ok()?;
         // SAFETY: there is no precondition. Textures belong to this context.

@@ -204,7 +204,7 @@ fn error() -> String {
         .into_owned()
 }
 
-/// Has the library's messages, which guests can cause at will, logged for those who ask for it. Where the library can not be asked to, they go to
+/// Has the library's messages, which guests can cause at will, logged for those who ask for it. Where the library cannot be asked to, they go to
 /// stderr.
 fn catch_log(library: *mut c_void) {
     if let Some(symbol) = find(library, "virgl_set_debug_callback\0") {

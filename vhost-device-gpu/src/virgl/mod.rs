@@ -24,7 +24,7 @@ pub enum VirglError {
     /// The library is not there.
     #[error("libvirglrenderer can not be loaded: {0}")]
     Load(String),
-    /// The render node can not be opened.
+    /// The render node cannot be opened.
     #[error("{path}: {error}")]
     Node {
         /// Its path.
@@ -47,7 +47,7 @@ pub enum VirglError {
     /// There is one renderer in a process.
     #[error("another renderer is in use")]
     Busy,
-    /// What tells of fences can not be made.
+    /// What tells of fences cannot be made.
     #[error("{0}")]
     System(io::ErrorKind),
 }

@@ -36,7 +36,7 @@ const PIXEL: u32 = 0xffff_00ff;
 /// Has a new process draw. Returns whether it did, or found no renderer at all. To be called while the process has one thread.
 ///
 /// # Errors
-/// There is a renderer, and it can not draw.
+/// There is a renderer, and it cannot draw.
 pub fn try_drawing(node: Option<&Path>) -> Result<bool, VirglError> {
     let system = |error: std::io::Error| VirglError::System(error.kind());
     // SAFETY: there is no other thread that could hold a lock, and the child returns to nobody: it ends here.

@@ -462,7 +462,7 @@ impl Renderer {
 impl Drop for Renderer {
     fn drop(&mut self) {
         let Ok(library) = self.library() else {
-            // The library may still use what this owns, and can not be told from here.
+            // The library may still use what this owns, and cannot be told from here.
             log::error!("the renderer was left on another thread; please report this");
             let resources = std::mem::take(&mut self.resources);
             std::mem::forget(resources);

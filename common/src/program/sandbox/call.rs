@@ -68,7 +68,7 @@ impl Call {
     pub fn threads() -> Vec<Self> {
         vec![
             Self::new(libc::SYS_clone).with_bits(0, !CLONE_DETACHED, THREAD_FLAGS),
-            // Its flags can not be seen, so it is said not to exist; the C library then uses the other one.
+            // Its flags cannot be seen, so it is said not to exist; the C library then uses the other one.
             Self::new(libc::SYS_clone3),
             Self::new(libc::SYS_rseq),
             Self::new(libc::SYS_set_robust_list),

@@ -68,7 +68,7 @@ pub fn confine_helper() {
 /// Restricts this process, which has one thread.
 ///
 /// # Errors
-/// This host can not do it.
+/// This host cannot do it.
 pub(super) fn enter(
     program: &'static str,
     sandbox: Sandbox,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A process beside this one, for the one thing that a device can not do in its sandbox.
+//! A process beside this one, for the one thing that a device cannot do in its sandbox.
 
 use std::ffi::c_uint;
 use std::io;

@@ -41,7 +41,7 @@ impl fmt::Display for Description {
 /// Has violations named before they end the process.
 ///
 /// # Errors
-/// The signal can not be handled.
+/// The signal cannot be handled.
 pub(super) fn name_violations(program: &'static str) -> io::Result<()> {
     let _ = PROGRAM.set(program);
     let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = end;

@@ -169,7 +169,7 @@ impl PackedInflight {
         taken.sort_unstable_by_key(|(counter, request)| (*counter, request.entry));
         let counter = |(counter, _): &(u64, _)| counter.wrapping_add(1);
         self.counter = taken.last().map_or(0, counter);
-        // More than the ring has can not be in it.
+        // More than the ring has cannot be in it.
         let mut room = size;
         let fits = |request: &Recovered| {
             let left = room.checked_sub(request.descriptors);

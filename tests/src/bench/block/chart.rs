@@ -53,7 +53,7 @@ type DrawError = Box<dyn std::error::Error>;
 /// Draws the random reads of 4 KiB on one queue that a report has.
 ///
 /// # Errors
-/// There are none, or they can not be written.
+/// There are none, or they cannot be written.
 pub fn draw(report: &Report, mut to: impl Write) -> Result<(), DrawError> {
     let curves = |place: Place| -> Vec<(Peer, RGBColor, Vec<&Cell>)> {
         let of_peer = |(peer, colour)| {

@@ -20,7 +20,7 @@ impl Summary {
     /// Reads what the runs wrote with `--json`.
     ///
     /// # Errors
-    /// A file can not be read, or in some runs idle CPUs were kept polling and in others not.
+    /// A file cannot be read, or in some runs idle CPUs were kept polling and in others not.
     pub fn read(files: &[PathBuf]) -> Result<Self, BenchError> {
         let mut reports: Vec<Report> = Vec::new();
         for file in files {

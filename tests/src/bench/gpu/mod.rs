@@ -5,7 +5,7 @@
 //! all threads are pinned.
 //!
 //! - [`load`]: the driver; [`display`]: the display;
-//! - [`limit`]: what can not be exceeded;
+//! - [`limit`]: what cannot be exceeded;
 //! - [`report`]: the table and the JSON file.
 
 pub mod display;

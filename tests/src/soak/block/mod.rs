@@ -276,7 +276,7 @@ impl Block {
             IN if sectors.is_empty() => IOERR,
             _ => OK,
         };
-        // Memory that went before the device looked at the request can not be used.
+        // Memory that went before the device looked at the request cannot be used.
         let may_fail = pending.moving.is_some() && status == IOERR;
         if status != expected && !may_fail {
             return Err(Loss(format!("status {status} instead of {expected}")));

@@ -237,7 +237,7 @@ impl Scenario for Gpu {
         Fault::DISPLAY
     }
 
-    /// What the renderer has can not be had from it.
+    /// What the renderer has cannot be had from it.
     fn can_be_saved(&self) -> bool {
         !self.three_d
     }
