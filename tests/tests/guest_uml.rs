@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use vhost_device_tests::process::{Program, command, option};
+use vhost_device_tests::uml;
 use vhost_device_tests::uml::front_end::{self, Device};
 
 /// VIRTIO's numbers of device types.
@@ -31,7 +32,7 @@ impl BackEnd {
     fn start(name: &str, arguments: impl FnOnce(&Path, &mut Command)) -> Self {
         // The kernel is built before a clock runs.
         vhost_device_tests::uml::kernel::prepare().unwrap();
-        let work = front_end::work().unwrap();
+        let work = uml::work().unwrap();
         let socket = work.path().join("socket");
         let mut command = command(name).unwrap();
         command.arg(option("socket-path", &socket));

@@ -3,14 +3,13 @@
 //!
 //! It is an implementation of the protocol that shares nothing with others (drivers/um/virtio_uml.c), and boots in a second.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::{Machine, kernel, write_init};
-use crate::guest::{GuestError, find_program, system, target_directory};
+use super::{Machine, argument, kernel, machine, write_init};
+use crate::guest::{GuestError, find_program};
 
 /// Memory of the guest in MiB.
 const MEMORY: u64 = 128;
@@ -47,27 +46,11 @@ pub fn run(
         script.into(),
     ];
     write_init(&init, busybox.as_os_str(), &arguments, work, &status)?;
-    let path = |before: &str, path: &Path, after: &str| {
-        let mut argument = OsString::from(before);
-        argument.push(path);
-        argument.push(OsStr::new(after));
-        argument
-    };
-    let mut command = Command::new(kernel);
-    command
-        .arg(format!("mem={MEMORY}M"))
-        .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"])
-        .args(["con=null", "con0=null,fd:1", "ssl=null", "ssl0=null,fd:2"])
-        .args(["quiet", "panic=-1"])
-        .arg(path("uml_dir=", work, "/"))
-        .arg(path("init=", &init, ""))
-        .env("TMPDIR", work)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    let mut command = machine(&kernel, MEMORY, work, &init);
+    command.env("TMPDIR", work);
     for device in devices {
         let id = format!(":{}", device.id);
-        command.arg(path("virtio_uml.device=", device.socket, &id));
+        command.arg(argument("virtio_uml.device=", device.socket, &id));
     }
     Machine::start(&mut command)?.wait(deadline)?;
     let status = fs::read_to_string(status).unwrap_or_default();
@@ -75,11 +58,4 @@ pub fn run(
         .trim()
         .parse()
         .map_err(|_| GuestError::Guest("in User-Mode Linux ended before its script did".into()))
-}
-
-/// A directory that the guest can write to, unlike the host's own for temporary files.
-pub fn work() -> Result<tempfile::TempDir, GuestError> {
-    let place = target_directory()?.join("uml");
-    fs::create_dir_all(&place).map_err(system(format!("create {}", place.display())))?;
-    tempfile::tempdir_in(place).map_err(system("create a temporary directory"))
 }

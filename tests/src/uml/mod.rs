@@ -61,28 +61,11 @@ poweroff -f
 pub fn run(program: &OsStr, arguments: &[OsString], deadline: Duration) -> Result<i32, GuestError> {
     let kernel = kernel::prepare()?;
     let target = target_directory()?;
-    let place = target.join("uml");
-    fs::create_dir_all(&place).map_err(system(format!("create {}", place.display())))?;
-    let work = tempfile::tempdir_in(place).map_err(system("create a temporary directory"))?;
+    let work = work()?;
     let (init, status) = (work.path().join("init"), work.path().join("status"));
     write_init(&init, program, arguments, &target, &status)?;
 
-    let mut option = OsString::from("init=");
-    option.push(&init);
-    let mut directory = OsString::from("uml_dir=");
-    directory.push(work.path());
-    directory.push("/");
-    let mut command = Command::new(kernel);
-    command
-        .arg(format!("mem={MEMORY}M"))
-        .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"])
-        .args(["con=null", "con0=null,fd:1", "ssl=null", "ssl0=null,fd:2"])
-        .args(["quiet", "panic=-1"])
-        .args([directory, option])
-        .stdin(Stdio::null())
-        // It makes what it writes to non-blocking, which must not happen to what others write to as well.
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    let mut command = machine(&kernel, MEMORY, work.path(), &init);
     if room("/dev/shm") < MEMORY << 20 {
         command.env("TMPDIR", work.path());
     }
@@ -92,6 +75,38 @@ pub fn run(program: &OsStr, arguments: &[OsString], deadline: Duration) -> Resul
     status.trim().parse().map_err(|_| {
         GuestError::Guest("in User-Mode Linux ended before the program in it did".into())
     })
+}
+
+/// An empty directory that the machine can write to, unlike the host's own for temporary files.
+pub fn work() -> Result<tempfile::TempDir, GuestError> {
+    let place = target_directory()?.join("uml");
+    fs::create_dir_all(&place).map_err(system(format!("create {}", place.display())))?;
+    tempfile::tempdir_in(place).map_err(system("create a temporary directory"))
+}
+
+/// A machine with so many MiB of memory and the host's files, whose own files are in `work` and whose first process is `init`.
+fn machine(kernel: &Path, memory: u64, work: &Path, init: &Path) -> Command {
+    let mut command = Command::new(kernel);
+    command
+        .arg(format!("mem={memory}M"))
+        .args(["root=/dev/root", "rootfstype=hostfs", "rootflags=/", "ro"])
+        .args(["con=null", "con0=null,fd:1", "ssl=null", "ssl0=null,fd:2"])
+        .args(["quiet", "panic=-1"])
+        .arg(argument("uml_dir=", work, "/"))
+        .arg(argument("init=", init, ""))
+        .stdin(Stdio::null())
+        // It makes what it writes to non-blocking, which must not happen to what others write to as well.
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
+}
+
+/// An argument of the kernel that has a path in it.
+fn argument(before: &str, path: &Path, after: &str) -> OsString {
+    let mut argument = OsString::from(before);
+    argument.push(path);
+    argument.push(after);
+    argument
 }
 
 /// Writes the script that is the machine's first process.
