@@ -107,7 +107,7 @@ impl Device {
             .custom_flags(libc::O_NONBLOCK)
             .open(UINPUT)
             .map_err(|error| {
-                let hint = "the host's kernel may not have it, User-Mode Linux has: see tests/tests/uml_input.rs";
+                let hint = "the host's kernel may not have it, User-Mode Linux has: see tests/tests/uml_input";
                 io::Error::new(error.kind(), format!("{UINPUT}: {error}; {hint}"))
             })?;
         let set = |number, value: u16| {

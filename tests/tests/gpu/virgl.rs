@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! 3D commands, where virglrenderer is there and can draw.
 
-#[path = "virgl_refused.rs"]
 mod refused;
 
 use std::process::Stdio;

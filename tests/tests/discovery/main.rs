@@ -3,17 +3,11 @@
 
 #![cfg(test)]
 
-#[path = "discovery/apparmor.rs"]
 mod apparmor;
-#[path = "discovery/check.rs"]
 mod check;
-#[path = "discovery/order.rs"]
 mod order;
-#[path = "discovery/output.rs"]
 mod output;
-#[path = "discovery/programs.rs"]
 mod programs;
-#[path = "discovery/schema.rs"]
 mod schema;
 
 use std::fs;

@@ -6,11 +6,8 @@
 
 #![cfg(test)]
 
-#[path = "dirty_log/hostile.rs"]
 mod hostile;
-#[path = "dirty_log/load.rs"]
 mod load;
-#[path = "dirty_log/requests.rs"]
 mod requests;
 
 use std::time::{Duration, Instant};

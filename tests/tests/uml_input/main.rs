@@ -6,27 +6,16 @@
 
 #![cfg(test)]
 
-#[path = "uml_input/config.rs"]
 mod config;
-#[path = "uml_input/events.rs"]
 mod events;
-#[path = "uml_input/grab.rs"]
 mod grab;
-#[path = "uml_input/guest.rs"]
 mod guest;
-#[path = "uml_input/hostile.rs"]
 mod hostile;
-#[path = "uml_input/loss.rs"]
 mod loss;
-#[path = "uml_input/replug.rs"]
 mod replug;
-#[path = "uml_input/sandbox.rs"]
 mod sandbox;
-#[path = "uml_input/start.rs"]
 mod start;
-#[path = "uml_input/state.rs"]
 mod state;
-#[path = "uml_input/status.rs"]
 mod status;
 
 use std::collections::BTreeMap;

@@ -3,37 +3,21 @@
 
 #![cfg(test)]
 
-#[path = "gpu/answers.rs"]
 mod answers;
-#[path = "gpu/backing.rs"]
 mod backing;
-#[path = "gpu/bounds.rs"]
 mod bounds;
-#[path = "gpu/commands.rs"]
 mod commands;
-#[path = "gpu/cursor.rs"]
 mod cursor;
-#[path = "gpu/display.rs"]
 mod display;
-#[path = "gpu/dmabuf.rs"]
 mod dmabuf;
-#[path = "gpu/framing.rs"]
 mod framing;
-#[path = "gpu/fuzz.rs"]
 mod fuzz;
-#[path = "gpu/pictures.rs"]
 mod pictures;
-#[path = "gpu/scanouts.rs"]
 mod scanouts;
-#[path = "gpu/start.rs"]
 mod start;
-#[path = "gpu/state.rs"]
 mod state;
-#[path = "gpu/stuck.rs"]
 mod stuck;
-#[path = "gpu/unanswered.rs"]
 mod unanswered;
-#[path = "gpu/virgl.rs"]
 mod virgl;
 
 use std::io::{Read, Write};

@@ -6,41 +6,23 @@
 
 #![cfg(test)]
 
-#[path = "block/config.rs"]
 mod config;
-#[path = "block/crash.rs"]
 mod crash;
-#[path = "block/direct.rs"]
 mod direct;
-#[path = "block/durability.rs"]
 mod durability;
-#[path = "block/errors.rs"]
 mod errors;
-#[path = "block/failed_sync.rs"]
 mod failed_sync;
-#[path = "block/faults.rs"]
 mod faults;
-#[path = "block/framing.rs"]
 mod framing;
-#[path = "block/limits.rs"]
 mod limits;
-#[path = "block/load.rs"]
 mod load;
-#[path = "block/locking.rs"]
 mod locking;
-#[path = "block/open.rs"]
 mod open;
-#[path = "block/ranges.rs"]
 mod ranges;
-#[path = "block/requests.rs"]
 mod requests;
-#[path = "block/resize.rs"]
 mod resize;
-#[path = "block/stall.rs"]
 mod stall;
-#[path = "block/throttle.rs"]
 mod throttle;
-#[path = "block/writeback.rs"]
 mod writeback;
 
 use std::fs::{self, File};

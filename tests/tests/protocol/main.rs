@@ -6,27 +6,16 @@
 
 #![cfg(test)]
 
-#[path = "protocol/clients.rs"]
 mod clients;
-#[path = "protocol/config.rs"]
 mod config;
-#[path = "protocol/device_state.rs"]
 mod device_state;
-#[path = "protocol/dirty_log.rs"]
 mod dirty_log;
-#[path = "protocol/features.rs"]
 mod features;
-#[path = "protocol/files.rs"]
 mod files;
-#[path = "protocol/framing.rs"]
 mod framing;
-#[path = "protocol/hostile.rs"]
 mod hostile;
-#[path = "protocol/inflight.rs"]
 mod inflight;
-#[path = "protocol/memory.rs"]
 mod memory;
-#[path = "protocol/rings.rs"]
 mod rings;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -6,25 +6,15 @@
 
 #![cfg(test)]
 
-#[path = "ring/aliasing.rs"]
 mod aliasing;
-#[path = "ring/corrupt.rs"]
 mod corrupt;
-#[path = "ring/killed.rs"]
 mod killed;
-#[path = "ring/lifecycle.rs"]
 mod lifecycle;
-#[path = "ring/memory_changes.rs"]
 mod memory_changes;
-#[path = "ring/notifications.rs"]
 mod notifications;
-#[path = "ring/packed_format.rs"]
 mod packed_format;
-#[path = "ring/persistent.rs"]
 mod persistent;
-#[path = "ring/race.rs"]
 mod race;
-#[path = "ring/requests.rs"]
 mod requests;
 
 use std::sync::atomic::{AtomicBool, Ordering};

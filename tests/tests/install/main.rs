@@ -3,9 +3,7 @@
 
 #![cfg(test)]
 
-#[path = "install/package.rs"]
 mod package;
-#[path = "install/tree.rs"]
 mod tree;
 
 use std::collections::BTreeMap;

@@ -3,13 +3,9 @@
 
 #![cfg(test)]
 
-#[path = "rng/fips.rs"]
 mod fips;
-#[path = "rng/quota.rs"]
 mod quota;
-#[path = "rng/requests.rs"]
 mod requests;
-#[path = "rng/source.rs"]
 mod source;
 
 use std::fs;

@@ -3,9 +3,7 @@
 
 #![cfg(test)]
 
-#[path = "guest_block/crash.rs"]
 mod crash;
-#[path = "guest_block/resize.rs"]
 mod resize;
 
 use std::collections::BTreeSet;

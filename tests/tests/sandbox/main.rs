@@ -7,13 +7,9 @@
 #![cfg(test)]
 #![cfg(target_arch = "x86_64")]
 
-#[path = "sandbox/attempts.rs"]
 mod attempts;
-#[path = "sandbox/io_uring.rs"]
 mod io_uring;
-#[path = "sandbox/modes.rs"]
 mod modes;
-#[path = "sandbox/state.rs"]
 mod state;
 
 use std::fs;

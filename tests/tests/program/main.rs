@@ -5,29 +5,17 @@
 
 #![cfg(test)]
 
-#[path = "program/arguments.rs"]
 mod arguments;
-#[path = "program/connections.rs"]
 mod connections;
-#[path = "program/descriptor.rs"]
 mod descriptor;
-#[path = "program/file_limit.rs"]
 mod file_limit;
-#[path = "program/log.rs"]
 mod log;
-#[path = "program/polling.rs"]
 mod polling;
-#[path = "program/prometheus.rs"]
 mod prometheus;
-#[path = "program/race.rs"]
 mod race;
-#[path = "program/sockets.rs"]
 mod sockets;
-#[path = "program/statistics.rs"]
 mod statistics;
-#[path = "program/stats_socket.rs"]
 mod stats_socket;
-#[path = "program/systemd.rs"]
 mod systemd;
 
 use std::ffi::{OsStr, OsString};
