@@ -4,20 +4,14 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 
 use thiserror::Error;
 
-use crate::memory::GuestMemory;
-pub use crate::program::sandbox::{Access, Call, Needs};
-pub use crate::session::ConfigChange;
+pub use crate::error::StartError;
+pub use crate::sandbox::{Access, Call, Needs};
 pub use crate::state::StateError;
-use crate::worker::{Poller, Queue, Queues};
-
-/// A device that cannot start: one line that says what is wrong and what to do.
-#[derive(Debug, Error)]
-#[error("{0}")]
-pub struct StartError(pub String);
+pub use crate::wire::ConfigChange;
+pub use crate::worker::QueueHandler;
 
 /// The driver wrote what it may not write to the config space.
 #[derive(Debug, Error)]
@@ -53,7 +47,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     const STATE_VERSION: u32 = 0;
     /// [`Device::reload`] does something. SIGHUP ends the programs of other devices.
     const RELOADS: bool = false;
-    /// Types of requests that are counted apart ([`Queue::complete_with`]), as statistics name them.
+    /// Types of requests that are counted apart ([`Queue::complete_with`](crate::worker::Queue::complete_with)), as statistics name them.
     const REQUESTS: &'static [&'static str] = &["request"];
 
     /// Command line options of this device, beside those that all devices have.
@@ -185,40 +179,4 @@ pub trait Device: Send + Sync + Sized + 'static {
             _ => Err(StateError::TooLong),
         }
     }
-}
-
-/// Works on the queues of one thread.
-///
-/// A request may be completed at once or later, in any order.
-pub trait QueueHandler {
-    /// Requests are available on `queue`: takes what it can. What it leaves, because too much is held
-    /// already or there is no answer yet, is offered again when something that the handler waits for
-    /// became ready.
-    fn process(&mut self, queue: &mut Queue);
-
-    /// Has `poller` watch what the handler waits for beside requests, as `Token::Device`: files,
-    /// eventfds, timerfds. They stay open for as long as the handler lives.
-    ///
-    /// # Errors
-    /// The kernel cannot wait on one of them; the queue cannot start.
-    fn watch(&mut self, _poller: &mut dyn Poller) -> io::Result<()> {
-        Ok(())
-    }
-
-    /// What the thread waits with instead of epoll, for a handler that has a way of its own which sees
-    /// its completions too. It is not asked to watch anything then.
-    fn poller(&mut self) -> Option<&mut dyn Poller> {
-        None
-    }
-
-    /// Something of this handler's is ready: what is watched as `Token::Device(token)`.
-    fn ready(&mut self, _token: u32, _queues: &mut Queues) {}
-
-    /// Another table of guest memory is in force. A handler that keeps pointers into the one before it, beside those of
-    /// requests, replaces them now.
-    fn memory_changed(&mut self, _memory: &Arc<GuestMemory>) {}
-
-    /// `queue` is about to stop: whatever is held for it must be completed soon. A handler that waits
-    /// for something that may never come gives up here.
-    fn drain(&mut self, _queue: &mut Queue) {}
 }

@@ -1,22 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The core of all vhost-user device back-ends of this workspace.
 //!
-//! A request passes through the rooms in this order: [`program`] (arguments, the socket, signals, exit
-//! status), [`session`] (one connection of a front-end), [`memory`] (the guest's memory), [`ring`]
-//! (virtqueues), [`chain`] (one request), [`worker`] (the thread that takes requests and gives them
-//! back), [`device`] (what a device implements). What a device knows of its guest goes to another process as
-//! a [`state`]. What happens meanwhile is counted ([`statistics`]).
+//! The modules, from the top down; each uses those below it and none above (`cargo xtask test` checks that):
+//!
+//! | module | contents |
+//! |---|---|
+//! | [`program`] | what every binary does: arguments, descriptor, socket, signals, exit status |
+//! | [`session`] | one connection of a front-end |
+//! | [`device`] | what a device implements |
+//! | `wire` | messages in both directions |
+//! | [`worker`] | threads that own rings |
+//! | [`sandbox`] | what the process may do once all is open |
+//! | [`state`] | the state of a device, as bytes |
+//! | [`ring`] | virtqueues |
+//! | [`chain`] | one request |
+//! | [`memory`] | the memory of the guest |
+//! | [`statistics`] | what is counted |
+//!
+//! Below them are `log_limit`, `stderr`, `file_limit` and `error`.
 
 pub mod chain;
 pub mod device;
+mod error;
 mod file_limit;
-mod limit;
+mod log_limit;
 pub mod memory;
 pub mod program;
 pub mod ring;
+pub mod sandbox;
 pub mod session;
 pub mod state;
 pub mod statistics;
+mod stderr;
+mod wire;
 pub mod worker;
 
-pub use limit::{info_limited, warn_limited};
+pub use log_limit::{info_limited, warn_limited};

@@ -2,7 +2,7 @@
 //! What a device knows of its guest, as bytes that another process can take over: after a migration, or from a
 //! snapshot (vhost-user, "Migrating device state").
 //!
-//! The bytes are a header and what [`Device::save`] gave. All numbers are
+//! The bytes are a header and what [`Device::save`](crate::device::Device::save) gave. All numbers are
 //! little-endian:
 //!
 //! | bytes | what |
@@ -25,8 +25,6 @@ use thiserror::Error;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use crate::device::Device;
-
 const MAGIC: [u8; 8] = *b"vhdstate";
 const HEADER_VERSION: u32 = 1;
 /// Most letters of the name of a type.
@@ -38,7 +36,7 @@ pub enum StateError {
     /// The guest uses something that cannot be taken elsewhere.
     #[error("the guest uses {0}, which can not be saved")]
     NotSaveable(&'static str),
-    /// It was not made by [`Device::save`].
+    /// It was not made by [`Device::save`](crate::device::Device::save).
     #[error("it is not a saved state")]
     Unknown,
     /// It is that of another device.
@@ -134,13 +132,24 @@ struct Header {
 pub(crate) const HEADER_SIZE: usize = 44;
 const _: () = assert!(size_of::<Header>() == HEADER_SIZE);
 
+/// What a device's state looks like from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Format {
+    /// Type of the device.
+    pub device: &'static str,
+    /// Version of the device's part: the newest that can be loaded.
+    pub version: u32,
+    /// Most bytes of the device's part.
+    pub limit: u64,
+}
+
 impl Header {
-    fn new<D: Device>(part: &[u8]) -> Self {
+    fn new(format: Format, part: &[u8]) -> Self {
         let mut header = Self {
             magic: MAGIC,
             header_version: HEADER_VERSION.into(),
-            device: type_name::<D>(),
-            version: D::STATE_VERSION.into(),
+            device: type_name(format.device),
+            version: format.version.into(),
             length: (part.len() as u64).into(),
             checksum: 0.into(),
         };
@@ -160,8 +169,8 @@ impl Header {
         checksum.finalize()
     }
 
-    /// The header at the start of `bytes`, if this device can load what follows.
-    fn read<D: Device>(bytes: &[u8], device: &D) -> Result<Self, StateError> {
+    /// The header at the start of `bytes`, if a device of this format can load what follows.
+    fn read(format: Format, bytes: &[u8]) -> Result<Self, StateError> {
         let (header, _) =
             Self::read_from_prefix(bytes).map_err(|_| StateError::Truncated(bytes.len()))?;
         if header.magic != MAGIC {
@@ -172,13 +181,13 @@ impl Header {
             false => Ok(()),
         };
         check(header.header_version.get(), HEADER_VERSION)?;
-        if header.device != type_name::<D>() {
+        if header.device != type_name(format.device) {
             let name = header.device.split(|byte| *byte == 0).next();
             let name = String::from_utf8_lossy(name.unwrap_or_default());
             return Err(StateError::OtherDevice(name.into_owned()));
         }
-        check(header.version.get(), D::STATE_VERSION)?;
-        let (size, limit) = (header.length.get(), device.max_state_size());
+        check(header.version.get(), format.version)?;
+        let (size, limit) = (header.length.get(), format.limit);
         if size > limit {
             return Err(StateError::TooLarge { size, limit });
         }
@@ -186,26 +195,25 @@ impl Header {
     }
 }
 
-fn type_name<D: Device>() -> [u8; TYPE_SIZE] {
+fn type_name(device: &str) -> [u8; TYPE_SIZE] {
     let mut name = [0; TYPE_SIZE];
-    for (to, from) in name.iter_mut().zip(D::TYPE.bytes()) {
+    for (to, from) in name.iter_mut().zip(device.bytes()) {
         *to = from;
     }
     name
 }
 
-/// The whole state of a device, header and all.
-pub(crate) fn save<D: Device>(device: &D) -> Result<Vec<u8>, StateError> {
-    let mut bytes = device.save()?;
-    let header = Header::new::<D>(&bytes);
-    bytes.splice(..0, header.as_bytes().iter().copied());
-    Ok(bytes)
+/// Puts the header before a device's part.
+pub(crate) fn with_header(format: Format, mut part: Vec<u8>) -> Vec<u8> {
+    let header = Header::new(format, &part);
+    part.splice(..0, header.as_bytes().iter().copied());
+    part
 }
 
 /// How many bytes a state has that begins with this header.
-pub(crate) fn size(device: &impl Device, header: &[u8]) -> Result<usize, StateError> {
-    let length = Header::read(header, device)?.length.get();
-    let limit = device.max_state_size();
+pub(crate) fn size(format: Format, header: &[u8]) -> Result<usize, StateError> {
+    let length = Header::read(format, header)?.length.get();
+    let limit = format.limit;
     usize::try_from(length)
         .ok()
         .and_then(|length| length.checked_add(HEADER_SIZE))
@@ -215,9 +223,9 @@ pub(crate) fn size(device: &impl Device, header: &[u8]) -> Result<usize, StateEr
         })
 }
 
-/// Has a device take over a state.
-pub(crate) fn load(device: &impl Device, bytes: &[u8]) -> Result<(), StateError> {
-    let header = Header::read(bytes, device)?;
+/// Takes the header off a whole state. Gives the version of the device's part, and the part.
+pub(crate) fn without_header(format: Format, bytes: &[u8]) -> Result<(u32, &[u8]), StateError> {
+    let header = Header::read(format, bytes)?;
     let part = bytes.get(HEADER_SIZE..).unwrap_or_default();
     if (part.len() as u64) < header.length.get() {
         return Err(StateError::Truncated(bytes.len()));
@@ -228,5 +236,5 @@ pub(crate) fn load(device: &impl Device, bytes: &[u8]) -> Result<(), StateError>
     if header.checksum.get() != header.checksum_with(part) {
         return Err(StateError::Checksum);
     }
-    device.load(header.version.get(), part)
+    Ok((header.version.get(), part))
 }

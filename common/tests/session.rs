@@ -101,7 +101,10 @@ fn with_front_end(test: impl FnOnce(&mut Frontend, &mut UnixStream)) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let (_end, stop) = UnixStream::pair().unwrap();
     let server = std::thread::spawn(move || {
-        let (counter, statistics) = (Counter::default(), Statistics::new::<Counter>());
+        let (counter, statistics) = (
+            Counter::default(),
+            Statistics::new(Counter::TYPE, Counter::REQUESTS),
+        );
         let stop = OwnedFd::from(stop);
         session::serve(&counter, &statistics, theirs, &stop, Polling::Auto).unwrap();
     });

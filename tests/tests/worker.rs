@@ -149,7 +149,7 @@ fn serve(shared: &Arc<Shared>, features: u64) -> (FrontEnd, JoinHandle<()>) {
     let idle = Idle(Arc::clone(shared));
     let server = std::thread::spawn(move || {
         let (_end, stop) = UnixStream::pair().unwrap();
-        let statistics = Statistics::new::<Idle>();
+        let statistics = Statistics::new(Idle::TYPE, Idle::REQUESTS);
         session::serve(&idle, &statistics, theirs, &stop.into(), Polling::Auto).unwrap();
     });
     let mut options = Options::default();

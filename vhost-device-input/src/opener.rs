@@ -14,7 +14,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, send, sendmsg,
 };
 use vhost_device_common::device::{Call, StartError};
-use vhost_device_common::program::sandbox::start_process;
+use vhost_device_common::sandbox::start_process;
 
 /// The largest number of an error that Linux has.
 const LAST_ERROR: i32 = 4095;

@@ -6,6 +6,7 @@
 //! [`ChainError::NotMemory`]. So one bad address fails one request, by the device's own error path.
 
 mod segments;
+mod ticket;
 
 use std::sync::Arc;
 
@@ -13,9 +14,9 @@ use thiserror::Error;
 use vm_memory::ByteValued;
 
 use crate::memory::{DirtyLog, GuestMemory};
-use crate::ring::Ticket;
 use crate::statistics::Taken;
 pub(crate) use segments::Segments;
+pub(crate) use ticket::Ticket;
 
 /// Why a part of a chain could not be used.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]

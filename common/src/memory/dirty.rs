@@ -13,7 +13,7 @@ use thiserror::Error;
 use vm_memory::VolatileMemory;
 
 use super::mapping::Mapping;
-use crate::limit::warn_limited;
+use crate::log_limit::warn_limited;
 
 /// Bytes of guest memory that a bit stands for (VHOST_LOG_PAGE), whatever the host's pages are.
 const PAGE_SIZE: u64 = 4096;

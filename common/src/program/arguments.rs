@@ -10,9 +10,10 @@ use std::process::ExitCode;
 use clap::error::ErrorKind;
 use clap::{ArgGroup, Args, Command, CommandFactory, FromArgMatches, Parser};
 
-use super::sandbox::Sandbox;
-use super::{USAGE, stderr};
+use super::USAGE;
 use crate::device::Device;
+use crate::sandbox::Sandbox;
+use crate::stderr;
 use crate::worker::Polling;
 
 /// Options of every back-end, then those of the device.

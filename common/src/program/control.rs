@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 
-use super::sandbox::{Role, confine_thread};
 use super::signals::{Signal, Signals};
 use super::socket::Listener;
 use super::stats_socket::StatsSocket;
-use super::stderr;
 use crate::device::{Device, StartError};
+use crate::sandbox::{Role, confine_thread};
 use crate::statistics::Statistics;
+use crate::stderr;
 
 /// How long requests in flight may take to finish once a signal came that ends the program.
 const TIME_TO_FINISH: Duration = Duration::from_millis(1800);
@@ -158,7 +158,7 @@ mod tests {
         let control = Control {
             signals,
             device: Arc::downgrade(&device),
-            statistics: Arc::new(Statistics::new::<Reloading>()),
+            statistics: Arc::new(Statistics::new(Reloading::TYPE, Reloading::REQUESTS)),
             stats_socket: None,
             files: Vec::new(),
         };

@@ -4,12 +4,10 @@
 
 mod arguments;
 mod control;
-pub mod sandbox;
 mod service;
 mod signals;
 mod socket;
 mod stats_socket;
-mod stderr;
 mod turn;
 
 use std::io::Write;
@@ -26,14 +24,15 @@ use vhost_user_discovery::schema::{VHostUserBackendCapabilities, VhostUserBacken
 
 use crate::device::{Device, StartError};
 use crate::file_limit::{self, explained};
-use crate::limit::{info_limited, warn_limited};
+use crate::log_limit::{info_limited, warn_limited};
+use crate::sandbox::{self, Access, Role, confine_thread};
 use crate::session;
 use crate::statistics::Statistics;
+use crate::stderr;
 use crate::worker::Polling;
 use arguments::Arguments;
 pub use arguments::size;
 use control::Control;
-use sandbox::Access;
 use service::{ServiceManager, State};
 use signals::Signals;
 pub use socket::inherited;
@@ -117,7 +116,7 @@ fn start<D: Device>(
     let signals = Signals::listen(D::RELOADS)?;
     let stop = Arc::clone(&signals.stop);
     let manager = manager.connect();
-    let statistics = Arc::new(Statistics::new::<D>());
+    let statistics = Arc::new(Statistics::new(D::TYPE, D::REQUESTS));
     let sockets = source
         .path()
         .into_iter()
@@ -140,7 +139,7 @@ fn start<D: Device>(
             .files
             .extend(directories.map(|directory| (directory, Access::Remove)));
         sandbox::enter(D::PROGRAM, arguments.sandbox, &needs)?;
-        stderr::start(D::PROGRAM)?;
+        stderr::start(D::PROGRAM, || confine_thread(Role::Log))?;
         stats_socket
             .iter()
             .try_for_each(|listener| listener.listen())?;

@@ -13,10 +13,10 @@ use rustix::event::PollFlags;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
-use super::sandbox::Call;
 use super::socket::Listener;
 use crate::file_limit::explained;
-use crate::limit::warn_limited;
+use crate::log_limit::warn_limited;
+use crate::sandbox::Call;
 use crate::statistics::Statistics;
 
 /// Clients at a time. Others wait until one of them is gone.

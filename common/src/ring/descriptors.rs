@@ -6,9 +6,14 @@ use std::sync::Arc;
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 use vm_memory::{ByteValued, VolatileMemory, VolatileSlice};
 
-use super::{MAX_INDIRECT_DESCRIPTORS, RingError, RingSetup, Ticket};
-use crate::chain::{Chain, Segments};
+use super::error::RingError;
+use super::setup::RingSetup;
+use crate::chain::{Chain, Segments, Ticket};
 use crate::memory::GuestMemory;
+
+/// Most descriptors of one chain beyond the size of the ring: an indirect table may be longer than
+/// the ring is, and Linux makes such tables. QEMU draws the line at the same number.
+pub const MAX_INDIRECT_DESCRIPTORS: usize = 1024;
 
 /// Bytes of a descriptor, in either format.
 pub(super) const DESCRIPTOR_SIZE: usize = 16;

@@ -1,125 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Virtqueues: what is taken from the driver and what is given back, one format to a file.
 
+pub mod crash_point;
 mod descriptors;
-pub mod fault;
+mod error;
 pub mod inflight;
 mod packed;
+mod position;
+mod setup;
 mod split;
 
 use std::sync::Arc;
 
-use thiserror::Error;
-
 use crate::chain::Chain;
-use crate::memory::{GuestMemory, MemoryError, PinnedRange};
+use crate::memory::GuestMemory;
+pub use descriptors::MAX_INDIRECT_DESCRIPTORS;
+pub use error::RingError;
 use inflight::InflightFile;
 use packed::PackedRing;
+pub use setup::RingSetup;
 use split::SplitRing;
-
-/// Most descriptors of one chain beyond the size of the ring: an indirect table may be longer than
-/// the ring is, and Linux makes such tables. QEMU draws the line at the same number.
-pub const MAX_INDIRECT_DESCRIPTORS: usize = 1024;
-
-/// Where the front-end says that a ring is, and how it is to be read.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RingSetup {
-    /// Descriptors in the ring: at most 32768, and a power of two in a split ring.
-    pub size: u16,
-    /// Descriptor area, as an address of the front-end.
-    pub descriptors: u64,
-    /// Driver area (available ring, or the driver's event suppression), as an address of the front-end.
-    pub available: u64,
-    /// Device area (used ring, or the device's event suppression), as an address of the front-end.
-    pub used: u64,
-    /// Guest address by which writes to the device area are logged, if they are. It need not be where that is, or in memory.
-    pub used_log: Option<u64>,
-    /// VIRTIO_F_RING_PACKED was negotiated.
-    pub packed: bool,
-    /// VIRTIO_F_EVENT_IDX was negotiated.
-    pub event_index: bool,
-    /// VIRTIO_F_INDIRECT_DESC was negotiated.
-    pub indirect: bool,
-}
-
-/// What is wrong with a ring. After any of these but [`RingError::Unmapped`] the ring cannot be used until it is set up anew.
-#[derive(Debug, Error)]
-pub enum RingError {
-    /// A part of the ring is not in guest memory.
-    #[error("the {part} is not in guest memory: {source}")]
-    Unmapped {
-        /// Which part.
-        part: &'static str,
-        /// The range that is not there.
-        source: MemoryError,
-    },
-    /// A part of the ring is not aligned as VIRTIO 1.3, 2.7 asks.
-    #[error("the {part} at {address:#x} is not aligned to {alignment} bytes")]
-    Unaligned {
-        /// Which part.
-        part: &'static str,
-        /// Where it is.
-        address: u64,
-        /// What its address must be a multiple of.
-        alignment: u64,
-    },
-    /// A split ring that is not a power of two long.
-    #[error("a split ring of {0} descriptors; it must have a power of two")]
-    Size(u16),
-    /// The ring is to go on at a place that it has not.
-    #[error("{base:#x} is not where a ring of {size} can go on")]
-    Base {
-        /// What the front-end said.
-        base: u32,
-        /// Descriptors in the ring.
-        size: u16,
-    },
-    /// The driver made more requests available than the ring can hold.
-    #[error("available index {index} is more than the ring's {size} entries ahead of the device")]
-    AvailableIndex {
-        /// The driver's index.
-        index: u16,
-        /// Entries in the ring.
-        size: u16,
-    },
-    /// A descriptor number is not below the size of its table.
-    #[error("descriptor {index} is outside its table of {size}")]
-    DescriptorIndex {
-        /// The number.
-        index: usize,
-        /// Entries in the table.
-        size: usize,
-    },
-    /// A chain goes round in circles, or is longer than any may be.
-    #[error("a chain has more than {limit} descriptors")]
-    ChainTooLong {
-        /// The most that there may be.
-        limit: usize,
-    },
-    /// A descriptor to read follows one to write.
-    #[error("a readable descriptor follows a writable one")]
-    ReadableAfterWritable,
-    /// The front-end keeps a file of requests in flight, but has no room in it for this ring: they would be lost in a crash.
-    #[error("{size} descriptors, for which the front-end's file of requests in flight has no room")]
-    NoRoomInFlight {
-        /// Descriptors of the ring.
-        size: u16,
-    },
-    /// An indirect table that is empty, no multiple of 16 bytes, nested, or not negotiated.
-    #[error("bad indirect descriptor: {0}")]
-    Indirect(&'static str),
-}
-
-/// How a ring knows a request that it gave out.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Ticket {
-    /// The driver's name for it: index of the first descriptor, or, in a packed ring, the buffer id.
-    pub id: u16,
-    /// Descriptors of the ring that it takes in a packed ring.
-    pub descriptors: u16,
-    /// Where it is noted as in flight, in a packed ring.
-    pub entry: u16,
-}
 
 /// A ring that the driver shares with this device.
 ///
@@ -294,24 +194,4 @@ impl Ring {
             let _ = self.want_kick();
         }
     }
-}
-
-/// Finds a part of a ring: `length` bytes at `address` of the front-end.
-fn find_part(
-    memory: &GuestMemory,
-    part: &'static str,
-    address: u64,
-    alignment: u64,
-    length: usize,
-) -> Result<PinnedRange, RingError> {
-    if !address.is_multiple_of(alignment) {
-        return Err(RingError::Unaligned {
-            part,
-            address,
-            alignment,
-        });
-    }
-    memory
-        .pin_user_range(address, length)
-        .map_err(|source| RingError::Unmapped { part, source })
 }

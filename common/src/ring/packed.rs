@@ -6,23 +6,21 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use virtio_bindings::virtio_ring::{
-    VRING_DESC_F_WRITE, VRING_PACKED_DESC_F_AVAIL, VRING_PACKED_DESC_F_USED,
-    VRING_PACKED_EVENT_F_WRAP_CTR, VRING_PACKED_EVENT_FLAG_DESC, VRING_PACKED_EVENT_FLAG_DISABLE,
+    VRING_DESC_F_WRITE, VRING_PACKED_EVENT_FLAG_DESC, VRING_PACKED_EVENT_FLAG_DISABLE,
     VRING_PACKED_EVENT_FLAG_ENABLE,
 };
 use virtio_queue::desc::packed::Descriptor;
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
+use super::crash_point::{Step, after};
 use super::descriptors::{Buffer, DESCRIPTOR_SIZE, Gathering, Storage};
-use super::fault::{Step, after};
+use super::error::RingError;
 use super::inflight::{PackedInflight, Recovered};
-use super::{RingError, RingSetup, Ticket};
-use crate::chain::Chain;
+use super::position::{AVAILABLE, Position, USED};
+use super::setup::{RingSetup, find_part};
+use crate::chain::{Chain, Ticket};
 use crate::memory::{DirtyLog, GuestMemory, PinnedRange};
 
-/// Flags of a descriptor: it is available, or used, in the round that the bit stands for.
-const AVAILABLE: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
-const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 
 /// Layout of a descriptor: address u64, length u32, id u16, flags u16.
@@ -39,62 +37,6 @@ const EVENT_FLAGS_MASK: u16 = 3;
 
 /// Base of a ring whose driver begins: both places are 0, and both wrap counters 1.
 pub const FIRST_BASE: u32 = 1 << 31 | 1 << 15;
-
-/// A place in the ring, and the wrap counter of the round that it is reached in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Position {
-    pub index: u16,
-    pub wrap: bool,
-}
-
-impl Position {
-    /// Bits 0 to 14 are the index, bit 15 is the wrap counter: as in the event suppression structures, and in each half of the
-    /// base of a ring (vhost-user, SET_VRING_BASE).
-    fn from_bits(bits: u16) -> Self {
-        let wrap = 1 << VRING_PACKED_EVENT_F_WRAP_CTR;
-        Self {
-            index: bits & !wrap,
-            wrap: bits & wrap != 0,
-        }
-    }
-
-    fn bits(self) -> u16 {
-        self.index | u16::from(self.wrap) << VRING_PACKED_EVENT_F_WRAP_CTR
-    }
-
-    /// The place `count` descriptors on, in a ring of `size`; `count` is at most `size`.
-    pub fn after(self, count: u16, size: u16) -> Self {
-        // Neither is above 32768.
-        let index = u32::from(self.index) + u32::from(count);
-        match index.checked_sub(size.into()) {
-            None => Self {
-                index: index as u16,
-                wrap: self.wrap,
-            },
-            Some(index) => Self {
-                index: index as u16,
-                wrap: !self.wrap,
-            },
-        }
-    }
-
-    /// Flags that mark a descriptor here available.
-    fn available(self) -> u16 {
-        if self.wrap { AVAILABLE } else { USED }
-    }
-
-    /// Flags that mark a descriptor here used.
-    fn used(self) -> u16 {
-        if self.wrap { AVAILABLE | USED } else { 0 }
-    }
-
-    /// Whether `self` was passed on the way that led here over the last `count` descriptors.
-    fn was_passed(self, here: Self, count: u16, size: u16) -> bool {
-        let round = if self.wrap == here.wrap { 0 } else { size };
-        let distance = i32::from(here.index) + i32::from(round) - i32::from(self.index);
-        (1..=i32::from(count)).contains(&distance)
-    }
-}
 
 /// A packed ring that the driver shares with this device.
 #[derive(Debug)]
@@ -263,9 +205,8 @@ impl PackedRing {
     }
 
     fn find(setup: &RingSetup, memory: &GuestMemory) -> Result<Parts, RingError> {
-        let part = |part, address, alignment, length| {
-            super::find_part(memory, part, address, alignment, length)
-        };
+        let part =
+            |part, address, alignment, length| find_part(memory, part, address, alignment, length);
         let size = DESCRIPTOR_SIZE * usize::from(setup.size);
         Ok(Parts {
             descriptors: part("descriptor ring", setup.descriptors, 16, size)?,

@@ -10,11 +10,12 @@ use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_N
 use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
+use super::crash_point::{Step, after};
 use super::descriptors::{Buffer, DESCRIPTOR_SIZE, Gathering, Storage};
-use super::fault::{Step, after};
+use super::error::RingError;
 use super::inflight::InflightRing;
-use super::{RingError, RingSetup, Ticket};
-use crate::chain::Chain;
+use super::setup::{RingSetup, find_part};
+use crate::chain::{Chain, Ticket};
 use crate::memory::{DirtyLog, GuestMemory, PinnedRange};
 
 /// Layout of the available ring: flags u16, idx u16, ring [u16; size], used_event u16.
@@ -151,9 +152,8 @@ impl SplitRing {
         if !size.is_power_of_two() {
             return Err(RingError::Size(setup.size));
         }
-        let part = |part, address, alignment, length| {
-            super::find_part(memory, part, address, alignment, length)
-        };
+        let part =
+            |part, address, alignment, length| find_part(memory, part, address, alignment, length);
         let event = if setup.event_index { 2 } else { 0 };
         let descriptors = part(
             "descriptor table",

@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserLog, VhostUserProtocolFeatures};
 
-use super::message::Message;
 use super::{Answer, Session, SessionError, file};
 use crate::device::Device;
-use crate::limit::info_limited;
+use crate::log_limit::info_limited;
 use crate::memory::DirtyLog;
+use crate::wire::Message;
 
 /// VHOST_F_LOG_ALL: writes to guest memory are logged. Not a feature that the device knows of.
 pub const LOG_ALL: u64 = 1 << 26;

@@ -5,10 +5,11 @@
 //! front-end got wrong is answered with a negative acknowledgement where one was asked for, and ends the connection otherwise.
 //! What a guest can bring about through its front-end never ends the connection.
 
-mod config_change;
+mod config;
 mod dirty_log;
 mod error;
-mod message;
+mod inflight;
+mod memory;
 mod rings;
 mod transfer;
 mod vring;
@@ -19,25 +20,23 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use vhost::vhost_user::message::{
-    FrontendReq, VHOST_USER_CONFIG_SIZE, VhostUserConfig, VhostUserInflight, VhostUserLog,
-    VhostUserMemory, VhostUserMemoryRegion, VhostUserProtocolFeatures as Protocol,
-    VhostUserSingleMemoryRegion, VhostUserVringAddr, VhostUserVringState,
+    FrontendReq, VhostUserLog, VhostUserProtocolFeatures as Protocol, VhostUserSingleMemoryRegion,
+    VhostUserVringAddr, VhostUserVringState,
 };
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::ByteValued;
 
 use crate::device::Device;
-use crate::limit::{info_limited, warn_limited};
+use crate::log_limit::{info_limited, warn_limited};
 use crate::memory::{DirtyLog, GuestMemory, MAX_REGIONS};
-use crate::ring::inflight::{self, InflightFile};
+use crate::ring::inflight::InflightFile;
 use crate::statistics::Statistics;
+pub use crate::wire::MessageError;
+use crate::wire::{ConfigChange, Connection, Message};
 use crate::worker::{Polling, Worker, WorkerError};
-pub use config_change::ConfigChange;
 use dirty_log::LOG_ALL;
 pub use error::SessionError;
-pub use message::MessageError;
-use message::{Connection, Message, leading_object};
 use transfer::DeviceState;
 use vring::Vring;
 
@@ -49,9 +48,6 @@ const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_EVENT_IDX
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | PROTOCOL_FEATURES;
-
-/// Bytes of the payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD: two u64, two u16.
-const INFLIGHT_SIZE: usize = 20;
 
 /// What to answer to a request that succeeded.
 enum Answer {
@@ -262,12 +258,7 @@ impl<D: Device> Session<'_, D> {
                 self.set_vring_file(value, message, request)
             }
             FrontendReq::GET_CONFIG => self.get_config(&message).ok_or_else(malformed),
-            FrontendReq::SET_CONFIG => {
-                let (config, data) = config_payload(&message).ok_or_else(malformed)?;
-                self.device.write_config(config.offset as usize, data)?;
-                self.keep();
-                Ok(Answer::Ack)
-            }
+            FrontendReq::SET_CONFIG => self.set_config(&message).ok_or_else(malformed)?,
             FrontendReq::SET_BACKEND_REQ_FD => {
                 let channel = Arc::new(file(&mut message, request)?);
                 let config_change = ConfigChange::new(&channel);
@@ -417,139 +408,6 @@ impl<D: Device> Session<'_, D> {
         }
         self.workers.clear();
     }
-
-    /// `None` if the payload is malformed.
-    fn set_memory_table(&mut self, message: Message) -> Option<Result<Answer, SessionError>> {
-        let table: VhostUserMemory = leading_object(&message.payload)?;
-        let regions = message.payload.get(size_of::<VhostUserMemory>()..)?;
-        let count = table.num_regions as usize;
-        let used = count.checked_mul(size_of::<VhostUserMemoryRegion>())?;
-        // User-Mode Linux leaves room for a region that it does not have.
-        let rest = regions.get(used..)?.len();
-        if count == 0 || !rest.is_multiple_of(size_of::<VhostUserMemoryRegion>()) {
-            return None;
-        }
-        if message.files.len() < count {
-            return Some(Err(SessionError::NoFile(FrontendReq::SET_MEM_TABLE)));
-        }
-        let memory = regions
-            .chunks_exact(size_of::<VhostUserMemoryRegion>())
-            .take(count)
-            .zip(message.files)
-            .try_fold(GuestMemory::default(), |memory, (bytes, file)| {
-                memory.with_region(&leading_object(bytes).unwrap_or_default(), file)
-            });
-        Some(match memory {
-            Ok(memory) => self.set_memory(memory),
-            Err(error) => Err(error.into()),
-        })
-    }
-
-    /// Puts another table in force. Requests in flight keep the memory that they point to.
-    fn set_memory(&mut self, memory: GuestMemory) -> Result<Answer, SessionError> {
-        self.share_memory(memory)?;
-        // The table is in force, whether all rings can start in it or not.
-        for index in 0..self.vrings.len() {
-            if let Err(error) = self.start_if_ready(index) {
-                warn_limited(format_args!("front-end: {error}"));
-            }
-        }
-        Ok(Answer::Ack)
-    }
-
-    /// Has all workers use this memory, with the log that is in force.
-    fn share_memory(&mut self, memory: GuestMemory) -> Result<(), SessionError> {
-        self.memory = memory.with_log(self.log_in_force());
-        for worker in self.workers.values() {
-            worker.set_memory(&self.memory)?;
-        }
-        Ok(())
-    }
-
-    /// Rings and descriptors that a file is to have room for, and where it is (GET_INFLIGHT_FD, SET_INFLIGHT_FD).
-    fn inflight_description(
-        &self,
-        message: &Message,
-        request: FrontendReq,
-    ) -> Result<VhostUserInflight, SessionError> {
-        let payload = &message.payload;
-        let size = payload.len();
-        // Some front-ends pad it to a multiple of 8 bytes.
-        let mut padded = [0; size_of::<VhostUserInflight>()];
-        let malformed = || SessionError::Payload { request, size };
-        if !(INFLIGHT_SIZE..=INFLIGHT_SIZE.next_multiple_of(8)).contains(&size) {
-            return Err(malformed());
-        }
-        for (to, from) in padded.iter_mut().zip(payload) {
-            *to = *from;
-        }
-        let inflight: VhostUserInflight = leading_object(&padded).ok_or_else(malformed)?;
-        let max = self.device.max_queue_size();
-        let (queues, size) = (inflight.num_queues, inflight.queue_size);
-        self.queue_index(u64::from(queues).saturating_sub(1))?;
-        if queues == 0 {
-            return Err(malformed());
-        }
-        if !self.is_ring_size(size.into()) {
-            return Err(SessionError::QueueSize {
-                size: size.into(),
-                max,
-            });
-        }
-        Ok(inflight)
-    }
-
-    fn get_inflight(&self, message: &Message) -> Result<Answer, SessionError> {
-        let wanted = self.inflight_description(message, FrontendReq::GET_INFLIGHT_FD)?;
-        let packed = self.has_feature(VIRTIO_F_RING_PACKED);
-        let (queues, size) = (wanted.num_queues, wanted.queue_size);
-        let file = inflight::create_file(packed, queues, size)?;
-        let length = inflight::file_size(packed, queues, size) as u64;
-        // Field by field: the structure has padding, in which there is whatever was there before.
-        let mut reply = [length, 0].map(u64::to_ne_bytes).concat();
-        reply.extend([queues, size].map(u16::to_ne_bytes).concat());
-        reply.resize(message.payload.len(), 0);
-        Ok(Answer::ReplyWithFile(reply, file))
-    }
-
-    fn set_inflight(&mut self, mut message: Message) -> Result<Answer, SessionError> {
-        let request = FrontendReq::SET_INFLIGHT_FD;
-        let inflight = self.inflight_description(&message, request)?;
-        self.check_stopped()?;
-        let inflight = InflightFile::map(
-            &file(&mut message, request)?,
-            inflight.mmap_offset,
-            inflight.mmap_size,
-            self.has_feature(VIRTIO_F_RING_PACKED),
-            inflight.num_queues,
-            inflight.queue_size,
-        )?;
-        if let Some(kept @ 1..) = inflight.kept()
-            && self.device.kept() == 0
-        {
-            self.device.set_kept(Some(kept));
-        }
-        self.inflight = Some(inflight);
-        Ok(Answer::Ack)
-    }
-
-    /// `None` if the payload is malformed. Past the end of the config space all is zero.
-    fn get_config(&self, message: &Message) -> Option<Answer> {
-        let config: VhostUserConfig = leading_object(&message.payload)?;
-        let (offset, size) = (config.offset as usize, config.size as usize);
-        let end = offset.checked_add(size)?;
-        // The header must be followed by as many bytes as the answer will have.
-        let room = message.payload.len() - size_of::<VhostUserConfig>();
-        if end > VHOST_USER_CONFIG_SIZE as usize || room != size {
-            // An answer without payload is how this request fails.
-            return Some(Answer::Reply(Vec::new()));
-        }
-        let mut space = self.device.config();
-        space.resize(space.len().max(end), 0);
-        let mut reply = config.as_slice().to_vec();
-        reply.extend_from_slice(space.get(offset..end)?);
-        Some(Answer::Reply(reply))
-    }
 }
 
 /// The one file that came with a request. More are closed.
@@ -559,13 +417,4 @@ fn file(message: &mut Message, request: FrontendReq) -> Result<OwnedFd, SessionE
         .drain(..)
         .next()
         .ok_or(SessionError::NoFile(request))
-}
-
-/// Where the driver writes in the config space, and what.
-fn config_payload(message: &Message) -> Option<(VhostUserConfig, &[u8])> {
-    let config: VhostUserConfig = leading_object(&message.payload)?;
-    let data = message.payload.get(size_of::<VhostUserConfig>()..)?;
-    let end = config.offset.checked_add(config.size)?;
-    let valid = end <= VHOST_USER_CONFIG_SIZE && data.len() == config.size as usize;
-    valid.then_some((config, data))
 }

@@ -4,11 +4,11 @@
 use vhost::vhost_user::message::{FrontendReq, VhostUserVringAddr, VhostUserVringState};
 use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 
-use super::message::Message;
 use super::vring::{Vring, call, kick};
 use super::{Answer, Session, SessionError, file};
 use crate::device::Device;
 use crate::ring::Ring;
+use crate::wire::Message;
 
 /// In the u64 of SET_VRING_KICK, CALL and ERR: the ring's index, and "there is no file".
 const VRING_INDEX_MASK: u64 = 0xff;

@@ -13,12 +13,12 @@ use rustix::io::Errno;
 use thiserror::Error;
 use vhost::vhost_user::message::{FrontendReq, VhostUserTransferDeviceState};
 
-use super::message::{Connection, Message, MessageError};
 use super::vring::Vring;
 use super::{Answer, Session, SessionError, file};
 use crate::device::Device;
-use crate::limit::{info_limited, warn_limited};
-use crate::state::{self, HEADER_SIZE, StateError};
+use crate::log_limit::{info_limited, warn_limited};
+use crate::state::{self, Format, HEADER_SIZE, StateError};
+use crate::wire::{Connection, Message, MessageError};
 
 /// Directions of SET_DEVICE_STATE_FD.
 const SAVE: u32 = 0;
@@ -125,7 +125,7 @@ impl Transfer {
     }
 
     /// Moves some bytes, if that can be done now. Gives whether it is all done.
-    fn step(&mut self, device: &impl Device, now: Instant) -> Result<bool, TransferError> {
+    fn step(&mut self, format: Format, now: Instant) -> Result<bool, TransferError> {
         let moved = match &mut self.way {
             Way::Save { bytes, sent } => {
                 let rest = bytes.get(*sent..).unwrap_or_default();
@@ -152,7 +152,7 @@ impl Transfer {
                 self.moved = now;
                 if let Way::Load { bytes, size } = &mut self.way {
                     if size.is_none() && bytes.len() >= HEADER_SIZE {
-                        *size = Some(state::size(device, bytes)?);
+                        *size = Some(state::size(format, bytes)?);
                     }
                     if size.is_some_and(|size| bytes.len() > size) {
                         return Err(StateError::TooLong.into());
@@ -167,6 +167,14 @@ impl Transfer {
 }
 
 impl<D: Device> Session<'_, D> {
+    fn format(&self) -> Format {
+        Format {
+            device: D::TYPE,
+            version: D::STATE_VERSION,
+            limit: self.device.max_state_size(),
+        }
+    }
+
     /// SET_DEVICE_STATE_FD. Its reply always says how it went.
     pub(super) fn set_device_state(&mut self, message: Message) -> Answer {
         self.end_transfer("the front-end begins another transfer");
@@ -193,7 +201,7 @@ impl<D: Device> Session<'_, D> {
         let file = file(&mut message, request)?;
         let way = match direction {
             SAVE => Way::Save {
-                bytes: state::save(self.device)?,
+                bytes: state::with_header(self.format(), self.device.save()?),
                 sent: 0,
             },
             LOAD => Way::Load {
@@ -246,12 +254,13 @@ impl<D: Device> Session<'_, D> {
         events: PollFlags,
         idle: Duration,
     ) -> Result<(), MessageError> {
+        let format = self.format();
         while let Course::Running(transfer) = &mut self.device_state.0 {
             let outcome = match transfer.time_left(Instant::now(), idle) {
                 Ok(left) => {
                     let ready = connection.wait_beside(events, transfer.poll_fd(), left)?;
                     let outcome = match ready.file {
-                        true => transfer.step(self.device, Instant::now()),
+                        true => transfer.step(format, Instant::now()),
                         false => Ok(false),
                     };
                     if ready.front_end && matches!(outcome, Ok(false)) {
@@ -300,7 +309,8 @@ impl<D: Device> Session<'_, D> {
     }
 
     fn load(&mut self, bytes: &[u8]) -> Result<(), StateError> {
-        state::load(self.device, bytes)?;
+        let (version, part) = state::without_header(self.format(), bytes)?;
+        self.device.load(version, part)?;
         // What handlers and rings know is of the guest that was replaced.
         self.stop_all();
         self.vrings.iter_mut().for_each(Vring::forget_stop);

@@ -8,7 +8,7 @@ use vhost::vhost_user::message::VhostUserVringAddr;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use crate::limit::info_limited;
+use crate::log_limit::info_limited;
 use crate::memory::GuestMemory;
 use crate::ring::inflight::InflightFile;
 use crate::ring::{Ring, RingSetup};

@@ -13,13 +13,13 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::device::Device;
-use crate::worker::BATCH;
 pub use recorder::Outcome;
 pub(crate) use recorder::{Recorder, Taken};
 
+/// Requests in the largest batch that has a bucket of its own.
+pub(crate) const LARGEST_BATCH: u16 = 64;
 /// Buckets for the length of a batch: 1, 2, 4 and so on, and one for what is longer.
-const BATCH_BUCKETS: usize = BATCH.ilog2() as usize + 2;
+const BATCH_BUCKETS: usize = LARGEST_BATCH.ilog2() as usize + 2;
 /// Buckets for the time that a request takes: 1, 2, 4 and so on microseconds, up to 8.4 s, and one for what is longer.
 const TIME_BUCKETS: usize = 25;
 
@@ -135,11 +135,11 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Nothing yet, of a device of type `D`.
-    pub fn new<D: Device>() -> Self {
+    /// Starts counting for a device of type `device`, whose requests have these `types`.
+    pub fn new(device: &'static str, types: &'static [&'static str]) -> Self {
         Self {
-            device: D::TYPE,
-            types: D::REQUESTS,
+            device,
+            types,
             front_ends: AtomicU64::new(0),
             queues: Mutex::default(),
         }
@@ -174,12 +174,7 @@ mod tests {
     const TYPES: &[&str] = &["read", "write"];
 
     fn statistics() -> Statistics {
-        Statistics {
-            device: "block",
-            types: TYPES,
-            front_ends: AtomicU64::new(0),
-            queues: Mutex::default(),
-        }
+        Statistics::new("block", TYPES)
     }
 
     fn outcome(request: usize, bytes: u64, failed: bool) -> Outcome {

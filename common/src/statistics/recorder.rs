@@ -51,7 +51,7 @@ impl Recorder {
     }
 
     /// For a queue that nobody asks about.
-    pub(crate) fn unheard() -> Self {
+    pub(crate) fn discarding() -> Self {
         Self::new(Arc::new(QueueStatistics::new(1)))
     }
 

@@ -2,78 +2,39 @@
 //! A thread that owns some queues: it waits for kicks, lets the device's handler take requests,
 //! publishes what was completed, and obeys the session.
 
+mod busy_poll;
 mod call_file;
-mod head_start;
-mod poll;
-mod polling;
+mod command;
+mod early_call;
+mod error;
+mod handler;
+mod poller;
 mod queue;
+mod thread;
 mod timer;
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::os::fd::OwnedFd;
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
-use thiserror::Error;
 
-use crate::device::QueueHandler;
-use crate::file_limit::explained;
-use crate::limit::warn_limited;
 use crate::memory::GuestMemory;
-use crate::program::sandbox::{Role, confine_thread};
+use crate::sandbox::{Role, confine_thread};
+pub use busy_poll::Polling;
 pub(crate) use call_file::CallFile;
-pub use poll::{EpollPoller, Poller, Token};
-pub use polling::Polling;
-use polling::Watchfulness;
-pub(crate) use queue::BATCH;
+use command::{Command, Request};
+pub use error::WorkerError;
+pub use handler::QueueHandler;
+pub use poller::{EpollPoller, Poller, Token};
 pub use queue::{Queue, Queues};
+use thread::Thread;
 pub use timer::Timer;
 
 /// How long the session waits for a worker before it looks whether that hangs in an eventfd of the front-end.
 const HANG: Duration = Duration::from_millis(100);
-/// Most looks for requests between two system calls.
-const LOOKS: u32 = 16;
-/// How long to do nothing when the kernel refuses to wait.
-const REFUSED: Duration = Duration::from_millis(1);
-/// How long the queues of a thread are served, one after the other, before the session is heard again.
-const SLICE: Duration = Duration::from_millis(2);
-
-/// Why a worker did not do what the session asked for.
-#[derive(Debug, Error)]
-pub enum WorkerError {
-    /// The thread, or what it needs, could not be made.
-    #[error("cannot start working on a queue: {}", explained(.0))]
-    Start(#[source] io::Error),
-    /// The kick file cannot be waited on.
-    #[error("cannot wait for kicks on the file that the front-end sent: {}", explained(.0))]
-    Kick(#[source] io::Error),
-    /// The thread has ended.
-    #[error("the thread of this queue has ended")]
-    Gone,
-}
-
-/// What the session asks of a worker.
-enum Command {
-    Start(Box<Queue>, Option<Arc<OwnedFd>>),
-    Stop(u16),
-    Base(u16),
-    Enable(u16, bool),
-    Kick(u16, Option<Arc<OwnedFd>>),
-    Call(u16, Option<Arc<CallFile>>),
-    Error(u16, Option<Arc<CallFile>>),
-    UsedLog(u16, Option<u64>),
-    Memory(Arc<GuestMemory>),
-    Quit,
-}
-
-struct Request {
-    command: Command,
-    /// Where the ring goes on, for `Stop` and `Base`.
-    reply: Sender<Result<Option<u32>, WorkerError>>,
-}
 
 /// The session's end of a worker. Dropping it finishes what is held and ends the thread.
 #[derive(Debug)]
@@ -92,33 +53,15 @@ impl Worker {
     /// There are too many threads or open files.
     pub fn start<H: QueueHandler + Send + 'static>(
         name: String,
-        mut handler: H,
+        handler: H,
         polling: Polling,
     ) -> Result<Self, WorkerError> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| WorkerError::Start(errno.into()))?;
         let wake = Arc::new(wake);
-        let mut epoll = None;
-        if handler.poller().is_none() {
-            let epoll = epoll.insert(EpollPoller::new().map_err(WorkerError::Start)?);
-            handler.watch(epoll).map_err(WorkerError::Start)?;
-        }
-        if let Some(poller) = poller(&mut handler, &mut epoll) {
-            poller
-                .watch(wake.as_fd(), Token::Control)
-                .map_err(WorkerError::Start)?;
-        }
         let (requests, inbox) = channel();
-        let thread = Thread {
-            handler,
-            epoll,
-            queues: Queues::default(),
-            first: 0,
-            inbox,
-            ready: Vec::new(),
-            watchfulness: Watchfulness::new(polling),
-            _wake: Arc::clone(&wake),
-        };
+        let thread =
+            Thread::new(handler, inbox, Arc::clone(&wake), polling).map_err(WorkerError::Start)?;
         let thread = std::thread::Builder::new()
             .name(name)
             .spawn(move || {
@@ -267,289 +210,5 @@ impl Drop for Worker {
         {
             log::error!("the thread of a queue has crashed; please report this");
         }
-    }
-}
-
-/// What the thread waits with.
-fn poller<'a, H: QueueHandler>(
-    handler: &'a mut H,
-    epoll: &'a mut Option<EpollPoller>,
-) -> Option<&'a mut dyn Poller> {
-    match epoll {
-        Some(epoll) => Some(epoll),
-        None => handler.poller(),
-    }
-}
-
-struct Thread<H> {
-    handler: H,
-    epoll: Option<EpollPoller>,
-    queues: Queues,
-    /// Place among them of the one that is served first: the next after the one that took requests last.
-    first: usize,
-    inbox: Receiver<Request>,
-    ready: Vec<Token>,
-    watchfulness: Watchfulness,
-    /// Watched for as long as the thread lives.
-    _wake: Arc<OwnedFd>,
-}
-
-impl<H: QueueHandler> Thread<H> {
-    fn run(mut self) {
-        loop {
-            let sleeps = !self.look() && !self.spins() && self.rest();
-            if self.wait((!sleeps).then_some(Duration::ZERO)) && !self.obey() {
-                return;
-            }
-        }
-    }
-
-    /// Looks for requests, several times where it is worth it: a look takes much less than a system call. Returns whether there were any.
-    fn look(&mut self) -> bool {
-        for _ in 0..LOOKS {
-            if self.serve() {
-                return true;
-            }
-            if !self.looks_again() {
-                return false;
-            }
-            std::hint::spin_loop();
-        }
-        false
-    }
-
-    /// Lets the handler take what is available. Returns whether it took anything.
-    fn serve(&mut self) -> bool {
-        let mut took = false;
-        let begin = self.watchfulness.now();
-        let count = self.queues.0.len();
-        // The handler may have room for one queue only: that is not always the same one.
-        let (before, after) = self.queues.0.split_at_mut(self.first.min(count));
-        let first = before.len();
-        for (turn, queue) in after.iter_mut().chain(before).enumerate() {
-            if !queue.is_runnable() {
-                continue;
-            }
-            queue.begin_batch(self.watchfulness.now());
-            self.handler.process(queue);
-            queue.publish();
-            if queue.took() {
-                took = true;
-                self.first = (first + turn + 1) % count;
-                if count > 1 && self.watchfulness.tick().saturating_duration_since(begin) > SLICE {
-                    break;
-                }
-            }
-        }
-        if took {
-            self.watchfulness.worked();
-            for queue in &mut self.queues.0 {
-                queue.end_batch(self.watchfulness.now());
-            }
-        }
-        took
-    }
-
-    /// Whether to look for more to do rather than sleep. Not while several requests are under way: their
-    /// completion wakes the thread, and gathers more of them until then. Nor while requests wait for a time.
-    fn looks_again(&mut self) -> bool {
-        let mut held = 0;
-        for queue in &self.queues.0 {
-            held += u32::from(queue.held());
-            if queue.look_again.is_some() {
-                return false;
-            }
-        }
-        held <= 1 && self.watchfulness.looks_again()
-    }
-
-    /// The same, after letting others have the processor: the driver may be waiting for this very one.
-    fn spins(&mut self) -> bool {
-        let again = self.looks_again();
-        if again {
-            std::thread::yield_now();
-        }
-        again
-    }
-
-    /// Asks all drivers to kick from now on. Returns whether there is nothing to do until they do.
-    fn rest(&mut self) -> bool {
-        let mut idle = true;
-        for queue in self.queues.0.iter_mut().filter(|queue| queue.is_runnable()) {
-            idle &= queue.rest();
-        }
-        idle
-    }
-
-    /// Waits, and deals with what became ready. Returns whether the session has something to say.
-    fn wait(&mut self, timeout: Option<Duration>) -> bool {
-        let queues = self.queues.0.iter_mut();
-        let next_look = queues.filter_map(Queue::next_look).min();
-        let timeout = timeout.or(next_look);
-        let Some(poller) = poller(&mut self.handler, &mut self.epoll) else {
-            return true;
-        };
-        if let Err(error) = poller.wait(&mut self.ready, timeout) {
-            warn_limited(format_args!("cannot wait for requests: {error}"));
-            std::thread::sleep(REFUSED);
-            return true;
-        }
-        let slept = timeout != Some(Duration::ZERO);
-        if slept {
-            self.watchfulness.look();
-        } else if !self.ready.is_empty() {
-            self.watchfulness.tick();
-        }
-        for queue in &mut self.queues.0 {
-            queue.wake(self.watchfulness.now());
-        }
-        let (mut control, mut worked) = (false, false);
-        for token in self.ready.drain(..) {
-            match token {
-                Token::Control => control = true,
-                Token::Kick(index) => {
-                    if let Some(queue) = self.queues.get_mut(index) {
-                        queue.kicked();
-                    }
-                }
-                Token::Device(token) => {
-                    self.handler.ready(token, &mut self.queues);
-                    worked = true;
-                }
-            }
-        }
-        for queue in &mut self.queues.0 {
-            queue.publish();
-            queue.pending |= queue.kick.is_none();
-        }
-        if worked {
-            self.watchfulness.worked();
-        }
-        control
-    }
-
-    /// Does what the session asks. Returns whether the thread goes on.
-    fn obey(&mut self) -> bool {
-        while let Ok(Request { command, reply }) = self.inbox.try_recv() {
-            let quit = matches!(command, Command::Quit);
-            let outcome = self.execute(command);
-            // The session may have given up waiting.
-            let _ = reply.send(outcome);
-            if quit {
-                return false;
-            }
-        }
-        true
-    }
-
-    fn execute(&mut self, command: Command) -> Result<Option<u32>, WorkerError> {
-        match command {
-            Command::Start(queue, kick) => {
-                let index = queue.index();
-                self.queues.0.push(*queue);
-                if let Err(error) = self.set_kick(index, kick) {
-                    self.queues.0.retain(|queue| queue.index() != index);
-                    return Err(error);
-                }
-                if let Some(queue) = self.queues.get_mut(index) {
-                    queue.greet();
-                }
-            }
-            Command::Stop(index) => return Ok(self.stop(index)),
-            Command::Base(index) => {
-                return Ok(self.queues.get_mut(index).map(|queue| queue.base()));
-            }
-            Command::Kick(index, kick) => self.set_kick(index, kick)?,
-            Command::Enable(index, enabled) => {
-                if let Some(queue) = self.queues.get_mut(index) {
-                    queue.set_enabled(enabled);
-                }
-            }
-            Command::Call(index, call) => {
-                if let Some(queue) = self.queues.get_mut(index) {
-                    queue.set_call(call);
-                }
-            }
-            Command::Error(index, error) => {
-                if let Some(queue) = self.queues.get_mut(index) {
-                    queue.set_error(error);
-                }
-            }
-            Command::UsedLog(index, address) => {
-                if let Some(queue) = self.queues.get_mut(index) {
-                    queue.set_used_log(address);
-                }
-            }
-            Command::Memory(memory) => {
-                for queue in &mut self.queues.0 {
-                    queue.set_memory(Arc::clone(&memory));
-                }
-                self.handler.memory_changed(&memory);
-            }
-            Command::Quit => {
-                while let Some(index) = self.queues.0.first().map(Queue::index) {
-                    self.stop(index);
-                }
-            }
-        }
-        Ok(None)
-    }
-
-    fn set_kick(&mut self, index: u16, kick: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
-        let Some(queue) = self.queues.get_mut(index) else {
-            return Ok(());
-        };
-        let Some(poller) = poller(&mut self.handler, &mut self.epoll) else {
-            return Err(WorkerError::Gone);
-        };
-        if let Some(old) = queue.kick.take() {
-            let _ = poller.forget(old.as_fd(), Token::Kick(index));
-        }
-        if let Some(kick) = &kick {
-            poller
-                .watch(kick.as_fd(), Token::Kick(index))
-                .map_err(WorkerError::Kick)?;
-        }
-        queue.kick = kick;
-        queue.pending = true;
-        Ok(())
-    }
-
-    /// Finishes what is held for a queue and lets go of it.
-    fn stop(&mut self, index: u16) -> Option<u32> {
-        let mut recovered = usize::MAX;
-        loop {
-            self.handler.drain(self.queues.get_mut(index)?);
-            while self.queues.get_mut(index)?.held() > 0 {
-                self.wait(None);
-            }
-            // The available index counts these among those that are done with.
-            let queue = self.queues.get_mut(index)?;
-            let begin = self.watchfulness.tick();
-            let before = std::mem::replace(&mut recovered, queue.begin_recovered(begin));
-            if recovered == 0 {
-                break;
-            }
-            if recovered == before {
-                // The handler has no room for them until requests of other queues are done.
-                if self.queues.0.iter().all(|queue| queue.held() == 0) {
-                    break;
-                }
-                self.wait(None);
-            }
-            let queue = self.queues.get_mut(index)?;
-            self.handler.process(queue);
-            queue.end_batch(self.watchfulness.tick());
-        }
-        let queue = self.queues.get_mut(index)?;
-        let base = queue.release();
-        queue.end_batch(self.watchfulness.tick());
-        if let Some(kick) = queue.kick.take()
-            && let Some(poller) = poller(&mut self.handler, &mut self.epoll)
-        {
-            let _ = poller.forget(kick.as_fd(), Token::Kick(index));
-        }
-        self.queues.0.retain(|queue| queue.index() != index);
-        Some(base)
     }
 }

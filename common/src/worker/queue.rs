@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::chain::Chain;
-use crate::limit::warn_limited;
+use crate::log_limit::warn_limited;
 use crate::memory::GuestMemory;
 use crate::ring::{Ring, RingError};
-use crate::statistics::{Outcome, Recorder};
+use crate::statistics::{LARGEST_BATCH, Outcome, Recorder};
 
 use super::call_file::CallFile;
-use super::head_start::HeadStart;
+use super::early_call::EarlyCall;
 
 /// Requests that a handler may take before the worker publishes, and hears the session, again.
-pub(crate) const BATCH: u16 = 64;
+const BATCH: u16 = LARGEST_BATCH;
 /// How often a queue is looked at whose driver cannot kick (SET_VRING_KICK without an eventfd).
 const UNKICKED_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -46,14 +46,14 @@ pub struct Queue {
     is_unmapped: bool,
     /// Requests were completed, and not yet published.
     has_completed: bool,
-    head_start: HeadStart,
+    early_call: EarlyCall,
     recorder: Recorder,
 }
 
 impl Queue {
     /// A queue that its driver does not kick and that calls nobody, as long as nothing else is said.
     pub fn new(index: u16, ring: Ring, enabled: bool) -> Self {
-        Self::with_recorder(index, ring, enabled, Recorder::unheard())
+        Self::with_recorder(index, ring, enabled, Recorder::discarding())
     }
 
     /// The same, of which `recorder` counts what happens.
@@ -73,7 +73,7 @@ impl Queue {
             broken: false,
             is_unmapped: false,
             has_completed: false,
-            head_start: HeadStart::default(),
+            early_call: EarlyCall::default(),
             recorder,
         }
     }
@@ -114,14 +114,14 @@ impl Queue {
             return None;
         }
         let ring = &self.ring;
-        if self.has_completed && self.head_start.begins(|count| ring.has_more_than(count)) {
+        if self.has_completed && self.early_call.begins(|count| ring.has_more_than(count)) {
             self.publish();
         }
         let mut taken = self.ring.take_if(accepts).unwrap_or_else(|error| {
             self.fail(&error);
             None
         });
-        self.head_start.took(taken.is_some(), self.has_completed);
+        self.early_call.took(taken.is_some(), self.has_completed);
         if let Some(chain) = &mut taken {
             chain.taken = self.recorder.taken();
             self.budget -= 1;

@@ -10,7 +10,7 @@ use rustix::time::{
     timerfd_settime,
 };
 
-use crate::limit::warn_limited;
+use crate::log_limit::warn_limited;
 
 /// Becomes ready once after each time that it is set.
 #[derive(Debug)]

@@ -629,7 +629,7 @@ fn check(replies: &[u8], sent: Option<&[u32]>) {
 
 /// Serves a front-end with a device of its own.
 fn echo<const ONE_PER_QUEUE: bool>(socket: UnixStream, stop: &OwnedFd) -> Result<(), MessageError> {
-    let statistics = Statistics::new::<Echo<ONE_PER_QUEUE>>();
+    let statistics = Statistics::new("echo", &["request"]);
     serve(
         &Echo::<ONE_PER_QUEUE>::default(),
         &statistics,

@@ -3,7 +3,7 @@
 
 use fastrand::Rng;
 use vhost::VhostBackend;
-use vhost_device_common::ring::fault::{KILL_AFTER, Step};
+use vhost_device_common::ring::crash_point::{KILL_AFTER, Step};
 
 use crate::Variant;
 use crate::crash::{Crashes, DEPTH, FLUSHES};

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
-use vhost_device_common::ring::fault::{KILL_AFTER, Step};
+use vhost_device_common::ring::crash_point::{KILL_AFTER, Step};
 use vhost_device_tests::guest::{Guest, Machine};
 use vhost_device_tests::process::{Program, Signal, kills};
 

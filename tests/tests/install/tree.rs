@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::Value;
-use vhost_device_common::ring::fault::KILL_AFTER;
+use vhost_device_common::ring::crash_point::KILL_AFTER;
 use vhost_device_tests::guest::find_program;
 use vhost_device_tests::process;
 use vhost_device_tests::skip::skip;

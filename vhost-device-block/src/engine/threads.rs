@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
-use vhost_device_common::program::sandbox::confine_helper;
+use vhost_device_common::sandbox::confine_helper;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Token};
 

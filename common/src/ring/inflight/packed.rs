@@ -2,10 +2,11 @@
 //! The region of a packed ring. The driver's descriptors do not outlast the requests before them, which are marked used in their
 //! place, so that a copy of each is kept here, in entries that are linked as a list of free ones or as chains.
 
-use super::super::fault::{Step, after};
-use super::super::packed::Position;
-use super::Region;
 use virtio_queue::desc::packed::Descriptor;
+
+use super::region::Region;
+use crate::ring::crash_point::{Step, after};
+use crate::ring::position::Position;
 
 /// Layout: features u64, version u16, number of descriptors u16, first free entry u16 as it will be and as it was, used index u16 as
 /// it will be and as it was, used wrap counter u8 as it will be and as it was, padding; then for each descriptor: in flight u8,

@@ -165,7 +165,7 @@ impl Host {
         let input = Arc::clone(&self.input);
         let server = std::thread::spawn(move || {
             let _end = end;
-            let (statistics, stop) = (Statistics::new::<Input>(), OwnedFd::from(stop));
+            let (statistics, stop) = (Statistics::new("input", &["request"]), OwnedFd::from(stop));
             session::serve(&*input, &statistics, theirs, &stop, Polling::Auto).unwrap();
         });
         let front_end = FrontEnd::from_stream(ours, &Options::default()).unwrap();

@@ -15,8 +15,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::sandbox::{Role, confine_thread};
-use crate::device::StartError;
+use crate::error::StartError;
 
 /// Bytes of lines that wait to be written. More than all statistics take.
 const MOST_BYTES: usize = 256 << 10;
@@ -132,17 +131,17 @@ fn push(line: &[u8]) {
     FILLED.notify_one();
 }
 
-/// Starts the thread that writes the lines. What is logged before that is written then.
+/// Starts the thread that writes the lines, which calls `confine` first. Lines that were logged before are written then.
 ///
 /// # Errors
 /// There are no more threads.
-pub fn start(program: &'static str) -> Result<(), StartError> {
+pub fn start(program: &'static str, confine: fn()) -> Result<(), StartError> {
     queue().writer = Writer::Busy;
     let started = std::thread::Builder::new()
         .name("log".to_owned())
         .stack_size(128 << 10)
         .spawn(move || {
-            confine_thread(Role::Log);
+            confine();
             write_lines(program);
         });
     match started {
@@ -155,7 +154,7 @@ pub fn start(program: &'static str) -> Result<(), StartError> {
 }
 
 /// Has this process, which was forked from one without the thread, write its lines by itself.
-pub(super) fn write_directly() {
+pub fn write_directly() {
     let mut queue = queue();
     queue.writer = Writer::Caller;
     queue.lines = Vec::new();

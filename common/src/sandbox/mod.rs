@@ -20,7 +20,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use crate::device::StartError;
+use crate::error::StartError;
 pub use call::Call;
 pub use files::Access;
 pub(crate) use filter::{Role, confine_thread};
@@ -69,7 +69,7 @@ pub fn confine_helper() {
 ///
 /// # Errors
 /// This host cannot do it.
-pub(super) fn enter(
+pub(crate) fn enter(
     program: &'static str,
     sandbox: Sandbox,
     needs: &Needs,

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! When a driver that sleeps is called: shortly before its last request is done, so that it wakes up meanwhile.
+//! Calls a sleeping driver shortly before its last request is done, so that it wakes up meanwhile.
 
-/// Most requests that are left when the driver is called.
+/// Most requests left when the driver is called.
 const MOST: u16 = 32;
-/// How often a driver that has needed no head start must be late before it gets one. To call it in the middle of a batch interrupts the
+/// How often a driver that has needed no early call must be late before it gets one. A call in the middle of a batch interrupts the
 /// device if both share a processor.
 const LATE: i16 = 16;
-/// How often more, if the longest one was of no use.
+/// How many more times it must be late if the earliest call was of no use.
 const PAUSE: i16 = 1000;
 
-/// The head start that the driver of one queue gets. It is learned: longer, if there was nothing more to do when the last request was
-/// done, and shorter, if the driver had gone on by then.
+/// Decides when the driver of one queue is called early. It learns how early: earlier if there was nothing more to do when the last
+/// request was done, and later if the driver had made more available by then.
 #[derive(Debug, Default)]
-pub(super) struct HeadStart {
-    /// How many requests are left at its beginning.
+pub(super) struct EarlyCall {
+    /// How many requests are left when the driver is called.
     length: u16,
-    /// How many of those are still left, once it has begun.
+    /// How many of those are still left, once it has been called.
     left: Option<u16>,
-    /// How often the driver was late since a head start was last not needed, or of no use.
+    /// How often the driver was late since an early call was last not needed, or of no use.
     late: i16,
 }
 
-impl HeadStart {
+impl EarlyCall {
     /// Whether it begins now. `has_more_than` says whether more requests wait than a number.
     #[inline]
     pub fn begins(&mut self, has_more_than: impl Fn(u16) -> bool) -> bool {
@@ -73,16 +73,16 @@ mod tests {
     /// Lets a driver have `depth` requests done, `rounds` times, which makes as many available again when `reaction` more were done
     /// after its call. Gives how many were left at the call of each round.
     fn calls(rounds: usize, depth: u16, reaction: u16) -> Vec<u16> {
-        let mut head_start = HeadStart::default();
+        let mut early_call = EarlyCall::default();
         let play = |_| {
             let (mut left, mut call) = (depth, None);
             loop {
-                if left < depth && head_start.begins(|count| left > count) {
+                if left < depth && early_call.begins(|count| left > count) {
                     assert_eq!(call, None);
                     call = Some(left);
                 }
                 let reacted = call.is_some_and(|at| at - left >= reaction);
-                head_start.took(left > 0 || reacted, call != Some(left));
+                early_call.took(left > 0 || reacted, call != Some(left));
                 if left == 0 {
                     return call.unwrap_or(0);
                 }

@@ -8,9 +8,9 @@ use std::os::unix::net::UnixStream;
 
 use rustix::process::{Signal, set_parent_process_death_signal};
 
-use super::super::stderr;
 use super::call::Call;
 use super::{filter, violation};
+use crate::stderr;
 
 /// The number that the socket has in the other process, where nothing else is open but what stdin, stdout and stderr are.
 const SOCKET: RawFd = 3;

@@ -16,7 +16,8 @@ use super::message::send_backend_request;
 pub struct ConfigChange(Weak<OwnedFd>);
 
 impl ConfigChange {
-    pub(super) fn new(channel: &Arc<OwnedFd>) -> Self {
+    /// Makes one that sends on `channel`.
+    pub fn new(channel: &Arc<OwnedFd>) -> Self {
         Self(Arc::downgrade(channel))
     }
 

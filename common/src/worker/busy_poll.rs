@@ -45,7 +45,7 @@ impl FromStr for Polling {
 
 /// When there was work, and how long it is worth looking for more.
 #[derive(Debug)]
-pub(super) struct Watchfulness {
+pub(super) struct BusyPoll {
     polling: Polling,
     /// How long to look.
     window: Duration,
@@ -57,7 +57,7 @@ pub(super) struct Watchfulness {
     now: Instant,
 }
 
-impl Watchfulness {
+impl BusyPoll {
     pub fn new(polling: Polling) -> Self {
         let now = Instant::now();
         Self {
@@ -126,12 +126,12 @@ mod tests {
     const US: Duration = Duration::from_micros(1);
 
     fn window_after(gaps: impl IntoIterator<Item = Duration>) -> Duration {
-        let mut watchfulness = Watchfulness::new(Polling::Auto);
+        let mut busy_poll = BusyPoll::new(Polling::Auto);
         for gap in gaps {
-            watchfulness.last_look = watchfulness.last_work + gap;
-            watchfulness.worked();
+            busy_poll.last_look = busy_poll.last_work + gap;
+            busy_poll.worked();
         }
-        watchfulness.window
+        busy_poll.window
     }
 
     #[test]
@@ -166,10 +166,10 @@ mod tests {
 
     #[test]
     fn a_window_that_was_chosen_stays() {
-        let mut watchfulness = Watchfulness::new(Polling::For(30 * US));
-        watchfulness.last_look = watchfulness.last_work + 5000 * US;
-        watchfulness.worked();
-        assert_eq!(watchfulness.window, 30 * US);
+        let mut busy_poll = BusyPoll::new(Polling::For(30 * US));
+        busy_poll.last_look = busy_poll.last_work + 5000 * US;
+        busy_poll.worked();
+        assert_eq!(busy_poll.window, 30 * US);
     }
 
     #[test]

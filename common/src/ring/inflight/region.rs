@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where one ring's requests in flight are noted.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use vm_memory::{AtomicAccess, Bytes};
+
+use crate::memory::Mapping;
+use crate::ring::crash_point::{Step, after};
+
+/// The region of either format begins so: features u64, version u16, number of descriptors u16.
+pub(super) const VERSION: usize = 8;
+pub(super) const DESCRIPTORS: usize = 10;
+/// The only version of the layout; a region of zeroes is fresh.
+pub(super) const LAYOUT_VERSION: u16 = 1;
+
+/// What the front-end keeps for one ring.
+#[derive(Debug)]
+pub struct Region {
+    pub mapping: Arc<Mapping>,
+    pub start: usize,
+    pub length: usize,
+    /// Descriptors of the ring.
+    pub size: u16,
+}
+
+impl Region {
+    pub fn load<T: AtomicAccess + Default>(&self, offset: usize) -> T {
+        let region = self.mapping.slice(self.start, self.length);
+        // Offsets are inside: indices are below the size of the ring, for which there is room.
+        region
+            .and_then(|region| region.load(offset, Ordering::Acquire).ok())
+            .unwrap_or_default()
+    }
+
+    pub fn store<T: AtomicAccess>(&self, offset: usize, value: T) {
+        if let Some(region) = self.mapping.slice(self.start, self.length) {
+            let _ = region.store(value, offset, Ordering::Release);
+        }
+    }
+
+    /// Whether a device has used it before, for a ring of this size.
+    pub fn is_valid(&self) -> bool {
+        self.load::<u16>(VERSION) == LAYOUT_VERSION && self.load::<u16>(DESCRIPTORS) == self.size
+    }
+
+    /// Makes it valid.
+    pub fn begin(&self) {
+        self.store(DESCRIPTORS, self.size);
+        after(Step::Sized);
+        self.store(VERSION, LAYOUT_VERSION);
+        after(Step::Initialized);
+    }
+}

@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The file of requests in flight (GET_INFLIGHT_FD, SET_INFLIGHT_FD).
+
+use vhost::vhost_user::message::{FrontendReq, VhostUserInflight};
+use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
+
+use super::{Answer, Session, SessionError, file};
+use crate::device::Device;
+use crate::ring::inflight::{self, InflightFile};
+use crate::wire::{Message, leading_object};
+
+/// Bytes of the payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD: two u64, two u16.
+const INFLIGHT_SIZE: usize = 20;
+
+impl<D: Device> Session<'_, D> {
+    /// Rings and descriptors that a file is to have room for, and where it is (GET_INFLIGHT_FD, SET_INFLIGHT_FD).
+    pub(super) fn inflight_description(
+        &self,
+        message: &Message,
+        request: FrontendReq,
+    ) -> Result<VhostUserInflight, SessionError> {
+        let payload = &message.payload;
+        let size = payload.len();
+        // Some front-ends pad it to a multiple of 8 bytes.
+        let mut padded = [0; size_of::<VhostUserInflight>()];
+        let malformed = || SessionError::Payload { request, size };
+        if !(INFLIGHT_SIZE..=INFLIGHT_SIZE.next_multiple_of(8)).contains(&size) {
+            return Err(malformed());
+        }
+        for (to, from) in padded.iter_mut().zip(payload) {
+            *to = *from;
+        }
+        let inflight: VhostUserInflight = leading_object(&padded).ok_or_else(malformed)?;
+        let max = self.device.max_queue_size();
+        let (queues, size) = (inflight.num_queues, inflight.queue_size);
+        self.queue_index(u64::from(queues).saturating_sub(1))?;
+        if queues == 0 {
+            return Err(malformed());
+        }
+        if !self.is_ring_size(size.into()) {
+            return Err(SessionError::QueueSize {
+                size: size.into(),
+                max,
+            });
+        }
+        Ok(inflight)
+    }
+
+    pub(super) fn get_inflight(&self, message: &Message) -> Result<Answer, SessionError> {
+        let wanted = self.inflight_description(message, FrontendReq::GET_INFLIGHT_FD)?;
+        let packed = self.has_feature(VIRTIO_F_RING_PACKED);
+        let (queues, size) = (wanted.num_queues, wanted.queue_size);
+        let file = inflight::create_file(packed, queues, size)?;
+        let length = inflight::file_size(packed, queues, size) as u64;
+        // Field by field: the structure has padding, in which there is whatever was there before.
+        let mut reply = [length, 0].map(u64::to_ne_bytes).concat();
+        reply.extend([queues, size].map(u16::to_ne_bytes).concat());
+        reply.resize(message.payload.len(), 0);
+        Ok(Answer::ReplyWithFile(reply, file))
+    }
+
+    pub(super) fn set_inflight(&mut self, mut message: Message) -> Result<Answer, SessionError> {
+        let request = FrontendReq::SET_INFLIGHT_FD;
+        let inflight = self.inflight_description(&message, request)?;
+        self.check_stopped()?;
+        let inflight = InflightFile::map(
+            &file(&mut message, request)?,
+            inflight.mmap_offset,
+            inflight.mmap_size,
+            self.has_feature(VIRTIO_F_RING_PACKED),
+            inflight.num_queues,
+            inflight.queue_size,
+        )?;
+        if let Some(kept @ 1..) = inflight.kept()
+            && self.device.kept() == 0
+        {
+            self.device.set_kept(Some(kept));
+        }
+        self.inflight = Some(inflight);
+        Ok(Answer::Ack)
+    }
+}

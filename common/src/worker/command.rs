@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the session asks of a worker.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use super::call_file::CallFile;
+use super::error::WorkerError;
+use super::queue::Queue;
+use crate::memory::GuestMemory;
+
+/// What the session asks of a worker.
+pub enum Command {
+    Start(Box<Queue>, Option<Arc<OwnedFd>>),
+    Stop(u16),
+    Base(u16),
+    Enable(u16, bool),
+    Kick(u16, Option<Arc<OwnedFd>>),
+    Call(u16, Option<Arc<CallFile>>),
+    Error(u16, Option<Arc<CallFile>>),
+    UsedLog(u16, Option<u64>),
+    Memory(Arc<GuestMemory>),
+    Quit,
+}
+
+pub struct Request {
+    pub command: Command,
+    /// Where the ring goes on, for `Stop` and `Base`.
+    pub reply: Sender<Result<Option<u32>, WorkerError>>,
+}

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What works on the queues of one thread: the part of a device that the worker calls.
+
+use std::io;
+use std::sync::Arc;
+
+use super::poller::Poller;
+use super::queue::{Queue, Queues};
+use crate::memory::GuestMemory;
+
+/// Works on the queues of one thread.
+///
+/// A request may be completed at once or later, in any order.
+pub trait QueueHandler {
+    /// Requests are available on `queue`: takes what it can. What it leaves, because too much is held
+    /// already or there is no answer yet, is offered again when something that the handler waits for
+    /// became ready.
+    fn process(&mut self, queue: &mut Queue);
+
+    /// Has `poller` watch what the handler waits for beside requests, as `Token::Device`: files,
+    /// eventfds, timerfds. They stay open for as long as the handler lives.
+    ///
+    /// # Errors
+    /// The kernel cannot wait on one of them; the queue cannot start.
+    fn watch(&mut self, _poller: &mut dyn Poller) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// What the thread waits with instead of epoll, for a handler that has a way of its own which sees
+    /// its completions too. It is not asked to watch anything then.
+    fn poller(&mut self) -> Option<&mut dyn Poller> {
+        None
+    }
+
+    /// Something of this handler's is ready: what is watched as `Token::Device(token)`.
+    fn ready(&mut self, _token: u32, _queues: &mut Queues) {}
+
+    /// Another table of guest memory is in force. A handler that keeps pointers into the one before it, beside those of
+    /// requests, replaces them now.
+    fn memory_changed(&mut self, _memory: &Arc<GuestMemory>) {}
+
+    /// `queue` is about to stop: whatever is held for it must be completed soon. A handler that waits
+    /// for something that may never come gives up here.
+    fn drain(&mut self, _queue: &mut Queue) {}
+}
