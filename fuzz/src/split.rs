@@ -102,7 +102,7 @@ pub enum Mistake {
 }
 
 /// What the descriptors of a chain come to, halves apart.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Walked {
     pub readable: Vec<Piece>,
     pub writable: Vec<Piece>,

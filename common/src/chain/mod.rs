@@ -99,6 +99,13 @@ impl Chain {
         [self.readable, self.writable]
     }
 
+    /// Makes all of the request readable and writable again: it is to be carried out from its beginning, by another ring too.
+    pub(crate) fn rewind(&mut self) {
+        self.readable.rewind();
+        self.writable.rewind();
+        self.ticket.sequence = 0;
+    }
+
     /// All memory of the guest, as it was when the request was taken: for addresses that are data.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory

@@ -236,6 +236,17 @@ impl Segments {
         })
     }
 
+    /// Brings all bytes into view again: those that were consumed, and those that were set aside.
+    pub fn rewind(&mut self) {
+        if let Some(segment) = self.list.get_mut(self.start)
+            && self.cut > 0
+        {
+            *segment = segment.with_front(self.cut);
+        }
+        (self.start, self.cut, self.end) = (0, 0, self.list.len());
+        self.length = self.list.iter().map(|segment| segment.len() as u64).sum();
+    }
+
     /// All that is guest memory, consumed, in view, or set aside: pieces by their address in this process, and their lengths.
     pub fn pieces(&self) -> impl Iterator<Item = (usize, usize)> {
         self.list.iter().enumerate().filter_map(|(index, segment)| {

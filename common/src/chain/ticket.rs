@@ -10,4 +10,6 @@ pub(crate) struct Ticket {
     pub descriptors: u16,
     /// Where it is noted as in flight, in a packed ring.
     pub entry: u16,
+    /// Its number among the requests that were taken from this ring, from 1; 0 for one that is taken again.
+    pub sequence: u64,
 }

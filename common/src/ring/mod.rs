@@ -8,6 +8,7 @@ pub mod inflight;
 mod packed;
 mod position;
 mod setup;
+mod shared;
 mod split;
 
 use std::sync::Arc;
@@ -64,7 +65,7 @@ impl Ring {
             let inflight = inflight.map(|file| file.packed_ring(index, size).ok_or(no_room));
             Format::Packed(PackedRing::new(setup, memory, base, inflight.transpose()?)?)
         } else {
-            let inflight = inflight.map(|file| file.ring(index, size).ok_or(no_room));
+            let inflight = inflight.map(|file| file.split_ring(index, size).ok_or(no_room));
             Format::Split(SplitRing::new(setup, memory, base, inflight.transpose()?)?)
         }))
     }
@@ -104,14 +105,14 @@ impl Ring {
         }
     }
 
-    /// Requests of a device before this one that are still to be taken again.
+    /// Requests that are to be taken again before all others.
     pub fn recovered(&self) -> usize {
-        either!(&self.0, ring => ring.recovered())
+        either!(&self.0, ring => ring.shared.recovered())
     }
 
-    /// Requests that were taken and not yet completed.
+    /// Requests that were taken, and neither completed nor given back.
     pub fn held(&self) -> u16 {
-        either!(&self.0, ring => ring.held())
+        either!(&self.0, ring => ring.shared.held)
     }
 
     /// Whether requests wait to be taken, among those seen already.
@@ -164,6 +165,26 @@ impl Ring {
         either!(&mut self.0, ring => ring.complete(chain, written))
     }
 
+    /// Gives a request back untouched: it is the next one to be taken. Several go back in the reverse order in which they were taken,
+    /// the last first. One that is not the last is the next one to be taken too, but counts as taken: it is not in the ring any more.
+    pub fn put_back(&mut self, chain: Chain) {
+        either!(&mut self.0, ring => ring.put_back(chain))
+    }
+
+    /// Lets go of a request, which the ring that comes next takes again, from its beginning: it stays noted as in flight, or
+    /// [`Ring::release`] gives it.
+    pub fn suspend(&mut self, chain: Chain) {
+        either!(&mut self.0, ring => ring.shared.suspend(chain))
+    }
+
+    /// Takes over the requests that [`Ring::release`] of the ring before this one gave: they are taken before all others.
+    pub fn resume(&mut self, suspended: Vec<Chain>) {
+        match &mut self.0 {
+            Format::Split(ring) => ring.shared.resume(suspended),
+            Format::Packed(ring) => ring.resume(suspended),
+        }
+    }
+
     /// Shows the driver all requests that were completed since the last time, with one store.
     /// Returns whether the driver wants to be called (VIRTIO 1.3, 2.7.7.1, 2.7.10 and 2.8.10).
     pub fn publish(&mut self) -> bool {
@@ -187,11 +208,13 @@ impl Ring {
         }
     }
 
-    /// Leaves the ring to the device that comes next: the driver kicks it, where this one asked it not to.
-    pub fn release(&mut self) {
-        if !either!(&self.0, ring => ring.wants_kick()) {
+    /// Leaves the ring to the device that comes next: the driver kicks it, where this one asked it not to, if the ring `is_usable`.
+    /// Gives the requests that were suspended, if the front-end keeps no file of requests in flight.
+    pub fn release(&mut self, is_usable: bool) -> Vec<Chain> {
+        if is_usable && !either!(&self.0, ring => ring.shared.wants_kick) {
             // Whether it is corrupt the next device finds out by itself.
             let _ = self.want_kick();
         }
+        either!(&mut self.0, ring => ring.shared.release())
     }
 }

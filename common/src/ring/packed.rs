@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The packed virtqueue (VIRTIO 1.3, 2.8), from the device's side.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
@@ -13,11 +12,12 @@ use virtio_queue::desc::packed::Descriptor;
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
 use super::crash_point::{Step, after};
-use super::descriptors::{Buffer, DESCRIPTOR_SIZE, Gathering, Storage};
+use super::descriptors::{Buffer, DESCRIPTOR_SIZE, Gathering};
 use super::error::RingError;
 use super::inflight::{PackedInflight, Recovered};
 use super::position::{AVAILABLE, Position, USED};
 use super::setup::{RingSetup, find_part};
+use super::shared::{AGAIN, Shared};
 use crate::chain::{Chain, Ticket};
 use crate::memory::{DirtyLog, GuestMemory, PinnedRange};
 
@@ -41,8 +41,7 @@ pub const FIRST_BASE: u32 = 1 << 31 | 1 << 15;
 /// A packed ring that the driver shares with this device.
 #[derive(Debug)]
 pub struct PackedRing {
-    setup: RingSetup,
-    memory: Arc<GuestMemory>,
+    pub shared: Shared<PackedInflight>,
     descriptors: PinnedRange,
     driver_event: PinnedRange,
     device_event: PinnedRange,
@@ -61,17 +60,8 @@ pub struct PackedRing {
     held_descriptors: u16,
     /// Descriptors of the request that was taken last.
     last_descriptors: u16,
-    /// Requests that were taken and not completed.
-    held: u16,
-    /// The driver was asked to kick.
-    wants_kick: bool,
     /// The ring is in no table of guest memory.
     is_away: bool,
-    storage: Storage,
-    /// What the front-end remembers of this ring.
-    inflight: Option<PackedInflight>,
-    /// Requests that a device before this one has taken, to be taken again before all others.
-    recovered: VecDeque<Recovered>,
     /// The descriptors of the request that is taken, for `inflight`.
     taken: Vec<Descriptor>,
 }
@@ -112,7 +102,7 @@ impl PackedRing {
         };
         let mut next_available = Position::from_bits(base as u16);
         let mut next_used = Position::from_bits((base >> 16) as u16);
-        let mut recovered = VecDeque::new();
+        let mut recovered = Vec::new();
         let mut held_descriptors = 0;
         if let Some(inflight) = &mut inflight {
             let ring = descriptors.slice();
@@ -124,7 +114,7 @@ impl PackedRing {
             };
             let (used, requests) = inflight.recover(next_used, was_published);
             if !inflight.was_fresh() {
-                recovered = VecDeque::from(requests);
+                recovered = requests;
                 held_descriptors = recovered.iter().map(|request| request.descriptors).sum();
                 next_used = used;
                 // All that was taken was either given back or is under way.
@@ -145,8 +135,7 @@ impl PackedRing {
             });
         }
         let ring = Self {
-            setup,
-            memory,
+            shared: Shared::new(setup, memory, inflight, recovered),
             descriptors,
             driver_event,
             device_event,
@@ -157,12 +146,7 @@ impl PackedRing {
             unpublished_descriptors: 0,
             held_descriptors,
             last_descriptors: 1,
-            held: 0,
-            wants_kick: true,
             is_away: false,
-            storage: Storage::default(),
-            inflight,
-            recovered,
             taken: Vec::new(),
         };
         // A device that crashed may have written to it and not come to note that.
@@ -172,14 +156,18 @@ impl PackedRing {
 
     /// As [`super::Ring::set_used_log`].
     pub fn set_used_log(&mut self, address: Option<u64>) {
-        self.setup.used_log = address;
+        self.shared.setup.used_log = address;
         self.mark_all();
     }
 
     /// Notes, while the guest migrates, that any part of the ring may have been written.
     fn mark_all(&self) {
-        if let Some(log) = self.memory.log() {
-            self.mark_descriptors(log, 0, DESCRIPTOR_SIZE * usize::from(self.setup.size));
+        if let Some(log) = self.shared.memory.log() {
+            self.mark_descriptors(
+                log,
+                0,
+                DESCRIPTOR_SIZE * usize::from(self.shared.setup.size),
+            );
             self.mark_event();
         }
     }
@@ -189,7 +177,7 @@ impl PackedRing {
     fn mark_descriptors(&self, log: &DirtyLog, offset: usize, length: usize) {
         let ring = self.descriptors.slice();
         let pointer = ring.ptr_guard().as_ptr().addr();
-        if let Some(start) = self.memory.guest_address(pointer) {
+        if let Some(start) = self.shared.memory.guest_address(pointer) {
             log.mark(start.saturating_add(offset as u64), length as u64);
         }
     }
@@ -197,8 +185,8 @@ impl PackedRing {
     /// Notes, while the guest migrates, that the device's event area was written.
     #[inline]
     fn mark_event(&self) {
-        if let Some(log) = self.memory.log()
-            && let Some(start) = self.setup.used_log
+        if let Some(log) = self.shared.memory.log()
+            && let Some(start) = self.shared.setup.used_log
         {
             log.mark(start, EVENT_SIZE as u64);
         }
@@ -217,9 +205,9 @@ impl PackedRing {
 
     /// As [`super::Ring::set_memory`].
     pub fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
-        let parts = Self::find(&self.setup, &memory);
+        let parts = Self::find(&self.shared.setup, &memory);
         // What is completed is logged as the new table says, wherever the ring is.
-        self.memory = memory;
+        self.shared.memory = memory;
         let was_away = std::mem::replace(&mut self.is_away, parts.is_err());
         let parts = parts?;
         self.descriptors = parts.descriptors;
@@ -237,29 +225,22 @@ impl PackedRing {
         u32::from(self.next_available.bits()) | u32::from(self.next_used.bits()) << 16
     }
 
-    /// As [`super::Ring::recovered`].
-    pub fn recovered(&self) -> usize {
-        self.recovered.len()
-    }
-
-    /// As [`super::Ring::held`].
-    pub fn held(&self) -> u16 {
-        self.held
-    }
-
     /// As [`super::Ring::has_known_available`].
     #[inline]
     pub fn has_known_available(&self) -> bool {
-        self.available_seen || !self.recovered.is_empty()
+        self.available_seen || self.shared.recovered() > 0
     }
 
     /// As [`super::Ring::has_more_than`]: if they have as many descriptors as the last one had.
     #[inline]
     pub fn has_more_than(&self, count: u16) -> bool {
         let descriptors = count.saturating_mul(self.last_descriptors);
-        let free = self.setup.size.saturating_sub(self.held_descriptors);
+        let free = self.shared.setup.size.saturating_sub(self.held_descriptors);
         descriptors < free
-            && self.is_available(self.next_available.after(descriptors, self.setup.size))
+            && self.is_available(
+                self.next_available
+                    .after(descriptors, self.shared.setup.size),
+            )
     }
 
     /// Whether the driver has made the descriptor at `position` available.
@@ -274,7 +255,7 @@ impl PackedRing {
     #[inline]
     pub fn has_available(&mut self) -> bool {
         // While requests hold all descriptors, the next one is theirs, whatever it says.
-        if !self.has_known_available() && self.held_descriptors < self.setup.size {
+        if !self.has_known_available() && self.held_descriptors < self.shared.setup.size {
             self.available_seen = self.is_available(self.next_available);
         }
         self.has_known_available()
@@ -288,40 +269,57 @@ impl PackedRing {
         if !self.has_available() {
             return Ok(None);
         }
-        if let Some(request) = self.recovered.front().copied() {
-            let mut chain = self.gather_again(request)?;
-            if !accepts(&mut chain) {
-                self.storage.keep(chain);
-                return Ok(None);
-            }
-            self.recovered.pop_front();
-            after(Step::TakenAgain);
-            self.held += 1;
-            return Ok(Some(chain));
+        if self.shared.recovered() > 0 {
+            return self.shared.take_again(accepts, gather_again);
         }
         let (mut chain, end) = self.gather()?;
         if !accepts(&mut chain) {
-            self.storage.keep(chain);
+            self.shared.storage.keep(chain);
             return Ok(None);
         }
         after(Step::Read);
-        if let Some(inflight) = &mut self.inflight {
+        if let Some(inflight) = &mut self.shared.inflight {
             chain.set_inflight_entry(inflight.take(&self.taken));
         }
         self.next_available = end;
         self.available_seen = false;
         self.last_descriptors = chain.ticket().descriptors;
         self.held_descriptors += self.last_descriptors;
-        self.held += 1;
+        self.shared.took();
         Ok(Some(chain))
+    }
+
+    /// As [`super::Ring::put_back`].
+    pub fn put_back(&mut self, chain: Chain) {
+        if let Some(chain) = self.shared.give_back(chain) {
+            let Ticket {
+                descriptors, entry, ..
+            } = chain.ticket();
+            if let Some(inflight) = &mut self.shared.inflight {
+                inflight.put_back(entry);
+            }
+            self.next_available = self
+                .next_available
+                .before(descriptors, self.shared.setup.size);
+            self.held_descriptors = self.held_descriptors.saturating_sub(descriptors);
+            self.available_seen = true;
+            self.shared.storage.keep(chain);
+        }
+    }
+
+    /// As [`super::Ring::resume`].
+    pub fn resume(&mut self, suspended: Vec<Chain>) {
+        let descriptors = suspended.iter().map(|chain| chain.ticket().descriptors);
+        self.held_descriptors = descriptors.fold(self.held_descriptors, u16::saturating_add);
+        self.shared.resume(suspended);
     }
 
     /// The chain at the next available descriptor, reading each descriptor once, and the place behind it.
     fn gather(&mut self) -> Result<(Chain, Position), RingError> {
-        let size = self.setup.size;
+        let size = self.shared.setup.size;
         let left = size.saturating_sub(self.held_descriptors);
         let descriptors = self.descriptors.slice();
-        let mut chain = Gathering::new(&self.memory, &mut self.storage, left.into());
+        let mut chain = Gathering::new(&self.shared.memory, &mut self.shared.storage, left.into());
         let mut end = self.next_available;
         let mut count = 0;
         self.taken.clear();
@@ -333,10 +331,10 @@ impl PackedRing {
                 .unwrap_or_default();
             end = end.after(1, size);
             count += 1;
-            if self.inflight.is_some() {
+            if self.shared.inflight.is_some() {
                 self.taken.push(descriptor);
             }
-            if !add(&mut chain, &self.setup, &descriptor, count)? {
+            if !add(&mut chain, &self.shared.setup, &descriptor, count)? {
                 break descriptor.id();
             }
         };
@@ -344,31 +342,9 @@ impl PackedRing {
             id,
             descriptors: count,
             entry: 0,
+            sequence: self.shared.next_sequence(),
         };
         Ok((chain.finish(ticket), end))
-    }
-
-    /// The chain of a request that a device before this one had taken, from the copies of its descriptors.
-    fn gather_again(&mut self, request: Recovered) -> Result<Chain, RingError> {
-        let limit = request.descriptors.into();
-        let mut chain = Gathering::new(&self.memory, &mut self.storage, limit);
-        let (mut id, mut next) = (0, Some(request.entry));
-        for count in 1..=request.descriptors {
-            let (Some(inflight), Some(entry)) = (&self.inflight, next) else {
-                break;
-            };
-            let descriptor;
-            (descriptor, next) = inflight.descriptor(entry);
-            id = descriptor.id();
-            if !add(&mut chain, &self.setup, &descriptor, count)? {
-                break;
-            }
-        }
-        Ok(chain.finish(Ticket {
-            id,
-            descriptors: request.descriptors,
-            entry: request.entry,
-        }))
     }
 
     /// As [`super::Ring::complete`].
@@ -377,6 +353,7 @@ impl PackedRing {
             id,
             descriptors,
             entry,
+            ..
         } = chain.ticket();
         after(Step::CarriedOut);
         let most = u32::try_from(chain.writable_total()).unwrap_or(u32::MAX);
@@ -398,19 +375,19 @@ impl PackedRing {
             Some(_) => store(&ring, place + DESCRIPTOR_FLAGS, flags, Ordering::Relaxed),
         }
         after(Step::UsedEntryWritten);
-        if let Some(inflight) = &mut self.inflight {
+        if let Some(inflight) = &mut self.shared.inflight {
             inflight.complete(entry, descriptors);
         }
-        if let Some(log) = self.memory.log() {
+        if let Some(log) = self.shared.memory.log() {
             chain.mark_dirty(log);
             self.mark_descriptors(log, place, DESCRIPTOR_SIZE);
         }
-        self.next_used = self.next_used.after(descriptors, self.setup.size);
+        self.next_used = self.next_used.after(descriptors, self.shared.setup.size);
         // More than the ring has, where the device itself wrote to the ring meanwhile.
         self.unpublished_descriptors = self.unpublished_descriptors.saturating_add(descriptors);
         self.held_descriptors = self.held_descriptors.saturating_sub(descriptors);
-        self.held = self.held.saturating_sub(1);
-        self.storage.keep(chain);
+        self.shared.held = self.shared.held.saturating_sub(1);
+        self.shared.storage.keep(chain);
     }
 
     /// As [`super::Ring::publish`].
@@ -418,7 +395,7 @@ impl PackedRing {
         let Some((index, flags)) = self.unpublished.take() else {
             return false;
         };
-        if let Some(inflight) = &mut self.inflight {
+        if let Some(inflight) = &mut self.shared.inflight {
             inflight.publishes();
         }
         let ring = self.descriptors.slice();
@@ -429,10 +406,10 @@ impl PackedRing {
             Ordering::Release,
         );
         after(Step::Published);
-        if let Some(inflight) = &mut self.inflight {
+        if let Some(inflight) = &mut self.shared.inflight {
             inflight.published();
         }
-        if let Some(log) = self.memory.log() {
+        if let Some(log) = self.shared.memory.log() {
             self.mark_descriptors(log, place(index), DESCRIPTOR_SIZE);
         }
         let count = std::mem::take(&mut self.unpublished_descriptors);
@@ -442,29 +419,24 @@ impl PackedRing {
         let flags = load(&event, EVENT_FLAGS, Ordering::Acquire) & EVENT_FLAGS_MASK;
         match u32::from(flags) {
             VRING_PACKED_EVENT_FLAG_DISABLE => false,
-            VRING_PACKED_EVENT_FLAG_DESC if self.setup.event_index => {
+            VRING_PACKED_EVENT_FLAG_DESC if self.shared.setup.event_index => {
                 let bits = load(&event, EVENT_POSITION, Ordering::Relaxed);
-                Position::from_bits(bits).was_passed(self.next_used, count, self.setup.size)
+                Position::from_bits(bits).was_passed(self.next_used, count, self.shared.setup.size)
             }
             _ => true,
         }
     }
 
-    /// The driver was asked to kick.
-    pub fn wants_kick(&self) -> bool {
-        self.wants_kick
-    }
-
     /// As [`super::Ring::suppress_kicks`].
     pub fn suppress_kicks(&mut self) {
-        if std::mem::take(&mut self.wants_kick) {
+        if std::mem::take(&mut self.shared.wants_kick) {
             self.set_event_flags(VRING_PACKED_EVENT_FLAG_DISABLE);
         }
     }
 
     /// As [`super::Ring::want_kick`].
     pub fn want_kick(&mut self) -> bool {
-        if self.setup.event_index {
+        if self.shared.setup.event_index {
             let event = self.device_event.slice();
             let bits = self.next_available.bits();
             store(&event, EVENT_POSITION, bits, Ordering::Relaxed);
@@ -472,7 +444,7 @@ impl PackedRing {
         } else {
             self.set_event_flags(VRING_PACKED_EVENT_FLAG_ENABLE);
         }
-        self.wants_kick = true;
+        self.shared.wants_kick = true;
         // The wish is visible before the descriptor is read, or both sides could wait.
         fence(Ordering::SeqCst);
         self.has_available()
@@ -483,6 +455,33 @@ impl PackedRing {
         store(&event, EVENT_FLAGS, flags as u16, Ordering::Release);
         self.mark_event();
     }
+}
+
+/// The chain of a request that a device before this one had taken, from the copies of its descriptors.
+fn gather_again(
+    shared: &mut Shared<PackedInflight>,
+    request: Recovered,
+) -> Result<Chain, RingError> {
+    let limit = request.descriptors.into();
+    let mut chain = Gathering::new(&shared.memory, &mut shared.storage, limit);
+    let (mut id, mut next) = (0, Some(request.entry));
+    for count in 1..=request.descriptors {
+        let (Some(inflight), Some(entry)) = (&shared.inflight, next) else {
+            break;
+        };
+        let descriptor;
+        (descriptor, next) = inflight.descriptor(entry);
+        id = descriptor.id();
+        if !add(&mut chain, &shared.setup, &descriptor, count)? {
+            break;
+        }
+    }
+    Ok(chain.finish(Ticket {
+        id,
+        descriptors: request.descriptors,
+        entry: request.entry,
+        sequence: AGAIN,
+    }))
 }
 
 /// Adds the descriptor to its chain, of which it is number `count`. Returns whether another one follows.

@@ -47,6 +47,21 @@ impl Position {
         }
     }
 
+    /// The place `count` descriptors before, in a ring of `size`; `count` is at most `size`.
+    pub fn before(self, count: u16, size: u16) -> Self {
+        match self.index.checked_sub(count) {
+            Some(index) => Self {
+                index,
+                wrap: self.wrap,
+            },
+            // The sum is at most `size`.
+            None => Self {
+                index: (u32::from(self.index) + u32::from(size) - u32::from(count)) as u16,
+                wrap: !self.wrap,
+            },
+        }
+    }
+
     /// Flags that mark a descriptor here available.
     pub fn available(self) -> u16 {
         if self.wrap { AVAILABLE } else { USED }

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The split virtqueue (VIRTIO 1.3, 2.7), from the device's side.
 
-use std::collections::VecDeque;
 use std::num::Wrapping;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
@@ -11,10 +10,11 @@ use virtio_queue::desc::split::Descriptor;
 use vm_memory::{Bytes, VolatileMemory, VolatileSlice};
 
 use super::crash_point::{Step, after};
-use super::descriptors::{Buffer, DESCRIPTOR_SIZE, Gathering, Storage};
+use super::descriptors::{Buffer, DESCRIPTOR_SIZE, Gathering};
 use super::error::RingError;
-use super::inflight::InflightRing;
+use super::inflight::{Recovered, SplitInflight};
 use super::setup::{RingSetup, find_part};
+use super::shared::{AGAIN, Shared};
 use crate::chain::{Chain, Ticket};
 use crate::memory::{DirtyLog, GuestMemory, PinnedRange};
 
@@ -27,8 +27,7 @@ const ENTRIES: usize = 4;
 /// A split ring that the driver shares with this device.
 #[derive(Debug)]
 pub struct SplitRing {
-    setup: RingSetup,
-    memory: Arc<GuestMemory>,
+    pub shared: Shared<SplitInflight>,
     descriptors: PinnedRange,
     available: PinnedRange,
     used: PinnedRange,
@@ -40,15 +39,6 @@ pub struct SplitRing {
     next_used: Wrapping<u16>,
     /// The used index that the driver sees.
     published: Wrapping<u16>,
-    /// Requests that were taken and not completed.
-    held: u16,
-    /// The driver was asked to kick.
-    wants_kick: bool,
-    storage: Storage,
-    /// What the front-end remembers of this ring.
-    inflight: Option<InflightRing>,
-    /// Requests that a device before this one has taken, to be taken again before all others.
-    recovered: VecDeque<u16>,
 }
 
 /// Where the parts of a ring are.
@@ -69,7 +59,7 @@ impl SplitRing {
         setup: RingSetup,
         memory: Arc<GuestMemory>,
         base: u32,
-        mut inflight: Option<InflightRing>,
+        mut inflight: Option<SplitInflight>,
     ) -> Result<Self, RingError> {
         let Parts {
             descriptors,
@@ -82,9 +72,9 @@ impl SplitRing {
         })?;
         let next_used = Wrapping(load(&used.slice(), INDEX, Ordering::Acquire));
         let (recovered, next_available) = match &mut inflight {
-            None => (VecDeque::new(), Wrapping(next_available)),
+            None => (Vec::new(), Wrapping(next_available)),
             Some(inflight) => {
-                let recovered = VecDeque::from(inflight.recover(next_used.0));
+                let recovered = inflight.recover(next_used.0);
                 // All that was taken was either given back or is under way.
                 let next_available = match inflight.was_fresh() {
                     true => Wrapping(next_available),
@@ -93,9 +83,12 @@ impl SplitRing {
                 (recovered, next_available)
             }
         };
+        let recovered = recovered.into_iter().map(|head| Recovered {
+            entry: head,
+            descriptors: 1,
+        });
         let ring = Self {
-            setup,
-            memory,
+            shared: Shared::new(setup, memory, inflight, recovered.collect()),
             descriptors,
             available,
             used,
@@ -103,11 +96,6 @@ impl SplitRing {
             available_seen: next_available,
             next_used,
             published: next_used,
-            held: 0,
-            wants_kick: true,
-            storage: Storage::default(),
-            inflight,
-            recovered,
         };
         // A device that crashed may have written to it and not come to note that.
         ring.mark_used(0, ring.used_size());
@@ -121,21 +109,21 @@ impl SplitRing {
 
     /// As [`super::Ring::set_used_log`].
     pub fn set_used_log(&mut self, address: Option<u64>) {
-        self.setup.used_log = address;
+        self.shared.setup.used_log = address;
         self.mark_used(0, self.used_size());
     }
 
     /// Notes, while the guest migrates, that `length` bytes at `offset` of the used ring were written.
     #[inline]
     fn mark_used(&self, offset: usize, length: usize) {
-        if let Some(log) = self.memory.log() {
+        if let Some(log) = self.shared.memory.log() {
             self.mark_used_in(log, offset, length);
         }
     }
 
     #[cold]
     fn mark_used_in(&self, log: &DirtyLog, offset: usize, length: usize) {
-        if let Some(start) = self.setup.used_log {
+        if let Some(start) = self.shared.setup.used_log {
             log.mark(start.saturating_add(offset as u64), length as u64);
         }
     }
@@ -177,9 +165,9 @@ impl SplitRing {
 
     /// As [`super::Ring::set_memory`].
     pub fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
-        let parts = Self::find(&self.setup, &memory);
+        let parts = Self::find(&self.shared.setup, &memory);
         // What is completed is logged as the new table says, wherever the ring is.
-        self.memory = memory;
+        self.shared.memory = memory;
         let parts = parts?;
         self.descriptors = parts.descriptors;
         self.available = parts.available;
@@ -192,16 +180,6 @@ impl SplitRing {
         self.next_available.0.into()
     }
 
-    /// As [`super::Ring::recovered`].
-    pub fn recovered(&self) -> usize {
-        self.recovered.len()
-    }
-
-    /// As [`super::Ring::held`].
-    pub fn held(&self) -> u16 {
-        self.held
-    }
-
     /// Whether completed requests wait to be published.
     #[inline]
     fn has_unpublished(&self) -> bool {
@@ -211,7 +189,7 @@ impl SplitRing {
     /// As [`super::Ring::has_known_available`].
     #[inline]
     pub fn has_known_available(&self) -> bool {
-        self.next_available != self.available_seen || !self.recovered.is_empty()
+        self.next_available != self.available_seen || self.shared.recovered() > 0
     }
 
     /// As [`super::Ring::has_more_than`]: of those that the driver's index counted when it was read.
@@ -228,11 +206,11 @@ impl SplitRing {
         }
         let index = Wrapping(load(&self.available.slice(), INDEX, Ordering::Acquire));
         // What the driver has given out and not got back fits the ring.
-        let open = index - self.next_available + Wrapping(self.held);
-        if open.0 > self.setup.size {
+        let open = index - self.next_available + Wrapping(self.shared.held);
+        if open.0 > self.shared.setup.size {
             return Err(RingError::AvailableIndex {
                 index: index.0,
-                size: self.setup.size,
+                size: self.shared.setup.size,
             });
         }
         self.available_seen = index;
@@ -247,83 +225,48 @@ impl SplitRing {
         if !self.has_available()? {
             return Ok(None);
         }
-        let recovered = self.recovered.front().copied();
-        let head = recovered.unwrap_or_else(|| {
-            let slot = usize::from(self.next_available.0 & (self.setup.size - 1));
-            let place = ENTRIES + 2 * slot;
-            load(&self.available.slice(), place, Ordering::Relaxed)
-        });
-        let mut chain = self.walk(head)?;
+        if self.shared.recovered() > 0 {
+            let descriptors = &self.descriptors;
+            let walk = |shared: &mut _, request: Recovered| {
+                walk(shared, descriptors, request.entry, AGAIN)
+            };
+            return self.shared.take_again(accepts, walk);
+        }
+        let slot = usize::from(self.next_available.0 & (self.shared.setup.size - 1));
+        let head = load(
+            &self.available.slice(),
+            ENTRIES + 2 * slot,
+            Ordering::Relaxed,
+        );
+        let sequence = self.shared.next_sequence();
+        let mut chain = walk(&mut self.shared, &self.descriptors, head, sequence)?;
         if !accepts(&mut chain) {
-            self.storage.keep(chain);
+            self.shared.storage.keep(chain);
             return Ok(None);
         }
-        match recovered {
-            Some(_) => {
-                self.recovered.pop_front();
-                after(Step::TakenAgain);
-            }
-            None => {
-                after(Step::Read);
-                if let Some(inflight) = &mut self.inflight {
-                    inflight.take(head);
-                }
-                self.next_available += 1;
-            }
+        after(Step::Read);
+        if let Some(inflight) = &mut self.shared.inflight {
+            inflight.take(head);
         }
-        self.held += 1;
+        self.next_available += 1;
+        self.shared.took();
         Ok(Some(chain))
     }
 
-    /// Follows the chain that starts at `head`, reading each descriptor once.
-    fn walk(&mut self, head: u16) -> Result<Chain, RingError> {
-        let size = usize::from(self.setup.size);
-        let descriptors = self.descriptors.slice();
-        let mut chain = Gathering::new(&self.memory, &mut self.storage, size);
-        let mut index = usize::from(head);
-        let table = loop {
-            let descriptor: Descriptor = match descriptors.get_ref(DESCRIPTOR_SIZE * index) {
-                Ok(descriptor) if index < size => descriptor.load(),
-                _ => return Err(RingError::DescriptorIndex { index, size }),
-            };
-            let buffer = buffer(&descriptor);
-            if buffer.is_table() {
-                if buffer.has_next() {
-                    return Err(RingError::Indirect("another descriptor follows it"));
-                }
-                break Some(chain.table(&self.setup, buffer)?);
+    /// As [`super::Ring::put_back`].
+    pub fn put_back(&mut self, chain: Chain) {
+        if let Some(chain) = self.shared.give_back(chain) {
+            if let Some(inflight) = &mut self.shared.inflight {
+                inflight.put_back(chain.ticket().id);
             }
-            chain.add(buffer)?;
-            if !buffer.has_next() {
-                break None;
-            }
-            index = descriptor.next().into();
-        };
-        if let Some(table) = table {
-            let mut index = 0;
-            loop {
-                let descriptor: Descriptor = table.get(index)?;
-                let buffer = buffer(&descriptor);
-                if buffer.is_table() {
-                    return Err(RingError::Indirect("a table inside a table"));
-                }
-                chain.add(buffer)?;
-                if !buffer.has_next() {
-                    break;
-                }
-                index = descriptor.next().into();
-            }
+            self.next_available -= 1;
+            self.shared.storage.keep(chain);
         }
-        Ok(chain.finish(Ticket {
-            id: head,
-            descriptors: 1,
-            entry: 0,
-        }))
     }
 
     /// As [`super::Ring::complete`].
     pub fn complete(&mut self, chain: Chain, written: u32) {
-        let slot = usize::from(self.next_used.0 & (self.setup.size - 1));
+        let slot = usize::from(self.next_used.0 & (self.shared.setup.size - 1));
         let most = u32::try_from(chain.writable_total()).unwrap_or(u32::MAX);
         let entry = u64::from(chain.ticket().id) | u64::from(written.min(most)) << 32;
         let place = ENTRIES + 8 * slot;
@@ -332,15 +275,15 @@ impl SplitRing {
         store(&used, place, entry as u32);
         store(&used, place + 4, (entry >> 32) as u32);
         after(Step::UsedEntryWritten);
-        if let Some(log) = self.memory.log() {
+        if let Some(log) = self.shared.memory.log() {
             self.mark_completed(log, &chain, place);
         }
-        if let Some(inflight) = &mut self.inflight {
+        if let Some(inflight) = &mut self.shared.inflight {
             inflight.complete(chain.ticket().id);
         }
         self.next_used += 1;
-        self.held = self.held.saturating_sub(1);
-        self.storage.keep(chain);
+        self.shared.held = self.shared.held.saturating_sub(1);
+        self.shared.storage.keep(chain);
     }
 
     /// As [`super::Ring::publish`].
@@ -353,7 +296,7 @@ impl SplitRing {
         let _ = used.store(self.next_used.0.to_le(), INDEX, Ordering::Release);
         after(Step::Published);
         self.mark_used(INDEX, 2);
-        if let Some(inflight) = &mut self.inflight {
+        if let Some(inflight) = &mut self.shared.inflight {
             inflight.published(self.next_used.0);
         }
         let before = self.published;
@@ -361,8 +304,8 @@ impl SplitRing {
         // The index is visible before the driver's wish is read, or both sides could wait.
         fence(Ordering::SeqCst);
         let available = self.available.slice();
-        if self.setup.event_index {
-            let place = ENTRIES + 2 * usize::from(self.setup.size);
+        if self.shared.setup.event_index {
+            let place = ENTRIES + 2 * usize::from(self.shared.setup.size);
             let event = Wrapping(load(&available, place, Ordering::Relaxed));
             self.next_used - event - Wrapping(1) < self.next_used - before
         } else {
@@ -371,15 +314,10 @@ impl SplitRing {
         }
     }
 
-    /// The driver was asked to kick.
-    pub fn wants_kick(&self) -> bool {
-        self.wants_kick
-    }
-
     /// As [`super::Ring::suppress_kicks`].
     pub fn suppress_kicks(&mut self) {
         // With EVENT_IDX the old avail_event stays, which the driver has passed already.
-        if std::mem::take(&mut self.wants_kick) && !self.setup.event_index {
+        if std::mem::take(&mut self.shared.wants_kick) && !self.shared.setup.event_index {
             let used = self.used.slice();
             let _ = used.store(
                 (VRING_USED_F_NO_NOTIFY as u16).to_le(),
@@ -393,8 +331,8 @@ impl SplitRing {
     /// As [`super::Ring::want_kick`].
     pub fn want_kick(&mut self) -> Result<bool, RingError> {
         let used = self.used.slice();
-        let place = if self.setup.event_index {
-            let place = ENTRIES + 8 * usize::from(self.setup.size);
+        let place = if self.shared.setup.event_index {
+            let place = ENTRIES + 8 * usize::from(self.shared.setup.size);
             let _ = used.store(self.next_available.0.to_le(), place, Ordering::Relaxed);
             place
         } else {
@@ -402,11 +340,63 @@ impl SplitRing {
             FLAGS
         };
         self.mark_used(place, 2);
-        self.wants_kick = true;
+        self.shared.wants_kick = true;
         // The wish is visible before the index is read, or both sides could wait.
         fence(Ordering::SeqCst);
         self.has_available()
     }
+}
+
+/// Follows the chain that starts at `head`, reading each descriptor once.
+fn walk(
+    shared: &mut Shared<SplitInflight>,
+    descriptors: &PinnedRange,
+    head: u16,
+    sequence: u64,
+) -> Result<Chain, RingError> {
+    let size = usize::from(shared.setup.size);
+    let descriptors = descriptors.slice();
+    let mut chain = Gathering::new(&shared.memory, &mut shared.storage, size);
+    let mut index = usize::from(head);
+    let table = loop {
+        let descriptor: Descriptor = match descriptors.get_ref(DESCRIPTOR_SIZE * index) {
+            Ok(descriptor) if index < size => descriptor.load(),
+            _ => return Err(RingError::DescriptorIndex { index, size }),
+        };
+        let buffer = buffer(&descriptor);
+        if buffer.is_table() {
+            if buffer.has_next() {
+                return Err(RingError::Indirect("another descriptor follows it"));
+            }
+            break Some(chain.table(&shared.setup, buffer)?);
+        }
+        chain.add(buffer)?;
+        if !buffer.has_next() {
+            break None;
+        }
+        index = descriptor.next().into();
+    };
+    if let Some(table) = table {
+        let mut index = 0;
+        loop {
+            let descriptor: Descriptor = table.get(index)?;
+            let buffer = buffer(&descriptor);
+            if buffer.is_table() {
+                return Err(RingError::Indirect("a table inside a table"));
+            }
+            chain.add(buffer)?;
+            if !buffer.has_next() {
+                break;
+            }
+            index = descriptor.next().into();
+        }
+    }
+    Ok(chain.finish(Ticket {
+        id: head,
+        descriptors: 1,
+        entry: 0,
+        sequence,
+    }))
 }
 
 fn buffer(descriptor: &Descriptor) -> Buffer {

@@ -328,6 +328,7 @@ impl<D: Device> Session<'_, D> {
         // Where the rings of one format stopped says nothing of those of the other.
         let other_rings = (before ^ self.accepted_features) & 1 << VIRTIO_F_RING_PACKED != 0;
         if other_rings && !is_at_work && self.vrings.iter().any(|vring| vring.base.is_some()) {
+            self.vrings.iter_mut().for_each(Vring::forget_suspended);
             self.device.new_driver();
         }
         if self.accepted_features & PROTOCOL_FEATURES == 0 {

@@ -8,6 +8,7 @@ use vhost::vhost_user::message::VhostUserVringAddr;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
+use crate::chain::Chain;
 use crate::log_limit::info_limited;
 use crate::memory::GuestMemory;
 use crate::ring::inflight::InflightFile;
@@ -43,6 +44,8 @@ pub struct Vring {
     pub is_set_up_anew: bool,
     /// What it was when it stopped last.
     stopped: Option<Identity>,
+    /// Requests that were held over then.
+    suspended: Vec<Chain>,
 }
 
 /// By which a driver that goes on is told from a new one: size, addresses and base of its ring.
@@ -81,6 +84,12 @@ impl Vring {
     /// Forgets where it stopped: another guest has it.
     pub fn forget_stop(&mut self) {
         (self.base, self.stopped) = (None, None);
+        self.forget_suspended();
+    }
+
+    /// Forgets the requests that were held over: the driver begins anew.
+    pub fn forget_suspended(&mut self) {
+        self.suspended.clear();
     }
 
     /// Forgets all but the files that the front-end is told by: QEMU sends the one for errors only once.
@@ -125,7 +134,7 @@ impl Vring {
         let setup = self.setup(features);
         let base = self.base.unwrap_or_else(|| Ring::first_base(setup.packed));
         let ring = Ring::new(setup, Arc::new(memory), base, inflight, index);
-        let ring = ring.map_err(|source| {
+        let mut ring = ring.map_err(|source| {
             self.error.iter().for_each(|error| error.signal_if_room());
             SessionError::Ring { index, source }
         })?;
@@ -133,6 +142,10 @@ impl Vring {
         let first = Ring::first_base(setup.packed);
         if self.base == Some(0) && ring.base() == first {
             self.base = Some(first);
+        }
+        let suspended = std::mem::take(&mut self.suspended);
+        if self.stopped == Some(self.identity()) {
+            ring.resume(suspended);
         }
         Ok(ring)
     }
@@ -170,7 +183,11 @@ impl Vring {
             return;
         };
         match worker.stop_queue(index) {
-            Ok(base) => self.base = base.or(self.base),
+            Ok(Some(stopped)) => {
+                self.base = Some(stopped.base);
+                self.suspended = stopped.suspended;
+            }
+            Ok(None) => {}
             Err(error) => log::error!("queue {index}: {error}"),
         }
         self.stopped = Some(self.identity());

@@ -7,8 +7,19 @@ use std::sync::mpsc::Sender;
 
 use super::call_file::CallFile;
 use super::error::WorkerError;
-use super::queue::Queue;
+use super::queue::{Queue, Stopped};
 use crate::memory::GuestMemory;
+
+/// What it answers.
+#[derive(Debug)]
+pub enum Answer {
+    /// It is done.
+    Done,
+    /// To `Stop`, for a queue that the worker has.
+    Stopped(Stopped),
+    /// To `Base`, for a queue that the worker has.
+    Base(u32),
+}
 
 /// What the session asks of a worker.
 pub enum Command {
@@ -26,6 +37,5 @@ pub enum Command {
 
 pub struct Request {
     pub command: Command,
-    /// Where the ring goes on, for `Stop` and `Base`.
-    pub reply: Sender<Result<Option<u32>, WorkerError>>,
+    pub reply: Sender<Result<Answer, WorkerError>>,
 }

@@ -25,11 +25,11 @@ use crate::memory::GuestMemory;
 use crate::sandbox::{Role, confine_thread};
 pub use busy_poll::Polling;
 pub(crate) use call_file::CallFile;
-use command::{Command, Request};
+use command::{Answer, Command, Request};
 pub use error::WorkerError;
 pub use handler::QueueHandler;
 pub use poller::{EpollPoller, Poller, Token};
-pub use queue::{Queue, Queues};
+pub use queue::{Queue, Queues, Stopped};
 use thread::Thread;
 pub use timer::Timer;
 
@@ -78,7 +78,7 @@ impl Worker {
     }
 
     /// Asks, and waits until it is done.
-    fn ask(&self, command: Command) -> Result<Option<u32>, WorkerError> {
+    fn ask(&self, command: Command) -> Result<Answer, WorkerError> {
         let (reply, answer) = channel();
         self.requests
             .send(Request { command, reply })
@@ -124,12 +124,15 @@ impl Worker {
     }
 
     /// Stops a queue: when this returns, the device holds no request of it and writes no guest memory
-    /// for it. Tells where the ring goes on.
+    /// for it. `None` if the worker has no such queue.
     ///
     /// # Errors
     /// The thread has ended.
-    pub fn stop_queue(&self, index: u16) -> Result<Option<u32>, WorkerError> {
-        self.ask(Command::Stop(index))
+    pub fn stop_queue(&self, index: u16) -> Result<Option<Stopped>, WorkerError> {
+        Ok(match self.ask(Command::Stop(index))? {
+            Answer::Stopped(stopped) => Some(stopped),
+            _ => None,
+        })
     }
 
     /// Tells where a running queue is, which is past that already if it is enabled.
@@ -137,7 +140,10 @@ impl Worker {
     /// # Errors
     /// The thread has ended.
     pub fn queue_base(&self, index: u16) -> Result<Option<u32>, WorkerError> {
-        self.ask(Command::Base(index))
+        Ok(match self.ask(Command::Base(index))? {
+            Answer::Base(base) => Some(base),
+            _ => None,
+        })
     }
 
     /// Enables or disables a queue (SET_VRING_ENABLE).

@@ -19,6 +19,15 @@ const BATCH: u16 = LARGEST_BATCH;
 /// How often a queue is looked at whose driver cannot kick (SET_VRING_KICK without an eventfd).
 const UNKICKED_INTERVAL: Duration = Duration::from_millis(1);
 
+/// What is left of a queue that stopped.
+#[derive(Debug)]
+pub struct Stopped {
+    /// Where its ring goes on: see [`Ring::base`].
+    pub base: u32,
+    /// Requests that were held over, for [`Ring::resume`].
+    pub suspended: Vec<Chain>,
+}
+
 /// A queue that a worker owns.
 #[derive(Debug)]
 pub struct Queue {
@@ -152,6 +161,26 @@ impl Queue {
         self.recorder.completed(chain.taken, outcome);
         self.has_completed = true;
         self.ring.complete(chain, written);
+    }
+
+    /// Gives a request back untouched, for a device that learns too late that it cannot carry it out yet: it stays in the ring, and
+    /// [`Queue::take`] gives it again. Several go back in the reverse order in which they were taken, the last first. One that is not
+    /// the last is given again too, before all others, but a front-end that stops the queue takes it for a request under way.
+    ///
+    /// What the device has read of it is to be read again; what it has written does not count.
+    pub fn put_back(&mut self, chain: Chain) {
+        self.ring.put_back(chain);
+        // So that the worker does not ask again before something happens.
+        self.budget = self.batch.min(self.budget.saturating_add(1));
+        self.pending = true;
+    }
+
+    /// Holds a request over, at [`QueueHandler::drain`](super::QueueHandler::drain): the device lets go of it, and the queue gives it
+    /// again, before all others, when it is started the next time. If the front-end keeps a file of requests in flight (vhost-user,
+    /// "Inflight I/O tracking"), another process may start it; else the queue must go on in this one. A driver that begins anew
+    /// has no such requests.
+    pub fn suspend(&mut self, chain: Chain) {
+        self.ring.suspend(chain);
     }
 
     /// Shows the driver now what was completed so far. The worker does so after each batch; this is
@@ -326,13 +355,14 @@ impl Queue {
         self.ring.base()
     }
 
-    /// Leaves the ring to the device that comes next. Tells where that goes on.
-    pub(super) fn release(&mut self) -> u32 {
+    /// Leaves the ring to the device that comes next.
+    pub(super) fn release(&mut self) -> Stopped {
         self.publish();
-        if self.is_usable() {
-            self.ring.release();
+        let usable = self.is_usable();
+        Stopped {
+            base: self.ring.base(),
+            suspended: self.ring.release(usable),
         }
-        self.ring.base()
     }
 
     /// Requests that were taken and not yet completed.

@@ -8,11 +8,11 @@ use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
 use super::busy_poll::{BusyPoll, Polling};
-use super::command::{Command, Request};
+use super::command::{Answer, Command, Request};
 use super::error::WorkerError;
 use super::handler::QueueHandler;
 use super::poller::{EpollPoller, Poller, Token};
-use super::queue::{Queue, Queues};
+use super::queue::{Queue, Queues, Stopped};
 use crate::log_limit::warn_limited;
 
 /// Most looks for requests between two system calls.
@@ -226,7 +226,7 @@ impl<H: QueueHandler> Thread<H> {
         true
     }
 
-    fn execute(&mut self, command: Command) -> Result<Option<u32>, WorkerError> {
+    fn execute(&mut self, command: Command) -> Result<Answer, WorkerError> {
         match command {
             Command::Start(queue, kick) => {
                 let index = queue.index();
@@ -239,9 +239,12 @@ impl<H: QueueHandler> Thread<H> {
                     queue.greet();
                 }
             }
-            Command::Stop(index) => return Ok(self.stop(index)),
+            Command::Stop(index) => {
+                return Ok(self.stop(index).map_or(Answer::Done, Answer::Stopped));
+            }
             Command::Base(index) => {
-                return Ok(self.queues.get_mut(index).map(|queue| queue.base()));
+                let base = self.queues.get_mut(index).map(|queue| queue.base());
+                return Ok(base.map_or(Answer::Done, Answer::Base));
             }
             Command::Kick(index, kick) => self.set_kick(index, kick)?,
             Command::Enable(index, enabled) => {
@@ -276,7 +279,7 @@ impl<H: QueueHandler> Thread<H> {
                 }
             }
         }
-        Ok(None)
+        Ok(Answer::Done)
     }
 
     fn set_kick(&mut self, index: u16, kick: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
@@ -300,7 +303,7 @@ impl<H: QueueHandler> Thread<H> {
     }
 
     /// Finishes what is held for a queue and lets go of it.
-    fn stop(&mut self, index: u16) -> Option<u32> {
+    fn stop(&mut self, index: u16) -> Option<Stopped> {
         let mut recovered = usize::MAX;
         loop {
             self.handler.drain(self.queues.get_mut(index)?);
@@ -326,7 +329,7 @@ impl<H: QueueHandler> Thread<H> {
             queue.end_batch(self.busy_poll.tick());
         }
         let queue = self.queues.get_mut(index)?;
-        let base = queue.release();
+        let stopped = queue.release();
         queue.end_batch(self.busy_poll.tick());
         if let Some(kick) = queue.kick.take()
             && let Some(poller) = poller(&mut self.handler, &mut self.epoll)
@@ -334,6 +337,6 @@ impl<H: QueueHandler> Thread<H> {
             let _ = poller.forget(kick.as_fd(), Token::Kick(index));
         }
         self.queues.0.retain(|queue| queue.index() != index);
-        Some(base)
+        Some(stopped)
     }
 }

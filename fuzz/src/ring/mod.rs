@@ -56,6 +56,10 @@ enum Step {
     SetMemory,
     /// The process ends, and another takes its place.
     Restart,
+    /// The device gives a request back untouched.
+    PutBack(u8),
+    /// The queue stops while the device holds requests over, and goes on.
+    Stop,
 }
 
 /// The address of what is no memory: the only one that no region can have.
@@ -138,6 +142,19 @@ struct Held {
     writable: Half,
     /// What was written.
     written: Vec<Piece>,
+    /// Where it was taken from the available ring; `None` if it was taken again.
+    taken_at: Option<u64>,
+}
+
+/// A request that is to be taken again. The device reads it anew where it is noted as in flight only.
+type Again = (u16, Option<Walked>);
+
+impl Held {
+    /// What is to be taken again. It may not be what the driver has there by then.
+    fn again(&self) -> Again {
+        let (readable, writable) = (self.readable.pieces.clone(), self.writable.pieces.clone());
+        (self.head, Some(Walked { readable, writable }))
+    }
 }
 
 /// The device's side, and what it should be.
@@ -155,7 +172,9 @@ struct Model {
     /// Heads that a device after this one would take again, in their order; with those that were completed.
     in_flight: Vec<(u16, bool)>,
     /// Those that are still to be taken again.
-    recovered: VecDeque<u16>,
+    recovered: VecDeque<Again>,
+    /// Requests that were taken from the available ring.
+    taken: u64,
     wants_kick: bool,
     /// A request was made available before it was given back.
     repeats: bool,
@@ -197,6 +216,7 @@ impl Input {
             held: Vec::new(),
             in_flight: Vec::new(),
             recovered: VecDeque::new(),
+            taken: 0,
             wants_kick: true,
             repeats: false,
         };
@@ -290,6 +310,8 @@ impl Model {
                 self.ring.set_memory(memory).expect("it is the same");
             }
             Step::Restart => self.restart(),
+            Step::PutBack(which) => self.put_back(which),
+            Step::Stop => self.stop(),
         }
         assert_eq!(usize::from(self.ring.held()), self.held.len());
         assert_eq!(self.ring.base(), u32::from(self.next_available));
@@ -328,10 +350,12 @@ impl Model {
             assert!(matches!(taken, Ok(None)), "{taken:?}");
             return true;
         }
-        let recovered = self.recovered.front().copied();
+        let recovered = self.recovered.front().cloned();
         let ring = &self.driver.split();
-        let head = recovered.unwrap_or_else(|| ring.head(&self.guest, self.next_available));
-        let walked = ring.walk(&self.guest, head);
+        let (head, kept) = recovered
+            .clone()
+            .unwrap_or_else(|| (ring.head(&self.guest, self.next_available), None));
+        let walked = kept.or_else(|| ring.walk(&self.guest, head));
         let (chain, walked) = match (taken, walked) {
             (Ok(Some(chain)), Some(walked)) => (chain, walked),
             (Err(_), None) => return false,
@@ -343,7 +367,9 @@ impl Model {
             self.next_available = self.next_available.wrapping_add(1);
             self.repeats |= self.in_flight.iter().any(|(other, _)| *other == head);
             self.in_flight.push((head, false));
+            self.taken += 1;
         }
+        let taken_at = recovered.is_none().then_some(self.taken);
         let Walked { readable, writable } = walked;
         let held = Held {
             chain,
@@ -351,6 +377,7 @@ impl Model {
             readable: Half::new(&readable, &self.guest),
             writable: Half::new(&writable, &self.guest),
             written: Vec::new(),
+            taken_at,
         };
         assert_eq!(held.chain.readable_len(), held.readable.length);
         assert_eq!(held.chain.writable_len(), held.writable.length);
@@ -562,9 +589,54 @@ impl Model {
         self.look().is_some()
     }
 
+    /// The last one taken goes back into the ring, any other one is the next to be taken.
+    fn put_back(&mut self, which: u8) {
+        let Some(place) = usize::from(which).checked_rem(self.held.len()) else {
+            return;
+        };
+        let held = self.held.remove(place);
+        let head = held.head;
+        if held.taken_at == Some(self.taken) {
+            self.taken -= 1;
+            self.next_available = self.next_available.wrapping_sub(1);
+            let mut notes = self.in_flight.iter();
+            let last = notes.rposition(|note| *note == (head, false));
+            self.in_flight.remove(last.expect("it was in flight"));
+        } else {
+            self.recovered.push_front(held.again());
+        }
+        self.ring.put_back(held.chain);
+    }
+
+    /// The ring goes on in the same process.
+    fn stop(&mut self) {
+        if self.repeats || !self.driver.is_honest() {
+            return;
+        }
+        self.publish();
+        for held in self.held.drain(..) {
+            self.recovered.push_back(held.again());
+            self.ring.suspend(held.chain);
+        }
+        if self.inflight.is_some() {
+            let heads = self.in_flight.iter().map(|(head, _)| (*head, None));
+            self.recovered = heads.collect();
+        }
+        let suspended = self.ring.release(true);
+        let next = self.next_available;
+        if !std::mem::replace(&mut self.wants_kick, true) {
+            self.driver.split().expect_wish(&mut self.guest, Some(next));
+        }
+        self.ring = ring(&self.driver, &self.guest, &self.inflight, next);
+        self.ring.resume(suspended);
+        self.seen = next;
+        self.taken = 0;
+    }
+
     /// Another device takes over what this one leaves.
     fn restart(&mut self) {
-        let heads: Vec<_> = self.in_flight.iter().map(|(head, _)| *head).collect();
+        let heads = self.in_flight.iter().map(|(head, _)| (*head, None));
+        let heads: VecDeque<_> = heads.collect();
         // What is noted of a driver that uses a descriptor twice is nothing to rely on.
         if self.inflight.is_none() || self.repeats || !self.driver.is_honest() {
             return;
@@ -579,7 +651,8 @@ impl Model {
         self.wants_kick = true;
         self.published = self.driver.split().used_index(&self.guest);
         self.next_used = self.published;
-        self.recovered = heads.into();
+        self.recovered = heads;
+        self.taken = 0;
         self.in_flight
             .iter_mut()
             .for_each(|(_, is_completed)| *is_completed = false);

@@ -20,6 +20,19 @@ struct Made {
     /// What is to be read, if it is where it should be.
     readable: Option<Vec<u8>>,
     writable: u64,
+    /// Its number, if the device had it before and gave it back.
+    number: Option<usize>,
+    /// It is not in the ring any more.
+    is_again: bool,
+}
+
+/// A request that the device holds.
+struct Held {
+    chain: Chain,
+    writable: u64,
+    /// Its number among all that were taken.
+    number: usize,
+    is_again: bool,
 }
 
 struct Model {
@@ -27,8 +40,7 @@ struct Model {
     driver: Driver,
     ring: Ring,
     waiting: VecDeque<Made>,
-    /// Requests that are held, and their numbers among all that were taken.
-    held: Vec<(Chain, u64, usize)>,
+    held: Vec<Held>,
     /// What was written for those that were completed and not published.
     completed: Vec<u32>,
     inflight: Option<InflightFile>,
@@ -102,7 +114,7 @@ impl Model {
 
     fn which(&mut self, which: u8) -> Option<&mut Chain> {
         let place = usize::from(which).checked_rem(self.held.len())?;
-        self.held.get_mut(place).map(|(chain, ..)| chain)
+        self.held.get_mut(place).map(|held| &mut held.chain)
     }
 
     /// Returns whether the ring can still be used.
@@ -117,6 +129,8 @@ impl Model {
                 self.waiting.push_back(Made {
                     readable: shape.is_plain().then_some(readable),
                     writable: pieces.iter().map(|piece| u64::from(piece.length)).sum(),
+                    number: None,
+                    is_again: false,
                 });
             }
             Step::Err(mistake) => self.driver.err(0, &mut self.guest, mistake),
@@ -147,7 +161,12 @@ impl Model {
             }
             Step::Complete(which, written) => {
                 if let Some(place) = usize::from(which).checked_rem(self.held.len()) {
-                    let (chain, most, number) = self.held.remove(place);
+                    let Held {
+                        chain,
+                        writable: most,
+                        number,
+                        ..
+                    } = self.held.remove(place);
                     let descriptor = self.driver.packed().descriptor(next_used(&self.ring));
                     self.ring.complete(chain, written);
                     self.assert_logged(descriptor);
@@ -181,6 +200,8 @@ impl Model {
                 self.ring.set_memory(memory).expect("it is the same");
             }
             Step::Restart => self.restart(),
+            Step::PutBack(which) => self.put_back(which),
+            Step::Stop => self.stop(),
         }
         assert_eq!(usize::from(self.ring.held()), self.held.len());
         true
@@ -212,10 +233,22 @@ impl Model {
                 assert!(!self.driver.is_apart() || bytes == readable);
             }
         }
-        self.in_flight
-            .extend(made.map(|made| (self.taken, made, false)));
-        self.held.push((chain, most, self.taken));
-        self.taken += 1;
+        let known = made.as_ref().and_then(|made| made.number);
+        let is_again = made.as_ref().is_some_and(|made| made.is_again);
+        let number = known.unwrap_or(self.taken);
+        if known.is_none() {
+            self.taken += 1;
+        }
+        if let Some(made) = made {
+            let place = self.in_flight.partition_point(|note| note.0 < number);
+            self.in_flight.insert(place, (number, made, false));
+        }
+        self.held.push(Held {
+            chain,
+            writable: most,
+            number,
+            is_again,
+        });
         true
     }
 
@@ -261,6 +294,65 @@ impl Model {
         }
     }
 
+    /// It is the next to be taken. The last one taken from the ring is there again.
+    fn put_back(&mut self, which: u8) {
+        let Some(place) = usize::from(which).checked_rem(self.held.len()) else {
+            return;
+        };
+        let held = self.held.remove(place);
+        let base = self.ring.base();
+        let is_last = !held.is_again && held.number + 1 == self.taken;
+        if let Some(mut made) = self.forget(held.number) {
+            made.number = (!is_last).then_some(held.number);
+            made.is_again = !is_last;
+            self.waiting.push_front(made);
+        }
+        self.ring.put_back(held.chain);
+        if is_last {
+            self.taken -= 1;
+        }
+        if self.driver.is_honest() {
+            assert_eq!(self.ring.base() == base, !is_last);
+        }
+    }
+
+    /// What was made available as the request of this number, which is in flight no more.
+    fn forget(&mut self, number: usize) -> Option<Made> {
+        let place = self.in_flight.iter().position(|note| note.0 == number)?;
+        Some(self.in_flight.remove(place).1)
+    }
+
+    /// The queue stops while requests are held over, and goes on in the same process.
+    fn stop(&mut self) {
+        if !self.driver.is_honest() {
+            return;
+        }
+        self.publish();
+        let is_kept = |made: &&Made| made.is_again;
+        let kept = self.waiting.iter().take_while(is_kept).count();
+        let rest = self.waiting.split_off(kept);
+        for held in std::mem::take(&mut self.held) {
+            if let Some(mut made) = self.forget(held.number) {
+                (made.number, made.is_again) = (Some(held.number), true);
+                self.waiting.push_back(made);
+            }
+            self.ring.suspend(held.chain);
+        }
+        if self.inflight.is_some() {
+            let waiting = self.waiting.make_contiguous();
+            waiting.sort_by_key(|made| made.number.unwrap_or(usize::MAX));
+        }
+        self.waiting.extend(rest);
+        let base = self.ring.base();
+        let suspended = self.ring.release(true);
+        if !std::mem::replace(&mut self.wants_kick, true) {
+            self.expect_kick();
+        }
+        self.ring = ring(&self.driver, &self.guest, &self.inflight, base);
+        self.ring.resume(suspended);
+        assert_eq!(self.ring.base(), base);
+    }
+
     /// Another device goes on where this one stops, or ends without a word.
     fn restart(&mut self) {
         let is_done = self.held.is_empty() && self.completed.is_empty();
@@ -269,16 +361,40 @@ impl Model {
             return;
         }
         if is_done {
-            self.ring.release();
+            self.ring.release(true);
             if !self.wants_kick {
                 self.expect_kick();
             }
         }
         self.held.clear();
         self.completed.clear();
-        for (_, made, _) in self.in_flight.drain(..).rev() {
-            let readable = None;
-            self.waiting.push_front(Made { readable, ..made });
+        // Those that are to be taken again are noted among those that are held.
+        let is_again = |made: &Made| made.number.is_some();
+        let again = self
+            .waiting
+            .iter()
+            .take_while(|made| is_again(made))
+            .count();
+        let rest = self.waiting.split_off(again);
+        let again = std::mem::replace(&mut self.waiting, rest);
+        let notes = self
+            .in_flight
+            .drain(..)
+            .map(|(number, made, _)| (number, made));
+        let mut all: Vec<_> = notes.collect();
+        all.extend(
+            again
+                .into_iter()
+                .map(|made| (made.number.unwrap_or_default(), made)),
+        );
+        all.sort_by_key(|(number, _)| *number);
+        for (_, made) in all.into_iter().rev() {
+            self.waiting.push_front(Made {
+                readable: None,
+                number: None,
+                is_again: true,
+                ..made
+            });
         }
         let base = match self.inflight {
             Some(_) => self.driver.base(),

@@ -24,7 +24,7 @@ use crate::memory::Mapping;
 
 pub(super) use packed::{PackedInflight, Recovered};
 use region::Region;
-pub use split::InflightRing;
+pub(super) use split::SplitInflight;
 
 /// Each region begins at a multiple of this.
 const ALIGNMENT: usize = 64;
@@ -173,8 +173,8 @@ impl InflightFile {
     }
 
     /// The region of one split ring with `size` descriptors; `None` if the front-end has none for it.
-    pub fn ring(&self, index: u16, size: u16) -> Option<InflightRing> {
-        self.region(false, index, size).map(InflightRing::new)
+    pub(super) fn split_ring(&self, index: u16, size: u16) -> Option<SplitInflight> {
+        self.region(false, index, size).map(SplitInflight::new)
     }
 
     /// The region of one packed ring with `size` descriptors; `None` if the front-end has none for it.

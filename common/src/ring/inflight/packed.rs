@@ -233,6 +233,25 @@ impl PackedInflight {
         head
     }
 
+    /// Notes that the request that was taken last, with this first entry, is back in the ring.
+    pub fn put_back(&mut self, entry: u16) {
+        if entry >= self.size() {
+            return;
+        }
+        let heads = self.free_heads();
+        let last: u16 = self.region.load(Self::entry(entry) + LAST);
+        if last < self.size() {
+            self.region.store(Self::entry(last) + NEXT, heads.new);
+        }
+        // As long as it is on the list of free ones, it is not in flight.
+        self.set_free_heads(Pair {
+            new: entry,
+            old: entry,
+        });
+        self.region.store(Self::entry(entry) + IN_FLIGHT, 0u8);
+        self.counter = self.counter.wrapping_sub(1);
+    }
+
     /// Remembers that a request is completed, which is noted when it is published.
     #[inline]
     pub fn complete(&mut self, entry: u16, descriptors: u16) {

@@ -18,7 +18,7 @@ const COUNTER: usize = 8;
 
 /// The region of a split ring.
 #[derive(Debug)]
-pub struct InflightRing {
+pub(in crate::ring) struct SplitInflight {
     region: Region,
     /// Goes up with each request that is taken.
     counter: u64,
@@ -28,7 +28,7 @@ pub struct InflightRing {
     completed: Vec<u16>,
 }
 
-impl InflightRing {
+impl SplitInflight {
     pub(super) fn new(region: Region) -> Self {
         Self {
             region,
@@ -103,6 +103,12 @@ impl InflightRing {
         after(Step::Taken);
     }
 
+    /// Notes that the request that was taken last is back in the ring.
+    pub fn put_back(&mut self, head: u16) {
+        self.store(Self::entry(head) + IN_FLIGHT, 0u8);
+        self.counter = self.counter.wrapping_sub(1);
+    }
+
     /// Notes that a request is completed, which the driver does not see yet.
     #[inline]
     pub fn complete(&mut self, head: u16) {
@@ -143,13 +149,13 @@ mod tests {
     }
 
     fn recovered(file: &InflightFile, used_index: u16) -> Vec<u16> {
-        file.ring(1, SIZE).unwrap().recover(used_index)
+        file.split_ring(1, SIZE).unwrap().recover(used_index)
     }
 
     #[test]
     fn what_is_taken_and_not_published_is_recovered_in_its_order() {
         let file = file();
-        let mut ring = file.ring(1, SIZE).unwrap();
+        let mut ring = file.split_ring(1, SIZE).unwrap();
         assert!(ring.recover(100).is_empty());
         for head in [5, 2, 7, 0] {
             ring.take(head);
@@ -161,17 +167,17 @@ mod tests {
         ring.published(102);
         assert_eq!(recovered(&file, 102), [7, 0]);
         // What is recovered has been taken before what comes then.
-        let mut next = file.ring(1, SIZE).unwrap();
+        let mut next = file.split_ring(1, SIZE).unwrap();
         assert_eq!(next.recover(102), [7, 0]);
         next.take(1);
         assert_eq!(recovered(&file, 102), [7, 0, 1]);
-        assert!(file.ring(0, SIZE).unwrap().recover(0).is_empty());
+        assert!(file.split_ring(0, SIZE).unwrap().recover(0).is_empty());
     }
 
     #[test]
     fn a_batch_that_was_published_and_not_noted_is_not_recovered() {
         let file = file();
-        let mut ring = file.ring(1, SIZE).unwrap();
+        let mut ring = file.split_ring(1, SIZE).unwrap();
         ring.recover(u16::MAX);
         (0..6).for_each(|head| ring.take(head));
         ring.complete(3);
@@ -179,7 +185,7 @@ mod tests {
         ring.complete(1);
         ring.complete(4);
         // The process ends after the used index went from 0 to 2; or when half of it was noted.
-        ring.store(InflightRing::entry(4) + IN_FLIGHT, 0u8);
+        ring.store(SplitInflight::entry(4) + IN_FLIGHT, 0u8);
         assert_eq!(recovered(&file, 2), [0, 2, 5]);
         assert_eq!(recovered(&file, 2), [0, 2, 5]);
     }
@@ -189,7 +195,7 @@ mod tests {
         let file = file();
         let mut random = fastrand::Rng::with_seed(7);
         for _ in 0..1000 {
-            let ring = file.ring(1, SIZE).unwrap();
+            let ring = file.split_ring(1, SIZE).unwrap();
             for offset in (0..region_size(false, SIZE)).step_by(2) {
                 ring.store(offset, random.u16(..));
             }
@@ -234,8 +240,8 @@ mod tests {
         }
         assert!(InflightFile::map(&file, 0, needed, false, 0, SIZE).is_err());
         let file = InflightFile::map(&file, 0, needed, false, 2, SIZE).unwrap();
-        assert!(file.ring(2, SIZE).is_none());
-        assert!(file.ring(0, 2 * SIZE).is_none());
+        assert!(file.split_ring(2, SIZE).is_none());
+        assert!(file.split_ring(0, 2 * SIZE).is_none());
         // A file for split rings has no room for packed ones.
         assert!(file.packed_ring(0, SIZE).is_none());
     }
