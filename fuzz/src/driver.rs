@@ -34,6 +34,21 @@ pub struct Shape {
 }
 
 impl Shape {
+    /// A shape with all pieces where they should be.
+    #[cfg(test)]
+    pub fn plain(random: &mut fastrand::Rng) -> Self {
+        let cuts = |random: &mut fastrand::Rng| match random.bool() {
+            true => vec![random.u8(1..20)],
+            false => Vec::new(),
+        };
+        Self {
+            indirect: random.bool(),
+            cuts: [cuts(random), cuts(random)],
+            stray: None,
+            length: None,
+        }
+    }
+
     /// Whether all pieces are where they should be.
     pub fn is_plain(&self) -> bool {
         self.stray.is_none() && self.length.is_none()

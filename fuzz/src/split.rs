@@ -69,6 +69,18 @@ pub struct Start {
 }
 
 impl Start {
+    /// A ring with enough descriptors for some requests, and indirect ones.
+    #[cfg(test)]
+    pub fn new(random: &mut fastrand::Rng) -> Self {
+        Self {
+            size: random.u8(5..9) | random.u8(0..5) << 4,
+            index: random.u16(..),
+            event_index: random.bool(),
+            indirect: true,
+            packed: random.bool(),
+        }
+    }
+
     /// Descriptors in the ring.
     pub fn size(&self) -> u16 {
         match self.packed {

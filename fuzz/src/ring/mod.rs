@@ -676,3 +676,45 @@ fn expect(guest: &mut Guest, pieces: &[Piece], bytes: &[u8]) -> bool {
         guest.expect(piece.address, front)
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use fastrand::Rng;
+
+    use super::*;
+
+    fn step(random: &mut Rng) -> Step {
+        let which = random.u8(..);
+        match random.u8(0..20) {
+            0..6 => {
+                let readable = vec![random.u8(..); random.usize(1..40)];
+                Step::Submit(readable, random.u16(0..40), Shape::plain(random))
+            }
+            6..11 => Step::Take,
+            11 => Step::Read(which, random.u16(0..20)),
+            12 => Step::Write(which, random.u16(0..20), which),
+            13 => Step::SetAside(which, random.u16(0..20)),
+            14..16 => Step::Complete(which, random.u32(0..50)),
+            16 => Step::Publish,
+            17..19 => Step::PutBack(which),
+            _ if random.u8(0..8) == 0 => Step::Restart,
+            _ => Step::Stop,
+        }
+    }
+
+    #[test]
+    fn requests_of_an_honest_driver_are_taken_put_back_held_over_and_completed_as_the_model_says() {
+        for seed in 0..4000 {
+            let mut random = Rng::with_seed(seed);
+            let input = Input {
+                start: Start::new(&mut random),
+                notes: random.bool(),
+                logs: random.bool(),
+                steps: (0..random.usize(1..60))
+                    .map(|_| step(&mut random))
+                    .collect(),
+            };
+            input.run();
+        }
+    }
+}

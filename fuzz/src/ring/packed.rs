@@ -305,7 +305,10 @@ impl Model {
         if let Some(mut made) = self.forget(held.number) {
             made.number = (!is_last).then_some(held.number);
             made.is_again = !is_last;
-            self.waiting.push_front(made);
+            // What is taken again comes before all that is in the ring.
+            let again = self.waiting.iter().take_while(|made| made.is_again);
+            let place = if is_last { again.count() } else { 0 };
+            self.waiting.insert(place, made);
         }
         self.ring.put_back(held.chain);
         if is_last {
@@ -355,7 +358,9 @@ impl Model {
 
     /// Another device goes on where this one stops, or ends without a word.
     fn restart(&mut self) {
-        let is_done = self.held.is_empty() && self.completed.is_empty();
+        let has_kept = self.waiting.front().is_some_and(|made| made.is_again);
+        let is_noted = self.inflight.is_some() || !has_kept;
+        let is_done = self.held.is_empty() && self.completed.is_empty() && is_noted;
         // What is noted of a driver that does wrong is nothing to rely on.
         if !is_done && (self.inflight.is_none() || !self.driver.is_honest()) {
             return;
