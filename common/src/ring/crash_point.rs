@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Steps of taking and completing requests after which a test has the process killed, to see what another makes of what is left.
+//! Points at which tests crash the process, to check how the next process recovers.
 //!
-//! Where a debug build finds `STEP:N` in [`KILL_AFTER`], it kills itself when it has done that step for the Nth time. Builds without
-//! debug assertions, which releases are, have no code for it.
+//! If [`KILL_AFTER`] is `STEP:N`, a debug build kills itself after it has done that step for the Nth time. Builds without debug
+//! assertions, such as releases, contain no code for this.
 
 /// The environment variable that names the step.
 pub const KILL_AFTER: &str = "VHOST_DEVICE_KILL_AFTER";
@@ -10,7 +10,7 @@ pub const KILL_AFTER: &str = "VHOST_DEVICE_KILL_AFTER";
 /// Defines [`Step`] and the list of all of them.
 macro_rules! steps {
     ($($(#[$doc:meta])+ $name:ident = $text:literal,)+) => {
-        /// A step between two stores, or between two of what others see.
+        /// A step of taking or completing a request, or of recovering requests.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         pub enum Step {
             $($(#[$doc])+ $name,)+
@@ -20,7 +20,7 @@ macro_rules! steps {
             /// All steps.
             pub const ALL: &[Self] = &[$(Self::$name,)+];
 
-            /// The name of this step in the environment variable.
+            /// Returns the name of this step in the environment variable.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$name => $text,)+
@@ -31,11 +31,11 @@ macro_rules! steps {
 }
 
 steps! {
-    /// A request was read from the ring; nothing says so yet.
+    /// A request was read from the ring and is not recorded yet.
     Read = "read",
-    /// The order of a request was noted.
+    /// The number of a request was recorded.
     CounterNoted = "counter-noted",
-    /// A request was noted as in flight.
+    /// A request was recorded as in flight.
     Taken = "taken",
     /// A request was carried out.
     CarriedOut = "carried-out",
@@ -43,27 +43,27 @@ steps! {
     UsedEntryWritten = "used-entry-written",
     /// A completed request was linked to the one before it.
     Linked = "linked",
-    /// A completed request was noted as the last one of its batch.
+    /// A completed request was recorded as the last one of its batch.
     Completed = "completed",
     /// The used index was stored.
     Published = "published",
-    /// One request of a published batch was noted as no longer in flight.
+    /// One request of a published batch was recorded as no longer in flight.
     OneNoted = "one-noted",
-    /// The used index was noted.
+    /// The used index was recorded.
     IndexNoted = "index-noted",
     /// A new region was given its size and index, but not the version that makes it valid.
     Sized = "sized",
     /// A new region became valid.
     Initialized = "initialized",
-    /// One request of the batch that a killed device had published was noted as no longer in flight.
+    /// One request of the batch that a killed device published was recorded as no longer in flight.
     OneRecovered = "one-recovered",
-    /// The used index that a killed device had published was noted.
+    /// The used index that a killed device published was recorded.
     IndexRecovered = "index-recovered",
     /// A request of a killed device was taken again.
     TakenAgain = "taken-again",
 }
 
-/// Kills this process if it is to end after this passage of `step`.
+/// Kills this process if `step` is the crash point and this is its Nth passage.
 #[cfg(debug_assertions)]
 pub(super) fn after(step: Step) {
     use std::sync::OnceLock;
@@ -83,12 +83,12 @@ pub(super) fn after(step: Step) {
         && wanted == step.name()
         && PASSAGES.fetch_add(1, Ordering::Relaxed) + 1 == *passage
     {
-        // Nothing of this process is carried out after this.
+        // The process executes nothing after this.
         let _ = kill_process(getpid(), Signal::KILL);
     }
 }
 
-/// Nothing, in this build.
+/// Does nothing in this build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub(super) fn after(_step: Step) {}

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What both formats do alike: descriptors are gathered into a chain, whose storage is used again.
+//! Gathers descriptors into chains, for both formats, and reuses the storage of completed ones.
 
 use std::sync::Arc;
 
@@ -11,17 +11,17 @@ use super::setup::RingSetup;
 use crate::chain::{Chain, Segments, Ticket};
 use crate::memory::GuestMemory;
 
-/// Most descriptors of one chain beyond the size of the ring: an indirect table may be longer than
-/// the ring is, and Linux makes such tables. QEMU draws the line at the same number.
+/// Maximum number of descriptors in an indirect table that is longer than its ring. Linux builds such tables; QEMU has the same
+/// limit.
 pub const MAX_INDIRECT_DESCRIPTORS: usize = 1024;
 
-/// Bytes of a descriptor, in either format.
+/// Size of a descriptor in bytes, in either format.
 pub(super) const DESCRIPTOR_SIZE: usize = 16;
 
-/// Storage of completed chains that is kept for the next ones.
+/// Maximum number of halves of completed chains whose storage is kept.
 const KEPT_SEGMENTS: usize = 256;
 
-/// Storage for the halves of chains.
+/// Storage for halves of chains.
 #[derive(Debug, Default)]
 pub(super) struct Storage(Vec<Segments>);
 
@@ -30,7 +30,7 @@ impl Storage {
         self.0.pop().unwrap_or_default()
     }
 
-    /// Takes the storage of a completed chain back.
+    /// Keeps the storage of a completed chain.
     pub(super) fn keep(&mut self, chain: Chain) {
         for segments in chain.into_segments() {
             if self.0.len() < KEPT_SEGMENTS {
@@ -40,7 +40,7 @@ impl Storage {
     }
 }
 
-/// What a descriptor says of its buffer.
+/// The buffer that a descriptor describes.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Buffer {
     pub address: u64,
@@ -53,18 +53,18 @@ impl Buffer {
         u32::from(self.flags) & flag != 0
     }
 
-    /// Another descriptor of the chain follows.
+    /// Returns whether another descriptor of the chain follows.
     pub(super) fn has_next(&self) -> bool {
         self.has(VRING_DESC_F_NEXT)
     }
 
-    /// It is a table of descriptors.
+    /// Returns whether it is a table of descriptors.
     pub(super) fn is_table(&self) -> bool {
         self.has(VRING_DESC_F_INDIRECT)
     }
 }
 
-/// A chain that is being put together.
+/// A chain being gathered.
 pub(super) struct Gathering<'a> {
     memory: &'a Arc<GuestMemory>,
     readable: Segments,
@@ -74,7 +74,7 @@ pub(super) struct Gathering<'a> {
 }
 
 impl<'a> Gathering<'a> {
-    /// Begins a chain of at most `limit` descriptors.
+    /// Starts a chain of at most `limit` descriptors.
     pub(super) fn new(memory: &'a Arc<GuestMemory>, storage: &mut Storage, limit: usize) -> Self {
         Self {
             memory,
@@ -88,7 +88,7 @@ impl<'a> Gathering<'a> {
     /// Adds a buffer that is not a table.
     ///
     /// # Errors
-    /// The chain is longer than any may be, or out of order.
+    /// The chain is too long, or a readable buffer follows a writable one.
     pub(super) fn add(&mut self, buffer: Buffer) -> Result<(), RingError> {
         self.count += 1;
         if self.count > self.limit {
@@ -109,16 +109,16 @@ impl<'a> Gathering<'a> {
             };
             half.push(&slice);
             length -= slice.len();
-            // The slice ends inside guest memory, so this cannot wrap further than to 0.
+            // The slice ends inside guest memory, so this can wrap to 0 at most.
             address = address.wrapping_add(slice.len() as u64);
         }
         Ok(())
     }
 
-    /// Goes on in the table that `buffer` is. It may be longer than the ring.
+    /// Continues in the table that `buffer` describes. It may be longer than the ring.
     ///
     /// # Errors
-    /// There can be no such table.
+    /// The table is empty, not a multiple of 16 bytes, or not negotiated.
     pub(super) fn table(
         &mut self,
         setup: &RingSetup,
@@ -129,7 +129,7 @@ impl<'a> Gathering<'a> {
         }
         let length = buffer.length as usize;
         if length == 0 || !length.is_multiple_of(DESCRIPTOR_SIZE) {
-            return Err(RingError::Indirect("its length is no multiple of 16"));
+            return Err(RingError::Indirect("its length is not a multiple of 16"));
         }
         self.limit = MAX_INDIRECT_DESCRIPTORS.max(self.limit);
         Ok(Table {
@@ -140,7 +140,7 @@ impl<'a> Gathering<'a> {
         })
     }
 
-    /// The chain, which its ring knows by `ticket`.
+    /// Returns the chain, with the ring's `ticket` for it.
     pub(super) fn finish(self, ticket: Ticket) -> Chain {
         Chain::new(
             ticket,
@@ -153,7 +153,7 @@ impl<'a> Gathering<'a> {
 
 /// An indirect table.
 pub(super) struct Table<'a> {
-    /// `None` if it spans regions of guest memory, or is not in it.
+    /// `None` if it spans regions of guest memory or is outside it.
     slice: Option<VolatileSlice<'a>>,
     memory: &'a GuestMemory,
     start: u64,
@@ -161,7 +161,7 @@ pub(super) struct Table<'a> {
 }
 
 impl Table<'_> {
-    /// How many descriptors it has.
+    /// Returns the number of descriptors.
     pub(super) fn entries(&self) -> usize {
         self.entries
     }
@@ -169,7 +169,7 @@ impl Table<'_> {
     /// Reads the descriptor at `index`.
     ///
     /// # Errors
-    /// It is outside the table, or the table outside guest memory.
+    /// It is outside the table, or the table is outside guest memory.
     pub(super) fn get<D: ByteValued>(&self, index: usize) -> Result<D, RingError> {
         const { assert!(size_of::<D>() == DESCRIPTOR_SIZE) };
         if index >= self.entries {

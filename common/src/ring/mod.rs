@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Virtqueues: what is taken from the driver and what is given back, one format to a file.
+//! Virtqueues: takes requests from the driver and gives them back. Each format has a file.
 
 pub mod crash_point;
 mod descriptors;
@@ -22,9 +22,9 @@ use packed::PackedRing;
 pub use setup::RingSetup;
 use split::SplitRing;
 
-/// A ring that the driver shares with this device.
+/// A ring that the driver shares with the device.
 ///
-/// Requests are taken one by one, completed in any order, and published to the driver in batches.
+/// The device takes requests one by one, completes them in any order, and publishes them to the driver in batches.
 #[derive(Debug)]
 pub struct Ring(Format);
 
@@ -34,7 +34,7 @@ enum Format {
     Packed(PackedRing),
 }
 
-/// The same for a ring of either format.
+/// Evaluates the expression for a ring of either format.
 macro_rules! either {
     ($ring:expr, $inner:ident => $value:expr) => {
         match $ring {
@@ -45,13 +45,13 @@ macro_rules! either {
 }
 
 impl Ring {
-    /// Finds the ring in `memory`. It is to go on at `base`, which is the index of an available entry in a split ring, and two
-    /// places with their wrap counters in a packed one (vhost-user, SET_VRING_BASE); 0 is the beginning of a packed ring that was
-    /// never used. With `inflight`, what that has for the ring
-    /// number `index` says which requests are to be carried out again first, and where the ring goes on.
+    /// Opens the ring in `memory`. It continues at `base` (vhost-user, SET_VRING_BASE): the index of an available entry in a split
+    /// ring, two positions with their wrap counters in a packed one. A base of 0 also means the beginning of a packed ring that was
+    /// never used. If there is an `inflight` file, its region for queue `index` says which requests to carry out again first, and
+    /// where the ring continues.
     ///
     /// # Errors
-    /// A part of the ring is not aligned, or not in guest memory; its size or `base` is not one that it can have.
+    /// A part of the ring is not aligned or not in guest memory, or its size or `base` is invalid.
     pub fn new(
         setup: RingSetup,
         memory: Arc<GuestMemory>,
@@ -70,26 +70,27 @@ impl Ring {
         }))
     }
 
-    /// Finds the ring anew after the front-end changed the memory table. Requests that are held
-    /// keep the memory that they were taken from.
+    /// Looks the ring up again after the front-end changed the memory table. Requests that the device holds keep the memory they were
+    /// taken from.
     ///
     /// # Errors
-    /// The ring is not in the new memory: nothing may be taken until it is in another one. What is held can be completed.
+    /// The ring is not in the new memory. The device must take no requests until another table contains it, but may complete those it
+    /// holds.
     pub fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
         either!(&mut self.0, ring => ring.set_memory(memory))
     }
 
-    /// Has writes to the used ring logged by another guest address, or not any more.
+    /// Changes the guest address under which writes to the used ring are logged; `None` stops logging them.
     pub fn set_used_log(&mut self, address: Option<u64>) {
         either!(&mut self.0, ring => ring.set_used_log(address))
     }
 
-    /// Where the ring goes on, as the base in [`Ring::new`]: what GET_VRING_BASE answers.
+    /// Returns where the ring continues, in the format of the base in [`Ring::new`]: the reply to GET_VRING_BASE.
     pub fn base(&self) -> u32 {
         either!(&self.0, ring => ring.base())
     }
 
-    /// Where a ring begins whose driver begins.
+    /// Returns the base of a ring that is not used yet.
     pub fn first_base(packed: bool) -> u32 {
         match packed {
             true => packed::FIRST_BASE,
@@ -97,7 +98,7 @@ impl Ring {
         }
     }
 
-    /// What kind of ring it is, for people.
+    /// Returns the name of the format, for log lines.
     pub fn format(&self) -> &'static str {
         match self.0 {
             Format::Split(_) => "split ring",
@@ -105,29 +106,29 @@ impl Ring {
         }
     }
 
-    /// Requests that are to be taken again before all others.
+    /// Returns the number of requests that are taken again before all others.
     pub fn recovered(&self) -> usize {
         either!(&self.0, ring => ring.shared.recovered())
     }
 
-    /// Requests that were taken, and neither completed nor given back.
+    /// Returns the number of requests that the device holds: taken, and neither completed nor given back.
     pub fn held(&self) -> u16 {
         either!(&self.0, ring => ring.shared.held)
     }
 
-    /// Whether requests wait to be taken, among those seen already.
+    /// Returns whether requests are available, among those seen already.
     #[inline]
     pub fn has_known_available(&self) -> bool {
         either!(&self.0, ring => ring.has_known_available())
     }
 
-    /// Whether more than `count` requests wait to be taken, as far as that can be said without looking through the ring.
+    /// Returns whether more than `count` requests are available, as far as it can tell without scanning the ring.
     #[inline]
     pub fn has_more_than(&self, count: u16) -> bool {
         either!(&self.0, ring => ring.has_more_than(count))
     }
 
-    /// Whether requests wait to be taken. Looks at the ring if all known ones are taken.
+    /// Returns whether requests are available. Reads the ring if all known ones are taken.
     ///
     /// # Errors
     /// The ring is corrupt.
@@ -147,7 +148,8 @@ impl Ring {
         self.take_if(|_| true)
     }
 
-    /// Takes the next request, if there is one and `accepts` says so. Else it stays where it is, and is read anew the next time.
+    /// Takes the next request if there is one and `accepts` returns true. Otherwise the request stays where it is, and the next call
+    /// reads it again.
     ///
     /// # Errors
     /// The ring is corrupt; the request stays where it is.
@@ -159,25 +161,24 @@ impl Ring {
         either!(&mut self.0, ring => ring.take_if(accepts))
     }
 
-    /// Gives a request back: the device wrote `written` bytes of it. The driver sees it with the next
-    /// [`Ring::publish`].
+    /// Completes a request, of which the device wrote `written` bytes. The driver sees it after the next [`Ring::publish`].
     pub fn complete(&mut self, chain: Chain, written: u32) {
         either!(&mut self.0, ring => ring.complete(chain, written))
     }
 
-    /// Gives a request back untouched: it is the next one to be taken. Several go back in the reverse order in which they were taken,
-    /// the last first. One that is not the last is the next one to be taken too, but counts as taken: it is not in the ring any more.
+    /// Puts a request back untouched: it is the next one to be taken. Several requests go back in reverse order, the one taken last
+    /// first. Any other one is taken again before all others, but no longer counts as available: [`Ring::base`] stays behind it.
     pub fn put_back(&mut self, chain: Chain) {
         either!(&mut self.0, ring => ring.put_back(chain))
     }
 
-    /// Lets go of a request, which the ring that comes next takes again, from its beginning: it stays noted as in flight, or
-    /// [`Ring::release`] gives it.
+    /// Holds a request over for the next start of the ring, which carries it out from its beginning. The request stays recorded as in
+    /// flight; without a file of requests in flight, [`Ring::release`] returns it.
     pub fn suspend(&mut self, chain: Chain) {
         either!(&mut self.0, ring => ring.shared.suspend(chain))
     }
 
-    /// Takes over the requests that [`Ring::release`] of the ring before this one gave: they are taken before all others.
+    /// Accepts the requests that [`Ring::release`] returned at the last stop of this ring. They are taken before all others.
     pub fn resume(&mut self, suspended: Vec<Chain>) {
         match &mut self.0 {
             Format::Split(ring) => ring.shared.resume(suspended),
@@ -185,19 +186,19 @@ impl Ring {
         }
     }
 
-    /// Shows the driver all requests that were completed since the last time, with one store.
-    /// Returns whether the driver wants to be called (VIRTIO 1.3, 2.7.7.1, 2.7.10 and 2.8.10).
+    /// Publishes all requests that were completed since the last call, with one store. Returns whether the driver wants a notification
+    /// (VIRTIO 1.3, 2.7.7.1, 2.7.10 and 2.8.10).
     pub fn publish(&mut self) -> bool {
         either!(&mut self.0, ring => ring.publish())
     }
 
-    /// Asks the driver not to kick: the device looks at the ring by itself.
+    /// Asks the driver not to kick, because the device polls the ring.
     pub fn suppress_kicks(&mut self) {
         either!(&mut self.0, ring => ring.suppress_kicks())
     }
 
-    /// Asks the driver to kick for the next request. Returns whether requests came meanwhile, for
-    /// which it may not have kicked.
+    /// Asks the driver to kick for the next request. Returns whether requests became available meanwhile, for which the driver may not
+    /// have kicked.
     ///
     /// # Errors
     /// The ring is corrupt.
@@ -208,11 +209,11 @@ impl Ring {
         }
     }
 
-    /// Leaves the ring to the device that comes next: the driver kicks it, where this one asked it not to, if the ring `is_usable`.
-    /// Gives the requests that were suspended, if the front-end keeps no file of requests in flight.
+    /// Prepares the ring for its next start: asks the driver to kick again, if the ring `is_usable`. Returns the suspended requests
+    /// unless the front-end keeps a file of requests in flight.
     pub fn release(&mut self, is_usable: bool) -> Vec<Chain> {
         if is_usable && !either!(&self.0, ring => ring.shared.wants_kick) {
-            // Whether it is corrupt the next device finds out by itself.
+            // The next start finds out whether the ring is corrupt.
             let _ = self.want_kick();
         }
         either!(&mut self.0, ring => ring.shared.release())

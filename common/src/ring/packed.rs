@@ -32,13 +32,13 @@ const DESCRIPTOR_FLAGS: usize = 14;
 const EVENT_POSITION: usize = 0;
 const EVENT_FLAGS: usize = 2;
 const EVENT_SIZE: usize = 4;
-/// Bits of the flags that are defined.
+/// The defined bits of the flags.
 const EVENT_FLAGS_MASK: u16 = 3;
 
-/// Base of a ring whose driver begins: both places are 0, and both wrap counters 1.
+/// Base of a ring that is not used yet: both positions are 0, and both wrap counters 1.
 pub const FIRST_BASE: u32 = 1 << 31 | 1 << 15;
 
-/// A packed ring that the driver shares with this device.
+/// A packed ring.
 #[derive(Debug)]
 pub struct PackedRing {
     pub shared: Shared<PackedInflight>,
@@ -47,26 +47,26 @@ pub struct PackedRing {
     device_event: PinnedRange,
     /// Next descriptor to take.
     next_available: Position,
-    /// The descriptor there was seen to be available.
+    /// That descriptor was seen to be available.
     available_seen: bool,
     /// Next descriptor to mark used.
     next_used: Position,
-    /// Where the first descriptor is that was marked used and the driver does not see yet, and what its flags are to be: with
-    /// them it sees all that follow.
+    /// Index and final flags of the first used descriptor that is not published yet. Storing the flags publishes it and all that
+    /// follow.
     unpublished: Option<(u16, u16)>,
-    /// Descriptors from there to the next one to mark used.
+    /// Number of descriptors from there to the next one to mark used.
     unpublished_descriptors: u16,
-    /// Descriptors of the requests that are held.
+    /// Number of descriptors of the requests that the device holds.
     held_descriptors: u16,
-    /// Descriptors of the request that was taken last.
+    /// Number of descriptors of the request that was taken last.
     last_descriptors: u16,
-    /// The ring is in no table of guest memory.
+    /// The current memory table does not contain the ring.
     is_away: bool,
-    /// The descriptors of the request that is taken, for `inflight`.
+    /// The descriptors of the request being taken, for the record of requests in flight.
     taken: Vec<Descriptor>,
 }
 
-/// Where the parts of a ring are.
+/// The parts of a ring.
 struct Parts {
     descriptors: PinnedRange,
     driver_event: PinnedRange,
@@ -74,11 +74,11 @@ struct Parts {
 }
 
 impl PackedRing {
-    /// Finds the ring in `memory`. It is to go on at `base`: the place of the next available descriptor in the lower
-    /// half, that of the next used one in the upper half. With `inflight`, that says so instead.
+    /// Opens the ring in `memory`. It continues at `base`: the position of the next available descriptor in the lower half, that of the
+    /// next used one in the upper half. If there is an `inflight` region, that says so instead.
     ///
     /// # Errors
-    /// A part of the ring is not aligned, or not in guest memory; `base` is outside the ring.
+    /// A part of the ring is not aligned or not in guest memory, or `base` is outside the ring.
     pub fn new(
         setup: RingSetup,
         memory: Arc<GuestMemory>,
@@ -94,8 +94,8 @@ impl PackedRing {
             let flags = place(index) + DESCRIPTOR_FLAGS;
             load(&descriptors.slice(), flags, Ordering::Acquire) & USED == 0
         };
-        // User-Mode Linux says 0 for the beginning, where wrap counters are 1. A ring that comes to 0 later, with wrap counters
-        // of 0, has marked a descriptor used in the round before: the first one of each chain, which may be anywhere.
+        // User-Mode Linux sends 0 for a new ring, whose wrap counters are 1. A ring that reaches 0 with wrap counters of 0 later has
+        // used descriptors of the previous round: the first one of each chain, which may be anywhere.
         let base = match base {
             0 if (0..setup.size).all(is_unused) => FIRST_BASE,
             base => base,
@@ -109,7 +109,7 @@ impl PackedRing {
             let was_published = |position: Position| {
                 let place = place(position.index) + DESCRIPTOR_FLAGS;
                 let flags = load(&ring, place, Ordering::Acquire);
-                // The driver may have made another one available there since.
+                // The driver may have reused the descriptor since.
                 flags & (AVAILABLE | USED) != position.available()
             };
             let (used, requests) = inflight.recover(next_used, was_published);
@@ -117,9 +117,9 @@ impl PackedRing {
                 recovered = requests;
                 held_descriptors = recovered.iter().map(|request| request.descriptors).sum();
                 next_used = used;
-                // All that was taken was either given back or is under way.
+                // Every request that was taken is either completed or in flight.
                 next_available = used.after(held_descriptors, setup.size);
-                // A batch that was not published left marks behind its first descriptor.
+                // A batch that was not published left used flags after its first descriptor.
                 let mut position = used;
                 for _ in 0..held_descriptors {
                     let place = place(position.index) + DESCRIPTOR_FLAGS;
@@ -149,7 +149,7 @@ impl PackedRing {
             is_away: false,
             taken: Vec::new(),
         };
-        // A device that crashed may have written to it and not come to note that.
+        // A device that crashed may have written to the ring without logging it.
         ring.mark_all();
         Ok(ring)
     }
@@ -160,7 +160,7 @@ impl PackedRing {
         self.mark_all();
     }
 
-    /// Notes, while the guest migrates, that any part of the ring may have been written.
+    /// Logs a write to the whole ring, if logging is on.
     fn mark_all(&self) {
         if let Some(log) = self.shared.memory.log() {
             self.mark_descriptors(
@@ -172,7 +172,7 @@ impl PackedRing {
         }
     }
 
-    /// Notes that `length` bytes at `offset` of the descriptor ring were written.
+    /// Logs a write of `length` bytes at `offset` of the descriptor ring.
     #[cold]
     fn mark_descriptors(&self, log: &DirtyLog, offset: usize, length: usize) {
         let ring = self.descriptors.slice();
@@ -182,7 +182,7 @@ impl PackedRing {
         }
     }
 
-    /// Notes, while the guest migrates, that the device's event area was written.
+    /// Logs a write to the device's event area, if logging is on.
     #[inline]
     fn mark_event(&self) {
         if let Some(log) = self.shared.memory.log()
@@ -206,21 +206,21 @@ impl PackedRing {
     /// As [`super::Ring::set_memory`].
     pub fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
         let parts = Self::find(&self.shared.setup, &memory);
-        // What is completed is logged as the new table says, wherever the ring is.
+        // Completions are logged as the new table says, even if the ring is not in it.
         self.shared.memory = memory;
         let was_away = std::mem::replace(&mut self.is_away, parts.is_err());
         let parts = parts?;
         self.descriptors = parts.descriptors;
         self.driver_event = parts.driver_event;
         self.device_event = parts.device_event;
-        // What was completed meanwhile had no guest address to log.
+        // Completions had no guest address to log meanwhile.
         if was_away {
             self.mark_all();
         }
         Ok(())
     }
 
-    /// Where the ring goes on: as the base in [`PackedRing::new`].
+    /// Returns where the ring continues, in the format of the base in [`PackedRing::new`].
     pub fn base(&self) -> u32 {
         u32::from(self.next_available.bits()) | u32::from(self.next_used.bits()) << 16
     }
@@ -231,7 +231,7 @@ impl PackedRing {
         self.available_seen || self.shared.recovered() > 0
     }
 
-    /// As [`super::Ring::has_more_than`]: if they have as many descriptors as the last one had.
+    /// As [`super::Ring::has_more_than`], assuming that each has as many descriptors as the last one.
     #[inline]
     pub fn has_more_than(&self, count: u16) -> bool {
         let descriptors = count.saturating_mul(self.last_descriptors);
@@ -243,7 +243,7 @@ impl PackedRing {
             )
     }
 
-    /// Whether the driver has made the descriptor at `position` available.
+    /// Returns whether the driver has made the descriptor at `position` available.
     #[inline]
     fn is_available(&self, position: Position) -> bool {
         let place = place(position.index) + DESCRIPTOR_FLAGS;
@@ -254,7 +254,7 @@ impl PackedRing {
     /// As [`super::Ring::has_available`].
     #[inline]
     pub fn has_available(&mut self) -> bool {
-        // While requests hold all descriptors, the next one is theirs, whatever it says.
+        // While held requests occupy all descriptors, the next one belongs to them, whatever its flags say.
         if !self.has_known_available() && self.held_descriptors < self.shared.setup.size {
             self.available_seen = self.is_available(self.next_available);
         }
@@ -314,7 +314,7 @@ impl PackedRing {
         self.shared.resume(suspended);
     }
 
-    /// The chain at the next available descriptor, reading each descriptor once, and the place behind it.
+    /// Reads the chain at the next available descriptor, each descriptor once. Returns it and the position after it.
     fn gather(&mut self) -> Result<(Chain, Position), RingError> {
         let size = self.shared.setup.size;
         let left = size.saturating_sub(self.held_descriptors);
@@ -361,7 +361,7 @@ impl PackedRing {
         let index = self.next_used.index;
         let ring = self.descriptors.slice();
         let place = place(index);
-        // Offsets and alignments were checked when the ring was found: no access here can fail.
+        // No access here can fail: offsets and alignments were checked when the ring was opened.
         let _ = ring.store(id.to_le(), place + DESCRIPTOR_ID, Ordering::Relaxed);
         let _ = ring.store(
             written.to_le(),
@@ -370,7 +370,7 @@ impl PackedRing {
         );
         let flags = self.next_used.used() | if written > 0 { WRITE } else { 0 };
         match self.unpublished {
-            // The driver looks at this one first, so it gets its flags last.
+            // The driver reads this one first, so it gets its flags last.
             None => self.unpublished = Some((index, flags)),
             Some(_) => store(&ring, place + DESCRIPTOR_FLAGS, flags, Ordering::Relaxed),
         }
@@ -383,7 +383,7 @@ impl PackedRing {
             self.mark_descriptors(log, place, DESCRIPTOR_SIZE);
         }
         self.next_used = self.next_used.after(descriptors, self.shared.setup.size);
-        // More than the ring has, where the device itself wrote to the ring meanwhile.
+        // It can exceed the size of the ring if a request made the device overwrite the ring.
         self.unpublished_descriptors = self.unpublished_descriptors.saturating_add(descriptors);
         self.held_descriptors = self.held_descriptors.saturating_sub(descriptors);
         self.shared.held = self.shared.held.saturating_sub(1);
@@ -413,7 +413,7 @@ impl PackedRing {
             self.mark_descriptors(log, place(index), DESCRIPTOR_SIZE);
         }
         let count = std::mem::take(&mut self.unpublished_descriptors);
-        // The descriptors are visible before the driver's wish is read, or both sides could wait.
+        // The descriptors must be visible before the driver's suppression is read, or both sides could wait.
         fence(Ordering::SeqCst);
         let event = self.driver_event.slice();
         let flags = load(&event, EVENT_FLAGS, Ordering::Acquire) & EVENT_FLAGS_MASK;
@@ -445,7 +445,7 @@ impl PackedRing {
             self.set_event_flags(VRING_PACKED_EVENT_FLAG_ENABLE);
         }
         self.shared.wants_kick = true;
-        // The wish is visible before the descriptor is read, or both sides could wait.
+        // The request for kicks must be visible before the descriptor is read, or both sides could wait.
         fence(Ordering::SeqCst);
         self.has_available()
     }
@@ -457,7 +457,7 @@ impl PackedRing {
     }
 }
 
-/// The chain of a request that a device before this one had taken, from the copies of its descriptors.
+/// Reads the chain of a request that a previous device took, from the copies of its descriptors.
 fn gather_again(
     shared: &mut Shared<PackedInflight>,
     request: Recovered,
@@ -484,7 +484,7 @@ fn gather_again(
     }))
 }
 
-/// Adds the descriptor to its chain, of which it is number `count`. Returns whether another one follows.
+/// Adds descriptor number `count` to its chain. Returns whether another one follows.
 fn add(
     chain: &mut Gathering,
     setup: &RingSetup,
@@ -500,7 +500,7 @@ fn add(
         return Err(RingError::Indirect("other descriptors are beside it"));
     }
     let table = chain.table(setup, buffer)?;
-    // The descriptors of a table are one chain, in its order (VIRTIO 1.3, 2.8.7).
+    // The descriptors of a table form one chain, in order (VIRTIO 1.3, 2.8.7).
     for index in 0..table.entries() {
         let buffer = self::buffer(&table.get(index)?);
         if buffer.is_table() {
@@ -511,7 +511,7 @@ fn add(
     Ok(false)
 }
 
-/// Offset of a descriptor in the ring.
+/// Returns the offset of a descriptor in the ring, in bytes.
 fn place(index: u16) -> usize {
     DESCRIPTOR_SIZE * usize::from(index)
 }
@@ -524,7 +524,7 @@ fn buffer(descriptor: &Descriptor) -> Buffer {
     }
 }
 
-/// Loads a little-endian u16 of the ring. Offsets were checked when the ring was found, so the
+/// Loads a little-endian u16 of the ring. Offsets were checked when the ring was opened, so the
 /// default is never used.
 #[inline]
 fn load(slice: &VolatileSlice<'_>, offset: usize, order: Ordering) -> u16 {

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where a ring is.
+//! The location and the features of a ring.
 
 use super::error::RingError;
 use crate::memory::{GuestMemory, PinnedRange};
 
-/// Where the front-end says that a ring is, and how it is to be read.
+/// The location of a ring, as the front-end sets it, and the features that decide how to read it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingSetup {
     /// Descriptors in the ring: at most 32768, and a power of two in a split ring.
@@ -15,7 +15,8 @@ pub struct RingSetup {
     pub available: u64,
     /// Device area (used ring, or the device's event suppression), as an address of the front-end.
     pub used: u64,
-    /// Guest address by which writes to the device area are logged, if they are. It need not be where that is, or in memory.
+    /// Guest address under which writes to the device area are logged, if any. It may differ from the device area's own address, and
+    /// may be outside guest memory.
     pub used_log: Option<u64>,
     /// VIRTIO_F_RING_PACKED was negotiated.
     pub packed: bool,
@@ -25,7 +26,7 @@ pub struct RingSetup {
     pub indirect: bool,
 }
 
-/// Finds a part of a ring: `length` bytes at `address` of the front-end.
+/// Looks up a part of a ring: `length` bytes at `address` of the front-end.
 pub(super) fn find_part(
     memory: &GuestMemory,
     part: &'static str,

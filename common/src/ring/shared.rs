@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a ring of either format has, and does alike.
+//! The part of a ring that both formats have in common.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,28 +18,28 @@ pub(super) const AGAIN: u64 = 0;
 /// A request that is taken again before all others.
 #[derive(Debug)]
 enum Again {
-    /// It is noted as in flight: a device before this one had taken it.
+    /// It is recorded as in flight: a previous device took it.
     Noted(Recovered),
-    /// The ring before this one, or this one, had given it out and got it back unanswered.
+    /// The device of this process took it, and put it back or held it over.
     Kept(Chain),
 }
 
-/// The part of a ring that does not depend on its format. `I` notes requests in flight.
+/// The part of a ring that does not depend on its format. `I` is the record of requests in flight.
 #[derive(Debug)]
 pub(super) struct Shared<I> {
     pub setup: RingSetup,
     pub memory: Arc<GuestMemory>,
     pub storage: Storage,
-    /// Requests that the device holds: taken, and neither completed nor given back.
+    /// Number of requests that the device holds: taken, and neither completed nor given back.
     pub held: u16,
     /// The driver was asked to kick.
     pub wants_kick: bool,
-    /// What the front-end remembers of this ring.
+    /// This ring's region in the front-end's file of requests in flight.
     pub inflight: Option<I>,
-    /// Requests that were taken from the ring and not put back there.
+    /// Number of requests that were taken from the ring, less those put back.
     sequence: u64,
     again: VecDeque<Again>,
-    /// Requests that the next ring takes again.
+    /// Requests held over for the next start.
     suspended: Vec<Chain>,
 }
 
@@ -63,12 +63,12 @@ impl<I> Shared<I> {
         }
     }
 
-    /// Requests that are taken again before all others.
+    /// Returns the number of requests that are taken again before all others.
     pub fn recovered(&self) -> usize {
         self.again.len()
     }
 
-    /// Takes the first of these, if `accepts` says so. `gather` reads it anew where only its note is left.
+    /// Takes the first of these if `accepts` returns true. `gather` reads it again where only its record is left.
     #[cold]
     pub fn take_again(
         &mut self,
@@ -104,7 +104,7 @@ impl<I> Shared<I> {
         Ok(Some(chain))
     }
 
-    /// The number of the request that is taken from the ring next: see [`Ticket::sequence`](crate::chain::Ticket::sequence).
+    /// Returns the number of the next request that is taken from the ring: see [`Ticket::sequence`](crate::chain::Ticket::sequence).
     pub fn next_sequence(&self) -> u64 {
         self.sequence + 1
     }
@@ -116,8 +116,8 @@ impl<I> Shared<I> {
         self.held += 1;
     }
 
-    /// Lets go of a request that is given back unanswered. Gives it if it is the last one that was taken from the ring, which goes
-    /// back there; any other one is taken again before all others.
+    /// Releases a request that the device puts back. Returns it if it is the one taken last, which then is available in the ring again.
+    /// Any other one is taken again before all others.
     pub fn give_back(&mut self, mut chain: Chain) -> Option<Chain> {
         self.held = self.held.saturating_sub(1);
         if chain.ticket().sequence == self.sequence && self.sequence != AGAIN {
@@ -129,21 +129,21 @@ impl<I> Shared<I> {
         None
     }
 
-    /// Lets go of a request that the next ring takes again.
+    /// Releases a request that the device holds over.
     pub fn suspend(&mut self, mut chain: Chain) {
         self.held = self.held.saturating_sub(1);
         chain.rewind();
         self.suspended.push(chain);
     }
 
-    /// Takes over what [`Shared::release`] gave, if it is not noted as in flight.
+    /// Accepts what [`Shared::release`] returned at the last stop.
     pub fn resume(&mut self, suspended: Vec<Chain>) {
         if self.inflight.is_none() {
             self.again.extend(suspended.into_iter().map(Again::Kept));
         }
     }
 
-    /// Gives the requests that the next ring takes again and that are noted nowhere else.
+    /// Returns the requests for the next start that are recorded nowhere else.
     pub fn release(&mut self) -> Vec<Chain> {
         let again = self.again.drain(..).filter_map(|request| match request {
             Again::Kept(chain) => Some(chain),

@@ -24,7 +24,7 @@ const FLAGS: usize = 0;
 const INDEX: usize = 2;
 const ENTRIES: usize = 4;
 
-/// A split ring that the driver shares with this device.
+/// A split ring.
 #[derive(Debug)]
 pub struct SplitRing {
     pub shared: Shared<SplitInflight>,
@@ -33,7 +33,7 @@ pub struct SplitRing {
     used: PinnedRange,
     /// Next entry of the available ring to take.
     next_available: Wrapping<u16>,
-    /// The driver's index when it was last looked at.
+    /// The driver's index when it was last read.
     available_seen: Wrapping<u16>,
     /// Next entry of the used ring to fill.
     next_used: Wrapping<u16>,
@@ -41,7 +41,7 @@ pub struct SplitRing {
     published: Wrapping<u16>,
 }
 
-/// Where the parts of a ring are.
+/// The parts of a ring.
 struct Parts {
     descriptors: PinnedRange,
     available: PinnedRange,
@@ -49,12 +49,11 @@ struct Parts {
 }
 
 impl SplitRing {
-    /// Finds the ring in `memory`. It is to go on at `base` in the available ring; where
-    /// the used ring goes on, its own index says. With `inflight`, that says which requests are to be
-    /// carried out again first, and where the available ring goes on.
+    /// Opens the ring in `memory`. It continues at `base` in the available ring, and at the used ring's own index. If there is an
+    /// `inflight` region, that says which requests to carry out again first, and where the available ring continues.
     ///
     /// # Errors
-    /// A part of the ring is not aligned, or not in guest memory; `base` is no index.
+    /// A part of the ring is not aligned or not in guest memory, or `base` is not an index.
     pub fn new(
         setup: RingSetup,
         memory: Arc<GuestMemory>,
@@ -75,7 +74,7 @@ impl SplitRing {
             None => (Vec::new(), Wrapping(next_available)),
             Some(inflight) => {
                 let recovered = inflight.recover(next_used.0);
-                // All that was taken was either given back or is under way.
+                // Every request that was taken is either completed or in flight.
                 let next_available = match inflight.was_fresh() {
                     true => Wrapping(next_available),
                     false => next_used + Wrapping(recovered.len() as u16),
@@ -97,12 +96,12 @@ impl SplitRing {
             next_used,
             published: next_used,
         };
-        // A device that crashed may have written to it and not come to note that.
+        // A device that crashed may have written to the used ring without logging it.
         ring.mark_used(0, ring.used_size());
         Ok(ring)
     }
 
-    /// Bytes of the used ring.
+    /// Returns the size of the used ring in bytes.
     fn used_size(&self) -> usize {
         self.used.slice().len()
     }
@@ -113,7 +112,7 @@ impl SplitRing {
         self.mark_used(0, self.used_size());
     }
 
-    /// Notes, while the guest migrates, that `length` bytes at `offset` of the used ring were written.
+    /// Logs a write of `length` bytes at `offset` of the used ring, if logging is on.
     #[inline]
     fn mark_used(&self, offset: usize, length: usize) {
         if let Some(log) = self.shared.memory.log() {
@@ -128,7 +127,7 @@ impl SplitRing {
         }
     }
 
-    /// Notes what was written for a request, with its entry at `offset` of the used ring.
+    /// Logs the writes for a request, and its entry at `offset` of the used ring.
     #[cold]
     fn mark_completed(&self, log: &DirtyLog, chain: &Chain, offset: usize) {
         chain.mark_dirty(log);
@@ -166,7 +165,7 @@ impl SplitRing {
     /// As [`super::Ring::set_memory`].
     pub fn set_memory(&mut self, memory: Arc<GuestMemory>) -> Result<(), RingError> {
         let parts = Self::find(&self.shared.setup, &memory);
-        // What is completed is logged as the new table says, wherever the ring is.
+        // Completions are logged as the new table says, even if the ring is not in it.
         self.shared.memory = memory;
         let parts = parts?;
         self.descriptors = parts.descriptors;
@@ -175,12 +174,12 @@ impl SplitRing {
         Ok(())
     }
 
-    /// Index of the available entry that is taken next.
+    /// Returns the index of the next available entry.
     pub fn base(&self) -> u32 {
         self.next_available.0.into()
     }
 
-    /// Whether completed requests wait to be published.
+    /// Returns whether completed requests are not published yet.
     #[inline]
     fn has_unpublished(&self) -> bool {
         self.next_used != self.published
@@ -192,20 +191,20 @@ impl SplitRing {
         self.next_available != self.available_seen || self.shared.recovered() > 0
     }
 
-    /// As [`super::Ring::has_more_than`]: of those that the driver's index counted when it was read.
+    /// As [`super::Ring::has_more_than`], counting up to the driver's index when it was last read.
     #[inline]
     pub fn has_more_than(&self, count: u16) -> bool {
         (self.available_seen - self.next_available).0 > count
     }
 
-    /// As [`super::Ring::has_available`]: the driver's index may not be further ahead than the ring is long.
+    /// As [`super::Ring::has_available`]. The driver's index may be ahead by at most the size of the ring.
     #[inline]
     pub fn has_available(&mut self) -> Result<bool, RingError> {
         if self.has_known_available() {
             return Ok(true);
         }
         let index = Wrapping(load(&self.available.slice(), INDEX, Ordering::Acquire));
-        // What the driver has given out and not got back fits the ring.
+        // The requests that the driver is waiting for must fit the ring.
         let open = index - self.next_available + Wrapping(self.shared.held);
         if open.0 > self.shared.setup.size {
             return Err(RingError::AvailableIndex {
@@ -292,7 +291,7 @@ impl SplitRing {
             return false;
         }
         let used = self.used.slice();
-        // A failure is impossible: offset and alignment were checked when the ring was found.
+        // This cannot fail: offset and alignment were checked when the ring was opened.
         let _ = used.store(self.next_used.0.to_le(), INDEX, Ordering::Release);
         after(Step::Published);
         self.mark_used(INDEX, 2);
@@ -301,7 +300,7 @@ impl SplitRing {
         }
         let before = self.published;
         self.published = self.next_used;
-        // The index is visible before the driver's wish is read, or both sides could wait.
+        // The index must be visible before the driver's suppression is read, or both sides could wait.
         fence(Ordering::SeqCst);
         let available = self.available.slice();
         if self.shared.setup.event_index {
@@ -316,7 +315,7 @@ impl SplitRing {
 
     /// As [`super::Ring::suppress_kicks`].
     pub fn suppress_kicks(&mut self) {
-        // With EVENT_IDX the old avail_event stays, which the driver has passed already.
+        // With EVENT_IDX the old avail_event stays, and the driver has passed it already.
         if std::mem::take(&mut self.shared.wants_kick) && !self.shared.setup.event_index {
             let used = self.used.slice();
             let _ = used.store(
@@ -341,13 +340,13 @@ impl SplitRing {
         };
         self.mark_used(place, 2);
         self.shared.wants_kick = true;
-        // The wish is visible before the index is read, or both sides could wait.
+        // The request for kicks must be visible before the index is read, or both sides could wait.
         fence(Ordering::SeqCst);
         self.has_available()
     }
 }
 
-/// Follows the chain that starts at `head`, reading each descriptor once.
+/// Walks the chain that starts at `head`, reading each descriptor once.
 fn walk(
     shared: &mut Shared<SplitInflight>,
     descriptors: &PinnedRange,
@@ -407,7 +406,7 @@ fn buffer(descriptor: &Descriptor) -> Buffer {
     }
 }
 
-/// Loads a little-endian u16 of the ring. Offsets were checked when the ring was found, so the
+/// Loads a little-endian u16 of the ring. Offsets were checked when the ring was opened, so the
 /// default is never used.
 #[inline]
 fn load(slice: &VolatileSlice<'_>, offset: usize, order: Ordering) -> u16 {

@@ -14,17 +14,17 @@ use crate::statistics::{LARGEST_BATCH, Outcome, Recorder};
 use super::call_file::CallFile;
 use super::early_call::EarlyCall;
 
-/// Requests that a handler may take before the worker publishes, and hears the session, again.
+/// Maximum number of requests in a batch. After each batch the worker publishes and checks for commands of the session.
 const BATCH: u16 = LARGEST_BATCH;
-/// How often a queue is looked at whose driver cannot kick (SET_VRING_KICK without an eventfd).
+/// Polling interval of a queue whose driver cannot kick (SET_VRING_KICK without an eventfd).
 const UNKICKED_INTERVAL: Duration = Duration::from_millis(1);
 
-/// What is left of a queue that stopped.
+/// The rest of a stopped queue, which its next start needs.
 #[derive(Debug)]
 pub struct Stopped {
-    /// Where its ring goes on: see [`Ring::base`].
+    /// Where its ring continues: see [`Ring::base`].
     pub base: u32,
-    /// Requests that were held over, for [`Ring::resume`].
+    /// Requests held over, for [`Ring::resume`].
     pub suspended: Vec<Chain>,
 }
 
@@ -33,39 +33,39 @@ pub struct Stopped {
 pub struct Queue {
     index: u16,
     ring: Ring,
-    /// The driver kicks by this; without it the worker looks from time to time.
+    /// The eventfd of kicks. Without it the worker polls the ring.
     pub(super) kick: Option<Arc<OwnedFd>>,
     call: Option<Arc<CallFile>>,
     error: Option<Arc<CallFile>>,
-    /// SET_VRING_ENABLE: requests of a disabled queue stay where they are.
+    /// SET_VRING_ENABLE: requests of a disabled queue stay in the ring.
     enabled: bool,
-    /// The ring is to be looked at.
+    /// The ring may have requests.
     pub(super) pending: bool,
-    /// Requests that the handler may still take in this batch.
+    /// Number of requests that the handler may still take in this batch.
     budget: u16,
-    /// Requests that it could take when the batch began.
+    /// Number of requests that it could take when the batch began.
     batch: u16,
-    /// What is left in the ring is to be offered again after this time, whatever happens until then.
+    /// Time after which the handler is called again, even if nothing happens.
     pub(super) look_again: Option<Duration>,
-    /// It is about to stop, and takes nothing but what a device before this one had taken.
+    /// The queue is stopping: it gives only requests that are taken again.
     stopping: bool,
-    /// The ring is corrupt, and left alone until it is set up anew.
+    /// The ring is corrupt. It stays unused until it is set up again.
     broken: bool,
-    /// The ring is not in guest memory, and left alone until it is there again.
+    /// The ring is not in guest memory. It stays unused until it is.
     is_unmapped: bool,
-    /// Requests were completed, and not yet published.
+    /// Completed requests are not published yet.
     has_completed: bool,
     early_call: EarlyCall,
     recorder: Recorder,
 }
 
 impl Queue {
-    /// A queue that its driver does not kick and that calls nobody, as long as nothing else is said.
+    /// Creates a queue without eventfds for kicks, calls and errors.
     pub fn new(index: u16, ring: Ring, enabled: bool) -> Self {
         Self::with_recorder(index, ring, enabled, Recorder::discarding())
     }
 
-    /// The same, of which `recorder` counts what happens.
+    /// Creates a queue whose statistics go to `recorder`.
     pub(crate) fn with_recorder(index: u16, ring: Ring, enabled: bool, recorder: Recorder) -> Self {
         Self {
             index,
@@ -87,13 +87,12 @@ impl Queue {
         }
     }
 
-    /// Number of this queue among those of its device.
+    /// Returns the index of this queue in its device.
     pub fn index(&self) -> u16 {
         self.index
     }
 
-    /// Whether [`Queue::take`] has a request to give: for handlers that take none that they cannot
-    /// carry out yet.
+    /// Returns whether [`Queue::take`] would return a request.
     pub fn has_available(&mut self) -> bool {
         if self.broken || self.budget == 0 {
             return false;
@@ -104,19 +103,18 @@ impl Queue {
         })
     }
 
-    /// Whether it is about to stop: what it still gives, a device before this one had taken.
+    /// Returns whether the queue is stopping. It then gives only requests that a previous device took.
     pub fn is_stopping(&self) -> bool {
         self.stopping
     }
 
-    /// Takes the next request, if there is one. After a number of them there is none for now, however
-    /// many the driver makes available.
+    /// Takes the next request, if there is one. A batch is limited, however many requests the driver makes available.
     pub fn take(&mut self) -> Option<Chain> {
         self.take_if(|_| true)
     }
 
-    /// Takes the next request as [`Queue::take`] does, if `accepts` says so. Else it stays in the ring, and is read anew the next
-    /// time: what `accepts` has seen of it may be something else then.
+    /// Takes the next request if there is one and `accepts` returns true. Otherwise it stays in the ring, and the next call reads it
+    /// again: its contents may have changed by then.
     #[inline]
     pub fn take_if(&mut self, accepts: impl FnOnce(&mut Chain) -> bool) -> Option<Chain> {
         if self.broken || self.budget == 0 {
@@ -138,14 +136,13 @@ impl Queue {
         taken
     }
 
-    /// Has the handler asked again after `time` at the latest, for requests that it leaves in the ring until then.
+    /// Calls the handler again after `time` at the latest, for requests that it leaves in the ring until then.
     pub fn look_again_in(&mut self, time: Duration) {
         self.look_again = Some(time);
         self.pending = true;
     }
 
-    /// Gives a request back to the driver: the device wrote `written` bytes of it. The driver learns
-    /// of the requests of a batch together, or of the last few after the others.
+    /// Completes a request, of which the device wrote `written` bytes. The worker publishes it at the end of the batch, or earlier.
     #[inline]
     pub fn complete(&mut self, chain: Chain, written: u32) {
         let outcome = Outcome {
@@ -155,7 +152,7 @@ impl Queue {
         self.complete_with(chain, written, outcome);
     }
 
-    /// The same, for devices with several types of requests, with what is to be counted of this one.
+    /// Completes a request and counts it as `outcome`, for devices with several types of requests.
     #[inline]
     pub fn complete_with(&mut self, chain: Chain, written: u32, outcome: Outcome) {
         self.recorder.completed(chain.taken, outcome);
@@ -163,28 +160,26 @@ impl Queue {
         self.ring.complete(chain, written);
     }
 
-    /// Gives a request back untouched, for a device that learns too late that it cannot carry it out yet: it stays in the ring, and
-    /// [`Queue::take`] gives it again. Several go back in the reverse order in which they were taken, the last first. One that is not
-    /// the last is given again too, before all others, but a front-end that stops the queue takes it for a request under way.
+    /// Puts a request back untouched, for a device that cannot carry it out yet: [`Queue::take`] returns it again. Put several requests
+    /// back in reverse order, the one taken last first. Any other one is taken again too, before all others, but counts as in flight
+    /// when the queue stops.
     ///
-    /// What the device has read of it is to be read again; what it has written does not count.
+    /// The device reads it from its beginning again, and must not rely on what it wrote.
     pub fn put_back(&mut self, chain: Chain) {
         self.ring.put_back(chain);
-        // So that the worker does not ask again before something happens.
+        // It counts as not taken, so that the worker waits for an event before it calls the handler again.
         self.budget = self.batch.min(self.budget.saturating_add(1));
         self.pending = true;
     }
 
-    /// Holds a request over, at [`QueueHandler::drain`](super::QueueHandler::drain): the device lets go of it, and the queue gives it
-    /// again, before all others, when it is started the next time. If the front-end keeps a file of requests in flight (vhost-user,
-    /// "Inflight I/O tracking"), another process may start it; else the queue must go on in this one. A driver that begins anew
-    /// has no such requests.
+    /// Holds a request over, in [`QueueHandler::drain`](super::QueueHandler::drain): the queue returns it again, before all others,
+    /// after its next start. If the front-end keeps a file of requests in flight (vhost-user, "Inflight I/O tracking"), another
+    /// process may start the queue; otherwise this connection must. A reset discards these requests.
     pub fn suspend(&mut self, chain: Chain) {
         self.ring.suspend(chain);
     }
 
-    /// Shows the driver now what was completed so far. The worker does so after each batch; this is
-    /// for handlers that spend long on one.
+    /// Publishes completed requests now. The worker does so after each batch; this is for handlers that spend long on one.
     pub fn publish(&mut self) {
         let has_completed = std::mem::take(&mut self.has_completed);
         if self.ring.publish() {
@@ -201,7 +196,7 @@ impl Queue {
         }
     }
 
-    /// Takes the files that the front-end is told by, before the queue starts.
+    /// Sets the eventfds for calls and errors, before the queue starts.
     pub(crate) fn with_files(
         mut self,
         call: Option<Arc<CallFile>>,
@@ -211,8 +206,8 @@ impl Queue {
         self
     }
 
-    /// Calls the driver by a file that is used for the first time, whether there is a reason or not: a call may have gone to the one
-    /// before it, or to none, and another device may have ended before it called.
+    /// Calls the driver through a new eventfd. A call may have been lost: it went to the previous eventfd, or to none, or a previous
+    /// device ended before it called.
     pub(super) fn greet(&self) {
         self.call.iter().for_each(|call| call.signal());
     }
@@ -222,7 +217,7 @@ impl Queue {
         self.greet();
     }
 
-    /// What the front-end is told by.
+    /// Returns the eventfds for calls and errors.
     pub(super) fn files(&self) -> impl Iterator<Item = &Arc<CallFile>> {
         self.call.iter().chain(&self.error)
     }
@@ -231,8 +226,8 @@ impl Queue {
         self.error = error;
     }
 
-    /// Another table of guest memory is in force. One without the ring is a pause: front-ends take memory away for a moment, and what
-    /// is completed meanwhile goes to where the ring was.
+    /// Replaces the memory table. A table without the ring pauses the queue, because front-ends remove memory for a moment. Requests
+    /// that are completed meanwhile go to the ring's old memory.
     pub(super) fn set_memory(&mut self, memory: Arc<GuestMemory>) {
         let found = self.ring.set_memory(memory);
         let was_unmapped = std::mem::replace(&mut self.is_unmapped, found.is_err());
@@ -250,7 +245,7 @@ impl Queue {
         }
     }
 
-    /// SET_VRING_ENABLE. While a queue is disabled nothing can be taken from it, whenever its handler looks.
+    /// Enables or disables the queue (SET_VRING_ENABLE). A disabled queue gives no requests.
     pub(super) fn set_enabled(&mut self, enabled: bool) {
         self.enabled = enabled;
         self.pending = true;
@@ -259,7 +254,7 @@ impl Queue {
         }
     }
 
-    /// Nothing more can be taken until another batch begins.
+    /// Ends the batch: nothing more can be taken until the next one.
     fn end_takes(&mut self) {
         (self.budget, self.batch) = (0, 0);
     }
@@ -268,7 +263,7 @@ impl Queue {
         self.ring.set_used_log(address);
     }
 
-    /// The ring cannot be used any more: stops it and tells the front-end.
+    /// Stops using a corrupt ring, and signals the front-end.
     fn fail(&mut self, error: &RingError) {
         self.broken = true;
         self.pending = false;
@@ -279,17 +274,17 @@ impl Queue {
         self.error.iter().for_each(|error| error.signal());
     }
 
-    /// Whether the handler should look at this queue.
+    /// Returns whether to call the handler for this queue.
     pub(super) fn is_runnable(&self) -> bool {
         self.pending && self.enabled && self.is_usable()
     }
 
-    /// Whether the ring can be looked at.
+    /// Returns whether the ring can be read.
     fn is_usable(&self) -> bool {
         !self.broken && !self.is_unmapped
     }
 
-    /// Lets the handler take requests: as many as there are in a batch, without being kicked for them. It is `now`.
+    /// Begins a batch at time `now`, and asks the driver not to kick.
     pub fn begin_batch(&mut self, now: Instant) {
         self.budget = BATCH;
         self.batch = BATCH;
@@ -297,24 +292,24 @@ impl Queue {
         self.ring.suppress_kicks();
     }
 
-    /// All that is completed of the batch is published.
+    /// Ends a batch whose completed requests are published.
     pub(super) fn end_batch(&mut self, now: Instant) {
         self.recorder.end_batch(now, self.batch - self.budget);
         self.batch = self.budget;
     }
 
-    /// The thread woke up; the handler may complete requests that it took before.
+    /// Notes the time at which the thread woke up: the handler may complete requests of earlier batches.
     pub(super) fn wake(&mut self, now: Instant) {
         self.recorder.set_time(now);
     }
 
-    /// The driver kicked.
+    /// Notes a kick of the driver.
     pub(super) fn kicked(&mut self) {
         self.pending = true;
         self.recorder.kicked();
     }
 
-    /// Lets the handler take what a device before this one had taken, and no more. Returns how many requests that are.
+    /// Begins a batch of requests that are taken again, and no others. Returns the number of these requests.
     pub(super) fn begin_recovered(&mut self, now: Instant) -> usize {
         self.stopping = true;
         let recovered = match self.is_usable() {
@@ -327,13 +322,12 @@ impl Queue {
         recovered
     }
 
-    /// Whether the handler took requests in this batch.
+    /// Returns whether the handler took requests in this batch.
     pub(super) fn took(&self) -> bool {
         self.budget < self.batch
     }
 
-    /// Asks the driver to kick. Returns whether there is nothing to do until it does, or until the
-    /// handler has room again.
+    /// Asks the driver to kick. Returns whether there is nothing to do until it does, or until the handler can take more.
     pub(super) fn rest(&mut self) -> bool {
         if self.broken || self.ring.has_known_available() {
             return true;
@@ -345,7 +339,7 @@ impl Queue {
         !self.pending
     }
 
-    /// When to look at this queue though nothing has become ready. What the handler asked for holds for one time.
+    /// Returns the time after which to call the handler even if nothing becomes ready. A time that the handler asked for applies once.
     pub(super) fn next_look(&mut self) -> Option<Duration> {
         let unkicked = self.kick.is_none().then_some(UNKICKED_INTERVAL);
         self.look_again.take().into_iter().chain(unkicked).min()
@@ -355,7 +349,7 @@ impl Queue {
         self.ring.base()
     }
 
-    /// Leaves the ring to the device that comes next.
+    /// Prepares the ring for its next start.
     pub(super) fn release(&mut self) -> Stopped {
         self.publish();
         let usable = self.is_usable();
@@ -365,23 +359,23 @@ impl Queue {
         }
     }
 
-    /// Requests that were taken and not yet completed.
+    /// Returns the number of requests that the device holds.
     pub fn held(&self) -> u16 {
         self.ring.held()
     }
 }
 
-/// The queues that one worker owns.
+/// The queues of one worker.
 #[derive(Debug, Default)]
 pub struct Queues(pub(super) Vec<Queue>);
 
 impl Queues {
-    /// Queues of different numbers: for who drives a handler without a worker.
+    /// Creates a set of queues with different indices, to drive a handler without a worker.
     pub fn new(queues: Vec<Queue>) -> Self {
         Self(queues)
     }
 
-    /// The queue with this number, if it is started and belongs to this worker.
+    /// Returns the queue with this index, if it is started and belongs to this worker.
     #[inline]
     pub fn get_mut(&mut self, index: u16) -> Option<&mut Queue> {
         self.0.iter_mut().find(|queue| queue.index == index)

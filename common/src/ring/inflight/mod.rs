@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the front-end remembers of the requests that a device holds, for the device that comes after a crash of this one
-//! (vhost-user, "Inflight I/O tracking").
+//! The record of requests in flight, which survives a crash of this process (vhost-user, "Inflight I/O tracking").
 //!
-//! A file of shared memory has a region for each ring, and after them a note of the device's own, of which other programs know nothing.
-//! Each step of taking and completing requests leaves it so that the requests
-//! under way can be told from it, whatever instruction the process ends at.
+//! A file of shared memory, which the front-end keeps, has a region for each ring, and after them a note that only this project uses.
+//! Taking and completing requests updates a region in such an order that it shows which requests are in flight, whichever
+//! instruction the process ends at.
 
 mod packed;
 mod region;
@@ -26,37 +25,37 @@ pub(super) use packed::{PackedInflight, Recovered};
 use region::Region;
 pub(super) use split::SplitInflight;
 
-/// Each region begins at a multiple of this.
+/// Alignment of regions in bytes.
 const ALIGNMENT: usize = 64;
-/// Bytes of the note: a number of which the lowest byte is the device's, and the others say that it is one.
+/// Size of the note in bytes. It is a u64 whose lowest byte belongs to the device; the others are [`NOTE_MAGIC`].
 const NOTE_SIZE: usize = 64;
 const NOTE_MAGIC: u64 = u64::from_be_bytes(*b"vdnote1\0");
-/// Why a file cannot be used.
+/// An error of a file of requests in flight.
 #[derive(Debug, Error)]
 pub enum InflightError {
-    /// It would not have room for the rings.
+    /// It is too small for the rings.
     #[error(
-        "{length} bytes for the requests in flight of {queues} queues of {size}; {needed} are needed"
+        "the file of requests in flight has {length} bytes; {queues} queues of size {size} need {needed}"
     )]
     Size {
-        /// Bytes of the file, or announced.
+        /// Size of the file in bytes, or of the part that the front-end announced.
         length: u64,
         /// Number of rings.
         queues: u16,
-        /// Descriptors of a ring.
+        /// Descriptors in each ring.
         size: u16,
-        /// Bytes that these need.
+        /// Bytes needed.
         needed: u64,
     },
-    /// Its regions would not be aligned.
-    #[error("the requests in flight at offset {0:#x} of their file; it must be a multiple of 8")]
+    /// Its regions are not aligned.
+    #[error("invalid offset {0:#x} in the file of requests in flight: not a multiple of 8")]
     Unaligned(u64),
-    /// It cannot be made, or mapped.
-    #[error("no memory for the requests in flight: {}", explained(.0))]
+    /// It cannot be created or mapped.
+    #[error("cannot map the file of requests in flight: {}", explained(.0))]
     Memory(#[from] io::Error),
 }
 
-/// Bytes of the region of a ring with `size` descriptors.
+/// Returns the size of the region for a ring of `size` descriptors, in bytes.
 fn region_size(packed: bool, size: u16) -> usize {
     let (entries, entry_size) = match packed {
         true => (packed::ENTRIES, packed::ENTRY_SIZE),
@@ -65,20 +64,20 @@ fn region_size(packed: bool, size: u16) -> usize {
     (entries + entry_size * usize::from(size)).next_multiple_of(ALIGNMENT)
 }
 
-/// Bytes of the regions of `queues` rings of `size` descriptors.
+/// Returns the size of the regions for `queues` rings of `size` descriptors, in bytes.
 fn regions_size(packed: bool, queues: u16, size: u16) -> usize {
     usize::from(queues) * region_size(packed, size)
 }
 
-/// Bytes for `queues` rings of `size` descriptors, packed ones or split ones, and the note.
+/// Returns the size of a file for `queues` rings of `size` descriptors, in bytes.
 pub fn file_size(packed: bool, queues: u16, size: u16) -> usize {
     regions_size(packed, queues, size) + NOTE_SIZE
 }
 
-/// Makes a file for `queues` rings of `size` descriptors, packed ones or split ones.
+/// Creates a file for `queues` rings of `size` descriptors.
 ///
 /// # Errors
-/// There is no memory for it.
+/// There is not enough memory, or there are too many open files.
 pub fn create_file(packed: bool, queues: u16, size: u16) -> Result<OwnedFd, InflightError> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let make = || {
@@ -90,22 +89,21 @@ pub fn create_file(packed: bool, queues: u16, size: u16) -> Result<OwnedFd, Infl
     make().map_err(|errno: rustix::io::Errno| InflightError::Memory(errno.into()))
 }
 
-/// The regions of all rings.
+/// A mapped file of requests in flight.
 #[derive(Clone, Debug)]
 pub struct InflightFile {
     mapping: Arc<Mapping>,
-    /// Where the first region begins in the mapping.
+    /// Offset of the first region in the mapping.
     skip: usize,
     packed: bool,
     queues: u16,
     size: u16,
-    /// Where the note is in the mapping, if the file has room for it.
+    /// Offset of the note in the mapping, if the file is large enough to have one.
     note: Option<usize>,
 }
 
 impl InflightFile {
-    /// Maps a file that the front-end keeps: `length` bytes at `offset` are for `queues` rings of `size` descriptors, packed ones
-    /// or split ones.
+    /// Maps a file that the front-end keeps: `length` bytes at `offset`, for `queues` rings of `size` descriptors.
     ///
     /// # Errors
     /// The file is too short, or cannot be mapped.
@@ -150,8 +148,8 @@ impl InflightFile {
         })
     }
 
-    /// What the device before this one has kept ([`Device::kept`](crate::device::Device::kept)): 0 for nothing; `None` if the file has no
-    /// room for it, or something else there.
+    /// Returns what the previous device kept ([`Device::kept`](crate::device::Device::kept)): 0 for nothing, `None` if the file has no
+    /// valid note.
     pub fn kept(&self) -> Option<u8> {
         let note = self.mapping.slice(self.note?, NOTE_SIZE)?;
         let number: u64 = note.load(0, Ordering::Acquire).ok()?;
@@ -162,7 +160,7 @@ impl InflightFile {
         }
     }
 
-    /// Keeps this for the device after this one, if the file has room for it.
+    /// Stores `kept` in the note for the next device, if the file has one.
     pub fn keep(&self, kept: u8) {
         let note = self
             .note
@@ -172,12 +170,12 @@ impl InflightFile {
         }
     }
 
-    /// The region of one split ring with `size` descriptors; `None` if the front-end has none for it.
+    /// Returns the region for a split ring of `size` descriptors, if the file has one.
     pub(super) fn split_ring(&self, index: u16, size: u16) -> Option<SplitInflight> {
         self.region(false, index, size).map(SplitInflight::new)
     }
 
-    /// The region of one packed ring with `size` descriptors; `None` if the front-end has none for it.
+    /// Returns the region for a packed ring of `size` descriptors, if the file has one.
     pub(super) fn packed_ring(&self, index: u16, size: u16) -> Option<PackedInflight> {
         self.region(true, index, size).map(PackedInflight::new)
     }

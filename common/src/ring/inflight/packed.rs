@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The region of a packed ring. The driver's descriptors do not outlast the requests before them, which are marked used in their
-//! place, so that a copy of each is kept here, in entries that are linked as a list of free ones or as chains.
+//! The region of a packed ring. Used descriptors overwrite those of requests in flight, so the region has a copy of each. Its entries
+//! are linked: the free ones in a list, the others in the chain of their request.
 
 use virtio_queue::desc::packed::Descriptor;
 
@@ -8,10 +8,10 @@ use super::region::Region;
 use crate::ring::crash_point::{Step, after};
 use crate::ring::position::Position;
 
-/// Layout: features u64, version u16, number of descriptors u16, first free entry u16 as it will be and as it was, used index u16 as
-/// it will be and as it was, used wrap counter u8 as it will be and as it was, padding; then for each descriptor: in flight u8,
-/// padding, next u16, last u16, number u16, counter u64, id u16, flags u16, length u32, address u64. Numbers are in the host's byte
-/// order. Pairs that change together are stored together.
+/// Layout: features u64, version u16, number of descriptors u16, first free entry u16 (new and old), used index u16 (new and old), used
+/// wrap counter u8 (new and old), padding; then for each descriptor: in flight u8, padding, next u16, last u16, number u16, counter
+/// u64, id u16, flags u16, length u32, address u64. Numbers are in the host's byte order. Pairs that change together are stored
+/// together.
 const FREE_HEADS: usize = 12;
 const USED: usize = 16;
 pub(super) const ENTRIES: usize = 32;
@@ -26,7 +26,7 @@ const FLAGS: usize = 18;
 const LENGTH: usize = 20;
 const ADDRESS: usize = 24;
 
-/// What "will be" and what "was": both are the same but while a batch is published.
+/// A new and an old value. They differ only while a batch is being published.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Pair<T> {
     new: T,
@@ -37,14 +37,14 @@ struct Pair<T> {
 #[derive(Debug)]
 pub(in crate::ring) struct PackedInflight {
     region: Region,
-    /// Goes up with each request that is taken.
+    /// Number of the next request, which gives the order of requests.
     counter: u64,
     is_fresh: bool,
-    /// Requests that were completed since the last batch was published: first entry, and number of descriptors.
+    /// Requests completed since the last batch was published: first entry and number of descriptors.
     completed: Vec<(u16, u16)>,
 }
 
-/// A request that a device before this one has taken.
+/// A request that a previous device took.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::ring) struct Recovered {
     /// Its first entry.
@@ -109,9 +109,9 @@ impl PackedInflight {
             .store(USED, u64::from_ne_bytes([a, b, c, d, new, old, 0, 0]));
     }
 
-    /// Finds out what the device before this one had taken and not given back: where the used descriptors of the ring go on, and
-    /// these requests in the order in which they were taken; they count as taken again. A new region begins at `base`.
-    /// `was_published` tells whether a descriptor of the ring was marked used, after it was available there.
+    /// Recovers what a previous device took and did not complete. Returns where the used descriptors of the ring continue, and these
+    /// requests in the order in which they were taken; they stay recorded as in flight. A new region begins at `base`.
+    /// `was_published` returns whether the descriptor at a position was marked used after it was available there.
     pub fn recover(
         &mut self,
         base: Position,
@@ -134,7 +134,7 @@ impl PackedInflight {
             self.is_fresh = true;
             return (base, Vec::new());
         }
-        // What the front-end keeps may be wrong: no step is taken on trust.
+        // The region comes from the front-end: trust nothing in it.
         let (mut used, mut heads) = (self.used(), self.free_heads());
         if used.new != used.old && used.old.index < size && was_published(used.old) {
             heads.old = heads.new;
@@ -143,7 +143,7 @@ impl PackedInflight {
             heads.new = heads.old;
             used.new = used.old;
         }
-        // What is free is not in flight: half taken, or given back and not all of that noted.
+        // A free entry is not in flight: taking or completing its request was interrupted.
         let mut free = Some(heads.new).filter(|head| *head < size);
         for _ in 0..size {
             let Some(index) = free else { break };
@@ -170,7 +170,7 @@ impl PackedInflight {
         taken.sort_unstable_by_key(|(counter, request)| (*counter, request.entry));
         let counter = |(counter, _): &(u64, _)| counter.wrapping_add(1);
         self.counter = taken.last().map_or(0, counter);
-        // More than the ring has cannot be in it.
+        // Requests cannot have more descriptors than the ring.
         let mut room = size;
         let fits = |request: &Recovered| {
             let left = room.checked_sub(request.descriptors);
@@ -181,12 +181,12 @@ impl PackedInflight {
         (used.new, requests.filter(fits).collect())
     }
 
-    /// Whether no device has used the region before, so that it does not tell where the ring goes on.
+    /// Returns whether no device used the region before, so that it does not say where the ring continues.
     pub fn was_fresh(&self) -> bool {
         self.is_fresh
     }
 
-    /// The copy of the descriptor in an entry, and the entry of the next one of its chain.
+    /// Returns the copy of the descriptor in an entry, and the entry of the next one in its chain.
     pub fn descriptor(&self, entry: u16) -> (Descriptor, Option<u16>) {
         let place = Self::entry(entry);
         let descriptor = Descriptor::new(
@@ -198,14 +198,14 @@ impl PackedInflight {
         (descriptor, self.next(entry))
     }
 
-    /// Notes that a request of these descriptors is taken. Gives its first entry.
+    /// Records that a request with these descriptors is taken. Returns its first entry.
     #[inline]
     pub fn take(&mut self, descriptors: &[Descriptor]) -> u16 {
         let head = self.free_heads().old;
         let mut index = head;
         let mut last = head;
         for descriptor in descriptors {
-            // Only what the front-end did to the list could end it here.
+            // Only a list that the front-end changed can end here.
             if index >= self.size() {
                 return head;
             }
@@ -224,7 +224,7 @@ impl PackedInflight {
         self.counter = self.counter.wrapping_add(1);
         after(Step::CounterNoted);
         self.region.store(place + IN_FLIGHT, 1u8);
-        // As long as it is on the list of free ones, it is not in flight.
+        // A request whose entry is on the free list is not in flight.
         self.set_free_heads(Pair {
             new: index,
             old: index,
@@ -233,7 +233,7 @@ impl PackedInflight {
         head
     }
 
-    /// Notes that the request that was taken last, with this first entry, is back in the ring.
+    /// Records that the request taken last, with this first entry, is available in the ring again.
     pub fn put_back(&mut self, entry: u16) {
         if entry >= self.size() {
             return;
@@ -243,7 +243,7 @@ impl PackedInflight {
         if last < self.size() {
             self.region.store(Self::entry(last) + NEXT, heads.new);
         }
-        // As long as it is on the list of free ones, it is not in flight.
+        // A request whose entry is on the free list is not in flight.
         self.set_free_heads(Pair {
             new: entry,
             old: entry,
@@ -252,13 +252,13 @@ impl PackedInflight {
         self.counter = self.counter.wrapping_sub(1);
     }
 
-    /// Remembers that a request is completed, which is noted when it is published.
+    /// Remembers that a request is completed. It is recorded when it is published.
     #[inline]
     pub fn complete(&mut self, entry: u16, descriptors: u16) {
         self.completed.push((entry, descriptors));
     }
 
-    /// Notes what is about to be published.
+    /// Records the batch that is about to be published.
     #[inline]
     pub fn publishes(&mut self) {
         let (mut heads, mut used) = (self.free_heads(), self.used());
@@ -279,7 +279,7 @@ impl PackedInflight {
         after(Step::Completed);
     }
 
-    /// Notes that the driver sees all that was completed.
+    /// Records that the driver sees the batch.
     #[inline]
     pub fn published(&mut self) {
         let mut completed = std::mem::take(&mut self.completed);
@@ -289,7 +289,7 @@ impl PackedInflight {
             }
             after(Step::OneNoted);
         }
-        // The storage is kept: nothing is allocated for a batch.
+        // Keep the storage, so that a batch allocates nothing.
         self.completed = completed;
         let (heads, used) = (self.free_heads(), self.used());
         self.set_free_heads(Pair {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where one ring's requests in flight are noted.
+//! The region of one ring.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -9,13 +9,13 @@ use vm_memory::{AtomicAccess, Bytes};
 use crate::memory::Mapping;
 use crate::ring::crash_point::{Step, after};
 
-/// The region of either format begins so: features u64, version u16, number of descriptors u16.
+/// Start of a region in either format: features u64, version u16, number of descriptors u16.
 pub(super) const VERSION: usize = 8;
 pub(super) const DESCRIPTORS: usize = 10;
-/// The only version of the layout; a region of zeroes is fresh.
+/// The only version of the layout. A region of zeroes is new.
 pub(super) const LAYOUT_VERSION: u16 = 1;
 
-/// What the front-end keeps for one ring.
+/// The region of one ring.
 #[derive(Debug)]
 pub struct Region {
     pub mapping: Arc<Mapping>,
@@ -28,7 +28,7 @@ pub struct Region {
 impl Region {
     pub fn load<T: AtomicAccess + Default>(&self, offset: usize) -> T {
         let region = self.mapping.slice(self.start, self.length);
-        // Offsets are inside: indices are below the size of the ring, for which there is room.
+        // Offsets are inside the region: indices are below the size of the ring.
         region
             .and_then(|region| region.load(offset, Ordering::Acquire).ok())
             .unwrap_or_default()
@@ -40,7 +40,7 @@ impl Region {
         }
     }
 
-    /// Whether a device has used it before, for a ring of this size.
+    /// Returns whether a device used it before, for a ring of this size.
     pub fn is_valid(&self) -> bool {
         self.load::<u16>(VERSION) == LAYOUT_VERSION && self.load::<u16>(DESCRIPTORS) == self.size
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The requests in flight of a split ring.
+//! The region of a split ring.
 
 use vm_memory::AtomicAccess;
 
@@ -20,11 +20,11 @@ const COUNTER: usize = 8;
 #[derive(Debug)]
 pub(in crate::ring) struct SplitInflight {
     region: Region,
-    /// Goes up with each request that is taken.
+    /// Number of the next request, which gives the order of requests.
     counter: u64,
-    /// The region was new when this device found it.
+    /// No device used the region before.
     is_fresh: bool,
-    /// Heads that were completed since the used index was published.
+    /// Heads of the requests completed since the last batch was published.
     completed: Vec<u16>,
 }
 
@@ -50,8 +50,8 @@ impl SplitInflight {
         ENTRIES + ENTRY_SIZE * usize::from(head)
     }
 
-    /// Finds out what the device before this one had taken and not given back, given the ring's used index. Gives the heads of these
-    /// requests in the order in which they were taken; they count as taken again.
+    /// Recovers what a previous device took and did not complete, given the ring's used index. Returns the heads of these requests in
+    /// the order in which they were taken; they stay recorded as in flight.
     pub fn recover(&mut self, used_index: u16) -> Vec<u16> {
         let size = self.region.size;
         if !self.region.is_valid() {
@@ -62,7 +62,7 @@ impl SplitInflight {
             self.is_fresh = true;
             return Vec::new();
         }
-        // The last batch was published, but not all of it was noted. What the front-end keeps may be wrong: no step is taken on trust.
+        // The last batch was published, but not all of it was recorded. The region comes from the front-end: trust nothing in it.
         let behind = used_index.wrapping_sub(self.load(USED_INDEX));
         let mut head: u16 = self.load(LAST_BATCH_HEAD);
         if behind <= size {
@@ -88,12 +88,12 @@ impl SplitInflight {
         taken.into_iter().map(|(_, head)| head).collect()
     }
 
-    /// Whether no device has used the region before, so that it does not tell where the available ring goes on.
+    /// Returns whether no device used the region before, so that it does not say where the available ring continues.
     pub fn was_fresh(&self) -> bool {
         self.is_fresh
     }
 
-    /// Notes that a request is taken.
+    /// Records that a request is taken.
     #[inline]
     pub fn take(&mut self, head: u16) {
         self.store(Self::entry(head) + COUNTER, self.counter);
@@ -103,13 +103,13 @@ impl SplitInflight {
         after(Step::Taken);
     }
 
-    /// Notes that the request that was taken last is back in the ring.
+    /// Records that the request taken last is available in the ring again.
     pub fn put_back(&mut self, head: u16) {
         self.store(Self::entry(head) + IN_FLIGHT, 0u8);
         self.counter = self.counter.wrapping_sub(1);
     }
 
-    /// Notes that a request is completed, which the driver does not see yet.
+    /// Records that a request is completed, which the driver does not see yet.
     #[inline]
     pub fn complete(&mut self, head: u16) {
         self.store(Self::entry(head) + NEXT, self.load::<u16>(LAST_BATCH_HEAD));
@@ -119,7 +119,7 @@ impl SplitInflight {
         self.completed.push(head);
     }
 
-    /// Notes that the driver sees all that was completed.
+    /// Records that the driver sees all completed requests.
     #[inline]
     pub fn published(&mut self, used_index: u16) {
         let mut completed = std::mem::take(&mut self.completed);
@@ -127,7 +127,7 @@ impl SplitInflight {
             self.store(Self::entry(head) + IN_FLIGHT, 0u8);
             after(Step::OneNoted);
         }
-        // The storage is kept: nothing is allocated for a batch.
+        // Keep the storage, so that a batch allocates nothing.
         self.completed = completed;
         self.store(USED_INDEX, used_index);
         after(Step::IndexNoted);
