@@ -10,20 +10,21 @@ use vhost_device_common::device::{
     Call, ConfigChange, ConfigError, Device, Needs, StartError, StateError,
 };
 use vhost_device_common::{state, warn_limited};
+use vhost_device_storage::engine::{Engine, Engines};
+use vhost_device_storage::image::{Image, Measured, SECTOR_SIZE, discard};
+use vhost_device_storage::lock;
+use vhost_device_storage::operation::{Operation, discard_call};
+use vhost_device_storage::options::{Discard, IoEngine};
+use vhost_device_storage::throttle::{Limit, Throttle};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_F_BLK_SIZE, VIRTIO_BLK_F_CONFIG_WCE, VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_FLUSH,
     VIRTIO_BLK_F_MQ, VIRTIO_BLK_F_RO, VIRTIO_BLK_F_SEG_MAX, VIRTIO_BLK_F_TOPOLOGY,
     VIRTIO_BLK_F_WRITE_ZEROES,
 };
 
-use crate::discard;
-use crate::engine::{self, Engine, Engines, Operation};
 use crate::handler::BlockHandler;
-use crate::image::{Image, Measured, SECTOR_SIZE};
-use crate::lock;
-use crate::options::{Discard, IoEngine, Options};
+use crate::options::Options;
 use crate::request::{KINDS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS, Status};
-use crate::throttle::{Limit, Throttle};
 
 /// Bytes of the config space without the fields of features that are not offered.
 const CONFIG_SIZE: usize = 60;
@@ -173,29 +174,34 @@ impl Device for Block {
     }
 
     fn open(options: Options) -> Result<Self, StartError> {
-        let image = Arc::new(Image::open(&options)?);
+        let image = Image::open(options.source(), &options.disk, options.incoming)?;
+        let image = Arc::new(image);
         let engines = Engines::open(&image, options.io_engine, options.num_queues)?;
         log::debug!(
             "{}: {} bytes{}",
             image.source,
             image.size(),
-            if options.read_only { ", read-only" } else { "" }
+            if options.disk.read_only {
+                ", read-only"
+            } else {
+                ""
+            }
         );
         let serial = options.serial.clone();
         let serial = serial.unwrap_or_else(|| image.identity.serial());
         let disk = Arc::new(Disk {
             image,
-            read_only: options.read_only,
+            read_only: options.disk.read_only,
             serial,
-            discard: options.discard,
+            discard: options.disk.discard,
             io_engine: options.io_engine,
             features: AtomicU64::new(0),
             writeback: AtomicBool::new(true),
             chosen: AtomicU8::new(0),
         });
         let limit = |rate: Option<u64>, burst| rate.map(|rate| Limit { rate, burst });
-        let requests = limit(options.iops, options.iops_burst);
-        let bytes = limit(options.bps, options.bps_burst);
+        let requests = limit(options.disk.iops, options.disk.iops_burst);
+        let bytes = limit(options.disk.bps, options.disk.bps_burst);
         let throttle = Throttle::new(requests, bytes, options.num_queues);
         Ok(Self {
             disk,
@@ -207,8 +213,9 @@ impl Device for Block {
     }
 
     fn features(&self) -> u64 {
-        let discards = self.disk.image.discard.is_some() || self.options.discard == Discard::Ignore;
-        let read_write = if self.options.read_only {
+        let discards =
+            self.disk.image.discard.is_some() || self.options.disk.discard == Discard::Ignore;
+        let read_write = if self.options.disk.read_only {
             1 << VIRTIO_BLK_F_RO
         } else {
             u64::from(discards) << VIRTIO_BLK_F_DISCARD | 1 << VIRTIO_BLK_F_WRITE_ZEROES
@@ -242,13 +249,13 @@ impl Device for Block {
     /// `struct virtio_blk_config` (VIRTIO 1.3, 5.2.4).
     fn config(&self) -> Vec<u8> {
         let disk = &self.disk;
-        let block = self.options.logical_block_size;
+        let block = self.options.disk.logical_block_size;
         let physical = disk.image.physical_block_size;
         let blocks = physical / block;
         let writeback = disk.writeback.load(Ordering::Relaxed);
         let discard = disk.image.discard;
         let discard = discard.unwrap_or(discard::Limits::of_file(physical));
-        let unmap = self.options.discard == Discard::Unmap;
+        let unmap = self.options.disk.discard == Discard::Unmap;
         // A request has a descriptor for its header and one for its status too.
         let seg_max = (self.options.queue_size.saturating_sub(2)).clamp(1, SEG_MAX);
         let mut config = Vec::with_capacity(CONFIG_SIZE);
@@ -332,9 +339,9 @@ impl Device for Block {
     fn needs(&self) -> Needs {
         let mut needs = self.engines.needs();
         if self.disk.takes_ioctls() {
-            needs.queue.push(engine::discard_call());
+            needs.queue.push(discard_call());
             let helper = needs.helper.get_or_insert_default();
-            helper.push(engine::discard_call());
+            helper.push(discard_call());
         }
         // The last queue to end lets go of the image.
         needs.session.extend(lock::calls());

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use vhost_device_common::device::QueueHandler;
 use vhost_device_common::worker::{Poller, Queue, Queues};
+use vhost_device_storage::engine::{Engine, Finished};
+use vhost_device_storage::lock::InUse;
+use vhost_device_storage::operation::IoRequest;
+use vhost_device_storage::throttle::Throttle;
 
 use crate::device::Disk;
-use crate::engine::{Engine, Finished};
-use crate::lock::InUse;
 use crate::request::{Answer, Header, Next, Request, Status};
-use crate::throttle::Throttle;
 
 /// Large reads that another thread does meanwhile. When they do not end, there is no processor free for them.
 const MAX_SHARED: usize = 4;
@@ -21,9 +22,9 @@ const BUDGET: u64 = 1 << 20;
 /// Works on the queues of one thread.
 pub struct BlockHandler {
     disk: Arc<Disk>,
-    engine: Engine,
+    engine: Engine<Request>,
     /// For what the engine cannot do.
-    helper: Option<Engine>,
+    helper: Option<Engine<Request>>,
     /// The last large read was left to another thread.
     shared: bool,
     throttle: Option<Arc<Throttle>>,
@@ -38,8 +39,8 @@ impl BlockHandler {
     /// The kernel has no room for one more watch.
     pub fn new(
         disk: Arc<Disk>,
-        mut engine: Engine,
-        helper: Option<Engine>,
+        mut engine: Engine<Request>,
+        helper: Option<Engine<Request>>,
         throttle: Option<Arc<Throttle>>,
         in_use: InUse,
     ) -> io::Result<Self> {
@@ -65,7 +66,7 @@ impl BlockHandler {
     }
 
     /// The next request whose operation has ended.
-    fn finished(&mut self) -> Option<Finished> {
+    fn finished(&mut self) -> Option<Finished<Request>> {
         let helped = || self.helper.as_mut().and_then(Engine::finished);
         self.engine.finished().or_else(helped)
     }

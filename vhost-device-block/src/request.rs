@@ -10,6 +10,10 @@ use std::io;
 use vhost_device_common::chain::{Chain, ChainError};
 use vhost_device_common::statistics::Outcome;
 use vhost_device_common::warn_limited;
+use vhost_device_storage::image::SECTOR_SIZE;
+use vhost_device_storage::image::discard::MAX_DISCARD_SECTORS;
+use vhost_device_storage::operation::{IoRequest, MAX_BYTES, Memory, Operation, Range};
+use vhost_device_storage::options::Discard;
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
     VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT,
@@ -19,16 +23,12 @@ use vm_memory::VolatileMemory;
 use vm_memory::mmap::MmapRegion;
 
 use crate::device::Disk;
-use crate::engine::{MAX_BYTES, Memory, Operation, Range};
-use crate::image::SECTOR_SIZE;
-use crate::options::{Discard, SERIAL_LENGTH};
+use crate::options::SERIAL_LENGTH;
 
 /// Most segments of one discard or write-zeroes request.
 pub const MAX_SEGMENTS: u64 = 16;
 /// Most bytes that one request moves: a driver has no use for more, and Linux moves a little less at once.
 const MAX_TRANSFER: u64 = 2 << 30;
-/// Most sectors of one discard segment: 1 GiB.
-pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
 /// Most sectors of one write-zeroes segment: 64 MiB, should they have to be written.
 pub const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 17;
 
@@ -253,43 +253,6 @@ impl Request {
         }
     }
 
-    /// What is to be done next.
-    pub fn operation(&self) -> Operation<'_> {
-        match &self.work {
-            Work::Flush => Operation::Flush,
-            Work::Transfer(transfer) => {
-                let offset = transfer.offset;
-                let bounce = transfer
-                    .bounce
-                    .as_ref()
-                    .map(|bounce| Memory::bounce(&bounce.buffer, bounce.part.clone()));
-                if transfer.to_guest {
-                    let to = bounce.unwrap_or_else(|| Memory::writable(&self.chain));
-                    Operation::Read { to, offset }
-                } else {
-                    Operation::Write {
-                        from: bounce.unwrap_or_else(|| Memory::readable(&self.chain)),
-                        offset,
-                        stable: transfer.stable,
-                    }
-                }
-            }
-            Work::Ranges(ranges) => match (ranges.list.front(), &ranges.zeroes) {
-                (None, _) => Operation::Flush,
-                (Some(segment), None) => Operation::Allocate {
-                    how: segment.how,
-                    offset: segment.offset,
-                    length: segment.length,
-                },
-                (Some(segment), Some(zeroes)) => Operation::Write {
-                    from: Memory::bounce(zeroes, 0..chunk(segment.length)),
-                    offset: segment.offset,
-                    stable: false,
-                },
-            },
-        }
-    }
-
     /// Goes on after an operation has ended with `outcome`.
     pub fn advance(mut self, outcome: io::Result<u64>) -> Next {
         let done = match &mut self.work {
@@ -336,6 +299,44 @@ impl Request {
                 };
                 format!("{what} of {} ranges", ranges.list.len())
             }
+        }
+    }
+}
+
+impl IoRequest for Request {
+    fn operation(&self) -> Operation<'_> {
+        match &self.work {
+            Work::Flush => Operation::Flush,
+            Work::Transfer(transfer) => {
+                let offset = transfer.offset;
+                let bounce = transfer
+                    .bounce
+                    .as_ref()
+                    .map(|bounce| Memory::bounce(&bounce.buffer, bounce.part.clone()));
+                if transfer.to_guest {
+                    let to = bounce.unwrap_or_else(|| Memory::writable(&self.chain));
+                    Operation::Read { to, offset }
+                } else {
+                    Operation::Write {
+                        from: bounce.unwrap_or_else(|| Memory::readable(&self.chain)),
+                        offset,
+                        stable: transfer.stable,
+                    }
+                }
+            }
+            Work::Ranges(ranges) => match (ranges.list.front(), &ranges.zeroes) {
+                (None, _) => Operation::Flush,
+                (Some(segment), None) => Operation::Allocate {
+                    how: segment.how,
+                    offset: segment.offset,
+                    length: segment.length,
+                },
+                (Some(segment), Some(zeroes)) => Operation::Write {
+                    from: Memory::bounce(zeroes, 0..chunk(segment.length)),
+                    offset: segment.offset,
+                    stable: false,
+                },
+            },
         }
     }
 }

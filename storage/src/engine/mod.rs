@@ -5,8 +5,6 @@
 //! An engine owns a request while its operation is under way, so what the operation points to (the
 //! chain's memory, or a bounce buffer) outlives it.
 
-mod ioctl;
-mod operation;
 mod rings;
 mod slots;
 mod threads;
@@ -19,10 +17,8 @@ use vhost_device_common::device::{Call, Needs, StartError};
 use vhost_device_common::worker::Poller;
 
 use crate::image::Image;
+use crate::operation::IoRequest;
 use crate::options::IoEngine;
-use crate::request::Request;
-pub use ioctl::{discard_call, is_read_only};
-pub use operation::{MAX_BYTES, Memory, Operation, Range, execute};
 use rings::Rings;
 use threads::ThreadsEngine;
 use uring::UringEngine;
@@ -34,12 +30,13 @@ pub const DEPTH: usize = 256;
 const MAX_RINGS: usize = 16;
 
 /// A request whose operation has ended, and how: bytes moved, or the error.
-pub type Finished = (Request, io::Result<u64>);
+pub type Finished<R> = (R, io::Result<u64>);
 
 /// What engines are made of.
 pub enum Engines {
     /// Rings, and how many there are.
     IoUring(Arc<Rings>, u16),
+    /// Nothing that must be made before.
     Threads,
 }
 
@@ -102,12 +99,14 @@ impl Engines {
 
 /// Carries operations out, for one thread.
 #[allow(clippy::large_enum_variant, reason = "there is one per thread")]
-pub enum Engine {
-    IoUring(UringEngine),
-    Threads(ThreadsEngine),
+pub enum Engine<R: IoRequest> {
+    /// By io_uring.
+    IoUring(UringEngine<R>),
+    /// By threads.
+    Threads(ThreadsEngine<R>),
 }
 
-impl Engine {
+impl<R: IoRequest> Engine<R> {
     /// An engine on `image`, for which `engines` are.
     ///
     /// # Errors
@@ -137,7 +136,7 @@ impl Engine {
 
     /// Starts the operation that `request` comes to next. Gives the request back if there is no room.
     #[must_use]
-    pub fn submit(&mut self, request: Request) -> Option<Request> {
+    pub fn submit(&mut self, request: R) -> Option<R> {
         match self {
             Self::IoUring(engine) => engine.submit(request),
             Self::Threads(engine) => engine.submit(request),
@@ -153,7 +152,7 @@ impl Engine {
     }
 
     /// The next request whose operation has ended.
-    pub fn finished(&mut self) -> Option<Finished> {
+    pub fn finished(&mut self) -> Option<Finished<R>> {
         match self {
             Self::IoUring(engine) => engine.finished(),
             Self::Threads(engine) => engine.finished(),

@@ -12,10 +12,10 @@ use vhost_device_common::sandbox::confine_helper;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Token};
 
+use super::Finished;
 use super::slots::Slots;
-use super::{Finished, Operation};
 use crate::image::Image;
-use crate::request::Request;
+use crate::operation::{IoRequest, Operation};
 
 /// Threads of one queue. They are started when they are needed.
 const MAX_THREADS: usize = 16;
@@ -96,15 +96,15 @@ impl Shared {
 }
 
 /// Carries operations out by blocking system calls in threads of its own.
-pub struct ThreadsEngine {
+pub struct ThreadsEngine<R> {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
-    slots: Slots,
+    slots: Slots<R>,
     /// Ended jobs that were fetched together.
     fetched: VecDeque<(u32, io::Result<u64>)>,
 }
 
-impl ThreadsEngine {
+impl<R: IoRequest> ThreadsEngine<R> {
     pub fn new(image: &Arc<Image>) -> io::Result<Self> {
         let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         Ok(Self {
@@ -139,7 +139,7 @@ impl ThreadsEngine {
     }
 
     /// Gives the request back if there is no room.
-    pub fn submit(&mut self, request: Request) -> Option<Request> {
+    pub fn submit(&mut self, request: R) -> Option<R> {
         let (number, request) = match self.slots.insert(request) {
             Ok(inserted) => inserted,
             Err(request) => return Some(request),
@@ -182,7 +182,7 @@ impl ThreadsEngine {
         }
     }
 
-    pub fn finished(&mut self) -> Option<Finished> {
+    pub fn finished(&mut self) -> Option<Finished<R>> {
         if self.fetched.is_empty() {
             std::mem::swap(&mut self.fetched, &mut self.shared.lock().ended);
         }
@@ -191,7 +191,7 @@ impl ThreadsEngine {
     }
 }
 
-impl Drop for ThreadsEngine {
+impl<R> Drop for ThreadsEngine<R> {
     /// All jobs end before the memory that they use goes.
     fn drop(&mut self) {
         self.shared.lock().quit = true;

@@ -14,10 +14,10 @@ use io_uring::{cqueue, opcode, squeue};
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Token};
 
+use super::Finished;
 use super::rings::{Ring, Rings};
 use super::slots::Slots;
-use super::{Finished, Operation};
-use crate::request::Request;
+use crate::operation::{IoRequest, Operation};
 
 /// Operations that are submitted together: the disk begins with the first of a batch while the rest is taken from the queue.
 const PIECE: usize = 4;
@@ -41,11 +41,11 @@ struct Watch {
 }
 
 /// Carries operations out by io_uring.
-pub struct UringEngine {
+pub struct UringEngine<R: IoRequest> {
     /// Given back in the end.
     ring: ManuallyDrop<Ring>,
     rings: Arc<Rings>,
-    slots: Slots,
+    slots: Slots<R>,
     /// Operations that have ended. Their requests keep their slots until they are fetched: what comes after needs one.
     finished: VecDeque<(u32, io::Result<u64>)>,
     /// Slots of operations that the kernel could not start: this thread does them, one for each time that it waits.
@@ -63,7 +63,7 @@ pub struct UringEngine {
     completions: Vec<cqueue::Entry>,
 }
 
-impl UringEngine {
+impl<R: IoRequest> UringEngine<R> {
     /// An engine with a ring of its own.
     ///
     /// # Errors
@@ -94,13 +94,13 @@ impl UringEngine {
         self.slots.len().saturating_sub(self.finished.len())
     }
 
-    pub fn finished(&mut self) -> Option<Finished> {
+    pub fn finished(&mut self) -> Option<Finished<R>> {
         let (number, outcome) = self.finished.pop_front()?;
         Some((self.slots.remove(number)?, outcome))
     }
 
     /// Gives the request back if there is no room.
-    pub fn submit(&mut self, request: Request) -> Option<Request> {
+    pub fn submit(&mut self, request: R) -> Option<R> {
         let (number, request) = match self.slots.insert(request) {
             Ok(inserted) => inserted,
             Err(request) => return Some(request),
@@ -331,7 +331,7 @@ fn entry(operation: &Operation<'_>) -> squeue::Entry {
     }
 }
 
-impl Poller for UringEngine {
+impl<R: IoRequest> Poller for UringEngine<R> {
     fn watch(&mut self, fd: BorrowedFd<'_>, token: Token) -> io::Result<()> {
         let fd = fd.as_raw_fd();
         self.watches = self.watches.wrapping_add(1);
@@ -378,7 +378,7 @@ impl Poller for UringEngine {
     }
 }
 
-impl Drop for UringEngine {
+impl<R: IoRequest> Drop for UringEngine<R> {
     /// Closing a ring does not wait for its operations; their memory must not go before they end. Who takes it next is to find nothing
     /// of this engine's.
     fn drop(&mut self) {

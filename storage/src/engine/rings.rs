@@ -2,6 +2,7 @@
 //! The rings of io_uring. They are made before the sandbox is entered, and restricted to what the engine does: afterwards no thread
 //! can make a ring, or lift the restrictions of one. The threads that work on queues take them, and give them back when they end.
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -152,7 +153,7 @@ impl Rings {
 /// Does what the engine does all the time: watches a file, and waits with a timeout. Kernels before 5.13 cannot, though they know of
 /// restrictions.
 fn probe(rings: &Arc<Rings>) -> io::Result<()> {
-    let mut engine = UringEngine::new(rings)?;
+    let mut engine = UringEngine::<Infallible>::new(rings)?;
     engine.is_probe = true;
     let event = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
     engine.watch(event.as_fd(), Token::Control)?;
@@ -219,7 +220,7 @@ mod tests {
         write(event, &1u64.to_ne_bytes()).unwrap();
     }
 
-    fn wait(engine: &mut UringEngine) -> Vec<Token> {
+    fn wait(engine: &mut UringEngine<Infallible>) -> Vec<Token> {
         let mut ready = Vec::new();
         engine.wait(&mut ready, Some(SHORT)).unwrap();
         ready
@@ -250,8 +251,11 @@ mod tests {
     fn who_takes_a_ring_finds_nothing_of_who_had_it() {
         let Some(rings) = ring() else { return };
         for event in [event(), event(), event()] {
-            let mut engine = UringEngine::new(&rings).unwrap();
-            assert!(UringEngine::new(&rings).is_err(), "it is in use");
+            let mut engine = UringEngine::<Infallible>::new(&rings).unwrap();
+            assert!(
+                UringEngine::<Infallible>::new(&rings).is_err(),
+                "it is in use"
+            );
             assert_eq!(wait(&mut engine), []);
             engine.watch(event.as_fd(), Token::Kick(1)).unwrap();
             assert_eq!(wait(&mut engine), []);
@@ -269,7 +273,7 @@ mod tests {
     #[test]
     fn a_file_that_is_forgotten_is_not_heard_of() {
         let Some(rings) = ring() else { return };
-        let mut engine = UringEngine::new(&rings).unwrap();
+        let mut engine = UringEngine::<Infallible>::new(&rings).unwrap();
         let event = event();
         engine.watch(event.as_fd(), Token::Control).unwrap();
         assert_eq!(wait(&mut engine), []);
@@ -282,7 +286,7 @@ mod tests {
     #[test]
     fn a_watch_that_failed_counts_as_ready_until_it_is_armed_again() {
         let Some(rings) = ring() else { return };
-        let mut engine = UringEngine::new(&rings).unwrap();
+        let mut engine = UringEngine::<Infallible>::new(&rings).unwrap();
         let event = event();
         let closed = fcntl_dupfd_cloexec(&event, HIGH).unwrap();
         engine.watch(closed.as_fd(), Token::Kick(1)).unwrap();

@@ -5,8 +5,10 @@ use std::path::Path;
 
 use rustix::fs::{Dev, major, minor};
 
-use crate::image::SECTOR_SIZE;
-use crate::request::MAX_DISCARD_SECTORS;
+use super::SECTOR_SIZE;
+
+/// Most sectors of one discard segment: 1 GiB.
+pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
 
 /// Limits of discards, in sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

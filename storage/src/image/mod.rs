@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The image: opened and measured.
 
+pub mod discard;
+mod format;
+mod source;
+
 use std::cmp;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
@@ -11,13 +15,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rustix::fs::{AtFlags, StatxFlags, fstatfs, ioctl_blkpbszget, ioctl_blksszget, statx};
 use vhost_device_common::device::StartError;
 
-use crate::discard;
-use crate::engine::is_read_only;
-use crate::format;
 use crate::lock::Lock;
-use crate::options::Options;
-use crate::source::{Identity, Opened, Source};
+use crate::operation::is_read_only;
+use crate::options::DiskOptions;
 use crate::sync::Syncs;
+use source::Opened;
+pub use source::{Identity, Source};
 
 /// File systems whose files are memory: I/O on them cannot wait for a device.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -29,17 +32,22 @@ pub const SECTOR_SIZE: u64 = 512;
 /// Alignment of memory and of file offsets that O_DIRECT asks for, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct DirectAlignment {
+    /// Of memory.
     pub memory: u32,
+    /// Of offsets in the file, and of lengths.
     pub offset: u32,
 }
 
 /// The image that backs the disk.
 #[derive(Debug)]
 pub struct Image {
+    /// The file or device.
     pub file: File,
-    /// What the options name, and what that was at the start.
+    /// What the options name.
     pub source: Source,
+    /// Which file that was at the start.
     pub identity: Identity,
+    /// Whether storage keeps what was written.
     pub syncs: Arc<Syncs>,
     /// Bytes of the disk: whole logical blocks. Grows only.
     size: AtomicU64,
@@ -65,8 +73,7 @@ impl Image {
     ///
     /// # Errors
     /// One line that names the file, what is wrong with it, and what to do.
-    pub fn open(options: &Options) -> Result<Self, StartError> {
-        let source = Source::of(options);
+    pub fn open(source: Source, options: &DiskOptions, incoming: bool) -> Result<Self, StartError> {
         let fail = |what: String| StartError(format!("{source}: {what}"));
         if options
             .physical_block_size
@@ -90,7 +97,7 @@ impl Image {
             opened.lock_holder,
             Arc::clone(&syncs),
             options.read_only,
-            options.incoming,
+            incoming,
         )
         .map_err(|why| fail(why.to_owned()))?;
         let length =
@@ -191,14 +198,18 @@ impl Image {
 /// What has become of the size of an image, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measured {
+    /// It is the same.
     Same,
     /// The disk has grown too.
     Grown {
+        /// What it was.
         before: u64,
+        /// What it is.
         now: u64,
     },
     /// The disk has not: a guest may use all of it.
     Smaller {
+        /// The length of the image in whole blocks.
         now: u64,
     },
 }

@@ -7,7 +7,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
-use crate::engine::{Operation, execute};
+use crate::operation::{Operation, execute};
 
 /// What became of the flushes and write-through writes of an open image.
 #[derive(Debug)]

@@ -14,7 +14,7 @@ use nix::fcntl::{FcntlArg, fcntl};
 use vhost_device_common::device::Call;
 use vhost_device_common::{info_limited, warn_limited};
 
-use crate::engine::Operation;
+use crate::operation::Operation;
 use crate::sync::Syncs;
 
 /// Bytes of the image on which QEMU programs say, by read locks, that they write to it, and that

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! One operation on the image, and the system calls that carry it out at once.
 
+mod ioctl;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -11,7 +13,8 @@ use vhost_device_common::chain::Chain;
 use vm_memory::VolatileMemory;
 use vm_memory::mmap::MmapRegion;
 
-use super::ioctl::discard;
+use ioctl::discard;
+pub use ioctl::{discard_call, is_read_only};
 
 /// Most pieces of memory that Linux takes for one read or write (UIO_MAXIOV).
 const MAX_IOVECS: usize = 1024;
@@ -82,19 +85,30 @@ impl<'a> Memory<'a> {
 #[derive(Clone, Copy)]
 pub enum Operation<'a> {
     /// Reads into memory.
-    Read { to: Memory<'a>, offset: u64 },
+    Read {
+        /// Where the data goes.
+        to: Memory<'a>,
+        /// Where it is in the file.
+        offset: u64,
+    },
     /// Writes memory; if `stable`, not ended before the data is on stable storage.
     Write {
+        /// The data.
         from: Memory<'a>,
+        /// Where it goes in the file.
         offset: u64,
+        /// Whether it is on stable storage at the end.
         stable: bool,
     },
     /// Brings all that was written to stable storage.
     Flush,
     /// Changes a range without data.
     Allocate {
+        /// What becomes of it.
         how: Range,
+        /// Where it begins in the file.
         offset: u64,
+        /// How long it is.
         length: u64,
     },
 }
@@ -124,6 +138,7 @@ impl Operation<'_> {
 }
 
 impl Range {
+    /// The mode of fallocate.
     pub fn flags(self) -> FallocateFlags {
         FallocateFlags::KEEP_SIZE
             | match self {
@@ -189,5 +204,18 @@ fn vectored(
                 error => return Err(error),
             },
         }
+    }
+}
+
+/// A request of a device, which an engine carries out one operation at a time.
+pub trait IoRequest {
+    /// What is to be done next. The operation borrows from the request, which stays unchanged until it has ended.
+    fn operation(&self) -> Operation<'_>;
+}
+
+/// For engines without requests.
+impl IoRequest for std::convert::Infallible {
+    fn operation(&self) -> Operation<'_> {
+        match *self {}
     }
 }

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, major, minor};
 use vhost_device_common::program::inherited;
 
-use crate::options::Options;
+use crate::options::DiskOptions;
 
 /// Where inherited files have names.
 const INHERITED: [&str; 2] = ["/dev/fd/", "/proc/self/fd/"];
@@ -19,6 +19,7 @@ const INHERITED: [&str; 2] = ["/dev/fd/", "/proc/self/fd/"];
 /// What the options name.
 #[derive(Clone, Debug)]
 pub enum Source {
+    /// A path to open.
     Path(PathBuf),
     /// A file that is open, with the words that name it.
     Inherited(RawFd, String),
@@ -51,6 +52,7 @@ pub struct Identity {
 }
 
 impl Identity {
+    /// Identifies the file with this metadata.
     pub fn of(metadata: &Metadata) -> Self {
         if metadata.file_type().is_block_device() {
             let (device, inode) = (metadata.rdev(), 0);
@@ -69,18 +71,14 @@ impl Identity {
 }
 
 impl Source {
-    /// What the options name. They name one thing.
-    pub fn of(options: &Options) -> Self {
-        if let Some(number) = options.blk_fd {
-            return Self::Inherited(number, format!("--blk-fd={number}"));
-        }
-        let path = options.blk_file.clone().unwrap_or_default();
+    /// What a path names, as the value of `option`: a file to open, or one that was inherited.
+    pub fn path(path: PathBuf, option: &str) -> Self {
         let number = path.to_str().and_then(|path| {
             let number = INHERITED.iter().find_map(|start| path.strip_prefix(start));
             number?.parse().ok().filter(|number: &RawFd| *number >= 0)
         });
         match number {
-            Some(number) => Self::Inherited(number, format!("--blk-file={}", path.display())),
+            Some(number) => Self::Inherited(number, format!("{option}={}", path.display())),
             None => Self::Path(path),
         }
     }
@@ -89,7 +87,7 @@ impl Source {
     ///
     /// # Errors
     /// What is wrong with it, and what to do.
-    pub fn open(&self, options: &Options) -> Result<Opened, String> {
+    pub fn open(&self, options: &DiskOptions) -> Result<Opened, String> {
         match self {
             Self::Path(path) => open_path(path, options),
             Self::Inherited(number, _) => take_over(*number, options),
@@ -105,7 +103,7 @@ impl Source {
     }
 }
 
-fn open_path(path: &Path, options: &Options) -> Result<Opened, String> {
+fn open_path(path: &Path, options: &DiskOptions) -> Result<Opened, String> {
     let explain = |error| explain_open(path, &error, options);
     // Before it is opened: that could wait for ever on a pipe.
     let metadata = std::fs::metadata(path).map_err(explain)?;
@@ -118,7 +116,7 @@ fn open_path(path: &Path, options: &Options) -> Result<Opened, String> {
     })
 }
 
-fn take_over(number: RawFd, options: &Options) -> Result<Opened, String> {
+fn take_over(number: RawFd, options: &DiskOptions) -> Result<Opened, String> {
     let path = PathBuf::from(format!("/proc/self/fd/{number}"));
     let mut file = File::from(inherited(number).map_err(|error| {
         format!("no file is open under this number: {error}; pass that of an open image")
@@ -173,7 +171,7 @@ fn check_kind(metadata: &Metadata) -> Result<(), String> {
     })
 }
 
-fn open(path: &Path, options: &Options) -> io::Result<File> {
+fn open(path: &Path, options: &DiskOptions) -> io::Result<File> {
     let direct = if options.direct {
         OFlags::DIRECT
     } else {
@@ -197,7 +195,7 @@ fn is_uri(path: &Path) -> bool {
     })
 }
 
-fn explain_open(path: &Path, error: &io::Error, options: &Options) -> String {
+fn explain_open(path: &Path, error: &io::Error, options: &DiskOptions) -> String {
     let remedy = match error.kind() {
         io::ErrorKind::NotFound if is_uri(path) => {
             return "no local file, and this program opens nothing else; have the host attach it as a block device \

@@ -1,0 +1,12 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the disks of all devices share: image, locks, limits and I/O engines.
+
+#[allow(unsafe_code)]
+pub mod engine;
+pub mod image;
+pub mod lock;
+#[allow(unsafe_code)]
+pub mod operation;
+pub mod options;
+pub mod sync;
+pub mod throttle;

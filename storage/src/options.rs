@@ -1,0 +1,86 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The options that every disk has, whatever device shows it to the guest.
+
+use clap::{Args, ValueEnum};
+use vhost_device_common::program::size;
+
+/// How the image is read and written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum IoEngine {
+    /// io_uring where the host allows it, threads elsewhere; images in memory (tmpfs) are read and
+    /// written at once, without either
+    Auto,
+    /// io_uring: one ring per processor or queue, whichever are fewer, and 16 at most
+    #[value(name = "io_uring")]
+    IoUring,
+    /// a pool of threads per queue
+    Threads,
+}
+
+/// How to handle discard requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Discard {
+    /// give storage back to the host
+    Unmap,
+    /// ignore them
+    Ignore,
+}
+
+/// How a disk uses its image. A device flattens these into its own options, or parses them from the parts of an option that can be
+/// repeated.
+#[derive(Args, Clone, Debug)]
+pub struct DiskOptions {
+    /// Refuse all writes; the guest sees a read-only disk.
+    #[arg(long)]
+    pub read_only: bool,
+
+    /// Size of a logical block in bytes: 512 or 4096. The image is cut down to whole blocks.
+    #[arg(long, value_name = "BYTES", default_value = "512", value_parser = logical_block_size)]
+    pub logical_block_size: u32,
+
+    /// Size of a physical block in bytes, which the guest aligns to: a power of two, 512 to 65536. By default that of the device, or of
+    /// the file system's blocks, but no more than 4096 then.
+    #[arg(long, value_name = "BYTES", value_parser = physical_block_size)]
+    pub physical_block_size: Option<u32>,
+
+    /// Bypass the host's page cache (O_DIRECT).
+    #[arg(long)]
+    pub direct: bool,
+
+    /// How to handle discard requests.
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t = Discard::Unmap)]
+    pub discard: Discard,
+
+    /// Most requests in a second, of all queues together: reads, writes, discards and write-zeroes. Flushes go without.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub iops: Option<u64>,
+
+    /// Most bytes read and written in a second, of all queues together: bytes, or a number with K, M or G.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub bps: Option<u64>,
+
+    /// Requests that may go at once after a pause. By default as many as --iops allows in a tenth of a second; never less than in
+    /// a hundredth, or than one.
+    #[arg(long, value_name = "N", requires = "iops", value_parser = clap::value_parser!(u64).range(1..))]
+    pub iops_burst: Option<u64>,
+
+    /// Bytes that may go at once after a pause. By default as many as --bps allows in a tenth of a second, and never less than in
+    /// a hundredth. A larger request goes too, and those after it wait the longer.
+    #[arg(long, value_name = "SIZE", requires = "bps", value_parser = size)]
+    pub bps_burst: Option<u64>,
+}
+
+fn physical_block_size(text: &str) -> Result<u32, String> {
+    text.parse()
+        .ok()
+        .filter(|size: &u32| size.is_power_of_two() && (512..=65536).contains(size))
+        .ok_or_else(|| "must be a power of two from 512 to 65536".to_owned())
+}
+
+fn logical_block_size(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => Ok(4096),
+        _ => Err("must be 512 or 4096".to_owned()),
+    }
+}
