@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The lock on the image: one writer or several readers, among programs of this project and QEMU's.
 //!
-//! A guest that migrates takes its disk from one program to another, and both have the image open meanwhile. The one that it migrates
-//! to is told (`--incoming`): it waits, and locks the image when its guest starts to use the disk. The one that it migrates from lets
-//! go of the image when its guest has stopped, if somebody waits; from then on it waits itself, as the guest may come back.
+//! When a guest migrates, two programs have its image open. The destination is started with `--incoming`: it waits, and locks the image
+//! when its guest starts to use the disk. The source releases the image when its guest has stopped, if another program waits. From then
+//! on the source waits, because the guest may come back.
 
 use std::fs::File;
 use std::io;
@@ -17,19 +17,18 @@ use vhost_device_common::{info_limited, warn_limited};
 use crate::operation::Operation;
 use crate::sync::Syncs;
 
-/// Bytes of the image on which QEMU programs say, by read locks, that they write to it, and that
-/// they bear no other writer.
+/// The bytes of the image that QEMU's programs lock for reading while they write to it, and while they allow no other writer.
 const QEMU_WRITES: i64 = 101;
-const QEMU_BEARS_NO_WRITER: i64 = 201;
-/// Byte by which programs of this project exclude each other, and the one on which those wait that the image is to be handed to.
+const QEMU_ALLOWS_NO_WRITER: i64 = 201;
+/// The byte by which programs of this project exclude each other, and the one that a program locks while it waits for the image.
 const OURS: i64 = 300;
 const WAITING: i64 = 301;
 
-/// The lock of this program, which belongs to an open file.
+/// The lock of this program. It belongs to an open file.
 #[derive(Debug)]
 pub struct Lock {
     file: File,
-    /// Told whether the image is on stable storage when it is handed over.
+    /// Gets the outcome of the flush before the image is handed over.
     syncs: Arc<Syncs>,
     read_only: bool,
     state: Mutex<State>,
@@ -38,11 +37,11 @@ pub struct Lock {
 #[derive(Debug, Default)]
 struct State {
     is_held: bool,
-    /// Handlers of queue threads at work on the image.
+    /// Queue threads that use the image.
     users: usize,
 }
 
-/// The handler of a queue thread at work on the image, which is locked for as long as there is one.
+/// A queue thread's use of the image, which stays locked for as long as there is one.
 #[derive(Debug)]
 pub struct InUse {
     lock: Arc<Lock>,
@@ -50,13 +49,13 @@ pub struct InUse {
 }
 
 impl InUse {
-    /// The image was another program's until now.
+    /// Whether another program may have had the image until now.
     pub fn is_taken_over(&self) -> bool {
         self.is_taken_over
     }
 }
 
-/// What a thread needs to lock, look, and let go.
+/// The system calls of a thread that locks or releases an image.
 pub fn calls() -> impl Iterator<Item = Call> {
     let fcntl = |command: i32| Call::new(libc::SYS_fcntl).with(1, command as u32);
     [libc::F_OFD_SETLK, libc::F_OFD_GETLK]
@@ -65,10 +64,10 @@ pub fn calls() -> impl Iterator<Item = Call> {
 }
 
 impl Lock {
-    /// Locks the image, or waits for it.
+    /// Locks the image; if `waits`, waits for it instead.
     ///
     /// # Errors
-    /// Another program has it, or waits for it: what to do about that.
+    /// Another program has the image, or waits for it; what to do.
     pub fn new(
         file: File,
         syncs: Arc<Syncs>,
@@ -85,7 +84,7 @@ impl Lock {
             lock.wait();
         } else if !lock.take() || lock.is_awaited() {
             return Err(
-                "in use by another program that writes to it, or bears no writer; stop that program, \
+                "in use by another program that writes to it, or allows no writer; stop that program, \
                  make a copy, or add --incoming if this is the destination of a live migration from that program",
             );
         } else {
@@ -98,10 +97,10 @@ impl Lock {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a handler begins to work on the image.
+    /// Notes that a queue thread begins to use the image, and locks it if it is not locked yet.
     ///
     /// # Errors
-    /// The image was not locked so far, and another program has it.
+    /// Another program has the image.
     pub fn begin(self: &Arc<Self>) -> io::Result<InUse> {
         let mut state = self.state();
         let is_taken_over = !state.is_held;
@@ -120,12 +119,12 @@ impl Lock {
         })
     }
 
-    /// Lets go of the image, if another program waits for it.
+    /// Releases the image if another program waits for it.
     fn hand_over(&self, state: &mut State) {
         if !self.is_awaited() {
             return;
         }
-        // The other program may run on another host, which has what is in storage.
+        // The other program may run on another host, which sees only what is on stable storage.
         if !self.read_only
             && let Err(error) = self.syncs.execute(&self.file, Operation::Flush)
         {
@@ -148,15 +147,15 @@ impl Lock {
         self.set(libc::F_RDLCK, WAITING);
     }
 
-    /// Takes all locks, or none. A file system without locks has no other program.
+    /// Takes all locks, or none. On a file system without locks it succeeds.
     fn take(&self) -> bool {
         let own = match self.read_only {
             true => libc::F_RDLCK,
             false => libc::F_WRLCK,
         };
         let taken = self.set(own, OURS)
-            && self.set(libc::F_RDLCK, QEMU_BEARS_NO_WRITER)
-            // A writer of QEMU's cannot get the last one any more; look whether one had been there.
+            && self.set(libc::F_RDLCK, QEMU_ALLOWS_NO_WRITER)
+            // From here on no writer of QEMU's can lock the image; check whether one had before.
             && !self.is_locked(libc::F_WRLCK, QEMU_WRITES);
         if !taken {
             self.release();
@@ -165,25 +164,25 @@ impl Lock {
     }
 
     fn release(&self) {
-        self.set(libc::F_UNLCK, QEMU_BEARS_NO_WRITER);
+        self.set(libc::F_UNLCK, QEMU_ALLOWS_NO_WRITER);
         self.set(libc::F_UNLCK, OURS);
     }
 
-    /// Locks or unlocks a byte. Whether nobody else was in the way.
+    /// Locks or unlocks a byte. Returns whether no other program has it.
     fn set(&self, kind: i32, byte: i64) -> bool {
         match fcntl(&self.file, FcntlArg::F_OFD_SETLK(&request(kind, byte))) {
             Ok(_) => true,
             Err(Errno::EAGAIN | Errno::EACCES) => false,
             Err(errno) => {
                 warn_limited(format_args!(
-                    "the image can not be locked against a second writer: {errno}"
+                    "cannot lock the image against a second writer: {errno}"
                 ));
                 true
             }
         }
     }
 
-    /// Whether a lock of another open file is in the way of this one.
+    /// Whether another open file has a lock that conflicts with this one.
     fn is_locked(&self, kind: i32, byte: i64) -> bool {
         let mut lock = request(kind, byte);
         let looked = fcntl(&self.file, FcntlArg::F_OFD_GETLK(&mut lock));

@@ -4,13 +4,13 @@
 use clap::{Args, ValueEnum};
 use vhost_device_common::program::size;
 
-/// How the image is read and written.
+/// How to read and write images.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum IoEngine {
-    /// io_uring where the host allows it, threads elsewhere; images in memory (tmpfs) are read and
-    /// written at once, without either
+    /// io_uring if the host allows it, otherwise threads; images in memory (tmpfs) are read and written in
+    /// place, without either
     Auto,
-    /// io_uring: one ring per processor or queue, whichever are fewer, and 16 at most
+    /// io_uring: one ring per processor or per queue, whichever are fewer, at most 16
     #[value(name = "io_uring")]
     IoUring,
     /// a pool of threads per queue
@@ -26,20 +26,20 @@ pub enum Discard {
     Ignore,
 }
 
-/// How a disk uses its image. A device flattens these into its own options, or parses them from the parts of an option that can be
-/// repeated.
+/// How a disk uses its image. A device with one disk flattens these into its own options; a device with several can parse them from the
+/// parts of an option that is repeated.
 #[derive(Args, Clone, Debug)]
 pub struct DiskOptions {
     /// Refuse all writes; the guest sees a read-only disk.
     #[arg(long)]
     pub read_only: bool,
 
-    /// Size of a logical block in bytes: 512 or 4096. The image is cut down to whole blocks.
+    /// Size of a logical block in bytes: 512 or 4096. The disk has as many whole blocks as the image.
     #[arg(long, value_name = "BYTES", default_value = "512", value_parser = logical_block_size)]
     pub logical_block_size: u32,
 
-    /// Size of a physical block in bytes, which the guest aligns to: a power of two, 512 to 65536. By default that of the device, or of
-    /// the file system's blocks, but no more than 4096 then.
+    /// Size of a physical block in bytes, to which the guest aligns: a power of two, 512 to 65536. Default: that of the block device, or of
+    /// the file system, then at most 4096.
     #[arg(long, value_name = "BYTES", value_parser = physical_block_size)]
     pub physical_block_size: Option<u32>,
 
@@ -51,21 +51,21 @@ pub struct DiskOptions {
     #[arg(long, value_name = "WHAT", value_enum, default_value_t = Discard::Unmap)]
     pub discard: Discard,
 
-    /// Most requests in a second, of all queues together: reads, writes, discards and write-zeroes. Flushes go without.
+    /// Most requests per second, of all queues together: reads, writes, discards and write-zeroes. Flushes do not count.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub iops: Option<u64>,
 
-    /// Most bytes read and written in a second, of all queues together: bytes, or a number with K, M or G.
+    /// Most bytes read and written per second, of all queues together. Accepts the suffixes K, M and G.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub bps: Option<u64>,
 
-    /// Requests that may go at once after a pause. By default as many as --iops allows in a tenth of a second; never less than in
-    /// a hundredth, or than one.
+    /// Requests that may start at once after a pause. Default: as many as --iops allows in a tenth of a second. At least as many as it
+    /// allows in a hundredth, and one.
     #[arg(long, value_name = "N", requires = "iops", value_parser = clap::value_parser!(u64).range(1..))]
     pub iops_burst: Option<u64>,
 
-    /// Bytes that may go at once after a pause. By default as many as --bps allows in a tenth of a second, and never less than in
-    /// a hundredth. A larger request goes too, and those after it wait the longer.
+    /// Bytes that may be moved at once after a pause. Default: as many as --bps allows in a tenth of a second. At least as many as it
+    /// allows in a hundredth. A larger request starts too, and those after it wait longer.
     #[arg(long, value_name = "SIZE", requires = "bps", value_parser = size)]
     pub bps_burst: Option<u64>,
 }

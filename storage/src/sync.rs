@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Whether storage keeps what was written. The kernel tells of data that it could not write once for each open file, and has the next
-//! flush succeed. So the failure is remembered: a guest must not believe that later flush.
+//! Whether storage keeps what was written. The kernel reports data that it could not write only once for each open file, and the next
+//! flush succeeds. So a failure is remembered, and fails later flushes too: the guest must not believe them.
 
 use std::fs::File;
 use std::io;
@@ -9,18 +9,18 @@ use std::sync::{PoisonError, RwLock};
 
 use crate::operation::{Operation, execute};
 
-/// What became of the flushes and write-through writes of an open image.
+/// The outcome of all flushes and write-through writes of an open image.
 #[derive(Debug)]
 pub struct Syncs {
     failed: AtomicBool,
-    /// There is no page cache that could lose what was written before (O_DIRECT).
+    /// With O_DIRECT there is no page cache that could lose what was written before.
     is_direct: bool,
-    /// Held by a flush, so that none succeeds between the failure of another operation and the note of it.
+    /// Held by a flush, so that no flush succeeds between the failure of another operation and the note of it.
     flushing: RwLock<()>,
 }
 
 impl Syncs {
-    /// Nothing has failed so far.
+    /// No operation has failed so far.
     pub fn new(is_direct: bool) -> Self {
         Self {
             failed: AtomicBool::new(false),
@@ -29,10 +29,10 @@ impl Syncs {
         }
     }
 
-    /// Carries `operation` out on `file`, which may be open in common with other threads, and waits for it.
+    /// Carries out `operation` on `file`, which other threads may use too, and waits for it. Returns the bytes that were read or written.
     ///
     /// # Errors
-    /// That failed, or it was to end on stable storage and one before it failed to.
+    /// It failed, or it is a flush or a write-through write and an earlier one failed.
     pub fn execute(&self, file: &File, operation: Operation<'_>) -> io::Result<u64> {
         let (mut _flush, mut _write) = (None, None);
         match operation {
@@ -51,11 +51,10 @@ impl Syncs {
         self.check(operation, execute(file, operation))
     }
 
-    /// The outcome of `operation`, which has ended with `outcome`: an error too if it was to end on stable storage, and one before it
-    /// failed to.
+    /// Notes the `outcome` of `operation`, and returns it.
     ///
     /// # Errors
-    /// As said.
+    /// As for [`Syncs::execute`].
     pub fn check(&self, operation: Operation<'_>, outcome: io::Result<u64>) -> io::Result<u64> {
         let may_lose = match operation {
             Operation::Flush => true,
@@ -68,8 +67,8 @@ impl Syncs {
             && !self.failed.swap(true, Ordering::AcqRel)
         {
             log::error!(
-                "what was written to the image could not be written to stable storage: {error}; all flushes and \
-                 write-through writes fail from now on: check the storage, then restart this program"
+                "data of the image could not be written to stable storage: {error}; all flushes and write-through writes \
+                 fail from now on; check the storage, then restart this program"
             );
         }
         if self.failed.load(Ordering::Acquire) {
@@ -79,8 +78,8 @@ impl Syncs {
     }
 }
 
-/// Whether the kernel refuses a write so before it writes anything: for want of room or memory, or for what is asked. Then nothing is
-/// lost of what was written before.
+/// Whether the kernel returns this error before it writes anything: there is no space or memory, or the arguments are wrong. Then nothing
+/// that was written before is lost.
 fn is_refusal(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

@@ -1,33 +1,35 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `--iops` and `--bps`: what all queues together may do in a second, and whose turn it is.
+//! `--iops` and `--bps`: what all queues together may do in a second, and which queue is next.
 //!
-//! A [`Bucket`] for requests and one for bytes fill with time. A request may start while neither is in debt, and is charged whole:
-//! so one of any size goes some time, and those behind it pay for it.
+//! A [`Bucket`] for requests and one for bytes fill with time. A request may start while neither is in debt, and is charged as a whole:
+//! so a request of any size starts at some time, and those behind it wait until it is paid for.
 //!
-//! Queues that wait take turns by start-time fair queueing. A request takes as much virtual time as the limits take to allow it. It starts
-//! when the one before it on the same queue ends, or now if the queue was idle, and the one with the earliest start goes first.
+//! Queues that wait take turns by start-time fair queueing. A request takes as much virtual time as the limits need to allow it. It starts
+//! when the request before it on the same queue ends, or now if the queue was idle, and the request with the earliest start goes first.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// The shortest time to wait: what bounds how often a queue is looked at, however much it may do in that time.
+use crate::options::DiskOptions;
+
+/// The shortest time to wait: a queue is not checked more often, however much it may do in that time.
 const SLICE: Duration = Duration::from_millis(1);
-/// How much virtual time a queue may be ahead of one that waits, and comes for its turn within a slice. A queue that is alone for a slice is
-/// not to leave any of it unused.
+/// How much virtual time a queue may be ahead of one that waits. The other takes its turn within a slice; a queue that is alone for a slice
+/// must be able to use all of it.
 const LEAD: Duration = Duration::from_millis(4);
-/// A queue that is so late for its turn is not waited for: it has stopped, or its thread hangs in a request.
+/// The others do not wait for a queue that is later than this: it has stopped, or its thread hangs in a request.
 const GRACE: Duration = Duration::from_millis(50);
-/// The least that a bucket holds: a thread may be late by this and nothing is lost.
+/// The smallest capacity of a bucket: a thread may be late by this much without losing anything.
 const LEAST_BURST: Duration = Duration::from_millis(10);
-/// What a bucket holds if nothing else is said.
+/// The default capacity of a bucket.
 const DEFAULT_BURST: Duration = Duration::from_millis(100);
 
-/// How much may go.
+/// A limit on an amount: requests, or bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {
-    /// In a second; not 0.
+    /// The amount in a second; not 0.
     pub rate: u64,
-    /// At once, after nothing went for a while.
+    /// The amount that may go at once after a pause.
     pub burst: Option<u64>,
 }
 
@@ -39,7 +41,7 @@ impl Limit {
         u64::try_from(nanoseconds).map_or(Duration::MAX, Duration::from_nanos)
     }
 
-    /// What may go at once, as the time in which it comes together again.
+    /// What may go at once, as the time in which the rate allows it.
     fn burst(self) -> Duration {
         self.burst
             .map_or(DEFAULT_BURST, |burst| self.time(burst))
@@ -47,28 +49,28 @@ impl Limit {
     }
 }
 
-/// A token bucket. Times are since a moment in the past.
+/// A token bucket. Times count from the same moment in the past.
 #[derive(Debug)]
 struct Bucket {
     limit: Limit,
     /// How long it takes to fill.
     capacity: Duration,
-    /// When it is full if nothing more goes.
+    /// When it is full if nothing more is charged.
     full_at: Duration,
 }
 
 impl Bucket {
-    /// What goes is a multiple of `unit`.
+    /// A bucket for amounts that are multiples of `unit`.
     fn new(limit: Limit, unit: u64) -> Self {
         Self {
             limit,
-            // Something may go from a bucket that is just empty.
+            // A bucket that is just empty is not in debt.
             capacity: limit.burst().saturating_sub(limit.time(unit)),
             full_at: Duration::ZERO,
         }
     }
 
-    /// How long it is in debt.
+    /// How long it stays in debt.
     fn debt(&self, now: Duration) -> Duration {
         self.full_at
             .saturating_sub(self.capacity)
@@ -81,18 +83,18 @@ impl Bucket {
     }
 }
 
-/// The next request of a queue that has one, as far as is known.
+/// The next request of a queue, which may not have one.
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     /// Its start in virtual time.
     start: Duration,
-    /// When its queue looks whether it may start.
-    looks_at: Duration,
+    /// When its queue checks whether it may start.
+    checks_at: Duration,
 }
 
 impl Waiting {
     fn is_late(&self, now: Duration) -> bool {
-        self.looks_at.saturating_add(GRACE) < now
+        self.checks_at.saturating_add(GRACE) < now
     }
 }
 
@@ -110,7 +112,7 @@ struct State {
     /// The earliest start that a request may have.
     virtual_time: Duration,
     queues: usize,
-    /// Those of the queues up to the last that had a request: all of them are looked at for each request.
+    /// The shares of the queues up to the last that had a request. All are examined for each request.
     shares: Vec<Share>,
 }
 
@@ -125,7 +127,7 @@ impl State {
         }
     }
 
-    /// The buckets that a request counts in, with what it counts there.
+    /// The buckets that a request is charged to, with the amounts.
     fn buckets(&mut self, bytes: u64) -> impl Iterator<Item = (&mut Bucket, u64)> {
         let requests = self.requests.iter_mut().map(|bucket| (bucket, 1));
         let bytes = self.bytes.iter_mut().map(move |bucket| (bucket, bytes));
@@ -150,7 +152,7 @@ impl State {
         for other in others {
             earliest = earliest.min(other.start);
             if other.start.saturating_add(LEAD) < start {
-                turn = turn.max(other.looks_at).max(now + SLICE);
+                turn = turn.max(other.checks_at).max(now + SLICE);
             }
         }
         let debts = self.buckets(bytes).map(|(bucket, _)| bucket.debt(now));
@@ -171,13 +173,13 @@ impl State {
             share.end = start.saturating_add(length);
             share.waiting = Some(Waiting {
                 start: share.end,
-                looks_at: now,
+                checks_at: now,
             });
             return Ok(());
         }
         let wait = wait.max(SLICE);
-        let looks_at = now.saturating_add(wait);
-        share.waiting = Some(Waiting { start, looks_at });
+        let checks_at = now.saturating_add(wait);
+        share.waiting = Some(Waiting { start, checks_at });
         Err(wait)
     }
 
@@ -196,7 +198,7 @@ pub struct Throttle {
 }
 
 impl Throttle {
-    /// Limits for the requests, and for the bytes, of so many queues. `None` if there is no limit.
+    /// Limits the requests and the bytes of so many queues. `None` without limits.
     pub fn new(requests: Option<Limit>, bytes: Option<Limit>, queues: u16) -> Option<Self> {
         requests.or(bytes)?;
         Some(Self {
@@ -205,18 +207,29 @@ impl Throttle {
         })
     }
 
+    /// Limits a disk as its options say. `None` without limits.
+    pub fn open(options: &DiskOptions, queues: u16) -> Option<Self> {
+        let limit = |rate: Option<u64>, burst| rate.map(|rate| Limit { rate, burst });
+        let requests = limit(options.iops, options.iops_burst);
+        let bytes = limit(options.bps, options.bps_burst);
+        Self::new(requests, bytes, queues)
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a request of `queue` that moves so many bytes, which is charged, or says when to ask again. Others wait for the queue to do so,
-    /// if it is its turn, until it leaves.
+    /// Starts a request of `queue` that moves so many bytes, and charges it. The other queues let this one go first when it is its turn, until it
+    /// leaves.
+    ///
+    /// # Errors
+    /// It may not start yet: how long to wait before asking again.
     pub fn start(&self, queue: u16, bytes: u64) -> Result<(), Duration> {
         let now = self.origin.elapsed();
         self.state().start(queue.into(), bytes, now)
     }
 
-    /// `queue` has no request that could start.
+    /// Notes that `queue` has no request that could start.
     pub fn leave(&self, queue: u16) {
         self.state().leave(queue.into());
     }

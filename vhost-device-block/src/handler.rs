@@ -11,22 +11,22 @@ use vhost_device_storage::lock::InUse;
 use vhost_device_storage::operation::IoRequest;
 use vhost_device_storage::throttle::Throttle;
 
-use crate::device::Disk;
 use crate::request::{Answer, Header, Next, Request, Status};
+use crate::shared::Shared;
 
 /// Large reads that another thread does meanwhile. When they do not end, there is no processor free for them.
-const MAX_SHARED: usize = 4;
+const MAX_LEFT: usize = 4;
 /// Bytes that may be moved in the queue's thread before it hears the session again. Where memory is new they take some milliseconds.
 const BUDGET: u64 = 1 << 20;
 
 /// Works on the queues of one thread.
 pub struct BlockHandler {
-    disk: Arc<Disk>,
+    shared: Arc<Shared>,
     engine: Engine<Request>,
     /// For what the engine cannot do.
     helper: Option<Engine<Request>>,
-    /// The last large read was left to another thread.
-    shared: bool,
+    /// Whether the last large read was left to another thread.
+    left_read: bool,
     throttle: Option<Arc<Throttle>>,
     /// Ends after the engine has.
     _in_use: InUse,
@@ -38,7 +38,7 @@ impl BlockHandler {
     /// # Errors
     /// The kernel has no room for one more watch.
     pub fn new(
-        disk: Arc<Disk>,
+        shared: Arc<Shared>,
         mut engine: Engine<Request>,
         helper: Option<Engine<Request>>,
         throttle: Option<Arc<Throttle>>,
@@ -48,10 +48,10 @@ impl BlockHandler {
             helper.watch(poller)?;
         }
         Ok(Self {
-            disk,
+            shared,
             engine,
             helper,
-            shared: false,
+            left_read: false,
             throttle,
             _in_use: in_use,
         })
@@ -77,7 +77,7 @@ impl BlockHandler {
 
     /// Whether to carry a request out at once: what moves more than the budget would take too long.
     fn is_inline(&self, request: &Request) -> bool {
-        self.disk.is_inline() && request.remaining() <= BUDGET
+        self.shared.disk.is_inline() && request.remaining() <= BUDGET
     }
 
     /// Goes on with a request until it is done or the engine has it.
@@ -95,9 +95,9 @@ impl BlockHandler {
                         false => self.submit(request),
                     };
                     let Some(request) = here else { return };
-                    let image = &self.disk.image;
+                    let image = &self.shared.disk.image;
                     let outcome = image.syncs.execute(&image.file, request.operation());
-                    next = request.advance(outcome);
+                    next = request.advance(outcome, &self.shared);
                 }
             }
         }
@@ -106,8 +106,9 @@ impl BlockHandler {
     /// Whether to leave a large read, when there is more to do, to another thread. To copy it takes far longer than to hand it over.
     /// Writes to one file do not go on beside each other.
     fn shares(&mut self, queue: &mut Queue) -> bool {
-        self.shared = !self.shared && self.engine.under_way() < MAX_SHARED && queue.has_available();
-        self.shared
+        self.left_read =
+            !self.left_read && self.engine.under_way() < MAX_LEFT && queue.has_available();
+        self.left_read
     }
 
     /// Takes a request that the engine has room for, and that the limits allow. The rest stays in the queue: it can stop at any time.
@@ -125,13 +126,13 @@ impl BlockHandler {
             // The driver may change it afterwards, so it is read once.
             header = Header::read(chain);
             if let Some(throttle) = throttle {
-                let bytes = header.ok().and_then(|read| read.bytes(chain, &self.disk));
+                let bytes = header.ok().and_then(|read| read.bytes(chain, &self.shared));
                 start = bytes.map_or(Ok(()), |bytes| throttle.start(index, bytes));
             }
             start.is_ok()
         });
         match (taken, start) {
-            (Some(chain), _) => return Some(Request::of(header, index, chain, &self.disk)),
+            (Some(chain), _) => return Some(Request::parse(header, index, chain, &self.shared)),
             (None, Ok(())) => self.leave(queue),
             (None, Err(wait)) => queue.look_again_in(wait),
         }
@@ -188,7 +189,7 @@ impl QueueHandler for BlockHandler {
             let Some(queue) = queues.get_mut(request.queue) else {
                 continue;
             };
-            let next = request.advance(outcome);
+            let next = request.advance(outcome, &self.shared);
             budget = budget.saturating_sub(next.bytes());
             self.step(next, queue);
         }

@@ -4,9 +4,11 @@
 //! A request comes from the ring to the `handler`, which checks it (`request`) and cuts it into
 //! operations on the image; an engine of `vhost-device-storage` carries these out.
 
+mod caching;
 mod device;
 mod handler;
 mod options;
 mod request;
+mod shared;
 
 pub use device::Block;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The command line options of the block device.
+//! Command line options of the block device.
 
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use clap::Args;
 use vhost_device_storage::image::Source;
 use vhost_device_storage::options::{DiskOptions, IoEngine};
 
-/// Length of the string that GET_ID answers with (VIRTIO 1.3, 5.2.6).
+/// Length of the answer to GET_ID, in bytes (VIRTIO 1.3, 5.2.6).
 pub const SERIAL_LENGTH: usize = 20;
 
 /// Options of the block device.
@@ -16,7 +16,7 @@ pub const SERIAL_LENGTH: usize = 20;
 pub struct Options {
     /// Raw image file or block device that the guest sees as its disk.
     ///
-    /// /dev/fd/N is the file that was inherited under the number N, as with --blk-fd.
+    /// /dev/fd/N is the inherited file descriptor N, as with --blk-fd.
     #[arg(
         long,
         value_name = "PATH",
@@ -25,27 +25,27 @@ pub struct Options {
     )]
     pub blk_file: Option<PathBuf>,
 
-    /// The same, as a file that was opened before and is inherited as file descriptor FDNUM. It needs no permissions, and no name.
+    /// Inherited file descriptor of the image, instead of --blk-file. Needs no path and no permissions.
     #[arg(long, value_name = "FDNUM", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub blk_fd: Option<RawFd>,
 
-    /// Start as the destination of a live migration: while another program has the image, which is locked when the guest begins to use it.
+    /// Start as the destination of a live migration, while another program has the image. It is locked when the guest begins to use it.
     #[arg(long)]
     pub incoming: bool,
 
-    /// Serial number that the guest sees, of 20 bytes at most. By default made of the numbers of the image's device and inode.
+    /// Serial number that the guest sees, at most 20 bytes. Default: made of the numbers of the image's device and inode.
     #[arg(long, value_name = "STRING", value_parser = serial)]
     pub serial: Option<String>,
 
-    /// Queues that a front-end may use, 1 to 256.
+    /// Most queues that a front-end may use, 1 to 256.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub num_queues: u16,
 
-    /// Descriptors that a queue may have: a power of two, 2 to 32768.
+    /// Most descriptors of a queue: a power of two, 2 to 32768.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = queue_size)]
     pub queue_size: u16,
 
-    /// How the image is read and written.
+    /// How to read and write the image.
     #[arg(long, value_name = "ENGINE", value_enum, default_value_t = IoEngine::Auto)]
     pub io_engine: IoEngine,
 
@@ -53,10 +53,20 @@ pub struct Options {
     pub disk: DiskOptions,
 }
 
+impl Options {
+    /// The image. Exactly one of the options names it.
+    pub fn source(&self) -> Source {
+        match self.blk_fd {
+            Some(number) => Source::Inherited(number, format!("--blk-fd={number}")),
+            None => Source::path(self.blk_file.clone().unwrap_or_default(), "--blk-file"),
+        }
+    }
+}
+
 fn serial(text: &str) -> Result<String, String> {
     if text.len() > SERIAL_LENGTH {
         return Err(format!(
-            "has {} bytes; at most {SERIAL_LENGTH} are possible",
+            "has {} bytes; give at most {SERIAL_LENGTH}",
             text.len()
         ));
     }
@@ -68,14 +78,4 @@ fn queue_size(text: &str) -> Result<u16, String> {
         .ok()
         .filter(|size: &u16| size.is_power_of_two() && (2..=32768).contains(size))
         .ok_or_else(|| "must be a power of two from 2 to 32768".to_owned())
-}
-
-impl Options {
-    /// The image. Exactly one of the options names it.
-    pub fn source(&self) -> Source {
-        match self.blk_fd {
-            Some(number) => Source::Inherited(number, format!("--blk-fd={number}")),
-            None => Source::path(self.blk_file.clone().unwrap_or_default(), "--blk-file"),
-        }
-    }
 }

@@ -292,7 +292,7 @@ impl<R: IoRequest> UringEngine<R> {
 /// The operation as the kernel takes it.
 fn entry(operation: &Operation<'_>) -> squeue::Entry {
     match *operation {
-        Operation::Read { to, offset } => match to.pieces() {
+        Operation::Read { to, offset } => match to.iovecs() {
             Ok(one) => opcode::Read::new(IMAGE, one.iov_base.cast(), one.iov_len as u32)
                 .offset(offset)
                 .build(),
@@ -306,7 +306,7 @@ fn entry(operation: &Operation<'_>) -> squeue::Entry {
             stable,
         } => {
             let flags = if stable { libc::RWF_DSYNC } else { 0 };
-            match from.pieces() {
+            match from.iovecs() {
                 Ok(one) => opcode::Write::new(IMAGE, one.iov_base.cast(), one.iov_len as u32)
                     .offset(offset)
                     .rw_flags(flags)

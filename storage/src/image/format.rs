@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Recognizes images of other formats, which are served as they are: a guest may have written what they begin with, so nothing but the
-//! person who started the program can tell.
+//! Recognizes images of other formats, for a warning. They are served raw all the same: the guest may have written the signature itself,
+//! so only the person who starts the program can tell.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-/// Bytes that are looked at.
+/// Bytes that are examined.
 const LENGTH: usize = 4096;
 
-/// What images of a format have at an offset.
+/// The name of a format, and the bytes that its images have at an offset.
 const SIGNATURES: [(&str, usize, &[u8]); 7] = [
     ("a qcow2 image", 0, b"QFI\xfb"),
     ("a LUKS volume", 0, b"LUKS\xba\xbe"),
@@ -19,11 +19,11 @@ const SIGNATURES: [(&str, usize, &[u8]); 7] = [
     ("a VDI image", 64, &[0x7f, 0x10, 0xda, 0xbe]),
 ];
 
-/// Aligned as O_DIRECT wants it.
+/// Aligned for O_DIRECT.
 #[repr(align(4096))]
 struct Buffer([u8; LENGTH]);
 
-/// What an image looks like that has another format than raw, as far as can be told.
+/// The format that the image appears to have, if it is not raw.
 pub fn other_than_raw(image: &File) -> Option<&'static str> {
     let mut buffer = Buffer([0; LENGTH]);
     image.read_at(&mut buffer.0, 0).ok()?;

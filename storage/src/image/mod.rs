@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The image: opened and measured.
+//! The image of a disk: one open file or block device.
 
-pub mod discard;
 mod format;
+mod limits;
 mod source;
 
 use std::cmp;
@@ -19,17 +19,15 @@ use crate::lock::Lock;
 use crate::operation::is_read_only;
 use crate::options::DiskOptions;
 use crate::sync::Syncs;
+pub use limits::{DiscardLimits, MAX_DISCARD_SECTORS, SECTOR_SIZE};
 use source::Opened;
 pub use source::{Identity, Source};
 
-/// File systems whose files are memory: I/O on them cannot wait for a device.
+/// File systems whose files are in memory: I/O on them does not wait for a device.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
 const RAMFS_MAGIC: u64 = 0x8584_58f6;
 
-/// Unit of the capacity and of all addresses (VIRTIO 1.3, 5.2.4).
-pub const SECTOR_SIZE: u64 = 512;
-
-/// Alignment of memory and of file offsets that O_DIRECT asks for, in bytes.
+/// The alignment that O_DIRECT requires, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub struct DirectAlignment {
     /// Of memory.
@@ -38,41 +36,41 @@ pub struct DirectAlignment {
     pub offset: u32,
 }
 
-/// The image that backs the disk.
+/// An image that is open and locked.
 #[derive(Debug)]
 pub struct Image {
     /// The file or device.
     pub file: File,
-    /// What the options name.
+    /// Where it comes from.
     pub source: Source,
-    /// Which file that was at the start.
+    /// Which file it is.
     pub identity: Identity,
     /// Whether storage keeps what was written.
     pub syncs: Arc<Syncs>,
-    /// Bytes of the disk: whole logical blocks. Grows only.
+    /// Bytes of the disk: whole logical blocks. It only grows.
     size: AtomicU64,
     /// Bytes of a logical block.
     block: u64,
-    /// Bytes that the host reads or writes at once.
+    /// Bytes of a physical block, to which the guest aligns.
     pub physical_block_size: u32,
-    /// For O_DIRECT.
+    /// The alignment that O_DIRECT requires; `None` without O_DIRECT.
     pub direct: Option<DirectAlignment>,
-    /// It is a block device rather than a file.
+    /// Whether it is a block device rather than a file.
     pub is_device: bool,
-    /// What the host takes as a discard, if it takes any.
-    pub discard: Option<discard::Limits>,
-    /// The file is memory.
+    /// The limits of discards; `None` if the host does not support them.
+    pub discard: Option<DiscardLimits>,
+    /// Whether the file is in memory.
     pub in_memory: bool,
-    /// On a file of its own: io_uring lets go of `file` only some time after the process has ended, when
-    /// a new one may want the lock already.
+    /// The lock. It is on a file of its own: io_uring closes `file` only some time after the process has ended, when a new process may
+    /// need the lock already.
     pub lock: Arc<Lock>,
 }
 
 impl Image {
-    /// Opens and locks what the options name.
+    /// Opens and locks the image. With `incoming` it waits for the lock instead, until the guest uses the disk.
     ///
     /// # Errors
-    /// One line that names the file, what is wrong with it, and what to do.
+    /// One line that names the image, what is wrong with it, and what to do.
     pub fn open(source: Source, options: &DiskOptions, incoming: bool) -> Result<Self, StartError> {
         let fail = |what: String| StartError(format!("{source}: {what}"));
         if options
@@ -80,7 +78,7 @@ impl Image {
             .is_some_and(|size| size < options.logical_block_size)
         {
             return Err(StartError(format!(
-                "--physical-block-size is less than --logical-block-size={}; leave it out or raise it",
+                "--physical-block-size is less than --logical-block-size={}; omit it or raise it",
                 options.logical_block_size
             )));
         }
@@ -100,26 +98,25 @@ impl Image {
             incoming,
         )
         .map_err(|why| fail(why.to_owned()))?;
-        let length =
-            length(&file).map_err(|error| fail(format!("cannot find out its size: {error}")))?;
+        let length = length(&file).map_err(|error| fail(format!("cannot measure it: {error}")))?;
         let block = u64::from(options.logical_block_size);
         let size = whole(length, block);
         if size == 0 {
             return Err(fail(format!(
-                "smaller than one logical block of {block} bytes; make an image with \
+                "smaller than one logical block of {block} bytes; create an image with \
                  `truncate -s 1G {source}`"
             )));
         }
         if size != length {
             log::warn!(
-                "{source}: the last {} bytes are no whole block and stay unused",
+                "{source}: the last {} bytes are not a whole block and stay unused",
                 length - size
             );
         }
         if let Some(format) = format::other_than_raw(&file) {
             log::warn!(
-                "{source}: it begins like {format}, and is served raw: the guest sees what is in the file, not the disk that this format \
-                 may have in it; convert it (`qemu-img convert -O raw`) unless the guest has written that itself"
+                "{source}: it begins like {format}, and is served raw: the guest sees the bytes of the file, not the disk in that format; \
+                 convert it (`qemu-img convert -O raw`), unless the guest has written the signature itself"
             );
         }
         let direct = opened.is_direct.then(|| direct_alignment(&file));
@@ -128,14 +125,14 @@ impl Image {
         {
             return Err(fail(format!(
                 "its storage takes O_DIRECT only in blocks of {0} bytes; add \
-                 --logical-block-size={0} or leave --direct out",
+                 --logical-block-size={0} or omit --direct",
                 alignment.offset
             )));
         }
         let physical = match options.physical_block_size {
             Some(given) => given,
             None if is_device => ioctl_blkpbszget(&file).unwrap_or(options.logical_block_size),
-            // What some file systems tell is how much they like to move at once.
+            // Some file systems report the size that they prefer for I/O, which is larger.
             None => u32::try_from(metadata.blksize()).map_or(4096, |size| size.min(4096)),
         };
         let file_system = fstatfs(&file).map_or(0, |system| system.f_type as u64);
@@ -143,9 +140,9 @@ impl Image {
             .clamp(options.logical_block_size, 1 << 16)
             .next_power_of_two();
         let discard = if is_device {
-            discard::Limits::of_device(metadata.rdev(), options.logical_block_size)
+            DiscardLimits::of_device(metadata.rdev(), options.logical_block_size)
         } else {
-            Some(discard::Limits::of_file(physical))
+            Some(DiscardLimits::of_file(physical))
         };
         Ok(Self {
             size: AtomicU64::new(size),
@@ -163,27 +160,27 @@ impl Image {
         })
     }
 
-    /// Bytes of the disk.
+    /// The size of the disk in bytes.
     #[inline]
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Relaxed)
     }
 
-    /// What is wrong with the path, if it names another file than at the start.
-    pub fn is_elsewhere(&self) -> Option<&'static str> {
-        match self.source.look()? {
+    /// What the path names now, if it is not the file that was opened.
+    pub fn path_change(&self) -> Option<&'static str> {
+        match self.source.current()? {
             Ok(found) if found == self.identity => None,
             Ok(_) => Some("another file now"),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Some("no file any more"),
-            // Permissions, say, have changed.
+            // Permissions have changed, for example.
             Err(_) => None,
         }
     }
 
-    /// Looks how long the image is now, and has the disk grow with it.
+    /// Measures the image again. The disk grows with it.
     ///
     /// # Errors
-    /// The host does not tell.
+    /// The host cannot measure it.
     pub fn measure(&self) -> io::Result<Measured> {
         let now = whole(length(&self.file)?, self.block);
         let before = self.size.fetch_max(now, Ordering::Relaxed);
@@ -195,36 +192,36 @@ impl Image {
     }
 }
 
-/// What has become of the size of an image, in bytes.
+/// The size of an image that was measured again, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measured {
     /// It is the same.
     Same,
-    /// The disk has grown too.
+    /// It has grown, and the disk with it.
     Grown {
         /// What it was.
         before: u64,
         /// What it is.
         now: u64,
     },
-    /// The disk has not: a guest may use all of it.
+    /// It has shrunk. The disk has not: the guest may use all of it.
     Smaller {
         /// The length of the image in whole blocks.
         now: u64,
     },
 }
 
-/// The length of a file or block device, in bytes. Nothing else makes use of its position.
+/// The length of a file or block device, in bytes. Changes its position, which nothing else uses.
 fn length(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 
-/// What there is of whole blocks.
+/// Rounds `length` down to whole blocks.
 fn whole(length: u64, block: u64) -> u64 {
     length / block * block
 }
 
-/// What the kernel asks of O_DIRECT on this file.
+/// The alignment that the kernel requires for O_DIRECT on this file.
 fn direct_alignment(file: &File) -> DirectAlignment {
     let told = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
         .ok()
@@ -235,7 +232,7 @@ fn direct_alignment(file: &File) -> DirectAlignment {
             memory: told.stx_dio_mem_align,
             offset: told.stx_dio_offset_align,
         },
-        // Kernels before 6.1 do not tell; this is what block devices with 512 byte sectors take.
+        // Kernels before 6.1 do not tell. Block devices with sectors of 512 bytes accept this.
         None => DirectAlignment {
             memory: 4096,
             offset: ioctl_blksszget(file).unwrap_or(512),

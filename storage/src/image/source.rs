@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the options name: a path to open, or a file that whoever started the program has opened.
+//! Where an image comes from: a path to open, or a file that is inherited.
 
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
@@ -13,15 +13,15 @@ use vhost_device_common::program::inherited;
 
 use crate::options::DiskOptions;
 
-/// Where inherited files have names.
+/// Directories in which inherited files have names.
 const INHERITED: [&str; 2] = ["/dev/fd/", "/proc/self/fd/"];
 
-/// What the options name.
+/// Where an image comes from.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// A path to open.
     Path(PathBuf),
-    /// A file that is open, with the words that name it.
+    /// An inherited file, with the option that names it.
     Inherited(RawFd, String),
 }
 
@@ -37,14 +37,14 @@ impl fmt::Display for Source {
 /// An image that is open.
 pub struct Opened {
     pub file: File,
-    /// The same, opened once more where that is possible.
+    /// The same file, opened once more if that is possible.
     pub lock_holder: File,
     pub metadata: Metadata,
-    /// It takes aligned memory only (O_DIRECT).
+    /// Whether it takes only aligned memory (O_DIRECT).
     pub is_direct: bool,
 }
 
-/// Which file or device an image is, whatever it is called.
+/// Which file or device an image is, whatever its path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     device: u64,
@@ -62,7 +62,7 @@ impl Identity {
         Self { device, inode }
     }
 
-    /// Twenty characters: the device's number, then the inode's.
+    /// Makes a serial number of twenty characters: the number of the device, then that of the inode.
     pub fn serial(self) -> String {
         let device = u64::from(major(self.device)) << 20 | u64::from(minor(self.device));
         let (device, inode) = (device & u64::from(u32::MAX), self.inode & ((1 << 48) - 1));
@@ -71,7 +71,7 @@ impl Identity {
 }
 
 impl Source {
-    /// What a path names, as the value of `option`: a file to open, or one that was inherited.
+    /// The source that `path`, the value of `option`, names. A path below /dev/fd names an inherited file.
     pub fn path(path: PathBuf, option: &str) -> Self {
         let number = path.to_str().and_then(|path| {
             let number = INHERITED.iter().find_map(|start| path.strip_prefix(start));
@@ -83,19 +83,22 @@ impl Source {
         }
     }
 
-    /// Opens the image, or takes it over.
+    /// Opens the image, or adopts an inherited one.
     ///
     /// # Errors
-    /// What is wrong with it, and what to do.
+    /// What is wrong with the image, and what to do.
     pub fn open(&self, options: &DiskOptions) -> Result<Opened, String> {
         match self {
             Self::Path(path) => open_path(path, options),
-            Self::Inherited(number, _) => take_over(*number, options),
+            Self::Inherited(number, _) => adopt(*number, options),
         }
     }
 
-    /// What the path names now; `None` for an inherited file, which stays what it is.
-    pub fn look(&self) -> Option<io::Result<Identity>> {
+    /// Which file the path names now; `None` for an inherited file.
+    ///
+    /// # Errors
+    /// The path cannot be examined.
+    pub fn current(&self) -> Option<io::Result<Identity>> {
         match self {
             Self::Path(path) => Some(std::fs::metadata(path).map(|found| Identity::of(&found))),
             Self::Inherited(..) => None,
@@ -105,7 +108,7 @@ impl Source {
 
 fn open_path(path: &Path, options: &DiskOptions) -> Result<Opened, String> {
     let explain = |error| explain_open(path, &error, options);
-    // Before it is opened: that could wait for ever on a pipe.
+    // Before it is opened, which could wait forever on a FIFO.
     let metadata = std::fs::metadata(path).map_err(explain)?;
     check_kind(&metadata)?;
     Ok(Opened {
@@ -116,28 +119,29 @@ fn open_path(path: &Path, options: &DiskOptions) -> Result<Opened, String> {
     })
 }
 
-fn take_over(number: RawFd, options: &DiskOptions) -> Result<Opened, String> {
+fn adopt(number: RawFd, options: &DiskOptions) -> Result<Opened, String> {
     let path = PathBuf::from(format!("/proc/self/fd/{number}"));
     let mut file = File::from(inherited(number).map_err(|error| {
-        format!("no file is open under this number: {error}; pass that of an open image")
+        format!("no file is open under this number: {error}; pass the descriptor of an open image")
     })?);
     let metadata = file
         .metadata()
-        .map_err(|error| format!("cannot find out what it is: {error}"))?;
+        .map_err(|error| format!("cannot examine it: {error}"))?;
     check_kind(&metadata)?;
     let mut flags = fcntl_getfl(&file).map_err(|errno| errno.to_string())?;
     if flags.contains(OFlags::PATH) {
-        file = open(&path, options)
-            .map_err(|error| format!("open with O_PATH, and cannot be opened: {error}"))?;
+        file = open(&path, options).map_err(|error| {
+            format!("opened with O_PATH, and cannot be opened for I/O: {error}")
+        })?;
         flags = fcntl_getfl(&file).map_err(|errno| errno.to_string())?;
     }
     let mode = flags & OFlags::RWMODE;
     let fault = if mode == OFlags::WRONLY {
-        "cannot be read; open the image for reading too"
+        "cannot be read; open it for reading too"
     } else if mode == OFlags::RDONLY && !options.read_only {
-        "open for reading only; open it for writing too, or add --read-only"
+        "opened only for reading; open it for writing too, or add --read-only"
     } else if flags.contains(OFlags::APPEND) {
-        "open with O_APPEND, which has all that is written go to the end; open it without"
+        "opened with O_APPEND, so that all writes go to its end; open it without O_APPEND"
     } else {
         ""
     };
@@ -146,10 +150,10 @@ fn take_over(number: RawFd, options: &DiskOptions) -> Result<Opened, String> {
     }
     if options.direct && !flags.contains(OFlags::DIRECT) {
         fcntl_setfl(&file, flags | OFlags::DIRECT).map_err(|errno| {
-            format!("its file system has no O_DIRECT: {errno}; leave --direct out")
+            format!("its file system does not support O_DIRECT: {errno}; omit --direct")
         })?;
     }
-    // Who may not open the file has locks in common with those who passed it.
+    // A file that cannot be opened again shares its locks with the program that passed it.
     let lock_holder = open(&path, options).or_else(|_| file.try_clone());
     Ok(Opened {
         lock_holder: lock_holder.map_err(|error| error.to_string())?,
@@ -165,9 +169,9 @@ fn check_kind(metadata: &Metadata) -> Result<(), String> {
         return Ok(());
     }
     Err(if kind.is_socket() {
-        "a socket, and no image; --fd takes the socket of a front-end".to_owned()
+        "a socket, not an image; give the socket of a front-end to --fd".to_owned()
     } else {
-        "neither a file nor a block device; --blk-file takes a raw image".to_owned()
+        "neither a file nor a block device; give a raw image or a block device".to_owned()
     })
 }
 
@@ -198,20 +202,20 @@ fn is_uri(path: &Path) -> bool {
 fn explain_open(path: &Path, error: &io::Error, options: &DiskOptions) -> String {
     let remedy = match error.kind() {
         io::ErrorKind::NotFound if is_uri(path) => {
-            return "no local file, and this program opens nothing else; have the host attach it as a block device \
-                 (nbd-client, rbd map, qemu-nbd --connect), and name that by --blk-file"
+            return "no local file, and this program opens only local files; attach it to the host as a block device \
+                 (nbd-client, rbd map, qemu-nbd --connect), and give the path of that device"
                 .to_owned();
         }
-        io::ErrorKind::NotFound => "; make an image there, or correct --blk-file",
+        io::ErrorKind::NotFound => "; create an image there, or correct the path",
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
             if !options.read_only =>
         {
             "; change its permissions, or add --read-only"
         }
         io::ErrorKind::InvalidInput if options.direct => {
-            "; its file system has no O_DIRECT, leave --direct out"
+            "; its file system does not support O_DIRECT; omit --direct"
         }
         _ => "",
     };
-    format!("cannot be opened: {error}{remedy}")
+    format!("cannot open it: {error}{remedy}")
 }

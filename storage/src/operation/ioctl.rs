@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the kernel does with a block device by ioctl only.
+//! Operations on block devices for which the kernel has only an ioctl.
 
 use std::fs::File;
 
@@ -15,13 +15,16 @@ pub fn discard_call() -> Call {
     Call::new(libc::SYS_ioctl).with(1, BLKDISCARD)
 }
 
-/// Has a block device discard a range, in bytes. It may wait for the device.
+/// Discards a range of a block device, in bytes. May wait for the device.
 pub fn discard(device: &File, offset: u64, length: u64) -> Result<()> {
     // SAFETY: BLKDISCARD reads two u64.
     unsafe { ioctl(device, Setter::<BLKDISCARD, _>::new([offset, length])) }
 }
 
-/// Whether a block device refuses to be written, however it was opened.
+/// Whether a block device cannot be written, however it was opened.
+///
+/// # Errors
+/// It is not a block device.
 pub fn is_read_only(device: &File) -> Result<bool> {
     // SAFETY: BLKROGET writes an int.
     unsafe { ioctl(device, Getter::<BLKROGET, libc::c_int>::new()) }.map(|flag| flag != 0)

@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One operation on the image, and the system calls that carry it out at once.
+//! One operation on an image, and the system calls that carry it out at once.
 
 mod ioctl;
 
+use std::convert::Infallible;
 use std::fs::File;
 use std::io;
+use std::marker::PhantomData;
 use std::os::fd::AsRawFd;
 
 use rustix::fs::{FallocateFlags, fallocate, fdatasync};
@@ -16,64 +18,64 @@ use vm_memory::mmap::MmapRegion;
 use ioctl::discard;
 pub use ioctl::{discard_call, is_read_only};
 
-/// Most pieces of memory that Linux takes for one read or write (UIO_MAXIOV).
+/// The most iovecs that Linux takes for one read or write (UIO_MAXIOV).
 const MAX_IOVECS: usize = 1024;
-/// Most bytes of one read or write: the kernel may move them in the thread that asks for it, which is to hear the session soon.
-/// What is left of a larger request is another operation.
+/// The most bytes of one read or write. The kernel may move them in the calling thread, which must not keep the session waiting; a larger
+/// request takes several operations.
 pub const MAX_BYTES: usize = 2 << 20;
 
-/// Memory that is read from or written to. It can only be made from what keeps the memory mapped.
+/// Memory to read from or to write to. It can only be made from what keeps the memory mapped.
 #[derive(Clone, Copy)]
 pub struct Memory<'a>(Kind<'a>);
 
 #[derive(Clone, Copy)]
 enum Kind<'a> {
     Many(&'a [libc::iovec]),
-    One(libc::iovec, std::marker::PhantomData<&'a ()>),
+    One(libc::iovec, PhantomData<&'a ()>),
 }
 
 impl<'a> Memory<'a> {
-    /// What the device may still read of a chain; nothing if that is not guest memory.
-    pub fn readable(chain: &'a Chain) -> Self {
-        Self::of(chain.readable_iovecs().unwrap_or_default())
+    /// The first bytes that the device may still read of a chain, at most `most`; nothing if they are not guest memory.
+    pub fn readable(chain: &'a Chain, most: u64) -> Self {
+        Self::first(chain.readable_iovecs().unwrap_or_default(), most)
     }
 
-    /// What the device may still write of a chain; nothing if that is not guest memory.
-    pub fn writable(chain: &'a Chain) -> Self {
-        Self::of(chain.writable_iovecs().unwrap_or_default())
+    /// The first bytes that the device may still write of a chain, at most `most`; nothing if they are not guest memory.
+    pub fn writable(chain: &'a Chain, most: u64) -> Self {
+        Self::first(chain.writable_iovecs().unwrap_or_default(), most)
     }
 
-    /// As many of the first pieces as one operation takes, or a part of the first if that is too large.
-    fn of(iovecs: &'a [libc::iovec]) -> Self {
+    /// As many of the first iovecs as one operation takes, or a part of the first one if that is too large.
+    fn first(iovecs: &'a [libc::iovec], most: u64) -> Self {
+        let most = usize::try_from(most).map_or(MAX_BYTES, |most| most.min(MAX_BYTES));
         let mut bytes = 0_usize;
         let fits = |iovec: &&libc::iovec| {
             bytes = bytes.saturating_add(iovec.iov_len);
-            bytes <= MAX_BYTES
+            bytes <= most
         };
         let count = iovecs.iter().take(MAX_IOVECS).take_while(fits).count();
         match (count, iovecs.first()) {
             (0, Some(&libc::iovec { iov_base, .. })) => {
-                let iov_len = MAX_BYTES;
-                let part = libc::iovec { iov_base, iov_len };
-                Self(Kind::One(part, std::marker::PhantomData))
+                let iov_len = most;
+                Self(Kind::One(libc::iovec { iov_base, iov_len }, PhantomData))
             }
             _ => Self(Kind::Many(iovecs.get(..count).unwrap_or(iovecs))),
         }
     }
 
     /// A part of a buffer of our own; nothing if the buffer is smaller.
-    pub fn bounce(buffer: &'a MmapRegion, part: std::ops::Range<usize>) -> Self {
+    pub fn buffer(buffer: &'a MmapRegion, part: std::ops::Range<usize>) -> Self {
         let valid = part.start <= part.end && part.end <= buffer.len();
         let part = if valid { part } else { 0..0 };
         let iovec = libc::iovec {
             iov_base: buffer.as_ptr().wrapping_add(part.start).cast(),
             iov_len: part.len(),
         };
-        Self(Kind::One(iovec, std::marker::PhantomData))
+        Self(Kind::One(iovec, PhantomData))
     }
 
-    /// The one piece that it is, or all pieces.
-    pub fn pieces(&self) -> Result<libc::iovec, &'a [libc::iovec]> {
+    /// The only iovec, or all of them.
+    pub(crate) fn iovecs(&self) -> Result<libc::iovec, &'a [libc::iovec]> {
         match self.0 {
             Kind::One(iovec, _) | Kind::Many(&[iovec]) => Ok(iovec),
             Kind::Many(iovecs) => Err(iovecs),
@@ -81,51 +83,51 @@ impl<'a> Memory<'a> {
     }
 }
 
-/// What is to be done with the image. Offsets and lengths are in bytes.
+/// What to do with the image. Offsets and lengths are in bytes.
 #[derive(Clone, Copy)]
 pub enum Operation<'a> {
-    /// Reads into memory.
+    /// Read into memory.
     Read {
         /// Where the data goes.
         to: Memory<'a>,
-        /// Where it is in the file.
+        /// Where it is in the image.
         offset: u64,
     },
-    /// Writes memory; if `stable`, not ended before the data is on stable storage.
+    /// Write memory.
     Write {
         /// The data.
         from: Memory<'a>,
-        /// Where it goes in the file.
+        /// Where it goes in the image.
         offset: u64,
-        /// Whether it is on stable storage at the end.
+        /// Whether the operation ends only when the data is on stable storage.
         stable: bool,
     },
-    /// Brings all that was written to stable storage.
+    /// Bring all that was written to stable storage.
     Flush,
-    /// Changes a range without data.
+    /// Change a range without data.
     Allocate {
-        /// What becomes of it.
+        /// What to change.
         how: Range,
-        /// Where it begins in the file.
+        /// Where the range begins in the image.
         offset: u64,
         /// How long it is.
         length: u64,
     },
 }
 
-/// What becomes of a range of the image.
+/// How a range of the image is changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Range {
-    /// Reads as zeroes; its storage goes back to the host.
+    /// It reads as zeroes, and its storage goes back to the host.
     Punch,
-    /// Reads as zeroes; its storage stays allocated.
+    /// It reads as zeroes, and its storage stays allocated.
     Zero,
-    /// Reads as its block device likes; its storage goes back to the host.
+    /// It reads as the block device likes, and its storage goes back to the host.
     Discard,
 }
 
 impl Operation<'_> {
-    /// Whether io_uring has no such operation, so that it takes a thread.
+    /// Whether the operation is an ioctl, which io_uring does not have.
     pub fn is_ioctl(&self) -> bool {
         matches!(
             self,
@@ -139,23 +141,41 @@ impl Operation<'_> {
 
 impl Range {
     /// The mode of fallocate.
-    pub fn flags(self) -> FallocateFlags {
+    pub(crate) fn flags(self) -> FallocateFlags {
         FallocateFlags::KEEP_SIZE
             | match self {
-                // The nearest to a discard that is no ioctl.
+                // The nearest to a discard that is not an ioctl.
                 Self::Punch | Self::Discard => FallocateFlags::PUNCH_HOLE,
                 Self::Zero => FallocateFlags::ZERO_RANGE,
             }
     }
 }
 
-/// Carries `operation` out and waits for it. Gives the bytes that were read or written.
+/// A request of a device, which an engine carries out one operation at a time.
+///
+/// The engine owns the request, and does not move it, for as long as the operation is in flight.
+pub trait IoRequest: 'static {
+    /// The next operation.
+    fn operation(&self) -> Operation<'_>;
+}
+
+/// For engines without requests.
+impl IoRequest for Infallible {
+    fn operation(&self) -> Operation<'_> {
+        match *self {}
+    }
+}
+
+/// Carries out `operation` and waits for it. Returns the bytes that were read or written.
+///
+/// # Errors
+/// The system call failed.
 pub fn execute(file: &File, operation: Operation<'_>) -> io::Result<u64> {
     let done = |errno: Result<(), rustix::io::Errno>| errno.map(|()| 0).map_err(io::Error::from);
     match operation {
         Operation::Read { to, offset } => vectored(to, |iovecs, count| {
-            // SAFETY: the iovecs point to memory that `to` keeps mapped, and that is shared with
-            // the guest or ours alone.
+            // SAFETY: the iovecs point to memory that `to` keeps mapped, and that only the guest
+            // or nobody else uses.
             unsafe { libc::preadv2(file.as_raw_fd(), iovecs, count, offset as i64, 0) }
         }),
         Operation::Write {
@@ -183,13 +203,13 @@ pub fn execute(file: &File, operation: Operation<'_>) -> io::Result<u64> {
     }
 }
 
-/// Calls `call` with the pieces of `memory` until no signal interrupts it.
+/// Calls `call` with the iovecs of `memory`, again if a signal interrupts it.
 fn vectored(
     memory: Memory<'_>,
     call: impl Fn(*const libc::iovec, i32) -> isize,
 ) -> io::Result<u64> {
     let one;
-    let iovecs = match memory.pieces() {
+    let iovecs = match memory.iovecs() {
         Ok(iovec) => {
             one = [iovec];
             one.as_slice()
@@ -207,15 +227,33 @@ fn vectored(
     }
 }
 
-/// A request of a device, which an engine carries out one operation at a time.
-pub trait IoRequest {
-    /// What is to be done next. The operation borrows from the request, which stays unchanged until it has ended.
-    fn operation(&self) -> Operation<'_>;
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// For engines without requests.
-impl IoRequest for std::convert::Infallible {
-    fn operation(&self) -> Operation<'_> {
-        match *self {}
+    /// The lengths of the iovecs that one operation takes.
+    fn lengths(iovecs: &[usize], most: u64) -> Vec<usize> {
+        let iovec = |&iov_len: &usize| libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len,
+        };
+        let iovecs: Vec<_> = iovecs.iter().map(iovec).collect();
+        match Memory::first(&iovecs, most).iovecs() {
+            Ok(one) => vec![one.iov_len],
+            Err(many) => many.iter().map(|iovec| iovec.iov_len).collect(),
+        }
+    }
+
+    #[test]
+    fn an_operation_takes_no_more_memory_than_it_may() {
+        assert_eq!(lengths(&[100, 200, 300], 600), [100, 200, 300]);
+        assert_eq!(lengths(&[100, 200, 300], u64::MAX), [100, 200, 300]);
+        assert_eq!(lengths(&[100, 200, 300], 599), [100, 200]);
+        assert_eq!(lengths(&[100, 200, 300], 100), [100]);
+        assert_eq!(lengths(&[100, 200, 300], 99), [99]);
+        assert_eq!(lengths(&[MAX_BYTES + 1], u64::MAX), [MAX_BYTES]);
+        assert_eq!(lengths(&[MAX_BYTES, 1], u64::MAX), [MAX_BYTES]);
+        assert_eq!(lengths(&[1; MAX_IOVECS + 1], u64::MAX), [1; MAX_IOVECS]);
+        assert!(lengths(&[], 1).is_empty());
     }
 }

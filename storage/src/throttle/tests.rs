@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Limits and fairness, by a clock that is not the machine's.
+//! Limits and fairness, by a simulated clock.
 
 use proptest::prelude::*;
 

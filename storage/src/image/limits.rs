@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the host takes as a discard, as the driver is told of it (VIRTIO 1.3, 5.2.4).
+//! The unit of a disk, and the limits of discards: those of the host, as the driver is told of them (VIRTIO 1.3, 5.2.4).
 
 use std::path::Path;
 
 use rustix::fs::{Dev, major, minor};
 
-use super::SECTOR_SIZE;
-
-/// Most sectors of one discard segment: 1 GiB.
+/// The unit of sizes and addresses of VIRTIO's disks, in bytes (VIRTIO 1.3, 5.2.4).
+pub const SECTOR_SIZE: u64 = 512;
+/// The most sectors of one discard segment: 1 GiB.
 pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
 
 /// Limits of discards, in sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Most of one segment.
+pub struct DiscardLimits {
+    /// The most sectors of one segment.
     pub max_sectors: u32,
-    /// What is smaller, or lies across a multiple of this, may give nothing back.
+    /// Segments that are smaller, or not aligned to this, may give no storage back.
     pub alignment: u32,
 }
 
-impl Limits {
-    /// Those of a file with blocks of so many bytes.
+impl DiscardLimits {
+    /// The limits of a file with physical blocks of `block` bytes.
     pub fn of_file(block: u32) -> Self {
         Self {
             max_sectors: MAX_DISCARD_SECTORS,
@@ -28,10 +28,10 @@ impl Limits {
         }
     }
 
-    /// Those of a block device with logical blocks of so many bytes. `None` if it has no discards, or the kernel does not tell.
+    /// The limits of a block device with logical blocks of `block` bytes. `None` if it has no discards, or the kernel does not tell.
     pub fn of_device(device: Dev, block: u32) -> Option<Self> {
         let folder = format!("/sys/dev/block/{}:{}", major(device), minor(device));
-        // A partition has no queue of its own.
+        // A partition does not have a queue of its own.
         let whole = ["queue", "../queue"].map(|queue| Path::new(&folder).join(queue));
         let queue = whole.iter().find(|queue| queue.is_dir())?;
         let sectors = |name| {

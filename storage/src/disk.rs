@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! A disk, as all queues of a device share it: an image, where the disk's bytes are in it, and what may be done with it.
+
+use std::sync::Arc;
+
+use thiserror::Error;
+use vhost_device_common::chain::ChainError;
+use vhost_device_common::device::{Call, Needs, StartError};
+
+use crate::image::{DiscardLimits, Image, Measured, Source};
+use crate::layout::Layout;
+use crate::lock;
+use crate::operation::{Range, discard_call};
+use crate::options::{Discard, DiskOptions, IoEngine};
+
+/// Why a disk does not start a request.
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
+pub enum DiskError {
+    /// The request names bytes that the disk does not have.
+    #[error("the request reaches beyond the end of the disk")]
+    OutOfRange,
+    /// The request changes a read-only disk.
+    #[error("the disk is read-only")]
+    ReadOnly,
+    /// The request moves no data, or more than [`MAX_TRANSFER`](crate::work::MAX_TRANSFER).
+    #[error("the request moves no data, or too much")]
+    Length,
+    /// The data of the request is not guest memory.
+    #[error(transparent)]
+    Chain(#[from] ChainError),
+    /// The host has no memory for a buffer.
+    #[error("no memory for a buffer")]
+    NoMemory,
+}
+
+/// A disk that is open.
+#[derive(Debug)]
+pub struct Disk {
+    /// The file or device that has the data.
+    pub image: Arc<Image>,
+    /// Where the bytes of the disk are in the image.
+    pub(crate) layout: Layout,
+    read_only: bool,
+    discard: Discard,
+    is_inline: bool,
+}
+
+impl Disk {
+    /// Opens and locks the image. With `incoming` another program may have it; see [`lock`].
+    ///
+    /// # Errors
+    /// One line that names the image, what is wrong with it, and what to do.
+    pub fn open(
+        source: Source,
+        options: &DiskOptions,
+        incoming: bool,
+        engine: IoEngine,
+    ) -> Result<Self, StartError> {
+        let image = Image::open(source, options, incoming)?;
+        log::debug!(
+            "{}: {} bytes{}",
+            image.source,
+            image.size(),
+            if options.read_only { ", read-only" } else { "" }
+        );
+        Ok(Self {
+            layout: Layout::Flat,
+            read_only: options.read_only,
+            discard: options.discard,
+            // Operations on memory wait for nothing.
+            is_inline: image.in_memory && engine == IoEngine::Auto,
+            image: Arc::new(image),
+        })
+    }
+
+    /// The size of the disk in bytes: whole logical blocks. It only grows.
+    #[inline]
+    pub fn size(&self) -> u64 {
+        self.image.size()
+    }
+
+    /// Whether operations are carried out at once, in the thread of the queue.
+    #[inline]
+    pub fn is_inline(&self) -> bool {
+        self.is_inline
+    }
+
+    /// Checks that the disk has `length` bytes at `offset`.
+    ///
+    /// # Errors
+    /// It does not.
+    #[inline]
+    pub fn check_range(&self, offset: u64, length: u64) -> Result<(), DiskError> {
+        match offset.checked_add(length) {
+            Some(end) if end <= self.size() => Ok(()),
+            _ => Err(DiskError::OutOfRange),
+        }
+    }
+
+    /// Checks that the disk may be written.
+    ///
+    /// # Errors
+    /// It may not.
+    #[inline]
+    pub fn check_writable(&self) -> Result<(), DiskError> {
+        match self.read_only {
+            true => Err(DiskError::ReadOnly),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether the kernel can use this memory for the image without a buffer.
+    #[inline]
+    pub(crate) fn is_aligned(&self, iovecs: &[libc::iovec]) -> bool {
+        let Some(direct) = self.image.direct else {
+            return true;
+        };
+        iovecs.iter().all(|iovec| {
+            iovec.iov_base.addr().is_multiple_of(direct.memory as usize)
+                && iovec.iov_len.is_multiple_of(direct.offset as usize)
+        })
+    }
+
+    /// How a range is discarded; `None` if discards are ignored.
+    pub(crate) fn discard(&self) -> Option<Range> {
+        match (self.discard, self.image.is_device) {
+            (Discard::Ignore, _) => None,
+            (Discard::Unmap, true) => Some(Range::Discard),
+            (Discard::Unmap, false) => Some(Range::Punch),
+        }
+    }
+
+    /// Whether zeroes that a guest writes may give storage back to the host.
+    pub fn zeroes_may_unmap(&self) -> bool {
+        self.discard == Discard::Unmap
+    }
+
+    /// The limits of discards; `None` if the disk has no discards. Those that are ignored have the limits of a file.
+    pub fn discard_limits(&self) -> Option<DiscardLimits> {
+        let ignored = || DiscardLimits::of_file(self.image.physical_block_size);
+        let limits = self.image.discard;
+        limits.or_else(|| (self.discard == Discard::Ignore).then(ignored))
+    }
+
+    /// Whether the disk needs operations that are ioctls, which io_uring does not have.
+    pub fn needs_ioctls(&self) -> bool {
+        self.image.is_device && !self.read_only && self.discard == Discard::Unmap
+    }
+
+    /// Adds what the disk needs of the sandbox, besides what its engine needs.
+    pub fn add_needs(&self, needs: &mut Needs) {
+        if self.needs_ioctls() {
+            needs.queue.push(discard_call());
+            let helper = needs.helper.get_or_insert_default();
+            helper.push(discard_call());
+        }
+        // The last queue that stops releases the image.
+        needs.session.extend(lock::calls());
+        needs.queue.extend(lock::calls());
+        // `reload`.
+        let control = [libc::SYS_lseek, libc::SYS_statx, libc::SYS_newfstatat];
+        needs.control.extend(control.map(Call::new));
+    }
+
+    /// Measures the image again, and logs the result; with `silent` only if the size has changed. Returns whether the disk has grown.
+    pub fn measure(&self, silent: bool) -> bool {
+        let source = &self.image.source;
+        match self.image.measure() {
+            Ok(Measured::Same) if silent => {}
+            Ok(Measured::Same) => {
+                log::info!("{source}: the disk keeps its size of {} bytes", self.size())
+            }
+            Ok(Measured::Grown { before, now }) => {
+                log::info!("{source}: the disk grows from {before} to {now} bytes");
+                return true;
+            }
+            Ok(Measured::Smaller { now }) => log::warn!(
+                "{source}: the image has only {now} bytes now, but the disk keeps the {} that its guest knows; I/O beyond the end of \
+                 the image fails; restore the length of the image, or restart this program and the guest",
+                self.size()
+            ),
+            Err(error) => log::warn!("{source}: cannot measure it: {error}"),
+        }
+        false
+    }
+
+    /// Checks again which file the path names, and measures the image (SIGHUP). Returns whether the disk has grown.
+    pub fn reload(&self) -> bool {
+        if let Some(what) = self.image.path_change() {
+            log::warn!(
+                "{}: {what}; the guest keeps the disk that was opened at the start until this program is restarted",
+                self.image.source
+            );
+        }
+        self.measure(false)
+    }
+}

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Discards, and zeroes that are written without data.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io;
+
+use vm_memory::mmap::MmapRegion;
+
+use super::buffer::{buffer, chunk};
+use crate::disk::{Disk, DiskError};
+use crate::layout::Piece;
+use crate::operation::{Memory, Operation, Range};
+
+/// Ranges of the disk to discard or to zero, in order.
+pub struct Ranges {
+    is_discard: bool,
+    /// A flush follows.
+    stable: bool,
+    list: VecDeque<Segment>,
+    /// Bytes of all ranges that there were.
+    bytes: u64,
+    /// Zeroes to write, where the file system cannot make them by itself.
+    zeroes: Option<MmapRegion>,
+}
+
+/// What is left of a range.
+struct Segment {
+    how: Range,
+    offset: u64,
+    length: u64,
+    /// Where the first part of it is in the image.
+    piece: Piece,
+}
+
+impl Ranges {
+    /// Ranges to discard: a hint, so what the storage cannot discard counts as done.
+    pub fn discard() -> Self {
+        Self::new(true, false)
+    }
+
+    /// Ranges to zero; if `stable`, the work is done when the zeroes are on stable storage.
+    pub fn zero(stable: bool) -> Self {
+        Self::new(false, stable)
+    }
+
+    fn new(is_discard: bool, stable: bool) -> Self {
+        Self {
+            is_discard,
+            stable,
+            list: VecDeque::new(),
+            bytes: 0,
+            zeroes: None,
+        }
+    }
+
+    /// Adds `length` bytes of the disk at `offset`. Zeroes with `unmap` give storage back to the host, if the options allow it. The caller
+    /// bounds how many ranges there are, and checks whether the disk may be written.
+    ///
+    /// # Errors
+    /// The disk does not have so many bytes there.
+    pub fn push(
+        &mut self,
+        disk: &Disk,
+        offset: u64,
+        length: u64,
+        unmap: bool,
+    ) -> Result<(), DiskError> {
+        disk.check_range(offset, length)?;
+        let how = match self.is_discard {
+            true => disk.discard(),
+            false if unmap && disk.zeroes_may_unmap() => Some(Range::Punch),
+            false => Some(Range::Zero),
+        };
+        if let Some(how) = how
+            && length > 0
+        {
+            self.bytes = self.bytes.saturating_add(length);
+            self.list.push_back(Segment {
+                how,
+                offset,
+                length,
+                piece: disk.layout.find(offset, length),
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether there is nothing to do: the ranges have no bytes, or discards are ignored.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    pub(super) fn remaining(&self) -> u64 {
+        let lengths = self.list.iter().map(|segment| segment.length);
+        lengths.fold(0, u64::saturating_add)
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub(super) fn operation(&self) -> Operation<'_> {
+        let Some(segment) = self.list.front() else {
+            return Operation::Flush;
+        };
+        let Piece { offset, length } = segment.piece;
+        match &self.zeroes {
+            None => Operation::Allocate {
+                how: segment.how,
+                offset,
+                length,
+            },
+            Some(zeroes) => Operation::Write {
+                from: Memory::buffer(zeroes, 0..chunk(length)),
+                offset,
+                stable: false,
+            },
+        }
+    }
+
+    /// Returns whether all is done.
+    pub(super) fn advance(&mut self, disk: &Disk, outcome: io::Result<u64>) -> io::Result<bool> {
+        let Some(segment) = self.list.front_mut() else {
+            // The flush at the end.
+            return outcome.map(|_| true);
+        };
+        let length = segment.piece.length;
+        match (outcome, &self.zeroes) {
+            (Ok(0), Some(_)) => return Err(io::ErrorKind::WriteZero.into()),
+            (Ok(count), Some(_)) => self.move_on(disk, count.min(length)),
+            (Ok(_), None) => self.move_on(disk, length),
+            (Err(error), None) if is_unsupported(&error) => match segment.how {
+                _ if self.is_discard => _ = self.list.pop_front(),
+                Range::Punch => segment.how = Range::Zero,
+                Range::Zero | Range::Discard => {
+                    let zeroes = buffer(segment.length);
+                    self.zeroes = Some(zeroes.map_err(|_| io::ErrorKind::OutOfMemory)?);
+                }
+            },
+            (Err(error), _) => return Err(error),
+        }
+        Ok(self.list.is_empty() && !self.stable)
+    }
+
+    /// Continues after `count` bytes of the first range.
+    fn move_on(&mut self, disk: &Disk, count: u64) {
+        if let Some(segment) = self.list.front_mut()
+            && count < segment.length
+        {
+            segment.offset += count;
+            segment.length -= count;
+            segment.piece = disk.layout.find(segment.offset, segment.length);
+        } else {
+            self.list.pop_front();
+            self.zeroes = None;
+        }
+    }
+}
+
+impl fmt::Display for Ranges {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self.is_discard {
+            true => "discard",
+            false => "write-zeroes",
+        };
+        write!(formatter, "{what} of {} ranges", self.list.len())
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::fs::FileExt;
+
+    use rustix::fs::{MemfdFlags, memfd_create};
+
+    use super::*;
+    use crate::image::Source;
+    use crate::layout::Layout;
+    use crate::options::{Discard, DiskOptions, IoEngine};
+
+    const SIZE: u64 = 64 << 10;
+    const BLOCK: u64 = 16 << 10;
+
+    /// A disk of ones whose blocks are in reverse order.
+    fn disk() -> Disk {
+        let file = File::from(memfd_create("image", MemfdFlags::CLOEXEC).unwrap());
+        file.write_all_at(&[1; SIZE as usize], 0).unwrap();
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let options = DiskOptions {
+            read_only: false,
+            logical_block_size: 512,
+            physical_block_size: None,
+            direct: false,
+            discard: Discard::Unmap,
+            iops: None,
+            bps: None,
+            iops_burst: None,
+            bps_burst: None,
+        };
+        let mut disk =
+            Disk::open(Source::Path(path.into()), &options, false, IoEngine::Auto).unwrap();
+        disk.layout = Layout::Reversed {
+            block: BLOCK,
+            size: SIZE,
+        };
+        disk
+    }
+
+    /// Carries out all that is left to do. Returns the number of operations.
+    fn finish(ranges: &mut Ranges, disk: &Disk) -> usize {
+        for count in 1..100 {
+            let image = &disk.image;
+            let outcome = image.syncs.execute(&image.file, ranges.operation());
+            if ranges.advance(disk, outcome).unwrap() {
+                return count;
+            }
+        }
+        panic!("it does not end");
+    }
+
+    /// Checks that bytes of the disk, and no others, are zero.
+    fn assert_zero(disk: &Disk, zero: std::ops::Range<u64>) {
+        let mut bytes = vec![0; SIZE as usize];
+        disk.image.file.read_exact_at(&mut bytes, 0).unwrap();
+        for offset in 0..SIZE {
+            let byte = bytes[disk.layout.find(offset, 1).offset as usize];
+            assert_eq!(byte == 0, zero.contains(&offset), "byte {offset}");
+        }
+    }
+
+    #[test]
+    fn a_range_is_zeroed_wherever_its_pieces_are() {
+        let disk = disk();
+        let mut ranges = Ranges::zero(false);
+        ranges.push(&disk, 512, BLOCK * 2, true).unwrap();
+        assert_eq!(finish(&mut ranges, &disk), 3);
+        assert_zero(&disk, 512..512 + BLOCK * 2);
+    }
+
+    #[test]
+    fn zeroes_that_the_file_system_cannot_make_are_written_piece_by_piece() {
+        let disk = disk();
+        let mut ranges = Ranges::zero(true);
+        ranges.push(&disk, BLOCK - 512, BLOCK + 1024, true).unwrap();
+        // It can neither punch a hole nor zero a range.
+        for _ in 0..2 {
+            let unsupported = io::Error::from_raw_os_error(libc::EOPNOTSUPP);
+            assert!(!ranges.advance(&disk, Err(unsupported)).unwrap());
+        }
+        assert!(matches!(ranges.operation(), Operation::Write { .. }));
+        // Three pieces and a flush.
+        assert_eq!(finish(&mut ranges, &disk), 4);
+        assert_zero(&disk, BLOCK - 512..BLOCK * 2 + 512);
+    }
+
+    #[test]
+    fn a_range_beyond_the_end_is_refused() {
+        let disk = disk();
+        let mut ranges = Ranges::discard();
+        assert!(ranges.push(&disk, SIZE, 0, false).is_ok());
+        for (offset, length) in [(SIZE, 512), (u64::MAX, 512), (512, u64::MAX), (0, SIZE + 1)] {
+            let refused = ranges.push(&disk, offset, length, false);
+            assert_eq!(refused, Err(DiskError::OutOfRange));
+        }
+        assert!(ranges.is_empty());
+    }
+}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Data on its way between the guest and the disk.
+
+use std::fmt;
+use std::io;
+use std::ops::Range;
+
+use vhost_device_common::chain::{Chain, ChainError};
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{VolatileMemory, VolatileSlice};
+
+use super::buffer::{buffer, chunk};
+use crate::disk::{Disk, DiskError};
+use crate::layout::Piece;
+use crate::operation::{Memory, Operation};
+
+/// The most bytes that one request reads or writes: drivers do not need more, and Linux moves a little less at once.
+pub const MAX_TRANSFER: u64 = 2 << 30;
+
+/// Which way data goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    ToGuest,
+    /// If `stable`, as far as stable storage.
+    ToDisk {
+        stable: bool,
+    },
+}
+
+/// A read or a write.
+pub struct Transfer {
+    direction: Direction,
+    /// Where the rest begins on the disk, and how many bytes that is.
+    offset: u64,
+    pub remaining: u64,
+    /// Where the first part of the rest is in the image.
+    piece: Piece,
+    bounce: Option<Bounce>,
+}
+
+/// A buffer between the guest and O_DIRECT, for memory that is not aligned.
+struct Bounce {
+    buffer: MmapRegion,
+    /// The part of the buffer that comes next.
+    part: Range<usize>,
+}
+
+impl Transfer {
+    /// Moves all that `chain` has in this direction.
+    pub fn start(
+        chain: &mut Chain,
+        direction: Direction,
+        offset: u64,
+        disk: &Disk,
+    ) -> Result<Self, DiskError> {
+        let (remaining, iovecs) = match direction {
+            Direction::ToGuest => (chain.writable_len(), chain.writable_iovecs()?),
+            Direction::ToDisk { .. } => (chain.readable_len(), chain.readable_iovecs()?),
+        };
+        disk.check_range(offset, remaining)?;
+        if remaining == 0 || remaining > MAX_TRANSFER {
+            return Err(DiskError::Length);
+        }
+        let is_aligned = disk.is_aligned(iovecs);
+        let mut transfer = Self {
+            direction,
+            offset,
+            remaining,
+            piece: disk.layout.find(offset, remaining),
+            bounce: None,
+        };
+        if !is_aligned {
+            transfer.bounce = Some(Bounce {
+                buffer: buffer(remaining)?,
+                part: 0..0,
+            });
+            transfer.fill_bounce(chain)?;
+        }
+        Ok(transfer)
+    }
+
+    pub fn is_read(&self) -> bool {
+        self.direction == Direction::ToGuest
+    }
+
+    pub fn operation<'a>(&'a self, chain: &'a Chain) -> Operation<'a> {
+        let Piece { offset, length } = self.piece;
+        let bounce = self.bounce.as_ref().map(|Bounce { buffer, part }| {
+            let most = usize::try_from(length).unwrap_or(usize::MAX);
+            let end = part.end.min(part.start.saturating_add(most));
+            Memory::buffer(buffer, part.start..end)
+        });
+        match self.direction {
+            Direction::ToGuest => Operation::Read {
+                to: bounce.unwrap_or_else(|| Memory::writable(chain, length)),
+                offset,
+            },
+            Direction::ToDisk { stable } => Operation::Write {
+                from: bounce.unwrap_or_else(|| Memory::readable(chain, length)),
+                offset,
+                stable,
+            },
+        }
+    }
+
+    /// Continues after `count` bytes went between the image and memory.
+    pub fn advance(&mut self, chain: &mut Chain, disk: &Disk, count: u64) -> io::Result<()> {
+        if count == 0 || count > self.piece.length {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let is_read = self.is_read();
+        match &mut self.bounce {
+            None if is_read => chain.skip_writable(count),
+            None => chain.skip_readable(count),
+            Some(bounce) if is_read => {
+                let part = 0..count as usize;
+                bounce.part = 0..0;
+                copy(&bounce.buffer, part, |bytes, memory| {
+                    memory.copy_to(bytes);
+                    chain.write(bytes)
+                })
+            }
+            Some(bounce) => {
+                bounce.part.start += count as usize;
+                Ok(())
+            }
+        }
+        .map_err(io::Error::other)?;
+        self.offset += count;
+        self.remaining -= count;
+        self.piece = disk.layout.find(self.offset, self.remaining);
+        self.fill_bounce(chain).map_err(io::Error::other)
+    }
+
+    /// Prepares the buffer, if there is one, for the next operation, unless the last one left something in it.
+    fn fill_bounce(&mut self, chain: &mut Chain) -> Result<(), ChainError> {
+        let Some(bounce) = &mut self.bounce else {
+            return Ok(());
+        };
+        if self.remaining == 0 || !bounce.part.is_empty() {
+            return Ok(());
+        }
+        bounce.part = 0..chunk(self.remaining);
+        if self.direction == Direction::ToGuest {
+            return Ok(());
+        }
+        copy(&bounce.buffer, bounce.part.clone(), |bytes, memory| {
+            chain.read(bytes)?;
+            memory.copy_from(bytes);
+            Ok(())
+        })
+    }
+}
+
+impl fmt::Display for Transfer {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = if self.is_read() { "read" } else { "write" };
+        let (length, offset) = (self.remaining, self.offset);
+        write!(formatter, "{what} of {length} bytes at offset {offset}")
+    }
+}
+
+/// Hands a part of the buffer to `each` piece by piece, with room to copy it.
+fn copy(
+    buffer: &MmapRegion,
+    part: Range<usize>,
+    mut each: impl FnMut(&mut [u8], &VolatileSlice<'_>) -> Result<(), ChainError>,
+) -> Result<(), ChainError> {
+    let mut room = [0; 4096];
+    let mut start = part.start;
+    while start < part.end {
+        let length = room.len().min(part.end - start);
+        let memory = buffer
+            .get_slice(start, length)
+            .map_err(|_| ChainError::NotMemory)?;
+        each(room.get_mut(..length).unwrap_or_default(), &memory)?;
+        start += length;
+    }
+    Ok(())
+}
