@@ -1,5 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the disks of all devices share: image, locks, limits and I/O engines.
+//! The disks of all devices: images, locks, limits, and the engines that do the I/O.
+//!
+//! The rooms, each above those that it uses:
+//!
+//! - [`work`]: what a request asks of a disk, cut into operations; a device makes it and takes it through an engine;
+//! - [`engine`]: carries out operations, by io_uring or by threads;
+//! - [`disk`]: an open disk: image, layout, and what the options allow;
+//! - [`throttle`]: `--iops` and `--bps`, shared fairly by all queues;
+//! - [`image`]: one open file or block device: size, alignment, limits of discards;
+//! - `layout`: where the bytes of a disk are in its image;
+//! - [`lock`]: one writer or several readers of an image; its hand-over in a migration;
+//! - [`sync`]: remembers that storage has lost data;
+//! - [`operation`]: one operation, and the system call that carries it out;
+//! - [`options`]: the options of all disks.
+//!
+//! A *layout* says where bytes are and never moves them; an *engine* moves bytes and knows no format.
 
 pub mod disk;
 #[allow(unsafe_code)]

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What carries out operations on the image. This is the one room of this crate with `unsafe`: here
-//! the addresses of a chain are handed to the kernel.
+//! What carries out operations on an image: io_uring, or threads that make blocking system calls. An engine moves data and knows neither
+//! the device nor the format of the image.
 //!
-//! An engine owns a request while its operation is under way, so what the operation points to (the
-//! chain's memory, or a bounce buffer) outlives it.
+//! An engine owns a request while its operation is in flight, so what the operation points to (the memory of a chain, or a buffer)
+//! outlives it.
 
 mod rings;
 mod slots;
@@ -20,32 +20,27 @@ use crate::image::Image;
 use crate::operation::IoRequest;
 use crate::options::IoEngine;
 use rings::Rings;
+pub use slots::Finished;
 use threads::ThreadsEngine;
 use uring::UringEngine;
 
-/// Operations that one thread may have under way.
-pub const DEPTH: usize = 256;
-
-/// Most rings of io_uring: they take time at the start, and locked memory.
+/// The most rings of io_uring. A ring takes time at the start, and locked memory.
 const MAX_RINGS: usize = 16;
 
-/// A request whose operation has ended, and how: bytes moved, or the error.
-pub type Finished<R> = (R, io::Result<u64>);
-
-/// What engines are made of.
+/// The means to make engines, opened before the sandbox is entered.
 pub enum Engines {
-    /// Rings, and how many there are.
+    /// The rings of io_uring, and their number.
     IoUring(Arc<Rings>, u16),
-    /// Nothing that must be made before.
+    /// Threads, which are started when they are needed.
     Threads,
 }
 
 impl Engines {
-    /// What the options name, or what `auto` comes to on this host, for so many queues. Nobody gets another engine than the one that
-    /// was named.
+    /// Opens what the option names, for so many queues; with `auto`, what this host allows. An engine that was named is never replaced by
+    /// another one.
     ///
     /// # Errors
-    /// This host refuses io_uring: why, and what to do.
+    /// This host refuses io_uring; why, and what to do.
     pub fn open(image: &Arc<Image>, wanted: IoEngine, queues: u16) -> Result<Self, StartError> {
         if wanted == IoEngine::Threads {
             return Ok(Self::Threads);
@@ -68,7 +63,7 @@ impl Engines {
         }
     }
 
-    /// The thread that works on a queue: queues share those that have rings.
+    /// The thread of a queue. With io_uring, queues share the threads, each of which has a ring.
     pub fn thread_of(&self, queue: u16) -> u16 {
         match self {
             Self::IoUring(_, count) => queue % count,
@@ -76,7 +71,7 @@ impl Engines {
         }
     }
 
-    /// The system calls of an engine, and of what is carried out without one.
+    /// What engines need of the sandbox, including operations that a queue thread carries out itself.
     pub fn needs(&self) -> Needs {
         let operations = [
             libc::SYS_preadv2,
@@ -97,20 +92,20 @@ impl Engines {
     }
 }
 
-/// Carries operations out, for one thread.
+/// Carries out operations for one thread.
 #[allow(clippy::large_enum_variant, reason = "there is one per thread")]
 pub enum Engine<R: IoRequest> {
-    /// By io_uring.
+    /// Uses io_uring.
     IoUring(UringEngine<R>),
-    /// By threads.
+    /// Uses threads.
     Threads(ThreadsEngine<R>),
 }
 
 impl<R: IoRequest> Engine<R> {
-    /// An engine on `image`, for which `engines` are.
+    /// Makes an engine for `image`, for which `engines` were opened.
     ///
     /// # Errors
-    /// The host is out of files, or all rings are in use.
+    /// The process has too many open files, or all rings are in use.
     pub fn new(engines: &Engines, image: &Arc<Image>) -> io::Result<Self> {
         match engines {
             Engines::IoUring(rings, _) => UringEngine::new(rings).map(Self::IoUring),
@@ -126,7 +121,7 @@ impl<R: IoRequest> Engine<R> {
         }
     }
 
-    /// Operations that have not ended, as far as is known.
+    /// Operations in flight, as far as is known.
     pub fn under_way(&self) -> usize {
         match self {
             Self::IoUring(engine) => engine.under_way(),
@@ -134,7 +129,7 @@ impl<R: IoRequest> Engine<R> {
         }
     }
 
-    /// Starts the operation that `request` comes to next. Gives the request back if there is no room.
+    /// Starts the next operation of `request`. Returns the request if there is no room.
     #[must_use]
     pub fn submit(&mut self, request: R) -> Option<R> {
         match self {
@@ -143,7 +138,7 @@ impl<R: IoRequest> Engine<R> {
         }
     }
 
-    /// Has all that was submitted begin now, rather than when the thread waits.
+    /// Starts everything that was submitted now, not when the thread waits.
     pub fn begin(&mut self) {
         match self {
             Self::IoUring(engine) => engine.begin(),
@@ -151,7 +146,7 @@ impl<R: IoRequest> Engine<R> {
         }
     }
 
-    /// The next request whose operation has ended.
+    /// Takes the next request whose operation has ended.
     pub fn finished(&mut self) -> Option<Finished<R>> {
         match self {
             Self::IoUring(engine) => engine.finished(),
@@ -159,17 +154,16 @@ impl<R: IoRequest> Engine<R> {
         }
     }
 
-    /// Has ended operations that are left show as ready again.
+    /// Makes operations that have ended, and were not taken, show as ready again.
     pub fn look_again(&self) {
         match self {
-            // Its way of waiting looks whether any are left.
+            // Its poller checks whether any are left.
             Self::IoUring(_) => {}
             Self::Threads(engine) => engine.look_again(),
         }
     }
 
-    /// What the queue's thread is to wait with, if this engine has a way of its own. Ended operations
-    /// show as `Token::Device`.
+    /// The poller that the queue's thread must use, if the engine has one. Operations that have ended show as `Token::Device`.
     pub fn poller(&mut self) -> Option<&mut dyn Poller> {
         match self {
             Self::IoUring(engine) => Some(engine),
@@ -177,10 +171,10 @@ impl<R: IoRequest> Engine<R> {
         }
     }
 
-    /// Has another poller watch for ended operations.
+    /// Makes another poller watch for operations that have ended.
     ///
     /// # Errors
-    /// The kernel has no room for one more watch.
+    /// The kernel cannot watch one more file.
     pub fn watch(&self, poller: &mut dyn Poller) -> io::Result<()> {
         match self {
             Self::IoUring(_) => Ok(()),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The rings of io_uring. They are made before the sandbox is entered, and restricted to what the engine does: afterwards no thread
-//! can make a ring, or lift the restrictions of one. The threads that work on queues take them, and give them back when they end.
+//! The rings of io_uring. They are created, and restricted to what the engine does, before the sandbox is entered: afterwards no thread
+//! can create a ring or lift the restrictions of one. A queue thread takes a ring, and returns it when it ends.
 
 use std::convert::Infallible;
 use std::fs::File;
@@ -18,12 +18,12 @@ use vhost_device_common::worker::{Poller, Token};
 use super::uring::UringEngine;
 use crate::sync::Syncs;
 
-/// Submission entries. What does not fit is submitted early, and they count as locked memory.
+/// Submission entries, which count as locked memory. Operations that do not fit are submitted early.
 const ENTRIES: u32 = 64;
-/// Completion entries: for all operations that may be under way. The kernel keeps what does not fit.
-const COMPLETIONS: u32 = super::DEPTH as u32;
+/// Completion entries: one for each operation that may be in flight. The kernel keeps what does not fit.
+const COMPLETIONS: u32 = super::slots::DEPTH as u32;
 
-/// Operations that a ring carries out. The kernel refuses others: they are none of the system calls that the process is confined to.
+/// Operations that a ring carries out. The kernel refuses others, which the filter of system calls does not see.
 const OPERATIONS: [u8; 8] = [
     opcode::Read::CODE,
     opcode::Readv::CODE,
@@ -35,13 +35,13 @@ const OPERATIONS: [u8; 8] = [
     opcode::PollRemove::CODE,
 ];
 
-/// How long what is ready may take to be told of.
+/// How long the kernel may take to report a file that is ready.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// A ring, which has the image as its file 0.
+/// A ring. The image is its registered file 0.
 pub struct Ring {
     pub uring: IoUring,
-    /// A flag in shared memory tells of completions that wait to be asked for: there is no need to ask the kernel.
+    /// A flag in shared memory shows that completions are waiting, so there is no need to ask the kernel.
     pub tells: bool,
 }
 
@@ -52,18 +52,16 @@ impl Ring {
         let plain = builder.clone();
         builder.setup_coop_taskrun().setup_taskrun_flag();
         let (uring, tells) = match builder.build(ENTRIES) {
-            // Kernels before 5.19 do not have these flags.
+            // Kernels before 5.19 do not support these flags.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
                 (plain.build(ENTRIES)?, false)
             }
             built => (built?, true),
         };
         let submitter = uring.submitter();
-        // The kernel tells of lost data once for each open file. Threads that share one would not all hear of it.
+        // The kernel reports lost data once for each open file. Of threads that share one, only one would notice.
         let own = reopen(image).or_else(|error| {
-            log::debug!(
-                "the image cannot be opened once more, so rings share one open file: {error}"
-            );
+            log::debug!("cannot open the image once more, so rings share one open file: {error}");
             image.try_clone()
         })?;
         submitter.register_files(&[own.as_raw_fd()])?;
@@ -78,7 +76,7 @@ impl Ring {
     }
 }
 
-/// Opens the same file again, in the same way, but for O_NONBLOCK: operations are to wait.
+/// Opens the same file again with the same flags, except O_NONBLOCK: operations must wait.
 fn reopen(file: &File) -> io::Result<File> {
     let flags = fcntl_getfl(file)? - OFlags::NONBLOCK;
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -86,21 +84,21 @@ fn reopen(file: &File) -> io::Result<File> {
     Ok(File::from(opened))
 }
 
-/// The rings for operations on an image.
+/// The rings for one image.
 pub struct Rings {
-    /// Those that nobody uses now.
+    /// Rings that no thread uses now.
     idle: Mutex<Vec<Ring>>,
     /// The image, for operations that a ring cannot carry out.
     pub image: File,
-    /// Told how operations on it have ended.
+    /// Gets the outcome of operations on the image.
     pub syncs: Arc<Syncs>,
 }
 
 impl Rings {
-    /// Makes up to `most` rings, at least one, for operations on `image`. Gives also how many there are.
+    /// Creates up to `most` rings, at least one, for operations on `image`. Returns their number too.
     ///
     /// # Errors
-    /// This host refuses io_uring, or lacks what the engine needs of it.
+    /// This host refuses io_uring, or does not have all that the engine needs.
     pub fn open(image: &File, syncs: &Arc<Syncs>, most: u16) -> io::Result<(Arc<Self>, u16)> {
         Self::open_for(image, syncs, most, &OPERATIONS)
     }
@@ -118,7 +116,7 @@ impl Rings {
                 Ok(ring) => rings.push(ring),
                 Err(error) => {
                     log::warn!(
-                        "only {count} of {most} rings of io_uring, which queues share: {}",
+                        "only {count} of {most} rings of io_uring could be created; queues share them: {}",
                         explain(&error)
                     );
                     break;
@@ -144,7 +142,7 @@ impl Rings {
         self.lock().pop()
     }
 
-    /// Gives a ring back, on which nothing is under way.
+    /// Returns a ring that has nothing in flight.
     pub fn give_back(&self, ring: Ring) {
         self.lock().push(ring);
     }
@@ -168,11 +166,11 @@ fn probe(rings: &Arc<Rings>) -> io::Result<()> {
     Ok(())
 }
 
-/// What is wrong, and what to do where something can be done.
+/// Describes an error, and what to do if something can be done.
 pub fn explain(error: &io::Error) -> String {
     match error.raw_os_error() {
         Some(libc::ENOMEM) => {
-            "no more memory may be locked; raise RLIMIT_MEMLOCK (ulimit -l, or LimitMEMLOCK= of a systemd unit)".to_owned()
+            "no more memory may be locked; raise RLIMIT_MEMLOCK (ulimit -l, or LimitMEMLOCK= in a systemd unit)".to_owned()
         }
         _ => error.to_string(),
     }

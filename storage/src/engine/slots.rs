@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Requests under way, by the number that names them to the kernel or to other threads.
+//! Requests with an operation in flight, by the number that names them to the kernel or to other threads.
 
-use super::DEPTH;
+use std::io;
 
-/// Room for [`DEPTH`] requests. One that was put in does not move until it is taken out.
+/// The most operations that one thread has in flight.
+pub const DEPTH: usize = 256;
+
+/// A request whose operation has ended, with the outcome: the bytes that were moved, or the error.
+pub type Finished<R> = (R, io::Result<u64>);
+
+/// Room for [`DEPTH`] requests. A request does not move until it is removed.
 pub struct Slots<R> {
     slots: Box<[Option<R>]>,
     free: Vec<u32>,
@@ -29,7 +35,7 @@ impl<R> Slots<R> {
         self.slots.len() - self.free.len()
     }
 
-    /// Puts a request in; gives its number and the request where it now stays. Without room it is given back.
+    /// Inserts a request. Returns its number and a reference to it; or, without room, the request.
     #[allow(clippy::result_large_err, reason = "nothing of the request is lost")]
     pub fn insert(&mut self, request: R) -> Result<(u32, &R), R> {
         let number = self.free.pop();
@@ -40,12 +46,12 @@ impl<R> Slots<R> {
         }
     }
 
-    /// A request that is in.
+    /// The request with this number.
     pub fn get(&self, number: u32) -> Option<&R> {
         self.slots.get(number as usize)?.as_ref()
     }
 
-    /// Takes a request out.
+    /// Removes a request.
     pub fn remove(&mut self, number: u32) -> Option<R> {
         let request = self.slots.get_mut(number as usize)?.take()?;
         self.free.push(number);

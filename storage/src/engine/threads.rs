@@ -12,8 +12,7 @@ use vhost_device_common::sandbox::confine_helper;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Token};
 
-use super::Finished;
-use super::slots::Slots;
+use super::slots::{Finished, Slots};
 use crate::image::Image;
 use crate::operation::{IoRequest, Operation};
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The io_uring engine: a thread has one ring, on which it also waits for kicks. So one system call submits a batch and waits for
+//! The io_uring engine. A thread has one ring, on which it also waits for kicks: one system call submits a batch and waits for
 //! whatever comes next.
 
 use std::collections::VecDeque;
@@ -14,12 +14,11 @@ use io_uring::{cqueue, opcode, squeue};
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Token};
 
-use super::Finished;
 use super::rings::{Ring, Rings};
-use super::slots::Slots;
+use super::slots::{Finished, Slots};
 use crate::operation::{IoRequest, Operation};
 
-/// Operations that are submitted together: the disk begins with the first of a batch while the rest is taken from the queue.
+/// Operations that are submitted together: the disk works on the first ones of a batch while the rest is taken from the queue.
 const PIECE: usize = 4;
 /// The image, in the ring's table of registered files.
 const IMAGE: Fixed = Fixed(0);
@@ -40,15 +39,15 @@ struct Watch {
     name: u64,
 }
 
-/// Carries operations out by io_uring.
+/// Carries out operations by io_uring.
 pub struct UringEngine<R: IoRequest> {
-    /// Given back in the end.
+    /// Returned to `rings` at the end.
     ring: ManuallyDrop<Ring>,
     rings: Arc<Rings>,
     slots: Slots<R>,
-    /// Operations that have ended. Their requests keep their slots until they are fetched: what comes after needs one.
+    /// Operations that have ended. Their requests keep their slots until they are taken, because the next operation needs one.
     finished: VecDeque<(u32, io::Result<u64>)>,
-    /// Slots of operations that the kernel could not start: this thread does them, one for each time that it waits.
+    /// Slots of operations that the kernel could not start. This thread carries them out, one each time it waits.
     left: VecDeque<u32>,
     watched: Vec<Watch>,
     /// Watches that there have been.
@@ -64,7 +63,7 @@ pub struct UringEngine<R: IoRequest> {
 }
 
 impl<R: IoRequest> UringEngine<R> {
-    /// An engine with a ring of its own.
+    /// Takes a ring for an engine.
     ///
     /// # Errors
     /// All rings are in use.
@@ -99,7 +98,7 @@ impl<R: IoRequest> UringEngine<R> {
         Some((self.slots.remove(number)?, outcome))
     }
 
-    /// Gives the request back if there is no room.
+    /// Starts the next operation of `request`. Returns the request if there is no room.
     pub fn submit(&mut self, request: R) -> Option<R> {
         let (number, request) = match self.slots.insert(request) {
             Ok(inserted) => inserted,
@@ -119,19 +118,19 @@ impl<R: IoRequest> UringEngine<R> {
     }
 
     pub fn begin(&mut self) {
-        // What stays behind is submitted, and an error met again, when the thread waits.
+        // If this fails, the thread submits the rest, and meets the error again, when it waits.
         let _ = self.ring.uring.submit();
     }
 
     /// # Safety
-    /// All that the entry points to must stay valid until its completion was seen.
+    /// All that the entry points to must stay valid until its completion has been seen.
     unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         loop {
             // SAFETY: the caller's promise.
             if unsafe { self.ring.uring.submission().push(entry) }.is_ok() {
                 return Ok(());
             }
-            // The ring is full of entries that the kernel has not seen yet.
+            // The ring is full of entries that were not submitted yet.
             self.ring.uring.submit()?;
         }
     }
@@ -163,7 +162,7 @@ impl<R: IoRequest> UringEngine<R> {
         self.failed.is_empty()
     }
 
-    /// Submits what was pushed, and waits for one completion unless `timeout` is zero.
+    /// Submits everything that was pushed, and waits for one completion unless `timeout` is zero.
     fn enter(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         if timeout == Some(Duration::ZERO) && self.ring.tells {
             let submission = self.ring.uring.submission();
@@ -278,7 +277,7 @@ impl<R: IoRequest> UringEngine<R> {
     fn end(&mut self, slot: u32, result: i32) {
         let outcome = match (u64::try_from(result), -result) {
             (Ok(count), _) => Ok(count),
-            // The kernel could start no thread to do it.
+            // The kernel could not start a thread for it.
             (_, libc::ECANCELED | libc::EAGAIN) => return self.left.push_back(slot),
             (_, errno) => Err(io::Error::from_raw_os_error(errno)),
         };
@@ -289,7 +288,7 @@ impl<R: IoRequest> UringEngine<R> {
     }
 }
 
-/// The operation as the kernel takes it.
+/// Makes the submission entry of an operation.
 fn entry(operation: &Operation<'_>) -> squeue::Entry {
     match *operation {
         Operation::Read { to, offset } => match to.iovecs() {
