@@ -5,6 +5,7 @@
 //! An engine owns a request while its operation is in flight, so what the operation points to (the memory of a chain, or a buffer)
 //! outlives it.
 
+mod probe;
 mod rings;
 mod slots;
 mod threads;
@@ -47,7 +48,7 @@ impl Engines {
         }
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let most = processors.min(MAX_RINGS).min(queues.into()) as u16;
-        match (Rings::open(&image.file, &image.syncs, most), wanted) {
+        match (probe::open_rings(&image.file, &image.syncs, most), wanted) {
             (Ok((rings, count)), _) => Ok(Self::IoUring(rings, count)),
             (Err(error), IoEngine::IoUring) => Err(StartError(format!(
                 "this host refuses io_uring: {}; or use --io-engine=auto or --io-engine=threads",

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Finds out whether io_uring can be used on this host, by doing what the engine does.
+
+use std::convert::Infallible;
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, eventfd};
+use vhost_device_common::worker::{Poller, Token};
+
+use super::rings::{OPERATIONS, Rings};
+use super::uring::UringEngine;
+use crate::sync::Syncs;
+
+/// How long the kernel may take to report a file that is ready.
+const PROBE: Duration = Duration::from_secs(1);
+
+/// Creates up to `most` rings, at least one, for operations on `image`, and tries one. Returns their number too.
+///
+/// # Errors
+/// This host refuses io_uring, or does not have all that the engine needs.
+pub fn open_rings(image: &File, syncs: &Arc<Syncs>, most: u16) -> io::Result<(Arc<Rings>, u16)> {
+    open_for(image, syncs, most, &OPERATIONS)
+}
+
+fn open_for(
+    image: &File,
+    syncs: &Arc<Syncs>,
+    most: u16,
+    operations: &[u8],
+) -> io::Result<(Arc<Rings>, u16)> {
+    let (rings, count) = Rings::create(image, syncs, most, operations)?;
+    probe(&rings)?;
+    Ok((rings, count))
+}
+
+/// Watches a file and waits with a timeout, as the engine does. Kernels before 5.13 cannot, although they support restrictions.
+fn probe(rings: &Arc<Rings>) -> io::Result<()> {
+    let mut engine = UringEngine::<Infallible>::new(rings)?;
+    engine.is_probe = true;
+    let event = eventfd(1, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    engine.watch(event.as_fd(), Token::Control)?;
+    let mut ready = Vec::new();
+    engine.wait(&mut ready, Some(PROBE))?;
+    if ready != [Token::Control] || !engine.is_watching() {
+        return Err(io::Error::new(
+            io::ErrorKind::Unsupported,
+            "the kernel does not support multishot polls, which Linux 5.13 has",
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::OwnedFd;
+
+    use io_uring::opcode;
+    use rustix::fs::{MemfdFlags, memfd_create};
+    use rustix::io::{fcntl_dupfd_cloexec, write};
+
+    use super::*;
+
+    /// No other test uses file descriptors from here on.
+    const HIGH: i32 = 900;
+    /// Long enough for an event that comes, short enough for one that does not.
+    const SHORT: Duration = Duration::from_millis(20);
+
+    fn image() -> File {
+        File::from(memfd_create("image", MemfdFlags::CLOEXEC).unwrap())
+    }
+
+    fn syncs() -> Arc<Syncs> {
+        Arc::new(Syncs::new(false))
+    }
+
+    /// One ring. On a host without io_uring, writes the line that `cargo xtask test` counts, past the capture of the test's output.
+    fn ring() -> Option<Arc<Rings>> {
+        match open_rings(&image(), &syncs(), 1) {
+            Ok((rings, _)) => Some(rings),
+            Err(error) => {
+                let _ = writeln!(io::stderr(), "SKIPPED a test: no io_uring: {error}");
+                None
+            }
+        }
+    }
+
+    fn event() -> OwnedFd {
+        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
+    }
+
+    fn signal(event: &OwnedFd) {
+        write(event, &1u64.to_ne_bytes()).unwrap();
+    }
+
+    fn wait(engine: &mut UringEngine<Infallible>) -> Vec<Token> {
+        let mut ready = Vec::new();
+        engine.wait(&mut ready, Some(SHORT)).unwrap();
+        ready
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_watch_files_is_refused() {
+        let without = OPERATIONS.map(|operation| match operation {
+            opcode::PollAdd::CODE => opcode::PollRemove::CODE,
+            other => other,
+        });
+        if ring().is_some() {
+            assert!(open_for(&image(), &syncs(), 1, &without).is_err());
+        }
+    }
+
+    #[test]
+    fn who_takes_a_ring_finds_nothing_of_who_had_it() {
+        let Some(rings) = ring() else { return };
+        for event in [event(), event(), event()] {
+            let mut engine = UringEngine::<Infallible>::new(&rings).unwrap();
+            assert!(
+                UringEngine::<Infallible>::new(&rings).is_err(),
+                "it is in use"
+            );
+            assert_eq!(wait(&mut engine), []);
+            engine.watch(event.as_fd(), Token::Kick(1)).unwrap();
+            assert_eq!(wait(&mut engine), []);
+            for _ in 0..2 {
+                signal(&event);
+                assert_eq!(wait(&mut engine), [Token::Kick(1)]);
+            }
+            // The next engine sees neither this signal, for which nobody waited, nor the one after it.
+            signal(&event);
+            drop(engine);
+            signal(&event);
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_forgotten_is_not_heard_of() {
+        let Some(rings) = ring() else { return };
+        let mut engine = UringEngine::<Infallible>::new(&rings).unwrap();
+        let event = event();
+        engine.watch(event.as_fd(), Token::Control).unwrap();
+        assert_eq!(wait(&mut engine), []);
+        engine.forget(event.as_fd(), Token::Control).unwrap();
+        assert_eq!(wait(&mut engine), []);
+        signal(&event);
+        assert_eq!(wait(&mut engine), []);
+    }
+
+    #[test]
+    fn a_watch_that_failed_counts_as_ready_until_it_is_armed_again() {
+        let Some(rings) = ring() else { return };
+        let mut engine = UringEngine::<Infallible>::new(&rings).unwrap();
+        let event = event();
+        let closed = fcntl_dupfd_cloexec(&event, HIGH).unwrap();
+        engine.watch(closed.as_fd(), Token::Kick(1)).unwrap();
+        drop(closed);
+        assert_eq!(wait(&mut engine), [Token::Kick(1)]);
+        assert!(!engine.is_watching());
+        // Now its number names an open file.
+        let _open = fcntl_dupfd_cloexec(&event, HIGH).unwrap();
+        assert_eq!(wait(&mut engine), []);
+        assert!(engine.is_watching());
+        for _ in 0..2 {
+            signal(&event);
+            assert_eq!(wait(&mut engine), [Token::Kick(1)]);
+        }
+    }
+}
