@@ -11,12 +11,12 @@ use virtio_bindings::virtio_gpu::{
     VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_UUID, VIRTIO_GPU_F_VIRGL,
 };
 
+use crate::capsets::Capsets;
 use crate::handler::GpuHandler;
 use crate::options::Options;
 use crate::protocol::MAX_SCANOUTS;
 use crate::saved;
 use crate::state::{Shared, State};
-use crate::three_d::Offer;
 use crate::virgl::has_render_node;
 
 /// Bytes of the config space (VIRTIO 1.3, 5.7.4): events_read, events_clear, num_scanouts, num_capsets.
@@ -28,7 +28,7 @@ pub struct Gpu {
     headless: bool,
     max_hostmem: u64,
     /// What there is of 3D, with `--virgl`.
-    offer: Option<Arc<Offer>>,
+    offer: Option<Arc<Capsets>>,
 }
 
 impl Device for Gpu {
@@ -58,7 +58,7 @@ impl Device for Gpu {
         let node = options.render_node.as_deref();
         let offer = match options.virgl {
             true => Some(
-                Offer::probe(node, !options.no_dmabuf && !options.headless).map_err(|error| {
+                Capsets::probe(node, !options.no_dmabuf && !options.headless).map_err(|error| {
                     StartError(format!(
                         "cannot enable 3D: {error}; fix this or omit --virgl"
                     ))
@@ -167,6 +167,6 @@ fn can_render() -> bool {
     if rustix::stdio::dup2_stdout(std::io::stderr()).is_err() {
         return false;
     }
-    let can = Offer::probe(None, false).is_ok();
+    let can = Capsets::probe(None, false).is_ok();
     rustix::stdio::dup2_stdout(stdout).is_ok() && can
 }

@@ -16,11 +16,13 @@ use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
 use zerocopy::IntoBytes;
 
-use crate::command::{self, Outcome, answered, no_data, read, unanswered};
+use crate::capsets::Capsets;
+use crate::command::reply::{answered, unanswered};
+use crate::command::{self, Outcome, cursor};
 use crate::display::Query;
-use crate::protocol::{Header, Refusal, Response};
+use crate::protocol::{Header, Refusal, Response, read};
 use crate::state::{Shared, State};
-use crate::three_d::{Offer, ThreeD};
+use crate::three_d::ThreeD;
 
 /// Number of the control queue; the cursor queue is the other.
 const CONTROL: u16 = 0;
@@ -83,7 +85,7 @@ pub struct GpuHandler {
 }
 
 impl GpuHandler {
-    pub fn new(shared: Arc<Shared>, offer: Option<Arc<Offer>>) -> io::Result<Self> {
+    pub fn new(shared: Arc<Shared>, offer: Option<Arc<Capsets>>) -> io::Result<Self> {
         let events = shared.lock().display.events();
         Ok(Self {
             shared,
@@ -121,7 +123,7 @@ impl GpuHandler {
             };
             log::trace!("command {:#x}", header.kind);
             let outcome = chain.check().map_err(Refusal::from).and_then(|()| {
-                let three_d = shared.three_d(&mut self.three_d);
+                let three_d = accepted_3d(&shared, &mut self.three_d);
                 command::control(&mut state, three_d, &header, &mut chain)
             });
             match outcome {
@@ -257,7 +259,7 @@ impl GpuHandler {
         let answer = display.advance(resources, readable);
         let Some(held) = &self.held else { return };
         let response = match held.wait {
-            Wait::Flush if display.is_flushed() => no_data(),
+            Wait::Flush if display.is_flushed() => Response::no_data(),
             Wait::Answer(query) => match answer {
                 Some(answer) => answered(query, &answer),
                 None if !display.is_asked() => unanswered(query, display),
@@ -273,7 +275,7 @@ impl GpuHandler {
         let Some(held) = &self.held else { return };
         let mut state = self.shared.lock();
         let response = match held.wait {
-            Wait::Flush => no_data(),
+            Wait::Flush => Response::no_data(),
             Wait::Answer(query) => unanswered(query, &state.display),
         };
         state.display.forget_question();
@@ -331,6 +333,11 @@ fn complete(queue: &mut Queue, answer: Answer) {
     queue.complete_with(answer.chain, answer.written, outcome);
 }
 
+/// 3D, for a driver that has accepted it.
+fn accepted_3d<'a>(shared: &Shared, three_d: &'a mut Option<ThreeD>) -> Option<&'a mut ThreeD> {
+    three_d.as_mut().filter(|_| shared.accepts_3d())
+}
+
 /// Answers a command.
 fn respond(mut chain: Chain, header: &Header, response: &Response) -> Answer {
     let mut kind = response.kind;
@@ -360,8 +367,8 @@ impl QueueHandler for GpuHandler {
         let mut state = shared.lock();
         self.follow(&state);
         while let Some(mut chain) = queue.take() {
-            let three_d = shared.three_d(&mut self.three_d);
-            let outcome = command::cursor(&mut state, three_d, &mut chain);
+            let three_d = accepted_3d(&shared, &mut self.three_d);
+            let outcome = cursor::process(&mut state, three_d, &mut chain);
             if let Err(refusal) = &outcome {
                 warn_limited(format_args!("a cursor command is refused: {refusal:?}"));
             }

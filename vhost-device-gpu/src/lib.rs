@@ -5,6 +5,8 @@
 //! `resource`s and what of them is shown. `display` tells the front-end's display of it. `three_d` has the commands
 //! that `virgl` carries out.
 
+mod backing;
+mod capsets;
 mod command;
 mod device;
 mod display;
@@ -13,6 +15,7 @@ mod edid;
 mod format;
 mod handler;
 mod options;
+mod pixels;
 mod protocol;
 mod rectangle;
 mod resource;

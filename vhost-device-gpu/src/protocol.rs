@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What lies in the queues: headers, commands and responses (VIRTIO 1.3, 5.7.6). All numbers are little-endian.
 
+use vhost_device_common::chain::{Chain, ChainError};
 use virtio_bindings::virtio_gpu::{
     VIRTIO_GPU_FLAG_FENCE, virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_CREATE as CTX_CREATE,
     virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SUBMIT_3D as SUBMIT_3D,
@@ -10,6 +11,7 @@ use virtio_bindings::virtio_gpu::{
     virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_SCANOUT_ID as INVALID_SCANOUT_ID,
     virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_OUT_OF_MEMORY as OUT_OF_MEMORY,
     virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_UNSPEC as UNSPEC,
+    virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_NODATA as OK_NODATA,
 };
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -217,11 +219,30 @@ pub enum Refusal {
     Parameter = INVALID_PARAMETER,
 }
 
+impl From<ChainError> for Refusal {
+    fn from(error: ChainError) -> Self {
+        match error {
+            ChainError::TooShort { .. } => Self::Parameter,
+            ChainError::NotMemory => Self::Unspecified,
+        }
+    }
+}
+
 /// How a command went, after the header.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Response {
     pub kind: u32,
     pub body: Vec<u8>,
+}
+
+impl Response {
+    /// The response of a command that has nothing else to say.
+    pub fn no_data() -> Self {
+        Self {
+            kind: OK_NODATA,
+            body: Vec::new(),
+        }
+    }
 }
 
 impl From<Refusal> for Response {
@@ -230,5 +251,20 @@ impl From<Refusal> for Response {
             kind: refusal as u32,
             body: Vec::new(),
         }
+    }
+}
+
+/// Takes a part of a command.
+pub fn read<T: FromBytes + IntoBytes>(chain: &mut Chain) -> Result<T, ChainError> {
+    let mut object = T::new_zeroed();
+    chain.read(object.as_mut_bytes())?;
+    Ok(object)
+}
+
+/// Fails if there is no scanout with this number.
+pub fn check_scanout(scanout: u32) -> Result<(), Refusal> {
+    match (scanout as usize) < MAX_SCANOUTS {
+        true => Ok(()),
+        false => Err(Refusal::ScanoutId),
     }
 }

@@ -3,140 +3,20 @@
 //! renderer's; here is what of them is shown.
 
 use std::collections::HashMap;
-use std::ops::Range;
 
 use vhost_device_common::memory::GuestMemory;
-use zerocopy::{FromZeros, IntoBytes};
+use zerocopy::IntoBytes;
 
+use crate::backing::Backing;
 use crate::format::{Format, PIXEL_SIZE};
+use crate::pixels::Pixels;
 use crate::protocol::Refusal;
 use crate::rectangle::Rectangle;
 
 /// Pixels that are copied before they are converted: few enough to be in the processor's cache still.
 const BAND: usize = 4096;
-/// Bytes of a cache line.
-const CACHE_LINE: usize = 64;
 /// What a resource costs beside its pixels, in bytes, so that many small ones are bounded too.
 const OVERHEAD: u64 = 256;
-/// Pieces of guest memory that may back one resource: single pages behind a picture of 1 GiB.
-pub const MAX_ENTRIES: u32 = 1 << 18;
-
-/// A piece of guest memory.
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    address: u64,
-    /// Where in the backing it begins.
-    start: u64,
-}
-
-/// The guest memory behind a resource, as guest addresses: the memory table may change.
-#[derive(Debug, Default)]
-pub struct Backing {
-    entries: Vec<Entry>,
-    length: u64,
-}
-
-impl Backing {
-    /// A backing of no pieces, with room for `count`: no more than is counted.
-    pub fn with_room_for(count: u32) -> Self {
-        Self {
-            entries: Vec::with_capacity(count as usize),
-            length: 0,
-        }
-    }
-
-    /// Adds a piece at the end.
-    pub fn push(&mut self, address: u64, length: u32) {
-        let start = self.length;
-        self.entries.push(Entry { address, start });
-        self.length = start.saturating_add(length.into());
-    }
-
-    /// Address and length of each piece.
-    pub fn pieces(&self) -> impl Iterator<Item = (u64, u64)> {
-        let ends = self.entries.iter().skip(1).map(|entry| entry.start);
-        let ends = ends.chain(std::iter::once(self.length));
-        let pieces = self.entries.iter().zip(ends);
-        pieces.map(|(entry, end)| (entry.address, end.saturating_sub(entry.start)))
-    }
-
-    fn cost(&self) -> u64 {
-        (self.entries.len() * size_of::<Entry>()) as u64
-    }
-
-    /// Copies from the byte `offset` on. The backing is long enough.
-    fn read(&self, memory: &GuestMemory, offset: u64, bytes: &mut [u8]) -> Result<(), Refusal> {
-        let mut rest = bytes;
-        let mut offset = offset;
-        let mut index = self
-            .entries
-            .partition_point(|entry| entry.start <= offset)
-            .saturating_sub(1);
-        while !rest.is_empty() {
-            let entry = self.entries.get(index).ok_or(Refusal::Parameter)?;
-            let end = self
-                .entries
-                .get(index + 1)
-                .map_or(self.length, |next| next.start);
-            let into = offset.saturating_sub(entry.start);
-            let left = usize::try_from(end.saturating_sub(offset)).unwrap_or(usize::MAX);
-            if left == 0 {
-                index += 1;
-                continue;
-            }
-            let address = entry
-                .address
-                .checked_add(into)
-                .ok_or(Refusal::Unspecified)?;
-            let slice = memory
-                .slice_up_to(address, left.min(rest.len()))
-                .ok_or(Refusal::Unspecified)?;
-            let (front, back) = std::mem::take(&mut rest)
-                .split_at_mut_checked(slice.len())
-                .ok_or(Refusal::Unspecified)?;
-            slice.copy_to(front);
-            offset = offset.saturating_add(front.len() as u64);
-            rest = back;
-        }
-        Ok(())
-    }
-}
-
-/// Pixels that begin with a cache line: copying pages there takes a third less time than to where an allocation begins.
-#[derive(Debug, Default)]
-struct Pixels {
-    all: Box<[u32]>,
-    start: usize,
-}
-
-impl Pixels {
-    /// `count` of them, all 0, if the host has so much memory.
-    fn new(count: u64) -> Result<Self, Refusal> {
-        let count = usize::try_from(count).map_err(|_| Refusal::OutOfMemory)?;
-        let count = count.saturating_add(CACHE_LINE / size_of::<u32>());
-        let all = <[u32]>::new_box_zeroed_with_elems(count).map_err(|_| Refusal::OutOfMemory)?;
-        let start = all.as_ptr().align_offset(CACHE_LINE);
-        Ok(Self { all, start })
-    }
-
-    fn len(&self) -> usize {
-        self.all.len().saturating_sub(CACHE_LINE / size_of::<u32>())
-    }
-
-    fn as_mut_slice(&mut self) -> &mut [u32] {
-        let range = 0..self.len();
-        self.get_mut(range).unwrap_or_default()
-    }
-
-    fn get(&self, range: Range<usize>) -> Option<&[u32]> {
-        self.all.get(self.start..)?.get(range)
-    }
-
-    fn get_mut(&mut self, range: Range<usize>) -> Option<&mut [u32]> {
-        self.all.get_mut(self.start..)?.get_mut(range)
-    }
-}
-
 /// What is known of a resource that the renderer has.
 #[derive(Debug)]
 struct Rendered {
@@ -257,7 +137,7 @@ impl Resource {
             u64::from(rectangle.height - 1) * stride + u64::from(rectangle.width) * PIXEL_SIZE;
         offset
             .checked_add(length)
-            .filter(|end| *end <= backing.length)
+            .filter(|end| *end <= backing.length())
             .ok_or(Refusal::Parameter)?;
         let (runs, run) = match rectangle.width == self.width {
             true => (1, rectangle.width as usize * rectangle.height as usize),

@@ -9,12 +9,12 @@ use vhost_device_common::device::StateError;
 use vhost_device_common::state::{decode_next, encode_next};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::command::can_show;
+use crate::backing::{Backing, MAX_ENTRIES};
 use crate::display::Source;
 use crate::format::{self, Format};
 use crate::protocol::{CURSOR_SIZE, MAX_SCANOUTS, MemoryEntry, Refusal};
 use crate::rectangle::Rectangle;
-use crate::resource::{Backing, MAX_ENTRIES, Resources};
+use crate::resource::Resources;
 use crate::state::State;
 
 /// Version of the state: [`Outputs`], how many resources there are, then each [`SavedResource`].
@@ -152,16 +152,8 @@ fn check(resources: &Resources, output: &Output) -> Result<Option<Source>, State
         return Ok(None);
     };
     Rectangle::new(x, y, width, height)
-        .filter(|rectangle| {
-            let resource = resources.get(resource);
-            resource.is_ok_and(|resource| can_show(resource, rectangle))
-        })
-        .map(|rectangle| {
-            Some(Source {
-                resource,
-                rectangle,
-            })
-        })
+        .and_then(|rectangle| Source::new(resource, resources.get(resource).ok()?, rectangle))
+        .map(Some)
         .ok_or(StateError::Contents(
             "a scanout that shows what is not there",
         ))

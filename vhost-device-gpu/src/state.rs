@@ -7,7 +7,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::display::Display;
 use crate::resource::Resources;
-use crate::three_d::ThreeD;
 
 /// The guest's resources, and its screen.
 #[derive(Debug)]
@@ -59,10 +58,9 @@ impl Shared {
         self.accepts_3d.store(accepts, Ordering::Relaxed);
     }
 
-    /// 3D for a driver that wants it.
-    pub fn three_d<'a>(&self, three_d: &'a mut Option<ThreeD>) -> Option<&'a mut ThreeD> {
-        let accepts = self.accepts_3d.load(Ordering::Relaxed);
-        three_d.as_mut().filter(|_| accepts)
+    /// Whether the driver wants 3D.
+    pub fn accepts_3d(&self) -> bool {
+        self.accepts_3d.load(Ordering::Relaxed)
     }
 
     pub fn lock(&self) -> MutexGuard<'_, State> {

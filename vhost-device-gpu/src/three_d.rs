@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The 3D commands (VIRTIO 1.3, 5.7.6.8), and when the renderer that carries them out is there.
+//! The renderer in the thread that works on the queues.
 
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::event::epoll;
@@ -10,26 +9,18 @@ use rustix::time::{
     Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
     timerfd_settime,
 };
-use vhost_device_common::chain::Chain;
-use vhost_device_common::device::Needs;
 use vhost_device_common::memory::GuestMemory;
 use vhost_device_common::{info_limited, warn_limited};
 use virtio_bindings::virtio_gpu as gpu;
-use zerocopy::IntoBytes;
 
-use crate::command::{no_data, read};
+use crate::capsets::Capsets;
 use crate::dmabuf::Dmabuf;
 use crate::format::{Format, PIXEL_SIZE};
-use crate::protocol::{
-    CapsetInfo, Create2d, Create3d, CreateContext, GetCapset, Header, Number, Refusal, Response,
-    Transfer3d,
-};
+use crate::protocol::{Create2d, Create3d, Refusal};
 use crate::rectangle::Rectangle;
 use crate::resource::Resources;
-use crate::virgl::{self, Capset, Direction, Renderer, TransferBox, VirglError};
+use crate::virgl::{Direction, Renderer, TransferBox, VirglError};
 
-/// Bytes of one SUBMIT_3D: Linux guests stay far below.
-const MAX_COMMANDS: u32 = 16 << 20;
 /// `pipe_texture_target`: a resource that is bytes, and one that is a picture.
 const BUFFER: u32 = 0;
 const TEXTURE_2D: u32 = 2;
@@ -42,49 +33,9 @@ const MAX_LEVEL: u32 = 31;
 /// How often fences are looked at where nothing tells when they are done.
 const FENCE_INTERVAL_NS: i64 = 1_000_000;
 
-/// What the device offers of 3D.
-#[derive(Debug)]
-pub struct Offer {
-    node: Option<PathBuf>,
-    /// Displays may take pictures from buffers of the renderer's.
-    gives_buffers: bool,
-    capsets: Vec<Capset>,
-}
-
-impl Offer {
-    /// Finds out what the renderer can do on this host.
-    pub fn probe(node: Option<&Path>, gives_buffers: bool) -> Result<Self, VirglError> {
-        virgl::keep_no_files();
-        let draws = virgl::try_drawing(node)?;
-        // What the library leaves in a thread ends with the thread.
-        let capsets = std::thread::scope(|scope| {
-            let probe = scope.spawn(|| Renderer::new(node).map(|renderer| renderer.capsets()));
-            probe.join().unwrap_or(Err(VirglError::Init))
-        })?;
-        if capsets.is_empty() || !draws {
-            return Err(VirglError::Init);
-        }
-        Ok(Self {
-            node: node.map(Path::to_owned),
-            gives_buffers,
-            capsets,
-        })
-    }
-
-    /// What the renderer does, beside the 2D device.
-    pub fn add_needs(&self, needs: &mut Needs) {
-        virgl::add_needs(needs, self.node.as_deref());
-    }
-
-    /// How many sets of capabilities there are.
-    pub fn num_capsets(&self) -> u32 {
-        self.capsets.len() as u32
-    }
-}
-
 /// 3D in the thread that works on the queues. The renderer starts with the first command for it.
 pub struct ThreeD {
-    offer: Arc<Offer>,
+    pub capsets: Arc<Capsets>,
     renderer: Option<Renderer>,
     /// Becomes readable when fences are to be looked at.
     events: OwnedFd,
@@ -93,10 +44,10 @@ pub struct ThreeD {
 }
 
 impl ThreeD {
-    pub fn new(offer: Arc<Offer>) -> std::io::Result<Self> {
+    pub fn new(capsets: Arc<Capsets>) -> std::io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Self {
-            offer,
+            capsets,
             renderer: None,
             events: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             timer: timerfd_create(TimerfdClockId::Monotonic, flags)?,
@@ -111,6 +62,18 @@ impl ThreeD {
     /// The renderer, if it has started.
     pub fn started(&mut self) -> Option<&mut Renderer> {
         self.renderer.as_mut()
+    }
+
+    /// RESOURCE_CREATE_3D.
+    pub fn create(&mut self, resources: &mut Resources, command: &Create3d) -> Result<(), Refusal> {
+        let renderer = self.renderer()?;
+        let number = command.resource.get();
+        let shape = (command.width.get(), command.height.get());
+        let format = Format::from_number(command.format.get())
+            .filter(|_| command.target.get() != BUFFER && shape.0 > 0 && shape.1 > 0);
+        resources.create_rendered(number, format, shape, size(command), || {
+            renderer.create_resource(command)
+        })
     }
 
     /// RESOURCE_CREATE_2D, with the renderer.
@@ -131,7 +94,7 @@ impl ThreeD {
             flags: gpu::VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP.into(),
             ..Create3d::default()
         };
-        create(self.renderer()?, resources, &command)
+        self.create(resources, &command)
     }
 
     /// TRANSFER_TO_HOST_2D to a resource that the renderer has. The rectangle is in the picture.
@@ -154,7 +117,7 @@ impl ThreeD {
     }
 
     #[allow(clippy::too_many_arguments, reason = "it has these fields")]
-    fn transfer(
+    pub fn transfer(
         &mut self,
         direction: Direction,
         context: u32,
@@ -174,19 +137,23 @@ impl ThreeD {
     /// A resource as a buffer that the display can show by itself, where that can be.
     pub fn export(&mut self, number: u32) -> Option<Dmabuf> {
         let renderer = self.renderer.as_mut()?;
-        let buffer = self.offer.gives_buffers.then(|| renderer.export(number))?;
+        let buffer = self
+            .capsets
+            .gives_buffers
+            .then(|| renderer.export(number))?;
         log::debug!("resource {number} is shown from {buffer:?}");
         buffer
     }
 
-    fn renderer(&mut self) -> Result<&mut Renderer, Refusal> {
+    pub fn renderer(&mut self) -> Result<&mut Renderer, Refusal> {
         match &mut self.renderer {
             Some(renderer) => Ok(renderer),
             none => {
-                let renderer = start(&self.offer, &self.events, &self.timer).map_err(|error| {
-                    warn_limited(format_args!("cannot enable 3D: {error}"));
-                    Refusal::Unspecified
-                })?;
+                let renderer =
+                    start(&self.capsets, &self.events, &self.timer).map_err(|error| {
+                        warn_limited(format_args!("cannot enable 3D: {error}"));
+                        Refusal::Unspecified
+                    })?;
                 Ok(none.insert(renderer))
             }
         }
@@ -238,8 +205,8 @@ impl ThreeD {
 }
 
 /// Starts the renderer on this thread.
-fn start(offer: &Offer, events: &OwnedFd, timer: &OwnedFd) -> Result<Renderer, VirglError> {
-    let renderer = Renderer::new(offer.node.as_deref())?;
+fn start(capsets: &Capsets, events: &OwnedFd, timer: &OwnedFd) -> Result<Renderer, VirglError> {
+    let renderer = Renderer::new(capsets.node.as_deref())?;
     let source = renderer.events().unwrap_or(timer.as_fd());
     epoll::add(
         events,
@@ -252,119 +219,20 @@ fn start(offer: &Offer, events: &OwnedFd, timer: &OwnedFd) -> Result<Renderer, V
     Ok(renderer)
 }
 
-/// Carries out a command that only a device with 3D has.
-pub fn control(
-    three_d: &mut ThreeD,
+/// Takes over what the renderer has drawn, where the resource is the renderer's.
+pub fn read_back(
+    three_d: Option<&mut ThreeD>,
     resources: &mut Resources,
-    header: &Header,
-    chain: &mut Chain,
-) -> Result<Response, Refusal> {
-    let context = header.context_id.get();
-    match header.kind.get() {
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET_INFO => {
-            return capset_info(&three_d.offer, read::<Number>(chain)?.number.get());
-        }
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET => {
-            return capset(three_d, &read(chain)?);
-        }
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_CREATE => {
-            let command: CreateContext = read(chain)?;
-            let length = command.name_length.get() as usize;
-            let name = command
-                .name
-                .as_flattened()
-                .get(..length)
-                .ok_or(Refusal::Parameter)?;
-            three_d.renderer()?.create_context(context, name)?;
-        }
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_DESTROY => {
-            three_d.renderer()?.destroy_context(context)?;
-        }
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_ATTACH_RESOURCE => {
-            let number = read::<Number>(chain)?.number.get();
-            share(three_d, resources, context, number, true)?;
-        }
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_DETACH_RESOURCE => {
-            let number = read::<Number>(chain)?.number.get();
-            share(three_d, resources, context, number, false)?;
-        }
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_3D => {
-            create(three_d.renderer()?, resources, &read(chain)?)?;
-        }
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_3D => {
-            transfer(
-                three_d,
-                resources,
-                Direction::ToHost,
-                context,
-                &read(chain)?,
-            )?;
-        }
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_FROM_HOST_3D => {
-            transfer(
-                three_d,
-                resources,
-                Direction::FromHost,
-                context,
-                &read(chain)?,
-            )?;
-        }
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SUBMIT_3D => {
-            let size = read::<Number>(chain)?.number.get();
-            if size > MAX_COMMANDS || !size.is_multiple_of(4) || chain.readable_len() < size.into()
-            {
-                return Err(Refusal::Parameter);
-            }
-            let mut commands = vec![0u32; size as usize / 4];
-            chain.read(commands.as_mut_bytes())?;
-            three_d.renderer()?.submit(context, &mut commands)?;
-        }
-        _ => return Err(Refusal::Unspecified),
-    }
-    Ok(no_data())
-}
-
-fn capset_info(offer: &Offer, index: u32) -> Result<Response, Refusal> {
-    let capset = offer
-        .capsets
-        .get(index as usize)
-        .ok_or(Refusal::Parameter)?;
-    let info = CapsetInfo {
-        id: capset.id.into(),
-        max_version: capset.max_version.into(),
-        max_size: capset.size.into(),
-        padding: 0.into(),
-    };
-    Ok(Response {
-        kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_CAPSET_INFO,
-        body: info.as_bytes().to_vec(),
-    })
-}
-
-fn capset(three_d: &mut ThreeD, command: &GetCapset) -> Result<Response, Refusal> {
-    let (id, version) = (command.id.get(), command.version.get());
-    let mut capsets = three_d.offer.capsets.iter();
-    let capset = *capsets
-        .find(|capset| capset.id == id && version <= capset.max_version)
-        .ok_or(Refusal::Parameter)?;
-    Ok(Response {
-        kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_CAPSET,
-        body: three_d.renderer()?.fill_capset(&capset, version)?,
-    })
-}
-
-/// Lets a context use a resource, or not any more. One that the renderer does not have, because it does not know the format, can be used by no
-/// context; Linux attaches it all the same.
-fn share(
-    three_d: &mut ThreeD,
-    resources: &Resources,
-    context: u32,
     number: u32,
-    uses: bool,
+    rectangle: &Rectangle,
 ) -> Result<(), Refusal> {
-    match resources.get(number)?.is_rendered() {
-        true => three_d.renderer()?.share(context, number, uses),
-        false => Ok(()),
+    let resource = resources.get_mut(number)?;
+    match three_d.and_then(ThreeD::started) {
+        Some(renderer) if resource.is_rendered() => resource
+            .read_back(rectangle, |rectangle, width, pixels| {
+                renderer.read(number, rectangle, width, pixels)
+            }),
+        _ => Ok(()),
     }
 }
 
@@ -392,20 +260,6 @@ fn size(command: &Create3d) -> u64 {
     }
 }
 
-fn create(
-    renderer: &mut Renderer,
-    resources: &mut Resources,
-    command: &Create3d,
-) -> Result<(), Refusal> {
-    let number = command.resource.get();
-    let shape = (command.width.get(), command.height.get());
-    let format = Format::from_number(command.format.get())
-        .filter(|_| command.target.get() != BUFFER && shape.0 > 0 && shape.1 > 0);
-    resources.create_rendered(number, format, shape, size(command), || {
-        renderer.create_resource(command)
-    })
-}
-
 /// Whether the library, which counts bytes with 32 bits, can tell if all of a transfer is in the memory behind the resource.
 fn is_countable(part: &TransferBox, (stride, layer_stride): (u32, u32), offset: u64) -> bool {
     let ends = [
@@ -425,29 +279,4 @@ fn is_countable(part: &TransferBox, (stride, layer_stride): (u32, u32), offset: 
     ];
     let size = sizes.into_iter().fold(0, u64::saturating_add);
     ends.into_iter().all(|end| end.is_some()) && size <= u32::MAX.into()
-}
-
-fn transfer(
-    three_d: &mut ThreeD,
-    resources: &Resources,
-    direction: Direction,
-    context: u32,
-    command: &Transfer3d,
-) -> Result<(), Refusal> {
-    let number = command.resource.get();
-    if !resources.get(number)?.is_rendered() {
-        return Err(Refusal::Parameter);
-    }
-    let part = TransferBox {
-        x: command.x.get(),
-        y: command.y.get(),
-        z: command.z.get(),
-        width: command.width.get(),
-        height: command.height.get(),
-        depth: command.depth.get(),
-    };
-    let level = command.level.get();
-    let strides = (command.stride.get(), command.layer_stride.get());
-    let offset = command.offset.get();
-    three_d.transfer(direction, context, number, level, strides, part, offset)
 }

@@ -12,7 +12,8 @@ use thiserror::Error;
 use vhost_device_common::info_limited;
 use zerocopy::FromBytes;
 
-use super::message::{FEATURE_DMABUF2, FEATURE_EDID, Outgoing, Query};
+use super::message::{FEATURE_DMABUF2, FEATURE_EDID, Query};
+use super::outgoing::Outgoing;
 
 /// Questions that wait for their answers at most: a display that answers none is not asked more.
 pub const MAX_ASKED: usize = 64;

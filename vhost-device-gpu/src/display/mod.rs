@@ -6,6 +6,7 @@
 
 mod link;
 mod message;
+mod outgoing;
 mod output;
 
 use std::io;
@@ -27,7 +28,8 @@ use crate::rectangle::Rectangle;
 use crate::resource::Resources;
 use link::{DisplayError, Link, MAX_ASKED, watch};
 pub use message::Query;
-use message::{HEADER_SIZE, Outgoing, Request, message};
+use message::{HEADER_SIZE, Request, message};
+use outgoing::Outgoing;
 pub use output::{Cursor, Source};
 use output::{Output, whole};
 

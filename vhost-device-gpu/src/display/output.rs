@@ -3,15 +3,32 @@
 
 use std::sync::Arc;
 
-use super::message::{MAX_UPDATE_PIXELS, Outgoing, Request, Update, cursor_update, message};
+use super::message::{MAX_UPDATE_PIXELS, Request, cursor_update, message};
+use super::outgoing::{Outgoing, Update};
 use crate::dmabuf::Dmabuf;
 use crate::rectangle::Rectangle;
+use crate::resource::Resource;
+
+/// Width and height of a scanout at most: displays count in 16 bits, with a sign.
+const MAX_SCANOUT_SIDE: u32 = i16::MAX as u32;
 
 /// What of a resource a scanout shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     pub resource: u32,
     pub rectangle: Rectangle,
+}
+
+impl Source {
+    /// `None` if the rectangle is not within the resource, or too large for a display.
+    pub fn new(number: u32, resource: &Resource, rectangle: Rectangle) -> Option<Self> {
+        let is_valid =
+            resource.has(&rectangle) && rectangle.width.max(rectangle.height) <= MAX_SCANOUT_SIDE;
+        is_valid.then_some(Self {
+            resource: number,
+            rectangle,
+        })
+    }
 }
 
 /// A cursor, and what the display has yet to learn of it.

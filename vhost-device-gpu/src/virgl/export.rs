@@ -6,8 +6,8 @@ use std::os::fd::{FromRawFd, OwnedFd};
 
 use virtio_bindings::virtio_gpu::VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP;
 
-use super::Renderer;
 use super::library::{Library, MAX_PLANES, ResourceInfo, ResourceInfoExt};
+use super::renderer::Renderer;
 use crate::dmabuf::Dmabuf;
 
 impl Renderer {

@@ -6,7 +6,7 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
-use super::VirglError;
+use super::error::VirglError;
 
 /// The library, by its name in all releases so far.
 const NAME: &CStr = c"libvirglrenderer.so.1";

@@ -10,7 +10,8 @@ use rustix::process::{Pid, Resource, Rlimit, WaitOptions, setrlimit, waitpid};
 use vhost_device_common::program::forked;
 use virtio_bindings::virtio_gpu::VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP;
 
-use super::{Renderer, VirglError};
+use super::error::VirglError;
+use super::renderer::Renderer;
 use crate::protocol::{Create3d, Refusal};
 use crate::rectangle::Rectangle;
 
@@ -109,7 +110,7 @@ fn picture(renderer: &mut Renderer) -> Result<Vec<u32>, Refusal> {
             flags: VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP.into(),
             ..Create3d::default()
         })?;
-        renderer.share(CONTEXT, number, true)?;
+        renderer.attach_to_context(CONTEXT, number)?;
     }
     renderer.submit(CONTEXT, &mut commands())?;
     let all = Rectangle::new(0, 0, LARGE, LARGE).ok_or(Refusal::Parameter)?;

@@ -14,13 +14,13 @@ use std::thread::ThreadId;
 use vhost_device_common::memory::GuestMemory;
 use zerocopy::IntoBytes;
 
-use super::VirglError;
+use super::error::VirglError;
 use super::library::{
     Callbacks, Library, ResourceArguments, THREAD_SYNC, TransferBox, USE_EGL, USE_SURFACELESS,
 };
+use crate::backing::Backing;
 use crate::protocol::{Create3d, Refusal};
 use crate::rectangle::Rectangle;
-use crate::resource::Backing;
 
 /// Sets of capabilities that the library fills in: VIRTIO_GPU_CAPSET_VIRGL and VIRTIO_GPU_CAPSET_VIRGL2.
 const CAPSETS: [u32; 2] = [1, 2];
@@ -215,16 +215,21 @@ impl Renderer {
         Ok(())
     }
 
-    /// Lets a context use a resource, or not any more.
-    pub fn share(&mut self, context: u32, resource: u32, uses: bool) -> Result<(), Refusal> {
+    /// Lets a context use a resource.
+    pub fn attach_to_context(&mut self, context: u32, resource: u32) -> Result<(), Refusal> {
         let library = self.library()?;
         self.check_context(context)?;
-        let call = match uses {
-            true => library.ctx_attach_resource,
-            false => library.ctx_detach_resource,
-        };
         // SAFETY: the context exists; the library ignores unknown resources.
-        unsafe { call(context as c_int, resource as c_int) };
+        unsafe { (library.ctx_attach_resource)(context as c_int, resource as c_int) };
+        Ok(())
+    }
+
+    /// Reverses [`Renderer::attach_to_context`].
+    pub fn detach_from_context(&mut self, context: u32, resource: u32) -> Result<(), Refusal> {
+        let library = self.library()?;
+        self.check_context(context)?;
+        // SAFETY: the context exists; the library ignores unknown resources.
+        unsafe { (library.ctx_detach_resource)(context as c_int, resource as c_int) };
         Ok(())
     }
 

@@ -1,28 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The commands of the control queue (VIRTIO 1.3, 5.7.6.8) and of the cursor queue (5.7.6.10).
+//! The commands of the control queue (VIRTIO 1.3, 5.7.6.8).
+
+pub mod cursor;
+pub mod reply;
+mod three_d;
 
 use std::sync::Arc;
 
-use vhost_device_common::chain::{Chain, ChainError};
+use vhost_device_common::chain::Chain;
 use virtio_bindings::virtio_gpu as gpu;
-use zerocopy::{FromZeros, IntoBytes};
 
-use crate::display::{Display, Query, Source};
-use crate::edid;
+use crate::backing::{Backing, MAX_ENTRIES};
+use crate::display::{Query, Source};
 use crate::format::Format;
 use crate::protocol::{
-    AttachBacking, CURSOR_SIZE, Create2d, Cursor, DisplayMode, EdidHead, Flush, Header, MAX_EDID,
-    MAX_SCANOUTS, MemoryEntry, Number, Refusal, Response, SetScanout, Transfer2d,
+    AttachBacking, Create2d, Flush, Header, MemoryEntry, Number, Refusal, Response, SetScanout,
+    Transfer2d, check_scanout, read,
 };
-use crate::rectangle::Rectangle;
-use crate::resource::{Backing, MAX_ENTRIES, Resource};
 use crate::state::State;
-use crate::three_d::{self, ThreeD};
-
-/// Width and height of a scanout at most: displays count in 16 bits, with a sign.
-const MAX_SCANOUT_SIDE: u32 = i16::MAX as u32;
-/// Bytes of the header at the front of an answer of the display, which is the response to the driver.
-const HEADER_SIZE: usize = size_of::<Header>();
+use crate::three_d::{ThreeD, read_back};
 
 /// What has become of a command.
 #[derive(Debug)]
@@ -33,32 +29,6 @@ pub enum Outcome {
     Flushing,
     /// It is carried out when the display has answered.
     Asking(Query),
-}
-
-impl From<ChainError> for Refusal {
-    fn from(error: ChainError) -> Self {
-        match error {
-            ChainError::TooShort { .. } => Self::Parameter,
-            ChainError::NotMemory => Self::Unspecified,
-        }
-    }
-}
-
-/// Takes a part of a command.
-pub fn read<T: FromZeros + IntoBytes + zerocopy::FromBytes>(
-    chain: &mut Chain,
-) -> Result<T, ChainError> {
-    let mut object = T::new_zeroed();
-    chain.read(object.as_mut_bytes())?;
-    Ok(object)
-}
-
-/// The response of a command that has nothing else to say.
-pub fn no_data() -> Response {
-    Response {
-        kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_NODATA,
-        body: Vec::new(),
-    }
 }
 
 /// Carries out a command of the control queue, whose header was taken. There is no `three_d` for a driver that did not ask for it.
@@ -149,52 +119,7 @@ pub fn control(
             None => return Err(Refusal::Unspecified),
         },
     }
-    Ok(Outcome::Done(no_data()))
-}
-
-/// The response to a command that the display has answered.
-pub fn answered(query: Query, answer: &[u8]) -> Response {
-    let kind = match query {
-        Query::DisplayInfo => gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_DISPLAY_INFO,
-        Query::Edid { .. } => gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_EDID,
-        Query::ProtocolFeatures | Query::Shown { .. } => return Refusal::Unspecified.into(),
-    };
-    Response {
-        kind,
-        body: answer.get(HEADER_SIZE..).unwrap_or_default().to_vec(),
-    }
-}
-
-/// The response to a command that no display has answered: one screen. What its EDID is, a display that is there would have to say.
-pub fn unanswered(query: Query, display: &Display) -> Response {
-    let body = match query {
-        Query::DisplayInfo => {
-            let mut modes = [DisplayMode::default(); MAX_SCANOUTS];
-            let [first, ..] = &mut modes;
-            first.rectangle.width = edid::MODE.0.into();
-            first.rectangle.height = edid::MODE.1.into();
-            first.enabled = 1.into();
-            [&[0; HEADER_SIZE], modes.as_bytes()].concat()
-        }
-        Query::Edid { .. } if !display.is_connected() => {
-            let head = EdidHead {
-                size: (edid::EDID.len() as u32).into(),
-                padding: 0.into(),
-            };
-            let mut body = [&[0; HEADER_SIZE], head.as_bytes(), &edid::EDID].concat();
-            body.resize(HEADER_SIZE + size_of::<EdidHead>() + MAX_EDID, 0);
-            body
-        }
-        _ => return Refusal::Unspecified.into(),
-    };
-    answered(query, &body)
-}
-
-fn check_scanout(scanout: u32) -> Result<(), Refusal> {
-    match (scanout as usize) < MAX_SCANOUTS {
-        true => Ok(()),
-        false => Err(Refusal::ScanoutId),
-    }
+    Ok(Outcome::Done(Response::no_data()))
 }
 
 /// A random UUID (RFC 9562, version 4).
@@ -226,11 +151,6 @@ fn create_2d(
     resources.create(command.resource.get(), format, width, height)
 }
 
-/// Whether a scanout can show this part of a resource.
-pub fn can_show(resource: &Resource, rectangle: &Rectangle) -> bool {
-    resource.has(rectangle) && rectangle.width.max(rectangle.height) <= MAX_SCANOUT_SIDE
-}
-
 fn set_scanout(
     state: &mut State,
     three_d: Option<&mut ThreeD>,
@@ -243,9 +163,8 @@ fn set_scanout(
         0 => None,
         resource => {
             let rectangle = command.rectangle.checked().ok_or(Refusal::Parameter)?;
-            if !can_show(state.resources.get(resource)?, &rectangle) {
-                return Err(Refusal::Parameter);
-            }
+            let source = Source::new(resource, state.resources.get(resource)?, rectangle)
+                .ok_or(Refusal::Parameter)?;
             // QEMU takes the part that is shown for one that begins at (0, 0) of a buffer.
             if (rectangle.x, rectangle.y) == (0, 0) {
                 buffer = state.display.buffer(resource);
@@ -254,10 +173,7 @@ fn set_scanout(
             if buffer.is_none() {
                 state.resources.prepare(resource)?;
             }
-            Some(Source {
-                resource,
-                rectangle,
-            })
+            Some(source)
         }
     };
     state.display.set_scanout(scanout, source, buffer);
@@ -275,7 +191,12 @@ fn flush(
         return Err(Refusal::Parameter);
     }
     if state.display.shows_pixels(number) {
-        read_back(state, three_d.as_deref_mut(), number, &rectangle)?;
+        read_back(
+            three_d.as_deref_mut(),
+            &mut state.resources,
+            number,
+            &rectangle,
+        )?;
     }
     if state.display.buffer(number).is_some()
         && let Some(renderer) = three_d.and_then(ThreeD::started)
@@ -285,23 +206,6 @@ fn flush(
     }
     state.display.flush(number, &rectangle);
     Ok(())
-}
-
-/// Takes over what the renderer has drawn, where the resource is the renderer's.
-fn read_back(
-    state: &mut State,
-    three_d: Option<&mut ThreeD>,
-    number: u32,
-    rectangle: &Rectangle,
-) -> Result<(), Refusal> {
-    let resource = state.resources.get_mut(number)?;
-    match three_d.and_then(ThreeD::started) {
-        Some(renderer) if resource.is_rendered() => resource
-            .read_back(rectangle, |rectangle, width, pixels| {
-                renderer.read(number, rectangle, width, pixels)
-            }),
-        _ => Ok(()),
-    }
 }
 
 fn attach_backing(
@@ -334,49 +238,4 @@ fn attach_backing(
         });
     }
     Ok(())
-}
-
-/// Carries out a command of the cursor queue.
-pub fn cursor(
-    state: &mut State,
-    three_d: Option<&mut ThreeD>,
-    chain: &mut Chain,
-) -> Result<(), Refusal> {
-    let header: Header = read(chain)?;
-    let command: Cursor = read(chain)?;
-    let (scanout, number) = (command.scanout.get(), command.resource.get());
-    log::trace!("cursor command {:#x}", header.kind);
-    check_scanout(scanout)?;
-    let image = match header.kind.get() {
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_MOVE_CURSOR => None,
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR if number == 0 => None,
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR => {
-            let hot = (command.hot_x.get(), command.hot_y.get());
-            Some((hot, cursor_image(state, three_d, number)?))
-        }
-        _ => return Err(Refusal::Unspecified),
-    };
-    let position = (command.x.get(), command.y.get());
-    state
-        .display
-        .set_cursor(scanout, position, number != 0, image);
-    Ok(())
-}
-
-/// The picture of a resource that has the size of a cursor. What would be alpha is, whatever the format says: Linux has its cursors in a format
-/// without.
-fn cursor_image(
-    state: &mut State,
-    three_d: Option<&mut ThreeD>,
-    number: u32,
-) -> Result<Vec<u32>, Refusal> {
-    let resource = state.resources.get(number)?;
-    let all = Rectangle::new(0, 0, resource.width, resource.height).ok_or(Refusal::Parameter)?;
-    if (all.width, all.height) != (CURSOR_SIZE, CURSOR_SIZE) {
-        return Err(Refusal::Parameter);
-    }
-    state.resources.prepare(number)?;
-    read_back(state, three_d, number, &all)?;
-    let resource = state.resources.get(number)?;
-    Ok(resource.rows(0, CURSOR_SIZE).to_vec())
 }

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The commands of the cursor queue (VIRTIO 1.3, 5.7.6.10).
+
+use vhost_device_common::chain::Chain;
+use virtio_bindings::virtio_gpu as gpu;
+
+use crate::protocol::{CURSOR_SIZE, Cursor, Header, Refusal, check_scanout, read};
+use crate::rectangle::Rectangle;
+use crate::state::State;
+use crate::three_d::{ThreeD, read_back};
+
+/// Carries out a command of the cursor queue.
+pub fn process(
+    state: &mut State,
+    three_d: Option<&mut ThreeD>,
+    chain: &mut Chain,
+) -> Result<(), Refusal> {
+    let header: Header = read(chain)?;
+    let command: Cursor = read(chain)?;
+    let (scanout, number) = (command.scanout.get(), command.resource.get());
+    log::trace!("cursor command {:#x}", header.kind);
+    check_scanout(scanout)?;
+    let image = match header.kind.get() {
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_MOVE_CURSOR => None,
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR if number == 0 => None,
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR => {
+            let hot = (command.hot_x.get(), command.hot_y.get());
+            Some((hot, cursor_image(state, three_d, number)?))
+        }
+        _ => return Err(Refusal::Unspecified),
+    };
+    let position = (command.x.get(), command.y.get());
+    state
+        .display
+        .set_cursor(scanout, position, number != 0, image);
+    Ok(())
+}
+
+/// The picture of a resource that has the size of a cursor. What would be alpha is, whatever the format says: Linux has its cursors in a format
+/// without.
+fn cursor_image(
+    state: &mut State,
+    three_d: Option<&mut ThreeD>,
+    number: u32,
+) -> Result<Vec<u32>, Refusal> {
+    let resource = state.resources.get(number)?;
+    let all = Rectangle::new(0, 0, resource.width, resource.height).ok_or(Refusal::Parameter)?;
+    if (all.width, all.height) != (CURSOR_SIZE, CURSOR_SIZE) {
+        return Err(Refusal::Parameter);
+    }
+    state.resources.prepare(number)?;
+    read_back(three_d, &mut state.resources, number, &all)?;
+    let resource = state.resources.get(number)?;
+    Ok(resource.rows(0, CURSOR_SIZE).to_vec())
+}

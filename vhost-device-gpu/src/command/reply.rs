@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The responses to GET_DISPLAY_INFO and GET_EDID.
+
+use virtio_bindings::virtio_gpu as gpu;
+use zerocopy::IntoBytes;
+
+use crate::display::{Display, Query};
+use crate::edid;
+use crate::protocol::{DisplayMode, EdidHead, Header, MAX_EDID, MAX_SCANOUTS, Refusal, Response};
+
+/// Bytes of the header at the front of an answer of the display, which is the response to the driver.
+const HEADER_SIZE: usize = size_of::<Header>();
+
+/// The response to a command that the display has answered.
+pub fn answered(query: Query, answer: &[u8]) -> Response {
+    let kind = match query {
+        Query::DisplayInfo => gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_DISPLAY_INFO,
+        Query::Edid { .. } => gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_EDID,
+        Query::ProtocolFeatures | Query::Shown { .. } => return Refusal::Unspecified.into(),
+    };
+    Response {
+        kind,
+        body: answer.get(HEADER_SIZE..).unwrap_or_default().to_vec(),
+    }
+}
+
+/// The response to a command that no display has answered: one screen. What its EDID is, a display that is there would have to say.
+pub fn unanswered(query: Query, display: &Display) -> Response {
+    let body = match query {
+        Query::DisplayInfo => {
+            let mut modes = [DisplayMode::default(); MAX_SCANOUTS];
+            let [first, ..] = &mut modes;
+            first.rectangle.width = edid::MODE.0.into();
+            first.rectangle.height = edid::MODE.1.into();
+            first.enabled = 1.into();
+            [&[0; HEADER_SIZE], modes.as_bytes()].concat()
+        }
+        Query::Edid { .. } if !display.is_connected() => {
+            let head = EdidHead {
+                size: (edid::EDID.len() as u32).into(),
+                padding: 0.into(),
+            };
+            let mut body = [&[0; HEADER_SIZE], head.as_bytes(), &edid::EDID].concat();
+            body.resize(HEADER_SIZE + size_of::<EdidHead>() + MAX_EDID, 0);
+            body
+        }
+        _ => return Refusal::Unspecified.into(),
+    };
+    answered(query, &body)
+}

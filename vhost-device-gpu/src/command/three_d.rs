@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The 3D commands (VIRTIO 1.3, 5.7.6.8).
+
+use vhost_device_common::chain::Chain;
+use virtio_bindings::virtio_gpu as gpu;
+use zerocopy::IntoBytes;
+
+use crate::capsets::Capsets;
+use crate::protocol::{
+    CapsetInfo, CreateContext, GetCapset, Header, Number, Refusal, Response, Transfer3d, read,
+};
+use crate::resource::Resources;
+use crate::three_d::ThreeD;
+use crate::virgl::{Direction, TransferBox};
+
+/// Bytes of one SUBMIT_3D: Linux guests stay far below.
+const MAX_COMMANDS: u32 = 16 << 20;
+
+/// Carries out a command that only a device with 3D has.
+pub fn control(
+    three_d: &mut ThreeD,
+    resources: &mut Resources,
+    header: &Header,
+    chain: &mut Chain,
+) -> Result<Response, Refusal> {
+    let context = header.context_id.get();
+    match header.kind.get() {
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET_INFO => {
+            return capset_info(&three_d.capsets, read::<Number>(chain)?.number.get());
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET => {
+            return capset(three_d, &read(chain)?);
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_CREATE => {
+            let command: CreateContext = read(chain)?;
+            let length = command.name_length.get() as usize;
+            let name = command
+                .name
+                .as_flattened()
+                .get(..length)
+                .ok_or(Refusal::Parameter)?;
+            three_d.renderer()?.create_context(context, name)?;
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_DESTROY => {
+            three_d.renderer()?.destroy_context(context)?;
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_ATTACH_RESOURCE => {
+            let number = read::<Number>(chain)?.number.get();
+            // Linux attaches resources whose format the renderer does not know, too; no context can use them.
+            if resources.get(number)?.is_rendered() {
+                three_d.renderer()?.attach_to_context(context, number)?;
+            }
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_DETACH_RESOURCE => {
+            let number = read::<Number>(chain)?.number.get();
+            if resources.get(number)?.is_rendered() {
+                three_d.renderer()?.detach_from_context(context, number)?;
+            }
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_3D => {
+            three_d.create(resources, &read(chain)?)?;
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_3D => {
+            transfer(
+                three_d,
+                resources,
+                Direction::ToHost,
+                context,
+                &read(chain)?,
+            )?;
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_FROM_HOST_3D => {
+            transfer(
+                three_d,
+                resources,
+                Direction::FromHost,
+                context,
+                &read(chain)?,
+            )?;
+        }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SUBMIT_3D => {
+            let size = read::<Number>(chain)?.number.get();
+            if size > MAX_COMMANDS || !size.is_multiple_of(4) || chain.readable_len() < size.into()
+            {
+                return Err(Refusal::Parameter);
+            }
+            let mut commands = vec![0u32; size as usize / 4];
+            chain.read(commands.as_mut_bytes())?;
+            three_d.renderer()?.submit(context, &mut commands)?;
+        }
+        _ => return Err(Refusal::Unspecified),
+    }
+    Ok(Response::no_data())
+}
+
+fn capset_info(capsets: &Capsets, index: u32) -> Result<Response, Refusal> {
+    let capset = capsets.sets.get(index as usize).ok_or(Refusal::Parameter)?;
+    let info = CapsetInfo {
+        id: capset.id.into(),
+        max_version: capset.max_version.into(),
+        max_size: capset.size.into(),
+        padding: 0.into(),
+    };
+    Ok(Response {
+        kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_CAPSET_INFO,
+        body: info.as_bytes().to_vec(),
+    })
+}
+
+fn capset(three_d: &mut ThreeD, command: &GetCapset) -> Result<Response, Refusal> {
+    let (id, version) = (command.id.get(), command.version.get());
+    let mut capsets = three_d.capsets.sets.iter();
+    let capset = *capsets
+        .find(|capset| capset.id == id && version <= capset.max_version)
+        .ok_or(Refusal::Parameter)?;
+    Ok(Response {
+        kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_CAPSET,
+        body: three_d.renderer()?.fill_capset(&capset, version)?,
+    })
+}
+
+fn transfer(
+    three_d: &mut ThreeD,
+    resources: &Resources,
+    direction: Direction,
+    context: u32,
+    command: &Transfer3d,
+) -> Result<(), Refusal> {
+    let number = command.resource.get();
+    if !resources.get(number)?.is_rendered() {
+        return Err(Refusal::Parameter);
+    }
+    let part = TransferBox {
+        x: command.x.get(),
+        y: command.y.get(),
+        z: command.z.get(),
+        width: command.width.get(),
+        height: command.height.get(),
+        depth: command.depth.get(),
+    };
+    let level = command.level.get();
+    let strides = (command.stride.get(), command.layer_stride.get());
+    let offset = command.offset.get();
+    three_d.transfer(direction, context, number, level, strides, part, offset)
+}

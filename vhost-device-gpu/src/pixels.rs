@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The pixels of a resource.
+
+use std::ops::Range;
+
+use zerocopy::FromZeros;
+
+use crate::protocol::Refusal;
+
+/// Bytes of a cache line.
+const CACHE_LINE: usize = 64;
+/// Pixels that begin with a cache line: copying pages there takes a third less time than to where an allocation begins.
+#[derive(Debug, Default)]
+pub struct Pixels {
+    all: Box<[u32]>,
+    start: usize,
+}
+
+impl Pixels {
+    /// `count` of them, all 0, if the host has so much memory.
+    pub fn new(count: u64) -> Result<Self, Refusal> {
+        let count = usize::try_from(count).map_err(|_| Refusal::OutOfMemory)?;
+        let count = count.saturating_add(CACHE_LINE / size_of::<u32>());
+        let all = <[u32]>::new_box_zeroed_with_elems(count).map_err(|_| Refusal::OutOfMemory)?;
+        let start = all.as_ptr().align_offset(CACHE_LINE);
+        Ok(Self { all, start })
+    }
+
+    pub fn len(&self) -> usize {
+        self.all.len().saturating_sub(CACHE_LINE / size_of::<u32>())
+    }
+
+    pub fn as_mut_slice(&mut self) -> &mut [u32] {
+        let range = 0..self.len();
+        self.get_mut(range).unwrap_or_default()
+    }
+
+    pub fn get(&self, range: Range<usize>) -> Option<&[u32]> {
+        self.all.get(self.start..)?.get(range)
+    }
+
+    pub fn get_mut(&mut self, range: Range<usize>) -> Option<&mut [u32]> {
+        self.all.get_mut(self.start..)?.get_mut(range)
+    }
+}
