@@ -8,18 +8,20 @@ use std::sync::{Arc, Mutex};
 use vhost_device_common::device::{ConfigError, Device, Needs, StartError, StateError};
 use vhost_device_common::state;
 
-use crate::config::{CONFIG_SIZE, Identity, Selection};
+use crate::config::{CONFIG_SIZE, Selection, config_space};
 use crate::handler::{InputHandler, lock};
+use crate::host_device::HostDevice;
+use crate::identity::Identity;
 use crate::options::Options;
 use crate::report::Left;
 use crate::saved::Saved;
-use crate::source::{Evdev, Port, Source};
+use crate::source::{Evdev, Source};
 
 /// The input device.
 pub struct Input {
     identity: Arc<Identity>,
     selection: Mutex<Selection>,
-    port: Arc<Mutex<Port>>,
+    host: Arc<Mutex<HostDevice>>,
     /// What is left of the guest while the event queue stands.
     left: Arc<Mutex<Left>>,
 }
@@ -30,7 +32,7 @@ impl Input {
         Self {
             identity: Arc::new(identity),
             selection: Mutex::default(),
-            port: Arc::new(Mutex::new(Port::new(source, node))),
+            host: Arc::new(Mutex::new(HostDevice::new(source, node))),
             left: Arc::default(),
         }
     }
@@ -67,7 +69,7 @@ impl Device for Input {
     }
 
     fn config(&self) -> Vec<u8> {
-        self.identity.config(*lock(&self.selection))
+        config_space(&self.identity, *lock(&self.selection))
     }
 
     fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigError> {
@@ -82,13 +84,13 @@ impl Device for Input {
     fn handler(&self, _thread: u16) -> io::Result<InputHandler> {
         InputHandler::new(
             Arc::clone(&self.identity),
-            Arc::clone(&self.port),
+            Arc::clone(&self.host),
             Arc::clone(&self.left),
         )
     }
 
     fn needs(&self) -> Needs {
-        lock(&self.port).needs()
+        lock(&self.host).needs()
     }
 
     fn reset(&self) {

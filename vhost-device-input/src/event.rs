@@ -30,6 +30,10 @@ pub const ABS_MT_TRACKING_ID: u16 = 0x39;
 /// Codes of EV_FF from here on are settings of the whole device; below, they are effects.
 pub const FF_GAIN: u16 = 0x60;
 
+/// Types of the events that are for the guest. It is the guest that sets lights, sounds and the rest. If
+/// it were told of that, later, it would take it for a change and set them anew, without end.
+pub const FORWARDED_TYPES: [u16; 6] = [EV_SYN, EV_KEY, EV_REL, EV_ABS, EV_MSC, EV_SW];
+
 /// One input event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {

@@ -11,10 +11,10 @@ use vhost_device_common::device::QueueHandler;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
 
-use crate::config::Identity;
 use crate::event::Event;
+use crate::host_device::HostDevice;
+use crate::identity::Identity;
 use crate::report::{Left, Reports};
-use crate::source::Port;
 use crate::state::State;
 
 /// The queue for events to the guest; the other one is for those from it.
@@ -33,7 +33,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 /// Works on both queues.
 pub struct InputHandler {
     identity: Arc<Identity>,
-    port: Arc<Mutex<Port>>,
+    host: Arc<Mutex<HostDevice>>,
     left: Arc<Mutex<Left>>,
     reports: Reports,
     /// Watches the node. The worker watches this: nodes come and go.
@@ -45,47 +45,47 @@ impl InputHandler {
     /// For a guest that just starts, or of which something is `left`. Events from before are not for it.
     pub fn new(
         identity: Arc<Identity>,
-        port: Arc<Mutex<Port>>,
+        host: Arc<Mutex<HostDevice>>,
         left: Arc<Mutex<Left>>,
     ) -> io::Result<Self> {
         let known = lock(&left).clone();
         let mut handler = Self {
             reports: Reports::new(identity.repeats_keys(), known),
             identity,
-            port,
+            host,
             left,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             retry: Timer::new()?,
         };
-        let port = lock(&handler.port);
-        match port.node() {
+        let host = lock(&handler.host);
+        match host.node() {
             Some(node) => watch_node(&handler.epoll, node)?,
             None => handler.retry.set(Duration::ZERO),
         }
-        drop(port);
+        drop(host);
         handler.read();
         Ok(handler)
     }
 
     /// Takes in all events that there are.
     fn read(&mut self) {
-        let mut port = lock(&self.port);
-        if port.node().is_none() {
+        let mut host = lock(&self.host);
+        if host.node().is_none() {
             return;
         }
         let reports = &mut self.reports;
-        let outcome = port.read(|event| reports.push(event)).and_then(|()| {
+        let outcome = host.read(|event| reports.push(event)).and_then(|()| {
             if reports.is_blind() {
-                reports.reload(settled_state(&port)?);
+                reports.reload(settled_state(&host)?);
             }
             Ok(())
         });
         if let Err(error) = outcome {
             log::warn!("the input device is gone ({error}); waiting until it is back");
-            if let Some(node) = port.node() {
+            if let Some(node) = host.node() {
                 let _ = epoll::delete(&self.epoll, node);
             }
-            port.close();
+            host.close();
             self.reports.unplug();
             self.retry.set(RETRY_INTERVAL);
         }
@@ -93,18 +93,18 @@ impl InputHandler {
 
     /// Goes on with the node if it is back.
     fn look_for_node(&mut self) {
-        let mut port = lock(&self.port);
-        let outcome = port.reopen().map(|node| watch_node(&self.epoll, node));
+        let mut host = lock(&self.host);
+        let outcome = host.reopen().map(|node| watch_node(&self.epoll, node));
         match outcome {
             Some(Ok(())) => {
-                drop(port);
+                drop(host);
                 log::info!("the input device is back");
                 self.reports.go_blind();
                 self.read();
             }
             Some(Err(error)) => {
                 log::error!("cannot wait for input events: {error}");
-                port.close();
+                host.close();
                 self.retry.set(RETRY_INTERVAL);
             }
             None => self.retry.set(RETRY_INTERVAL),
@@ -139,7 +139,7 @@ impl InputHandler {
                 Ok(()) => {
                     let event = Event::from_guest(bytes);
                     if self.identity.takes(event) {
-                        lock(&self.port).write(event);
+                        lock(&self.host).write(event);
                     }
                 }
                 Err(error) => warn_limited(format_args!("an event from the guest: {error}")),
@@ -182,15 +182,15 @@ impl QueueHandler for InputHandler {
 
 /// The state of the device, with no event left unread that it may already contain: such an event can be on another touch than
 /// the one that the state ends with.
-fn settled_state(port: &Port) -> io::Result<State> {
-    let mut state = port.state()?;
+fn settled_state(host: &HostDevice) -> io::Result<State> {
+    let mut state = host.state()?;
     for _ in 0..ATTEMPTS {
         let mut has_changed = false;
-        port.read(|_| has_changed = true)?;
+        host.read(|_| has_changed = true)?;
         if !has_changed {
             break;
         }
-        state = port.state()?;
+        state = host.state()?;
     }
     Ok(state)
 }

@@ -10,6 +10,8 @@ mod config;
 mod device;
 mod event;
 mod handler;
+mod host_device;
+mod identity;
 #[allow(unsafe_code)]
 mod node;
 mod opener;
@@ -19,8 +21,8 @@ mod saved;
 mod source;
 mod state;
 
-pub use config::{Axis, Bitmap, Identity, Ids};
 pub use device::Input;
 pub use event::Event;
+pub use identity::{Axis, Bitmap, Identity, Ids};
 pub use source::Source;
 pub use state::State;

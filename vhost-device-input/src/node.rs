@@ -9,11 +9,11 @@ use rustix::io::{Errno, Result};
 use rustix::ioctl::{Direction, IntegerSetter, Ioctl, IoctlOutput, Opcode, Setter, ioctl, opcode};
 use vhost_device_common::device::Call;
 
-use crate::config::{Axis, Bitmap, Identity, Ids};
 use crate::event::{
     ABS_MT_FIRST, ABS_MT_LAST, ABS_MT_SLOT, EV_ABS, EV_FF, EV_KEY, EV_LED, EV_MSC, EV_REL, EV_REP,
     EV_SND, EV_SW, EV_SYN, Event,
 };
+use crate::identity::{Axis, Bitmap, Identity, Ids};
 use crate::state::State;
 
 const GROUP: u8 = b'E';

@@ -8,18 +8,13 @@ use std::collections::VecDeque;
 use vhost_device_common::warn_limited;
 
 use crate::event::{
-    ABS_MT_TRACKING_ID, EV_ABS, EV_KEY, EV_MSC, EV_REL, EV_SW, EV_SYN, Event, KEY_REPEATED,
-    SYN_DROPPED,
+    ABS_MT_TRACKING_ID, EV_ABS, EV_KEY, EV_SYN, Event, FORWARDED_TYPES, KEY_REPEATED, SYN_DROPPED,
 };
 use crate::state::State;
 
 /// Most events that wait for the guest, and most of one report. A keyboard fills this in minutes, a
 /// mouse that reports a thousand times a second in a third of one.
 pub const CAPACITY: usize = 1024;
-
-/// Types of the events that are for the guest. It is the guest that sets lights, sounds and the rest. If
-/// it were told of that, later, it would take it for a change and set them anew, without end.
-pub const KINDS: [u16; 6] = [EV_SYN, EV_KEY, EV_REL, EV_ABS, EV_MSC, EV_SW];
 
 /// What is left of a guest whose queue has stopped.
 #[derive(Clone, Debug, Default)]
@@ -75,7 +70,7 @@ impl Reports {
         }
         match event.kind {
             EV_KEY if self.repeats_keys && event.value == KEY_REPEATED => return,
-            kind if KINDS.contains(&kind) => {}
+            kind if FORWARDED_TYPES.contains(&kind) => {}
             _ => return,
         }
         self.current.apply(event);

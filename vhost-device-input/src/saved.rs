@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use vhost_device_common::device::StateError;
 
 use crate::config::Selection;
-use crate::event::Event;
-use crate::report::{KINDS, Left};
+use crate::event::{Event, FORWARDED_TYPES};
+use crate::report::Left;
 use crate::state::{Control, State};
 
 /// The state of the device, version 1.
@@ -38,7 +38,10 @@ impl Saved {
             Some((last, rest)) => last.is_report() && !rest.iter().any(Event::is_report),
             None => true,
         };
-        let are_for_guest = self.waiting.iter().all(|event| KINDS.contains(&event.kind));
+        let are_for_guest = self
+            .waiting
+            .iter()
+            .all(|event| FORWARDED_TYPES.contains(&event.kind));
         if !is_end || !are_for_guest {
             return Err(StateError::Contents("an end of a report that is none"));
         }

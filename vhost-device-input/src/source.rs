@@ -9,22 +9,17 @@ use std::time::{Duration, Instant};
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 use vhost_device_common::device::{Needs, StartError};
-use vhost_device_common::warn_limited;
 
-use crate::config::Identity;
-use crate::event::Event;
+use crate::event::FORWARDED_TYPES;
+use crate::identity::Identity;
 use crate::node;
 use crate::opener::Opener;
 use crate::options::Options;
-use crate::report;
 use crate::state::State;
 
 /// How long a grab waits until no key is down: the host would not see it come up, and repeat it for
 /// ever. It is Enter, most often, that starts a program.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Events that are read at once.
-const BATCH: usize = 64;
-
 /// What opens a node: a file from which events are read as the kernel lays them out, and to which they are written. Tests have
 /// sources of their own.
 pub trait Source: Send {
@@ -165,7 +160,7 @@ fn open_node(opener: &Opener, path: &Path) -> Result<(OwnedFd, Identity), Obstac
         errno => failed(errno),
     })?;
     let identity = node::identity(node.as_fd()).map_err(failed)?;
-    if let Err(errno) = node::select_types(node.as_fd(), &report::KINDS) {
+    if let Err(errno) = node::select_types(node.as_fd(), &FORWARDED_TYPES) {
         log::debug!("cannot leave out events that are of no use: {errno}");
     }
     Ok((node, identity))
@@ -173,107 +168,4 @@ fn open_node(opener: &Opener, path: &Path) -> Result<(OwnedFd, Identity), Obstac
 
 fn is_writable(node: &OwnedFd) -> bool {
     rustix::fs::fcntl_getfl(node).is_ok_and(|flags| flags.contains(OFlags::RDWR))
-}
-
-/// A node for as long as it is there, and the source for when it is not.
-pub struct Port {
-    source: Box<dyn Source>,
-    node: Option<OwnedFd>,
-    /// Why the node could not be opened again the last time, and whether that was logged.
-    obstacle: Option<(String, bool)>,
-}
-
-impl Port {
-    pub fn new(source: impl Source + 'static, node: OwnedFd) -> Self {
-        Self {
-            source: Box::new(source),
-            node: Some(node),
-            obstacle: None,
-        }
-    }
-
-    /// The node, while it is there.
-    pub fn node(&self) -> Option<BorrowedFd<'_>> {
-        self.node.as_ref().map(AsFd::as_fd)
-    }
-
-    /// What the source does.
-    pub fn needs(&self) -> Needs {
-        self.source.needs()
-    }
-
-    /// Hands all events that there are to `each`.
-    ///
-    /// # Errors
-    /// The node is gone.
-    pub fn read(&self, mut each: impl FnMut(Event)) -> io::Result<()> {
-        let node = self.node.as_ref().ok_or(Errno::NODEV)?;
-        let mut buffer = [0; BATCH * Event::HOST_SIZE];
-        loop {
-            match rustix::io::read(node, &mut buffer) {
-                Ok(0) => return Err(Errno::NODEV.into()),
-                Ok(length) => {
-                    Event::from_host(buffer.get(..length).unwrap_or_default()).for_each(&mut each);
-                }
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-    }
-
-    /// How keys, switches, axes and touches are now.
-    ///
-    /// # Errors
-    /// The node is gone.
-    pub fn state(&self) -> io::Result<State> {
-        let node = self.node().ok_or(Errno::NODEV)?;
-        self.source.state(node)
-    }
-
-    /// Has the device carry out what the guest wants, if it is there and can. Others who read from it
-    /// see a report of that.
-    pub fn write(&self, event: Event) {
-        let Some(node) = &self.node else {
-            return;
-        };
-        let events = [event, Event::REPORT].map(Event::to_host);
-        match rustix::io::write(node, events.as_flattened()) {
-            Ok(_) => {}
-            // It is open for reading only, which has been said.
-            Err(Errno::BADF) => {}
-            // Who reads from it will see that.
-            Err(Errno::NODEV) => {}
-            Err(errno) => warn_limited(format_args!("cannot write {event:?}: {errno}")),
-        }
-    }
-
-    /// Lets go of a node that is gone.
-    pub fn close(&mut self) {
-        self.node = None;
-    }
-
-    /// Opens the node again if it is back. What is in the way is logged when it is no more a passing
-    /// state of a node that just comes into being.
-    pub fn reopen(&mut self) -> Option<BorrowedFd<'_>> {
-        match self.source.open() {
-            Ok(node) => {
-                self.obstacle = None;
-                self.node = node;
-            }
-            Err(obstacle) => {
-                let is_known = |(known, _): &(String, bool)| *known == obstacle;
-                match self.obstacle.take_if(|known| is_known(known)) {
-                    Some((_, was_logged)) => {
-                        if !was_logged {
-                            log::warn!("{obstacle}; waiting for the device");
-                        }
-                        self.obstacle = Some((obstacle, true));
-                    }
-                    None => self.obstacle = Some((obstacle, false)),
-                }
-            }
-        }
-        self.node()
-    }
 }

@@ -17,11 +17,11 @@ use vhost_device_common::worker::Polling;
 use vhost_device_tests::front_end::{Buffer, FrontEnd, Options, Queue as Ring, Used};
 
 use super::*;
-use crate::config::Bitmap;
 use crate::device::Input;
 use crate::event::{
     EV_ABS, EV_FF, EV_KEY, EV_LED, EV_MSC, EV_REL, EV_REP, EV_SND, EV_SYN, FF_GAIN, SYN_DROPPED,
 };
+use crate::identity::Bitmap;
 use crate::report::CAPACITY;
 use crate::source::Source;
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 
 use super::*;
-use crate::event::{ABS_MT_SLOT, EV_LED, EV_REP, EV_SND};
+use crate::event::{ABS_MT_SLOT, EV_LED, EV_REL, EV_REP, EV_SND};
 
 const KEY_A: u16 = 30;
 const KEY_B: u16 = 48;

@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What an input device is: name, ids, event types and axes.
+
+use std::collections::BTreeMap;
+
+use crate::event::{EV_FF, EV_LED, EV_REP, EV_SND, Event, FF_GAIN};
+
+/// `struct input_id`: `BUS_*`, and numbers of the vendor's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ids {
+    /// `BUS_*`
+    pub bus: u16,
+    /// Who made the device.
+    pub vendor: u16,
+    /// Which of the vendor's devices it is.
+    pub product: u16,
+    /// Which version of it.
+    pub version: u16,
+}
+
+/// What an axis can measure (`struct input_absinfo`, without the value).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Axis {
+    /// Smallest value.
+    pub minimum: i32,
+    /// Largest value.
+    pub maximum: i32,
+    /// Changes up to this one are noise.
+    pub fuzz: i32,
+    /// Values up to this one are the middle.
+    pub flat: i32,
+    /// Units per millimetre, or per radian.
+    pub resolution: i32,
+}
+
+/// A set of numbers, one bit each; without zeroes at its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Bitmap(Vec<u8>);
+
+impl Bitmap {
+    /// The set whose bitmap this is, lowest bit first.
+    pub fn new(mut bytes: Vec<u8>) -> Self {
+        let length = bytes.iter().rposition(|&byte| byte != 0);
+        bytes.truncate(length.map_or(0, |last| last + 1));
+        Self(bytes)
+    }
+
+    /// The bitmap, lowest bit first.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Whether the number is in the set.
+    pub fn has(&self, number: u16) -> bool {
+        let byte = self.0.get(usize::from(number / 8));
+        byte.is_some_and(|byte| byte & 1 << (number % 8) != 0)
+    }
+
+    /// The numbers, in their order.
+    pub fn iter(&self) -> impl Iterator<Item = u16> {
+        (0u16..).take(self.0.len() * 8).filter(|&n| self.has(n))
+    }
+}
+
+/// What a device is. An evdev node that comes back is the same device if all of this is the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Identity {
+    /// What people call it.
+    pub name: Vec<u8>,
+    /// What tells devices of a kind apart; often empty.
+    pub serial: Vec<u8>,
+    /// What programs call it.
+    pub ids: Ids,
+    /// `INPUT_PROP_*`
+    pub properties: Bitmap,
+    /// Codes of each event type.
+    pub codes: BTreeMap<u16, Bitmap>,
+    /// For each code of EV_ABS.
+    pub axes: BTreeMap<u16, Axis>,
+}
+
+impl Identity {
+    /// Whether the device has events of `kind` with this code.
+    pub fn has(&self, kind: u16, code: u16) -> bool {
+        self.codes.get(&kind).is_some_and(|codes| codes.has(code))
+    }
+
+    /// Whether the device repeats keys that are held. The guest does so itself then.
+    pub fn repeats_keys(&self) -> bool {
+        self.codes.contains_key(&EV_REP)
+    }
+
+    /// Whether an event from the guest is one for the device: lights, sounds, the rate of repeated
+    /// keys, and force feedback.
+    pub fn takes(&self, event: Event) -> bool {
+        match event.kind {
+            EV_LED | EV_SND | EV_REP => self.has(event.kind, event.code),
+            // What is no setting is the number of an effect.
+            EV_FF if event.code < FF_GAIN => self.codes.contains_key(&EV_FF),
+            EV_FF => self.has(EV_FF, event.code),
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use crate::event::{EV_ABS, EV_KEY};
+
+    pub fn tablet() -> Identity {
+        let pressure = Axis {
+            minimum: -1,
+            maximum: 8191,
+            fuzz: 2,
+            flat: 3,
+            resolution: 100,
+        };
+        let bitmap = |bits: &[u16]| {
+            let mut bytes = vec![0; 96];
+            for &bit in bits {
+                bytes[usize::from(bit / 8)] |= 1 << (bit % 8);
+            }
+            Bitmap::new(bytes)
+        };
+        Identity {
+            name: b"Pen Tablet".to_vec(),
+            serial: b"0123-x".to_vec(),
+            ids: Ids {
+                bus: 3,
+                vendor: 0x56a,
+                product: 0x1234,
+                version: 0x111,
+            },
+            properties: bitmap(&[0, 9]),
+            codes: BTreeMap::from([
+                (EV_KEY, bitmap(&[0x140, 0x14a])),
+                (EV_ABS, bitmap(&[0x18])),
+                (EV_LED, bitmap(&[1])),
+                (EV_REP, bitmap(&[0, 1])),
+                (EV_FF, bitmap(&[0x50, FF_GAIN])),
+            ]),
+            axes: BTreeMap::from([(0x18, pressure)]),
+        }
+    }
+
+    #[test]
+    fn the_guest_can_set_only_what_the_device_has() {
+        let takes = |kind, code| tablet().takes(Event::new(kind, code, 1));
+        assert!(takes(EV_LED, 1));
+        assert!(!takes(EV_LED, 0));
+        assert!(!takes(EV_SND, 1));
+        assert!(takes(EV_REP, 1));
+        assert!(!takes(EV_REP, 2));
+        assert!(takes(EV_FF, 0), "an effect");
+        assert!(takes(EV_FF, FF_GAIN));
+        assert!(!takes(EV_FF, FF_GAIN + 1));
+        assert!(!takes(EV_KEY, 0x140));
+        assert!(!takes(EV_ABS, 0x18));
+        assert!(!takes(0, 0));
+        assert!(!takes(u16::MAX, u16::MAX));
+    }
+
+    #[test]
+    fn a_bitmap_lists_its_numbers() {
+        let bitmap = Bitmap::new(vec![0b1000_0001, 0, 2, 0]);
+        assert_eq!(bitmap.iter().collect::<Vec<_>>(), [0, 7, 17]);
+        assert!(bitmap.has(17));
+        assert!(!bitmap.has(16));
+        assert!(!bitmap.has(u16::MAX));
+    }
+}
