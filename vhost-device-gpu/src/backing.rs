@@ -3,7 +3,7 @@
 
 use vhost_device_common::memory::GuestMemory;
 
-use crate::protocol::Refusal;
+use crate::protocol::CommandError;
 
 /// Pieces of guest memory that may back one resource: single pages behind a picture of 1 GiB.
 pub const MAX_ENTRIES: u32 = 1 << 18;
@@ -25,7 +25,7 @@ pub struct Backing {
 
 impl Backing {
     /// A backing of no pieces, with room for `count`: no more than is counted.
-    pub fn with_room_for(count: u32) -> Self {
+    pub fn with_capacity(count: u32) -> Self {
         Self {
             entries: Vec::with_capacity(count as usize),
             length: 0,
@@ -40,7 +40,7 @@ impl Backing {
     }
 
     /// Address and length of each piece.
-    pub fn pieces(&self) -> impl Iterator<Item = (u64, u64)> {
+    pub fn entries(&self) -> impl Iterator<Item = (u64, u64)> {
         let ends = self.entries.iter().skip(1).map(|entry| entry.start);
         let ends = ends.chain(std::iter::once(self.length));
         let pieces = self.entries.iter().zip(ends);
@@ -58,7 +58,12 @@ impl Backing {
     }
 
     /// Copies from the byte `offset` on. The backing is long enough.
-    pub fn read(&self, memory: &GuestMemory, offset: u64, bytes: &mut [u8]) -> Result<(), Refusal> {
+    pub fn read(
+        &self,
+        memory: &GuestMemory,
+        offset: u64,
+        bytes: &mut [u8],
+    ) -> Result<(), CommandError> {
         let mut rest = bytes;
         let mut offset = offset;
         let mut index = self
@@ -66,7 +71,10 @@ impl Backing {
             .partition_point(|entry| entry.start <= offset)
             .saturating_sub(1);
         while !rest.is_empty() {
-            let entry = self.entries.get(index).ok_or(Refusal::Parameter)?;
+            let entry = self
+                .entries
+                .get(index)
+                .ok_or(CommandError::InvalidParameter)?;
             let end = self
                 .entries
                 .get(index + 1)
@@ -80,13 +88,13 @@ impl Backing {
             let address = entry
                 .address
                 .checked_add(into)
-                .ok_or(Refusal::Unspecified)?;
+                .ok_or(CommandError::Unspecified)?;
             let slice = memory
                 .slice_up_to(address, left.min(rest.len()))
-                .ok_or(Refusal::Unspecified)?;
+                .ok_or(CommandError::Unspecified)?;
             let (front, back) = std::mem::take(&mut rest)
                 .split_at_mut_checked(slice.len())
-                .ok_or(Refusal::Unspecified)?;
+                .ok_or(CommandError::Unspecified)?;
             slice.copy_to(front);
             offset = offset.saturating_add(front.len() as u64);
             rest = back;

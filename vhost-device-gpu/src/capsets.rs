@@ -12,15 +12,15 @@ use crate::virgl::{self, Capset, Renderer, VirglError};
 pub struct Capsets {
     pub node: Option<PathBuf>,
     /// Displays may take pictures from buffers of the renderer's.
-    pub gives_buffers: bool,
+    pub export_dmabufs: bool,
     pub sets: Vec<Capset>,
 }
 
 impl Capsets {
     /// Finds out what the renderer can do on this host.
-    pub fn probe(node: Option<&Path>, gives_buffers: bool) -> Result<Self, VirglError> {
-        virgl::keep_no_files();
-        let draws = virgl::try_drawing(node)?;
+    pub fn probe(node: Option<&Path>, export_dmabufs: bool) -> Result<Self, VirglError> {
+        virgl::disable_shader_cache();
+        let draws = virgl::test_draw(node)?;
         // What the library leaves in a thread ends with the thread.
         let sets = std::thread::scope(|scope| {
             let probe = scope.spawn(|| Renderer::new(node).map(|renderer| renderer.capsets()));
@@ -31,7 +31,7 @@ impl Capsets {
         }
         Ok(Self {
             node: node.map(Path::to_owned),
-            gives_buffers,
+            export_dmabufs,
             sets,
         })
     }
@@ -42,7 +42,7 @@ impl Capsets {
     }
 
     /// How many sets of capabilities there are.
-    pub fn num_capsets(&self) -> u32 {
+    pub fn count(&self) -> u32 {
         self.sets.len() as u32
     }
 }

@@ -28,7 +28,7 @@ pub struct Gpu {
     headless: bool,
     max_hostmem: u64,
     /// What there is of 3D, with `--virgl`.
-    offer: Option<Arc<Capsets>>,
+    capsets: Option<Arc<Capsets>>,
 }
 
 impl Device for Gpu {
@@ -56,7 +56,7 @@ impl Device for Gpu {
 
     fn open(options: Options) -> Result<Self, StartError> {
         let node = options.render_node.as_deref();
-        let offer = match options.virgl {
+        let capsets = match options.virgl {
             true => Some(
                 Capsets::probe(node, !options.no_dmabuf && !options.headless).map_err(|error| {
                     StartError(format!(
@@ -75,18 +75,18 @@ impl Device for Gpu {
             shared: Arc::new(Shared::new(state)),
             headless: options.headless,
             max_hostmem: options.max_hostmem,
-            offer: offer.map(Arc::new),
+            capsets: capsets.map(Arc::new),
         })
     }
 
     fn features(&self) -> u64 {
-        let virgl = u64::from(self.offer.is_some()) << VIRTIO_GPU_F_VIRGL;
+        let virgl = u64::from(self.capsets.is_some()) << VIRTIO_GPU_F_VIRGL;
         1 << VIRTIO_GPU_F_EDID | 1 << VIRTIO_GPU_F_RESOURCE_UUID | virgl
     }
 
     fn set_features(&self, accepted: u64) {
         self.shared
-            .accept_3d(accepted & 1 << VIRTIO_GPU_F_VIRGL != 0);
+            .set_accepts_3d(accepted & 1 << VIRTIO_GPU_F_VIRGL != 0);
     }
 
     fn num_queues(&self) -> u16 {
@@ -94,7 +94,7 @@ impl Device for Gpu {
     }
 
     fn config(&self) -> Vec<u8> {
-        let num_capsets = self.offer.as_ref().map_or(0, |offer| offer.num_capsets());
+        let num_capsets = self.capsets.as_ref().map_or(0, |capsets| capsets.count());
         [0, 0, MAX_SCANOUTS as u32, num_capsets]
             .map(u32::to_le_bytes)
             .concat()
@@ -112,7 +112,7 @@ impl Device for Gpu {
     fn set_gpu_socket(&self, socket: UnixStream) -> Result<(), UnixStream> {
         let display = &mut self.shared.lock().display;
         if self.headless {
-            display.keep(socket);
+            display.keep_open(socket);
         } else if let Err(error) = display.connect(socket) {
             warn_limited(format_args!("the display cannot be used: {error}"));
         }
@@ -120,7 +120,7 @@ impl Device for Gpu {
     }
 
     fn handler(&self, _thread: u16) -> io::Result<GpuHandler> {
-        GpuHandler::new(Arc::clone(&self.shared), self.offer.clone())
+        GpuHandler::new(Arc::clone(&self.shared), self.capsets.clone())
     }
 
     fn new_driver(&self) {
@@ -134,8 +134,8 @@ impl Device for Gpu {
             queue: display.to_vec(),
             ..Needs::default()
         };
-        if let Some(offer) = &self.offer {
-            offer.add_needs(&mut needs);
+        if let Some(capsets) = &self.capsets {
+            capsets.add_needs(&mut needs);
         }
         needs
     }
@@ -147,7 +147,7 @@ impl Device for Gpu {
     }
 
     fn max_state_size(&self) -> u64 {
-        self.max_hostmem.saturating_add(saved::MAX_OUTPUTS_SIZE)
+        self.max_hostmem.saturating_add(saved::MAX_SCANOUTS_SIZE)
     }
 
     fn save(&self) -> Result<Vec<u8>, StateError> {

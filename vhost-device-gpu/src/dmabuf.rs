@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 /// A picture in a dma-buf of one plane, which begins with its first byte.
 #[derive(Debug)]
 pub struct Dmabuf {
-    pub file: OwnedFd,
+    pub fd: OwnedFd,
     pub width: u32,
     pub height: u32,
     /// Bytes from one row to the next.

@@ -17,10 +17,10 @@ use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
 use zerocopy::IntoBytes;
 
 use crate::capsets::Capsets;
-use crate::command::reply::{answered, unanswered};
+use crate::command::display_info::{default_response, display_response};
 use crate::command::{self, Outcome, cursor};
 use crate::display::Query;
-use crate::protocol::{Header, Refusal, Response, read};
+use crate::protocol::{CommandError, Header, Response, read};
 use crate::state::{Shared, State};
 use crate::three_d::ThreeD;
 
@@ -31,13 +31,13 @@ const DISPLAY: u32 = 0;
 const TIMER: u32 = 1;
 const FENCES: u32 = 2;
 /// A display that does nothing for this long is not waited for any more.
-const PATIENCE: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a command waits for.
 #[derive(Clone, Copy, Debug)]
 enum Wait {
     Flush,
-    Answer(Query),
+    Reply(Query),
 }
 
 /// A command that waits for the display. Those behind it stay in the queue.
@@ -60,7 +60,7 @@ struct Fenced {
 }
 
 /// A command whose response is written.
-struct Answer {
+struct Completion {
     chain: Chain,
     /// Bytes of the response.
     written: u32,
@@ -77,7 +77,7 @@ pub struct GpuHandler {
     timer_is_set: bool,
     held: Option<Held>,
     /// Commands that are answered. The driver is told of them together with the one that is held.
-    answered: Vec<Answer>,
+    completions: Vec<Completion>,
     three_d: Option<ThreeD>,
     fenced: VecDeque<Fenced>,
     /// The guest that `three_d` works for.
@@ -85,7 +85,7 @@ pub struct GpuHandler {
 }
 
 impl GpuHandler {
-    pub fn new(shared: Arc<Shared>, offer: Option<Arc<Capsets>>) -> io::Result<Self> {
+    pub fn new(shared: Arc<Shared>, capsets: Option<Arc<Capsets>>) -> io::Result<Self> {
         let events = shared.lock().display.events();
         Ok(Self {
             shared,
@@ -93,15 +93,15 @@ impl GpuHandler {
             timer: Timer::new()?,
             timer_is_set: false,
             held: None,
-            answered: Vec::new(),
-            three_d: offer.map(ThreeD::new).transpose()?,
+            completions: Vec::new(),
+            three_d: capsets.map(ThreeD::new).transpose()?,
             fenced: VecDeque::new(),
             generation: 0,
         })
     }
 
     /// Has the renderer forget a guest that is gone.
-    fn follow(&mut self, state: &State) {
+    fn sync_generation(&mut self, state: &State) {
         if self.generation != state.generation {
             self.generation = state.generation;
             if let Some(three_d) = &mut self.three_d {
@@ -110,43 +110,47 @@ impl GpuHandler {
         }
     }
 
-    fn control(&mut self, queue: &mut Queue) {
+    fn process_control(&mut self, queue: &mut Queue) {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
-        self.follow(&state);
+        self.sync_generation(&state);
         while self.held.is_none()
             && let Some(mut chain) = queue.take()
         {
             let Ok(header) = read::<Header>(&mut chain) else {
-                self.respond(chain, &Header::default(), &Refusal::Parameter.into());
+                self.respond(
+                    chain,
+                    &Header::default(),
+                    &CommandError::InvalidParameter.into(),
+                );
                 continue;
             };
             log::trace!("command {:#x}", header.kind);
-            let outcome = chain.check().map_err(Refusal::from).and_then(|()| {
+            let outcome = chain.check().map_err(CommandError::from).and_then(|()| {
                 let three_d = accepted_3d(&shared, &mut self.three_d);
-                command::control(&mut state, three_d, &header, &mut chain)
+                command::process(&mut state, three_d, &header, &mut chain)
             });
             match outcome {
                 Ok(Outcome::Done(response)) => self.finish(chain, header, response),
-                Ok(Outcome::Flushing) => self.hold(&mut state, queue, chain, header, Wait::Flush),
-                Ok(Outcome::Asking(query)) => {
-                    if state.display.ask(query) {
-                        self.hold(&mut state, queue, chain, header, Wait::Answer(query));
+                Ok(Outcome::AwaitFlush) => self.hold(&mut state, queue, chain, header, Wait::Flush),
+                Ok(Outcome::AwaitReply(query)) => {
+                    if state.display.start_query(query) {
+                        self.hold(&mut state, queue, chain, header, Wait::Reply(query));
                     } else {
-                        let response = unanswered(query, &state.display);
+                        let response = default_response(query, &state.display);
                         self.finish(chain, header, response);
                     }
                 }
-                Err(refusal) => {
+                Err(error) => {
                     let kind = header.kind.get();
-                    warn_limited(format_args!("command {kind:#x} is refused: {refusal:?}"));
-                    self.finish(chain, header, refusal.into());
+                    warn_limited(format_args!("command {kind:#x} failed: {error}"));
+                    self.finish(chain, header, error.into());
                 }
             }
         }
-        self.retire(queue);
+        self.retire_fences(queue);
         if self.held.is_none() {
-            self.advance(&mut state, queue, false);
+            self.advance_display(&mut state, queue, false);
             self.complete(queue);
         }
     }
@@ -155,7 +159,7 @@ impl GpuHandler {
     fn finish(&mut self, chain: Chain, header: Header, response: Response) {
         if header.is_fenced() {
             let last = self.fenced.back().map(|fenced| fenced.fence);
-            let renderer = self.three_d.as_mut().and_then(ThreeD::started);
+            let renderer = self.three_d.as_mut().and_then(ThreeD::started_renderer);
             let fence = match renderer {
                 Some(renderer) if header.is_3d() => renderer.create_fence().ok().or(last),
                 _ => last,
@@ -174,7 +178,7 @@ impl GpuHandler {
     }
 
     /// Answers what the renderer is done with.
-    fn retire(&mut self, queue: &mut Queue) {
+    fn retire_fences(&mut self, queue: &mut Queue) {
         let Some(three_d) = self.three_d.as_mut().filter(|_| !self.fenced.is_empty()) else {
             return;
         };
@@ -185,7 +189,7 @@ impl GpuHandler {
         while self.fenced.front().is_some_and(is_done)
             && let Some(fenced) = self.fenced.pop_front()
         {
-            self.answered
+            self.completions
                 .push(respond(fenced.chain, &fenced.header, &fenced.response));
         }
         if !self.fenced.is_empty() {
@@ -197,10 +201,10 @@ impl GpuHandler {
     }
 
     /// Waits for the renderer, but not forever: answers all that waits for it.
-    fn finish_fences(&mut self, queue: &mut Queue) {
-        let deadline = Instant::now() + PATIENCE;
+    fn wait_for_fences(&mut self, queue: &mut Queue) {
+        let deadline = Instant::now() + TIMEOUT;
         loop {
-            self.retire(queue);
+            self.retire_fences(queue);
             let left = deadline.saturating_duration_since(Instant::now());
             let Some(three_d) = self.three_d.as_ref().filter(|_| !self.fenced.is_empty()) else {
                 return;
@@ -215,7 +219,7 @@ impl GpuHandler {
             "renderer not done in time; continuing without it"
         ));
         for fenced in self.fenced.drain(..) {
-            self.answered
+            self.completions
                 .push(respond(fenced.chain, &fenced.header, &fenced.response));
         }
     }
@@ -237,10 +241,10 @@ impl GpuHandler {
             since,
             progress: 0,
         });
-        self.advance(state, queue, false);
+        self.advance_display(state, queue, false);
         if let Some(held) = &mut self.held {
             held.progress = state.display.progress();
-            self.set_timer(PATIENCE);
+            self.set_timer(TIMEOUT);
         }
     }
 
@@ -252,17 +256,17 @@ impl GpuHandler {
     }
 
     /// Goes on with the display, and with the command that waits for it.
-    fn advance(&mut self, state: &mut State, queue: &mut Queue, readable: bool) {
+    fn advance_display(&mut self, state: &mut State, queue: &mut Queue, readable: bool) {
         let State {
             resources, display, ..
         } = state;
-        let answer = display.advance(resources, readable);
+        let reply = display.advance(resources, readable);
         let Some(held) = &self.held else { return };
         let response = match held.wait {
             Wait::Flush if display.is_flushed() => Response::no_data(),
-            Wait::Answer(query) => match answer {
-                Some(answer) => answered(query, &answer),
-                None if !display.is_asked() => unanswered(query, display),
+            Wait::Reply(query) => match reply {
+                Some(reply) => display_response(query, &reply),
+                None if !display.awaits_reply() => default_response(query, display),
                 None => return,
             },
             Wait::Flush => return,
@@ -271,14 +275,14 @@ impl GpuHandler {
     }
 
     /// Answers the command that waits, without the display.
-    fn give_up(&mut self, queue: &mut Queue) {
+    fn respond_without_display(&mut self, queue: &mut Queue) {
         let Some(held) = &self.held else { return };
         let mut state = self.shared.lock();
         let response = match held.wait {
             Wait::Flush => Response::no_data(),
-            Wait::Answer(query) => unanswered(query, &state.display),
+            Wait::Reply(query) => default_response(query, &state.display),
         };
-        state.display.forget_question();
+        state.display.cancel_query();
         drop(state);
         self.release(queue, response);
     }
@@ -297,40 +301,40 @@ impl GpuHandler {
         if held.progress != progress {
             (held.progress, held.since) = (progress, Instant::now());
         }
-        let left = PATIENCE.saturating_sub(held.since.elapsed());
+        let left = TIMEOUT.saturating_sub(held.since.elapsed());
         if !left.is_zero() {
             return self.set_timer(left);
         }
         warn_limited(format_args!(
             "display unresponsive for 1 s; continuing without it"
         ));
-        self.shared.lock().display.stop_waiting();
-        self.give_up(queue);
+        self.shared.lock().display.mark_unresponsive();
+        self.respond_without_display(queue);
         // It may be used without an answer.
         let shared = Arc::clone(&self.shared);
-        self.advance(&mut shared.lock(), queue, false);
+        self.advance_display(&mut shared.lock(), queue, false);
     }
 
     fn respond(&mut self, chain: Chain, header: &Header, response: &Response) {
-        self.answered.push(respond(chain, header, response));
+        self.completions.push(respond(chain, header, response));
     }
 
     /// Tells the driver of all that is answered.
     fn complete(&mut self, queue: &mut Queue) {
-        for answer in self.answered.drain(..) {
-            complete(queue, answer);
+        for completion in self.completions.drain(..) {
+            complete(queue, completion);
         }
     }
 }
 
 /// Tells the driver of a command that is answered.
-fn complete(queue: &mut Queue, answer: Answer) {
+fn complete(queue: &mut Queue, completion: Completion) {
     let outcome = statistics::Outcome {
-        bytes: answer.written.into(),
-        failed: answer.failed,
+        bytes: completion.written.into(),
+        failed: completion.failed,
         ..Default::default()
     };
-    queue.complete_with(answer.chain, answer.written, outcome);
+    queue.complete_with(completion.chain, completion.written, outcome);
 }
 
 /// 3D, for a driver that has accepted it.
@@ -339,46 +343,46 @@ fn accepted_3d<'a>(shared: &Shared, three_d: &'a mut Option<ThreeD>) -> Option<&
 }
 
 /// Answers a command.
-fn respond(mut chain: Chain, header: &Header, response: &Response) -> Answer {
+fn respond(mut chain: Chain, header: &Header, response: &Response) -> Completion {
     let mut kind = response.kind;
     let mut body = response.body.as_slice();
     if chain.writable_len() < (size_of::<Header>() + body.len()) as u64 {
         // The driver left no room for what it asked for.
-        (kind, body) = (Refusal::Parameter as u32, &[]);
+        (kind, body) = (CommandError::InvalidParameter as u32, &[]);
     }
     let head = header.response(kind);
     let written = chain
         .write(head.as_bytes())
         .and_then(|()| chain.write(body))
         .map_or(0, |()| size_of::<Header>() + body.len());
-    Answer {
+    Completion {
         chain,
         written: written as u32,
-        failed: kind >= Refusal::Unspecified as u32,
+        failed: kind >= CommandError::Unspecified as u32,
     }
 }
 
 impl QueueHandler for GpuHandler {
     fn process(&mut self, queue: &mut Queue) {
         if queue.index() == CONTROL {
-            return self.control(queue);
+            return self.process_control(queue);
         }
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
-        self.follow(&state);
+        self.sync_generation(&state);
         while let Some(mut chain) = queue.take() {
             let three_d = accepted_3d(&shared, &mut self.three_d);
             let outcome = cursor::process(&mut state, three_d, &mut chain);
-            if let Err(refusal) = &outcome {
-                warn_limited(format_args!("a cursor command is refused: {refusal:?}"));
+            if let Err(error) = &outcome {
+                warn_limited(format_args!("cursor command failed: {error}"));
             }
             // Drivers leave no room for a response here.
-            let answer = Answer {
+            let reply = Completion {
                 chain,
                 written: 0,
                 failed: outcome.is_err(),
             };
-            complete(queue, answer);
+            complete(queue, reply);
         }
         let State {
             resources, display, ..
@@ -402,7 +406,7 @@ impl QueueHandler for GpuHandler {
                 three_d.poll();
             }
             if let Some(queue) = queues.get_mut(CONTROL) {
-                self.retire(queue);
+                self.retire_fences(queue);
             }
             return;
         }
@@ -424,18 +428,18 @@ impl QueueHandler for GpuHandler {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
         let readable = state.display.drain_events();
-        self.advance(&mut state, queue, readable);
+        self.advance_display(&mut state, queue, readable);
     }
 
     fn drain(&mut self, queue: &mut Queue) {
         if queue.index() == CONTROL {
-            self.give_up(queue);
-            self.finish_fences(queue);
+            self.respond_without_display(queue);
+            self.wait_for_fences(queue);
             self.complete(queue);
             let shared = Arc::clone(&self.shared);
             let mut state = shared.lock();
-            self.follow(&state);
-            let renderer = self.three_d.as_mut().and_then(ThreeD::started);
+            self.sync_generation(&state);
+            let renderer = self.three_d.as_mut().and_then(ThreeD::started_renderer);
             state.has_contexts = renderer.is_some_and(|renderer| renderer.has_contexts());
         }
     }
@@ -443,7 +447,7 @@ impl QueueHandler for GpuHandler {
     fn memory_changed(&mut self, memory: &Arc<GuestMemory>) {
         let shared = Arc::clone(&self.shared);
         let state = shared.lock();
-        self.follow(&state);
+        self.sync_generation(&state);
         if let Some(three_d) = &mut self.three_d {
             three_d.set_memory(&state.resources, memory);
         }

@@ -5,29 +5,32 @@ use std::ops::Range;
 
 use zerocopy::FromZeros;
 
-use crate::protocol::Refusal;
+use crate::protocol::CommandError;
 
 /// Bytes of a cache line.
 const CACHE_LINE: usize = 64;
 /// Pixels that begin with a cache line: copying pages there takes a third less time than to where an allocation begins.
 #[derive(Debug, Default)]
 pub struct Pixels {
-    all: Box<[u32]>,
+    buffer: Box<[u32]>,
     start: usize,
 }
 
 impl Pixels {
     /// `count` of them, all 0, if the host has so much memory.
-    pub fn new(count: u64) -> Result<Self, Refusal> {
-        let count = usize::try_from(count).map_err(|_| Refusal::OutOfMemory)?;
+    pub fn new(count: u64) -> Result<Self, CommandError> {
+        let count = usize::try_from(count).map_err(|_| CommandError::OutOfMemory)?;
         let count = count.saturating_add(CACHE_LINE / size_of::<u32>());
-        let all = <[u32]>::new_box_zeroed_with_elems(count).map_err(|_| Refusal::OutOfMemory)?;
-        let start = all.as_ptr().align_offset(CACHE_LINE);
-        Ok(Self { all, start })
+        let buffer =
+            <[u32]>::new_box_zeroed_with_elems(count).map_err(|_| CommandError::OutOfMemory)?;
+        let start = buffer.as_ptr().align_offset(CACHE_LINE);
+        Ok(Self { buffer, start })
     }
 
     pub fn len(&self) -> usize {
-        self.all.len().saturating_sub(CACHE_LINE / size_of::<u32>())
+        self.buffer
+            .len()
+            .saturating_sub(CACHE_LINE / size_of::<u32>())
     }
 
     pub fn as_mut_slice(&mut self) -> &mut [u32] {
@@ -36,10 +39,10 @@ impl Pixels {
     }
 
     pub fn get(&self, range: Range<usize>) -> Option<&[u32]> {
-        self.all.get(self.start..)?.get(range)
+        self.buffer.get(self.start..)?.get(range)
     }
 
     pub fn get_mut(&mut self, range: Range<usize>) -> Option<&mut [u32]> {
-        self.all.get_mut(self.start..)?.get_mut(range)
+        self.buffer.get_mut(self.start..)?.get_mut(range)
     }
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What lies in the queues: headers, commands and responses (VIRTIO 1.3, 5.7.6). All numbers are little-endian.
 
+use thiserror::Error;
 use vhost_device_common::chain::{Chain, ChainError};
 use virtio_bindings::virtio_gpu::{
     VIRTIO_GPU_FLAG_FENCE, virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_CREATE as CTX_CREATE,
@@ -62,8 +63,8 @@ layout! {
     }
     /// RESOURCE_UNREF, RESOURCE_DETACH_BACKING, RESOURCE_ASSIGN_UUID, GET_EDID, GET_CAPSET_INFO, CTX_ATTACH_RESOURCE,
     /// CTX_DETACH_RESOURCE, SUBMIT_3D before its commands: a number of something.
-    Number: 8 {
-        number: U32,
+    IdCommand: 8 {
+        id: U32,
         padding: U32,
     }
     /// SET_SCANOUT.
@@ -207,31 +208,39 @@ impl Header {
     }
 }
 
-/// Why a command was not carried out, as the driver learns it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Why a command failed: an error response type (VIRTIO 1.3, 5.7.6.7).
+#[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[repr(u32)]
-pub enum Refusal {
+pub enum CommandError {
+    #[error("unspecified error")]
     Unspecified = UNSPEC,
+    #[error("out of memory")]
     OutOfMemory = OUT_OF_MEMORY,
-    ScanoutId = INVALID_SCANOUT_ID,
-    ResourceId = INVALID_RESOURCE_ID,
-    ContextId = INVALID_CONTEXT_ID,
-    Parameter = INVALID_PARAMETER,
+    #[error("invalid scanout ID")]
+    InvalidScanoutId = INVALID_SCANOUT_ID,
+    #[error("invalid resource ID")]
+    InvalidResourceId = INVALID_RESOURCE_ID,
+    #[error("invalid context ID")]
+    InvalidContextId = INVALID_CONTEXT_ID,
+    #[error("invalid parameter")]
+    InvalidParameter = INVALID_PARAMETER,
 }
 
-impl From<ChainError> for Refusal {
+impl From<ChainError> for CommandError {
     fn from(error: ChainError) -> Self {
         match error {
-            ChainError::TooShort { .. } => Self::Parameter,
+            ChainError::TooShort { .. } => Self::InvalidParameter,
             ChainError::NotMemory => Self::Unspecified,
         }
     }
 }
 
-/// How a command went, after the header.
+/// A response to a command.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Response {
+    /// The type: `VIRTIO_GPU_RESP_*`.
     pub kind: u32,
+    /// What follows the header.
     pub body: Vec<u8>,
 }
 
@@ -245,10 +254,10 @@ impl Response {
     }
 }
 
-impl From<Refusal> for Response {
-    fn from(refusal: Refusal) -> Self {
+impl From<CommandError> for Response {
+    fn from(error: CommandError) -> Self {
         Self {
-            kind: refusal as u32,
+            kind: error as u32,
             body: Vec::new(),
         }
     }
@@ -262,9 +271,9 @@ pub fn read<T: FromBytes + IntoBytes>(chain: &mut Chain) -> Result<T, ChainError
 }
 
 /// Fails if there is no scanout with this number.
-pub fn check_scanout(scanout: u32) -> Result<(), Refusal> {
+pub fn check_scanout(scanout: u32) -> Result<(), CommandError> {
     match (scanout as usize) < MAX_SCANOUTS {
         true => Ok(()),
-        false => Err(Refusal::ScanoutId),
+        false => Err(CommandError::InvalidScanoutId),
     }
 }

@@ -67,7 +67,7 @@ impl Rectangle {
     }
 
     /// The reverse of [`Rectangle::relative_to`].
-    pub fn moved_into(&self, origin: &Self) -> Self {
+    pub fn absolute_in(&self, origin: &Self) -> Self {
         Self {
             x: self.x.saturating_add(origin.x),
             y: self.y.saturating_add(origin.y),
@@ -120,6 +120,6 @@ mod tests {
         let (part, origin) = (rectangle(15, 25, 2, 3), rectangle(10, 20, 30, 40));
         let relative = part.relative_to(&origin);
         assert_eq!(relative, rectangle(5, 5, 2, 3));
-        assert_eq!(relative.moved_into(&origin), part);
+        assert_eq!(relative.absolute_in(&origin), part);
     }
 }

@@ -10,20 +10,20 @@ use zerocopy::IntoBytes;
 use crate::backing::Backing;
 use crate::format::{Format, PIXEL_SIZE};
 use crate::pixels::Pixels;
-use crate::protocol::Refusal;
+use crate::protocol::CommandError;
 use crate::rectangle::Rectangle;
 
 /// Pixels that are copied before they are converted: few enough to be in the processor's cache still.
-const BAND: usize = 4096;
+const CHUNK_PIXELS: usize = 4096;
 /// What a resource costs beside its pixels, in bytes, so that many small ones are bounded too.
 const OVERHEAD: u64 = 256;
 /// What is known of a resource that the renderer has.
 #[derive(Debug)]
-struct Rendered {
+struct RendererState {
     /// What it takes of the host, as far as one can tell.
     size: u64,
     /// It has been drawn in since its pixels were read, maybe anywhere.
-    unread: bool,
+    stale: bool,
 }
 
 /// A picture, or something else of the renderer's.
@@ -35,7 +35,7 @@ pub struct Resource {
     format: Option<Format>,
     /// Rows of 0xAARRGGBB, from the top. Those of the renderer's are here when they are shown.
     pixels: Pixels,
-    rendered: Option<Rendered>,
+    rendered: Option<RendererState>,
     backing: Option<Backing>,
     /// What RESOURCE_ASSIGN_UUID gave.
     pub uuid: Option<[u8; 16]>,
@@ -59,7 +59,7 @@ impl Resource {
     }
 
     /// Whether the renderer has it.
-    pub fn is_rendered(&self) -> bool {
+    pub fn is_in_renderer(&self) -> bool {
         self.rendered.is_some()
     }
 
@@ -68,7 +68,7 @@ impl Resource {
     }
 
     /// Bytes of all its pixels.
-    fn picture_size(&self) -> u64 {
+    fn image_size(&self) -> u64 {
         (u64::from(self.width) * u64::from(self.height)).saturating_mul(PIXEL_SIZE)
     }
 
@@ -76,25 +76,33 @@ impl Resource {
     pub fn read_back(
         &mut self,
         rectangle: &Rectangle,
-        read: impl FnOnce(&Rectangle, u32, &mut [u32]) -> Result<(), Refusal>,
-    ) -> Result<(), Refusal> {
-        let format = self.format.ok_or(Refusal::Parameter)?;
-        let rendered = self.rendered.as_mut().ok_or(Refusal::Parameter)?;
-        let whole = Rectangle::new(0, 0, self.width, self.height).ok_or(Refusal::Parameter)?;
-        let rectangle = if rendered.unread { &whole } else { rectangle };
+        read: impl FnOnce(&Rectangle, u32, &mut [u32]) -> Result<(), CommandError>,
+    ) -> Result<(), CommandError> {
+        let format = self.format.ok_or(CommandError::InvalidParameter)?;
+        let rendered = self
+            .rendered
+            .as_mut()
+            .ok_or(CommandError::InvalidParameter)?;
+        let whole =
+            Rectangle::new(0, 0, self.width, self.height).ok_or(CommandError::InvalidParameter)?;
+        let rectangle = if rendered.stale { &whole } else { rectangle };
         read(rectangle, self.width, self.pixels.as_mut_slice())?;
-        rendered.unread = false;
-        let (mut start, width) = (y_x(self.width, rectangle), self.width as usize);
+        rendered.stale = false;
+        let (mut start, width) = (first_pixel(self.width, rectangle), self.width as usize);
         for _ in 0..rectangle.height {
             let end = start.saturating_add(rectangle.width as usize);
-            format.convert(self.pixels.get_mut(start..end).ok_or(Refusal::Parameter)?);
+            format.convert(
+                self.pixels
+                    .get_mut(start..end)
+                    .ok_or(CommandError::InvalidParameter)?,
+            );
             start += width;
         }
         Ok(())
     }
 
     /// Whether a rectangle is in the picture.
-    pub fn has(&self, rectangle: &Rectangle) -> bool {
+    pub fn contains(&self, rectangle: &Rectangle) -> bool {
         rectangle.is_within(self.width, self.height)
     }
 
@@ -126,35 +134,35 @@ impl Resource {
         memory: &GuestMemory,
         rectangle: &Rectangle,
         offset: u64,
-    ) -> Result<(), Refusal> {
-        let format = self.format.ok_or(Refusal::Parameter)?;
-        if self.is_rendered() || !self.has(rectangle) {
-            return Err(Refusal::Parameter);
+    ) -> Result<(), CommandError> {
+        let format = self.format.ok_or(CommandError::InvalidParameter)?;
+        if self.is_in_renderer() || !self.contains(rectangle) {
+            return Err(CommandError::InvalidParameter);
         }
-        let backing = self.backing.as_ref().ok_or(Refusal::Unspecified)?;
+        let backing = self.backing.as_ref().ok_or(CommandError::Unspecified)?;
         let stride = u64::from(self.width) * PIXEL_SIZE;
         let length =
             u64::from(rectangle.height - 1) * stride + u64::from(rectangle.width) * PIXEL_SIZE;
         offset
             .checked_add(length)
             .filter(|end| *end <= backing.length())
-            .ok_or(Refusal::Parameter)?;
+            .ok_or(CommandError::InvalidParameter)?;
         let (runs, run) = match rectangle.width == self.width {
             true => (1, rectangle.width as usize * rectangle.height as usize),
             false => (rectangle.height, rectangle.width as usize),
         };
         let mut from = offset;
-        let mut to = y_x(self.width, rectangle);
+        let mut to = first_pixel(self.width, rectangle);
         for _ in 0..runs {
             let pixels = self
                 .pixels
                 .get_mut(to..to.saturating_add(run))
-                .ok_or(Refusal::Parameter)?;
-            let mut place = from;
-            for band in pixels.chunks_mut(BAND) {
-                backing.read(memory, place, band.as_mut_bytes())?;
+                .ok_or(CommandError::InvalidParameter)?;
+            let mut position = from;
+            for band in pixels.chunks_mut(CHUNK_PIXELS) {
+                backing.read(memory, position, band.as_mut_bytes())?;
                 format.convert(band);
-                place += band.len() as u64 * PIXEL_SIZE;
+                position += band.len() as u64 * PIXEL_SIZE;
             }
             from += stride;
             to += self.width as usize;
@@ -164,7 +172,7 @@ impl Resource {
 }
 
 /// Index of the first pixel of `rectangle` in a picture of this width.
-fn y_x(width: u32, rectangle: &Rectangle) -> usize {
+fn first_pixel(width: u32, rectangle: &Rectangle) -> usize {
     rectangle.y as usize * width as usize + rectangle.x as usize
 }
 
@@ -188,15 +196,13 @@ impl Resources {
     }
 
     /// No resources, which may cost as much as these.
-    pub fn none(&self) -> Self {
+    pub fn empty_copy(&self) -> Self {
         Self::new(self.limit)
     }
 
     /// All of them, with their numbers.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Resource)> {
-        self.all
-            .iter()
-            .map(|(number, resource)| (*number, resource))
+        self.all.iter().map(|(id, resource)| (*id, resource))
     }
 
     /// Bytes that they cost.
@@ -211,22 +217,22 @@ impl Resources {
             self.all.len(),
             self.used
         );
-        *self = self.none();
+        *self = self.empty_copy();
     }
 
-    pub fn get(&self, number: u32) -> Result<&Resource, Refusal> {
-        self.all.get(&number).ok_or(Refusal::ResourceId)
+    pub fn get(&self, id: u32) -> Result<&Resource, CommandError> {
+        self.all.get(&id).ok_or(CommandError::InvalidResourceId)
     }
 
-    pub fn get_mut(&mut self, number: u32) -> Result<&mut Resource, Refusal> {
-        self.all.get_mut(&number).ok_or(Refusal::ResourceId)
+    pub fn get_mut(&mut self, id: u32) -> Result<&mut Resource, CommandError> {
+        self.all.get_mut(&id).ok_or(CommandError::InvalidResourceId)
     }
 
     /// Takes note of memory that is about to be used.
-    fn charge(&mut self, cost: u64) -> Result<(), Refusal> {
+    fn charge(&mut self, cost: u64) -> Result<(), CommandError> {
         let used = self.used.saturating_add(cost);
         if used > self.limit {
-            return Err(Refusal::OutOfMemory);
+            return Err(CommandError::OutOfMemory);
         }
         self.used = used;
         log::debug!("resources take {used} of {} bytes", self.limit);
@@ -239,9 +245,9 @@ impl Resources {
     }
 
     /// Whether a new resource may have this number.
-    fn check_new(&self, number: u32) -> Result<(), Refusal> {
-        match number == 0 || self.all.contains_key(&number) {
-            true => Err(Refusal::ResourceId),
+    fn check_new_id(&self, id: u32) -> Result<(), CommandError> {
+        match id == 0 || self.all.contains_key(&id) {
+            true => Err(CommandError::InvalidResourceId),
             false => Ok(()),
         }
     }
@@ -249,15 +255,15 @@ impl Resources {
     /// RESOURCE_CREATE_2D. The picture is black and transparent at first.
     pub fn create(
         &mut self,
-        number: u32,
+        id: u32,
         format: Format,
         width: u32,
         height: u32,
-    ) -> Result<(), Refusal> {
-        self.check_new(number)?;
+    ) -> Result<(), CommandError> {
+        self.check_new_id(id)?;
         let count = u64::from(width) * u64::from(height);
         if count == 0 {
-            return Err(Refusal::Parameter);
+            return Err(CommandError::InvalidParameter);
         }
         let cost = count.saturating_mul(PIXEL_SIZE).saturating_add(OVERHEAD);
         self.charge(cost)?;
@@ -271,77 +277,81 @@ impl Resources {
             backing: None,
             uuid: None,
         };
-        self.all.insert(number, resource);
+        self.all.insert(id, resource);
         Ok(())
     }
 
     /// RESOURCE_CREATE_3D: has `create` make a resource that takes about `size` bytes of the host.
-    pub fn create_rendered(
+    pub fn create_in_renderer(
         &mut self,
-        number: u32,
+        id: u32,
         format: Option<Format>,
         (width, height): (u32, u32),
         size: u64,
-        create: impl FnOnce() -> Result<(), Refusal>,
-    ) -> Result<(), Refusal> {
-        self.check_new(number)?;
+        create: impl FnOnce() -> Result<(), CommandError>,
+    ) -> Result<(), CommandError> {
+        self.check_new_id(id)?;
         let resource = Resource {
             width,
             height,
             format,
             pixels: Pixels::default(),
-            rendered: Some(Rendered { size, unread: true }),
+            rendered: Some(RendererState { size, stale: true }),
             backing: None,
             uuid: None,
         };
         self.charge(size.saturating_add(OVERHEAD))?;
         create().inspect_err(|_| self.refund(resource.cost()))?;
-        self.all.insert(number, resource);
+        self.all.insert(id, resource);
         Ok(())
     }
 
     /// Makes sure that a resource can be shown: all pixels of one that the renderer has are to be read when it is.
-    pub fn prepare(&mut self, number: u32) -> Result<(), Refusal> {
-        let resource = self.get(number)?;
-        resource.format.ok_or(Refusal::Parameter)?;
-        let size = resource.picture_size();
-        if resource.is_rendered() && resource.pixels.len() == 0 {
+    pub fn prepare_scanout(&mut self, id: u32) -> Result<(), CommandError> {
+        let resource = self.get(id)?;
+        resource.format.ok_or(CommandError::InvalidParameter)?;
+        let size = resource.image_size();
+        if resource.is_in_renderer() && resource.pixels.len() == 0 {
             self.charge(size)?;
             let pixels = Pixels::new(size / PIXEL_SIZE).inspect_err(|_| self.refund(size))?;
-            self.get_mut(number)?.pixels = pixels;
+            self.get_mut(id)?.pixels = pixels;
         }
-        if let Some(rendered) = &mut self.get_mut(number)?.rendered {
-            rendered.unread = true;
+        if let Some(rendered) = &mut self.get_mut(id)?.rendered {
+            rendered.stale = true;
         }
         Ok(())
     }
 
     /// The resources that the renderer has, with their numbers.
-    pub fn rendered(&self) -> impl Iterator<Item = (u32, &Resource)> {
-        self.iter().filter(|(_, resource)| resource.is_rendered())
+    pub fn in_renderer(&self) -> impl Iterator<Item = (u32, &Resource)> {
+        self.iter()
+            .filter(|(_, resource)| resource.is_in_renderer())
     }
 
     /// RESOURCE_UNREF.
-    pub fn remove(&mut self, number: u32) -> Result<(), Refusal> {
-        let resource = self.all.remove(&number).ok_or(Refusal::ResourceId)?;
+    pub fn remove(&mut self, id: u32) -> Result<(), CommandError> {
+        let resource = self
+            .all
+            .remove(&id)
+            .ok_or(CommandError::InvalidResourceId)?;
         self.refund(resource.cost());
         Ok(())
     }
 
     /// RESOURCE_ATTACH_BACKING.
-    pub fn attach(&mut self, number: u32, backing: Backing) -> Result<(), Refusal> {
-        if self.get(number)?.backing.is_some() {
-            return Err(Refusal::Unspecified);
+    pub fn attach_backing(&mut self, id: u32, backing: Backing) -> Result<(), CommandError> {
+        if self.get(id)?.backing.is_some() {
+            return Err(CommandError::Unspecified);
         }
         self.charge(backing.cost())?;
-        self.get_mut(number)?.backing = Some(backing);
+        self.get_mut(id)?.backing = Some(backing);
         Ok(())
     }
 
     /// RESOURCE_DETACH_BACKING.
-    pub fn detach(&mut self, number: u32) -> Result<(), Refusal> {
-        let backing = self.get_mut(number)?.backing.take();
-        let cost = backing.ok_or(Refusal::Unspecified)?.cost();
+    pub fn detach_backing(&mut self, id: u32) -> Result<(), CommandError> {
+        let backing = self.get_mut(id)?.backing.take();
+        let cost = backing.ok_or(CommandError::Unspecified)?.cost();
         self.refund(cost);
         Ok(())
     }
@@ -362,13 +372,13 @@ mod tests {
         resources.create(2, format(), 1, 1).unwrap();
         let mut backing = Backing::default();
         (0..10).for_each(|page| backing.push(page << 12, 4096));
-        resources.attach(1, backing).unwrap();
+        resources.attach_backing(1, backing).unwrap();
         assert_eq!(resources.used, 40_000 + 4 + 2 * OVERHEAD + 160);
-        resources.detach(1).unwrap();
-        assert_eq!(resources.detach(1), Err(Refusal::Unspecified));
+        resources.detach_backing(1).unwrap();
+        assert_eq!(resources.detach_backing(1), Err(CommandError::Unspecified));
         resources.remove(1).unwrap();
         resources.remove(2).unwrap();
-        assert_eq!(resources.remove(2), Err(Refusal::ResourceId));
+        assert_eq!(resources.remove(2), Err(CommandError::InvalidResourceId));
         assert_eq!(resources.used, 0);
     }
 
@@ -376,20 +386,26 @@ mod tests {
     fn the_limit_holds_for_pixels_and_backings() {
         let mut resources = Resources::new(1 << 16);
         let huge = resources.create(1, format(), u32::MAX, u32::MAX);
-        assert_eq!(huge, Err(Refusal::OutOfMemory));
+        assert_eq!(huge, Err(CommandError::OutOfMemory));
         resources.create(1, format(), 64, 64).unwrap();
         let mut backing = Backing::default();
         (0..4096).for_each(|_| backing.push(0, 1));
-        assert_eq!(resources.attach(1, backing), Err(Refusal::OutOfMemory));
+        assert_eq!(
+            resources.attach_backing(1, backing),
+            Err(CommandError::OutOfMemory)
+        );
         assert_eq!(
             resources.create(1, format(), 1, 1),
-            Err(Refusal::ResourceId)
+            Err(CommandError::InvalidResourceId)
         );
         assert_eq!(
             resources.create(0, format(), 1, 1),
-            Err(Refusal::ResourceId)
+            Err(CommandError::InvalidResourceId)
         );
-        assert_eq!(resources.create(2, format(), 0, 1), Err(Refusal::Parameter));
+        assert_eq!(
+            resources.create(2, format(), 0, 1),
+            Err(CommandError::InvalidParameter)
+        );
     }
 
     #[test]
@@ -404,20 +420,29 @@ mod tests {
                 .unwrap()
                 .transfer(&memory, rectangle, offset)
         };
-        assert_eq!(transfer(&mut resources, &all, 0), Err(Refusal::Unspecified));
+        assert_eq!(
+            transfer(&mut resources, &all, 0),
+            Err(CommandError::Unspecified)
+        );
         let mut backing = Backing::default();
         backing.push(0x1000, 400);
-        resources.attach(1, backing).unwrap();
-        assert_eq!(transfer(&mut resources, &all, 0), Err(Refusal::Unspecified));
-        assert_eq!(transfer(&mut resources, &all, 1), Err(Refusal::Parameter));
+        resources.attach_backing(1, backing).unwrap();
+        assert_eq!(
+            transfer(&mut resources, &all, 0),
+            Err(CommandError::Unspecified)
+        );
+        assert_eq!(
+            transfer(&mut resources, &all, 1),
+            Err(CommandError::InvalidParameter)
+        );
         assert_eq!(
             transfer(&mut resources, &all, u64::MAX),
-            Err(Refusal::Parameter)
+            Err(CommandError::InvalidParameter)
         );
         let outside = Rectangle::new(1, 0, 10, 10).unwrap();
         assert_eq!(
             transfer(&mut resources, &outside, 0),
-            Err(Refusal::Parameter)
+            Err(CommandError::InvalidParameter)
         );
     }
 }

@@ -54,7 +54,7 @@ impl Shared {
     }
 
     /// The driver wants 3D, or does not.
-    pub fn accept_3d(&self, accepts: bool) {
+    pub fn set_accepts_3d(&self, accepts: bool) {
         self.accepts_3d.store(accepts, Ordering::Relaxed);
     }
 

@@ -16,16 +16,16 @@ use virtio_bindings::virtio_gpu as gpu;
 use crate::capsets::Capsets;
 use crate::dmabuf::Dmabuf;
 use crate::format::{Format, PIXEL_SIZE};
-use crate::protocol::{Create2d, Create3d, Refusal};
+use crate::protocol::{CommandError, Create2d, Create3d};
 use crate::rectangle::Rectangle;
 use crate::resource::Resources;
 use crate::virgl::{Direction, Renderer, TransferBox, VirglError};
 
 /// `pipe_texture_target`: a resource that is bytes, and one that is a picture.
-const BUFFER: u32 = 0;
-const TEXTURE_2D: u32 = 2;
+const PIPE_BUFFER: u32 = 0;
+const PIPE_TEXTURE_2D: u32 = 2;
 /// `VIRGL_BIND_RENDER_TARGET`: contexts may draw in it.
-const RENDER_TARGET: u32 = 1 << 1;
+const VIRGL_BIND_RENDER_TARGET: u32 = 1 << 1;
 /// Bytes of a pixel, or block of pixels, of the largest format.
 const MAX_BLOCK_SIZE: u64 = 16;
 /// The smallest picture of the largest resource that there can be.
@@ -60,18 +60,22 @@ impl ThreeD {
     }
 
     /// The renderer, if it has started.
-    pub fn started(&mut self) -> Option<&mut Renderer> {
+    pub fn started_renderer(&mut self) -> Option<&mut Renderer> {
         self.renderer.as_mut()
     }
 
     /// RESOURCE_CREATE_3D.
-    pub fn create(&mut self, resources: &mut Resources, command: &Create3d) -> Result<(), Refusal> {
-        let renderer = self.renderer()?;
-        let number = command.resource.get();
-        let shape = (command.width.get(), command.height.get());
+    pub fn create(
+        &mut self,
+        resources: &mut Resources,
+        command: &Create3d,
+    ) -> Result<(), CommandError> {
+        let renderer = self.start_renderer()?;
+        let id = command.resource.get();
+        let size = (command.width.get(), command.height.get());
         let format = Format::from_number(command.format.get())
-            .filter(|_| command.target.get() != BUFFER && shape.0 > 0 && shape.1 > 0);
-        resources.create_rendered(number, format, shape, size(command), || {
+            .filter(|_| command.target.get() != PIPE_BUFFER && size.0 > 0 && size.1 > 0);
+        resources.create_in_renderer(id, format, size, estimated_size(command), || {
             renderer.create_resource(command)
         })
     }
@@ -81,12 +85,12 @@ impl ThreeD {
         &mut self,
         resources: &mut Resources,
         command: &Create2d,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), CommandError> {
         let command = Create3d {
             resource: command.resource,
-            target: TEXTURE_2D.into(),
+            target: PIPE_TEXTURE_2D.into(),
             format: command.format,
-            bind: RENDER_TARGET.into(),
+            bind: VIRGL_BIND_RENDER_TARGET.into(),
             width: command.width,
             height: command.height,
             depth: 1.into(),
@@ -100,11 +104,11 @@ impl ThreeD {
     /// TRANSFER_TO_HOST_2D to a resource that the renderer has. The rectangle is in the picture.
     pub fn transfer_2d(
         &mut self,
-        number: u32,
+        id: u32,
         rectangle: &Rectangle,
         offset: u64,
-    ) -> Result<(), Refusal> {
-        let part = TransferBox {
+    ) -> Result<(), CommandError> {
+        let region = TransferBox {
             x: rectangle.x,
             y: rectangle.y,
             z: 0,
@@ -113,7 +117,7 @@ impl ThreeD {
             depth: 1,
         };
         // Rows are as long as the resource's.
-        self.transfer(Direction::ToHost, 0, number, 0, (0, 0), part, offset)
+        self.transfer(Direction::ToHost, 0, id, 0, (0, 0), region, offset)
     }
 
     #[allow(clippy::too_many_arguments, reason = "it has these fields")]
@@ -121,38 +125,35 @@ impl ThreeD {
         &mut self,
         direction: Direction,
         context: u32,
-        number: u32,
+        id: u32,
         level: u32,
         strides: (u32, u32),
-        part: TransferBox,
+        region: TransferBox,
         offset: u64,
-    ) -> Result<(), Refusal> {
-        if !is_countable(&part, strides, offset) || level > MAX_LEVEL {
-            return Err(Refusal::Parameter);
+    ) -> Result<(), CommandError> {
+        if !fits_in_32_bits(&region, strides, offset) || level > MAX_LEVEL {
+            return Err(CommandError::InvalidParameter);
         }
-        let renderer = self.renderer()?;
-        renderer.transfer(direction, context, number, level, strides, part, offset)
+        let renderer = self.start_renderer()?;
+        renderer.transfer(direction, context, id, level, strides, region, offset)
     }
 
     /// A resource as a buffer that the display can show by itself, where that can be.
-    pub fn export(&mut self, number: u32) -> Option<Dmabuf> {
+    pub fn export(&mut self, id: u32) -> Option<Dmabuf> {
         let renderer = self.renderer.as_mut()?;
-        let buffer = self
-            .capsets
-            .gives_buffers
-            .then(|| renderer.export(number))?;
-        log::debug!("resource {number} is shown from {buffer:?}");
-        buffer
+        let dmabuf = self.capsets.export_dmabufs.then(|| renderer.export(id))?;
+        log::debug!("resource {id} is shown from {dmabuf:?}");
+        dmabuf
     }
 
-    pub fn renderer(&mut self) -> Result<&mut Renderer, Refusal> {
+    pub fn start_renderer(&mut self) -> Result<&mut Renderer, CommandError> {
         match &mut self.renderer {
             Some(renderer) => Ok(renderer),
             none => {
                 let renderer =
                     start(&self.capsets, &self.events, &self.timer).map_err(|error| {
                         warn_limited(format_args!("cannot enable 3D: {error}"));
-                        Refusal::Unspecified
+                        CommandError::Unspecified
                     })?;
                 Ok(none.insert(renderer))
             }
@@ -164,7 +165,7 @@ impl ThreeD {
         let Some(renderer) = &self.renderer else {
             return;
         };
-        if renderer.events().is_none() {
+        if renderer.poll_fd().is_none() {
             let once = Itimerspec {
                 it_interval: Timespec::default(),
                 it_value: Timespec {
@@ -194,11 +195,11 @@ impl ThreeD {
         let Some(renderer) = &mut self.renderer else {
             return;
         };
-        for (number, resource) in resources.rendered() {
+        for (id, resource) in resources.in_renderer() {
             if let Some(backing) = resource.backing()
-                && renderer.attach_backing(number, backing, memory).is_err()
+                && renderer.attach_backing(id, backing, memory).is_err()
             {
-                log::debug!("the memory behind resource {number} is gone");
+                log::debug!("the memory behind resource {id} is gone");
             }
         }
     }
@@ -207,7 +208,7 @@ impl ThreeD {
 /// Starts the renderer on this thread.
 fn start(capsets: &Capsets, events: &OwnedFd, timer: &OwnedFd) -> Result<Renderer, VirglError> {
     let renderer = Renderer::new(capsets.node.as_deref())?;
-    let source = renderer.events().unwrap_or(timer.as_fd());
+    let source = renderer.poll_fd().unwrap_or(timer.as_fd());
     epoll::add(
         events,
         source,
@@ -223,14 +224,14 @@ fn start(capsets: &Capsets, events: &OwnedFd, timer: &OwnedFd) -> Result<Rendere
 pub fn read_back(
     three_d: Option<&mut ThreeD>,
     resources: &mut Resources,
-    number: u32,
+    id: u32,
     rectangle: &Rectangle,
-) -> Result<(), Refusal> {
-    let resource = resources.get_mut(number)?;
-    match three_d.and_then(ThreeD::started) {
-        Some(renderer) if resource.is_rendered() => resource
+) -> Result<(), CommandError> {
+    let resource = resources.get_mut(id)?;
+    match three_d.and_then(ThreeD::started_renderer) {
+        Some(renderer) if resource.is_in_renderer() => resource
             .read_back(rectangle, |rectangle, width, pixels| {
-                renderer.read(number, rectangle, width, pixels)
+                renderer.read_pixels(id, rectangle, width, pixels)
             }),
         _ => Ok(()),
     }
@@ -238,9 +239,9 @@ pub fn read_back(
 
 /// About what a resource takes of the host, in bytes: the format is taken for one of 4 bytes a pixel, and the driver of the GPU has ways
 /// of its own.
-fn size(command: &Create3d) -> u64 {
+fn estimated_size(command: &Create3d) -> u64 {
     let width = u64::from(command.width.get());
-    if command.target.get() == BUFFER {
+    if command.target.get() == PIPE_BUFFER {
         return width;
     }
     let factors = [
@@ -261,20 +262,20 @@ fn size(command: &Create3d) -> u64 {
 }
 
 /// Whether the library, which counts bytes with 32 bits, can tell if all of a transfer is in the memory behind the resource.
-fn is_countable(part: &TransferBox, (stride, layer_stride): (u32, u32), offset: u64) -> bool {
+fn fits_in_32_bits(region: &TransferBox, (stride, layer_stride): (u32, u32), offset: u64) -> bool {
     let ends = [
-        part.x.checked_add(part.width),
-        part.y.checked_add(part.height),
-        part.z.checked_add(part.depth),
+        region.x.checked_add(region.width),
+        region.y.checked_add(region.height),
+        region.z.checked_add(region.depth),
     ];
     let product = |factors: [u32; 3]| {
         let factors = factors.into_iter().map(u64::from);
         factors.fold(MAX_BLOCK_SIZE, u64::saturating_mul)
     };
     let sizes = [
-        product([part.width, part.height, part.depth]),
-        u64::from(stride) * u64::from(part.height),
-        u64::from(layer_stride) * u64::from(part.depth),
+        product([region.width, region.height, region.depth]),
+        u64::from(stride) * u64::from(region.height),
+        u64::from(layer_stride) * u64::from(region.depth),
         offset,
     ];
     let size = sizes.into_iter().fold(0, u64::saturating_add);

@@ -4,7 +4,7 @@
 use vhost_device_common::chain::Chain;
 use virtio_bindings::virtio_gpu as gpu;
 
-use crate::protocol::{CURSOR_SIZE, Cursor, Header, Refusal, check_scanout, read};
+use crate::protocol::{CURSOR_SIZE, CommandError, Cursor, Header, check_scanout, read};
 use crate::rectangle::Rectangle;
 use crate::state::State;
 use crate::three_d::{ThreeD, read_back};
@@ -14,25 +14,23 @@ pub fn process(
     state: &mut State,
     three_d: Option<&mut ThreeD>,
     chain: &mut Chain,
-) -> Result<(), Refusal> {
+) -> Result<(), CommandError> {
     let header: Header = read(chain)?;
     let command: Cursor = read(chain)?;
-    let (scanout, number) = (command.scanout.get(), command.resource.get());
+    let (scanout, id) = (command.scanout.get(), command.resource.get());
     log::trace!("cursor command {:#x}", header.kind);
     check_scanout(scanout)?;
     let image = match header.kind.get() {
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_MOVE_CURSOR => None,
-        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR if number == 0 => None,
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR if id == 0 => None,
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR => {
             let hot = (command.hot_x.get(), command.hot_y.get());
-            Some((hot, cursor_image(state, three_d, number)?))
+            Some((hot, cursor_image(state, three_d, id)?))
         }
-        _ => return Err(Refusal::Unspecified),
+        _ => return Err(CommandError::Unspecified),
     };
     let position = (command.x.get(), command.y.get());
-    state
-        .display
-        .set_cursor(scanout, position, number != 0, image);
+    state.display.set_cursor(scanout, position, id != 0, image);
     Ok(())
 }
 
@@ -41,15 +39,16 @@ pub fn process(
 fn cursor_image(
     state: &mut State,
     three_d: Option<&mut ThreeD>,
-    number: u32,
-) -> Result<Vec<u32>, Refusal> {
-    let resource = state.resources.get(number)?;
-    let all = Rectangle::new(0, 0, resource.width, resource.height).ok_or(Refusal::Parameter)?;
+    id: u32,
+) -> Result<Vec<u32>, CommandError> {
+    let resource = state.resources.get(id)?;
+    let all = Rectangle::new(0, 0, resource.width, resource.height)
+        .ok_or(CommandError::InvalidParameter)?;
     if (all.width, all.height) != (CURSOR_SIZE, CURSOR_SIZE) {
-        return Err(Refusal::Parameter);
+        return Err(CommandError::InvalidParameter);
     }
-    state.resources.prepare(number)?;
-    read_back(three_d, &mut state.resources, number, &all)?;
-    let resource = state.resources.get(number)?;
+    state.resources.prepare_scanout(id)?;
+    read_back(three_d, &mut state.resources, id, &all)?;
+    let resource = state.resources.get(id)?;
     Ok(resource.rows(0, CURSOR_SIZE).to_vec())
 }

@@ -7,26 +7,27 @@ use zerocopy::IntoBytes;
 
 use crate::capsets::Capsets;
 use crate::protocol::{
-    CapsetInfo, CreateContext, GetCapset, Header, Number, Refusal, Response, Transfer3d, read,
+    CapsetInfo, CommandError, CreateContext, GetCapset, Header, IdCommand, Response, Transfer3d,
+    read,
 };
 use crate::resource::Resources;
 use crate::three_d::ThreeD;
 use crate::virgl::{Direction, TransferBox};
 
 /// Bytes of one SUBMIT_3D: Linux guests stay far below.
-const MAX_COMMANDS: u32 = 16 << 20;
+const MAX_COMMAND_BYTES: u32 = 16 << 20;
 
 /// Carries out a command that only a device with 3D has.
-pub fn control(
+pub fn process(
     three_d: &mut ThreeD,
     resources: &mut Resources,
     header: &Header,
     chain: &mut Chain,
-) -> Result<Response, Refusal> {
+) -> Result<Response, CommandError> {
     let context = header.context_id.get();
     match header.kind.get() {
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET_INFO => {
-            return capset_info(&three_d.capsets, read::<Number>(chain)?.number.get());
+            return capset_info(&three_d.capsets, read::<IdCommand>(chain)?.id.get());
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET => {
             return capset(three_d, &read(chain)?);
@@ -38,23 +39,23 @@ pub fn control(
                 .name
                 .as_flattened()
                 .get(..length)
-                .ok_or(Refusal::Parameter)?;
-            three_d.renderer()?.create_context(context, name)?;
+                .ok_or(CommandError::InvalidParameter)?;
+            three_d.start_renderer()?.create_context(context, name)?;
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_DESTROY => {
-            three_d.renderer()?.destroy_context(context)?;
+            three_d.start_renderer()?.destroy_context(context)?;
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_ATTACH_RESOURCE => {
-            let number = read::<Number>(chain)?.number.get();
+            let id = read::<IdCommand>(chain)?.id.get();
             // Linux attaches resources whose format the renderer does not know, too; no context can use them.
-            if resources.get(number)?.is_rendered() {
-                three_d.renderer()?.attach_to_context(context, number)?;
+            if resources.get(id)?.is_in_renderer() {
+                three_d.start_renderer()?.attach_to_context(context, id)?;
             }
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_DETACH_RESOURCE => {
-            let number = read::<Number>(chain)?.number.get();
-            if resources.get(number)?.is_rendered() {
-                three_d.renderer()?.detach_from_context(context, number)?;
+            let id = read::<IdCommand>(chain)?.id.get();
+            if resources.get(id)?.is_in_renderer() {
+                three_d.start_renderer()?.detach_from_context(context, id)?;
             }
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_3D => {
@@ -79,22 +80,27 @@ pub fn control(
             )?;
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SUBMIT_3D => {
-            let size = read::<Number>(chain)?.number.get();
-            if size > MAX_COMMANDS || !size.is_multiple_of(4) || chain.readable_len() < size.into()
+            let size = read::<IdCommand>(chain)?.id.get();
+            if size > MAX_COMMAND_BYTES
+                || !size.is_multiple_of(4)
+                || chain.readable_len() < size.into()
             {
-                return Err(Refusal::Parameter);
+                return Err(CommandError::InvalidParameter);
             }
             let mut commands = vec![0u32; size as usize / 4];
             chain.read(commands.as_mut_bytes())?;
-            three_d.renderer()?.submit(context, &mut commands)?;
+            three_d.start_renderer()?.submit(context, &mut commands)?;
         }
-        _ => return Err(Refusal::Unspecified),
+        _ => return Err(CommandError::Unspecified),
     }
     Ok(Response::no_data())
 }
 
-fn capset_info(capsets: &Capsets, index: u32) -> Result<Response, Refusal> {
-    let capset = capsets.sets.get(index as usize).ok_or(Refusal::Parameter)?;
+fn capset_info(capsets: &Capsets, index: u32) -> Result<Response, CommandError> {
+    let capset = capsets
+        .sets
+        .get(index as usize)
+        .ok_or(CommandError::InvalidParameter)?;
     let info = CapsetInfo {
         id: capset.id.into(),
         max_version: capset.max_version.into(),
@@ -107,15 +113,15 @@ fn capset_info(capsets: &Capsets, index: u32) -> Result<Response, Refusal> {
     })
 }
 
-fn capset(three_d: &mut ThreeD, command: &GetCapset) -> Result<Response, Refusal> {
+fn capset(three_d: &mut ThreeD, command: &GetCapset) -> Result<Response, CommandError> {
     let (id, version) = (command.id.get(), command.version.get());
     let mut capsets = three_d.capsets.sets.iter();
     let capset = *capsets
         .find(|capset| capset.id == id && version <= capset.max_version)
-        .ok_or(Refusal::Parameter)?;
+        .ok_or(CommandError::InvalidParameter)?;
     Ok(Response {
         kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_CAPSET,
-        body: three_d.renderer()?.fill_capset(&capset, version)?,
+        body: three_d.start_renderer()?.fill_capset(&capset, version)?,
     })
 }
 
@@ -125,12 +131,12 @@ fn transfer(
     direction: Direction,
     context: u32,
     command: &Transfer3d,
-) -> Result<(), Refusal> {
-    let number = command.resource.get();
-    if !resources.get(number)?.is_rendered() {
-        return Err(Refusal::Parameter);
+) -> Result<(), CommandError> {
+    let id = command.resource.get();
+    if !resources.get(id)?.is_in_renderer() {
+        return Err(CommandError::InvalidParameter);
     }
-    let part = TransferBox {
+    let region = TransferBox {
         x: command.x.get(),
         y: command.y.get(),
         z: command.z.get(),
@@ -141,5 +147,5 @@ fn transfer(
     let level = command.level.get();
     let strides = (command.stride.get(), command.layer_stride.get());
     let offset = command.offset.get();
-    three_d.transfer(direction, context, number, level, strides, part, offset)
+    three_d.transfer(direction, context, id, level, strides, region, offset)
 }

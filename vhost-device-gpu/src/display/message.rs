@@ -45,20 +45,20 @@ pub enum Query {
         scanout: u32,
     },
     /// Nothing but whether a part of a buffer is shown (DMABUF_UPDATE).
-    Shown {
+    DmabufUpdate {
         scanout: u32,
-        part: Rectangle,
+        rectangle: Rectangle,
     },
 }
 
 impl Query {
     /// Bytes of the answer's payload.
-    pub fn answer_size(self) -> usize {
+    pub fn reply_size(self) -> usize {
         match self {
             Self::ProtocolFeatures => 8,
             Self::DisplayInfo => 408,
             Self::Edid { .. } => 1056,
-            Self::Shown { .. } => 0,
+            Self::DmabufUpdate { .. } => 0,
         }
     }
 
@@ -67,7 +67,7 @@ impl Query {
             Self::ProtocolFeatures => Request::GetProtocolFeatures,
             Self::DisplayInfo => Request::GetDisplayInfo,
             Self::Edid { .. } => Request::GetEdid,
-            Self::Shown { .. } => Request::DmabufUpdate,
+            Self::DmabufUpdate { .. } => Request::DmabufUpdate,
         }
     }
 
@@ -75,17 +75,23 @@ impl Query {
     pub fn message(self) -> Vec<u8> {
         match self {
             Self::Edid { scanout } => message(self.request(), &[scanout]),
-            Self::Shown { scanout, part } => message(
+            Self::DmabufUpdate { scanout, rectangle } => message(
                 self.request(),
-                &[scanout, part.x, part.y, part.width, part.height],
+                &[
+                    scanout,
+                    rectangle.x,
+                    rectangle.y,
+                    rectangle.width,
+                    rectangle.height,
+                ],
             ),
             _ => message(self.request(), &[]),
         }
     }
 
     /// Whether these are the header's words of the answer.
-    pub fn is_answered_by(self, header: &[u8]) -> bool {
-        let expected = [self.request() as u32, REPLY, self.answer_size() as u32];
+    pub fn is_replied_by(self, header: &[u8]) -> bool {
+        let expected = [self.request() as u32, REPLY, self.reply_size() as u32];
         header == expected.as_bytes()
     }
 }
@@ -99,10 +105,10 @@ pub fn message(request: Request, words: &[u32]) -> Vec<u8> {
 }
 
 /// The message that shows another cursor.
-pub fn cursor_update(position: [u32; 3], hot: [u32; 2], image: &[u32]) -> Vec<u8> {
+pub fn cursor_update(position: [u32; 3], hot_spot: [u32; 2], image: &[u32]) -> Vec<u8> {
     let mut words = Vec::with_capacity(5 + (CURSOR_SIZE * CURSOR_SIZE) as usize);
     words.extend_from_slice(&position);
-    words.extend_from_slice(&hot);
+    words.extend_from_slice(&hot_spot);
     words.extend_from_slice(image);
     message(Request::CursorUpdate, &words)
 }
@@ -141,8 +147,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn answers_are_known_by_their_header() {
-        let header = |words: [u32; 3]| Query::DisplayInfo.is_answered_by(words.as_bytes());
+    fn a_reply_is_recognised_by_its_header() {
+        let header = |words: [u32; 3]| Query::DisplayInfo.is_replied_by(words.as_bytes());
         assert!(header([3, 4, 408]));
         assert!(!header([3, 0, 408]));
         assert!(!header([1, 4, 408]));

@@ -7,7 +7,7 @@
 mod link;
 mod message;
 mod outgoing;
-mod output;
+mod scanout;
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -26,12 +26,12 @@ use crate::dmabuf::Dmabuf;
 use crate::protocol::MAX_SCANOUTS;
 use crate::rectangle::Rectangle;
 use crate::resource::Resources;
-use link::{DisplayError, Link, MAX_ASKED, watch};
+use link::{DisplayError, Link, MAX_SENT_QUERIES, register};
 pub use message::Query;
 use message::{HEADER_SIZE, Request, message};
 use outgoing::Outgoing;
-pub use output::{Cursor, Source};
-use output::{Output, whole};
+use scanout::Scanout;
+pub use scanout::{Cursor, Source};
 
 /// Room for what the display has yet to read, in bytes; the kernel doubles it. Twice the usual room halves how often a large
 /// picture wakes both sides. With more, flushes would be done long before their picture is seen.
@@ -43,13 +43,13 @@ pub struct Display {
     /// Becomes readable when there is something to do.
     events: Arc<OwnedFd>,
     /// An event of its own, when a display ends: whoever waits for it may be on another queue than the one that saw that.
-    ended: OwnedFd,
+    disconnected: OwnedFd,
     link: Option<Link>,
     /// A display that is not used. QEMU waits with one CPU for what comes from a socket whose other end is closed.
-    unused: Option<UnixStream>,
-    outputs: [Output; MAX_SCANOUTS],
+    idle_socket: Option<UnixStream>,
+    scanouts: [Scanout; MAX_SCANOUTS],
     /// The question that a command waits for the answer to.
-    question: Option<Query>,
+    query: Option<Query>,
     /// Counts what comes, and the pictures that go, so that one sees whether the display is alive.
     progress: u64,
 }
@@ -57,17 +57,17 @@ pub struct Display {
 impl Display {
     pub fn new() -> io::Result<Self> {
         let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        let disconnected = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         // Each time once, so that it need not be read.
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&events, &ended, epoll::EventData::new_u64(0), flags)?;
+        epoll::add(&events, &disconnected, epoll::EventData::new_u64(0), flags)?;
         Ok(Self {
             events: Arc::new(events),
-            ended,
+            disconnected,
             link: None,
-            unused: None,
-            outputs: Default::default(),
-            question: None,
+            idle_socket: None,
+            scanouts: Default::default(),
+            query: None,
             progress: 0,
         })
     }
@@ -80,26 +80,27 @@ impl Display {
     /// Uses another display from now on.
     pub fn connect(&mut self, socket: UnixStream) -> io::Result<()> {
         // Of the display before this one; it waits for this one's answer from now on.
-        let question = self.question;
+        let query = self.query;
         self.disconnect();
-        watch(&self.events, socket.as_fd())?;
+        register(&self.events, socket.as_fd())?;
         let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER);
-        self.link = Some(Link::new(socket, question));
-        self.question = question;
-        for output in &mut self.outputs {
-            output.announce = output.source.is_some();
-            output.has_buffer = false;
-            output.dirty = output.source.map(|source| whole(&source));
-            output.cursor.moved = output.cursor.visible;
-            output.cursor.changed = output.cursor.visible && !output.cursor.image.is_empty();
+        self.link = Some(Link::new(socket, query));
+        self.query = query;
+        for scanout in &mut self.scanouts {
+            scanout.source_changed = scanout.source.is_some();
+            scanout.dmabuf_sent = false;
+            scanout.dirty = scanout.source.map(|source| source.bounds());
+            scanout.cursor.moved = scanout.cursor.visible;
+            scanout.cursor.image_changed =
+                scanout.cursor.visible && !scanout.cursor.image.is_empty();
         }
         Ok(())
     }
 
     /// Keeps the socket of a display open until the next one comes or the device is reset, and does not use it.
-    pub fn keep(&mut self, socket: UnixStream) {
+    pub fn keep_open(&mut self, socket: UnixStream) {
         self.disconnect();
-        self.unused = Some(socket);
+        self.idle_socket = Some(socket);
     }
 
     /// Whether there is a display.
@@ -109,23 +110,23 @@ impl Display {
 
     /// Lets go of the display. What is shown is remembered for the next one.
     pub fn disconnect(&mut self) {
-        self.unused = None;
-        self.end_link();
+        self.idle_socket = None;
+        self.close_link();
     }
 
     /// Uses the display no more. Gives its socket.
-    fn end_link(&mut self) -> Option<UnixStream> {
-        self.question = None;
+    fn close_link(&mut self) -> Option<UnixStream> {
+        self.query = None;
         let Link { socket, .. } = self.link.take()?;
         let _ = epoll::delete(&*self.events, &socket);
-        let _ = rustix::io::write(&self.ended, &1u64.to_ne_bytes());
+        let _ = rustix::io::write(&self.disconnected, &1u64.to_ne_bytes());
         Some(socket)
     }
 
     /// Forgets what the guest shows.
     pub fn clear(&mut self, resources: &Resources) {
         self.detach(None, resources);
-        for Output { cursor, .. } in &mut self.outputs {
+        for Scanout { cursor, .. } in &mut self.scanouts {
             // The display may not have been told yet that it is gone.
             let moved = (cursor.visible || cursor.moved) && self.link.is_some();
             *cursor = Cursor {
@@ -133,19 +134,19 @@ impl Display {
                 ..Cursor::default()
             };
         }
-        self.forget_question();
+        self.cancel_query();
     }
 
     /// A resource (or all, without a number) is about to go. No scanout may show it any more.
-    pub fn detach(&mut self, number: Option<u32>, resources: &Resources) {
+    pub fn detach(&mut self, id: Option<u32>, resources: &Resources) {
         if let Some(outgoing) = self.link.as_mut().and_then(|link| link.outgoing.as_mut()) {
-            outgoing.detach(number, resources);
+            outgoing.detach(id, resources);
         }
-        for output in &mut self.outputs {
-            if let Some(source) = output.source
-                && number.is_none_or(|number| number == source.resource)
+        for scanout in &mut self.scanouts {
+            if let Some(source) = scanout.source
+                && id.is_none_or(|id| id == source.resource)
             {
-                output.show(None, None);
+                scanout.set_source(None, None);
             }
         }
     }
@@ -156,51 +157,51 @@ impl Display {
         &mut self,
         scanout: u32,
         source: Option<Source>,
-        buffer: Option<Arc<Dmabuf>>,
+        dmabuf: Option<Arc<Dmabuf>>,
     ) {
-        if let Some(output) = self.outputs.get_mut(scanout as usize) {
-            output.show(source, buffer);
+        if let Some(scanout) = self.scanouts.get_mut(scanout as usize) {
+            scanout.set_source(source, dmabuf);
         }
     }
 
     /// What each scanout shows, and its cursor.
-    pub fn shown(&self) -> [(Option<Source>, &Cursor); MAX_SCANOUTS] {
-        self.outputs
+    pub fn scanouts(&self) -> [(Option<Source>, &Cursor); MAX_SCANOUTS] {
+        self.scanouts
             .each_ref()
-            .map(|output| (output.source, &output.cursor))
+            .map(|scanout| (scanout.source, &scanout.cursor))
     }
 
-    fn outputs_of(&self, resource: u32) -> impl Iterator<Item = &Output> {
-        let outputs = self.outputs.iter();
-        outputs.filter(move |output| {
-            output
+    fn scanouts_of(&self, resource: u32) -> impl Iterator<Item = &Scanout> {
+        let scanouts = self.scanouts.iter();
+        scanouts.filter(move |scanout| {
+            scanout
                 .source
                 .is_some_and(|source| source.resource == resource)
         })
     }
 
     /// Whether a scanout shows something of a resource, and is sent its pixels.
-    pub fn shows_pixels(&self, resource: u32) -> bool {
-        self.outputs_of(resource)
-            .any(|output| output.buffer.is_none())
+    pub fn needs_pixels(&self, resource: u32) -> bool {
+        self.scanouts_of(resource)
+            .any(|scanout| scanout.dmabuf.is_none())
     }
 
     /// The buffer that a scanout shows a resource from.
-    pub fn buffer(&self, resource: u32) -> Option<Arc<Dmabuf>> {
-        self.outputs_of(resource)
-            .find_map(|output| output.buffer.clone())
+    pub fn dmabuf(&self, resource: u32) -> Option<Arc<Dmabuf>> {
+        self.scanouts_of(resource)
+            .find_map(|scanout| scanout.dmabuf.clone())
     }
 
     /// A part of a resource has changed.
     pub fn flush(&mut self, resource: u32, rectangle: &Rectangle) {
-        for output in &mut self.outputs {
-            if let Some(source) = output.source
+        for scanout in &mut self.scanouts {
+            if let Some(source) = scanout.source
                 && source.resource == resource
                 && let Some(shown) = rectangle.intersection(&source.rectangle)
             {
                 let shown = shown.relative_to(&source.rectangle);
-                let dirty = output.dirty.map_or(shown, |dirty| dirty.union(&shown));
-                output.dirty = self.link.is_some().then_some(dirty);
+                let dirty = scanout.dirty.map_or(shown, |dirty| dirty.union(&shown));
+                scanout.dirty = self.link.is_some().then_some(dirty);
             }
         }
     }
@@ -214,7 +215,7 @@ impl Display {
         image: Option<((u32, u32), Vec<u32>)>,
     ) {
         let connected = self.link.is_some();
-        let Some(Output { cursor, .. }) = self.outputs.get_mut(scanout as usize) else {
+        let Some(Scanout { cursor, .. }) = self.scanouts.get_mut(scanout as usize) else {
             return;
         };
         (cursor.x, cursor.y, cursor.visible) = (x, y, visible);
@@ -222,30 +223,30 @@ impl Display {
         if let Some((hot, image)) = image {
             (cursor.hot_x, cursor.hot_y) = hot;
             cursor.image = image;
-            cursor.changed = connected;
+            cursor.image_changed = connected;
         }
     }
 
     /// Asks the display something. Returns whether its answer is worth waiting for.
-    pub fn ask(&mut self, query: Query) -> bool {
+    pub fn start_query(&mut self, query: Query) -> bool {
         let Some(link) = self.link.as_mut() else {
             return false;
         };
-        if link.ready && !link.can_answer(query) {
+        if link.ready && !link.can_reply(query) {
             return false;
         }
         // One that is silent is asked too: it may answer again.
-        link.question = Some(query);
-        let answers = !link.silent && !link.stalled;
-        self.question = answers.then_some(query);
-        answers
+        link.next_query = Some(query);
+        let waits = !link.silent && !link.stalled;
+        self.query = waits.then_some(query);
+        waits
     }
 
     /// Takes back the question, whose answer nobody waits for any more.
-    pub fn forget_question(&mut self) {
-        self.question = None;
+    pub fn cancel_query(&mut self) {
+        self.query = None;
         if let Some(link) = &mut self.link {
-            link.question = None;
+            link.next_query = None;
         }
     }
 
@@ -255,22 +256,24 @@ impl Display {
             return true;
         };
         let sends = matches!(link.outgoing, Some(Outgoing::Update(_)));
-        !sends && !link.is_showing() && self.outputs.iter().all(|output| output.dirty.is_none())
+        !sends
+            && !link.awaits_dmabuf_update()
+            && self.scanouts.iter().all(|scanout| scanout.dirty.is_none())
     }
 
     /// The display has done nothing for too long: has nobody wait for it until it does something. One that has not told its features is
     /// used without any.
-    pub fn stop_waiting(&mut self) {
+    pub fn mark_unresponsive(&mut self) {
         if let Some(link) = &mut self.link {
             link.stalled = true;
-            link.silent |= self.question.is_some();
+            link.silent |= self.query.is_some();
             link.ready = true;
         }
     }
 
     /// Whether a question waits for its answer.
-    pub fn is_asked(&self) -> bool {
-        self.question.is_some() && self.link.is_some()
+    pub fn awaits_reply(&self) -> bool {
+        self.query.is_some() && self.link.is_some()
     }
 
     /// Grows whenever something comes from the display, or a part of a picture goes there.
@@ -281,11 +284,11 @@ impl Display {
     /// Sends what can be without waiting, and receives: an answer that is due, or, with `readable`, whatever there is.
     /// Returns the answer to the question, when it has come.
     pub fn advance(&mut self, resources: &Resources, readable: bool) -> Option<Vec<u8>> {
-        let mut answer = None;
-        if let Err(error) = self.exchange(resources, readable, &mut answer) {
-            self.leave(&error);
+        let mut reply = None;
+        if let Err(error) = self.exchange(resources, readable, &mut reply) {
+            self.drop_link(&error);
         }
-        answer
+        reply
     }
 
     /// Sends what can be without waiting. It is left to [`Display::advance`] to see what comes, and that all is sent.
@@ -294,18 +297,18 @@ impl Display {
             match self.send(resources) {
                 Ok(true) => {}
                 Ok(false) => return,
-                Err(error) => return self.leave(&error),
+                Err(error) => return self.drop_link(&error),
             }
         }
     }
 
-    fn leave(&mut self, error: &DisplayError) {
-        let socket = self.end_link();
+    fn drop_link(&mut self, error: &DisplayError) {
+        let socket = self.close_link();
         match error {
             DisplayError::Closed => info_limited(format_args!("the display is gone")),
             error => {
                 warn_limited(format_args!("the display is not used any more: {error}"));
-                self.unused = socket;
+                self.idle_socket = socket;
             }
         }
     }
@@ -314,22 +317,22 @@ impl Display {
         &mut self,
         resources: &Resources,
         readable: bool,
-        answer: &mut Option<Vec<u8>>,
+        reply: &mut Option<Vec<u8>>,
     ) -> Result<(), DisplayError> {
-        let is_due = |display: &Self| {
+        let expects_reply = |display: &Self| {
             let link = display.link.as_ref();
-            link.is_some_and(|link| !link.asked.is_empty())
+            link.is_some_and(|link| !link.sent_queries.is_empty())
         };
-        if readable || is_due(self) {
-            self.receive(answer)?;
+        if readable || expects_reply(self) {
+            self.receive(reply)?;
         }
         while self.send(resources)? {
-            if answer.is_none() && is_due(self) {
-                self.receive(answer)?;
+            if reply.is_none() && expects_reply(self) {
+                self.receive(reply)?;
             }
         }
         if let Some(link) = self.link.as_mut().filter(|link| link.outgoing.is_none()) {
-            link.watch_room(&self.events, false)?;
+            link.watch_writable(&self.events, false)?;
         }
         Ok(())
     }
@@ -343,17 +346,17 @@ impl Display {
         let Some(mut outgoing) = link.outgoing.take().or(next) else {
             return Ok(false);
         };
-        let pieces = outgoing
-            .pieces(resources)
+        let io_slices = outgoing
+            .io_slices(resources)
             .map_err(|_| DisplayError::Resource)?;
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        let files: Vec<_> = outgoing.file().into_iter().collect();
+        let fds: Vec<_> = outgoing.fd().into_iter().collect();
         let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = SendAncillaryBuffer::new(&mut room);
-        if !files.is_empty() {
-            control.push(SendAncillaryMessage::ScmRights(&files));
+        if !fds.is_empty() {
+            control.push(SendAncillaryMessage::ScmRights(&fds));
         }
-        match sendmsg(&link.socket, &pieces, &mut control, flags) {
+        match sendmsg(&link.socket, &io_slices, &mut control, flags) {
             Ok(0) => Err(DisplayError::Resource),
             Ok(count) => {
                 if matches!(outgoing, Outgoing::Update(_)) {
@@ -367,7 +370,7 @@ impl Display {
             }
             Err(Errno::AGAIN) => {
                 link.outgoing = Some(outgoing);
-                link.watch_room(&self.events, true)?;
+                link.watch_writable(&self.events, true)?;
                 Ok(false)
             }
             Err(Errno::INTR) => {
@@ -385,67 +388,69 @@ impl Display {
         if link.outgoing.is_some() || !link.ready {
             return None;
         }
-        if std::mem::take(&mut link.agrees) {
+        if std::mem::take(&mut link.must_set_features) {
             let features = [link.features as u32, (link.features >> 32) as u32];
             let message = message(Request::SetProtocolFeatures, &features);
             return Some(Outgoing::bytes(message));
         }
-        let mut outputs = (0..).zip(&mut self.outputs);
+        let mut scanouts = (0..).zip(&mut self.scanouts);
         let features = link.features;
         if let Some(message) =
-            outputs.find_map(|(number, output)| output.next_small(number, features))
+            scanouts.find_map(|(index, scanout)| scanout.next_control_message(index, features))
         {
             return Some(message);
         }
-        if link.asked.len() < MAX_ASKED
-            && let Some(query) = link.question.take()
+        if link.sent_queries.len() < MAX_SENT_QUERIES
+            && let Some(query) = link.next_query.take()
         {
-            if link.can_answer(query) {
-                return Some(link.ask(query));
+            if link.can_reply(query) {
+                return Some(link.query_message(query));
             }
-            self.question = None;
+            self.query = None;
         }
-        for (number, output) in (0..).zip(&mut self.outputs) {
-            if output.buffer.is_none() {
-                if let Some(update) = output.next_update(number) {
+        for (index, scanout) in (0..).zip(&mut self.scanouts) {
+            if scanout.dmabuf.is_none() {
+                if let Some(update) = scanout.next_update(index) {
                     return Some(Outgoing::Update(update));
                 }
-            } else if !link.is_showing()
-                && let Some(part) = output.dirty.take()
+            } else if !link.awaits_dmabuf_update()
+                && let Some(rectangle) = scanout.dirty.take()
             {
-                let scanout = number;
-                return Some(link.ask(Query::Shown { scanout, part }));
+                return Some(link.query_message(Query::DmabufUpdate {
+                    scanout: index,
+                    rectangle,
+                }));
             }
         }
         None
     }
 
     /// Takes all that has come. Gives the payload of the answer that a command waits for.
-    fn receive(&mut self, awaited: &mut Option<Vec<u8>>) -> Result<(), DisplayError> {
+    fn receive(&mut self, awaited_reply: &mut Option<Vec<u8>>) -> Result<(), DisplayError> {
         let Some(link) = &mut self.link else {
             return Ok(());
         };
         loop {
-            let header = link.answer.get(..HEADER_SIZE);
-            let place = header.map(|header| link.place(header)).transpose()?;
-            let size = match place {
-                Some((_, query)) => HEADER_SIZE + query.answer_size(),
-                None if link.asked.is_empty() => 1,
+            let header = link.reply.get(..HEADER_SIZE);
+            let matched = header.map(|header| link.match_reply(header)).transpose()?;
+            let size = match matched {
+                Some((_, query)) => HEADER_SIZE + query.reply_size(),
+                None if link.sent_queries.is_empty() => 1,
                 None => HEADER_SIZE,
             };
-            let room = size.saturating_sub(link.answer.len());
-            if let Some((index, query)) = place
+            let room = size.saturating_sub(link.reply.len());
+            if let Some((index, query)) = matched
                 && room == 0
             {
-                let answer = std::mem::take(&mut link.answer).split_off(HEADER_SIZE);
-                link.settle(index, &answer);
-                if self.question == Some(query) {
+                let reply = std::mem::take(&mut link.reply).split_off(HEADER_SIZE);
+                link.complete_query(index, &reply);
+                if self.query == Some(query) {
                     // It may have been asked for another reason, and be to be asked yet.
-                    (self.question, link.question) = (None, None);
-                    *awaited = Some(answer);
+                    (self.query, link.next_query) = (None, None);
+                    *awaited_reply = Some(reply);
                 }
-                if self.question.is_some_and(|query| !link.is_asking(query)) {
-                    self.question = None;
+                if self.query.is_some_and(|query| !link.has_query(query)) {
+                    self.query = None;
                 }
                 continue;
             }
@@ -464,12 +469,12 @@ impl Display {
             if chunk.is_empty() {
                 return Err(DisplayError::Closed);
             }
-            if link.asked.is_empty() {
-                return Err(DisplayError::Answer(None));
+            if link.sent_queries.is_empty() {
+                return Err(DisplayError::Reply(None));
             }
             self.progress = self.progress.wrapping_add(1);
             link.stalled = false;
-            link.answer.extend_from_slice(&chunk);
+            link.reply.extend_from_slice(&chunk);
         }
     }
 
@@ -514,14 +519,14 @@ mod tests {
         display.advance(&resources, false);
         ours.write_all([1u32, 4, 8, 3, 0].as_bytes()).unwrap();
         display.advance(&resources, true);
-        assert!(display.ask(Query::DisplayInfo));
+        assert!(display.start_query(Query::DisplayInfo));
         display.advance(&resources, false);
         display.drain_events();
         assert!(!has_events(&display));
         drop(ours);
         display.set_cursor(0, (1, 1), true, None);
         display.send_all(&resources);
-        assert!(!display.is_asked());
+        assert!(!display.awaits_reply());
         assert!(has_events(&display), "nobody would be told");
         display.drain_events();
         assert!(!has_events(&display));
@@ -534,12 +539,12 @@ mod tests {
         let mut display = Display::new().unwrap();
         let (_ours, theirs) = UnixStream::pair().unwrap();
         display.connect(theirs).unwrap();
-        assert!(display.ask(Query::DisplayInfo));
+        assert!(display.start_query(Query::DisplayInfo));
         display.advance(&resources, false);
         display.drain_events();
         let file = File::open("/").unwrap();
         display.connect(OwnedFd::from(file).into()).unwrap_err();
-        assert!(!display.is_asked());
+        assert!(!display.awaits_reply());
         assert!(has_events(&display), "nobody would be told");
     }
 }

@@ -9,14 +9,14 @@ use zerocopy::IntoBytes;
 
 use super::message::{HEADER_SIZE, Request, dmabuf_scanout, message};
 use crate::dmabuf::Dmabuf;
-use crate::protocol::Refusal;
+use crate::protocol::CommandError;
 use crate::rectangle::Rectangle;
 use crate::resource::Resources;
 
 /// Bytes of an UPDATE before its pixels: header, scanout, rectangle.
-const UPDATE_HEAD: usize = HEADER_SIZE + 20;
+const UPDATE_HEADER_SIZE: usize = HEADER_SIZE + 20;
 /// Pieces that one system call takes (IOV_MAX).
-const MAX_PIECES: usize = 1024;
+const IOV_MAX: usize = 1024;
 
 /// A message on its way.
 #[derive(Debug)]
@@ -25,7 +25,7 @@ pub enum Outgoing {
     Bytes {
         bytes: Vec<u8>,
         sent: usize,
-        buffer: Option<Arc<Dmabuf>>,
+        dmabuf: Option<Arc<Dmabuf>>,
     },
     /// Pixels of a resource, sent from where they are.
     Update(Update),
@@ -34,7 +34,7 @@ pub enum Outgoing {
 /// An UPDATE on its way.
 #[derive(Debug)]
 pub struct Update {
-    head: [u8; UPDATE_HEAD],
+    header: [u8; UPDATE_HEADER_SIZE],
     resource: u32,
     /// What is sent, in the resource.
     rectangle: Rectangle,
@@ -62,10 +62,10 @@ impl Update {
             width,
             height,
         ];
-        let mut head = [0; UPDATE_HEAD];
-        head.copy_from_slice(words.as_bytes());
+        let mut header = [0; UPDATE_HEADER_SIZE];
+        header.copy_from_slice(words.as_bytes());
         Self {
-            head,
+            header,
             resource,
             rectangle,
             sent: 0,
@@ -77,11 +77,11 @@ impl Update {
     }
 
     fn size(&self) -> usize {
-        UPDATE_HEAD + self.row_size() * self.rectangle.height as usize
+        UPDATE_HEADER_SIZE + self.row_size() * self.rectangle.height as usize
     }
 
     /// What is left to send, or the beginning of it.
-    fn pieces<'a>(&'a self, resources: &'a Resources) -> Result<Vec<IoSlice<'a>>, Refusal> {
+    fn io_slices<'a>(&'a self, resources: &'a Resources) -> Result<Vec<IoSlice<'a>>, CommandError> {
         let resource = resources.get(self.resource)?;
         let Rectangle {
             x,
@@ -89,30 +89,30 @@ impl Update {
             width,
             height,
         } = self.rectangle;
-        let mut pieces = Vec::with_capacity(MAX_PIECES.min(height as usize + 1));
-        let head = self.head.get(self.sent..).unwrap_or_default();
-        if !head.is_empty() {
-            pieces.push(IoSlice::new(head));
+        let mut io_slices = Vec::with_capacity(IOV_MAX.min(height as usize + 1));
+        let header = self.header.get(self.sent..).unwrap_or_default();
+        if !header.is_empty() {
+            io_slices.push(IoSlice::new(header));
         }
-        let done = self.sent.saturating_sub(UPDATE_HEAD);
+        let done = self.sent.saturating_sub(UPDATE_HEADER_SIZE);
         if width == resource.width {
             let pixels = resource.rows(y, height).as_bytes();
-            pieces.push(IoSlice::new(pixels.get(done..).unwrap_or_default()));
-            return Ok(pieces);
+            io_slices.push(IoSlice::new(pixels.get(done..).unwrap_or_default()));
+            return Ok(io_slices);
         }
         let first = done / self.row_size();
         let mut skip = done % self.row_size();
         for row in first..height as usize {
-            if pieces.len() == MAX_PIECES {
+            if io_slices.len() == IOV_MAX {
                 break;
             }
             let pixels = resource
                 .row(x, y.saturating_add(row as u32), width)
                 .as_bytes();
-            pieces.push(IoSlice::new(pixels.get(skip..).unwrap_or_default()));
+            io_slices.push(IoSlice::new(pixels.get(skip..).unwrap_or_default()));
             skip = 0;
         }
-        Ok(pieces)
+        Ok(io_slices)
     }
 }
 
@@ -121,7 +121,7 @@ impl Outgoing {
         Self::Bytes {
             bytes,
             sent: 0,
-            buffer: None,
+            dmabuf: None,
         }
     }
 
@@ -129,37 +129,40 @@ impl Outgoing {
     pub fn scanout(
         scanout: u32,
         rectangle: &Rectangle,
-        buffer: &Arc<Dmabuf>,
+        dmabuf: &Arc<Dmabuf>,
         features: u64,
     ) -> Self {
         Self::Bytes {
-            bytes: dmabuf_scanout(scanout, rectangle, buffer, features),
+            bytes: dmabuf_scanout(scanout, rectangle, dmabuf, features),
             sent: 0,
-            buffer: Some(Arc::clone(buffer)),
+            dmabuf: Some(Arc::clone(dmabuf)),
         }
     }
 
     /// Shows a buffer on a scanout no more.
-    pub fn no_scanout(scanout: u32) -> Self {
+    pub fn disable_scanout(scanout: u32) -> Self {
         let words = [scanout, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         Self::bytes(message(Request::DmabufScanout, &words))
     }
 
     /// The file to send with what is left.
-    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
-            Self::Bytes { buffer, .. } => buffer.as_ref().map(|buffer| buffer.file.as_fd()),
+            Self::Bytes { dmabuf, .. } => dmabuf.as_ref().map(|dmabuf| dmabuf.fd.as_fd()),
             Self::Update(_) => None,
         }
     }
 
     /// What is left to send, or the beginning of it.
-    pub fn pieces<'a>(&'a self, resources: &'a Resources) -> Result<Vec<IoSlice<'a>>, Refusal> {
+    pub fn io_slices<'a>(
+        &'a self,
+        resources: &'a Resources,
+    ) -> Result<Vec<IoSlice<'a>>, CommandError> {
         match self {
             Self::Bytes { bytes, sent, .. } => {
                 Ok(vec![IoSlice::new(bytes.get(*sent..).unwrap_or_default())])
             }
-            Self::Update(update) => update.pieces(resources),
+            Self::Update(update) => update.io_slices(resources),
         }
     }
 
@@ -169,9 +172,9 @@ impl Outgoing {
             Self::Bytes {
                 bytes,
                 sent,
-                buffer,
+                dmabuf,
             } => {
-                *buffer = None;
+                *dmabuf = None;
                 *sent = sent.saturating_add(count);
                 *sent >= bytes.len()
             }
@@ -183,20 +186,20 @@ impl Outgoing {
     }
 
     /// Takes a copy of what is left, if it comes from this resource (any, without a number), which is about to go.
-    pub fn detach(&mut self, number: Option<u32>, resources: &Resources) {
+    pub fn detach(&mut self, id: Option<u32>, resources: &Resources) {
         if let Self::Update(update) = self
-            && number.is_none_or(|number| number == update.resource)
+            && id.is_none_or(|id| id == update.resource)
         {
             let left = update.size().saturating_sub(update.sent);
             let mut bytes = Vec::with_capacity(left);
             while bytes.len() < left {
-                let Ok(pieces) = update.pieces(resources) else {
+                let Ok(io_slices) = update.io_slices(resources) else {
                     break;
                 };
                 let before = bytes.len();
-                pieces
+                io_slices
                     .iter()
-                    .for_each(|piece| bytes.extend_from_slice(piece));
+                    .for_each(|slice| bytes.extend_from_slice(slice));
                 if bytes.len() == before {
                     break;
                 }
@@ -224,9 +227,9 @@ mod tests {
     fn sent_in_steps(mut outgoing: Outgoing, resources: &Resources, step: usize) -> Vec<u8> {
         let mut sent = Vec::new();
         loop {
-            let pieces = outgoing.pieces(resources).unwrap();
+            let io_slices = outgoing.io_slices(resources).unwrap();
             let before = sent.len();
-            sent.extend(pieces.iter().flat_map(|piece| piece.iter()).take(step));
+            sent.extend(io_slices.iter().flat_map(|slice| slice.iter()).take(step));
             let count = sent.len() - before;
             assert!(count > 0);
             if outgoing.advance(count) {

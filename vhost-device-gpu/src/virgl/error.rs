@@ -24,7 +24,7 @@ pub enum VirglError {
     Init,
     /// What was drawn did not come out.
     #[error("libvirglrenderer can not draw on this host: the picture stays blank")]
-    Blank,
+    WrongPixels,
     /// The attempt to draw ended the process that made it.
     #[error(
         "libvirglrenderer can not draw on this host: it ends with signal {0} (without a GPU it needs memory that it may write to and execute, \

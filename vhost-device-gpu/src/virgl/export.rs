@@ -12,14 +12,14 @@ use crate::dmabuf::Dmabuf;
 
 impl Renderer {
     /// The texture of a resource as a buffer; `None` where it cannot be one that a display could be told of.
-    pub fn export(&mut self, number: u32) -> Option<Dmabuf> {
-        let library = self.library_of(number).ok()?;
+    pub fn export(&mut self, id: u32) -> Option<Dmabuf> {
+        let library = self.library_of(id).ok()?;
         // SAFETY: there is no precondition. Textures belong to this context.
         unsafe { (library.force_ctx_0)() };
-        let (info, modifier) = information(library, number)?;
-        let (file, stride) = file(library, info.texture)?;
-        let buffer = Dmabuf {
-            file,
+        let (info, modifier) = resource_info(library, id)?;
+        let (fd, stride) = export_fd(library, info.texture)?;
+        let dmabuf = Dmabuf {
+            fd,
             width: info.width,
             height: info.height,
             stride,
@@ -27,37 +27,36 @@ impl Renderer {
             fourcc: info.fourcc as u32,
             modifier,
         };
-        let has_all = buffer.width > 0 && buffer.height > 0 && buffer.fourcc != 0;
-        has_all.then_some(buffer)
+        let is_complete = dmabuf.width > 0 && dmabuf.height > 0 && dmabuf.fourcc != 0;
+        is_complete.then_some(dmabuf)
     }
 }
 
 /// What the library knows of a resource, and the modifier of its format, which release 0.10 does not tell.
-fn information(library: &Library, number: u32) -> Option<(ResourceInfo, Option<u64>)> {
+fn resource_info(library: &Library, id: u32) -> Option<(ResourceInfo, Option<u64>)> {
     if let Some(get_info) = library.resource_get_info_ext {
         let mut info = ResourceInfoExt::default();
         // SAFETY: the library writes no more than there is; newer releases may add to the end, where there is room.
-        let outcome = unsafe { get_info(number as c_int, &raw mut info) };
+        let outcome = unsafe { get_info(id as c_int, &raw mut info) };
         let one_plane = info.has_dmabuf_export != 0 && info.planes == 1;
         return (outcome == 0 && one_plane).then_some((info.base, Some(info.modifier)));
     }
     let mut info = ResourceInfo::default();
     // SAFETY: as above.
-    let outcome = unsafe { (library.resource_get_info?)(number as c_int, &raw mut info) };
+    let outcome = unsafe { (library.resource_get_info?)(id as c_int, &raw mut info) };
     (outcome == 0).then_some((info, None))
 }
 
 /// A file for a texture, and the length of its rows in bytes.
-fn file(library: &Library, texture: u32) -> Option<(OwnedFd, u32)> {
-    let get_file = library.get_fd_for_texture2?;
+fn export_fd(library: &Library, texture: u32) -> Option<(OwnedFd, u32)> {
+    let get_fd = library.get_fd_for_texture2?;
     // The library writes one of each for each plane, and does not say how many that is.
-    let (mut files, mut strides, mut offsets) =
-        ([-1; MAX_PLANES], [0; MAX_PLANES], [0; MAX_PLANES]);
+    let (mut fds, mut strides, mut offsets) = ([-1; MAX_PLANES], [0; MAX_PLANES], [0; MAX_PLANES]);
     // SAFETY: there is room for as many planes as a format has.
     let outcome = unsafe {
-        get_file(
+        get_fd(
             texture,
-            files.as_mut_ptr(),
+            fds.as_mut_ptr(),
             strides.as_mut_ptr(),
             offsets.as_mut_ptr(),
         )
@@ -66,10 +65,10 @@ fn file(library: &Library, texture: u32) -> Option<(OwnedFd, u32)> {
         return None;
     }
     // SAFETY: files that the library made are the caller's.
-    let owned = files.map(|file| (file >= 0).then(|| unsafe { OwnedFd::from_raw_fd(file) }));
-    let ([Some(file), None, None, None], [stride, ..], [0, ..]) = (owned, strides, offsets) else {
+    let owned = fds.map(|fd| (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }));
+    let ([Some(fd), None, None, None], [stride, ..], [0, ..]) = (owned, strides, offsets) else {
         return None;
     };
     let stride = u32::try_from(stride).ok()?;
-    (stride > 0).then_some((file, stride))
+    (stride > 0).then_some((fd, stride))
 }

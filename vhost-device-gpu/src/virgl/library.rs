@@ -33,7 +33,7 @@ pub struct Callbacks {
 /// `struct virgl_renderer_resource_create_args`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-pub struct ResourceArguments {
+pub struct ResourceCreateArgs {
     pub handle: u32,
     pub target: u32,
     pub format: u32,
@@ -112,18 +112,18 @@ macro_rules! functions {
                 // SAFETY: the library is trusted to run its own initialisers, as one that is linked is.
                 let library = unsafe { libc::dlopen(NAME.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
                 if library.is_null() {
-                    return Err(VirglError::Load(error()));
+                    return Err(VirglError::Load(dl_error()));
                 }
-                catch_log(library);
+                redirect_log(library);
                 Ok(Self {
                     $($name: {
-                        let symbol = find(library, concat!("virgl_renderer_", stringify!($name), "\0"))
-                            .ok_or_else(|| VirglError::Load(error()))?;
+                        let symbol = find_symbol(library, concat!("virgl_renderer_", stringify!($name), "\0"))
+                            .ok_or_else(|| VirglError::Load(dl_error()))?;
                         // SAFETY: the type is that of this function in virglrenderer.h, in all releases alike.
                         unsafe { std::mem::transmute::<*mut c_void, $type>(symbol.as_ptr()) }
                     },)*
                     $($optional: {
-                        let symbol = find(library, concat!("virgl_renderer_", stringify!($optional), "\0"));
+                        let symbol = find_symbol(library, concat!("virgl_renderer_", stringify!($optional), "\0"));
                         // SAFETY: as above, in the releases that have it.
                         symbol.map(|symbol| unsafe {
                             std::mem::transmute::<*mut c_void, $optional_type>(symbol.as_ptr())
@@ -149,7 +149,7 @@ functions! {
         context_destroy: unsafe extern "C" fn(u32),
         ctx_attach_resource: unsafe extern "C" fn(c_int, c_int),
         ctx_detach_resource: unsafe extern "C" fn(c_int, c_int),
-        resource_create: unsafe extern "C" fn(*mut ResourceArguments, *mut libc::iovec, u32) -> c_int,
+        resource_create: unsafe extern "C" fn(*mut ResourceCreateArgs, *mut libc::iovec, u32) -> c_int,
         resource_unref: unsafe extern "C" fn(u32),
         resource_attach_iov: unsafe extern "C" fn(c_int, *mut libc::iovec, c_int) -> c_int,
         resource_detach_iov: unsafe extern "C" fn(c_int, *mut *mut libc::iovec, *mut c_int),
@@ -186,13 +186,13 @@ impl fmt::Debug for Library {
 }
 
 /// A function of the library, whose name ends with a zero.
-fn find(library: *mut c_void, name: &'static str) -> Option<NonNull<c_void>> {
+fn find_symbol(library: *mut c_void, name: &'static str) -> Option<NonNull<c_void>> {
     // SAFETY: the library stays open, and the name ends with a zero.
     NonNull::new(unsafe { libc::dlsym(library, name.as_ptr().cast()) })
 }
 
 /// What the dynamic linker has to say.
-fn error() -> String {
+fn dl_error() -> String {
     // SAFETY: the message is copied before the next call of the linker on this thread.
     let message = unsafe { libc::dlerror() };
     if message.is_null() {
@@ -206,8 +206,8 @@ fn error() -> String {
 
 /// Has the library's messages, which guests can cause at will, logged for those who ask for it. Where the library cannot be asked to, they go to
 /// stderr.
-fn catch_log(library: *mut c_void) {
-    if let Some(symbol) = find(library, "virgl_set_debug_callback\0") {
+fn redirect_log(library: *mut c_void) {
+    if let Some(symbol) = find_symbol(library, "virgl_set_debug_callback\0") {
         // SAFETY: the type is that of the function in virglrenderer.h; the callback before, which it returns, is not used.
         unsafe {
             let set = std::mem::transmute::<*mut c_void, unsafe extern "C" fn(Log) -> *mut c_void>(

@@ -12,6 +12,6 @@ mod renderer;
 
 pub use error::VirglError;
 pub use library::TransferBox;
-pub use needs::{add_needs, keep_no_files};
-pub use probe::try_drawing;
+pub use needs::{add_needs, disable_shader_cache};
+pub use probe::test_draw;
 pub use renderer::{Capset, Direction, Renderer, has_render_node};

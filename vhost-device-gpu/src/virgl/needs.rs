@@ -30,7 +30,7 @@ const READ_WRITE: [&str; 1] = ["/dev/dri"];
 const LIBRARY_PATHS: [&str; 2] = ["LD_LIBRARY_PATH", "LIBGL_DRIVERS_PATH"];
 
 /// Has Mesa keep no files of its own. To be called while the process has one thread.
-pub fn keep_no_files() {
+pub fn disable_shader_cache() {
     // SAFETY: there is no other thread that could use the environment.
     unsafe { std::env::set_var("MESA_SHADER_CACHE_DISABLE", "true") };
 }

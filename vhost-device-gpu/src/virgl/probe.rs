@@ -12,17 +12,17 @@ use virtio_bindings::virtio_gpu::VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP;
 
 use super::error::VirglError;
 use super::renderer::Renderer;
-use crate::protocol::{Create3d, Refusal};
+use crate::protocol::{CommandError, Create3d};
 use crate::rectangle::Rectangle;
 
 /// Exit statuses of the process.
 const DRAWN: i32 = 0;
 const NO_RENDERER: i32 = 1;
-const NOT_DRAWN: i32 = 2;
+const WRONG_PIXELS: i32 = 2;
 /// `VIRGL_FORMAT_B8G8R8A8_UNORM`, `PIPE_TEXTURE_2D`, `VIRGL_BIND_RENDER_TARGET` and `VIRGL_BIND_SAMPLER_VIEW`.
 const FORMAT: u32 = 1;
-const TEXTURE_2D: u32 = 2;
-const PICTURE: u32 = 1 << 1 | 1 << 3;
+const PIPE_TEXTURE_2D: u32 = 2;
+const BIND: u32 = 1 << 1 | 1 << 3;
 /// Numbers of what is made.
 const CONTEXT: u32 = 1;
 const SOURCE: u32 = 1;
@@ -38,17 +38,17 @@ const PIXEL: u32 = 0xffff_00ff;
 ///
 /// # Errors
 /// There is a renderer, and it cannot draw.
-pub fn try_drawing(node: Option<&Path>) -> Result<bool, VirglError> {
+pub fn test_draw(node: Option<&Path>) -> Result<bool, VirglError> {
     let system = |error: std::io::Error| VirglError::System(error.kind());
     // SAFETY: there is no other thread that could hold a lock, and the child returns to nobody: it ends here.
     let child = match unsafe { libc::fork() } {
         0 => {
             forked();
-            let status = catch_unwind(|| draw(node)).unwrap_or(NOT_DRAWN);
+            let status = catch_unwind(|| run_test(node)).unwrap_or(WRONG_PIXELS);
             // SAFETY: nothing of the parent's is to be ended in order.
             unsafe { libc::_exit(status) }
         }
-        number => Pid::from_raw(number).filter(|_| number > 0),
+        id => Pid::from_raw(id).filter(|_| id > 0),
     };
     let child = child.ok_or_else(|| system(std::io::Error::last_os_error()))?;
     let status = loop {
@@ -62,12 +62,12 @@ pub fn try_drawing(node: Option<&Path>) -> Result<bool, VirglError> {
         (Some(DRAWN), _) => Ok(true),
         (Some(NO_RENDERER), _) => Ok(false),
         (_, Some(signal)) => Err(VirglError::Killed(signal)),
-        _ => Err(VirglError::Blank),
+        _ => Err(VirglError::WrongPixels),
     }
 }
 
 /// Draws, and gives the exit status that says how that went.
-fn draw(node: Option<&Path>) -> i32 {
+fn run_test(node: Option<&Path>) -> i32 {
     if !log::log_enabled!(log::Level::Debug)
         && let Ok(null) = File::options().write(true).open("/dev/null")
     {
@@ -85,9 +85,9 @@ fn draw(node: Option<&Path>) -> i32 {
     let Ok(mut renderer) = Renderer::new(node) else {
         return NO_RENDERER;
     };
-    let status = match picture(&mut renderer) {
+    let status = match draw_test_image(&mut renderer) {
         Ok(pixels) if pixels.iter().all(|pixel| *pixel == PIXEL) => DRAWN,
-        _ => NOT_DRAWN,
+        _ => WRONG_PIXELS,
     };
     // It ends with the process.
     std::mem::forget(renderer);
@@ -95,14 +95,14 @@ fn draw(node: Option<&Path>) -> i32 {
 }
 
 /// Fills a small picture, and draws it larger in another one, for which shaders are needed. Gives the pixels of that.
-fn picture(renderer: &mut Renderer) -> Result<Vec<u32>, Refusal> {
+fn draw_test_image(renderer: &mut Renderer) -> Result<Vec<u32>, CommandError> {
     renderer.create_context(CONTEXT, b"probe")?;
-    for (number, side) in [(SOURCE, SMALL), (TARGET, LARGE)] {
+    for (id, side) in [(SOURCE, SMALL), (TARGET, LARGE)] {
         renderer.create_resource(&Create3d {
-            resource: number.into(),
-            target: TEXTURE_2D.into(),
+            resource: id.into(),
+            target: PIPE_TEXTURE_2D.into(),
             format: FORMAT.into(),
-            bind: PICTURE.into(),
+            bind: BIND.into(),
             width: side.into(),
             height: side.into(),
             depth: 1.into(),
@@ -110,12 +110,12 @@ fn picture(renderer: &mut Renderer) -> Result<Vec<u32>, Refusal> {
             flags: VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP.into(),
             ..Create3d::default()
         })?;
-        renderer.attach_to_context(CONTEXT, number)?;
+        renderer.attach_to_context(CONTEXT, id)?;
     }
     renderer.submit(CONTEXT, &mut commands())?;
-    let all = Rectangle::new(0, 0, LARGE, LARGE).ok_or(Refusal::Parameter)?;
+    let all = Rectangle::new(0, 0, LARGE, LARGE).ok_or(CommandError::InvalidParameter)?;
     let mut pixels = vec![0; (LARGE * LARGE) as usize];
-    renderer.read(TARGET, &all, LARGE, &mut pixels)?;
+    renderer.read_pixels(TARGET, &all, LARGE, &mut pixels)?;
     Ok(pixels)
 }
 

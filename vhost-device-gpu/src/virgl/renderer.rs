@@ -16,10 +16,10 @@ use zerocopy::IntoBytes;
 
 use super::error::VirglError;
 use super::library::{
-    Callbacks, Library, ResourceArguments, THREAD_SYNC, TransferBox, USE_EGL, USE_SURFACELESS,
+    Callbacks, Library, ResourceCreateArgs, THREAD_SYNC, TransferBox, USE_EGL, USE_SURFACELESS,
 };
 use crate::backing::Backing;
-use crate::protocol::{Create3d, Refusal};
+use crate::protocol::{CommandError, Create3d};
 use crate::rectangle::Rectangle;
 
 /// Sets of capabilities that the library fills in: VIRTIO_GPU_CAPSET_VIRGL and VIRTIO_GPU_CAPSET_VIRGL2.
@@ -132,18 +132,18 @@ impl Renderer {
     }
 
     /// The library, for the thread that may use it.
-    fn library(&self) -> Result<&'static Library, Refusal> {
+    fn library(&self) -> Result<&'static Library, CommandError> {
         match self.thread == std::thread::current().id() {
             true => Ok(self.library),
-            false => Err(Refusal::Unspecified),
+            false => Err(CommandError::Unspecified),
         }
     }
 
     /// The library, for something with a resource that it knows.
-    pub(super) fn library_of(&self, number: u32) -> Result<&'static Library, Refusal> {
-        match self.resources.contains_key(&number) {
+    pub(super) fn library_of(&self, id: u32) -> Result<&'static Library, CommandError> {
+        match self.resources.contains_key(&id) {
             true => self.library(),
-            false => Err(Refusal::ResourceId),
+            false => Err(CommandError::InvalidResourceId),
         }
     }
 
@@ -168,7 +168,7 @@ impl Renderer {
     }
 
     /// The contents of a set.
-    pub fn fill_capset(&self, capset: &Capset, version: u32) -> Result<Vec<u8>, Refusal> {
+    pub fn fill_capset(&self, capset: &Capset, version: u32) -> Result<Vec<u8>, CommandError> {
         let library = self.library()?;
         // As u64, because the library takes it for a struct; with more room than any set has.
         let mut room = vec![0u64; MAX_CAPSET_SIZE as usize / 8];
@@ -183,20 +183,20 @@ impl Renderer {
         !self.contexts.is_empty()
     }
 
-    fn check_context(&self, context: u32) -> Result<(), Refusal> {
+    fn check_context(&self, context: u32) -> Result<(), CommandError> {
         match self.contexts.contains(&context) {
             true => Ok(()),
-            false => Err(Refusal::ContextId),
+            false => Err(CommandError::InvalidContextId),
         }
     }
 
-    pub fn create_context(&mut self, context: u32, name: &[u8]) -> Result<(), Refusal> {
+    pub fn create_context(&mut self, context: u32, name: &[u8]) -> Result<(), CommandError> {
         let library = self.library()?;
         if context == 0 || self.contexts.contains(&context) {
-            return Err(Refusal::ContextId);
+            return Err(CommandError::InvalidContextId);
         }
         if self.contexts.len() >= MAX_CONTEXTS {
-            return Err(Refusal::OutOfMemory);
+            return Err(CommandError::OutOfMemory);
         }
         // SAFETY: the name has this length; the library copies it.
         let outcome =
@@ -206,7 +206,7 @@ impl Renderer {
         Ok(())
     }
 
-    pub fn destroy_context(&mut self, context: u32) -> Result<(), Refusal> {
+    pub fn destroy_context(&mut self, context: u32) -> Result<(), CommandError> {
         let library = self.library()?;
         self.check_context(context)?;
         self.contexts.remove(&context);
@@ -216,7 +216,7 @@ impl Renderer {
     }
 
     /// Lets a context use a resource.
-    pub fn attach_to_context(&mut self, context: u32, resource: u32) -> Result<(), Refusal> {
+    pub fn attach_to_context(&mut self, context: u32, resource: u32) -> Result<(), CommandError> {
         let library = self.library()?;
         self.check_context(context)?;
         // SAFETY: the context exists; the library ignores unknown resources.
@@ -225,7 +225,7 @@ impl Renderer {
     }
 
     /// Reverses [`Renderer::attach_to_context`].
-    pub fn detach_from_context(&mut self, context: u32, resource: u32) -> Result<(), Refusal> {
+    pub fn detach_from_context(&mut self, context: u32, resource: u32) -> Result<(), CommandError> {
         let library = self.library()?;
         self.check_context(context)?;
         // SAFETY: the context exists; the library ignores unknown resources.
@@ -233,9 +233,9 @@ impl Renderer {
         Ok(())
     }
 
-    pub fn create_resource(&mut self, command: &Create3d) -> Result<(), Refusal> {
+    pub fn create_resource(&mut self, command: &Create3d) -> Result<(), CommandError> {
         let library = self.library()?;
-        let mut arguments = ResourceArguments {
+        let mut arguments = ResourceCreateArgs {
             handle: command.resource.get(),
             target: command.target.get(),
             format: command.format.get(),
@@ -258,15 +258,15 @@ impl Renderer {
         Ok(())
     }
 
-    pub fn remove_resource(&mut self, number: u32) {
-        self.detach_backing(number);
+    pub fn remove_resource(&mut self, id: u32) {
+        self.detach_backing(id);
         if let Ok(library) = self.library()
-            && self.resources.remove(&number).is_some()
+            && self.resources.remove(&id).is_some()
         {
             // SAFETY: the resource exists, and has no iovecs any more.
             unsafe {
                 (library.force_ctx_0)();
-                (library.resource_unref)(number);
+                (library.resource_unref)(id);
             }
         }
     }
@@ -274,14 +274,17 @@ impl Renderer {
     /// Gives a resource guest memory, instead of what it may have.
     pub fn attach_backing(
         &mut self,
-        number: u32,
+        id: u32,
         backing: &Backing,
         memory: &Arc<GuestMemory>,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), CommandError> {
         let library = self.library()?;
-        self.detach_backing(number);
-        let resource = self.resources.get_mut(&number).ok_or(Refusal::ResourceId)?;
-        let mut iovecs = iovecs(backing, memory).ok_or(Refusal::Unspecified)?;
+        self.detach_backing(id);
+        let resource = self
+            .resources
+            .get_mut(&id)
+            .ok_or(CommandError::InvalidResourceId)?;
+        let mut iovecs = iovecs(backing, memory).ok_or(CommandError::Unspecified)?;
         let (start, count) = (iovecs.as_mut_ptr(), iovecs.len() as c_int);
         // Kept before the call, so that nothing can end it too early.
         let attached = resource.attached.insert(Attached {
@@ -292,20 +295,20 @@ impl Renderer {
         // SAFETY: iovecs and memory stay in place until they are detached, by `detach_backing`.
         let outcome = unsafe {
             (library.force_ctx_0)();
-            (library.resource_attach_iov)(number as c_int, start, count)
+            (library.resource_attach_iov)(id as c_int, start, count)
         };
         check(outcome).inspect_err(|_| resource.attached = None)
     }
 
-    pub fn detach_backing(&mut self, number: u32) {
+    pub fn detach_backing(&mut self, id: u32) {
         if let Ok(library) = self.library()
-            && let Some(resource) = self.resources.get_mut(&number)
+            && let Some(resource) = self.resources.get_mut(&id)
             && let Some(attached) = resource.attached.take()
         {
             // SAFETY: the library lets go of the iovecs, which are still there; it writes nothing through null pointers.
             unsafe {
                 (library.force_ctx_0)();
-                (library.resource_detach_iov)(number as c_int, null_mut(), null_mut());
+                (library.resource_detach_iov)(id as c_int, null_mut(), null_mut());
             }
             drop(attached);
         }
@@ -317,40 +320,46 @@ impl Renderer {
         &mut self,
         direction: Direction,
         context: u32,
-        number: u32,
+        id: u32,
         level: u32,
         (stride, layer_stride): (u32, u32),
-        mut part: TransferBox,
+        mut region: TransferBox,
         offset: u64,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), CommandError> {
         let library = self.library()?;
         if context != 0 {
             self.check_context(context)?;
         }
-        let resource = self.resources.get(&number).ok_or(Refusal::ResourceId)?;
-        resource.attached.as_ref().ok_or(Refusal::Unspecified)?;
-        let part = &raw mut part;
+        let resource = self
+            .resources
+            .get(&id)
+            .ok_or(CommandError::InvalidResourceId)?;
+        resource
+            .attached
+            .as_ref()
+            .ok_or(CommandError::Unspecified)?;
+        let region = &raw mut region;
         // SAFETY: without iovecs of this call the library takes those that are attached, and checks that box and offset are in them.
         let outcome = unsafe {
             match direction {
                 Direction::ToHost => (library.transfer_write_iov)(
-                    number,
+                    id,
                     context,
                     level as c_int,
                     stride,
                     layer_stride,
-                    part,
+                    region,
                     offset,
                     null_mut(),
                     0,
                 ),
                 Direction::FromHost => (library.transfer_read_iov)(
-                    number,
+                    id,
                     context,
                     level,
                     stride,
                     layer_stride,
-                    part,
+                    region,
                     offset,
                     null_mut(),
                     0,
@@ -362,16 +371,16 @@ impl Renderer {
 
     /// Copies a rectangle of a resource into a picture of `width`, at the same place. The first row is the top, whatever the resource's
     /// flags say: the library turns it around where it must.
-    pub fn read(
+    pub fn read_pixels(
         &mut self,
-        number: u32,
+        id: u32,
         rectangle: &Rectangle,
         width: u32,
         pixels: &mut [u32],
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), CommandError> {
         let library = self.library()?;
         let pixels = pixels.as_mut_bytes();
-        let mut part = TransferBox {
+        let mut region = TransferBox {
             x: rectangle.x,
             y: rectangle.y,
             z: 0,
@@ -382,9 +391,9 @@ impl Renderer {
         let offset = (u64::from(rectangle.y) * u64::from(width) + u64::from(rectangle.x)) * 4;
         let last_row = u64::from(rectangle.height - 1) * u64::from(width) * 4;
         let end = offset + last_row + u64::from(rectangle.width) * 4;
-        let stride = width.checked_mul(4).ok_or(Refusal::Parameter)?;
+        let stride = width.checked_mul(4).ok_or(CommandError::InvalidParameter)?;
         if end > pixels.len() as u64 || !rectangle.is_within(width, u32::MAX) {
-            return Err(Refusal::Parameter);
+            return Err(CommandError::InvalidParameter);
         }
         let mut iovec = libc::iovec {
             iov_base: pixels.as_mut_ptr().cast(),
@@ -394,12 +403,12 @@ impl Renderer {
         let outcome = unsafe {
             (library.force_ctx_0)();
             (library.transfer_read_iov)(
-                number,
+                id,
                 0,
                 0,
                 stride,
                 0,
-                &raw mut part,
+                &raw mut region,
                 offset,
                 &raw mut iovec,
                 1,
@@ -409,7 +418,7 @@ impl Renderer {
     }
 
     /// Has a context carry out commands.
-    pub fn submit(&mut self, context: u32, commands: &mut [u32]) -> Result<(), Refusal> {
+    pub fn submit(&mut self, context: u32, commands: &mut [u32]) -> Result<(), CommandError> {
         let library = self.library()?;
         self.check_context(context)?;
         // SAFETY: there are as many words as is said.
@@ -424,7 +433,7 @@ impl Renderer {
     }
 
     /// Makes a fence, which is done when all that was submitted is.
-    pub fn create_fence(&mut self) -> Result<u32, Refusal> {
+    pub fn create_fence(&mut self) -> Result<u32, CommandError> {
         let library = self.library()?;
         let fence = self.fence.wrapping_add(1);
         // SAFETY: a fence has no preconditions.
@@ -443,23 +452,23 @@ impl Renderer {
     }
 
     /// What becomes readable when a fence is done, where the library has such a thing.
-    pub fn events(&self) -> Option<BorrowedFd<'_>> {
+    pub fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
         // SAFETY: a number is returned.
-        let number = unsafe { (self.library().ok()?.get_poll_fd)() };
+        let id = unsafe { (self.library().ok()?.get_poll_fd)() };
         // SAFETY: the library keeps the file open until the cleanup, at the end of this object.
-        (number >= 0).then(|| unsafe { BorrowedFd::borrow_raw(number) })
+        (id >= 0).then(|| unsafe { BorrowedFd::borrow_raw(id) })
     }
 
     /// Destroys all contexts and resources.
     pub fn clear(&mut self) {
         let Ok(library) = self.library() else { return };
-        let numbers: Vec<u32> = self.resources.keys().copied().collect();
+        let ids: Vec<u32> = self.resources.keys().copied().collect();
         for context in std::mem::take(&mut self.contexts) {
             // SAFETY: the context exists.
             unsafe { (library.context_destroy)(context) };
         }
-        for number in numbers {
-            self.remove_resource(number);
+        for id in ids {
+            self.remove_resource(id);
         }
     }
 }
@@ -488,7 +497,7 @@ impl Drop for Renderer {
 /// Where a backing is in this process; `None` where it is not all guest memory.
 fn iovecs(backing: &Backing, memory: &GuestMemory) -> Option<Box<[libc::iovec]>> {
     let mut iovecs = Vec::new();
-    for (mut address, mut left) in backing.pieces() {
+    for (mut address, mut left) in backing.entries() {
         while left > 0 {
             let slice = memory.slice_up_to(address, usize::try_from(left).ok()?)?;
             iovecs.push(libc::iovec {
@@ -503,12 +512,12 @@ fn iovecs(backing: &Backing, memory: &GuestMemory) -> Option<Box<[libc::iovec]>>
 }
 
 /// What the library says of a call.
-fn check(outcome: c_int) -> Result<(), Refusal> {
+fn check(outcome: c_int) -> Result<(), CommandError> {
     match outcome.checked_abs() {
         Some(0) => Ok(()),
-        Some(libc::ENOMEM) => Err(Refusal::OutOfMemory),
-        Some(libc::EINVAL) => Err(Refusal::Parameter),
-        _ => Err(Refusal::Unspecified),
+        Some(libc::ENOMEM) => Err(CommandError::OutOfMemory),
+        Some(libc::EINVAL) => Err(CommandError::InvalidParameter),
+        _ => Err(CommandError::Unspecified),
     }
 }
 

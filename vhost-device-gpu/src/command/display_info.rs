@@ -6,26 +6,30 @@ use zerocopy::IntoBytes;
 
 use crate::display::{Display, Query};
 use crate::edid;
-use crate::protocol::{DisplayMode, EdidHead, Header, MAX_EDID, MAX_SCANOUTS, Refusal, Response};
+use crate::protocol::{
+    CommandError, DisplayMode, EdidHead, Header, MAX_EDID, MAX_SCANOUTS, Response,
+};
 
 /// Bytes of the header at the front of an answer of the display, which is the response to the driver.
 const HEADER_SIZE: usize = size_of::<Header>();
 
 /// The response to a command that the display has answered.
-pub fn answered(query: Query, answer: &[u8]) -> Response {
+pub fn display_response(query: Query, reply: &[u8]) -> Response {
     let kind = match query {
         Query::DisplayInfo => gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_DISPLAY_INFO,
         Query::Edid { .. } => gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_EDID,
-        Query::ProtocolFeatures | Query::Shown { .. } => return Refusal::Unspecified.into(),
+        Query::ProtocolFeatures | Query::DmabufUpdate { .. } => {
+            return CommandError::Unspecified.into();
+        }
     };
     Response {
         kind,
-        body: answer.get(HEADER_SIZE..).unwrap_or_default().to_vec(),
+        body: reply.get(HEADER_SIZE..).unwrap_or_default().to_vec(),
     }
 }
 
 /// The response to a command that no display has answered: one screen. What its EDID is, a display that is there would have to say.
-pub fn unanswered(query: Query, display: &Display) -> Response {
+pub fn default_response(query: Query, display: &Display) -> Response {
     let body = match query {
         Query::DisplayInfo => {
             let mut modes = [DisplayMode::default(); MAX_SCANOUTS];
@@ -44,7 +48,7 @@ pub fn unanswered(query: Query, display: &Display) -> Response {
             body.resize(HEADER_SIZE + size_of::<EdidHead>() + MAX_EDID, 0);
             body
         }
-        _ => return Refusal::Unspecified.into(),
+        _ => return CommandError::Unspecified.into(),
     };
-    answered(query, &body)
+    display_response(query, &body)
 }

@@ -21,13 +21,18 @@ pub struct Source {
 
 impl Source {
     /// `None` if the rectangle is not within the resource, or too large for a display.
-    pub fn new(number: u32, resource: &Resource, rectangle: Rectangle) -> Option<Self> {
-        let is_valid =
-            resource.has(&rectangle) && rectangle.width.max(rectangle.height) <= MAX_SCANOUT_SIDE;
+    pub fn new(id: u32, resource: &Resource, rectangle: Rectangle) -> Option<Self> {
+        let is_valid = resource.contains(&rectangle)
+            && rectangle.width.max(rectangle.height) <= MAX_SCANOUT_SIDE;
         is_valid.then_some(Self {
-            resource: number,
+            resource: id,
             rectangle,
         })
+    }
+
+    /// The whole source, in coordinates of the scanout.
+    pub fn bounds(&self) -> Rectangle {
+        self.rectangle.relative_to(&self.rectangle)
     }
 }
 
@@ -42,65 +47,65 @@ pub struct Cursor {
     /// Empty until the driver has set one.
     pub image: Vec<u32>,
     pub moved: bool,
-    pub changed: bool,
+    pub image_changed: bool,
 }
 
 /// One scanout, and what the display has yet to learn of it.
 #[derive(Debug, Default)]
-pub struct Output {
+pub struct Scanout {
     pub source: Option<Source>,
     /// What the display takes the picture from, where the renderer has given that out.
-    pub buffer: Option<Arc<Dmabuf>>,
+    pub dmabuf: Option<Arc<Dmabuf>>,
     /// The display was told of a buffer.
-    pub has_buffer: bool,
+    pub dmabuf_sent: bool,
     /// What is shown is to be told before anything else.
-    pub announce: bool,
+    pub source_changed: bool,
     /// What is to be shown anew, in coordinates of the scanout.
     pub dirty: Option<Rectangle>,
     pub cursor: Cursor,
 }
 
-impl Output {
+impl Scanout {
     /// Shows something else, from a buffer where there is one.
-    pub fn show(&mut self, source: Option<Source>, buffer: Option<Arc<Dmabuf>>) {
+    pub fn set_source(&mut self, source: Option<Source>, dmabuf: Option<Arc<Dmabuf>>) {
         let size = |source: &Option<Source>| {
             source.map(|source| (source.rectangle.width, source.rectangle.height))
         };
-        self.announce |= match (&self.buffer, &buffer) {
+        self.source_changed |= match (&self.dmabuf, &dmabuf) {
             (None, None) => size(&self.source) != size(&source),
-            (Some(before), Some(buffer)) => self.source != source || !Arc::ptr_eq(before, buffer),
+            (Some(before), Some(dmabuf)) => self.source != source || !Arc::ptr_eq(before, dmabuf),
             _ => true,
         };
         if self.source != source {
             self.dirty = None;
         }
-        (self.source, self.buffer) = (source, buffer);
+        (self.source, self.dmabuf) = (source, dmabuf);
     }
 
     /// The next message that is no picture.
-    pub fn next_small(&mut self, number: u32, features: u64) -> Option<Outgoing> {
-        if !std::mem::take(&mut self.announce) {
-            return self.cursor.next_message(number).map(Outgoing::bytes);
+    pub fn next_control_message(&mut self, index: u32, features: u64) -> Option<Outgoing> {
+        if !std::mem::take(&mut self.source_changed) {
+            return self.cursor.next_message(index).map(Outgoing::bytes);
         }
-        if let (Some(source), Some(buffer)) = (&self.source, &self.buffer) {
-            self.has_buffer = true;
-            let message = Outgoing::scanout(number, &source.rectangle, buffer, features);
+        if let (Some(source), Some(dmabuf)) = (&self.source, &self.dmabuf) {
+            self.dmabuf_sent = true;
+            let message = Outgoing::scanout(index, &source.rectangle, dmabuf, features);
             return Some(message);
         }
-        if std::mem::take(&mut self.has_buffer) {
+        if std::mem::take(&mut self.dmabuf_sent) {
             // Before what takes its place.
-            self.announce = true;
-            return Some(Outgoing::no_scanout(number));
+            self.source_changed = true;
+            return Some(Outgoing::disable_scanout(index));
         }
         let (width, height) = self.source.map_or((0, 0), |source| {
             (source.rectangle.width, source.rectangle.height)
         });
-        let words = [number, width, height];
+        let words = [index, width, height];
         Some(Outgoing::bytes(message(Request::Scanout, &words)))
     }
 
     /// The next piece of the picture.
-    pub fn next_update(&mut self, number: u32) -> Option<Update> {
+    pub fn next_update(&mut self, index: u32) -> Option<Update> {
         let source = self.source?;
         let dirty = self.dirty.take()?;
         let rows = (MAX_UPDATE_PIXELS / dirty.width).clamp(1, dirty.height);
@@ -114,15 +119,15 @@ impl Output {
             height: rows,
             ..dirty
         };
-        let rectangle = place.moved_into(&source.rectangle);
-        Some(Update::new(number, &place, source.resource, rectangle))
+        let rectangle = place.absolute_in(&source.rectangle);
+        Some(Update::new(index, &place, source.resource, rectangle))
     }
 }
 
 impl Cursor {
-    fn next_message(&mut self, number: u32) -> Option<Vec<u8>> {
-        let position = [number, self.x, self.y];
-        if std::mem::take(&mut self.changed) {
+    fn next_message(&mut self, index: u32) -> Option<Vec<u8>> {
+        let position = [index, self.x, self.y];
+        if std::mem::take(&mut self.image_changed) {
             self.moved = !self.visible;
             return Some(cursor_update(
                 position,
@@ -138,9 +143,4 @@ impl Cursor {
             message(request, &position)
         })
     }
-}
-
-/// All of what a scanout shows, in its coordinates.
-pub fn whole(source: &Source) -> Rectangle {
-    source.rectangle.relative_to(&source.rectangle)
 }
