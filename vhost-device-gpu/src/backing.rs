@@ -5,18 +5,18 @@ use vhost_device_common::memory::GuestMemory;
 
 use crate::protocol::CommandError;
 
-/// Pieces of guest memory that may back one resource: single pages behind a picture of 1 GiB.
+/// Most guest memory entries of one backing: enough for single pages behind an image of 1 GiB.
 pub const MAX_ENTRIES: u32 = 1 << 18;
 
-/// A piece of guest memory.
+/// A range of guest memory.
 #[derive(Clone, Copy, Debug)]
 struct Entry {
     address: u64,
-    /// Where in the backing it begins.
+    /// Offset of the range in the backing, in bytes.
     start: u64,
 }
 
-/// The guest memory behind a resource, as guest addresses: the memory table may change.
+/// The guest memory behind a resource. It holds guest addresses, because the memory table may change.
 #[derive(Debug, Default)]
 pub struct Backing {
     entries: Vec<Entry>,
@@ -24,7 +24,7 @@ pub struct Backing {
 }
 
 impl Backing {
-    /// A backing of no pieces, with room for `count`: no more than is counted.
+    /// Creates an empty backing with exactly the capacity for `count` entries, which is what [`Backing::cost`] counts.
     pub fn with_capacity(count: u32) -> Self {
         Self {
             entries: Vec::with_capacity(count as usize),
@@ -32,14 +32,14 @@ impl Backing {
         }
     }
 
-    /// Adds a piece at the end.
+    /// Appends an entry.
     pub fn push(&mut self, address: u64, length: u32) {
         let start = self.length;
         self.entries.push(Entry { address, start });
         self.length = start.saturating_add(length.into());
     }
 
-    /// Address and length of each piece.
+    /// Returns the address and length of each entry.
     pub fn entries(&self) -> impl Iterator<Item = (u64, u64)> {
         let ends = self.entries.iter().skip(1).map(|entry| entry.start);
         let ends = ends.chain(std::iter::once(self.length));
@@ -47,17 +47,20 @@ impl Backing {
         pieces.map(|(entry, end)| (entry.address, end.saturating_sub(entry.start)))
     }
 
-    /// Bytes of host memory that it takes.
+    /// Returns the size of the entries in host memory, in bytes.
     pub fn cost(&self) -> u64 {
         (self.entries.len() * size_of::<Entry>()) as u64
     }
 
-    /// Bytes of guest memory.
+    /// Returns the length of the backing in bytes.
     pub fn length(&self) -> u64 {
         self.length
     }
 
-    /// Copies from the byte `offset` on. The backing is long enough.
+    /// Copies bytes from `offset` on. The caller checks that the backing is long enough.
+    ///
+    /// # Errors
+    /// Part of the range is not guest memory.
     pub fn read(
         &self,
         memory: &GuestMemory,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the renderer offers.
+//! The capability sets that the device offers, and how to start the renderer that implements them.
 
 use std::path::{Path, PathBuf};
 
@@ -7,21 +7,24 @@ use vhost_device_common::device::Needs;
 
 use crate::virgl::{self, Capset, Renderer, VirglError};
 
-/// What the device offers of 3D.
+/// The capability sets (VIRTIO 1.3, 5.7.6.8, GET_CAPSET_INFO), and the configuration of the renderer.
 #[derive(Debug)]
 pub struct Capsets {
     pub node: Option<PathBuf>,
-    /// Displays may take pictures from buffers of the renderer's.
+    /// Whether displays may receive resources as dma-bufs.
     pub export_dmabufs: bool,
     pub sets: Vec<Capset>,
 }
 
 impl Capsets {
-    /// Finds out what the renderer can do on this host.
+    /// Queries the renderer of this host.
+    ///
+    /// # Errors
+    /// The renderer cannot be loaded or started, or cannot draw.
     pub fn probe(node: Option<&Path>, export_dmabufs: bool) -> Result<Self, VirglError> {
         virgl::disable_shader_cache();
         let draws = virgl::test_draw(node)?;
-        // What the library leaves in a thread ends with the thread.
+        // In a thread of its own: what the library leaves in thread-local storage goes with it.
         let sets = std::thread::scope(|scope| {
             let probe = scope.spawn(|| Renderer::new(node).map(|renderer| renderer.capsets()));
             probe.join().unwrap_or(Err(VirglError::Init))
@@ -36,12 +39,12 @@ impl Capsets {
         })
     }
 
-    /// What the renderer does, beside the 2D device.
+    /// Adds the system calls and files that the renderer needs.
     pub fn add_needs(&self, needs: &mut Needs) {
         virgl::add_needs(needs, self.node.as_deref());
     }
 
-    /// How many sets of capabilities there are.
+    /// Returns the number of capability sets.
     pub fn count(&self) -> u32 {
         self.sets.len() as u32
     }

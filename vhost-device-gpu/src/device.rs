@@ -19,7 +19,7 @@ use crate::saved;
 use crate::state::{Shared, State};
 use crate::virgl::has_render_node;
 
-/// Bytes of the config space (VIRTIO 1.3, 5.7.4): events_read, events_clear, num_scanouts, num_capsets.
+/// Size of the config space in bytes (VIRTIO 1.3, 5.7.4): events_read, events_clear, num_scanouts, num_capsets.
 const CONFIG_SIZE: usize = 16;
 
 /// The GPU device.
@@ -27,7 +27,7 @@ pub struct Gpu {
     shared: Arc<Shared>,
     headless: bool,
     max_hostmem: u64,
-    /// What there is of 3D, with `--virgl`.
+    /// The capability sets of the renderer; `None` without `--virgl`.
     capsets: Option<Arc<Capsets>>,
 }
 
@@ -36,7 +36,7 @@ impl Device for Gpu {
     const PROGRAM: &'static str = env!("CARGO_PKG_NAME");
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio GPU";
-    // QEMU would leave the pictures behind.
+    // QEMU does not migrate the contents of resources.
     const LOGS: bool = false;
     const STATE_VERSION: u32 = saved::VERSION;
 
@@ -100,7 +100,8 @@ impl Device for Gpu {
             .concat()
     }
 
-    /// The front-end keeps the events, and all else cannot be written; it sends the whole of it all the same.
+    /// Ignores valid writes: the front-end handles the events, no other field is writable, and front-ends write the
+    /// whole space.
     fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigError> {
         let size = data.len();
         match offset.checked_add(size) {
@@ -114,7 +115,7 @@ impl Device for Gpu {
         if self.headless {
             display.keep_open(socket);
         } else if let Err(error) = display.connect(socket) {
-            warn_limited(format_args!("the display cannot be used: {error}"));
+            warn_limited(format_args!("cannot use the display: {error}"));
         }
         Ok(())
     }
@@ -128,7 +129,7 @@ impl Device for Gpu {
     }
 
     fn needs(&self) -> Needs {
-        // The display.
+        // For the display.
         let display = [libc::SYS_sendmsg, libc::SYS_recvfrom].map(Call::new);
         let mut needs = Needs {
             queue: display.to_vec(),
@@ -159,7 +160,8 @@ impl Device for Gpu {
     }
 }
 
-/// Whether there is 3D on this host. Nothing that libraries print meanwhile comes to stdout, which has one document.
+/// Returns whether 3D works on this host. While it tests this, stdout is redirected to stderr: libraries may print, and
+/// the output of `--print-capabilities` must be one JSON document.
 fn can_render() -> bool {
     let Ok(stdout) = rustix::io::fcntl_dupfd_cloexec(std::io::stdout(), 3) else {
         return false;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Pixel formats of 2D resources, and their conversion to what displays take.
+//! Pixel formats of 2D resources, and their conversion to the format of displays.
 
 use virtio_bindings::virtio_gpu::{
     virtio_gpu_formats_VIRTIO_GPU_FORMAT_A8B8G8R8_UNORM as A8B8G8R8,
@@ -12,10 +12,10 @@ use virtio_bindings::virtio_gpu::{
     virtio_gpu_formats_VIRTIO_GPU_FORMAT_X8R8G8B8_UNORM as X8R8G8B8,
 };
 
-/// Bytes of a pixel, in all formats.
+/// Size of a pixel in bytes, in all formats.
 pub const PIXEL_SIZE: u64 = 4;
 
-/// In which order the bytes of a pixel lie in memory.
+/// Order of a pixel's bytes in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
     Bgra,
@@ -32,7 +32,7 @@ pub struct Format {
 }
 
 impl Format {
-    /// The format that the driver means by this number.
+    /// Returns the format with this VIRTIO number.
     pub fn from_number(number: u32) -> Option<Self> {
         let order = match number {
             B8G8R8A8 | B8G8R8X8 => Order::Bgra,
@@ -44,12 +44,13 @@ impl Format {
         Some(Self { order, number })
     }
 
-    /// The reverse of [`Format::from_number`].
+    /// Returns the VIRTIO number of the format.
     pub fn number(self) -> u32 {
         self.number
     }
 
-    /// Turns pixels, as the guest laid them out, into numbers 0xAARRGGBB. In formats without alpha, AA is what the guest has there.
+    /// Converts pixels from the guest's layout to 0xAARRGGBB. In formats without alpha, AA is the padding byte of the
+    /// guest.
     pub fn convert(self, pixels: &mut [u32]) {
         let each = |convert: fn(u32) -> u32, pixels: &mut [u32]| {
             for pixel in pixels {
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn all_formats_come_out_as_one() {
+    fn all_formats_are_converted_to_the_same_pixels() {
         // The bytes of a pixel with alpha 1, red 2, green 3, blue 4.
         let formats = [
             (B8G8R8A8, [4, 3, 2, 1]),
@@ -93,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn other_numbers_are_no_formats() {
+    fn unknown_format_numbers_are_rejected() {
         for number in [0, 5, 66, 69, 120, 122, 133, 135, u32::MAX] {
             assert_eq!(Format::from_number(number), None);
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Takes commands from the two queues, and answers them in order.
+//! Takes commands from both queues and completes them in order.
 
 use std::collections::VecDeque;
 use std::io;
@@ -24,13 +24,13 @@ use crate::protocol::{CommandError, Header, Response, read};
 use crate::state::{Shared, State};
 use crate::three_d::ThreeD;
 
-/// Number of the control queue; the cursor queue is the other.
+/// Index of the control queue. The other queue is the cursor queue.
 const CONTROL: u16 = 0;
-/// What the handler waits for.
+/// Tokens of the files that the worker watches for the handler.
 const DISPLAY: u32 = 0;
 const TIMER: u32 = 1;
 const FENCES: u32 = 2;
-/// A display that does nothing for this long is not waited for any more.
+/// How long a display or renderer may make no progress before the device continues without it.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What a command waits for.
@@ -40,17 +40,19 @@ enum Wait {
     Reply(Query),
 }
 
-/// A command that waits for the display. Those behind it stay in the queue.
+/// A command that waits for the display. The commands after it stay in the queue.
 struct Held {
     chain: Chain,
     header: Header,
     wait: Wait,
-    /// Since when the display has done nothing, and how far it was then.
+    /// When the display last made progress, and the value of [`Display::progress`](crate::display::Display::progress)
+    /// then.
     since: Instant,
     progress: u64,
 }
 
-/// A command that is carried out, but whose response waits for the renderer. Those behind it go on, but their fences do not overtake.
+/// A command that has been executed and whose response waits for a fence of the renderer. Later commands are executed,
+/// but their fences do not signal before this one.
 struct Fenced {
     chain: Chain,
     header: Header,
@@ -59,28 +61,28 @@ struct Fenced {
     fence: u32,
 }
 
-/// A command whose response is written.
+/// A command whose response has been written.
 struct Completion {
     chain: Chain,
-    /// Bytes of the response.
+    /// Size of the response in bytes.
     written: u32,
-    /// It says that the command was not carried out.
+    /// Whether the response is an error.
     failed: bool,
 }
 
-/// Works on both queues.
+/// Processes both queues.
 pub struct GpuHandler {
     shared: Arc<Shared>,
     events: Arc<OwnedFd>,
     timer: Timer,
-    /// It will be ready some time: the timer is not set for each command, which would cost a system call.
+    /// Whether the timer is running. It is not restarted for each command, which would cost a system call.
     timer_is_set: bool,
     held: Option<Held>,
-    /// Commands that are answered. The driver is told of them together with the one that is held.
+    /// Commands to return to the driver, together with the held command if there is one.
     completions: Vec<Completion>,
     three_d: Option<ThreeD>,
     fenced: VecDeque<Fenced>,
-    /// The guest that `three_d` works for.
+    /// The value of [`State::generation`] that the contents of `three_d` belong to.
     generation: u64,
 }
 
@@ -100,7 +102,7 @@ impl GpuHandler {
         })
     }
 
-    /// Has the renderer forget a guest that is gone.
+    /// Clears the renderer if the driver has changed.
     fn sync_generation(&mut self, state: &State) {
         if self.generation != state.generation {
             self.generation = state.generation;
@@ -155,7 +157,8 @@ impl GpuHandler {
         }
     }
 
-    /// Answers a command that is carried out: now, or, where a fence asks for it, when the renderer is done with it and all before it.
+    /// Completes a command that has been executed: immediately or, if it is fenced, once the renderer has finished it
+    /// and all commands before it.
     fn finish(&mut self, chain: Chain, header: Header, response: Response) {
         if header.is_fenced() {
             let last = self.fenced.back().map(|fenced| fenced.fence);
@@ -177,13 +180,13 @@ impl GpuHandler {
         self.respond(chain, &header, &response);
     }
 
-    /// Answers what the renderer is done with.
+    /// Completes the commands whose fences have signalled.
     fn retire_fences(&mut self, queue: &mut Queue) {
         let Some(three_d) = self.three_d.as_mut().filter(|_| !self.fenced.is_empty()) else {
             return;
         };
         let done = three_d.poll();
-        // The numbers of fences wrap around.
+        // Fence numbers wrap around.
         let is_done = |fenced: &Fenced| done.wrapping_sub(fenced.fence) as i32 >= 0;
         let before = self.fenced.len();
         while self.fenced.front().is_some_and(is_done)
@@ -200,7 +203,7 @@ impl GpuHandler {
         }
     }
 
-    /// Waits for the renderer, but not forever: answers all that waits for it.
+    /// Waits for the renderer, for at most [`TIMEOUT`], and completes all fenced commands.
     fn wait_for_fences(&mut self, queue: &mut Queue) {
         let deadline = Instant::now() + TIMEOUT;
         loop {
@@ -216,7 +219,7 @@ impl GpuHandler {
             let _ = poll(&mut events, left.try_into().ok().as_ref());
         }
         warn_limited(format_args!(
-            "renderer not done in time; continuing without it"
+            "renderer unresponsive for 1 s; continuing without it"
         ));
         for fenced in self.fenced.drain(..) {
             self.completions
@@ -224,7 +227,7 @@ impl GpuHandler {
         }
     }
 
-    /// Lets a command wait for the display, if it must.
+    /// Lets a command wait for the display, unless the display can satisfy it immediately.
     fn hold(
         &mut self,
         state: &mut State,
@@ -255,7 +258,7 @@ impl GpuHandler {
         }
     }
 
-    /// Goes on with the display, and with the command that waits for it.
+    /// Sends to and receives from the display, and completes the held command if its condition is met.
     fn advance_display(&mut self, state: &mut State, queue: &mut Queue, readable: bool) {
         let State {
             resources, display, ..
@@ -274,7 +277,7 @@ impl GpuHandler {
         self.release(queue, response);
     }
 
-    /// Answers the command that waits, without the display.
+    /// Completes the held command without waiting for the display.
     fn respond_without_display(&mut self, queue: &mut Queue) {
         let Some(held) = &self.held else { return };
         let mut state = self.shared.lock();
@@ -310,7 +313,7 @@ impl GpuHandler {
         ));
         self.shared.lock().display.mark_unresponsive();
         self.respond_without_display(queue);
-        // It may be used without an answer.
+        // The display may be usable although it did not reply.
         let shared = Arc::clone(&self.shared);
         self.advance_display(&mut shared.lock(), queue, false);
     }
@@ -319,7 +322,7 @@ impl GpuHandler {
         self.completions.push(respond(chain, header, response));
     }
 
-    /// Tells the driver of all that is answered.
+    /// Returns all completed commands to the driver.
     fn complete(&mut self, queue: &mut Queue) {
         for completion in self.completions.drain(..) {
             complete(queue, completion);
@@ -327,7 +330,7 @@ impl GpuHandler {
     }
 }
 
-/// Tells the driver of a command that is answered.
+/// Returns a command to the driver.
 fn complete(queue: &mut Queue, completion: Completion) {
     let outcome = statistics::Outcome {
         bytes: completion.written.into(),
@@ -337,17 +340,17 @@ fn complete(queue: &mut Queue, completion: Completion) {
     queue.complete_with(completion.chain, completion.written, outcome);
 }
 
-/// 3D, for a driver that has accepted it.
+/// Returns the 3D state if the driver has accepted VIRTIO_GPU_F_VIRGL.
 fn accepted_3d<'a>(shared: &Shared, three_d: &'a mut Option<ThreeD>) -> Option<&'a mut ThreeD> {
     three_d.as_mut().filter(|_| shared.accepts_3d())
 }
 
-/// Answers a command.
+/// Writes the response to a command.
 fn respond(mut chain: Chain, header: &Header, response: &Response) -> Completion {
     let mut kind = response.kind;
     let mut body = response.body.as_slice();
     if chain.writable_len() < (size_of::<Header>() + body.len()) as u64 {
-        // The driver left no room for what it asked for.
+        // The driver did not leave enough room for the response.
         (kind, body) = (CommandError::InvalidParameter as u32, &[]);
     }
     let head = header.response(kind);
@@ -376,7 +379,7 @@ impl QueueHandler for GpuHandler {
             if let Err(error) = &outcome {
                 warn_limited(format_args!("cursor command failed: {error}"));
             }
-            // Drivers leave no room for a response here.
+            // Drivers provide no buffer for a response here.
             let reply = Completion {
                 chain,
                 written: 0,
@@ -387,7 +390,7 @@ impl QueueHandler for GpuHandler {
         let State {
             resources, display, ..
         } = &mut *state;
-        // A command of the other queue may wait for an answer, or for the last picture to be sent.
+        // A command of the control queue may still wait for a reply, or for the last pixels to be sent.
         display.send_all(resources);
     }
 
@@ -411,9 +414,9 @@ impl QueueHandler for GpuHandler {
             return;
         }
         let Some(queue) = queues.get_mut(CONTROL) else {
-            // The timer tells of its end once only.
+            // The timer reports its expiry only once.
             self.timer_is_set &= token != TIMER;
-            // Between two drivers the display is still heard.
+            // No driver is active; keep serving the display.
             let mut state = self.shared.lock();
             let State {
                 resources, display, ..

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! vhost-user back-end for the VIRTIO GPU device (VIRTIO 1.3, 5.7).
 //!
-//! A command comes from the control queue to the `handler`; `command` carries it out on the `state` of the guest's screen: its
-//! `resource`s and what of them is shown. `display` tells the front-end's display of it. `three_d` has the commands
-//! that `virgl` carries out.
+//! The `handler` takes commands from the control queue; `command` executes them on the `state`: the guest's `resource`s
+//! and the scanouts that show them. `display` sends what the scanouts show to the front-end's display. `three_d` runs
+//! the renderer in `virgl`, which executes the 3D commands.
 
 mod backing;
 mod capsets;

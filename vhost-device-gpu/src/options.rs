@@ -9,23 +9,23 @@ use vhost_device_common::program::size;
 /// Options of the GPU device.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Memory of this host that the guest's resources may take: bytes, or a number with K, M or G.
+    /// Limit on the host memory that the guest's resources use: bytes, or a number with the suffix K, M or G.
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = size)]
     pub max_hostmem: u64,
 
-    /// Offer 3D, by virglrenderer.
+    /// Offer 3D with virglrenderer.
     #[arg(long)]
     pub virgl: bool,
 
-    /// Draw 3D with this GPU, instead of one that virglrenderer finds: such as /dev/dri/renderD128.
+    /// Render 3D on this GPU, such as /dev/dri/renderD128. By default virglrenderer chooses one.
     #[arg(long, value_name = "PATH")]
     pub render_node: Option<PathBuf>,
 
-    /// Send the display pixels even where the GPU could share its buffers: for a front-end that shows without a GPU.
+    /// Send pixels to the display even if the GPU can export dma-bufs: for front-ends whose display does not use a GPU.
     #[arg(long)]
     pub no_dmabuf: bool,
 
-    /// Do without a display: the guest has one screen of 1024x768, and nobody sees what it draws.
+    /// Run without a display: the guest has one 1024x768 screen, and its output is discarded.
     #[arg(long)]
     pub headless: bool,
 }

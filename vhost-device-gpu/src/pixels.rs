@@ -7,9 +7,9 @@ use zerocopy::FromZeros;
 
 use crate::protocol::CommandError;
 
-/// Bytes of a cache line.
+/// Size of a cache line in bytes.
 const CACHE_LINE: usize = 64;
-/// Pixels that begin with a cache line: copying pages there takes a third less time than to where an allocation begins.
+/// Pixels, aligned to a cache line: copying pages to them takes a third less time than to an unaligned allocation.
 #[derive(Debug, Default)]
 pub struct Pixels {
     buffer: Box<[u32]>,
@@ -17,7 +17,10 @@ pub struct Pixels {
 }
 
 impl Pixels {
-    /// `count` of them, all 0, if the host has so much memory.
+    /// Allocates `count` pixels, all 0.
+    ///
+    /// # Errors
+    /// The host does not have enough memory.
     pub fn new(count: u64) -> Result<Self, CommandError> {
         let count = usize::try_from(count).map_err(|_| CommandError::OutOfMemory)?;
         let count = count.saturating_add(CACHE_LINE / size_of::<u32>());

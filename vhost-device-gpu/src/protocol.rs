@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What lies in the queues: headers, commands and responses (VIRTIO 1.3, 5.7.6). All numbers are little-endian.
+//! Headers, commands and responses in the queues (VIRTIO 1.3, 5.7.6). All numbers are little-endian.
 
 use thiserror::Error;
 use vhost_device_common::chain::{Chain, ChainError};
@@ -19,11 +19,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::rectangle::Rectangle;
 
-/// Scanouts that a device has at most.
+/// Most scanouts of a device.
 pub const MAX_SCANOUTS: usize = 16;
-/// Bytes of the response to GET_EDID that may be EDID.
+/// Size in bytes of the EDID field in the response to GET_EDID.
 pub const MAX_EDID: usize = 1024;
-/// Width and height of a cursor.
+/// Width and height of a cursor in pixels.
 pub const CURSOR_SIZE: u32 = 64;
 
 macro_rules! layout {
@@ -37,9 +37,9 @@ macro_rules! layout {
 }
 
 layout! {
-    /// What every command and response begins with.
+    /// Start of every command and response (`virtio_gpu_ctrl_hdr`).
     Header: 24 {
-        /// The command, or how it went.
+        /// Type of the command or response.
         kind: U32,
         flags: U32,
         fence_id: U64,
@@ -47,7 +47,7 @@ layout! {
         ring_index: u8,
         padding: [u8; 3],
     }
-    /// A rectangle as the driver sends it.
+    /// A rectangle as the driver sends it (`virtio_gpu_rect`).
     RawRectangle: 16 {
         x: U32,
         y: U32,
@@ -61,8 +61,8 @@ layout! {
         width: U32,
         height: U32,
     }
-    /// RESOURCE_UNREF, RESOURCE_DETACH_BACKING, RESOURCE_ASSIGN_UUID, GET_EDID, GET_CAPSET_INFO, CTX_ATTACH_RESOURCE,
-    /// CTX_DETACH_RESOURCE, SUBMIT_3D before its commands: a number of something.
+    /// Commands with one number: RESOURCE_UNREF, RESOURCE_DETACH_BACKING, RESOURCE_ASSIGN_UUID, GET_EDID,
+    /// GET_CAPSET_INFO, CTX_ATTACH_RESOURCE and CTX_DETACH_RESOURCE. SUBMIT_3D starts with it.
     IdCommand: 8 {
         id: U32,
         padding: U32,
@@ -82,7 +82,7 @@ layout! {
     /// TRANSFER_TO_HOST_2D.
     Transfer2d: 32 {
         rectangle: RawRectangle,
-        /// Where in the backing the first pixel of the rectangle is, in bytes.
+        /// Offset of the rectangle's first pixel in the backing, in bytes.
         offset: U64,
         resource: U32,
         padding: U32,
@@ -92,7 +92,7 @@ layout! {
         resource: U32,
         entries: U32,
     }
-    /// A piece of guest memory that backs a resource.
+    /// An entry of RESOURCE_ATTACH_BACKING: a range of guest memory.
     MemoryEntry: 16 {
         address: U64,
         length: U32,
@@ -150,7 +150,7 @@ layout! {
         width: U32,
         height: U32,
         depth: U32,
-        /// Where in the backing the first byte of the box is.
+        /// Offset of the box's first byte in the backing, in bytes.
         offset: U64,
         resource: U32,
         level: U32,
@@ -182,17 +182,17 @@ impl RawRectangle {
 }
 
 impl Header {
-    /// Whether the response may come only when all that the command does, or began, is done.
+    /// Returns whether the response must wait until all work of the command is finished (VIRTIO_GPU_FLAG_FENCE).
     pub fn is_fenced(&self) -> bool {
         self.flags.get() & VIRTIO_GPU_FLAG_FENCE != 0
     }
 
-    /// Whether the command is one of 3D.
+    /// Returns whether this is a 3D command.
     pub fn is_3d(&self) -> bool {
         (CTX_CREATE..=SUBMIT_3D).contains(&self.kind.get())
     }
 
-    /// The header of the response to this command: a fence comes back with all that belongs to it.
+    /// Returns the header of the response to this command. A fenced command gets its fence back.
     pub fn response(&self, kind: u32) -> Self {
         let mut response = Self {
             kind: kind.into(),
@@ -245,7 +245,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// The response of a command that has nothing else to say.
+    /// Returns a response without data.
     pub fn no_data() -> Self {
         Self {
             kind: OK_NODATA,
@@ -263,14 +263,14 @@ impl From<CommandError> for Response {
     }
 }
 
-/// Takes a part of a command.
+/// Reads the next part of a command.
 pub fn read<T: FromBytes + IntoBytes>(chain: &mut Chain) -> Result<T, ChainError> {
     let mut object = T::new_zeroed();
     chain.read(object.as_mut_bytes())?;
     Ok(object)
 }
 
-/// Fails if there is no scanout with this number.
+/// Checks that the scanout exists.
 pub fn check_scanout(scanout: u32) -> Result<(), CommandError> {
     match (scanout as usize) < MAX_SCANOUTS {
         true => Ok(()),

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Rectangles of pixels.
 
-/// A rectangle that is not empty, and whose right and bottom ends are below 2^32.
+/// A rectangle of at least one pixel. `x + width` and `y + height` do not overflow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rectangle {
     pub x: u32,
@@ -11,7 +11,7 @@ pub struct Rectangle {
 }
 
 impl Rectangle {
-    /// `None` for what is empty or wraps around.
+    /// Returns `None` if the rectangle would be empty or overflow.
     pub fn new(x: u32, y: u32, width: u32, height: u32) -> Option<Self> {
         x.checked_add(width)?;
         y.checked_add(height)?;
@@ -23,22 +23,22 @@ impl Rectangle {
         })
     }
 
-    /// The first column to the right.
+    /// Returns the first column to the right of the rectangle.
     pub fn right(&self) -> u32 {
         self.x.saturating_add(self.width)
     }
 
-    /// The first row below.
+    /// Returns the first row below the rectangle.
     pub fn bottom(&self) -> u32 {
         self.y.saturating_add(self.height)
     }
 
-    /// Whether all of it is in a picture of this size whose first pixel is at (0, 0).
+    /// Returns whether the rectangle is within an image of this size.
     pub fn is_within(&self, width: u32, height: u32) -> bool {
         self.right() <= width && self.bottom() <= height
     }
 
-    /// What both have.
+    /// Returns the common part of both rectangles.
     pub fn intersection(&self, other: &Self) -> Option<Self> {
         let (x, y) = (self.x.max(other.x), self.y.max(other.y));
         let width = self.right().min(other.right()).checked_sub(x)?;
@@ -46,7 +46,7 @@ impl Rectangle {
         Self::new(x, y, width, height)
     }
 
-    /// The smallest rectangle that has both.
+    /// Returns the smallest rectangle that contains both.
     pub fn union(&self, other: &Self) -> Self {
         let (x, y) = (self.x.min(other.x), self.y.min(other.y));
         Self {
@@ -57,7 +57,7 @@ impl Rectangle {
         }
     }
 
-    /// This rectangle as seen from the first pixel of `origin`, in which it is.
+    /// Returns the rectangle in coordinates relative to `origin`, which contains it.
     pub fn relative_to(&self, origin: &Self) -> Self {
         Self {
             x: self.x.saturating_sub(origin.x),
@@ -66,7 +66,7 @@ impl Rectangle {
         }
     }
 
-    /// The reverse of [`Rectangle::relative_to`].
+    /// Reverses [`Rectangle::relative_to`].
     pub fn absolute_in(&self, origin: &Self) -> Self {
         Self {
             x: self.x.saturating_add(origin.x),
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn empty_and_endless_rectangles_are_none() {
+    fn empty_and_overflowing_rectangles_are_rejected() {
         assert_eq!(Rectangle::new(0, 0, 0, 1), None);
         assert_eq!(Rectangle::new(0, 0, 1, 0), None);
         assert_eq!(Rectangle::new(u32::MAX, 0, 1, 1), None);
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn intersections_have_what_both_have() {
+    fn an_intersection_is_the_common_part() {
         let a = rectangle(10, 20, 30, 40);
         assert_eq!(
             a.intersection(&rectangle(0, 0, 11, 21)),
@@ -110,13 +110,13 @@ mod tests {
     }
 
     #[test]
-    fn unions_have_both() {
+    fn a_union_contains_both() {
         let union = rectangle(1, 2, 3, 4).union(&rectangle(10, 1, 1, 1));
         assert_eq!(union, rectangle(1, 1, 10, 5));
     }
 
     #[test]
-    fn rectangles_are_moved_there_and_back() {
+    fn relative_coordinates_can_be_reversed() {
         let (part, origin) = (rectangle(15, 25, 2, 3), rectangle(10, 20, 30, 40));
         let relative = part.relative_to(&origin);
         assert_eq!(relative, rectangle(5, 5, 2, 3));

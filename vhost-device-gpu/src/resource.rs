@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Resources: pictures of the guest's, kept here as the display takes them, and the guest memory that they come from. Those of 3D are the
-//! renderer's; here is what of them is shown.
+//! The guest's resources: images in the format of displays, and their backing in guest memory. For a resource in the
+//! renderer, only the pixels that a scanout shows are here.
 
 use std::collections::HashMap;
 
@@ -13,31 +13,31 @@ use crate::pixels::Pixels;
 use crate::protocol::CommandError;
 use crate::rectangle::Rectangle;
 
-/// Pixels that are copied before they are converted: few enough to be in the processor's cache still.
+/// How many pixels are copied and converted at a time, so that they are still in the processor's cache.
 const CHUNK_PIXELS: usize = 4096;
-/// What a resource costs beside its pixels, in bytes, so that many small ones are bounded too.
+/// Bytes charged for a resource in addition to its pixels, which also limits the number of small resources.
 const OVERHEAD: u64 = 256;
-/// What is known of a resource that the renderer has.
+/// The state of a resource that the renderer holds.
 #[derive(Debug)]
 struct RendererState {
-    /// What it takes of the host, as far as one can tell.
+    /// Estimated host memory in bytes.
     size: u64,
-    /// It has been drawn in since its pixels were read, maybe anywhere.
+    /// Whether any pixel may have changed since all pixels were read.
     stale: bool,
 }
 
-/// A picture, or something else of the renderer's.
+/// A resource.
 #[derive(Debug)]
 pub struct Resource {
     pub width: u32,
     pub height: u32,
-    /// `None` for what no display can show.
+    /// `None` if displays cannot show it.
     format: Option<Format>,
-    /// Rows of 0xAARRGGBB, from the top. Those of the renderer's are here when they are shown.
+    /// Rows of 0xAARRGGBB pixels, top first. Allocated for a resource in the renderer once a scanout shows it.
     pixels: Pixels,
     rendered: Option<RendererState>,
     backing: Option<Backing>,
-    /// What RESOURCE_ASSIGN_UUID gave.
+    /// The UUID from RESOURCE_ASSIGN_UUID.
     pub uuid: Option<[u8; 16]>,
 }
 
@@ -48,17 +48,17 @@ impl Resource {
         OVERHEAD + self.pixels.len() as u64 * PIXEL_SIZE + backing + rendered
     }
 
-    /// The format of a picture that can be shown.
+    /// Returns the format, or `None` if displays cannot show the resource.
     pub fn format(&self) -> Option<Format> {
         self.format
     }
 
-    /// All pixels that are here, each a number 0xAARRGGBB.
+    /// Returns all pixels, as 0xAARRGGBB.
     pub fn pixels_mut(&mut self) -> &mut [u32] {
         self.pixels.as_mut_slice()
     }
 
-    /// Whether the renderer has it.
+    /// Returns whether the renderer holds the resource.
     pub fn is_in_renderer(&self) -> bool {
         self.rendered.is_some()
     }
@@ -67,12 +67,12 @@ impl Resource {
         self.backing.as_ref()
     }
 
-    /// Bytes of all its pixels.
+    /// Returns the size of the whole image in bytes.
     fn image_size(&self) -> u64 {
         (u64::from(self.width) * u64::from(self.height)).saturating_mul(PIXEL_SIZE)
     }
 
-    /// Has `read` fill in a rectangle of the pixels of a resource that the renderer has, or all of them where more may have changed.
+    /// Calls `read` to fill a rectangle of the pixels of a resource in the renderer, or the whole image if it is stale.
     pub fn read_back(
         &mut self,
         rectangle: &Rectangle,
@@ -101,7 +101,7 @@ impl Resource {
         Ok(())
     }
 
-    /// Whether a rectangle is in the picture.
+    /// Returns whether the rectangle is within the image.
     pub fn contains(&self, rectangle: &Rectangle) -> bool {
         rectangle.is_within(self.width, self.height)
     }
@@ -110,7 +110,7 @@ impl Resource {
         y as usize * self.width as usize + x as usize
     }
 
-    /// `count` pixels of row `y`, from column `x` on.
+    /// Returns `count` pixels of row `y`, from column `x` on.
     pub fn row(&self, x: u32, y: u32, count: u32) -> &[u32] {
         let start = self.position(x, y);
         self.pixels
@@ -118,7 +118,7 @@ impl Resource {
             .unwrap_or_default()
     }
 
-    /// Whole rows, which lie behind each other.
+    /// Returns whole rows, which are contiguous.
     pub fn rows(&self, y: u32, count: u32) -> &[u32] {
         let (start, end) = (
             self.position(0, y),
@@ -127,8 +127,8 @@ impl Resource {
         self.pixels.get(start..end).unwrap_or_default()
     }
 
-    /// Copies a rectangle from guest memory, where its first pixel is `offset` bytes into the backing and rows are as
-    /// long as the resource's (TRANSFER_TO_HOST_2D).
+    /// Copies a rectangle from guest memory (TRANSFER_TO_HOST_2D). Its first pixel is at `offset` bytes in the backing,
+    /// and rows are as long as the resource's.
     pub fn transfer(
         &mut self,
         memory: &GuestMemory,
@@ -171,22 +171,22 @@ impl Resource {
     }
 }
 
-/// Index of the first pixel of `rectangle` in a picture of this width.
+/// Returns the index of the first pixel of `rectangle` in an image of this width.
 fn first_pixel(width: u32, rectangle: &Rectangle) -> usize {
     rectangle.y as usize * width as usize + rectangle.x as usize
 }
 
-/// All resources of the guest, by the numbers that it gave them.
+/// All resources of the guest, by ID.
 #[derive(Debug)]
 pub struct Resources {
     all: HashMap<u32, Resource>,
-    /// Bytes that they cost, and may cost.
+    /// Memory charged, in bytes.
     used: u64,
     limit: u64,
 }
 
 impl Resources {
-    /// Resources that may cost `limit` bytes of memory together.
+    /// Creates a table whose resources may use `limit` bytes of memory.
     pub fn new(limit: u64) -> Self {
         Self {
             all: HashMap::new(),
@@ -195,28 +195,24 @@ impl Resources {
         }
     }
 
-    /// No resources, which may cost as much as these.
+    /// Returns an empty table with the same limit.
     pub fn empty_copy(&self) -> Self {
         Self::new(self.limit)
     }
 
-    /// All of them, with their numbers.
+    /// Returns all resources with their IDs.
     pub fn iter(&self) -> impl Iterator<Item = (u32, &Resource)> {
         self.all.iter().map(|(id, resource)| (*id, resource))
     }
 
-    /// Bytes that they cost.
+    /// Returns the memory charged, in bytes.
     pub fn cost(&self) -> u64 {
         self.used
     }
 
-    /// Forgets all of them.
+    /// Frees all resources.
     pub fn clear(&mut self) {
-        log::debug!(
-            "{} resources of {} bytes are freed",
-            self.all.len(),
-            self.used
-        );
+        log::debug!("freed {} resources of {} bytes", self.all.len(), self.used);
         *self = self.empty_copy();
     }
 
@@ -228,23 +224,23 @@ impl Resources {
         self.all.get_mut(&id).ok_or(CommandError::InvalidResourceId)
     }
 
-    /// Takes note of memory that is about to be used.
+    /// Charges memory before it is used.
     fn charge(&mut self, cost: u64) -> Result<(), CommandError> {
         let used = self.used.saturating_add(cost);
         if used > self.limit {
             return Err(CommandError::OutOfMemory);
         }
         self.used = used;
-        log::debug!("resources take {used} of {} bytes", self.limit);
+        log::debug!("resources use {used} of {} bytes", self.limit);
         Ok(())
     }
 
     fn refund(&mut self, cost: u64) {
         self.used = self.used.saturating_sub(cost);
-        log::debug!("resources take {} of {} bytes", self.used, self.limit);
+        log::debug!("resources use {} of {} bytes", self.used, self.limit);
     }
 
-    /// Whether a new resource may have this number.
+    /// Checks that the ID is valid and not in use.
     fn check_new_id(&self, id: u32) -> Result<(), CommandError> {
         match id == 0 || self.all.contains_key(&id) {
             true => Err(CommandError::InvalidResourceId),
@@ -252,7 +248,7 @@ impl Resources {
         }
     }
 
-    /// RESOURCE_CREATE_2D. The picture is black and transparent at first.
+    /// Executes RESOURCE_CREATE_2D. All pixels are transparent black at first.
     pub fn create(
         &mut self,
         id: u32,
@@ -281,7 +277,7 @@ impl Resources {
         Ok(())
     }
 
-    /// RESOURCE_CREATE_3D: has `create` make a resource that takes about `size` bytes of the host.
+    /// Executes RESOURCE_CREATE_3D: calls `create` to create the resource in the renderer, and charges `size` bytes.
     pub fn create_in_renderer(
         &mut self,
         id: u32,
@@ -306,7 +302,7 @@ impl Resources {
         Ok(())
     }
 
-    /// Makes sure that a resource can be shown: all pixels of one that the renderer has are to be read when it is.
+    /// Prepares a resource for a scanout. If it is in the renderer, allocates its pixels and marks them stale.
     pub fn prepare_scanout(&mut self, id: u32) -> Result<(), CommandError> {
         let resource = self.get(id)?;
         resource.format.ok_or(CommandError::InvalidParameter)?;
@@ -322,13 +318,13 @@ impl Resources {
         Ok(())
     }
 
-    /// The resources that the renderer has, with their numbers.
+    /// Returns the resources in the renderer with their IDs.
     pub fn in_renderer(&self) -> impl Iterator<Item = (u32, &Resource)> {
         self.iter()
             .filter(|(_, resource)| resource.is_in_renderer())
     }
 
-    /// RESOURCE_UNREF.
+    /// Executes RESOURCE_UNREF.
     pub fn remove(&mut self, id: u32) -> Result<(), CommandError> {
         let resource = self
             .all
@@ -338,7 +334,7 @@ impl Resources {
         Ok(())
     }
 
-    /// RESOURCE_ATTACH_BACKING.
+    /// Executes RESOURCE_ATTACH_BACKING.
     pub fn attach_backing(&mut self, id: u32, backing: Backing) -> Result<(), CommandError> {
         if self.get(id)?.backing.is_some() {
             return Err(CommandError::Unspecified);
@@ -348,7 +344,7 @@ impl Resources {
         Ok(())
     }
 
-    /// RESOURCE_DETACH_BACKING.
+    /// Executes RESOURCE_DETACH_BACKING.
     pub fn detach_backing(&mut self, id: u32) -> Result<(), CommandError> {
         let backing = self.get_mut(id)?.backing.take();
         let cost = backing.ok_or(CommandError::Unspecified)?.cost();
@@ -366,7 +362,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_used_is_given_back() {
+    fn freed_memory_is_refunded() {
         let mut resources = Resources::new(1 << 20);
         resources.create(1, format(), 100, 100).unwrap();
         resources.create(2, format(), 1, 1).unwrap();
@@ -383,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn the_limit_holds_for_pixels_and_backings() {
+    fn the_limit_covers_pixels_and_backings() {
         let mut resources = Resources::new(1 << 16);
         let huge = resources.create(1, format(), u32::MAX, u32::MAX);
         assert_eq!(huge, Err(CommandError::OutOfMemory));
@@ -409,7 +405,7 @@ mod tests {
     }
 
     #[test]
-    fn transfers_without_memory_or_out_of_the_picture_are_refused() {
+    fn transfers_without_memory_or_outside_the_image_fail() {
         let mut resources = Resources::new(1 << 20);
         resources.create(1, format(), 10, 10).unwrap();
         let memory = GuestMemory::default();

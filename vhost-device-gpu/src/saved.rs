@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What another device must know to go on with a guest: its resources, and what of them is shown. What the renderer has can
-//! not be had from it.
+//! The device state for migration and snapshots: resources, scanouts and cursors. The state of the renderer cannot be
+//! saved.
 
 use std::borrow::Cow;
 
@@ -17,26 +17,26 @@ use crate::rectangle::Rectangle;
 use crate::resource::Resources;
 use crate::state::State;
 
-/// Version of the state: [`SavedScanouts`], how many resources there are, then each [`SavedResource`].
+/// Version of the state: [`SavedScanouts`], the number of resources as u64, then a [`SavedResource`] for each.
 pub const VERSION: u32 = 1;
-/// More bytes than all takes beside the resources. Those take less here than what they are counted for.
+/// Upper limit for everything but the resources, in bytes. A saved resource is smaller than the memory charged for it.
 pub const MAX_SCANOUTS_SIZE: u64 = 1 << 20;
 
-/// Bytes of a pixel.
+/// Size of a pixel in bytes.
 const PIXEL_SIZE: usize = format::PIXEL_SIZE as usize;
 
-/// What each scanout shows.
+/// The source and cursor of each scanout.
 type SavedScanouts<'a> = [SavedScanout<'a>; MAX_SCANOUTS];
 
 #[derive(Serialize, Deserialize)]
 struct SavedScanout<'a> {
-    /// The resource, and the part of it: x, y, width and height.
+    /// The resource, and the rectangle that is shown: x, y, width and height.
     source: Option<(u32, [u32; 4])>,
     /// x and y.
     cursor: (u32, u32),
     is_cursor_visible: bool,
     hot_spot: (u32, u32),
-    /// Pixels, each a little-endian number 0xAARRGGBB. Empty until the driver has set a cursor.
+    /// Little-endian 0xAARRGGBB pixels. Empty until the driver sets a cursor.
     #[serde(borrow, with = "serde_bytes")]
     cursor_image: Cow<'a, [u8]>,
 }
@@ -44,20 +44,23 @@ struct SavedScanout<'a> {
 #[derive(Serialize, Deserialize)]
 struct SavedResource<'a> {
     id: u32,
-    /// The number of its format.
+    /// VIRTIO number of the format.
     format: u32,
     width: u32,
     height: u32,
     uuid: Option<[u8; 16]>,
-    /// Pieces of guest memory, as in RESOURCE_ATTACH_BACKING; none where nothing is attached.
+    /// Entries as in RESOURCE_ATTACH_BACKING. Empty if there is no backing.
     #[serde(borrow, with = "serde_bytes")]
     backing: Cow<'a, [u8]>,
-    /// Pixels, as those of a cursor.
+    /// Little-endian 0xAARRGGBB pixels.
     #[serde(borrow, with = "serde_bytes")]
     pixels: Cow<'a, [u8]>,
 }
 
-/// The state, for [`load`].
+/// Encodes the state for [`load`].
+///
+/// # Errors
+/// The guest uses 3D, or the host does not have enough memory.
 pub fn save(state: &State) -> Result<Vec<u8>, StateError> {
     let resources = &state.resources;
     if state.has_contexts || resources.in_renderer().next().is_some() {
@@ -89,7 +92,7 @@ pub fn save(state: &State) -> Result<Vec<u8>, StateError> {
         });
     bytes = encode_next(&scanouts, bytes)?;
     let mut all: Vec<_> = resources.iter().collect();
-    // The same state is the same bytes.
+    // Equal states are saved as equal bytes.
     all.sort_unstable_by_key(|(id, _)| *id);
     bytes = encode_next(&(all.len() as u64), bytes)?;
     for (id, resource) in all {
@@ -111,7 +114,10 @@ pub fn save(state: &State) -> Result<Vec<u8>, StateError> {
     Ok(bytes)
 }
 
-/// Goes on with the guest of another device. If there is a display, it is shown all anew.
+/// Restores a saved state. A connected display is sent everything again.
+///
+/// # Errors
+/// The state is invalid, or exceeds `--max-hostmem`. The device is unchanged.
 pub fn load(state: &mut State, mut bytes: &[u8]) -> Result<(), StateError> {
     let scanouts: SavedScanouts = decode_next(&mut bytes)?;
     let count: u64 = decode_next(&mut bytes)?;
@@ -127,12 +133,12 @@ pub fn load(state: &mut State, mut bytes: &[u8]) -> Result<(), StateError> {
         *source = checked_source(&resources, scanout)?;
     }
 
-    // From here on nothing can go wrong.
+    // Nothing fails from here on.
     state.clear();
     state.resources = resources;
-    for ((id, source), scanout) in (0..).zip(sources).zip(&scanouts) {
+    for ((index, source), scanout) in (0..).zip(sources).zip(&scanouts) {
         if let Some(source) = source {
-            state.display.set_scanout(id, Some(source), None);
+            state.display.set_scanout(index, Some(source), None);
             state.display.flush(source.resource, &source.rectangle);
         }
         let was_moved = scanout.cursor != (0, 0);
@@ -141,20 +147,22 @@ pub fn load(state: &mut State, mut bytes: &[u8]) -> Result<(), StateError> {
             decode_pixels(&mut image, &scanout.cursor_image);
             let image = (!image.is_empty()).then_some((scanout.hot_spot, image));
             let visible = scanout.is_cursor_visible;
-            state.display.set_cursor(id, scanout.cursor, visible, image);
+            state
+                .display
+                .set_cursor(index, scanout.cursor, visible, image);
         }
     }
     Ok(())
 }
 
-/// What a scanout shows, if that and its cursor can be.
+/// Returns the source of a scanout, if it and the cursor are valid.
 fn checked_source(
     resources: &Resources,
     scanout: &SavedScanout,
 ) -> Result<Option<Source>, StateError> {
     let image = scanout.cursor_image.len();
     if image != 0 && image != CURSOR_SIZE as usize * CURSOR_SIZE as usize * PIXEL_SIZE {
-        return Err(StateError::Contents("a cursor of another size"));
+        return Err(StateError::Contents("a cursor of invalid size"));
     }
     let Some((resource, [x, y, width, height])) = scanout.source else {
         return Ok(None);
@@ -163,25 +171,25 @@ fn checked_source(
         .and_then(|rectangle| Source::new(resource, resources.get(resource).ok()?, rectangle))
         .map(Some)
         .ok_or(StateError::Contents(
-            "a scanout that shows what is not there",
+            "a scanout of a rectangle outside its resource",
         ))
 }
 
 fn restore_resource(resources: &mut Resources, saved: &SavedResource) -> Result<(), StateError> {
     let (id, width, height) = (saved.id, saved.width, saved.height);
-    let format = Format::from_number(saved.format)
-        .ok_or(StateError::Contents("a format that there is not"))?;
+    let format =
+        Format::from_number(saved.format).ok_or(StateError::Contents("an unknown format"))?;
     let size = (u64::from(width) * u64::from(height)).checked_mul(PIXEL_SIZE as u64);
     if size != Some(saved.pixels.len() as u64) {
         return Err(StateError::Contents(
-            "a picture of another size than its resource",
+            "an image whose size does not match its resource",
         ));
     }
     let invalid = |error| match error {
         CommandError::OutOfMemory => {
             StateError::Contents("more resources than --max-hostmem allows")
         }
-        _ => StateError::Contents("a resource that can not be"),
+        _ => StateError::Contents("an invalid resource"),
     };
     resources
         .create(id, format, width, height)
@@ -189,7 +197,7 @@ fn restore_resource(resources: &mut Resources, saved: &SavedResource) -> Result<
     let entries = <[MemoryEntry]>::ref_from_bytes(&saved.backing)
         .ok()
         .filter(|entries| entries.len() <= MAX_ENTRIES as usize)
-        .ok_or(StateError::Contents("a backing that can not be"))?;
+        .ok_or(StateError::Contents("an invalid backing"))?;
     if !entries.is_empty() {
         let mut backing = Backing::with_capacity(entries.len() as u32);
         for entry in entries {
@@ -206,7 +214,7 @@ fn restore_resource(resources: &mut Resources, saved: &SavedResource) -> Result<
 fn encode_entries(backing: &Backing) -> Vec<u8> {
     let entries = backing.entries().map(|(address, length)| MemoryEntry {
         address: address.into(),
-        // It was one of 32 bits.
+        // Was 32 bits wide in the command.
         length: (length as u32).into(),
         padding: 0.into(),
     });
@@ -223,7 +231,7 @@ fn encode_pixels(pixels: &[u32]) -> Cow<'_, [u8]> {
     }
 }
 
-/// The reverse of [`encode_pixels`].
+/// Reverses [`encode_pixels`].
 fn decode_pixels(pixels: &mut [u32], bytes: &[u8]) {
     let (bytes, _) = bytes.as_chunks();
     for (pixel, bytes) in pixels.iter_mut().zip(bytes) {

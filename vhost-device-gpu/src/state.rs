@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the device knows of its guest, shared by the connection and the queues.
+//! The state of the guest, shared by the session and the queues.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -8,14 +8,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::display::Display;
 use crate::resource::Resources;
 
-/// The guest's resources, and its screen.
+/// The guest's resources and scanouts.
 #[derive(Debug)]
 pub struct State {
     pub resources: Resources,
     pub display: Display,
-    /// Counts the guests, for those who keep something of one elsewhere.
+    /// Increases whenever a new driver starts, so that the handler can clear the renderer.
     pub generation: u64,
-    /// The renderer had contexts of the guest's when the control queue stopped.
+    /// Whether the renderer had contexts when the control queue stopped.
     pub has_contexts: bool,
 }
 
@@ -29,7 +29,7 @@ impl State {
         })
     }
 
-    /// Forgets all of the guest, but not the display.
+    /// Clears the guest's state. The display stays connected.
     pub fn clear(&mut self) {
         self.display.clear(&self.resources);
         self.resources.clear();
@@ -38,7 +38,7 @@ impl State {
     }
 }
 
-/// The state, for whoever needs it. It is never held while something is waited for.
+/// The state behind a lock, which is never held while a thread waits.
 #[derive(Debug)]
 pub struct Shared {
     state: Mutex<State>,
@@ -53,12 +53,12 @@ impl Shared {
         }
     }
 
-    /// The driver wants 3D, or does not.
+    /// Records whether the driver has accepted VIRTIO_GPU_F_VIRGL.
     pub fn set_accepts_3d(&self, accepts: bool) {
         self.accepts_3d.store(accepts, Ordering::Relaxed);
     }
 
-    /// Whether the driver wants 3D.
+    /// Returns whether the driver has accepted VIRTIO_GPU_F_VIRGL.
     pub fn accepts_3d(&self) -> bool {
         self.accepts_3d.load(Ordering::Relaxed)
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The renderer in the thread that works on the queues.
+//! The renderer, in the thread that processes the queues.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -21,25 +21,25 @@ use crate::rectangle::Rectangle;
 use crate::resource::Resources;
 use crate::virgl::{Direction, Renderer, TransferBox, VirglError};
 
-/// `pipe_texture_target`: a resource that is bytes, and one that is a picture.
+/// Values of `pipe_texture_target`: a resource that holds plain bytes, and one that holds an image.
 const PIPE_BUFFER: u32 = 0;
 const PIPE_TEXTURE_2D: u32 = 2;
-/// `VIRGL_BIND_RENDER_TARGET`: contexts may draw in it.
+/// `VIRGL_BIND_RENDER_TARGET`: contexts can render to the resource.
 const VIRGL_BIND_RENDER_TARGET: u32 = 1 << 1;
-/// Bytes of a pixel, or block of pixels, of the largest format.
+/// Size in bytes of a pixel, or compressed block, of the largest format.
 const MAX_BLOCK_SIZE: u64 = 16;
-/// The smallest picture of the largest resource that there can be.
+/// Highest mipmap level of the largest possible resource.
 const MAX_LEVEL: u32 = 31;
-/// How often fences are looked at where nothing tells when they are done.
+/// How often fences are polled if the renderer has no poll descriptor, in nanoseconds.
 const FENCE_INTERVAL_NS: i64 = 1_000_000;
 
-/// 3D in the thread that works on the queues. The renderer starts with the first command for it.
+/// 3D in the thread that processes the queues. The first command that needs the renderer starts it.
 pub struct ThreeD {
     pub capsets: Arc<Capsets>,
     renderer: Option<Renderer>,
-    /// Becomes readable when fences are to be looked at.
+    /// Becomes readable when fences are to be polled.
     events: OwnedFd,
-    /// What does that, unless the renderer has something better.
+    /// Triggers polling if the renderer has no poll descriptor.
     timer: OwnedFd,
 }
 
@@ -54,17 +54,17 @@ impl ThreeD {
         })
     }
 
-    /// What becomes readable when [`ThreeD::poll`] may have news.
+    /// Returns the file that becomes readable when [`ThreeD::poll`] may return a new fence.
     pub fn events(&self) -> &OwnedFd {
         &self.events
     }
 
-    /// The renderer, if it has started.
+    /// Returns the renderer if it has started.
     pub fn started_renderer(&mut self) -> Option<&mut Renderer> {
         self.renderer.as_mut()
     }
 
-    /// RESOURCE_CREATE_3D.
+    /// Executes RESOURCE_CREATE_3D.
     pub fn create(
         &mut self,
         resources: &mut Resources,
@@ -80,7 +80,7 @@ impl ThreeD {
         })
     }
 
-    /// RESOURCE_CREATE_2D, with the renderer.
+    /// Executes RESOURCE_CREATE_2D in the renderer.
     pub fn create_2d(
         &mut self,
         resources: &mut Resources,
@@ -101,7 +101,7 @@ impl ThreeD {
         self.create(resources, &command)
     }
 
-    /// TRANSFER_TO_HOST_2D to a resource that the renderer has. The rectangle is in the picture.
+    /// Executes TRANSFER_TO_HOST_2D for a resource in the renderer. The rectangle must be within the resource.
     pub fn transfer_2d(
         &mut self,
         id: u32,
@@ -116,11 +116,11 @@ impl ThreeD {
             height: rectangle.height,
             depth: 1,
         };
-        // Rows are as long as the resource's.
+        // Stride 0: rows are as long as the resource's.
         self.transfer(Direction::ToHost, 0, id, 0, (0, 0), region, offset)
     }
 
-    #[allow(clippy::too_many_arguments, reason = "it has these fields")]
+    #[allow(clippy::too_many_arguments, reason = "the fields of the command")]
     pub fn transfer(
         &mut self,
         direction: Direction,
@@ -138,11 +138,11 @@ impl ThreeD {
         renderer.transfer(direction, context, id, level, strides, region, offset)
     }
 
-    /// A resource as a buffer that the display can show by itself, where that can be.
+    /// Exports a resource as a dma-buf for the display. Returns `None` if this is disabled or not possible.
     pub fn export(&mut self, id: u32) -> Option<Dmabuf> {
         let renderer = self.renderer.as_mut()?;
         let dmabuf = self.capsets.export_dmabufs.then(|| renderer.export(id))?;
-        log::debug!("resource {id} is shown from {dmabuf:?}");
+        log::debug!("resource {id} is exported as {dmabuf:?}");
         dmabuf
     }
 
@@ -160,7 +160,7 @@ impl ThreeD {
         }
     }
 
-    /// Has [`ThreeD::events`] tell when a fence may be done.
+    /// Makes [`ThreeD::events`] readable when a fence may have signalled.
     pub fn expect_fence(&self) {
         let Some(renderer) = &self.renderer else {
             return;
@@ -177,20 +177,20 @@ impl ThreeD {
         }
     }
 
-    /// The last fence that is done.
+    /// Returns the last fence that has signalled.
     pub fn poll(&mut self) -> u32 {
         let _ = rustix::io::read(&self.timer, &mut [0; 8]);
         self.renderer.as_mut().map_or(0, Renderer::poll)
     }
 
-    /// Forgets all of the guest.
+    /// Destroys all contexts and resources of the guest.
     pub fn clear(&mut self) {
         if let Some(renderer) = &mut self.renderer {
             renderer.clear();
         }
     }
 
-    /// Has all resources use another table of guest memory.
+    /// Attaches all backings again after a change of the guest memory table.
     pub fn set_memory(&mut self, resources: &Resources, memory: &Arc<GuestMemory>) {
         let Some(renderer) = &mut self.renderer else {
             return;
@@ -199,7 +199,7 @@ impl ThreeD {
             if let Some(backing) = resource.backing()
                 && renderer.attach_backing(id, backing, memory).is_err()
             {
-                log::debug!("the memory behind resource {id} is gone");
+                log::debug!("resource {id} has lost its backing: not in guest memory any more");
             }
         }
     }
@@ -216,11 +216,12 @@ fn start(capsets: &Capsets, events: &OwnedFd, timer: &OwnedFd) -> Result<Rendere
         epoll::EventFlags::IN,
     )
     .map_err(|errno| VirglError::System(errno.kind()))?;
-    info_limited(format_args!("3D is used"));
+    info_limited(format_args!("3D started"));
     Ok(renderer)
 }
 
-/// Takes over what the renderer has drawn, where the resource is the renderer's.
+/// Copies a rectangle from the renderer into the resource's pixels. Does nothing if the resource is not in the
+/// renderer.
 pub fn read_back(
     three_d: Option<&mut ThreeD>,
     resources: &mut Resources,
@@ -237,8 +238,8 @@ pub fn read_back(
     }
 }
 
-/// About what a resource takes of the host, in bytes: the format is taken for one of 4 bytes a pixel, and the driver of the GPU has ways
-/// of its own.
+/// Estimates the host memory of a resource in bytes. It assumes 4 bytes a pixel; the actual size depends on the format
+/// and the GPU's driver.
 fn estimated_size(command: &Create3d) -> u64 {
     let width = u64::from(command.width.get());
     if command.target.get() == PIPE_BUFFER {
@@ -256,12 +257,12 @@ fn estimated_size(command: &Create3d) -> u64 {
     let size = pixels.saturating_mul(PIXEL_SIZE);
     match command.last_level.get() {
         0 => size,
-        // Each level is a quarter of the one before.
+        // Each mipmap level has a quarter of the size of the level before it.
         _ => size.saturating_add(size / 3),
     }
 }
 
-/// Whether the library, which counts bytes with 32 bits, can tell if all of a transfer is in the memory behind the resource.
+/// Returns whether virglrenderer, which computes sizes with 32 bits, can check that the transfer is within the backing.
 fn fits_in_32_bits(region: &TransferBox, (stride, layer_stride): (u32, u32), offset: u64) -> bool {
     let ends = [
         region.x.checked_add(region.width),

@@ -49,11 +49,11 @@ fn a_renderer_that_does_not_draw_is_an_error_at_start() {
     ] {
         let renderer = StandIn::new(failing, &[]).unwrap();
         let line = refused(|command| renderer.configure(command));
-        assert!(line.contains("can not draw"), "{failing}: {line}");
+        assert!(line.contains("cannot draw"), "{failing}: {line}");
     }
     let renderer = StandIn::new("blank", &[]).unwrap();
     let line = refused(|command| renderer.configure(command));
-    assert!(line.contains("can not draw"), "{line}");
+    assert!(line.contains("cannot draw"), "{line}");
 }
 
 /// Mesa draws in software by code that it makes when something is drawn.

@@ -9,7 +9,7 @@ use crate::rectangle::Rectangle;
 use crate::state::State;
 use crate::three_d::{ThreeD, read_back};
 
-/// Carries out a command of the cursor queue.
+/// Executes a command of the cursor queue.
 pub fn process(
     state: &mut State,
     three_d: Option<&mut ThreeD>,
@@ -34,8 +34,8 @@ pub fn process(
     Ok(())
 }
 
-/// The picture of a resource that has the size of a cursor. What would be alpha is, whatever the format says: Linux has its cursors in a format
-/// without.
+/// Returns the pixels of a resource that has the size of a cursor. The alpha byte is used even if the format has no
+/// alpha, because Linux creates its cursors in such a format.
 fn cursor_image(
     state: &mut State,
     three_d: Option<&mut ThreeD>,

@@ -10,10 +10,11 @@ use crate::protocol::{
     CommandError, DisplayMode, EdidHead, Header, MAX_EDID, MAX_SCANOUTS, Response,
 };
 
-/// Bytes of the header at the front of an answer of the display, which is the response to the driver.
+/// Size in bytes of the header at the start of a display's reply. The header has the layout of a response to the
+/// driver.
 const HEADER_SIZE: usize = size_of::<Header>();
 
-/// The response to a command that the display has answered.
+/// Returns the response to a command from the display's reply.
 pub fn display_response(query: Query, reply: &[u8]) -> Response {
     let kind = match query {
         Query::DisplayInfo => gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_DISPLAY_INFO,
@@ -28,7 +29,8 @@ pub fn display_response(query: Query, reply: &[u8]) -> Response {
     }
 }
 
-/// The response to a command that no display has answered: one screen. What its EDID is, a display that is there would have to say.
+/// Returns the response to a command when there is no reply from a display: one screen of the default mode. The EDID is
+/// unknown, which is an error, if a display is connected.
 pub fn default_response(query: Query, display: &Display) -> Response {
     let body = match query {
         Query::DisplayInfo => {

@@ -20,18 +20,19 @@ use crate::protocol::{
 use crate::state::State;
 use crate::three_d::{ThreeD, read_back};
 
-/// What has become of a command.
+/// The state of a command that has not failed.
 #[derive(Debug)]
 pub enum Outcome {
-    /// It is carried out.
+    /// Finished.
     Done(Response),
-    /// It is carried out when the display has what was flushed.
+    /// Finishes when the flushed rectangle has been sent to the display.
     AwaitFlush,
-    /// It is carried out when the display has answered.
+    /// Finishes when the display has replied.
     AwaitReply(Query),
 }
 
-/// Carries out a command of the control queue, whose header was taken. There is no `three_d` for a driver that did not ask for it.
+/// Executes a command of the control queue. The header has already been read. `three_d` is `None` if the driver did not
+/// accept VIRTIO_GPU_F_VIRGL.
 pub fn process(
     state: &mut State,
     mut three_d: Option<&mut ThreeD>,
@@ -109,7 +110,7 @@ pub fn process(
                 let response = three_d::process(three_d, &mut state.resources, header, chain)?;
                 return Ok(Outcome::Done(response));
             }
-            // There is no set of capabilities that one could ask for.
+            // No capability sets are offered.
             None if matches!(
                 kind,
                 gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET_INFO
@@ -118,14 +119,14 @@ pub fn process(
             {
                 return Err(CommandError::InvalidParameter);
             }
-            // Unknown, or of a feature that is not offered.
+            // Unknown, or part of a feature that is not offered.
             None => return Err(CommandError::Unspecified),
         },
     }
     Ok(Outcome::Done(Response::no_data()))
 }
 
-/// A random UUID (RFC 9562, version 4).
+/// Returns a random UUID (RFC 9562, version 4).
 fn random_uuid() -> Result<[u8; 16], CommandError> {
     let mut uuid = [0; 16];
     rustix::rand::getrandom(&mut uuid, rustix::rand::GetRandomFlags::empty())
@@ -136,7 +137,8 @@ fn random_uuid() -> Result<[u8; 16], CommandError> {
     Ok(uuid)
 }
 
-/// RESOURCE_CREATE_2D. A driver that has contexts may attach it to them: then it is the renderer's too, if that knows the format.
+/// Executes RESOURCE_CREATE_2D. A driver that uses contexts may attach the resource to them, so the renderer creates it
+/// if it supports the format.
 fn create_2d(
     state: &mut State,
     three_d: Option<&mut ThreeD>,
@@ -171,7 +173,7 @@ fn set_scanout(
                 .ok_or(CommandError::InvalidParameter)?;
             let source = Source::new(resource, state.resources.get(resource)?, rectangle)
                 .ok_or(CommandError::InvalidParameter)?;
-            // QEMU takes the part that is shown for one that begins at (0, 0) of a buffer.
+            // QEMU shows the part of a dma-buf that starts at (0, 0), whatever the offset.
             if (rectangle.x, rectangle.y) == (0, 0) {
                 dmabuf = state.display.dmabuf(resource);
                 dmabuf = dmabuf.or_else(|| three_d?.export(resource).map(Arc::new));
@@ -205,7 +207,7 @@ fn flush(
     if state.display.dmabuf(id).is_some()
         && let Some(renderer) = three_d.and_then(ThreeD::started_renderer)
     {
-        // Has the GPU begin with all that was submitted; whoever reads the buffer waits for the end of it.
+        // Submits the pending work to the GPU. Readers of the dma-buf wait for its end through implicit fences.
         let _ = renderer.create_fence();
     }
     state.display.flush(id, &rectangle);

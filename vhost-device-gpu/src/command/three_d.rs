@@ -14,10 +14,10 @@ use crate::resource::Resources;
 use crate::three_d::ThreeD;
 use crate::virgl::{Direction, TransferBox};
 
-/// Bytes of one SUBMIT_3D: Linux guests stay far below.
+/// Most bytes of commands in one SUBMIT_3D. Linux guests stay far below.
 const MAX_COMMAND_BYTES: u32 = 16 << 20;
 
-/// Carries out a command that only a device with 3D has.
+/// Executes a command that requires VIRTIO_GPU_F_VIRGL.
 pub fn process(
     three_d: &mut ThreeD,
     resources: &mut Resources,
@@ -47,7 +47,7 @@ pub fn process(
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_ATTACH_RESOURCE => {
             let id = read::<IdCommand>(chain)?.id.get();
-            // Linux attaches resources whose format the renderer does not know, too; no context can use them.
+            // Linux also attaches resources whose format the renderer does not support; contexts cannot use them.
             if resources.get(id)?.is_in_renderer() {
                 three_d.start_renderer()?.attach_to_context(context, id)?;
             }

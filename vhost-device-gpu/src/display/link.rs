@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A connected display: what it was asked, and how its answers settle that.
+//! A connected display: its features, the queries sent to it, and their replies.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,19 +15,21 @@ use zerocopy::FromBytes;
 use super::message::{FEATURE_DMABUF2, FEATURE_EDID, Query};
 use super::outgoing::Outgoing;
 
-/// Questions that wait for their answers at most: a display that answers none is not asked more.
+/// Most queries without a reply. No more are sent to a display that does not reply.
 pub const MAX_SENT_QUERIES: usize = 64;
 
-/// Why a display is given up.
+/// Why a display is disconnected.
 #[derive(Debug, Error)]
 pub enum DisplayError {
-    #[error("it is closed")]
+    #[error("connection closed")]
     Closed,
-    #[error("it sent what is no reply to {0:?}")]
-    Reply(Option<Query>),
+    #[error("invalid reply to {0:?}")]
+    Reply(Query),
+    #[error("received data without a query")]
+    Unsolicited,
     #[error("{0}")]
     System(#[from] Errno),
-    #[error("its picture is gone")]
+    #[error("the resource to send does not exist")]
     Resource,
 }
 
@@ -35,29 +37,30 @@ pub enum DisplayError {
 #[derive(Debug)]
 pub struct Link {
     pub socket: UnixStream,
-    /// What it can do is known.
+    /// Its features are known, so messages may be sent.
     pub ready: bool,
     pub features: u64,
-    /// It is to be told which of its features are used.
+    /// SET_PROTOCOL_FEATURES is to be sent.
     pub must_set_features: bool,
     /// The message that is being sent.
     pub outgoing: Option<Outgoing>,
-    /// The question to ask next.
+    /// The next query to send.
     pub next_query: Option<Query>,
-    /// The questions that were asked. Answers come in this order, so that one which comes settles those before it.
+    /// Queries without a reply. Replies arrive in this order, so a reply to one query shows that the display has
+    /// skipped those before it.
     pub sent_queries: VecDeque<Query>,
-    /// What has come of the next answer.
+    /// The received part of the next reply.
     pub reply: Vec<u8>,
-    /// Whether to be told when there is room for more.
+    /// Whether epoll waits until the socket is writable.
     pub watches_writable: bool,
-    /// It did nothing for so long that nobody waits for it, until it does something.
+    /// The display made no progress within the timeout. Nothing waits for it until it does.
     pub stalled: bool,
-    /// It answered nothing for so long that no question waits for it, until it answers one.
+    /// The display did not reply within the timeout. No query waits for it until it replies to one.
     pub silent: bool,
 }
 
 impl Link {
-    /// A display that is to be asked for its features, and then perhaps something else.
+    /// Creates the state of a new connection. The first message asks for the features; `next_query` follows.
     pub fn new(socket: UnixStream, next_query: Option<Query>) -> Self {
         let mut link = Self {
             socket,
@@ -76,12 +79,13 @@ impl Link {
         link
     }
 
-    /// Whether it can answer this, by its features.
+    /// Returns whether the display supports this query.
     pub fn can_reply(&self, query: Query) -> bool {
         !matches!(query, Query::Edid { .. }) || self.features & FEATURE_EDID != 0
     }
 
-    /// The message that asks something. After what displays may leave unanswered comes a question that they all answer.
+    /// Returns the message for a query. Displays may ignore some queries, so another one that all displays reply to
+    /// follows.
     pub fn query_message(&mut self, query: Query) -> Outgoing {
         let mut bytes = query.message();
         self.sent_queries.push_back(query);
@@ -92,26 +96,29 @@ impl Link {
         Outgoing::bytes(bytes)
     }
 
-    /// Whether it is, or will be, asked this.
+    /// Returns whether this query has been or will be sent.
     pub fn has_query(&self, query: Query) -> bool {
         self.next_query == Some(query) || self.sent_queries.contains(&query)
     }
 
-    /// Whether it has yet to show a part of a buffer.
+    /// Returns whether the display has yet to reply to a DMABUF_UPDATE.
     pub fn awaits_dmabuf_update(&self) -> bool {
         let mut sent_queries = self.sent_queries.iter();
         sent_queries.any(|query| matches!(query, Query::DmabufUpdate { .. }))
     }
 
-    /// The question that an answer with this header is to.
+    /// Returns the query that a reply with this header belongs to, and its index.
     pub fn match_reply(&self, header: &[u8]) -> Result<(usize, Query), DisplayError> {
         let mut sent_queries = self.sent_queries.iter().copied().enumerate();
         sent_queries
             .find(|(_, query)| query.is_replied_by(header))
-            .ok_or_else(|| DisplayError::Reply(self.sent_queries.front().copied()))
+            .ok_or_else(|| {
+                let first = self.sent_queries.front().copied();
+                first.map_or(DisplayError::Unsolicited, DisplayError::Reply)
+            })
     }
 
-    /// One of the questions has its answer, and those before it will have none.
+    /// Takes a reply to the query at `index`. The queries before it get none.
     pub fn complete_query(&mut self, index: usize, reply: &[u8]) {
         self.silent &= matches!(
             self.sent_queries.get(index),
@@ -131,7 +138,7 @@ impl Link {
         }
     }
 
-    /// Asks to be told when there is room for more, or not to be.
+    /// Starts or stops waiting until the socket is writable.
     pub fn watch_writable(&mut self, events: &OwnedFd, wanted: bool) -> Result<(), Errno> {
         if self.watches_writable != wanted {
             self.watches_writable = wanted;
@@ -143,7 +150,7 @@ impl Link {
     }
 }
 
-/// Has a display's socket watched.
+/// Adds the socket of a display to the epoll instance.
 pub fn register(events: &OwnedFd, socket: BorrowedFd<'_>) -> io::Result<()> {
     let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::OUT;
     Ok(epoll::add(

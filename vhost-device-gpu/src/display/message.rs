@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Messages to the display: a header of three u32 (request, flags, size of the payload), then the payload. Numbers are in
-//! the host's byte order.
+//! Messages to the display (vhost-user-gpu protocol): a header of three u32 (request, flags, payload size), then the
+//! payload. Numbers are in the host's byte order.
 
 use zerocopy::IntoBytes;
 
@@ -26,17 +26,17 @@ pub enum Request {
     DmabufScanout2 = 12,
 }
 
-/// Header flag: this answers a request.
+/// Header flag: the message is a reply.
 const REPLY: u32 = 1 << 2;
 /// Protocol feature: GET_EDID.
 pub const FEATURE_EDID: u64 = 1 << 0;
 /// Protocol feature: DMABUF_SCANOUT2.
 pub const FEATURE_DMABUF2: u64 = 1 << 1;
-/// Bytes of a header.
+/// Size of a header in bytes.
 pub const HEADER_SIZE: usize = 12;
-/// Pixels of one UPDATE: the display reads it as a whole before it looks at the next message.
+/// Most pixels in one UPDATE: a display reads the whole message before it processes the next one.
 pub const MAX_UPDATE_PIXELS: u32 = 16 << 20;
-/// A question that the display answers.
+/// A request that the display replies to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Query {
     ProtocolFeatures,
@@ -44,7 +44,7 @@ pub enum Query {
     Edid {
         scanout: u32,
     },
-    /// Nothing but whether a part of a buffer is shown (DMABUF_UPDATE).
+    /// DMABUF_UPDATE. The reply is empty and says that the rectangle is shown.
     DmabufUpdate {
         scanout: u32,
         rectangle: Rectangle,
@@ -52,7 +52,7 @@ pub enum Query {
 }
 
 impl Query {
-    /// Bytes of the answer's payload.
+    /// Returns the size of the reply's payload in bytes.
     pub fn reply_size(self) -> usize {
         match self {
             Self::ProtocolFeatures => 8,
@@ -71,7 +71,7 @@ impl Query {
         }
     }
 
-    /// The message that asks it.
+    /// Returns the message for the query.
     pub fn message(self) -> Vec<u8> {
         match self {
             Self::Edid { scanout } => message(self.request(), &[scanout]),
@@ -89,14 +89,14 @@ impl Query {
         }
     }
 
-    /// Whether these are the header's words of the answer.
+    /// Returns whether `header` is the header of a reply to this query.
     pub fn is_replied_by(self, header: &[u8]) -> bool {
         let expected = [self.request() as u32, REPLY, self.reply_size() as u32];
         header == expected.as_bytes()
     }
 }
 
-/// A message whose payload is some words.
+/// Encodes a message whose payload consists of u32.
 pub fn message(request: Request, words: &[u32]) -> Vec<u8> {
     let size = size_of_val(words) as u32;
     let mut bytes = [request as u32, 0, size].as_bytes().to_vec();
@@ -104,7 +104,7 @@ pub fn message(request: Request, words: &[u32]) -> Vec<u8> {
     bytes
 }
 
-/// The message that shows another cursor.
+/// Encodes CURSOR_UPDATE.
 pub fn cursor_update(position: [u32; 3], hot_spot: [u32; 2], image: &[u32]) -> Vec<u8> {
     let mut words = Vec::with_capacity(5 + (CURSOR_SIZE * CURSOR_SIZE) as usize);
     words.extend_from_slice(&position);
@@ -113,7 +113,7 @@ pub fn cursor_update(position: [u32; 3], hot_spot: [u32; 2], image: &[u32]) -> V
     message(Request::CursorUpdate, &words)
 }
 
-/// The message that shows `rectangle` of a buffer on a scanout.
+/// Encodes DMABUF_SCANOUT2 or, without the feature or a modifier, DMABUF_SCANOUT.
 pub fn dmabuf_scanout(
     scanout: u32,
     rectangle: &Rectangle,

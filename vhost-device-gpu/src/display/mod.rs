@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The front-end's display, behind a socket of its own (vhost-user-gpu protocol, GPU_SET_SOCKET).
+//! The front-end's display, which has a socket of its own (vhost-user-gpu protocol, GPU_SET_SOCKET).
 //!
-//! What is shown is kept here: when a display comes (back), it is told all of it. Nothing here waits. What the display has no
-//! room for is sent when it has, and then as it is by then.
+//! This module keeps what is shown, and sends all of it to a display that connects or reconnects. No function blocks:
+//! what the socket cannot take is sent later, in its state at that time.
 
 mod link;
 mod message;
@@ -33,24 +33,26 @@ use outgoing::Outgoing;
 use scanout::Scanout;
 pub use scanout::{Cursor, Source};
 
-/// Room for what the display has yet to read, in bytes; the kernel doubles it. Twice the usual room halves how often a large
-/// picture wakes both sides. With more, flushes would be done long before their picture is seen.
+/// Size of the socket's send buffer in bytes; the kernel doubles it. Twice the default halves the wake-ups for a large
+/// image. A larger buffer would complete flushes long before their pixels are shown.
 const SEND_BUFFER: usize = 208 << 10;
 
 /// The display.
 #[derive(Debug)]
 pub struct Display {
-    /// Becomes readable when there is something to do.
+    /// An epoll instance that becomes readable when there is something to do.
     events: Arc<OwnedFd>,
-    /// An event of its own, when a display ends: whoever waits for it may be on another queue than the one that saw that.
+    /// Signals that a display has disconnected: the cursor queue may notice this while a command of the control queue
+    /// waits for the display.
     disconnected: OwnedFd,
     link: Option<Link>,
-    /// A display that is not used. QEMU waits with one CPU for what comes from a socket whose other end is closed.
+    /// The socket of a display that is not used. It stays open, because QEMU keeps a CPU busy once the peer has closed
+    /// it.
     idle_socket: Option<UnixStream>,
     scanouts: [Scanout; MAX_SCANOUTS],
-    /// The question that a command waits for the answer to.
+    /// The query whose reply a command waits for.
     query: Option<Query>,
-    /// Counts what comes, and the pictures that go, so that one sees whether the display is alive.
+    /// Increases with all data received and each part of an image sent; shows whether the display is responsive.
     progress: u64,
 }
 
@@ -58,7 +60,7 @@ impl Display {
     pub fn new() -> io::Result<Self> {
         let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let disconnected = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        // Each time once, so that it need not be read.
+        // Edge-triggered, so that it does not have to be read.
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(&events, &disconnected, epoll::EventData::new_u64(0), flags)?;
         Ok(Self {
@@ -72,14 +74,14 @@ impl Display {
         })
     }
 
-    /// What becomes readable when [`Display::advance`] is to be called.
+    /// Returns the file that becomes readable when [`Display::advance`] must be called.
     pub fn events(&self) -> Arc<OwnedFd> {
         Arc::clone(&self.events)
     }
 
-    /// Uses another display from now on.
+    /// Switches to a new display.
     pub fn connect(&mut self, socket: UnixStream) -> io::Result<()> {
-        // Of the display before this one; it waits for this one's answer from now on.
+        // A command that waits for the previous display waits for the new one from now on.
         let query = self.query;
         self.disconnect();
         register(&self.events, socket.as_fd())?;
@@ -97,24 +99,24 @@ impl Display {
         Ok(())
     }
 
-    /// Keeps the socket of a display open until the next one comes or the device is reset, and does not use it.
+    /// Keeps a socket open without using it, until the next one arrives or the device is reset.
     pub fn keep_open(&mut self, socket: UnixStream) {
         self.disconnect();
         self.idle_socket = Some(socket);
     }
 
-    /// Whether there is a display.
+    /// Returns whether a display is connected.
     pub fn is_connected(&self) -> bool {
         self.link.is_some()
     }
 
-    /// Lets go of the display. What is shown is remembered for the next one.
+    /// Disconnects the display. What is shown is kept for the next one.
     pub fn disconnect(&mut self) {
         self.idle_socket = None;
         self.close_link();
     }
 
-    /// Uses the display no more. Gives its socket.
+    /// Stops using the display and returns its socket.
     fn close_link(&mut self) -> Option<UnixStream> {
         self.query = None;
         let Link { socket, .. } = self.link.take()?;
@@ -123,11 +125,11 @@ impl Display {
         Some(socket)
     }
 
-    /// Forgets what the guest shows.
+    /// Clears what the guest shows.
     pub fn clear(&mut self, resources: &Resources) {
         self.detach(None, resources);
         for Scanout { cursor, .. } in &mut self.scanouts {
-            // The display may not have been told yet that it is gone.
+            // The display may not have been told yet that the cursor is hidden.
             let moved = (cursor.visible || cursor.moved) && self.link.is_some();
             *cursor = Cursor {
                 moved,
@@ -137,7 +139,7 @@ impl Display {
         self.cancel_query();
     }
 
-    /// A resource (or all, without a number) is about to go. No scanout may show it any more.
+    /// Removes a resource (`None`: all resources) from all scanouts, before it is destroyed.
     pub fn detach(&mut self, id: Option<u32>, resources: &Resources) {
         if let Some(outgoing) = self.link.as_mut().and_then(|link| link.outgoing.as_mut()) {
             outgoing.detach(id, resources);
@@ -151,8 +153,7 @@ impl Display {
         }
     }
 
-    /// Shows something else on a scanout, which the display takes from the buffer where there is one. There is no scanout with
-    /// another number.
+    /// Sets the source of a scanout. The display shows `dmabuf` if there is one. An invalid scanout index is ignored.
     pub fn set_scanout(
         &mut self,
         scanout: u32,
@@ -164,7 +165,7 @@ impl Display {
         }
     }
 
-    /// What each scanout shows, and its cursor.
+    /// Returns the source and cursor of each scanout.
     pub fn scanouts(&self) -> [(Option<Source>, &Cursor); MAX_SCANOUTS] {
         self.scanouts
             .each_ref()
@@ -180,19 +181,19 @@ impl Display {
         })
     }
 
-    /// Whether a scanout shows something of a resource, and is sent its pixels.
+    /// Returns whether a scanout shows this resource and needs its pixels.
     pub fn needs_pixels(&self, resource: u32) -> bool {
         self.scanouts_of(resource)
             .any(|scanout| scanout.dmabuf.is_none())
     }
 
-    /// The buffer that a scanout shows a resource from.
+    /// Returns the dma-buf of this resource that a scanout shows.
     pub fn dmabuf(&self, resource: u32) -> Option<Arc<Dmabuf>> {
         self.scanouts_of(resource)
             .find_map(|scanout| scanout.dmabuf.clone())
     }
 
-    /// A part of a resource has changed.
+    /// Marks a rectangle of a resource as changed.
     pub fn flush(&mut self, resource: u32, rectangle: &Rectangle) {
         for scanout in &mut self.scanouts {
             if let Some(source) = scanout.source
@@ -206,7 +207,7 @@ impl Display {
         }
     }
 
-    /// Moves or hides a cursor, and gives it another image where there is one.
+    /// Moves, shows or hides a cursor, and changes its image if there is one.
     pub fn set_cursor(
         &mut self,
         scanout: u32,
@@ -227,7 +228,7 @@ impl Display {
         }
     }
 
-    /// Asks the display something. Returns whether its answer is worth waiting for.
+    /// Sends a query to the display. Returns whether to wait for the reply.
     pub fn start_query(&mut self, query: Query) -> bool {
         let Some(link) = self.link.as_mut() else {
             return false;
@@ -235,14 +236,14 @@ impl Display {
         if link.ready && !link.can_reply(query) {
             return false;
         }
-        // One that is silent is asked too: it may answer again.
+        // A silent display gets queries too: it may reply again.
         link.next_query = Some(query);
         let waits = !link.silent && !link.stalled;
         self.query = waits.then_some(query);
         waits
     }
 
-    /// Takes back the question, whose answer nobody waits for any more.
+    /// Cancels the query, because no command waits for the reply any more.
     pub fn cancel_query(&mut self) {
         self.query = None;
         if let Some(link) = &mut self.link {
@@ -250,7 +251,8 @@ impl Display {
         }
     }
 
-    /// Whether all that was flushed has been sent or, from buffers, shown, as far as there is a display that does something.
+    /// Returns whether all flushed pixels have been sent and all dma-buf updates shown. Always true without a display,
+    /// or with one that is stalled.
     pub fn is_flushed(&self) -> bool {
         let Some(link) = self.link.as_ref().filter(|link| !link.stalled) else {
             return true;
@@ -261,8 +263,8 @@ impl Display {
             && self.scanouts.iter().all(|scanout| scanout.dirty.is_none())
     }
 
-    /// The display has done nothing for too long: has nobody wait for it until it does something. One that has not told its features is
-    /// used without any.
+    /// Marks the display as unresponsive: nothing waits for it until it makes progress. If its features are unknown, it
+    /// is used without any.
     pub fn mark_unresponsive(&mut self) {
         if let Some(link) = &mut self.link {
             link.stalled = true;
@@ -271,18 +273,18 @@ impl Display {
         }
     }
 
-    /// Whether a question waits for its answer.
+    /// Returns whether a command waits for a reply.
     pub fn awaits_reply(&self) -> bool {
         self.query.is_some() && self.link.is_some()
     }
 
-    /// Grows whenever something comes from the display, or a part of a picture goes there.
+    /// Returns a counter that increases with all data received and each part of an image sent.
     pub fn progress(&self) -> u64 {
         self.progress
     }
 
-    /// Sends what can be without waiting, and receives: an answer that is due, or, with `readable`, whatever there is.
-    /// Returns the answer to the question, when it has come.
+    /// Sends what the socket takes, and receives replies that are due or, if `readable`, all data. Returns the reply
+    /// that a command waits for, once it is complete.
     pub fn advance(&mut self, resources: &Resources, readable: bool) -> Option<Vec<u8>> {
         let mut reply = None;
         if let Err(error) = self.exchange(resources, readable, &mut reply) {
@@ -291,7 +293,7 @@ impl Display {
         reply
     }
 
-    /// Sends what can be without waiting. It is left to [`Display::advance`] to see what comes, and that all is sent.
+    /// Sends what the socket takes. [`Display::advance`] receives replies and sends the rest.
     pub fn send_all(&mut self, resources: &Resources) {
         loop {
             match self.send(resources) {
@@ -305,9 +307,9 @@ impl Display {
     fn drop_link(&mut self, error: &DisplayError) {
         let socket = self.close_link();
         match error {
-            DisplayError::Closed => info_limited(format_args!("the display is gone")),
+            DisplayError::Closed => info_limited(format_args!("the display has disconnected")),
             error => {
-                warn_limited(format_args!("the display is not used any more: {error}"));
+                warn_limited(format_args!("display disabled: {error}"));
                 self.idle_socket = socket;
             }
         }
@@ -337,7 +339,7 @@ impl Display {
         Ok(())
     }
 
-    /// Sends one message, or what there is room for of it. Returns whether there may be room for another.
+    /// Sends one message, or a part of it. Returns whether the socket may take more.
     fn send(&mut self, resources: &Resources) -> Result<bool, DisplayError> {
         let next = self.next_message();
         let Some(link) = &mut self.link else {
@@ -382,7 +384,7 @@ impl Display {
         }
     }
 
-    /// What to send when nothing is on its way.
+    /// Returns the next message to send.
     fn next_message(&mut self) -> Option<Outgoing> {
         let link = self.link.as_mut()?;
         if link.outgoing.is_some() || !link.ready {
@@ -425,7 +427,7 @@ impl Display {
         None
     }
 
-    /// Takes all that has come. Gives the payload of the answer that a command waits for.
+    /// Receives all available data. Stores the payload of the reply that a command waits for.
     fn receive(&mut self, awaited_reply: &mut Option<Vec<u8>>) -> Result<(), DisplayError> {
         let Some(link) = &mut self.link else {
             return Ok(());
@@ -445,7 +447,7 @@ impl Display {
                 let reply = std::mem::take(&mut link.reply).split_off(HEADER_SIZE);
                 link.complete_query(index, &reply);
                 if self.query == Some(query) {
-                    // It may have been asked for another reason, and be to be asked yet.
+                    // The same query may have been sent for another reason and still be due.
                     (self.query, link.next_query) = (None, None);
                     *awaited_reply = Some(reply);
                 }
@@ -470,7 +472,7 @@ impl Display {
                 return Err(DisplayError::Closed);
             }
             if link.sent_queries.is_empty() {
-                return Err(DisplayError::Reply(None));
+                return Err(DisplayError::Unsolicited);
             }
             self.progress = self.progress.wrapping_add(1);
             link.stalled = false;
@@ -478,7 +480,7 @@ impl Display {
         }
     }
 
-    /// Empties the list of what happened, so that what happens next is told. Returns whether there may be something to receive.
+    /// Clears the pending epoll events. Returns whether there may be data to receive.
     pub fn drain_events(&self) -> bool {
         let mut events = Vec::with_capacity(4);
         let now = Timespec {
@@ -509,9 +511,9 @@ mod tests {
         poll(&mut events, Some(&Timespec::default())).unwrap() > 0
     }
 
-    /// What waits for the display is on the control queue, and is looked at when there are events.
+    /// A command that waits for the display is on the control queue, which is processed again only after an event.
     #[test]
-    fn a_display_whose_end_is_seen_while_the_cursor_moves_is_an_event() {
+    fn a_disconnection_noticed_while_the_cursor_moves_is_an_event() {
         let resources = Resources::new(0);
         let mut display = Display::new().unwrap();
         let (mut ours, theirs) = UnixStream::pair().unwrap();
@@ -527,14 +529,14 @@ mod tests {
         display.set_cursor(0, (1, 1), true, None);
         display.send_all(&resources);
         assert!(!display.awaits_reply());
-        assert!(has_events(&display), "nobody would be told");
+        assert!(has_events(&display), "no event");
         display.drain_events();
         assert!(!has_events(&display));
     }
 
-    /// Whatever comes in place of a display ends it.
+    /// A socket that is not one disconnects the previous display, too.
     #[test]
-    fn what_is_no_display_is_an_event_for_what_waits_for_the_one_before() {
+    fn an_invalid_display_is_an_event_for_commands_that_wait_for_the_previous_one() {
         let resources = Resources::new(0);
         let mut display = Display::new().unwrap();
         let (_ours, theirs) = UnixStream::pair().unwrap();
@@ -545,6 +547,6 @@ mod tests {
         let file = File::open("/").unwrap();
         display.connect(OwnedFd::from(file).into()).unwrap_err();
         assert!(!display.awaits_reply());
-        assert!(has_events(&display), "nobody would be told");
+        assert!(has_events(&display), "no event");
     }
 }

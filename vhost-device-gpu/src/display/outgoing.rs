@@ -13,36 +13,36 @@ use crate::protocol::CommandError;
 use crate::rectangle::Rectangle;
 use crate::resource::Resources;
 
-/// Bytes of an UPDATE before its pixels: header, scanout, rectangle.
+/// Size of an UPDATE before its pixels, in bytes: header, scanout, rectangle.
 const UPDATE_HEADER_SIZE: usize = HEADER_SIZE + 20;
-/// Pieces that one system call takes (IOV_MAX).
+/// Most buffers in one system call.
 const IOV_MAX: usize = 1024;
 
-/// A message on its way.
+/// A message that is being sent.
 #[derive(Debug)]
 pub enum Outgoing {
-    /// One that is complete in itself, but for the file that goes with its first byte.
+    /// Encoded bytes. The file of the dma-buf goes with the first of them.
     Bytes {
         bytes: Vec<u8>,
         sent: usize,
         dmabuf: Option<Arc<Dmabuf>>,
     },
-    /// Pixels of a resource, sent from where they are.
+    /// Pixels, sent directly from their resource.
     Update(Update),
 }
 
-/// An UPDATE on its way.
+/// An UPDATE that is being sent.
 #[derive(Debug)]
 pub struct Update {
     header: [u8; UPDATE_HEADER_SIZE],
     resource: u32,
-    /// What is sent, in the resource.
+    /// The rectangle of the resource.
     rectangle: Rectangle,
     sent: usize,
 }
 
 impl Update {
-    /// Shows `rectangle` of a resource at `place` of a scanout; both have the same size.
+    /// Creates an UPDATE that shows `rectangle` of a resource at `place` on the scanout. Both have the same size.
     pub fn new(scanout: u32, place: &Rectangle, resource: u32, rectangle: Rectangle) -> Self {
         let Rectangle {
             x,
@@ -80,7 +80,7 @@ impl Update {
         UPDATE_HEADER_SIZE + self.row_size() * self.rectangle.height as usize
     }
 
-    /// What is left to send, or the beginning of it.
+    /// Returns the rest of the message, or the start of the rest.
     fn io_slices<'a>(&'a self, resources: &'a Resources) -> Result<Vec<IoSlice<'a>>, CommandError> {
         let resource = resources.get(self.resource)?;
         let Rectangle {
@@ -125,7 +125,7 @@ impl Outgoing {
         }
     }
 
-    /// Shows a rectangle of a buffer on a scanout.
+    /// Creates a message that shows a rectangle of a dma-buf on a scanout.
     pub fn scanout(
         scanout: u32,
         rectangle: &Rectangle,
@@ -139,13 +139,13 @@ impl Outgoing {
         }
     }
 
-    /// Shows a buffer on a scanout no more.
+    /// Creates a message that removes the dma-buf from a scanout.
     pub fn disable_scanout(scanout: u32) -> Self {
         let words = [scanout, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         Self::bytes(message(Request::DmabufScanout, &words))
     }
 
-    /// The file to send with what is left.
+    /// Returns the file to send with the next byte.
     pub fn fd(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Bytes { dmabuf, .. } => dmabuf.as_ref().map(|dmabuf| dmabuf.fd.as_fd()),
@@ -153,7 +153,7 @@ impl Outgoing {
         }
     }
 
-    /// What is left to send, or the beginning of it.
+    /// Returns the rest of the message, or the start of the rest.
     pub fn io_slices<'a>(
         &'a self,
         resources: &'a Resources,
@@ -166,7 +166,7 @@ impl Outgoing {
         }
     }
 
-    /// Takes note that `count` more bytes are sent. Returns whether that is all.
+    /// Records that `count` more bytes have been sent. Returns whether the message is complete.
     pub fn advance(&mut self, count: usize) -> bool {
         match self {
             Self::Bytes {
@@ -185,7 +185,8 @@ impl Outgoing {
         }
     }
 
-    /// Takes a copy of what is left, if it comes from this resource (any, without a number), which is about to go.
+    /// Copies the rest of the pixels, because the resource with this ID (`None`: any resource) is about to be
+    /// destroyed.
     pub fn detach(&mut self, id: Option<u32>, resources: &Resources) {
         if let Self::Update(update) = self
             && id.is_none_or(|id| id == update.resource)
@@ -238,7 +239,7 @@ mod tests {
         }
     }
 
-    fn assert_same_however_cut(rectangle: Rectangle, steps: &[usize]) {
+    fn assert_same_in_steps(rectangle: Rectangle, steps: &[usize]) {
         let resources = resources();
         let place = Rectangle {
             x: 0,
@@ -252,23 +253,23 @@ mod tests {
         for &step in steps {
             assert_eq!(sent_in_steps(update(), &resources, step), whole);
         }
-        let mut cut = update();
-        cut.advance(123);
-        cut.detach(Some(2), &resources);
-        assert!(matches!(cut, Outgoing::Update(_)));
-        cut.detach(Some(1), &resources);
-        assert!(matches!(cut, Outgoing::Bytes { .. }));
-        assert_eq!(sent_in_steps(cut, &Resources::new(0), 4096), whole[123..]);
+        let mut rest = update();
+        rest.advance(123);
+        rest.detach(Some(2), &resources);
+        assert!(matches!(rest, Outgoing::Update(_)));
+        rest.detach(Some(1), &resources);
+        assert!(matches!(rest, Outgoing::Bytes { .. }));
+        assert_eq!(sent_in_steps(rest, &Resources::new(0), 4096), whole[123..]);
     }
 
     #[test]
-    fn an_update_is_the_same_however_it_is_cut() {
-        assert_same_however_cut(Rectangle::new(0, 1, 8, 20).unwrap(), &[1, 7, 100]);
-        assert_same_however_cut(Rectangle::new(2, 5, 3, 20).unwrap(), &[1, 7, 100]);
+    fn an_update_can_be_sent_in_parts_of_any_size() {
+        assert_same_in_steps(Rectangle::new(0, 1, 8, 20).unwrap(), &[1, 7, 100]);
+        assert_same_in_steps(Rectangle::new(2, 5, 3, 20).unwrap(), &[1, 7, 100]);
     }
 
     #[test]
-    fn an_update_of_more_rows_than_one_call_takes_is_whole() {
-        assert_same_however_cut(Rectangle::new(2, 5, 3, 3000).unwrap(), &[4096, 20000]);
+    fn an_update_can_have_more_rows_than_iov_max() {
+        assert_same_in_steps(Rectangle::new(2, 5, 3, 3000).unwrap(), &[4096, 20000]);
     }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Scanouts and their cursors, and what the display has yet to learn of them.
+//! Scanouts and their cursors, and the changes that the display has not been sent yet.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use crate::dmabuf::Dmabuf;
 use crate::rectangle::Rectangle;
 use crate::resource::Resource;
 
-/// Width and height of a scanout at most: displays count in 16 bits, with a sign.
+/// Most pixels in width and height: displays use signed 16-bit coordinates.
 const MAX_SCANOUT_SIDE: u32 = i16::MAX as u32;
 
-/// What of a resource a scanout shows.
+/// The part of a resource that a scanout shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     pub resource: u32,
@@ -20,7 +20,7 @@ pub struct Source {
 }
 
 impl Source {
-    /// `None` if the rectangle is not within the resource, or too large for a display.
+    /// Returns `None` if the rectangle is not within the resource, or too large for a display.
     pub fn new(id: u32, resource: &Resource, rectangle: Rectangle) -> Option<Self> {
         let is_valid = resource.contains(&rectangle)
             && rectangle.width.max(rectangle.height) <= MAX_SCANOUT_SIDE;
@@ -30,13 +30,13 @@ impl Source {
         })
     }
 
-    /// The whole source, in coordinates of the scanout.
+    /// Returns the whole source in coordinates of the scanout.
     pub fn bounds(&self) -> Rectangle {
         self.rectangle.relative_to(&self.rectangle)
     }
 }
 
-/// A cursor, and what the display has yet to learn of it.
+/// A cursor.
 #[derive(Debug, Default)]
 pub struct Cursor {
     pub x: u32,
@@ -44,29 +44,29 @@ pub struct Cursor {
     pub hot_x: u32,
     pub hot_y: u32,
     pub visible: bool,
-    /// Empty until the driver has set one.
+    /// 64x64 pixels of 0xAARRGGBB. Empty until the driver sets an image.
     pub image: Vec<u32>,
     pub moved: bool,
     pub image_changed: bool,
 }
 
-/// One scanout, and what the display has yet to learn of it.
+/// A scanout.
 #[derive(Debug, Default)]
 pub struct Scanout {
     pub source: Option<Source>,
-    /// What the display takes the picture from, where the renderer has given that out.
+    /// The dma-buf that the display shows, if the renderer has exported one.
     pub dmabuf: Option<Arc<Dmabuf>>,
-    /// The display was told of a buffer.
+    /// Whether the display has been sent a dma-buf.
     pub dmabuf_sent: bool,
-    /// What is shown is to be told before anything else.
+    /// Whether the display must be sent the source before any pixels.
     pub source_changed: bool,
-    /// What is to be shown anew, in coordinates of the scanout.
+    /// The changed rectangle, in coordinates of the scanout.
     pub dirty: Option<Rectangle>,
     pub cursor: Cursor,
 }
 
 impl Scanout {
-    /// Shows something else, from a buffer where there is one.
+    /// Sets the source, and the dma-buf that holds it if there is one.
     pub fn set_source(&mut self, source: Option<Source>, dmabuf: Option<Arc<Dmabuf>>) {
         let size = |source: &Option<Source>| {
             source.map(|source| (source.rectangle.width, source.rectangle.height))
@@ -82,7 +82,7 @@ impl Scanout {
         (self.source, self.dmabuf) = (source, dmabuf);
     }
 
-    /// The next message that is no picture.
+    /// Returns the next message that has no pixels.
     pub fn next_control_message(&mut self, index: u32, features: u64) -> Option<Outgoing> {
         if !std::mem::take(&mut self.source_changed) {
             return self.cursor.next_message(index).map(Outgoing::bytes);
@@ -93,7 +93,7 @@ impl Scanout {
             return Some(message);
         }
         if std::mem::take(&mut self.dmabuf_sent) {
-            // Before what takes its place.
+            // The new source follows.
             self.source_changed = true;
             return Some(Outgoing::disable_scanout(index));
         }
@@ -104,7 +104,7 @@ impl Scanout {
         Some(Outgoing::bytes(message(Request::Scanout, &words)))
     }
 
-    /// The next piece of the picture.
+    /// Returns the next part of the changed pixels.
     pub fn next_update(&mut self, index: u32) -> Option<Update> {
         let source = self.source?;
         let dirty = self.dirty.take()?;

@@ -1,40 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Why there is no 3D.
+//! Errors of virglrenderer.
 
 use std::io;
 
 use thiserror::Error;
 
-/// Why there is no 3D.
+/// Why 3D is not available.
 #[derive(Clone, Debug, Error)]
 pub enum VirglError {
-    /// The library is not there.
-    #[error("libvirglrenderer can not be loaded: {0}")]
+    /// The library cannot be loaded.
+    #[error("cannot load libvirglrenderer: {0}")]
     Load(String),
     /// The render node cannot be opened.
     #[error("{path}: {error}")]
     Node {
-        /// Its path.
+        /// Path of the node.
         path: String,
-        /// Why not.
+        /// The error of the system.
         error: String,
     },
-    /// The library found nothing that it can draw with.
-    #[error("libvirglrenderer can not draw on this host (RUST_LOG=debug shows what it says)")]
+    /// The library found no driver to draw with.
+    #[error("libvirglrenderer cannot draw on this host (RUST_LOG=debug shows its messages)")]
     Init,
-    /// What was drawn did not come out.
-    #[error("libvirglrenderer can not draw on this host: the picture stays blank")]
+    /// The test image has wrong pixels.
+    #[error("libvirglrenderer cannot draw on this host: the test image is wrong")]
     WrongPixels,
-    /// The attempt to draw ended the process that made it.
+    /// A signal killed the process that drew the test image.
     #[error(
-        "libvirglrenderer can not draw on this host: it ends with signal {0} (without a GPU it needs memory that it may write to and execute, \
-         as with MemoryDenyWriteExecute=no in the systemd unit)"
+        "libvirglrenderer cannot draw on this host: the test was killed by signal {0} (without a GPU it needs \
+         memory that is both writable and executable: set MemoryDenyWriteExecute=no in the systemd unit)"
     )]
     Killed(i32),
-    /// There is one renderer in a process.
+    /// A process can have only one renderer.
     #[error("another renderer is in use")]
     Busy,
-    /// What tells of fences cannot be made.
+    /// A host resource for waiting is not available.
     #[error("{0}")]
     System(io::ErrorKind),
 }

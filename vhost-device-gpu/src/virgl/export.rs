@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Textures as buffers that other processes can use, where the library and the driver of the GPU can make such.
+//! Export of textures as dma-bufs, where the library and the GPU's driver support it.
 
 use std::ffi::c_int;
 use std::os::fd::{FromRawFd, OwnedFd};
@@ -11,10 +11,11 @@ use super::renderer::Renderer;
 use crate::dmabuf::Dmabuf;
 
 impl Renderer {
-    /// The texture of a resource as a buffer; `None` where it cannot be one that a display could be told of.
+    /// Exports the texture of a resource as a dma-buf. Returns `None` if that is not possible, or the display protocol
+    /// cannot describe it.
     pub fn export(&mut self, id: u32) -> Option<Dmabuf> {
         let library = self.library_of(id).ok()?;
-        // SAFETY: there is no precondition. Textures belong to this context.
+        // SAFETY: the call has no preconditions. Textures belong to context 0.
         unsafe { (library.force_ctx_0)() };
         let (info, modifier) = resource_info(library, id)?;
         let (fd, stride) = export_fd(library, info.texture)?;
@@ -32,11 +33,12 @@ impl Renderer {
     }
 }
 
-/// What the library knows of a resource, and the modifier of its format, which release 0.10 does not tell.
+/// Returns the library's description of a resource, and the format modifier, which release 0.10 does not report.
 fn resource_info(library: &Library, id: u32) -> Option<(ResourceInfo, Option<u64>)> {
     if let Some(get_info) = library.resource_get_info_ext {
         let mut info = ResourceInfoExt::default();
-        // SAFETY: the library writes no more than there is; newer releases may add to the end, where there is room.
+        // SAFETY: the library writes no more than `ResourceInfoExt` holds; there is room for fields that newer releases
+        // append.
         let outcome = unsafe { get_info(id as c_int, &raw mut info) };
         let one_plane = info.has_dmabuf_export != 0 && info.planes == 1;
         return (outcome == 0 && one_plane).then_some((info.base, Some(info.modifier)));
@@ -47,12 +49,12 @@ fn resource_info(library: &Library, id: u32) -> Option<(ResourceInfo, Option<u64
     (outcome == 0).then_some((info, None))
 }
 
-/// A file for a texture, and the length of its rows in bytes.
+/// Exports a texture. Returns the file and the stride in bytes.
 fn export_fd(library: &Library, texture: u32) -> Option<(OwnedFd, u32)> {
     let get_fd = library.get_fd_for_texture2?;
-    // The library writes one of each for each plane, and does not say how many that is.
+    // The library writes one element for each plane, and does not return the number of planes.
     let (mut fds, mut strides, mut offsets) = ([-1; MAX_PLANES], [0; MAX_PLANES], [0; MAX_PLANES]);
-    // SAFETY: there is room for as many planes as a format has.
+    // SAFETY: each array has room for the planes of any format.
     let outcome = unsafe {
         get_fd(
             texture,
@@ -64,7 +66,7 @@ fn export_fd(library: &Library, texture: u32) -> Option<(OwnedFd, u32)> {
     if outcome != 0 {
         return None;
     }
-    // SAFETY: files that the library made are the caller's.
+    // SAFETY: the library passes the ownership of the files to the caller.
     let owned = fds.map(|fd| (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) }));
     let ([Some(fd), None, None, None], [stride, ..], [0, ..]) = (owned, strides, offsets) else {
         return None;

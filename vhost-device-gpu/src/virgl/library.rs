@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The functions of libvirglrenderer that its releases 0.10 and 1.x have in common, and some that only one has, found when the program runs.
+//! The functions of libvirglrenderer, loaded at run time: those that releases 0.10 and 1.x share, and optional ones.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::fmt;
@@ -8,16 +8,16 @@ use std::sync::OnceLock;
 
 use super::error::VirglError;
 
-/// The library, by its name in all releases so far.
+/// File name of the library in all releases so far.
 const NAME: &CStr = c"libvirglrenderer.so.1";
-/// The longest line of the library's that is logged, in bytes.
+/// Longest logged message of the library, in bytes.
 const MAX_LINE: usize = 256;
 
-/// virgl_renderer_init: make a context of EGL.
+/// Flag of virgl_renderer_init: create an EGL context.
 pub const USE_EGL: c_int = 1 << 0;
-/// virgl_renderer_init: wait for fences in a thread, and tell of them by a file.
+/// Flag of virgl_renderer_init: wait for fences in a thread, and signal them through a file.
 pub const THREAD_SYNC: c_int = 1 << 1;
-/// virgl_renderer_init: do without a file of a GPU.
+/// Flag of virgl_renderer_init: do not open a GPU.
 pub const USE_SURFACELESS: c_int = 1 << 3;
 
 /// `struct virgl_renderer_callbacks`, version 2.
@@ -25,7 +25,7 @@ pub const USE_SURFACELESS: c_int = 1 << 3;
 pub struct Callbacks {
     pub version: c_int,
     pub write_fence: extern "C" fn(*mut c_void, u32),
-    /// The callbacks for contexts that the caller makes, of which there are none.
+    /// Callbacks for contexts that the caller creates. Unused.
     pub contexts: [Option<extern "C" fn()>; 3],
     pub get_drm_fd: extern "C" fn(*mut c_void) -> c_int,
 }
@@ -75,13 +75,13 @@ pub struct ResourceInfo {
     pub fd: c_int,
 }
 
-/// `struct virgl_renderer_resource_info_ext`, with room for what later releases add.
+/// `struct virgl_renderer_resource_info_ext`, with room for fields that newer releases append.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ResourceInfoExt {
     pub version: c_int,
     pub base: ResourceInfo,
-    /// A boolean of C.
+    /// A C `bool`.
     pub has_dmabuf_export: u8,
     pub planes: c_int,
     pub modifier: u64,
@@ -91,7 +91,7 @@ pub struct ResourceInfoExt {
 const _: () = assert!(size_of::<ResourceInfo>() == 40);
 const _: () = assert!(std::mem::offset_of!(ResourceInfoExt, modifier) == 56);
 
-/// Planes that a format has at most.
+/// Most planes of a format.
 pub const MAX_PLANES: usize = 4;
 
 type Log = extern "C" fn(*const c_char, *mut c_void);
@@ -101,7 +101,7 @@ macro_rules! functions {
         required { $($name:ident: $type:ty,)* }
         optional { $($optional:ident: $optional_type:ty,)* }
     ) => {
-        /// Its functions, by their names without `virgl_renderer_`.
+        /// The functions, named without the prefix `virgl_renderer_`.
         pub struct Library {
             $(pub $name: $type,)*
             $(pub $optional: Option<$optional_type>,)*
@@ -109,7 +109,7 @@ macro_rules! functions {
 
         impl Library {
             fn open() -> Result<Self, VirglError> {
-                // SAFETY: the library is trusted to run its own initialisers, as one that is linked is.
+                // SAFETY: the library's initialisers are trusted, like those of a linked library.
                 let library = unsafe { libc::dlopen(NAME.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
                 if library.is_null() {
                     return Err(VirglError::Load(dl_error()));
@@ -119,12 +119,12 @@ macro_rules! functions {
                     $($name: {
                         let symbol = find_symbol(library, concat!("virgl_renderer_", stringify!($name), "\0"))
                             .ok_or_else(|| VirglError::Load(dl_error()))?;
-                        // SAFETY: the type is that of this function in virglrenderer.h, in all releases alike.
+                        // SAFETY: this is the function's type in virglrenderer.h of all releases.
                         unsafe { std::mem::transmute::<*mut c_void, $type>(symbol.as_ptr()) }
                     },)*
                     $($optional: {
                         let symbol = find_symbol(library, concat!("virgl_renderer_", stringify!($optional), "\0"));
-                        // SAFETY: as above, in the releases that have it.
+                        // SAFETY: as above, in the releases that have the function.
                         symbol.map(|symbol| unsafe {
                             std::mem::transmute::<*mut c_void, $optional_type>(symbol.as_ptr())
                         })
@@ -169,7 +169,7 @@ functions! {
 }
 
 impl Library {
-    /// The library, which is opened once and stays.
+    /// Returns the library. It is loaded once and never unloaded.
     pub fn get() -> Result<&'static Self, VirglError> {
         static LIBRARY: OnceLock<Result<Library, VirglError>> = OnceLock::new();
         LIBRARY
@@ -185,30 +185,30 @@ impl fmt::Debug for Library {
     }
 }
 
-/// A function of the library, whose name ends with a zero.
+/// Returns a function of the library. The name must end with a zero byte.
 fn find_symbol(library: *mut c_void, name: &'static str) -> Option<NonNull<c_void>> {
-    // SAFETY: the library stays open, and the name ends with a zero.
+    // SAFETY: the library is never unloaded, and the name ends with a zero byte.
     NonNull::new(unsafe { libc::dlsym(library, name.as_ptr().cast()) })
 }
 
-/// What the dynamic linker has to say.
+/// Returns the message of the dynamic linker.
 fn dl_error() -> String {
-    // SAFETY: the message is copied before the next call of the linker on this thread.
+    // SAFETY: the message is copied before this thread calls the linker again.
     let message = unsafe { libc::dlerror() };
     if message.is_null() {
         return "a function is missing".to_owned();
     }
-    // SAFETY: it is a string, as dlerror says.
+    // SAFETY: dlerror returns a C string.
     unsafe { CStr::from_ptr(message) }
         .to_string_lossy()
         .into_owned()
 }
 
-/// Has the library's messages, which guests can cause at will, logged for those who ask for it. Where the library cannot be asked to, they go to
-/// stderr.
+/// Sends the library's messages, which guests can cause, to the debug log. If the library does not support this, they
+/// go to stderr.
 fn redirect_log(library: *mut c_void) {
     if let Some(symbol) = find_symbol(library, "virgl_set_debug_callback\0") {
-        // SAFETY: the type is that of the function in virglrenderer.h; the callback before, which it returns, is not used.
+        // SAFETY: this is the function's type in virglrenderer.h. The previous callback, which it returns, is not used.
         unsafe {
             let set = std::mem::transmute::<*mut c_void, unsafe extern "C" fn(Log) -> *mut c_void>(
                 symbol.as_ptr(),
@@ -219,7 +219,7 @@ fn redirect_log(library: *mut c_void) {
 }
 
 unsafe extern "C" {
-    /// On the processors that we build for, a `va_list` that is passed on is passed as a pointer.
+    /// On all supported architectures, a `va_list` argument is passed as a pointer.
     fn vsnprintf(
         buffer: *mut c_char,
         size: usize,
@@ -230,7 +230,7 @@ unsafe extern "C" {
 
 extern "C" fn log(format: *const c_char, arguments: *mut c_void) {
     let mut line = [0u8; MAX_LINE];
-    // SAFETY: the library gives a format and its arguments, and the line has that much room.
+    // SAFETY: the library passes a format and its arguments; the size is that of the line.
     unsafe { vsnprintf(line.as_mut_ptr().cast(), line.len(), format, arguments) };
     if let Ok(line) = CStr::from_bytes_until_nul(&line) {
         let line = line.to_string_lossy();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! 3D by virglrenderer: the library, and its one renderer. The one place of this device with unsafe code.
+//! 3D with virglrenderer: the library and its renderer. The only module of this crate with unsafe code.
 
 #![allow(unsafe_code)]
 

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What virglrenderer and the drivers behind it do when the renderer starts and draws, which is after the start of the program: they
-//! load libraries and compile code, in threads of their own. All of it is found out by looking; no document says it.
+//! What virglrenderer and the drivers need from the sandbox. They start after the program has confined itself, load
+//! libraries and compile code, in threads of their own. These lists are the result of observation; no document
+//! specifies them.
 
 use std::path::{Path, PathBuf};
 
 use vhost_device_common::device::{Access, Call, Needs};
 
-/// Where libraries are, and what they read.
+/// Directories of libraries, and files that libraries read.
 const READ: [&str; 14] = [
     "/usr",
     "/lib",
@@ -18,7 +19,7 @@ const READ: [&str; 14] = [
     "/etc/drirc",
     "/etc/glvnd",
     "/etc/egl",
-    // Processors and GPUs.
+    // Descriptions of processors and GPUs.
     "/sys/devices",
     "/sys/dev",
     "/sys/bus/pci",
@@ -26,20 +27,20 @@ const READ: [&str; 14] = [
 ];
 /// GPUs.
 const READ_WRITE: [&str; 1] = ["/dev/dri"];
-/// Variables that name more directories with libraries.
+/// Environment variables that name more directories of libraries.
 const LIBRARY_PATHS: [&str; 2] = ["LD_LIBRARY_PATH", "LIBGL_DRIVERS_PATH"];
 
-/// Has Mesa keep no files of its own. To be called while the process has one thread.
+/// Makes Mesa keep no files. The process must have only one thread.
 pub fn disable_shader_cache() {
-    // SAFETY: there is no other thread that could use the environment.
+    // SAFETY: no other thread exists that could use the environment.
     unsafe { std::env::set_var("MESA_SHADER_CACHE_DISABLE", "true") };
 }
 
-/// The group of ioctls that GPUs have, and of those for buffers that are shared.
+/// Types (bits 8 to 15) of the ioctls of GPUs and of dma-bufs.
 const GPU: u64 = b'd' as u64;
 const BUFFER: u64 = b'b' as u64;
 
-/// Adds what the renderer does, with a render node or what it finds.
+/// Adds the system calls and files of the renderer. `node` is the render node of the options.
 pub fn add_needs(needs: &mut Needs, node: Option<&Path>) {
     let calls = [
         libc::SYS_openat,
@@ -64,7 +65,7 @@ pub fn add_needs(needs: &mut Needs, node: Option<&Path>) {
         libc::SYS_ftruncate,
         libc::SYS_dup,
         libc::SYS_fcntl,
-        // Memory that is executed: Mesa compiles what guests draw with.
+        // Executable memory: Mesa compiles shaders.
         libc::SYS_mmap,
         libc::SYS_mprotect,
         libc::SYS_mincore,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Whether the renderer can draw on this host. Where the driver may not make the code that it draws with, it ends the process at the first
-//! picture: so that is tried in a process of its own, when the program starts.
+//! Tests whether the renderer can draw on this host. Where a driver is not allowed to create executable memory, it
+//! aborts when it first draws, so the test runs in a process of its own when the program starts.
 
 use std::fs::File;
 use std::panic::catch_unwind;
@@ -23,29 +23,29 @@ const WRONG_PIXELS: i32 = 2;
 const FORMAT: u32 = 1;
 const PIPE_TEXTURE_2D: u32 = 2;
 const BIND: u32 = 1 << 1 | 1 << 3;
-/// Numbers of what is made.
+/// IDs of the objects.
 const CONTEXT: u32 = 1;
 const SOURCE: u32 = 1;
 const TARGET: u32 = 2;
 const SURFACE: u32 = 3;
-/// Width and height of the two pictures. They differ, as else one would only be copied.
+/// Width and height of the two images. They differ, because otherwise a blit would only be a copy.
 const SMALL: u32 = 8;
 const LARGE: u32 = 32;
-/// What is drawn: red and blue.
+/// The colour of the test image: red and blue.
 const PIXEL: u32 = 0xffff_00ff;
 
-/// Has a new process draw. Returns whether it did, or found no renderer at all. To be called while the process has one thread.
+/// Draws a test image in a new process. Returns false if no renderer starts. The process must have only one thread.
 ///
 /// # Errors
-/// There is a renderer, and it cannot draw.
+/// The renderer starts but cannot draw, or the process cannot be created.
 pub fn test_draw(node: Option<&Path>) -> Result<bool, VirglError> {
     let system = |error: std::io::Error| VirglError::System(error.kind());
-    // SAFETY: there is no other thread that could hold a lock, and the child returns to nobody: it ends here.
+    // SAFETY: no other thread exists that could hold a lock, and the child never returns.
     let child = match unsafe { libc::fork() } {
         0 => {
             forked();
             let status = catch_unwind(|| run_test(node)).unwrap_or(WRONG_PIXELS);
-            // SAFETY: nothing of the parent's is to be ended in order.
+            // SAFETY: the child must not run the exit handlers of the parent.
             unsafe { libc::_exit(status) }
         }
         id => Pid::from_raw(id).filter(|_| id > 0),
@@ -66,16 +66,16 @@ pub fn test_draw(node: Option<&Path>) -> Result<bool, VirglError> {
     }
 }
 
-/// Draws, and gives the exit status that says how that went.
+/// Draws the test image, and returns the exit status.
 fn run_test(node: Option<&Path>) -> i32 {
     if !log::log_enabled!(log::Level::Debug)
         && let Ok(null) = File::options().write(true).open("/dev/null")
     {
-        // The program says in one line what is wrong.
+        // The program reports the error in one line.
         let _ = rustix::stdio::dup2_stderr(&null);
         let _ = rustix::stdio::dup2_stdout(&null);
     }
-    // What ends here is no fault of the program that anyone would look into. No core file is that small, and no program takes it for one
+    // A crash here is an expected result. A limit of 1 byte prevents core files, and core handlers ignore the crash
     // (core(5)).
     let limit = Rlimit {
         current: Some(1),
@@ -89,12 +89,12 @@ fn run_test(node: Option<&Path>) -> i32 {
         Ok(pixels) if pixels.iter().all(|pixel| *pixel == PIXEL) => DRAWN,
         _ => WRONG_PIXELS,
     };
-    // It ends with the process.
+    // The process is about to exit.
     std::mem::forget(renderer);
     status
 }
 
-/// Fills a small picture, and draws it larger in another one, for which shaders are needed. Gives the pixels of that.
+/// Clears a small image and blits it to a larger one, which requires shaders. Returns the pixels of the larger one.
 fn draw_test_image(renderer: &mut Renderer) -> Result<Vec<u32>, CommandError> {
     renderer.create_context(CONTEXT, b"probe")?;
     for (id, side) in [(SOURCE, SMALL), (TARGET, LARGE)] {
@@ -119,7 +119,8 @@ fn draw_test_image(renderer: &mut Renderer) -> Result<Vec<u32>, CommandError> {
     Ok(pixels)
 }
 
-/// The commands that do so (virgl_protocol.h of virglrenderer): a head of command, kind of object and length, then as many words.
+/// Returns the commands for this (virgl_protocol.h of virglrenderer). Each starts with a header of command, object type
+/// and length in words.
 fn commands() -> Vec<u32> {
     let head = |command: u32, object: u32, length: u32| command | object << 8 | length << 16;
     let surface = [head(1, 8, 5), SURFACE, SOURCE, FORMAT, 0, 0];
@@ -127,7 +128,7 @@ fn commands() -> Vec<u32> {
     let (one, zero) = (1f32.to_bits(), 0f32.to_bits());
     let clear = [head(7, 0, 8), 1 << 2, one, zero, one, one, 0, 0, 0];
     let all = |resource: u32, side: u32| [resource, 0, FORMAT, 0, 0, 0, side, side, 1];
-    // All of red, green, blue and alpha; no filter, and no scissor.
+    // The mask is red, green, blue and alpha. No filter, no scissor.
     let blit = [head(16, 0, 21), 0xf, 0, 0];
     let (target, source) = (all(TARGET, LARGE), all(SOURCE, SMALL));
     [&surface[..], &frame_buffer, &clear, &blit, &target, &source].concat()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The renderer: contexts, resources and fences of virglrenderer, with all that they refer to kept in place.
+//! The renderer: contexts, resources and fences of virglrenderer, and the memory that they point to.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{c_int, c_void};
@@ -22,33 +22,33 @@ use crate::backing::Backing;
 use crate::protocol::{CommandError, Create3d};
 use crate::rectangle::Rectangle;
 
-/// Sets of capabilities that the library fills in: VIRTIO_GPU_CAPSET_VIRGL and VIRTIO_GPU_CAPSET_VIRGL2.
+/// Capability sets that the library supports: VIRTIO_GPU_CAPSET_VIRGL and VIRTIO_GPU_CAPSET_VIRGL2.
 const CAPSETS: [u32; 2] = [1, 2];
-/// A set is a few hundred bytes; one that says it is larger than this is not offered.
+/// Largest capability set in bytes. Actual ones have a few hundred bytes; larger ones are not offered.
 const MAX_CAPSET_SIZE: u32 = 64 << 10;
-/// Contexts that a guest may have at a time: one for each of its programs that draw.
+/// Most contexts of a guest. Each program that uses 3D has one.
 const MAX_CONTEXTS: usize = 256;
 
-/// The library has one state for the whole process.
+/// The library has one state per process.
 static IN_USE: AtomicBool = AtomicBool::new(false);
 
-/// A set of capabilities.
+/// A capability set.
 #[derive(Clone, Copy, Debug)]
 pub struct Capset {
     pub id: u32,
     pub max_version: u32,
-    /// Its size in bytes: not 0, and bounded.
+    /// Size in bytes: from 1 to [`MAX_CAPSET_SIZE`].
     pub size: u32,
 }
 
-/// Where a transfer goes.
+/// Direction of a transfer.
 #[derive(Clone, Copy, Debug)]
 pub enum Direction {
     ToHost,
     FromHost,
 }
 
-/// What the library calls.
+/// Functions that the library calls.
 static CALLBACKS: Callbacks = Callbacks {
     version: 2,
     write_fence,
@@ -56,28 +56,29 @@ static CALLBACKS: Callbacks = Callbacks {
     get_drm_fd,
 };
 
-/// A resource that the library knows.
+/// A resource in the library.
 #[derive(Default)]
 struct Resource {
     attached: Option<Attached>,
 }
 
-/// Guest memory that the library may read and write at any call.
+/// Guest memory that the library may access during any call.
 struct Attached {
     /// The library keeps a pointer to these.
     iovecs: Box<[libc::iovec]>,
-    /// Keeps mapped what they point to.
+    /// Keeps the memory mapped.
     _memory: Arc<GuestMemory>,
 }
 
-/// What the library's callbacks are given.
+/// Argument of the callbacks.
 struct Cookie {
-    /// The last fence that is done.
+    /// The last fence that has signalled.
     fence: AtomicU32,
     node: Option<PathBuf>,
 }
 
-/// The renderer. Contexts of EGL belong to a thread: all calls, and the end, must come from the thread that made it.
+/// The renderer. EGL contexts belong to a thread: the thread that creates the renderer must make all calls, and drop
+/// it.
 pub struct Renderer {
     library: &'static Library,
     thread: ThreadId,
@@ -85,16 +86,16 @@ pub struct Renderer {
     cookie: Box<Cookie>,
     contexts: HashSet<u32>,
     resources: HashMap<u32, Resource>,
-    /// The last fence that was made.
+    /// The last fence that was created.
     fence: u32,
 }
 
-// SAFETY: what is not Send are the iovecs and the library's state; both are only used after `Renderer::library` has seen that this is the
-// thread that made the renderer.
+// SAFETY: only the iovecs and the library's state are not Send. Both are used only after `Renderer::library` has
+// checked that this is the thread that created the renderer.
 unsafe impl Send for Renderer {}
 
 impl Renderer {
-    /// Starts the library on this thread, with a render node, or what there is.
+    /// Starts the library on this thread with a render node, or with the GPU or software renderer that it finds.
     pub fn new(node: Option<&Path>) -> Result<Self, VirglError> {
         let library = Library::get()?;
         if let Some(path) = node {
@@ -115,7 +116,8 @@ impl Renderer {
             flags |= USE_SURFACELESS;
         }
         let callbacks = (&raw const CALLBACKS).cast_mut();
-        // SAFETY: the cookie stays where it is until the cleanup, after which the library does not use it. It only reads the callbacks.
+        // SAFETY: the cookie stays in place until the cleanup, after which the library does not use it. The library
+        // only reads the callbacks.
         let outcome = unsafe { (library.init)((&raw mut *cookie).cast(), flags, callbacks) };
         if outcome != 0 {
             IN_USE.store(false, Ordering::Release);
@@ -131,7 +133,7 @@ impl Renderer {
         })
     }
 
-    /// The library, for the thread that may use it.
+    /// Returns the library if this is the renderer's thread.
     fn library(&self) -> Result<&'static Library, CommandError> {
         match self.thread == std::thread::current().id() {
             true => Ok(self.library),
@@ -139,7 +141,7 @@ impl Renderer {
         }
     }
 
-    /// The library, for something with a resource that it knows.
+    /// Returns the library for a call with a resource, if the resource exists.
     pub(super) fn library_of(&self, id: u32) -> Result<&'static Library, CommandError> {
         match self.resources.contains_key(&id) {
             true => self.library(),
@@ -147,14 +149,14 @@ impl Renderer {
         }
     }
 
-    /// What the guest may ask for.
+    /// Returns the capability sets that the library supports.
     pub fn capsets(&self) -> Vec<Capset> {
         let Ok(library) = self.library() else {
             return Vec::new();
         };
         let all = CAPSETS.map(|id| {
             let (mut max_version, mut size) = (0, 0);
-            // SAFETY: both pointers are to a u32 that is written.
+            // SAFETY: both pointers point to a u32.
             unsafe { (library.get_cap_set)(id, &raw mut max_version, &raw mut size) };
             Capset {
                 id,
@@ -167,18 +169,19 @@ impl Renderer {
             .collect()
     }
 
-    /// The contents of a set.
+    /// Returns the contents of a capability set.
     pub fn fill_capset(&self, capset: &Capset, version: u32) -> Result<Vec<u8>, CommandError> {
         let library = self.library()?;
-        // As u64, because the library takes it for a struct; with more room than any set has.
+        // Of u64, because the library treats it as a struct. It has room for the largest set.
         let mut room = vec![0u64; MAX_CAPSET_SIZE as usize / 8];
-        // SAFETY: the library writes no more than the size that it told, which was found to be less than there is.
+        // SAFETY: the library writes at most the size that it reported, which `capsets` has compared to the size of the
+        // buffer.
         unsafe { (library.fill_caps)(capset.id, version, room.as_mut_ptr().cast()) };
         let bytes = room.as_bytes().get(..capset.size as usize);
         Ok(bytes.unwrap_or_default().to_vec())
     }
 
-    /// Whether there are contexts.
+    /// Returns whether any contexts exist.
     pub fn has_contexts(&self) -> bool {
         !self.contexts.is_empty()
     }
@@ -198,7 +201,7 @@ impl Renderer {
         if self.contexts.len() >= MAX_CONTEXTS {
             return Err(CommandError::OutOfMemory);
         }
-        // SAFETY: the name has this length; the library copies it.
+        // SAFETY: the length is that of the name, which the library copies.
         let outcome =
             unsafe { (library.context_create)(context, name.len() as u32, name.as_ptr().cast()) };
         check(outcome)?;
@@ -215,7 +218,7 @@ impl Renderer {
         Ok(())
     }
 
-    /// Lets a context use a resource.
+    /// Makes a resource available to a context.
     pub fn attach_to_context(&mut self, context: u32, resource: u32) -> Result<(), CommandError> {
         let library = self.library()?;
         self.check_context(context)?;
@@ -248,7 +251,7 @@ impl Renderer {
             samples: command.samples.get(),
             flags: command.flags.get(),
         };
-        // SAFETY: the arguments are read during the call; there are no iovecs.
+        // SAFETY: the library reads the arguments during the call only; there are no iovecs.
         let outcome = unsafe {
             (library.force_ctx_0)();
             (library.resource_create)(&raw mut arguments, null_mut(), 0)
@@ -263,7 +266,7 @@ impl Renderer {
         if let Ok(library) = self.library()
             && self.resources.remove(&id).is_some()
         {
-            // SAFETY: the resource exists, and has no iovecs any more.
+            // SAFETY: the resource exists and has no iovecs attached.
             unsafe {
                 (library.force_ctx_0)();
                 (library.resource_unref)(id);
@@ -271,7 +274,7 @@ impl Renderer {
         }
     }
 
-    /// Gives a resource guest memory, instead of what it may have.
+    /// Attaches guest memory to a resource, instead of any that it has.
     pub fn attach_backing(
         &mut self,
         id: u32,
@@ -286,13 +289,13 @@ impl Renderer {
             .ok_or(CommandError::InvalidResourceId)?;
         let mut iovecs = iovecs(backing, memory).ok_or(CommandError::Unspecified)?;
         let (start, count) = (iovecs.as_mut_ptr(), iovecs.len() as c_int);
-        // Kept before the call, so that nothing can end it too early.
+        // Stored before the call, so that it lives at least as long as the library uses it.
         let attached = resource.attached.insert(Attached {
             iovecs,
             _memory: Arc::clone(memory),
         });
         debug_assert_eq!(attached.iovecs.as_ptr(), start.cast_const());
-        // SAFETY: iovecs and memory stay in place until they are detached, by `detach_backing`.
+        // SAFETY: iovecs and memory stay in place until `detach_backing` detaches them.
         let outcome = unsafe {
             (library.force_ctx_0)();
             (library.resource_attach_iov)(id as c_int, start, count)
@@ -305,7 +308,7 @@ impl Renderer {
             && let Some(resource) = self.resources.get_mut(&id)
             && let Some(attached) = resource.attached.take()
         {
-            // SAFETY: the library lets go of the iovecs, which are still there; it writes nothing through null pointers.
+            // SAFETY: the iovecs still exist while the library detaches them. It writes nothing through null pointers.
             unsafe {
                 (library.force_ctx_0)();
                 (library.resource_detach_iov)(id as c_int, null_mut(), null_mut());
@@ -314,8 +317,8 @@ impl Renderer {
         }
     }
 
-    /// Copies between a resource and the guest memory behind it.
-    #[allow(clippy::too_many_arguments, reason = "it has these fields")]
+    /// Transfers data between a resource and its backing.
+    #[allow(clippy::too_many_arguments, reason = "the fields of the command")]
     pub fn transfer(
         &mut self,
         direction: Direction,
@@ -339,7 +342,8 @@ impl Renderer {
             .as_ref()
             .ok_or(CommandError::Unspecified)?;
         let region = &raw mut region;
-        // SAFETY: without iovecs of this call the library takes those that are attached, and checks that box and offset are in them.
+        // SAFETY: a call without iovecs uses the attached ones, and the library checks that box and offset are within
+        // them.
         let outcome = unsafe {
             match direction {
                 Direction::ToHost => (library.transfer_write_iov)(
@@ -369,8 +373,8 @@ impl Renderer {
         check(outcome)
     }
 
-    /// Copies a rectangle of a resource into a picture of `width`, at the same place. The first row is the top, whatever the resource's
-    /// flags say: the library turns it around where it must.
+    /// Reads a rectangle of a resource into an image of `width`, at the same position. The first row is always the top:
+    /// the library flips the image if the flags of the resource require it.
     pub fn read_pixels(
         &mut self,
         id: u32,
@@ -399,7 +403,7 @@ impl Renderer {
             iov_base: pixels.as_mut_ptr().cast(),
             iov_len: pixels.len(),
         };
-        // SAFETY: the iovec is the pixels, which are borrowed; the library keeps within it.
+        // SAFETY: the iovec covers `pixels`, which are borrowed; the library stays within it.
         let outcome = unsafe {
             (library.force_ctx_0)();
             (library.transfer_read_iov)(
@@ -417,11 +421,11 @@ impl Renderer {
         check(outcome)
     }
 
-    /// Has a context carry out commands.
+    /// Executes commands in a context.
     pub fn submit(&mut self, context: u32, commands: &mut [u32]) -> Result<(), CommandError> {
         let library = self.library()?;
         self.check_context(context)?;
-        // SAFETY: there are as many words as is said.
+        // SAFETY: pointer and length are those of `commands`.
         let outcome = unsafe {
             (library.submit_cmd)(
                 commands.as_mut_ptr().cast(),
@@ -432,31 +436,31 @@ impl Renderer {
         check(outcome)
     }
 
-    /// Makes a fence, which is done when all that was submitted is.
+    /// Creates a fence that signals when all submitted commands have finished.
     pub fn create_fence(&mut self) -> Result<u32, CommandError> {
         let library = self.library()?;
         let fence = self.fence.wrapping_add(1);
-        // SAFETY: a fence has no preconditions.
+        // SAFETY: the call has no preconditions.
         check(unsafe { (library.create_fence)(fence as c_int, 0) })?;
         self.fence = fence;
         Ok(fence)
     }
 
-    /// The last fence that is done.
+    /// Returns the last fence that has signalled.
     pub fn poll(&mut self) -> u32 {
         if let Ok(library) = self.library() {
-            // SAFETY: the library calls `write_fence` on this thread, with the cookie that is still there.
+            // SAFETY: the library calls `write_fence` on this thread, with the cookie, which still exists.
             unsafe { (library.poll)() };
         }
         self.cookie.fence.load(Ordering::Relaxed)
     }
 
-    /// What becomes readable when a fence is done, where the library has such a thing.
+    /// Returns the file that becomes readable when a fence signals, if the library provides one.
     pub fn poll_fd(&self) -> Option<BorrowedFd<'_>> {
-        // SAFETY: a number is returned.
-        let id = unsafe { (self.library().ok()?.get_poll_fd)() };
-        // SAFETY: the library keeps the file open until the cleanup, at the end of this object.
-        (id >= 0).then(|| unsafe { BorrowedFd::borrow_raw(id) })
+        // SAFETY: the call only returns a number.
+        let fd = unsafe { (self.library().ok()?.get_poll_fd)() };
+        // SAFETY: the library keeps the file open until the cleanup, when this object is dropped.
+        (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
     }
 
     /// Destroys all contexts and resources.
@@ -476,8 +480,8 @@ impl Renderer {
 impl Drop for Renderer {
     fn drop(&mut self) {
         let Ok(library) = self.library() else {
-            // The library may still use what this owns, and cannot be told from here.
-            log::error!("the renderer was left on another thread; please report this");
+            // The library may still use these objects, and this thread cannot make it stop.
+            log::error!("bug: the renderer was dropped on another thread; please report this");
             let resources = std::mem::take(&mut self.resources);
             std::mem::forget(resources);
             let cookie = Cookie {
@@ -488,13 +492,13 @@ impl Drop for Renderer {
             return;
         };
         self.clear();
-        // SAFETY: this is the thread that started the library, and nothing calls it after this.
+        // SAFETY: this thread started the library, and no call follows.
         unsafe { (library.cleanup)((&raw mut *self.cookie).cast()) };
         IN_USE.store(false, Ordering::Release);
     }
 }
 
-/// Where a backing is in this process; `None` where it is not all guest memory.
+/// Translates a backing to addresses of this process. Returns `None` if part of it is not guest memory.
 fn iovecs(backing: &Backing, memory: &GuestMemory) -> Option<Box<[libc::iovec]>> {
     let mut iovecs = Vec::new();
     for (mut address, mut left) in backing.entries() {
@@ -511,7 +515,7 @@ fn iovecs(backing: &Backing, memory: &GuestMemory) -> Option<Box<[libc::iovec]>>
     Some(iovecs.into_boxed_slice())
 }
 
-/// What the library says of a call.
+/// Converts the return value of a call.
 fn check(outcome: c_int) -> Result<(), CommandError> {
     match outcome.checked_abs() {
         Some(0) => Ok(()),
@@ -521,7 +525,7 @@ fn check(outcome: c_int) -> Result<(), CommandError> {
     }
 }
 
-/// Whether this host has a GPU that programs may draw with.
+/// Returns whether this host has a render node.
 pub fn has_render_node() -> bool {
     let Ok(directory) = std::fs::read_dir("/dev/dri") else {
         return false;
@@ -535,14 +539,14 @@ fn open(node: &Path) -> std::io::Result<File> {
     File::options().read(true).write(true).open(node)
 }
 
-/// A fence, and all before it, are done.
+/// Records that a fence, and all before it, have signalled.
 extern "C" fn write_fence(cookie: *mut c_void, fence: u32) {
-    // SAFETY: the cookie is the one of the renderer, which outlives all calls of the library.
+    // SAFETY: the cookie is the renderer's, which outlives all calls of the library.
     let cookie = unsafe { &*cookie.cast::<Cookie>() };
     cookie.fence.store(fence, Ordering::Relaxed);
 }
 
-/// A file of the render node, for the library to keep.
+/// Opens the render node. The library owns the file.
 extern "C" fn get_drm_fd(cookie: *mut c_void) -> c_int {
     // SAFETY: as above.
     let cookie = unsafe { &*cookie.cast::<Cookie>() };
