@@ -14,11 +14,11 @@ use crate::options::Options;
 use crate::quota::{Quota, Spent};
 use crate::source::Source;
 
-/// What the handler waits for beside requests.
+/// Token of the source's file in the poller.
 const SOURCE: u32 = 0;
 
-/// The device, which works on its queue itself. One supply lasts for the life of the process: the
-/// bytes go out in their order and the quota holds, whatever guests do to the queue.
+/// The device, which is also its queue handler. The supply lasts as long as the process, so a guest that resets the
+/// queue gets neither the same bytes again nor a new quota.
 #[derive(Clone)]
 pub struct Rng(Arc<Mutex<Supply>>);
 
@@ -28,12 +28,12 @@ struct Supply {
 }
 
 impl Supply {
-    /// How many bytes may be given, of which there is one at least, or how long to wait for that.
+    /// Returns how many bytes are available (at least one), or how long to wait for them.
     fn available(&mut self) -> Result<u64, Duration> {
         let now = Instant::now();
-        let left = self.quota.left(now)?;
-        self.source.prepare(now)?;
-        Ok(left)
+        let remaining = self.quota.remaining(now)?;
+        self.source.fill_buffer(now)?;
+        Ok(remaining)
     }
 }
 
@@ -69,29 +69,28 @@ impl Device for Rng {
         state::encode(&self.supply().quota.spent(Instant::now()))
     }
 
-    /// What another device gave in this period counts here as well. The front-end can say what it likes: it gets no more
-    /// than it would without.
+    /// Counts the bytes that another process spent in this period. An invalid state cannot increase the quota.
     fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
         let spent: Spent = state::decode(state)?;
-        self.supply().quota.count(spent, Instant::now());
+        self.supply().quota.restore(spent, Instant::now());
         Ok(())
     }
 }
 
 impl QueueHandler for Rng {
-    /// Requests stay in the ring until there is a byte for them: VIRTIO 1.3, 5.4.6.2 has none returned
-    /// without, and Linux never asks again once that has happened.
+    /// Leaves requests in the ring until there is a byte for them: VIRTIO 1.3, 5.4.6.2 forbids completing one without
+    /// data, and Linux would not send another one.
     fn process(&mut self, queue: &mut Queue) {
         let supply = &mut *self.supply();
         while queue.has_available() {
-            let most = match supply.available() {
-                Ok(most) => most,
+            let limit = match supply.available() {
+                Ok(limit) => limit,
                 Err(wait) => return queue.look_again_in(wait),
             };
             let Some(mut chain) = queue.take() else {
                 return;
             };
-            let written = supply.source.fill(&mut chain, most);
+            let written = supply.source.fill(&mut chain, limit);
             supply.quota.spend(written);
             queue.complete(chain, written);
         }
@@ -101,13 +100,13 @@ impl QueueHandler for Rng {
         let supply = self.supply();
         let file = supply.source.file();
         match file.map(|file| poller.watch(file.as_fd(), Token::Device(SOURCE))) {
-            // Files that never block are refused.
+            // epoll refuses files that never block.
             Some(Err(error)) if error.kind() != ErrorKind::PermissionDenied => Err(error),
             _ => Ok(()),
         }
     }
 
     fn ready(&mut self, _token: u32, _queues: &mut Queues) {
-        self.supply().source.retry();
+        self.supply().source.retry_now();
     }
 }

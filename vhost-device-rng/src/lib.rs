@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! vhost-user back-end for the VIRTIO entropy device (VIRTIO 1.3, 5.4).
 //!
-//! The `device` fills the buffers of the guest with the bytes of a `source`, and no more of them in
-//! a period than its `quota`.
+//! The `device` fills the guest's buffers with bytes from a `source`, within its `quota`.
 
 mod device;
 mod options;

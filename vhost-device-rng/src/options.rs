@@ -8,12 +8,11 @@ use clap::Args;
 /// Options of the entropy device.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// File, character device or FIFO whose bytes the guest gets, instead of those of the kernel's
-    /// getrandom.
+    /// Read from this file, character device or FIFO instead of the kernel's getrandom.
     #[arg(long, value_name = "PATH")]
     pub rng_source: Option<PathBuf>,
 
-    /// Most bytes that the guest gets in each --period. There is no limit by default.
+    /// Limit the bytes that the guest gets in each --period. Unlimited by default.
     #[arg(long, value_name = "N", default_value_t = u64::MAX, hide_default_value = true, value_parser = clap::value_parser!(u64).range(1..))]
     pub max_bytes: u64,
 

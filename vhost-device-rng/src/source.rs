@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where the bytes come from. Reading never waits for more of them.
+//! Sources of random bytes. Reads never block.
 
 use std::fmt::Display;
 use std::fs::{File, OpenOptions};
@@ -14,17 +14,17 @@ use vhost_device_common::chain::Chain;
 use vhost_device_common::device::StartError;
 use vhost_device_common::warn_limited;
 
-/// The most that one request gets.
-const LARGEST: u64 = 64 << 10;
-/// How much is read at once, and so at most ahead of the guest.
+/// Most bytes for one request.
+const MAX_REQUEST_SIZE: u64 = 64 << 10;
+/// Size of a read, and so the most bytes read ahead of the guest.
 const READ_SIZE: usize = 4 << 10;
-/// How long a source that failed is left alone, at first and at most.
-const FIRST_PAUSE: Duration = Duration::from_millis(100);
-const LAST_PAUSE: Duration = Duration::from_millis(3200);
+/// Shortest and longest delay before a failed source is tried again.
+const MIN_RETRY_DELAY: Duration = Duration::from_millis(100);
+const MAX_RETRY_DELAY: Duration = Duration::from_millis(3200);
 
-/// What is read.
+/// Where the bytes come from.
 enum Origin {
-    /// The generator of the kernel.
+    /// The kernel's generator.
     Kernel,
     File(File),
 }
@@ -38,15 +38,18 @@ impl Read for Origin {
     }
 }
 
-/// Gives bytes in their order. When it has none it is left alone for a while, longer each time.
+/// A source of bytes. While it has none, the delay between attempts doubles each time.
 pub struct Source {
     origin: BufReader<Origin>,
-    /// It failed: when it is tried again, and how long it is left alone until then.
+    /// While the source fails: when to try it again, and the current delay.
     failure: Option<(Instant, Duration)>,
 }
 
 impl Source {
-    /// Opens the file at `path`; without one, the source is the kernel.
+    /// Opens the file at `path`, or the kernel's generator if there is none.
+    ///
+    /// # Errors
+    /// The file cannot be read.
     pub fn open(path: Option<&Path>) -> Result<Self, StartError> {
         let origin = path.map_or(Ok(Origin::Kernel), |path| open(path).map(Origin::File))?;
         Ok(Self {
@@ -55,7 +58,7 @@ impl Source {
         })
     }
 
-    /// What may become readable when there are no bytes.
+    /// Returns the file that may become readable when there are no bytes.
     pub fn file(&self) -> Option<&File> {
         match self.origin.get_ref() {
             Origin::Kernel => None,
@@ -63,15 +66,15 @@ impl Source {
         }
     }
 
-    /// Sees to it that there is a byte, or says after how long to ask again.
-    pub fn prepare(&mut self, now: Instant) -> Result<(), Duration> {
+    /// Buffers at least one byte, or returns how long to wait before the next attempt.
+    pub fn fill_buffer(&mut self, now: Instant) -> Result<(), Duration> {
         if let Some((retry, _)) = self.failure
             && retry > now
         {
             return Err(retry - now);
         }
         let error = match self.origin.fill_buf() {
-            Ok([]) => "it is at its end".into(),
+            Ok([]) => "end of file".into(),
             Ok(_) => {
                 self.failure = None;
                 return Ok(());
@@ -79,37 +82,37 @@ impl Source {
             Err(error)
                 if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) =>
             {
-                return Err(FIRST_PAUSE);
+                return Err(MIN_RETRY_DELAY);
             }
             Err(error) => error.to_string(),
         };
-        let pause = match self.failure {
-            Some((_, pause)) => LAST_PAUSE.min(pause * 2),
+        let delay = match self.failure {
+            Some((_, delay)) => MAX_RETRY_DELAY.min(delay * 2),
             None => {
                 warn_limited(format_args!(
                     "no bytes from the source: {error}; requests wait"
                 ));
-                FIRST_PAUSE
+                MIN_RETRY_DELAY
             }
         };
-        self.failure = Some((now + pause, pause));
-        Err(pause)
+        self.failure = Some((now + delay, delay));
+        Err(delay)
     }
 
-    /// There may be bytes again.
-    pub fn retry(&mut self) {
+    /// Ends the delay, because the file has become readable.
+    pub fn retry_now(&mut self) {
         if let Some((retry, _)) = &mut self.failure {
             *retry = Instant::now();
         }
     }
 
-    /// Writes bytes to `chain`, `most` of them at most, and says how many there were.
-    pub fn fill(&mut self, chain: &mut Chain, most: u64) -> u32 {
+    /// Writes up to `limit` bytes to `chain`, and returns how many.
+    pub fn fill(&mut self, chain: &mut Chain, limit: u64) -> u32 {
         if let Err(error) = chain.check() {
             warn_limited(format_args!("{error}"));
             return 0;
         }
-        let mut left = chain.writable_len().min(LARGEST).min(most) as usize;
+        let mut left = chain.writable_len().min(MAX_REQUEST_SIZE).min(limit) as usize;
         let mut written = 0;
         while left > 0
             && let Ok(bytes) = self.origin.fill_buf()
@@ -126,20 +129,20 @@ impl Source {
     }
 }
 
-/// Opens a file to read without waiting; a FIFO also if nobody writes to it yet.
+/// Opens a file for non-blocking reads. A FIFO does not need a writer.
 fn open(path: &Path) -> Result<File, StartError> {
-    let refused = |why: &dyn Display| {
+    let failed = |reason: &dyn Display| {
         let path = path.display();
         StartError(format!(
-            "cannot read {path}: {why}; name a file, a character device or a FIFO"
+            "cannot read {path}: {reason}; name a file, a character device or a FIFO"
         ))
     };
     let flags = (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32;
     let mut options = OpenOptions::new();
     let file = options.read(true).custom_flags(flags).open(path);
-    let file = file.map_err(|error| refused(&error))?;
+    let file = file.map_err(|error| failed(&error))?;
     match file.metadata() {
-        Ok(metadata) if metadata.is_dir() => Err(refused(&"it is a directory")),
+        Ok(metadata) if metadata.is_dir() => Err(failed(&"it is a directory")),
         _ => Ok(file),
     }
 }
@@ -149,25 +152,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_that_stays_at_its_end_is_left_alone_for_longer_and_longer() {
+    fn the_delay_of_a_source_at_its_end_doubles_up_to_a_limit() {
         let mut source = Source::open(Some(Path::new("/dev/null"))).unwrap();
         let mut now = Instant::now();
         for milliseconds in [100, 200, 400, 800, 1600, 3200, 3200] {
-            let pause = Duration::from_millis(milliseconds);
-            assert_eq!(source.prepare(now), Err(pause));
-            assert_eq!(source.prepare(now + pause / 4), Err(pause * 3 / 4));
-            now += pause;
+            let delay = Duration::from_millis(milliseconds);
+            assert_eq!(source.fill_buffer(now), Err(delay));
+            assert_eq!(source.fill_buffer(now + delay / 4), Err(delay * 3 / 4));
+            now += delay;
         }
     }
 
     #[test]
-    fn a_source_that_gave_bytes_is_tried_soon_again() {
+    fn the_delay_starts_again_after_a_success() {
         let mut source = Source::open(Some(Path::new("/dev/null"))).unwrap();
         let now = Instant::now();
-        assert_eq!(source.prepare(now), Err(FIRST_PAUSE));
+        assert_eq!(source.fill_buffer(now), Err(MIN_RETRY_DELAY));
         source.origin = BufReader::new(Origin::Kernel);
-        assert_eq!(source.prepare(now + FIRST_PAUSE), Ok(()));
+        assert_eq!(source.fill_buffer(now + MIN_RETRY_DELAY), Ok(()));
         source.origin = BufReader::new(Origin::File(open(Path::new("/dev/null")).unwrap()));
-        assert_eq!(source.prepare(now + FIRST_PAUSE), Err(FIRST_PAUSE));
+        assert_eq!(
+            source.fill_buffer(now + MIN_RETRY_DELAY),
+            Err(MIN_RETRY_DELAY)
+        );
     }
 }
