@@ -321,7 +321,7 @@ fn heard(node: &mut UnixStream, identity: &Identity) {
         let events: Vec<_> = Event::from_host(&bytes[..count]).collect();
         for pair in events.chunks_exact(2) {
             assert!(FROM_GUEST.contains(&pair[0].kind), "{pair:?}");
-            assert!(identity.takes(pair[0]), "{pair:?}");
+            assert!(identity.accepts(pair[0]), "{pair:?}");
             assert!(pair[1].is_report(), "{pair:?}");
         }
     }

@@ -13,7 +13,7 @@ use crate::handler::{InputHandler, lock};
 use crate::host_device::HostDevice;
 use crate::identity::Identity;
 use crate::options::Options;
-use crate::report::Left;
+use crate::report::Suspended;
 use crate::saved::Saved;
 use crate::source::{Evdev, Source};
 
@@ -23,7 +23,7 @@ pub struct Input {
     selection: Mutex<Selection>,
     host: Arc<Mutex<HostDevice>>,
     /// What is left of the guest while the event queue stands.
-    left: Arc<Mutex<Left>>,
+    suspended: Arc<Mutex<Suspended>>,
 }
 
 impl Input {
@@ -33,7 +33,7 @@ impl Input {
             identity: Arc::new(identity),
             selection: Mutex::default(),
             host: Arc::new(Mutex::new(HostDevice::new(source, node))),
-            left: Arc::default(),
+            suspended: Arc::default(),
         }
     }
 }
@@ -54,7 +54,7 @@ impl Device for Input {
     }
 
     fn open(options: Options) -> Result<Self, StartError> {
-        let (evdev, node) = Evdev::find(options)?;
+        let (evdev, node) = Evdev::new(options)?;
         let identity = evdev.identity().clone();
         log::info!(
             "the input device is {:?}",
@@ -85,7 +85,7 @@ impl Device for Input {
         InputHandler::new(
             Arc::clone(&self.identity),
             Arc::clone(&self.host),
-            Arc::clone(&self.left),
+            Arc::clone(&self.suspended),
         )
     }
 
@@ -95,17 +95,17 @@ impl Device for Input {
 
     fn reset(&self) {
         *lock(&self.selection) = Selection::default();
-        *lock(&self.left) = Left::default();
+        *lock(&self.suspended) = Suspended::default();
     }
 
     fn save(&self) -> Result<Vec<u8>, StateError> {
-        state::encode(&Saved::new(*lock(&self.selection), &lock(&self.left)))
+        state::encode(&Saved::new(*lock(&self.selection), &lock(&self.suspended)))
     }
 
     fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
-        let (selection, left) = state::decode::<Saved>(state)?.check()?;
+        let (selection, suspended) = state::decode::<Saved>(state)?.check()?;
         *lock(&self.selection) = selection;
-        *lock(&self.left) = left;
+        *lock(&self.suspended) = suspended;
         Ok(())
     }
 }

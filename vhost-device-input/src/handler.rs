@@ -14,7 +14,7 @@ use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
 use crate::event::Event;
 use crate::host_device::HostDevice;
 use crate::identity::Identity;
-use crate::report::{Left, Reports};
+use crate::report::{Reports, Suspended};
 use crate::state::State;
 
 /// The queue for events to the guest; the other one is for those from it.
@@ -25,7 +25,7 @@ const NODE: u32 = 0;
 const RETRY: u32 = 1;
 
 /// How often the state is asked for while it changes.
-const ATTEMPTS: usize = 8;
+const STATE_ATTEMPTS: usize = 8;
 
 /// How often a node that is gone is looked for.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
@@ -34,7 +34,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 pub struct InputHandler {
     identity: Arc<Identity>,
     host: Arc<Mutex<HostDevice>>,
-    left: Arc<Mutex<Left>>,
+    suspended: Arc<Mutex<Suspended>>,
     reports: Reports,
     /// Watches the node. The worker watches this: nodes come and go.
     epoll: OwnedFd,
@@ -42,18 +42,18 @@ pub struct InputHandler {
 }
 
 impl InputHandler {
-    /// For a guest that just starts, or of which something is `left`. Events from before are not for it.
+    /// For a guest that just starts, or of which something is `suspended`. Events from before are not for it.
     pub fn new(
         identity: Arc<Identity>,
         host: Arc<Mutex<HostDevice>>,
-        left: Arc<Mutex<Left>>,
+        suspended: Arc<Mutex<Suspended>>,
     ) -> io::Result<Self> {
-        let known = lock(&left).clone();
+        let suspended_state = lock(&suspended).clone();
         let mut handler = Self {
-            reports: Reports::new(identity.repeats_keys(), known),
+            reports: Reports::new(identity.repeats_keys(), suspended_state),
             identity,
             host,
-            left,
+            suspended,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             retry: Timer::new()?,
         };
@@ -63,20 +63,20 @@ impl InputHandler {
             None => handler.retry.set(Duration::ZERO),
         }
         drop(host);
-        handler.read();
+        handler.read_events();
         Ok(handler)
     }
 
     /// Takes in all events that there are.
-    fn read(&mut self) {
+    fn read_events(&mut self) {
         let mut host = lock(&self.host);
         if host.node().is_none() {
             return;
         }
         let reports = &mut self.reports;
         let outcome = host.read(|event| reports.push(event)).and_then(|()| {
-            if reports.is_blind() {
-                reports.reload(settled_state(&host)?);
+            if reports.is_dropping() {
+                reports.resync(stable_state(&host)?);
             }
             Ok(())
         });
@@ -92,15 +92,15 @@ impl InputHandler {
     }
 
     /// Goes on with the node if it is back.
-    fn look_for_node(&mut self) {
+    fn reopen_node(&mut self) {
         let mut host = lock(&self.host);
         let outcome = host.reopen().map(|node| watch_node(&self.epoll, node));
         match outcome {
             Some(Ok(())) => {
                 drop(host);
                 log::info!("the input device is back");
-                self.reports.go_blind();
-                self.read();
+                self.reports.drop_events();
+                self.read_events();
             }
             Some(Err(error)) => {
                 log::error!("cannot wait for input events: {error}");
@@ -112,7 +112,7 @@ impl InputHandler {
     }
 
     /// Fills the guest's buffers with events, one each (VIRTIO 1.3, 5.8.6).
-    fn send(&mut self, queue: &mut Queue) {
+    fn send_events(&mut self, queue: &mut Queue) {
         while queue.has_available()
             && let Some(event) = self.reports.next()
             && let Some(mut chain) = queue.take()
@@ -132,13 +132,13 @@ impl InputHandler {
     }
 
     /// Passes on what the guest sets, and gives all of its buffers back.
-    fn receive(&mut self, queue: &mut Queue) {
+    fn receive_events(&mut self, queue: &mut Queue) {
         while let Some(mut chain) = queue.take() {
             let mut bytes = [0; Event::GUEST_SIZE];
             match chain.read(&mut bytes) {
                 Ok(()) => {
                     let event = Event::from_guest(bytes);
-                    if self.identity.takes(event) {
+                    if self.identity.accepts(event) {
                         lock(&self.host).write(event);
                     }
                 }
@@ -152,8 +152,8 @@ impl InputHandler {
 impl QueueHandler for InputHandler {
     fn process(&mut self, queue: &mut Queue) {
         match queue.index() {
-            EVENT_QUEUE => self.send(queue),
-            _ => self.receive(queue),
+            EVENT_QUEUE => self.send_events(queue),
+            _ => self.receive_events(queue),
         }
     }
 
@@ -165,26 +165,26 @@ impl QueueHandler for InputHandler {
     fn ready(&mut self, token: u32, queues: &mut Queues) {
         // From its start on the queue gets what happens, whether it has buffers already or not.
         if queues.get_mut(EVENT_QUEUE).is_some() {
-            self.reports.settle();
+            self.reports.sync_guest();
         }
         match token {
-            RETRY => self.look_for_node(),
-            _ => self.read(),
+            RETRY => self.reopen_node(),
+            _ => self.read_events(),
         }
     }
 
     fn drain(&mut self, queue: &mut Queue) {
         if queue.index() == EVENT_QUEUE {
-            *lock(&self.left) = self.reports.stop();
+            *lock(&self.suspended) = self.reports.stop();
         }
     }
 }
 
 /// The state of the device, with no event left unread that it may already contain: such an event can be on another touch than
 /// the one that the state ends with.
-fn settled_state(host: &HostDevice) -> io::Result<State> {
+fn stable_state(host: &HostDevice) -> io::Result<State> {
     let mut state = host.state()?;
-    for _ in 0..ATTEMPTS {
+    for _ in 0..STATE_ATTEMPTS {
         let mut has_changed = false;
         host.read(|_| has_changed = true)?;
         if !has_changed {

@@ -13,14 +13,14 @@ use crate::source::Source;
 use crate::state::State;
 
 /// Events that are read at once.
-const BATCH: usize = 64;
+const READ_BATCH: usize = 64;
 
 /// A node for as long as it is there, and the source for when it is not.
 pub struct HostDevice {
     source: Box<dyn Source>,
     node: Option<OwnedFd>,
     /// Why the node could not be opened again the last time, and whether that was logged.
-    obstacle: Option<(String, bool)>,
+    last_error: Option<(String, bool)>,
 }
 
 impl HostDevice {
@@ -28,7 +28,7 @@ impl HostDevice {
         Self {
             source: Box::new(source),
             node: Some(node),
-            obstacle: None,
+            last_error: None,
         }
     }
 
@@ -42,18 +42,19 @@ impl HostDevice {
         self.source.needs()
     }
 
-    /// Hands all events that there are to `each`.
+    /// Hands all events that there are to `handle`.
     ///
     /// # Errors
     /// The node is gone.
-    pub fn read(&self, mut each: impl FnMut(Event)) -> io::Result<()> {
+    pub fn read(&self, mut handle: impl FnMut(Event)) -> io::Result<()> {
         let node = self.node.as_ref().ok_or(Errno::NODEV)?;
-        let mut buffer = [0; BATCH * Event::HOST_SIZE];
+        let mut buffer = [0; READ_BATCH * Event::HOST_SIZE];
         loop {
             match rustix::io::read(node, &mut buffer) {
                 Ok(0) => return Err(Errno::NODEV.into()),
                 Ok(length) => {
-                    Event::from_host(buffer.get(..length).unwrap_or_default()).for_each(&mut each);
+                    Event::from_host(buffer.get(..length).unwrap_or_default())
+                        .for_each(&mut handle);
                 }
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => {}
@@ -98,19 +99,19 @@ impl HostDevice {
     pub fn reopen(&mut self) -> Option<BorrowedFd<'_>> {
         match self.source.open() {
             Ok(node) => {
-                self.obstacle = None;
+                self.last_error = None;
                 self.node = node;
             }
-            Err(obstacle) => {
-                let is_known = |(known, _): &(String, bool)| *known == obstacle;
-                match self.obstacle.take_if(|known| is_known(known)) {
-                    Some((_, was_logged)) => {
-                        if !was_logged {
-                            log::warn!("{obstacle}; waiting for the device");
+            Err(error) => {
+                let is_same = |(last, _): &(String, bool)| *last == error;
+                match self.last_error.take_if(|last| is_same(last)) {
+                    Some((_, logged)) => {
+                        if !logged {
+                            log::warn!("{error}; waiting for the device");
                         }
-                        self.obstacle = Some((obstacle, true));
+                        self.last_error = Some((error, true));
                     }
-                    None => self.obstacle = Some((obstacle, false)),
+                    None => self.last_error = Some((error, false)),
                 }
             }
         }

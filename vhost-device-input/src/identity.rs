@@ -92,7 +92,7 @@ impl Identity {
 
     /// Whether an event from the guest is one for the device: lights, sounds, the rate of repeated
     /// keys, and force feedback.
-    pub fn takes(&self, event: Event) -> bool {
+    pub fn accepts(&self, event: Event) -> bool {
         match event.kind {
             EV_LED | EV_SND | EV_REP => self.has(event.kind, event.code),
             // What is no setting is the number of an effect.
@@ -146,19 +146,19 @@ pub mod tests {
 
     #[test]
     fn the_guest_can_set_only_what_the_device_has() {
-        let takes = |kind, code| tablet().takes(Event::new(kind, code, 1));
-        assert!(takes(EV_LED, 1));
-        assert!(!takes(EV_LED, 0));
-        assert!(!takes(EV_SND, 1));
-        assert!(takes(EV_REP, 1));
-        assert!(!takes(EV_REP, 2));
-        assert!(takes(EV_FF, 0), "an effect");
-        assert!(takes(EV_FF, FF_GAIN));
-        assert!(!takes(EV_FF, FF_GAIN + 1));
-        assert!(!takes(EV_KEY, 0x140));
-        assert!(!takes(EV_ABS, 0x18));
-        assert!(!takes(0, 0));
-        assert!(!takes(u16::MAX, u16::MAX));
+        let accepts = |kind, code| tablet().accepts(Event::new(kind, code, 1));
+        assert!(accepts(EV_LED, 1));
+        assert!(!accepts(EV_LED, 0));
+        assert!(!accepts(EV_SND, 1));
+        assert!(accepts(EV_REP, 1));
+        assert!(!accepts(EV_REP, 2));
+        assert!(accepts(EV_FF, 0), "an effect");
+        assert!(accepts(EV_FF, FF_GAIN));
+        assert!(!accepts(EV_FF, FF_GAIN + 1));
+        assert!(!accepts(EV_KEY, 0x140));
+        assert!(!accepts(EV_ABS, 0x18));
+        assert!(!accepts(0, 0));
+        assert!(!accepts(u16::MAX, u16::MAX));
     }
 
     #[test]

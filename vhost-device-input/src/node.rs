@@ -16,7 +16,7 @@ use crate::event::{
 use crate::identity::{Axis, Bitmap, Identity, Ids};
 use crate::state::State;
 
-const GROUP: u8 = b'E';
+const EVDEV: u8 = b'E';
 
 // Numbers of ioctls.
 const EVIOCGVERSION: u8 = 0x01;
@@ -31,13 +31,13 @@ const EVIOCGSW: u8 = 0x1b;
 const EVIOCGBIT: u8 = 0x20;
 /// And a number for each axis.
 const EVIOCGABS: u8 = 0x40;
-const EVIOCGRAB: Opcode = opcode::write::<c_int>(GROUP, 0x90);
-const EVIOCSMASK: Opcode = opcode::write::<InputMask>(GROUP, 0x93);
+const EVIOCGRAB: Opcode = opcode::write::<c_int>(EVDEV, 0x90);
+const EVIOCSMASK: Opcode = opcode::write::<InputMask>(EVDEV, 0x93);
 
 /// Direction and group in the number of an ioctl.
-const KIND: u64 = 0xc000_ff00;
+const DIRECTION_AND_TYPE: u64 = 0xc000_ff00;
 /// Those that evdev answers.
-const QUERY: u64 = 0x8000_0000 | (GROUP as u64) << 8;
+const READ_EVDEV: u64 = 0x8000_0000 | (EVDEV as u64) << 8;
 
 /// Enough for all strings and bitmaps that a guest can be told of; the largest bitmap is that of the
 /// keys, with 96 bytes.
@@ -56,20 +56,20 @@ struct InputMask {
 }
 
 /// An ioctl of evdev that fills a buffer, from its front.
-struct Query<'a> {
+struct ReadIoctl<'a> {
     number: u8,
     buffer: &'a mut [u8],
 }
 
 // SAFETY: `opcode` tells the kernel the length of the buffer that `as_ptr` points to, and the buffer is
 // borrowed for as long as the ioctl lasts.
-unsafe impl Ioctl for Query<'_> {
+unsafe impl Ioctl for ReadIoctl<'_> {
     type Output = usize;
 
     const IS_MUTATING: bool = true;
 
     fn opcode(&self) -> Opcode {
-        opcode::from_components(Direction::Read, GROUP, self.number, self.buffer.len())
+        opcode::from_components(Direction::Read, EVDEV, self.number, self.buffer.len())
     }
 
     fn as_ptr(&mut self) -> *mut c_void {
@@ -82,17 +82,17 @@ unsafe impl Ioctl for Query<'_> {
 }
 
 /// Has the kernel fill `buffer`. Gives the bytes written, where this ioctl says so.
-fn query(node: BorrowedFd<'_>, number: u8, buffer: &mut [u8]) -> Result<usize> {
-    let query = Query { number, buffer };
+fn read_ioctl(node: BorrowedFd<'_>, number: u8, buffer: &mut [u8]) -> Result<usize> {
+    let request = ReadIoctl { number, buffer };
     // SAFETY: all ioctls of evdev with this direction write at most as many bytes as their opcode says,
     // and so does what other drivers may have behind the same opcode.
-    unsafe { ioctl(node, query) }
+    unsafe { ioctl(node, request) }
 }
 
 /// As many bytes as the kernel has for this.
 fn bytes(node: BorrowedFd<'_>, number: u8) -> Result<Vec<u8>> {
     let mut buffer = vec![0; BUFFER];
-    let written = query(node, number, &mut buffer)?;
+    let written = read_ioctl(node, number, &mut buffer)?;
     buffer.truncate(written);
     Ok(buffer)
 }
@@ -115,7 +115,7 @@ fn bitmap(node: BorrowedFd<'_>, number: u8) -> Result<Bitmap> {
 /// The numbers of a structure that has only these.
 fn numbers<const N: usize>(node: BorrowedFd<'_>, number: u8) -> Result<[i32; N]> {
     let mut buffer = vec![0; N * size_of::<i32>()];
-    query(node, number, &mut buffer)?;
+    read_ioctl(node, number, &mut buffer)?;
     let mut numbers = [0; N];
     for (number, bytes) in numbers.iter_mut().zip(buffer.as_chunks().0) {
         *number = i32::from_ne_bytes(*bytes);
@@ -146,7 +146,7 @@ fn absinfo(node: BorrowedFd<'_>, code: u16) -> Result<(i32, Axis)> {
 pub fn calls() -> [Call; 3] {
     let ioctl = Call::new(libc::SYS_ioctl);
     [
-        ioctl.with_bits(1, KIND, QUERY),
+        ioctl.with_bits(1, DIRECTION_AND_TYPE, READ_EVDEV),
         ioctl.with(1, EVIOCGRAB),
         ioctl.with(1, EVIOCSMASK),
     ]
@@ -240,7 +240,7 @@ fn slot_values(node: BorrowedFd<'_>, code: u16, count: usize) -> Result<Vec<i32>
     // The code comes first, and stays.
     let mut buffer = i32::from(code).to_ne_bytes().to_vec();
     buffer.resize((1 + count.min(MAX_SLOTS)) * size_of::<i32>(), 0);
-    query(node, EVIOCGMTSLOTS, &mut buffer)?;
+    read_ioctl(node, EVIOCGMTSLOTS, &mut buffer)?;
     let (words, _) = buffer.as_chunks();
     let values = words.iter().skip(1);
     Ok(values.map(|word| i32::from_ne_bytes(*word)).collect())

@@ -18,11 +18,11 @@ pub const CAPACITY: usize = 1024;
 
 /// What is left of a guest whose queue has stopped.
 #[derive(Clone, Debug, Default)]
-pub struct Left {
+pub struct Suspended {
     /// The controls that it was told of.
-    pub told: State,
+    pub guest: State,
     /// The end of a report whose beginning it has.
-    pub waiting: Vec<Event>,
+    pub pending: Vec<Event>,
 }
 
 /// The reports on their way to the guest.
@@ -31,30 +31,30 @@ pub struct Reports {
     /// What the device's controls are, as far as events were read.
     current: State,
     /// What the guest believes when it has got all that waits.
-    told: State,
+    guest: State,
     /// The beginning of the report that is being read.
     report: Vec<Event>,
     /// Whole reports; the beginning of the first may be gone to the guest.
-    waiting: VecDeque<Event>,
+    pending: VecDeque<Event>,
     /// The first event that waits is not the first of its report.
-    begun: bool,
-    /// `told` has to become `current` before any more reports are let through.
-    differs: bool,
+    mid_report: bool,
+    /// `guest` has to become `current` before any more reports are let through.
+    must_sync: bool,
     /// Events were lost: none count until the state was asked for.
-    is_blind: bool,
+    is_dropping: bool,
     /// The device repeats held keys. The guest, who knows of that, does so itself.
     repeats_keys: bool,
 }
 
 impl Reports {
-    /// For a guest that knows no more than what is `left`, of a device whose state has yet to be asked for.
-    pub fn new(repeats_keys: bool, left: Left) -> Self {
+    /// For a guest that knows no more than what is `suspended`, of a device whose state has yet to be asked for.
+    pub fn new(repeats_keys: bool, suspended: Suspended) -> Self {
         Self {
-            told: left.told,
-            begun: !left.waiting.is_empty(),
-            waiting: left.waiting.into(),
-            differs: true,
-            is_blind: true,
+            guest: suspended.guest,
+            mid_report: !suspended.pending.is_empty(),
+            pending: suspended.pending.into(),
+            must_sync: true,
+            is_dropping: true,
             repeats_keys,
             ..Self::default()
         }
@@ -63,9 +63,9 @@ impl Reports {
     /// Takes in the next event of the device.
     pub fn push(&mut self, event: Event) {
         if (event.kind, event.code) == (EV_SYN, SYN_DROPPED) {
-            self.go_blind();
+            self.drop_events();
         }
-        if self.is_blind {
+        if self.is_dropping {
             return;
         }
         match event.kind {
@@ -77,7 +77,7 @@ impl Reports {
         if self.report.len() < CAPACITY {
             self.report.push(event);
         } else {
-            self.drop_reports();
+            self.start_dropping();
         }
         if event.is_report() {
             self.finish_report();
@@ -86,39 +86,39 @@ impl Reports {
 
     fn finish_report(&mut self) {
         let mut report = std::mem::take(&mut self.report);
-        if !self.differs && self.waiting.len() + report.len() > CAPACITY {
-            self.drop_reports();
+        if !self.must_sync && self.pending.len() + report.len() > CAPACITY {
+            self.start_dropping();
         }
         // What was left out can leave nothing but the end.
-        if !self.differs && report.len() > 1 {
-            self.let_through(&report);
+        if !self.must_sync && report.len() > 1 {
+            self.forward(&report);
         }
         report.clear();
         self.report = report;
     }
 
     /// Has a whole report wait for the guest.
-    fn let_through(&mut self, report: &[Event]) {
-        report.iter().for_each(|event| self.told.apply(*event));
-        self.waiting.extend(report);
+    fn forward(&mut self, report: &[Event]) {
+        report.iter().for_each(|event| self.guest.apply(*event));
+        self.pending.extend(report);
         let begins_touch = |event: &Event| {
             (event.kind, event.code) == (EV_ABS, ABS_MT_TRACKING_ID) && event.value >= 0
         };
         if report.iter().any(begins_touch) {
             // What was left out while there was no touch.
-            let more = self.current.differences(&self.told);
+            let more = self.current.differences(&self.guest);
             if !more.is_empty() {
-                let end = self.waiting.pop_back();
-                more.iter().for_each(|event| self.told.apply(*event));
-                self.waiting.extend(more);
-                self.waiting.extend(end);
+                let end = self.pending.pop_back();
+                more.iter().for_each(|event| self.guest.apply(*event));
+                self.pending.extend(more);
+                self.pending.extend(end);
             }
         }
     }
 
-    fn drop_reports(&mut self) {
-        if !self.differs {
-            self.differs = true;
+    fn start_dropping(&mut self) {
+        if !self.must_sync {
+            self.must_sync = true;
             warn_limited(format_args!(
                 "the guest does not fetch its input events; new ones are dropped until it has"
             ));
@@ -126,69 +126,70 @@ impl Reports {
     }
 
     /// Events were lost, or are old.
-    pub fn go_blind(&mut self) {
-        self.is_blind = true;
+    pub fn drop_events(&mut self) {
+        self.is_dropping = true;
     }
 
-    /// Whether events were lost, so that the state must be asked for with [`Reports::reload`] after
+    /// Whether events were lost, so that the state must be asked for with [`Reports::resync`] after
     /// all events there are have been read.
-    pub fn is_blind(&self) -> bool {
-        self.is_blind
+    pub fn is_dropping(&self) -> bool {
+        self.is_dropping
     }
 
     /// The device's state is `current`: it was asked for, all events before it have been read.
-    pub fn reload(&mut self, current: State) {
+    pub fn resync(&mut self, current: State) {
         self.current = current;
         self.report.clear();
-        self.is_blind = false;
-        self.differs = true;
+        self.is_dropping = false;
+        self.must_sync = true;
     }
 
     /// The device is gone, and with it the hands on its keys.
     pub fn unplug(&mut self) {
         let mut current = std::mem::take(&mut self.current);
-        current.release();
-        self.reload(current);
+        current.release_all();
+        self.resync(current);
     }
 
     /// The queue stops. The guest, if it is the same one, waits for the end of a report whose beginning
     /// it has; it, or another, is told all else anew when the queue starts. Gives what another device must know to do so.
-    pub fn stop(&mut self) -> Left {
-        let end = self.waiting.iter().position(Event::is_report);
-        let keep = end.filter(|_| self.begun).map_or(0, |end| end + 1);
-        self.waiting.truncate(keep);
-        self.told.forget();
-        self.differs = true;
-        Left {
-            told: self.told.clone(),
-            waiting: self.waiting.iter().copied().collect(),
+    pub fn stop(&mut self) -> Suspended {
+        let end = self.pending.iter().position(Event::is_report);
+        let keep = end.filter(|_| self.mid_report).map_or(0, |end| end + 1);
+        self.pending.truncate(keep);
+        self.guest.forget();
+        self.must_sync = true;
+        Suspended {
+            guest: self.guest.clone(),
+            pending: self.pending.iter().copied().collect(),
         }
     }
 
     /// If what the guest was told differs from what is so, has it told before all else, as soon as
     /// nothing waits any more. From then on reports are let through again.
-    pub fn settle(&mut self) {
-        if self.differs && self.waiting.is_empty() && self.report.is_empty() && !self.is_blind {
-            self.differs = false;
-            let changes = self.current.differences(&self.told);
+    pub fn sync_guest(&mut self) {
+        if self.must_sync && self.pending.is_empty() && self.report.is_empty() && !self.is_dropping
+        {
+            self.must_sync = false;
+            let changes = self.current.differences(&self.guest);
             if !changes.is_empty() {
-                changes.iter().for_each(|event| self.told.apply(*event));
-                self.waiting.extend(changes);
-                self.waiting.push_back(Event::REPORT);
+                changes.iter().for_each(|event| self.guest.apply(*event));
+                self.pending.extend(changes);
+                self.pending.push_back(Event::REPORT);
             }
         }
     }
 
     /// The next event for the guest.
     pub fn next(&mut self) -> Option<Event> {
-        self.settle();
-        self.waiting.front().copied()
+        self.sync_guest();
+        self.pending.front().copied()
     }
 
     /// The guest has got the next event.
     pub fn pop(&mut self) {
-        if let Some(event) = self.waiting.pop_front() {
-            self.begun = !event.is_report();
+        if let Some(event) = self.pending.pop_front() {
+            self.mid_report = !event.is_report();
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::state::State;
 
 /// How long a grab waits until no key is down: the host would not see it come up, and repeat it for
 /// ever. It is Enter, most often, that starts a program.
-const PATIENCE: Duration = Duration::from_secs(1);
+const KEY_RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
 /// What opens a node: a file from which events are read as the kernel lays them out, and to which they are written. Tests have
 /// sources of their own.
 pub trait Source: Send {
@@ -54,13 +54,13 @@ impl Evdev {
     ///
     /// # Errors
     /// One line for the person who started the program.
-    pub fn find(options: Options) -> Result<(Self, OwnedFd), StartError> {
+    pub fn new(options: Options) -> Result<(Self, OwnedFd), StartError> {
         let path = options.evdev_path;
         let opener = Opener::start(path.clone())?;
-        let (node, identity) = open_node(&opener, &path).map_err(|obstacle| {
-            StartError(match obstacle {
-                Obstacle::Missing => format!("cannot open {}: {}", path.display(), Errno::NOENT),
-                Obstacle::Other(what) => what,
+        let (node, identity) = open_node(&opener, &path).map_err(|error| {
+            StartError(match error {
+                OpenError::Missing => format!("cannot open {}: {}", path.display(), Errno::NOENT),
+                OpenError::Other(message) => message,
             })
         })?;
         let evdev = Self {
@@ -70,7 +70,7 @@ impl Evdev {
             identity,
         };
         if evdev.grab {
-            let deadline = Instant::now() + PATIENCE;
+            let deadline = Instant::now() + KEY_RELEASE_TIMEOUT;
             while Instant::now() < deadline && node::has_key_down(node.as_fd()) == Ok(true) {
                 std::thread::sleep(Duration::from_millis(5));
             }
@@ -106,8 +106,8 @@ impl Source for Evdev {
     fn open(&mut self) -> Result<Option<OwnedFd>, String> {
         let (node, identity) = match open_node(&self.opener, &self.path) {
             Ok(found) => found,
-            Err(Obstacle::Missing) => return Ok(None),
-            Err(Obstacle::Other(what)) => return Err(what),
+            Err(OpenError::Missing) => return Ok(None),
+            Err(OpenError::Other(message)) => return Err(message),
         };
         if identity != self.identity {
             return Err(format!(
@@ -136,7 +136,7 @@ impl Source for Evdev {
 }
 
 /// Why there is no node.
-enum Obstacle {
+enum OpenError {
     /// Nothing is at the path.
     Missing,
     /// What is in the way.
@@ -144,22 +144,22 @@ enum Obstacle {
 }
 
 /// Has the evdev node at `path` opened, and learns what it is.
-fn open_node(opener: &Opener, path: &Path) -> Result<(OwnedFd, Identity), Obstacle> {
-    let shown = path.display();
-    let failed = |errno: Errno| {
-        Obstacle::Other(match errno {
-            Errno::CHILD => format!("cannot open {shown}: the process that does so has ended"),
+fn open_node(opener: &Opener, path: &Path) -> Result<(OwnedFd, Identity), OpenError> {
+    let path_text = path.display();
+    let error_of = |errno: Errno| {
+        OpenError::Other(match errno {
+            Errno::CHILD => format!("cannot open {path_text}: the process that does so has ended"),
             Errno::NOTTY | Errno::INVAL => {
-                format!("{shown} is not an evdev node; those are /dev/input/event*")
+                format!("{path_text} is not an evdev node; those are /dev/input/event*")
             }
-            errno => format!("cannot open {shown}: {errno}"),
+            errno => format!("cannot open {path_text}: {errno}"),
         })
     };
     let node = opener.open().map_err(|errno| match errno {
-        Errno::NOENT => Obstacle::Missing,
-        errno => failed(errno),
+        Errno::NOENT => OpenError::Missing,
+        errno => error_of(errno),
     })?;
-    let identity = node::identity(node.as_fd()).map_err(failed)?;
+    let identity = node::identity(node.as_fd()).map_err(error_of)?;
     if let Err(errno) = node::select_types(node.as_fd(), &FORWARDED_TYPES) {
         log::debug!("cannot leave out events that are of no use: {errno}");
     }

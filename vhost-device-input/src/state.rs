@@ -39,7 +39,7 @@ impl Control {
     }
 
     /// Its value, while no event told of any.
-    fn at_rest(&self) -> Option<i32> {
+    fn default_value(&self) -> Option<i32> {
         match self.kind {
             EV_ABS if self.is_touch() => Some(NO_TOUCH),
             EV_ABS => None,
@@ -79,10 +79,10 @@ impl State {
     }
 
     /// All keys are let go of and all touches end.
-    pub fn release(&mut self) {
+    pub fn release_all(&mut self) {
         for (control, value) in &mut self.values {
             if control.kind == EV_KEY || control.is_touch() {
-                *value = control.at_rest();
+                *value = control.default_value();
             }
         }
     }
@@ -99,7 +99,7 @@ impl State {
     }
 
     /// The state of these controls, forgotten.
-    pub fn forgotten(controls: impl IntoIterator<Item = Control>) -> Self {
+    pub fn unknown(controls: impl IntoIterator<Item = Control>) -> Self {
         let values = controls.into_iter().map(|control| (control, None));
         Self {
             values: values.collect(),
@@ -110,7 +110,7 @@ impl State {
     fn value(&self, control: &Control) -> Option<i32> {
         match self.values.get(control) {
             Some(value) => *value,
-            None => control.at_rest(),
+            None => control.default_value(),
         }
     }
 
@@ -123,14 +123,14 @@ impl State {
         self.value(&touch).is_some_and(|id| id >= 0)
     }
 
-    /// The events that bring somebody who believes in `told` to this state. What a slot without a touch
+    /// The events that bring somebody who believes in `known` to this state. What a slot without a touch
     /// would say of its touch is left out.
-    pub fn differences(&self, told: &State) -> Vec<Event> {
+    pub fn differences(&self, known: &State) -> Vec<Event> {
         let mut changed: Vec<_> = self
             .values
             .keys()
-            .chain(told.values.keys())
-            .filter(|control| self.value(control) != told.value(control))
+            .chain(known.values.keys())
+            .filter(|control| self.value(control) != known.value(control))
             .filter(|control| match control.slot {
                 Some(slot) => control.is_touch() || self.is_touched(slot),
                 None => true,
@@ -140,7 +140,7 @@ impl State {
         changed.sort_by_key(|control| (control.slot, !control.is_touch(), *control));
         changed.dedup();
         let mut events = Vec::new();
-        let mut slot = told.slot;
+        let mut slot = known.slot;
         for control in changed {
             let Some(value) = self.value(control) else {
                 continue;
@@ -175,8 +175,8 @@ mod tests {
         state
     }
 
-    fn differences(current: &State, told: &State) -> Vec<(u16, u16, i32)> {
-        let events = current.differences(told);
+    fn differences(current: &State, known: &State) -> Vec<(u16, u16, i32)> {
+        let events = current.differences(known);
         events.iter().map(|e| (e.kind, e.code, e.value)).collect()
     }
 
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn keys_switches_and_axes_that_differ_are_told() {
-        let told = state(&[(EV_KEY, KEY_A, 1), (EV_ABS, ABS_X, 5), (EV_ABS, 1, 7)]);
+        let known = state(&[(EV_KEY, KEY_A, 1), (EV_ABS, ABS_X, 5), (EV_ABS, 1, 7)]);
         let current = state(&[
             (EV_KEY, KEY_A, 1),
             (EV_KEY, KEY_A, 0),
@@ -210,7 +210,7 @@ mod tests {
             (EV_ABS, ABS_X, 0),
             (EV_SW, 0, 1),
         ];
-        assert_eq!(differences(&current, &told), expected);
+        assert_eq!(differences(&current, &known), expected);
     }
 
     #[test]
@@ -228,10 +228,10 @@ mod tests {
     #[test]
     fn a_guest_that_may_have_forgotten_is_told_all_that_it_ever_knew() {
         let current = state(&[(EV_KEY, KEY_A, 1), (EV_KEY, 48, 0), (EV_ABS, ABS_X, 9)]);
-        let mut told = state(&[(EV_KEY, KEY_A, 1), (EV_KEY, 48, 1), (EV_ABS, ABS_X, 9)]);
-        told.forget();
+        let mut known = state(&[(EV_KEY, KEY_A, 1), (EV_KEY, 48, 1), (EV_ABS, ABS_X, 9)]);
+        known.forget();
         let expected = [(EV_KEY, KEY_A, 1), (EV_KEY, 48, 0), (EV_ABS, ABS_X, 9)];
-        assert_eq!(differences(&current, &told), expected);
+        assert_eq!(differences(&current, &known), expected);
     }
 
     #[test]
@@ -244,10 +244,10 @@ mod tests {
             (EV_ABS, ABS_MT_TRACKING_ID, 45),
             (EV_ABS, MT_X, 100),
         ]);
-        let told = current.clone();
-        current.release();
+        let known = current.clone();
+        current.release_all();
         let expected = [(EV_KEY, KEY_A, 0), (EV_ABS, ABS_MT_TRACKING_ID, -1)];
-        assert_eq!(differences(&current, &told), expected);
+        assert_eq!(differences(&current, &known), expected);
     }
 
     #[test]
@@ -275,16 +275,16 @@ mod tests {
 
     #[test]
     fn a_slot_without_a_touch_is_told_as_that_only() {
-        let told = state(&[
+        let known = state(&[
             (EV_ABS, ABS_MT_SLOT, 0),
             (EV_ABS, ABS_MT_TRACKING_ID, 45),
             (EV_ABS, MT_X, 10),
         ]);
-        let mut current = told.clone();
+        let mut current = known.clone();
         current.apply(Event::new(EV_ABS, MT_X, 30));
         current.apply(Event::new(EV_ABS, ABS_MT_TRACKING_ID, -1));
         let expected = [(EV_ABS, ABS_MT_TRACKING_ID, -1)];
-        assert_eq!(differences(&current, &told), expected);
+        assert_eq!(differences(&current, &known), expected);
         // A guest that never knew of the touch has nothing to learn but where the next event goes.
         let expected = [(EV_ABS, ABS_MT_SLOT, 0)];
         assert_eq!(differences(&current, &State::default()), expected);
@@ -292,10 +292,10 @@ mod tests {
 
     #[test]
     fn a_touch_that_another_took_the_place_of_gets_the_new_id() {
-        let told = state(&[(EV_ABS, ABS_MT_SLOT, 2), (EV_ABS, ABS_MT_TRACKING_ID, 45)]);
+        let known = state(&[(EV_ABS, ABS_MT_SLOT, 2), (EV_ABS, ABS_MT_TRACKING_ID, 45)]);
         let current = state(&[(EV_ABS, ABS_MT_SLOT, 2), (EV_ABS, ABS_MT_TRACKING_ID, 47)]);
         let expected = [(EV_ABS, ABS_MT_TRACKING_ID, 47)];
-        assert_eq!(differences(&current, &told), expected);
+        assert_eq!(differences(&current, &known), expected);
     }
 
     #[test]

@@ -30,8 +30,8 @@ fn state(events: &[Event]) -> State {
 
 /// Reports of a device at rest, to a guest that knows so.
 fn reports() -> Reports {
-    let mut reports = Reports::new(false, Left::default());
-    reports.reload(State::default());
+    let mut reports = Reports::new(false, Suspended::default());
+    reports.resync(State::default());
     assert_eq!(reports.next(), None);
     reports
 }
@@ -112,10 +112,10 @@ fn keys_are_repeated_by_a_guest_that_can() {
 
 #[test]
 fn a_guest_that_starts_is_told_what_is_held() {
-    let mut reports = Reports::new(false, Left::default());
+    let mut reports = Reports::new(false, Suspended::default());
     push(&mut reports, &[key(KEY_B, 1)]);
     assert_eq!(reports.next(), None, "that was before");
-    reports.reload(state(&[key(KEY_A, 1), abs(ABS_X, 5)]));
+    reports.resync(state(&[key(KEY_A, 1), abs(ABS_X, 5)]));
     let expected = [key(KEY_A, 1), abs(ABS_X, 5), Event::REPORT];
     assert_eq!(take_all(&mut reports), expected);
 }
@@ -211,12 +211,12 @@ fn after_the_kernel_dropped_events_the_state_is_asked_for() {
     push(&mut reports, &[key(KEY_A, 1)]);
     reports.push(key(KEY_B, 1));
     reports.push(Event::new(EV_SYN, SYN_DROPPED, 0));
-    assert!(reports.is_blind());
+    assert!(reports.is_dropping());
     push(&mut reports, &[key(31, 1)]);
     push(&mut reports, &[key(KEY_A, 0)]);
     assert_eq!(take_all(&mut reports), [key(KEY_A, 1), Event::REPORT]);
-    assert!(reports.is_blind());
-    reports.reload(state(&[key(31, 1)]));
+    assert!(reports.is_dropping());
+    reports.resync(state(&[key(31, 1)]));
     let expected = [key(KEY_A, 0), key(31, 1), Event::REPORT];
     assert_eq!(take_all(&mut reports), expected);
     push(&mut reports, &[key(31, 0)]);
@@ -241,7 +241,7 @@ fn an_unplugged_device_lets_go_of_keys_and_touches() {
     assert_eq!(
         events[..2],
         [key(KEY_B, 1), Event::REPORT],
-        "a report that was begun goes on"
+        "the rest of a report that was begun"
     );
     let expected = [key(KEY_A, 0), abs(ABS_MT_TRACKING_ID, -1), Event::REPORT];
     assert!(events.ends_with(&expected), "{events:?}");
@@ -257,9 +257,9 @@ fn a_device_that_is_back_tells_what_changed() {
     take_all(&mut reports);
     reports.unplug();
     take_all(&mut reports);
-    reports.go_blind();
+    reports.drop_events();
     push(&mut reports, &[key(31, 1)]);
-    reports.reload(state(&[key(KEY_B, 1), abs(ABS_X, 5)]));
+    reports.resync(state(&[key(KEY_B, 1), abs(ABS_X, 5)]));
     assert_eq!(take_all(&mut reports), [key(KEY_B, 1), Event::REPORT]);
 }
 
@@ -325,8 +325,8 @@ fn a_new_touch_brings_what_its_slot_had_before() {
         abs(MT_X, 5),
         abs(ABS_MT_SLOT, 0),
     ];
-    let mut reports = Reports::new(false, Left::default());
-    reports.reload(state(&before));
+    let mut reports = Reports::new(false, Suspended::default());
+    reports.resync(state(&before));
     assert_eq!(take_all(&mut reports), [abs(ABS_MT_SLOT, 0), Event::REPORT]);
     // The kernel leaves out what has not changed: the tool.
     let touch = [
