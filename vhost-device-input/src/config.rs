@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The config space, which answers by selection (VIRTIO 1.3, 5.8.4).
+//! The config space: the guest selects a property and reads its value (VIRTIO 1.3, 5.8.4).
 
 use serde::{Deserialize, Serialize};
 
 use crate::event::EV_ABS;
 use crate::identity::{Axis, Identity, Ids};
 
-/// Bytes of `struct virtio_input_config`.
+/// Size of `struct virtio_input_config` in bytes.
 pub const CONFIG_SIZE: usize = 136;
-/// Most bytes of an answer.
+/// Size of the largest value in bytes.
 const MAX_ANSWER: usize = 128;
 
 // Values of `select`.
@@ -19,8 +19,7 @@ const PROP_BITS: u8 = 0x10;
 const EV_BITS: u8 = 0x11;
 const ABS_INFO: u8 = 0x12;
 
-/// What the guest wants to know: the first two bytes of the config space, the only ones that it can
-/// write.
+/// The selected property: the first two bytes of the config space. The guest can write only these.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {
     select: u8,
@@ -28,8 +27,8 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// The guest, or its front-end for it, writes `data` at `offset`: any part of the config space, of
-    /// which QEMU always writes all.
+    /// Takes a write of `data` at `offset`. It may cover any part of the config space; QEMU always writes the whole
+    /// space.
     pub fn write(&mut self, offset: usize, data: &[u8]) {
         let byte = |place: usize| data.get(place.checked_sub(offset)?).copied();
         self.select = byte(0).unwrap_or(self.select);
@@ -37,7 +36,8 @@ impl Selection {
     }
 }
 
-/// The answer to a selection: empty for what the device has not, or VIRTIO knows not.
+/// Returns the value of the selected property. It is empty if the device does not have the property or VIRTIO does not
+/// define it.
 fn answer(identity: &Identity, selection: Selection) -> Vec<u8> {
     let mut answer = match (selection.select, selection.subsel) {
         (ID_NAME, 0) => identity.name.clone(),
@@ -77,7 +77,7 @@ fn answer(identity: &Identity, selection: Selection) -> Vec<u8> {
     answer
 }
 
-/// The whole config space: the selection, the size of the answer, five bytes of nothing, the answer.
+/// Returns the whole config space: selection, size of the value, five reserved bytes, value.
 pub fn config_space(identity: &Identity, selection: Selection) -> Vec<u8> {
     let answer = answer(identity, selection);
     let mut config = vec![selection.select, selection.subsel, answer.len() as u8];
@@ -93,8 +93,7 @@ mod tests {
     use crate::event::{EV_KEY, EV_LED, EV_REL, EV_REP};
     use crate::identity::tests::tablet;
 
-    /// The config space after QEMU wrote `select` and `subsel`, of which it has checked what is the
-    /// same for all answers.
+    /// Returns the selected value, after checking the rest of the config space.
     fn ask(select: u8, subsel: u8) -> Vec<u8> {
         let config = config_space(&tablet(), Selection { select, subsel });
         assert_eq!(config.len(), CONFIG_SIZE);
@@ -106,13 +105,13 @@ mod tests {
     }
 
     #[test]
-    fn names_have_no_zero_at_their_end() {
+    fn strings_are_not_zero_terminated() {
         assert_eq!(ask(ID_NAME, 0), b"Pen Tablet");
         assert_eq!(ask(ID_SERIAL, 0), b"0123-x");
     }
 
     #[test]
-    fn a_name_is_cut_to_what_an_answer_can_hold() {
+    fn a_long_name_is_truncated() {
         let mut identity = tablet();
         identity.name = vec![b'n'; 300];
         let select = ID_NAME;
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn bitmaps_end_with_their_last_bit() {
+    fn bitmaps_end_with_the_last_set_bit() {
         assert_eq!(ask(PROP_BITS, 0), [1, 2]);
         assert_eq!(ask(EV_BITS, EV_LED as u8), [2]);
         assert_eq!(ask(EV_BITS, EV_REP as u8), [3]);
@@ -148,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_device_has_not_has_no_size() {
+    fn properties_that_do_not_exist_have_size_0() {
         for (select, subsel) in [
             (0, 0),
             (0, 1),
@@ -196,7 +195,7 @@ mod tests {
         assert_eq!(written(&[(2, &[3; 134])]), (7, 8));
         assert_eq!(written(&[(0, &[])]), (7, 8));
         assert_eq!(written(&[(1, &[5; 135])]), (7, 5));
-        // As QEMU does, which knows the rest from reading it.
+        // QEMU writes the whole space with the values that it has read.
         assert_eq!(written(&[(0, &[0x11; 136])]), (0x11, 0x11));
     }
 }

@@ -22,12 +22,12 @@ pub struct Input {
     identity: Arc<Identity>,
     selection: Mutex<Selection>,
     host: Arc<Mutex<HostDevice>>,
-    /// What is left of the guest while the event queue stands.
+    /// What the next event queue needs from the one that has stopped.
     suspended: Arc<Mutex<Suspended>>,
 }
 
 impl Input {
-    /// A device whose events come from `node`, and from `source` when that is gone.
+    /// Creates a device whose events come from `node`. When that disappears, `source` opens it again.
     pub fn new(identity: Identity, source: impl Source + 'static, node: OwnedFd) -> Self {
         Self {
             identity: Arc::new(identity),
@@ -57,7 +57,7 @@ impl Device for Input {
         let (evdev, node) = Evdev::new(options)?;
         let identity = evdev.identity().clone();
         log::info!(
-            "the input device is {:?}",
+            "serving input device {:?}",
             String::from_utf8_lossy(&identity.name)
         );
         Ok(Self::new(identity, evdev, node))

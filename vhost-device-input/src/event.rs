@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Input events, as the kernel and as VIRTIO lay them out, and the names of those that this device
-//! treats in a way of their own. All names are those of Linux' `input-event-codes.h`.
+//! Input events in the layouts of the kernel and of VIRTIO, and the constants that this device needs. Their names are
+//! those in Linux' `input-event-codes.h`.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,53 +18,53 @@ pub const EV_FF: u16 = 0x15;
 pub const SYN_REPORT: u16 = 0;
 pub const SYN_DROPPED: u16 = 3;
 
-/// Value of a key that the host repeats.
+/// Value of the repeat event of a held key.
 pub const KEY_REPEATED: i32 = 2;
 
 pub const ABS_MT_SLOT: u16 = 0x2f;
-/// First and last of the axes that each slot has, of the multi-touch protocol.
+/// First and last of the axes that each slot of the multi-touch protocol has.
 pub const ABS_MT_FIRST: u16 = 0x30;
 pub const ABS_MT_LAST: u16 = 0x3d;
 pub const ABS_MT_TRACKING_ID: u16 = 0x39;
 
-/// Codes of EV_FF from here on are settings of the whole device; below, they are effects.
+/// First code of EV_FF that is a setting of the device. Smaller codes are the numbers of effects.
 pub const FF_GAIN: u16 = 0x60;
 
-/// Types of the events that are for the guest. It is the guest that sets lights, sounds and the rest. If
-/// it were told of that, later, it would take it for a change and set them anew, without end.
+/// Event types that are forwarded to the guest. The guest sets the others (LEDs, sounds, repeat rate, force feedback).
+/// If these were reported back, the guest would take them for changes and set them again, in a loop.
 pub const FORWARDED_TYPES: [u16; 6] = [EV_SYN, EV_KEY, EV_REL, EV_ABS, EV_MSC, EV_SW];
 
-/// One input event.
+/// An input event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// `EV_*`
     pub kind: u16,
     /// `KEY_*`, `ABS_*` and so on.
     pub code: u16,
-    /// What this means depends on both.
+    /// The meaning depends on both.
     pub value: i32,
 }
 
 impl Event {
-    /// Bytes of the kernel's `struct input_event`: a time, then what an [`Event`] has.
+    /// Size of the kernel's `struct input_event` in bytes: a time, then the fields of [`Event`].
     pub const HOST_SIZE: usize = size_of::<libc::input_event>();
-    /// Bytes of `struct virtio_input_event` (VIRTIO 1.3, 5.8.6).
+    /// Size of `struct virtio_input_event` in bytes (VIRTIO 1.3, 5.8.6).
     pub const GUEST_SIZE: usize = 8;
 
-    /// Ends a report.
+    /// The event that ends a report.
     pub const REPORT: Self = Self::new(EV_SYN, SYN_REPORT, 0);
 
-    /// An event of this kind.
+    /// Creates an event.
     pub const fn new(kind: u16, code: u16, value: i32) -> Self {
         Self { kind, code, value }
     }
 
-    /// Whether it ends a report.
+    /// Returns whether the event ends a report.
     pub fn is_report(&self) -> bool {
         (self.kind, self.code) == (EV_SYN, SYN_REPORT)
     }
 
-    /// The kernel's events, without their times. What is no whole event is left out.
+    /// Decodes the kernel's events without their times. Ignores an incomplete event at the end.
     pub fn from_host(bytes: &[u8]) -> impl Iterator<Item = Self> {
         bytes
             .chunks_exact(Self::HOST_SIZE)
@@ -76,7 +76,7 @@ impl Event {
             })
     }
 
-    /// The event for the kernel, which sets the time itself.
+    /// Encodes the event for the kernel, which sets the time itself.
     pub fn to_host(self) -> [u8; Self::HOST_SIZE] {
         let [k0, k1] = self.kind.to_ne_bytes();
         let [c0, c1] = self.code.to_ne_bytes();
@@ -88,7 +88,7 @@ impl Event {
         bytes
     }
 
-    /// The event from a buffer of the guest.
+    /// Decodes the event from a buffer of the guest.
     pub fn from_guest(bytes: [u8; Self::GUEST_SIZE]) -> Self {
         let [k0, k1, c0, c1, v0, v1, v2, v3] = bytes;
         Self {
@@ -98,7 +98,7 @@ impl Event {
         }
     }
 
-    /// The event for a buffer of the guest.
+    /// Encodes the event for a buffer of the guest.
     pub fn to_guest(self) -> [u8; Self::GUEST_SIZE] {
         let [k0, k1] = self.kind.to_le_bytes();
         let [c0, c1] = self.code.to_le_bytes();
@@ -114,13 +114,13 @@ mod tests {
     const WHEEL: Event = Event::new(EV_REL, 0x0b, -120);
 
     #[test]
-    fn the_guest_gets_little_endian_fields() {
+    fn events_of_the_guest_are_little_endian() {
         assert_eq!(WHEEL.to_guest(), [2, 0, 0x0b, 0, 0x88, 0xff, 0xff, 0xff]);
         assert_eq!(Event::from_guest(WHEEL.to_guest()), WHEEL);
     }
 
     #[test]
-    fn events_of_the_kernel_have_a_time_before_them() {
+    fn events_of_the_kernel_start_with_a_time() {
         let mut bytes = WHEEL.to_host().to_vec();
         bytes[..8].fill(0xa5);
         bytes.extend(Event::REPORT.to_host());

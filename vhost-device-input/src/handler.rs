@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Brings events from the node to the guest, and what the guest sets to the node.
+//! Forwards events from the node to the guest, and settings from the guest to the node.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -17,32 +17,33 @@ use crate::identity::Identity;
 use crate::report::{Reports, Suspended};
 use crate::state::State;
 
-/// The queue for events to the guest; the other one is for those from it.
+/// Index of the event queue. The other queue is the status queue.
 const EVENT_QUEUE: u16 = 0;
 
-/// What is watched: the node, and the time to look for one that is gone.
+/// Tokens of the files that the worker watches: the node, and the timer that reopens it.
 const NODE: u32 = 0;
 const RETRY: u32 = 1;
 
-/// How often the state is asked for while it changes.
+/// How often the device state is read while it keeps changing.
 const STATE_ATTEMPTS: usize = 8;
 
-/// How often a node that is gone is looked for.
+/// Interval between attempts to reopen the node.
 const RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Works on both queues.
+/// Processes both queues.
 pub struct InputHandler {
     identity: Arc<Identity>,
     host: Arc<Mutex<HostDevice>>,
     suspended: Arc<Mutex<Suspended>>,
     reports: Reports,
-    /// Watches the node. The worker watches this: nodes come and go.
+    /// Watches the node. The worker watches this epoll instance, because nodes disappear and return.
     epoll: OwnedFd,
     retry: Timer,
 }
 
 impl InputHandler {
-    /// For a guest that just starts, or of which something is `suspended`. Events from before are not for it.
+    /// Creates the handler for a guest that starts, or that continues from `suspended`. Pending events of the node are
+    /// discarded.
     pub fn new(
         identity: Arc<Identity>,
         host: Arc<Mutex<HostDevice>>,
@@ -67,7 +68,7 @@ impl InputHandler {
         Ok(handler)
     }
 
-    /// Takes in all events that there are.
+    /// Reads all pending events of the node.
     fn read_events(&mut self) {
         let mut host = lock(&self.host);
         if host.node().is_none() {
@@ -81,7 +82,7 @@ impl InputHandler {
             Ok(())
         });
         if let Err(error) = outcome {
-            log::warn!("the input device is gone ({error}); waiting until it is back");
+            log::warn!("the input device has disappeared ({error}); waiting until it is back");
             if let Some(node) = host.node() {
                 let _ = epoll::delete(&self.epoll, node);
             }
@@ -91,7 +92,7 @@ impl InputHandler {
         }
     }
 
-    /// Goes on with the node if it is back.
+    /// Continues with the node if it is back.
     fn reopen_node(&mut self) {
         let mut host = lock(&self.host);
         let outcome = host.reopen().map(|node| watch_node(&self.epoll, node));
@@ -111,7 +112,7 @@ impl InputHandler {
         }
     }
 
-    /// Fills the guest's buffers with events, one each (VIRTIO 1.3, 5.8.6).
+    /// Fills the guest's buffers with one event each (VIRTIO 1.3, 5.8.6).
     fn send_events(&mut self, queue: &mut Queue) {
         while queue.has_available()
             && let Some(event) = self.reports.next()
@@ -123,7 +124,7 @@ impl InputHandler {
                     Event::GUEST_SIZE
                 }
                 Err(error) => {
-                    warn_limited(format_args!("a buffer for an input event: {error}"));
+                    warn_limited(format_args!("cannot fill an event buffer: {error}"));
                     0
                 }
             };
@@ -131,7 +132,7 @@ impl InputHandler {
         }
     }
 
-    /// Passes on what the guest sets, and gives all of its buffers back.
+    /// Executes the settings that the guest sends, and returns all buffers.
     fn receive_events(&mut self, queue: &mut Queue) {
         while let Some(mut chain) = queue.take() {
             let mut bytes = [0; Event::GUEST_SIZE];
@@ -142,7 +143,7 @@ impl InputHandler {
                         lock(&self.host).write(event);
                     }
                 }
-                Err(error) => warn_limited(format_args!("an event from the guest: {error}")),
+                Err(error) => warn_limited(format_args!("invalid event from the guest: {error}")),
             }
             queue.complete(chain, 0);
         }
@@ -163,7 +164,7 @@ impl QueueHandler for InputHandler {
     }
 
     fn ready(&mut self, token: u32, queues: &mut Queues) {
-        // From its start on the queue gets what happens, whether it has buffers already or not.
+        // A queue that has started receives events even if it has no buffers yet.
         if queues.get_mut(EVENT_QUEUE).is_some() {
             self.reports.sync_guest();
         }
@@ -180,7 +181,7 @@ impl QueueHandler for InputHandler {
     }
 }
 
-/// The state of the device, with no event left unread that it may already contain: such an event can be on another touch than
+/// Returns the device state and discards the events that it contains. Such an event could belong to another slot than
 /// the one that the state ends with.
 fn stable_state(host: &HostDevice) -> io::Result<State> {
     let mut state = host.state()?;

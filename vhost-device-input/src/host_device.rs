@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The host's input device, while it is plugged in and while it is not.
+//! The host's input device, whether it is plugged in or not.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,14 +12,14 @@ use crate::event::Event;
 use crate::source::Source;
 use crate::state::State;
 
-/// Events that are read at once.
+/// Events per read.
 const READ_BATCH: usize = 64;
 
-/// A node for as long as it is there, and the source for when it is not.
+/// The node while it exists, and the source that reopens it.
 pub struct HostDevice {
     source: Box<dyn Source>,
     node: Option<OwnedFd>,
-    /// Why the node could not be opened again the last time, and whether that was logged.
+    /// The last error of reopening the node, and whether it was logged.
     last_error: Option<(String, bool)>,
 }
 
@@ -32,20 +32,20 @@ impl HostDevice {
         }
     }
 
-    /// The node, while it is there.
+    /// Returns the node if it exists.
     pub fn node(&self) -> Option<BorrowedFd<'_>> {
         self.node.as_ref().map(AsFd::as_fd)
     }
 
-    /// What the source does.
+    /// Returns what the source needs from the sandbox.
     pub fn needs(&self) -> Needs {
         self.source.needs()
     }
 
-    /// Hands all events that there are to `handle`.
+    /// Calls `handle` with each pending event.
     ///
     /// # Errors
-    /// The node is gone.
+    /// The node has disappeared.
     pub fn read(&self, mut handle: impl FnMut(Event)) -> io::Result<()> {
         let node = self.node.as_ref().ok_or(Errno::NODEV)?;
         let mut buffer = [0; READ_BATCH * Event::HOST_SIZE];
@@ -63,17 +63,17 @@ impl HostDevice {
         }
     }
 
-    /// How keys, switches, axes and touches are now.
+    /// Returns the current state of keys, switches, axes and touches.
     ///
     /// # Errors
-    /// The node is gone.
+    /// The node has disappeared.
     pub fn state(&self) -> io::Result<State> {
         let node = self.node().ok_or(Errno::NODEV)?;
         self.source.state(node)
     }
 
-    /// Has the device carry out what the guest wants, if it is there and can. Others who read from it
-    /// see a report of that.
+    /// Sends an event to the device. Does nothing if the node has disappeared or is read-only. Other readers of the
+    /// node see the event in a report of its own.
     pub fn write(&self, event: Event) {
         let Some(node) = &self.node else {
             return;
@@ -81,21 +81,21 @@ impl HostDevice {
         let events = [event, Event::REPORT].map(Event::to_host);
         match rustix::io::write(node, events.as_flattened()) {
             Ok(_) => {}
-            // It is open for reading only, which has been said.
+            // The node is read-only. This was logged at startup.
             Err(Errno::BADF) => {}
-            // Who reads from it will see that.
+            // The next read notices this.
             Err(Errno::NODEV) => {}
             Err(errno) => warn_limited(format_args!("cannot write {event:?}: {errno}")),
         }
     }
 
-    /// Lets go of a node that is gone.
+    /// Closes a node that has disappeared.
     pub fn close(&mut self) {
         self.node = None;
     }
 
-    /// Opens the node again if it is back. What is in the way is logged when it is no more a passing
-    /// state of a node that just comes into being.
+    /// Reopens the node if it is back. An error is logged only when it occurs twice in a row, because a node that is
+    /// being created may refuse to be opened for a moment.
     pub fn reopen(&mut self) -> Option<BorrowedFd<'_>> {
         match self.source.open() {
             Ok(node) => {

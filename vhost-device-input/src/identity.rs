@@ -1,101 +1,100 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What an input device is: name, ids, event types and axes.
+//! The identity of an input device: name, ids, event codes and axes.
 
 use std::collections::BTreeMap;
 
 use crate::event::{EV_FF, EV_LED, EV_REP, EV_SND, Event, FF_GAIN};
 
-/// `struct input_id`: `BUS_*`, and numbers of the vendor's.
+/// The ids of a device (`struct input_id`).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Ids {
     /// `BUS_*`
     pub bus: u16,
-    /// Who made the device.
+    /// Vendor id.
     pub vendor: u16,
-    /// Which of the vendor's devices it is.
+    /// Product id.
     pub product: u16,
-    /// Which version of it.
+    /// Product version.
     pub version: u16,
 }
 
-/// What an axis can measure (`struct input_absinfo`, without the value).
+/// The properties of an axis (`struct input_absinfo` without the value).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Axis {
     /// Smallest value.
     pub minimum: i32,
     /// Largest value.
     pub maximum: i32,
-    /// Changes up to this one are noise.
+    /// Changes up to this size are noise.
     pub fuzz: i32,
-    /// Values up to this one are the middle.
+    /// Values up to this distance from the centre count as the centre.
     pub flat: i32,
-    /// Units per millimetre, or per radian.
+    /// Resolution in units per millimetre, or per radian.
     pub resolution: i32,
 }
 
-/// A set of numbers, one bit each; without zeroes at its end.
+/// A set of numbers as a bitmap, without zero bytes at the end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Bitmap(Vec<u8>);
 
 impl Bitmap {
-    /// The set whose bitmap this is, lowest bit first.
+    /// Creates a set from a bitmap, lowest bit first.
     pub fn new(mut bytes: Vec<u8>) -> Self {
         let length = bytes.iter().rposition(|&byte| byte != 0);
         bytes.truncate(length.map_or(0, |last| last + 1));
         Self(bytes)
     }
 
-    /// The bitmap, lowest bit first.
+    /// Returns the bitmap, lowest bit first.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
     }
 
-    /// Whether the number is in the set.
+    /// Returns whether the set contains the number.
     pub fn has(&self, number: u16) -> bool {
         let byte = self.0.get(usize::from(number / 8));
         byte.is_some_and(|byte| byte & 1 << (number % 8) != 0)
     }
 
-    /// The numbers, in their order.
+    /// Returns the numbers in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u16> {
         (0u16..).take(self.0.len() * 8).filter(|&n| self.has(n))
     }
 }
 
-/// What a device is. An evdev node that comes back is the same device if all of this is the same.
+/// The identity of a device. A node that returns belongs to the same device if its identity is equal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Identity {
-    /// What people call it.
+    /// Name of the device.
     pub name: Vec<u8>,
-    /// What tells devices of a kind apart; often empty.
+    /// Serial number (`EVIOCGUNIQ`); often empty.
     pub serial: Vec<u8>,
-    /// What programs call it.
+    /// Numeric ids.
     pub ids: Ids,
     /// `INPUT_PROP_*`
     pub properties: Bitmap,
-    /// Codes of each event type.
+    /// The codes of each event type.
     pub codes: BTreeMap<u16, Bitmap>,
-    /// For each code of EV_ABS.
+    /// The properties of each EV_ABS code.
     pub axes: BTreeMap<u16, Axis>,
 }
 
 impl Identity {
-    /// Whether the device has events of `kind` with this code.
+    /// Returns whether the device has this event.
     pub fn has(&self, kind: u16, code: u16) -> bool {
         self.codes.get(&kind).is_some_and(|codes| codes.has(code))
     }
 
-    /// Whether the device repeats keys that are held. The guest does so itself then.
+    /// Returns whether the device repeats held keys. The guest then repeats them itself.
     pub fn repeats_keys(&self) -> bool {
         self.codes.contains_key(&EV_REP)
     }
 
-    /// Whether an event from the guest is one for the device: lights, sounds, the rate of repeated
-    /// keys, and force feedback.
+    /// Returns whether the guest may send this event to the device: LEDs, sounds, repeat rate and force feedback.
     pub fn accepts(&self, event: Event) -> bool {
         match event.kind {
             EV_LED | EV_SND | EV_REP => self.has(event.kind, event.code),
-            // What is no setting is the number of an effect.
+            // Other codes are the numbers of effects.
             EV_FF if event.code < FF_GAIN => self.codes.contains_key(&EV_FF),
             EV_FF => self.has(EV_FF, event.code),
             _ => false,
@@ -145,7 +144,7 @@ pub mod tests {
     }
 
     #[test]
-    fn the_guest_can_set_only_what_the_device_has() {
+    fn only_settings_of_the_device_are_accepted() {
         let accepts = |kind, code| tablet().accepts(Event::new(kind, code, 1));
         assert!(accepts(EV_LED, 1));
         assert!(!accepts(EV_LED, 0));

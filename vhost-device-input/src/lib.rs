@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! vhost-user back-end for the VIRTIO input device (VIRTIO 1.3, 5.8): one evdev node of the host.
 //!
-//! Events come from the node (`node`, `source`) to the `handler`, which has them put together to
-//! whole reports (`report`) and writes these into the buffers of the guest. What the guest believes
-//! of keys and axes is compared with what they are (`state`) whenever reports had to be dropped.
-//! `config` answers what the guest asks about the device.
+//! The `handler` reads events from the node (`host_device`, `source`), collects them into whole reports (`report`) and
+//! writes these to the guest's buffers. When reports were dropped, it compares what the guest knows of keys and axes
+//! with their current `state`. `config` answers the guest's queries about the device's `identity`.
 
 mod config;
 mod device;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What an open evdev node can be asked, and told, by ioctl: the one place of this crate that is
-//! unsafe. Numbers and layouts are those of Linux' `input.h`.
+//! The ioctls of an evdev node: the only module of this crate with unsafe code. Numbers and layouts are those in Linux'
+//! `input.h`.
 
 use std::ffi::{c_int, c_void};
 use std::os::fd::BorrowedFd;
@@ -18,7 +18,7 @@ use crate::state::State;
 
 const EVDEV: u8 = b'E';
 
-// Numbers of ioctls.
+// Ioctl numbers.
 const EVIOCGVERSION: u8 = 0x01;
 const EVIOCGID: u8 = 0x02;
 const EVIOCGNAME: u8 = 0x06;
@@ -27,27 +27,27 @@ const EVIOCGPROP: u8 = 0x09;
 const EVIOCGMTSLOTS: u8 = 0x0a;
 const EVIOCGKEY: u8 = 0x18;
 const EVIOCGSW: u8 = 0x1b;
-/// And a number for each event type.
+/// Plus the event type.
 const EVIOCGBIT: u8 = 0x20;
-/// And a number for each axis.
+/// Plus the axis.
 const EVIOCGABS: u8 = 0x40;
 const EVIOCGRAB: Opcode = opcode::write::<c_int>(EVDEV, 0x90);
 const EVIOCSMASK: Opcode = opcode::write::<InputMask>(EVDEV, 0x93);
 
-/// Direction and group in the number of an ioctl.
+/// Direction and type bits of an ioctl number.
 const DIRECTION_AND_TYPE: u64 = 0xc000_ff00;
-/// Those that evdev answers.
+/// The ioctls that read from an evdev node.
 const READ_EVDEV: u64 = 0x8000_0000 | (EVDEV as u64) << 8;
 
-/// Enough for all strings and bitmaps that a guest can be told of; the largest bitmap is that of the
-/// keys, with 96 bytes.
+/// Size in bytes of a buffer for any string or bitmap that the guest can read. The largest bitmap is that of the keys,
+/// with 96 bytes.
 const BUFFER: usize = 256;
-/// Most slots that the kernel gives a device.
+/// Most slots of a device in Linux.
 const MAX_SLOTS: usize = 1024;
-/// REP_DELAY and REP_PERIOD: the kernel has them for each device that repeats, and no bitmap of them.
+/// REP_DELAY and REP_PERIOD. All devices with EV_REP have both, and the kernel has no bitmap of them.
 const REP_BITS: u8 = 0b11;
 
-/// `struct input_mask`: which codes of an event type this reader wants.
+/// `struct input_mask`: the codes of an event type that this reader receives.
 #[repr(C)]
 struct InputMask {
     kind: u32,
@@ -55,14 +55,14 @@ struct InputMask {
     codes: u64,
 }
 
-/// An ioctl of evdev that fills a buffer, from its front.
+/// An ioctl of evdev that fills a buffer from its start.
 struct ReadIoctl<'a> {
     number: u8,
     buffer: &'a mut [u8],
 }
 
-// SAFETY: `opcode` tells the kernel the length of the buffer that `as_ptr` points to, and the buffer is
-// borrowed for as long as the ioctl lasts.
+// SAFETY: `opcode` contains the length of the buffer that `as_ptr` points to, and the buffer is borrowed during the
+// ioctl.
 unsafe impl Ioctl for ReadIoctl<'_> {
     type Output = usize;
 
@@ -81,15 +81,15 @@ unsafe impl Ioctl for ReadIoctl<'_> {
     }
 }
 
-/// Has the kernel fill `buffer`. Gives the bytes written, where this ioctl says so.
+/// Makes the kernel fill `buffer`. Returns the number of bytes written, if the ioctl reports it.
 fn read_ioctl(node: BorrowedFd<'_>, number: u8, buffer: &mut [u8]) -> Result<usize> {
     let request = ReadIoctl { number, buffer };
-    // SAFETY: all ioctls of evdev with this direction write at most as many bytes as their opcode says,
-    // and so does what other drivers may have behind the same opcode.
+    // SAFETY: ioctls of evdev in this direction write at most the number of bytes in their opcode, and so do those of
+    // other drivers with the same opcode.
     unsafe { ioctl(node, request) }
 }
 
-/// As many bytes as the kernel has for this.
+/// Reads as many bytes as the kernel returns, up to [`BUFFER`].
 fn bytes(node: BorrowedFd<'_>, number: u8) -> Result<Vec<u8>> {
     let mut buffer = vec![0; BUFFER];
     let written = read_ioctl(node, number, &mut buffer)?;
@@ -99,7 +99,7 @@ fn bytes(node: BorrowedFd<'_>, number: u8) -> Result<Vec<u8>> {
 
 fn string(node: BorrowedFd<'_>, number: u8) -> Result<Vec<u8>> {
     let mut string = match bytes(node, number) {
-        // It has none.
+        // The device does not have this string.
         Err(Errno::NOENT) => Vec::new(),
         result => result?,
     };
@@ -112,7 +112,7 @@ fn bitmap(node: BorrowedFd<'_>, number: u8) -> Result<Bitmap> {
     bytes(node, number).map(Bitmap::new)
 }
 
-/// The numbers of a structure that has only these.
+/// Reads a structure that consists of `N` i32.
 fn numbers<const N: usize>(node: BorrowedFd<'_>, number: u8) -> Result<[i32; N]> {
     let mut buffer = vec![0; N * size_of::<i32>()];
     read_ioctl(node, number, &mut buffer)?;
@@ -123,12 +123,12 @@ fn numbers<const N: usize>(node: BorrowedFd<'_>, number: u8) -> Result<[i32; N]>
     Ok(numbers)
 }
 
-/// The number of the ioctl for an event type or an axis, of which there are fewer than 64.
+/// Returns the number of the ioctl for an event type or an axis. There are fewer than 64 of each.
 fn indexed(base: u8, index: u16) -> u8 {
     base | (index as u8 & 0x3f)
 }
 
-/// `struct input_absinfo`: the value of an axis, then what the axis is.
+/// Reads `struct input_absinfo`: the value and properties of an axis.
 fn absinfo(node: BorrowedFd<'_>, code: u16) -> Result<(i32, Axis)> {
     let [value, minimum, maximum, fuzz, flat, resolution] =
         numbers(node, indexed(EVIOCGABS, code))?;
@@ -142,7 +142,7 @@ fn absinfo(node: BorrowedFd<'_>, code: u16) -> Result<(i32, Axis)> {
     Ok((value, axis))
 }
 
-/// The ioctls that are made here.
+/// Returns the ioctls of this module.
 pub fn calls() -> [Call; 3] {
     let ioctl = Call::new(libc::SYS_ioctl);
     [
@@ -152,10 +152,10 @@ pub fn calls() -> [Call; 3] {
     ]
 }
 
-/// What the device is.
+/// Reads the identity of the device.
 ///
 /// # Errors
-/// `node` is no evdev node (ENOTTY or EINVAL), or its device is gone.
+/// `node` is not an evdev node (ENOTTY or EINVAL), or the device has disappeared.
 pub fn identity(node: BorrowedFd<'_>) -> Result<Identity> {
     numbers::<1>(node, EVIOCGVERSION)?;
     let [bus, vendor, product, version] = numbers::<2>(node, EVIOCGID)?
@@ -176,7 +176,7 @@ pub fn identity(node: BorrowedFd<'_>) -> Result<Identity> {
         properties: bitmap(node, EVIOCGPROP)?,
         ..Identity::default()
     };
-    // The bitmap of type 0 is that of the types.
+    // The bitmap of type 0 contains the event types.
     let kinds = bitmap(node, indexed(EVIOCGBIT, EV_SYN))?;
     for kind in [EV_KEY, EV_REL, EV_ABS, EV_MSC, EV_SW, EV_LED, EV_SND, EV_FF] {
         if kinds.has(kind) {
@@ -196,11 +196,11 @@ pub fn identity(node: BorrowedFd<'_>) -> Result<Identity> {
     Ok(identity)
 }
 
-/// How the device's keys, switches, axes and touches are now. Events on keys and switches that were not
-/// read yet are contained in it, and not to be read any more.
+/// Reads the current state of keys, switches, axes and touches. It contains the pending events of keys and switches,
+/// which must be discarded.
 ///
 /// # Errors
-/// The device is gone.
+/// The device has disappeared.
 pub fn state(node: BorrowedFd<'_>, identity: &Identity) -> Result<State> {
     let mut state = State::default();
     for (kind, number) in [(EV_KEY, EVIOCGKEY), (EV_SW, EVIOCGSW)] {
@@ -235,9 +235,9 @@ pub fn state(node: BorrowedFd<'_>, identity: &Identity) -> Result<State> {
     Ok(state)
 }
 
-/// The values of an axis that each slot has.
+/// Reads the values of an axis in all slots.
 fn slot_values(node: BorrowedFd<'_>, code: u16, count: usize) -> Result<Vec<i32>> {
-    // The code comes first, and stays.
+    // The first element is the axis code; the kernel keeps it.
     let mut buffer = i32::from(code).to_ne_bytes().to_vec();
     buffer.resize((1 + count.min(MAX_SLOTS)) * size_of::<i32>(), 0);
     read_ioctl(node, EVIOCGMTSLOTS, &mut buffer)?;
@@ -246,30 +246,30 @@ fn slot_values(node: BorrowedFd<'_>, code: u16, count: usize) -> Result<Vec<i32>
     Ok(values.map(|word| i32::from_ne_bytes(*word)).collect())
 }
 
-/// Whether any key is down.
+/// Returns whether any key is held.
 ///
 /// # Errors
-/// The device is gone.
+/// The device has disappeared.
 pub fn has_key_down(node: BorrowedFd<'_>) -> Result<bool> {
     Ok(bitmap(node, EVIOCGKEY)?.iter().next().is_some())
 }
 
-/// Takes the device away from all others who read it, until the node is closed.
+/// Grabs the device: no other reader receives its events until the node is closed.
 ///
 /// # Errors
-/// Somebody else has done that (EBUSY), or the device is gone.
+/// Another reader has grabbed it (EBUSY), or the device has disappeared.
 pub fn grab(node: BorrowedFd<'_>) -> Result<()> {
-    // SAFETY: EVIOCGRAB takes an integer: 1 to grab.
+    // SAFETY: the argument of EVIOCGRAB is an integer: 1 to grab.
     unsafe { ioctl(node, IntegerSetter::<EVIOCGRAB>::new_usize(1)) }
 }
 
-/// Has only events of these types to be read from the node. Lights and sounds that are set come back
-/// otherwise, and may take the place of keys.
+/// Restricts the events that this reader receives to these types. Otherwise it would also receive the settings of LEDs
+/// and sounds, which could displace key events from the kernel's buffer.
 ///
 /// # Errors
-/// The kernel cannot do that (before Linux 4.4), or the device is gone.
+/// The kernel does not support this (before Linux 4.4), or the device has disappeared.
 pub fn select_types(node: BorrowedFd<'_>, kinds: &[u16]) -> Result<()> {
-    // The codes of type 0 are the types.
+    // The codes of type 0 are the event types.
     let codes: u64 = kinds
         .iter()
         .fold(0, |codes, kind| codes | 1 << (kind & 0x1f));
@@ -278,7 +278,6 @@ pub fn select_types(node: BorrowedFd<'_>, kinds: &[u16]) -> Result<()> {
         codes_size: size_of_val(&codes) as u32,
         codes: (&raw const codes).expose_provenance() as u64,
     };
-    // SAFETY: EVIOCSMASK takes a `struct input_mask` and reads `codes_size` bytes at its `codes`, which
-    // outlive the call.
+    // SAFETY: EVIOCSMASK takes a `struct input_mask` and reads `codes_size` bytes at `codes`, which outlives the call.
     unsafe { ioctl(node, Setter::<EVIOCSMASK, InputMask>::new(mask)) }
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A process that opens the node at one path, again and again: the one that the guest deals with can open nothing.
+//! A process that opens the node, again and again, for the main process, whose sandbox does not allow opening files.
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -16,34 +16,38 @@ use rustix::net::{
 use vhost_device_common::device::{Call, StartError};
 use vhost_device_common::sandbox::start_process;
 
-/// The largest number of an error that Linux has.
+/// Largest error number of Linux.
 const LAST_ERROR: i32 = 4095;
 
-/// Our end of the process.
+/// The connection to the process.
 #[derive(Debug)]
 pub struct Opener(UnixStream);
 
 impl Opener {
-    /// Starts the process, which opens the node at `path` whenever it is asked to.
+    /// Starts a process that opens the node at `path` on request.
     ///
     /// # Errors
-    /// One line for the person who started the program.
+    /// The process cannot be started.
     pub fn start(path: PathBuf) -> Result<Self, StartError> {
         let work = move |socket| serve(&path, &socket);
         start_process(env!("CARGO_PKG_NAME"), &calls(), work)
             .map(Self)
-            .map_err(|error| StartError(format!("cannot start a process: {error}")))
+            .map_err(|error| {
+                StartError(format!(
+                    "cannot start the process that opens the node: {error}"
+                ))
+            })
     }
 
-    /// What asking takes.
+    /// Returns the system calls that [`Opener::open`] needs.
     pub fn needs() -> [Call; 1] {
         [Call::new(libc::SYS_recvmsg)]
     }
 
-    /// Opens the node, for writing too if that is allowed.
+    /// Opens the node for reading and, if permitted, writing.
     ///
     /// # Errors
-    /// ENOTTY if it is no device, ECHILD if the process is gone, or what is in the way.
+    /// ENOTTY if it is not a character device, ECHILD if the process has ended, or the error of opening it.
     pub fn open(&self) -> Result<OwnedFd, Errno> {
         retry_on_intr(|| send(&self.0, &[0], SendFlags::NOSIGNAL)).map_err(|_| Errno::CHILD)?;
         let mut bytes = [0; 4];
@@ -72,7 +76,7 @@ impl Opener {
     }
 }
 
-/// What the process does.
+/// Returns the system calls that the process needs.
 fn calls() -> Vec<Call> {
     let calls = [
         libc::SYS_recvfrom,
@@ -87,7 +91,7 @@ fn calls() -> Vec<Call> {
     calls
 }
 
-/// Answers each byte with the node, or the number of an error.
+/// Answers each byte received with the node, or with an error number.
 fn serve(path: &Path, socket: &UnixStream) {
     while let Ok(1) = retry_on_intr(|| rustix::io::read(socket, &mut [0u8; 1])) {
         let outcome = open_node(path);
@@ -108,9 +112,9 @@ fn serve(path: &Path, socket: &UnixStream) {
     }
 }
 
-/// Opens the device at `path`, for writing too if that is allowed.
+/// Opens the node at `path` for reading and, if permitted, writing.
 fn open_node(path: &Path) -> Result<OwnedFd, Errno> {
-    // To open a device that is something else may have effects.
+    // Opening another kind of file may have side effects.
     if FileType::from_raw_mode(stat(path)?.st_mode) != FileType::CharacterDevice {
         return Err(Errno::NOTTY);
     }

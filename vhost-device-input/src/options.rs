@@ -8,12 +8,12 @@ use clap::Args;
 /// Options of the input device.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Input device of the host that the guest gets: an evdev node, /dev/input/event* or a link to
-    /// one such as /dev/input/by-id/*.
+    /// Pass this input device of the host to the guest: an evdev node /dev/input/event*, or a link to one such as
+    /// /dev/input/by-id/*.
     #[arg(long, value_name = "PATH")]
     pub evdev_path: PathBuf,
 
-    /// Do not grab the device: the host goes on seeing its events too.
+    /// Do not grab the device: the host receives its events too.
     #[arg(long)]
     pub no_grab: bool,
 }

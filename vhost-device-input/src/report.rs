@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Puts events together to whole reports, keeps these for a guest that is slow, and drops whole ones
-//! when there are too many. After that it makes a report of its own, from what the guest was told and
-//! what is so, before all else goes on.
+//! Collects events into whole reports and queues them for the guest. If the guest is too slow, drops whole reports; later
+//! sends one report with all changes since.
 
 use std::collections::VecDeque;
 
@@ -12,42 +11,42 @@ use crate::event::{
 };
 use crate::state::State;
 
-/// Most events that wait for the guest, and most of one report. A keyboard fills this in minutes, a
-/// mouse that reports a thousand times a second in a third of one.
+/// Most events in the queue, and in one report. A keyboard fills it in minutes, a mouse with 1000 reports a second in a
+/// third of a second.
 pub const CAPACITY: usize = 1024;
 
-/// What is left of a guest whose queue has stopped.
+/// What the next handler needs when the event queue has stopped.
 #[derive(Clone, Debug, Default)]
 pub struct Suspended {
-    /// The controls that it was told of.
+    /// The state that the guest knows.
     pub guest: State,
-    /// The end of a report whose beginning it has.
+    /// The rest of a report that the guest has partly received.
     pub pending: Vec<Event>,
 }
 
-/// The reports on their way to the guest.
+/// The queue of reports for the guest.
 #[derive(Debug, Default)]
 pub struct Reports {
-    /// What the device's controls are, as far as events were read.
+    /// The state of the device after all events that were read.
     current: State,
-    /// What the guest believes when it has got all that waits.
+    /// The state that the guest knows once it has received all pending events.
     guest: State,
-    /// The beginning of the report that is being read.
+    /// The events of the report that is being read.
     report: Vec<Event>,
-    /// Whole reports; the beginning of the first may be gone to the guest.
+    /// Whole reports. The guest may have received a part of the first one.
     pending: VecDeque<Event>,
-    /// The first event that waits is not the first of its report.
+    /// Whether the guest has received a part of the first report.
     mid_report: bool,
-    /// `guest` has to become `current` before any more reports are let through.
+    /// Whether the guest must receive the changes from `guest` to `current` before further reports.
     must_sync: bool,
-    /// Events were lost: none count until the state was asked for.
+    /// Whether events are ignored until the device state has been read, because some were lost.
     is_dropping: bool,
-    /// The device repeats held keys. The guest, who knows of that, does so itself.
+    /// Whether the device repeats held keys. The guest then repeats them itself.
     repeats_keys: bool,
 }
 
 impl Reports {
-    /// For a guest that knows no more than what is `suspended`, of a device whose state has yet to be asked for.
+    /// Creates a queue for a guest that knows what `suspended` holds. The device state must be read first.
     pub fn new(repeats_keys: bool, suspended: Suspended) -> Self {
         Self {
             guest: suspended.guest,
@@ -60,7 +59,7 @@ impl Reports {
         }
     }
 
-    /// Takes in the next event of the device.
+    /// Takes the next event of the device.
     pub fn push(&mut self, event: Event) {
         if (event.kind, event.code) == (EV_SYN, SYN_DROPPED) {
             self.drop_events();
@@ -89,7 +88,7 @@ impl Reports {
         if !self.must_sync && self.pending.len() + report.len() > CAPACITY {
             self.start_dropping();
         }
-        // What was left out can leave nothing but the end.
+        // Without the events that are not forwarded, only the end of the report may remain.
         if !self.must_sync && report.len() > 1 {
             self.forward(&report);
         }
@@ -97,7 +96,7 @@ impl Reports {
         self.report = report;
     }
 
-    /// Has a whole report wait for the guest.
+    /// Queues a whole report.
     fn forward(&mut self, report: &[Event]) {
         report.iter().for_each(|event| self.guest.apply(*event));
         self.pending.extend(report);
@@ -105,7 +104,7 @@ impl Reports {
             (event.kind, event.code) == (EV_ABS, ABS_MT_TRACKING_ID) && event.value >= 0
         };
         if report.iter().any(begins_touch) {
-            // What was left out while there was no touch.
+            // Axes of the slot that changed while it had no touch.
             let more = self.current.differences(&self.guest);
             if !more.is_empty() {
                 let end = self.pending.pop_back();
@@ -120,23 +119,23 @@ impl Reports {
         if !self.must_sync {
             self.must_sync = true;
             warn_limited(format_args!(
-                "the guest does not fetch its input events; new ones are dropped until it has"
+                "the guest does not fetch its input events; dropping new ones until it does"
             ));
         }
     }
 
-    /// Events were lost, or are old.
+    /// Ignores events until the next [`Reports::resync`], because some were lost or are outdated.
     pub fn drop_events(&mut self) {
         self.is_dropping = true;
     }
 
-    /// Whether events were lost, so that the state must be asked for with [`Reports::resync`] after
-    /// all events there are have been read.
+    /// Returns whether events are ignored. The caller must then read all pending events, read the device state, and
+    /// call [`Reports::resync`].
     pub fn is_dropping(&self) -> bool {
         self.is_dropping
     }
 
-    /// The device's state is `current`: it was asked for, all events before it have been read.
+    /// Sets the device state. It must include all events pushed so far.
     pub fn resync(&mut self, current: State) {
         self.current = current;
         self.report.clear();
@@ -144,15 +143,15 @@ impl Reports {
         self.must_sync = true;
     }
 
-    /// The device is gone, and with it the hands on its keys.
+    /// Releases all keys and ends all touches, because the device was unplugged.
     pub fn unplug(&mut self) {
         let mut current = std::mem::take(&mut self.current);
         current.release_all();
         self.resync(current);
     }
 
-    /// The queue stops. The guest, if it is the same one, waits for the end of a report whose beginning
-    /// it has; it, or another, is told all else anew when the queue starts. Gives what another device must know to do so.
+    /// Stops the queue and returns what the next one needs. The guest still receives the rest of a partly received
+    /// report; everything else is sent as changes when the queue starts, whether the guest is the same or not.
     pub fn stop(&mut self) -> Suspended {
         let end = self.pending.iter().position(Event::is_report);
         let keep = end.filter(|_| self.mid_report).map_or(0, |end| end + 1);
@@ -165,8 +164,8 @@ impl Reports {
         }
     }
 
-    /// If what the guest was told differs from what is so, has it told before all else, as soon as
-    /// nothing waits any more. From then on reports are let through again.
+    /// Queues the changes that the guest must receive, once no reports are pending. Further reports are forwarded from
+    /// then on.
     pub fn sync_guest(&mut self) {
         if self.must_sync && self.pending.is_empty() && self.report.is_empty() && !self.is_dropping
         {
@@ -180,13 +179,13 @@ impl Reports {
         }
     }
 
-    /// The next event for the guest.
+    /// Returns the next event for the guest.
     pub fn next(&mut self) -> Option<Event> {
         self.sync_guest();
         self.pending.front().copied()
     }
 
-    /// The guest has got the next event.
+    /// Removes the next event, because the guest has received it.
     pub fn pop(&mut self) {
         if let Some(event) = self.pending.pop_front() {
             self.mid_report = !event.is_report();

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What another device must know to go on with a guest. Not the state of the keys here, which is that of other keys there:
-//! the guest is told those when its queue starts, beginning with all that it was ever told of, so that no key sticks.
+//! The device state for migration and snapshots. It does not contain the state of keys, because the destination has
+//! another device. When the queue starts there, the guest receives the state of every key that it knows, so that no key
+//! sticks.
 
 use serde::{Deserialize, Serialize};
 use vhost_device_common::device::StateError;
@@ -10,13 +11,13 @@ use crate::event::{Event, FORWARDED_TYPES};
 use crate::report::Suspended;
 use crate::state::{Control, State};
 
-/// The state of the device, version 1.
+/// The device state, version 1.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Saved {
     selection: Selection,
-    /// What the guest was told of.
+    /// The controls whose state the guest knows.
     controls: Vec<Control>,
-    /// The end of a report whose beginning the guest has.
+    /// The rest of a report that the guest has partly received.
     pending: Vec<Event>,
 }
 
@@ -29,10 +30,13 @@ impl Saved {
         }
     }
 
-    /// What was saved, if it can be so.
+    /// Checks a decoded state.
+    ///
+    /// # Errors
+    /// The state is invalid.
     pub fn check(self) -> Result<(Selection, Suspended), StateError> {
         if !self.controls.iter().all(Control::is_valid) {
-            return Err(StateError::Contents("a control that keeps no value"));
+            return Err(StateError::Contents("an invalid control"));
         }
         let is_end = match self.pending.split_last() {
             Some((last, rest)) => last.is_report() && !rest.iter().any(Event::is_report),
@@ -43,7 +47,7 @@ impl Saved {
             .iter()
             .all(|event| FORWARDED_TYPES.contains(&event.kind));
         if !is_end || !are_for_guest {
-            return Err(StateError::Contents("an end of a report that is none"));
+            return Err(StateError::Contents("an invalid rest of a report"));
         }
         let suspended = Suspended {
             guest: State::unknown(self.controls),
@@ -74,7 +78,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_was_held_there_is_let_go_of_here_after_the_report_that_had_begun() {
+    fn a_key_held_at_the_source_is_released_after_the_rest_of_the_report() {
         let mut reports = Reports::new(false, Suspended::default());
         reports.resync(state_of(&[]));
         reports.sync_guest();
@@ -117,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn what_can_not_be_so_is_refused() {
+    fn an_invalid_state_is_refused() {
         let pending = |events: &[Event]| Suspended {
             guest: State::default(),
             pending: events.to_vec(),

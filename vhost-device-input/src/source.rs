@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where events come from: a path at which an evdev node is, goes, and comes back.
+//! Sources of events: the path of an evdev node that can disappear and return.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -17,31 +17,30 @@ use crate::opener::Opener;
 use crate::options::Options;
 use crate::state::State;
 
-/// How long a grab waits until no key is down: the host would not see it come up, and repeat it for
-/// ever. It is Enter, most often, that starts a program.
+/// How long to wait for the release of held keys before a grab. The host would not see the release and would repeat the
+/// key forever. Often, Enter is held because it started the program.
 const KEY_RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
-/// What opens a node: a file from which events are read as the kernel lays them out, and to which they are written. Tests have
-/// sources of their own.
+/// Opens a node: a file that is read and written as events in the kernel's layout. Tests have their own sources.
 pub trait Source: Send {
-    /// Opens the node, if it is there.
+    /// Opens the node. Returns `None` if it does not exist.
     ///
     /// # Errors
-    /// What is in the way: it cannot be opened, or is of another device.
+    /// The node cannot be opened, or belongs to another device.
     fn open(&mut self) -> Result<Option<OwnedFd>, String>;
 
-    /// How keys, switches, axes and touches are now.
+    /// Returns the current state of keys, switches, axes and touches.
     ///
     /// # Errors
-    /// The device is gone.
+    /// The device has disappeared.
     fn state(&self, node: BorrowedFd<'_>) -> io::Result<State>;
 
-    /// What it does for that.
+    /// Returns what the source needs from the sandbox.
     fn needs(&self) -> Needs {
         Needs::default()
     }
 }
 
-/// The evdev node at a path.
+/// An evdev node at a path.
 pub struct Evdev {
     path: PathBuf,
     opener: Opener,
@@ -50,10 +49,10 @@ pub struct Evdev {
 }
 
 impl Evdev {
-    /// Opens the node that the options name, and learns what it is.
+    /// Opens the node that the options name, and grabs it if requested.
     ///
     /// # Errors
-    /// One line for the person who started the program.
+    /// The node cannot be opened or grabbed, or is not an evdev node.
     pub fn new(options: Options) -> Result<(Self, OwnedFd), StartError> {
         let path = options.evdev_path;
         let opener = Opener::start(path.clone())?;
@@ -78,14 +77,14 @@ impl Evdev {
         }
         if !is_writable(&node) {
             log::info!(
-                "{} can be read only; lights and sounds of the guest are ignored",
+                "{} is read-only; ignoring LEDs and sounds of the guest",
                 evdev.path.display()
             );
         }
         Ok((evdev, node))
     }
 
-    /// What the device is.
+    /// Returns the identity of the device.
     pub fn identity(&self) -> &Identity {
         &self.identity
     }
@@ -111,7 +110,7 @@ impl Source for Evdev {
         };
         if identity != self.identity {
             return Err(format!(
-                "{} is another device now, {:?}",
+                "{} is a different device now: {:?}",
                 self.path.display(),
                 String::from_utf8_lossy(&identity.name)
             ));
@@ -135,20 +134,20 @@ impl Source for Evdev {
     }
 }
 
-/// Why there is no node.
+/// Why a node cannot be opened.
 enum OpenError {
-    /// Nothing is at the path.
+    /// The path does not exist.
     Missing,
-    /// What is in the way.
+    /// A message for the user.
     Other(String),
 }
 
-/// Has the evdev node at `path` opened, and learns what it is.
+/// Opens the evdev node at `path` and reads its identity.
 fn open_node(opener: &Opener, path: &Path) -> Result<(OwnedFd, Identity), OpenError> {
     let path_text = path.display();
     let error_of = |errno: Errno| {
         OpenError::Other(match errno {
-            Errno::CHILD => format!("cannot open {path_text}: the process that does so has ended"),
+            Errno::CHILD => format!("cannot open {path_text}: the process that opens it has ended"),
             Errno::NOTTY | Errno::INVAL => {
                 format!("{path_text} is not an evdev node; those are /dev/input/event*")
             }
@@ -161,7 +160,7 @@ fn open_node(opener: &Opener, path: &Path) -> Result<(OwnedFd, Identity), OpenEr
     })?;
     let identity = node::identity(node.as_fd()).map_err(error_of)?;
     if let Err(errno) = node::select_types(node.as_fd(), &FORWARDED_TYPES) {
-        log::debug!("cannot leave out events that are of no use: {errno}");
+        log::debug!("cannot restrict the event types: {errno}");
     }
     Ok((node, identity))
 }

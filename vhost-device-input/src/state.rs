@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The state of a device that lasts between reports: keys, switches, axes and touches; and how to tell
-//! somebody who believes it to be another.
+//! The lasting state of a device (keys, switches, axes and touches), and the events that lead from one state to
+//! another.
 
 use std::collections::BTreeMap;
 
@@ -11,20 +11,20 @@ use crate::event::{
     KEY_REPEATED,
 };
 
-/// Tracking id of a slot without a touch.
+/// Tracking ID of a slot without a touch.
 const NO_TOUCH: i32 = -1;
 
-/// Something that keeps its value until an event changes it.
+/// A key, switch or axis, which keeps its value until an event changes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Control {
-    /// The multi-touch slot that it belongs to.
+    /// Its multi-touch slot.
     slot: Option<i32>,
     kind: u16,
     code: u16,
 }
 
 impl Control {
-    /// Whether this is what a [`State`] has.
+    /// Returns whether a [`State`] can contain this control.
     pub fn is_valid(&self) -> bool {
         match (self.kind, self.code) {
             (EV_ABS, ABS_MT_SLOT) => false,
@@ -38,7 +38,7 @@ impl Control {
         self.slot.is_some() && self.code == ABS_MT_TRACKING_ID
     }
 
-    /// Its value, while no event told of any.
+    /// Returns the value before the first event. The value of an axis is unknown.
     fn default_value(&self) -> Option<i32> {
         match self.kind {
             EV_ABS if self.is_touch() => Some(NO_TOUCH),
@@ -48,17 +48,17 @@ impl Control {
     }
 }
 
-/// What is known of all controls. In the beginning no key is down and nothing touches.
+/// The values of all controls. The default is that no key is held and there is no touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
-    /// `None` for what is not known.
+    /// `None` for an unknown value.
     values: BTreeMap<Control, Option<i32>>,
-    /// The slot that the next events on axes of touches are for. `None` for a device without slots.
+    /// The current slot, which events of multi-touch axes refer to. `None` for a device without slots.
     slot: Option<i32>,
 }
 
 impl State {
-    /// Takes in what an event tells.
+    /// Updates the state with an event.
     pub fn apply(&mut self, event: Event) {
         let Event { kind, code, value } = event;
         let slot = match (kind, code) {
@@ -68,7 +68,7 @@ impl State {
                 self.slot = Some(value);
                 return;
             }
-            // Without slots, each report has all touches.
+            // Without slots, each report contains all touches.
             (EV_ABS, ABS_MT_FIRST..=ABS_MT_LAST) if self.slot.is_none() => return,
             (EV_ABS, ABS_MT_FIRST..=ABS_MT_LAST) => self.slot,
             (EV_ABS, _) => None,
@@ -78,7 +78,7 @@ impl State {
         self.values.insert(control, Some(value));
     }
 
-    /// All keys are let go of and all touches end.
+    /// Releases all keys and ends all touches.
     pub fn release_all(&mut self) {
         for (control, value) in &mut self.values {
             if control.kind == EV_KEY || control.is_touch() {
@@ -87,18 +87,18 @@ impl State {
         }
     }
 
-    /// It may all have changed, except for what is at rest and never was otherwise.
+    /// Makes the value of every control unknown, except for those that have never changed.
     pub fn forget(&mut self) {
         self.values.values_mut().for_each(|value| *value = None);
         self.slot = None;
     }
 
-    /// The controls of which anything was ever known, which is all that is left of a state that was forgotten.
+    /// Returns the controls that have changed at least once. [`State::unknown`] restores a forgotten state from them.
     pub fn controls(&self) -> impl Iterator<Item = Control> {
         self.values.keys().copied()
     }
 
-    /// The state of these controls, forgotten.
+    /// Creates a state in which the values of these controls are unknown.
     pub fn unknown(controls: impl IntoIterator<Item = Control>) -> Self {
         let values = controls.into_iter().map(|control| (control, None));
         Self {
@@ -123,8 +123,7 @@ impl State {
         self.value(&touch).is_some_and(|id| id >= 0)
     }
 
-    /// The events that bring somebody who believes in `known` to this state. What a slot without a touch
-    /// would say of its touch is left out.
+    /// Returns the events that lead from the state `known` to this one. Leaves out the axes of a slot without a touch.
     pub fn differences(&self, known: &State) -> Vec<Event> {
         let mut changed: Vec<_> = self
             .values
@@ -136,7 +135,7 @@ impl State {
                 None => true,
             })
             .collect();
-        // A touch begins before it is anywhere.
+        // A touch starts with its tracking ID.
         changed.sort_by_key(|control| (control.slot, !control.is_touch(), *control));
         changed.dedup();
         let mut events = Vec::new();
@@ -188,13 +187,13 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_last_is_no_state() {
+    fn relative_motion_and_repeats_are_not_part_of_the_state() {
         let current = state(&[(EV_REL, 0, 5), (4, 4, 1), (EV_KEY, KEY_A, KEY_REPEATED)]);
         assert_eq!(current, State::default());
     }
 
     #[test]
-    fn keys_switches_and_axes_that_differ_are_told() {
+    fn changed_keys_switches_and_axes_are_differences() {
         let known = state(&[(EV_KEY, KEY_A, 1), (EV_ABS, ABS_X, 5), (EV_ABS, 1, 7)]);
         let current = state(&[
             (EV_KEY, KEY_A, 1),
@@ -214,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_knows_nothing_is_told_all_axes_but_no_key_that_is_up() {
+    fn a_new_guest_gets_all_axes_but_no_released_keys() {
         let current = state(&[
             (EV_KEY, KEY_A, 0),
             (EV_KEY, 48, 1),
@@ -226,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_that_may_have_forgotten_is_told_all_that_it_ever_knew() {
+    fn a_forgotten_state_differs_in_all_controls_that_were_known() {
         let current = state(&[(EV_KEY, KEY_A, 1), (EV_KEY, 48, 0), (EV_ABS, ABS_X, 9)]);
         let mut known = state(&[(EV_KEY, KEY_A, 1), (EV_KEY, 48, 1), (EV_ABS, ABS_X, 9)]);
         known.forget();
@@ -235,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn a_release_ends_keys_and_touches_and_nothing_else() {
+    fn a_release_changes_only_keys_and_touches() {
         let mut current = state(&[
             (EV_KEY, KEY_A, 1),
             (EV_SW, 0, 1),
@@ -251,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn each_touch_is_told_in_its_slot_beginning_with_its_id() {
+    fn each_touch_starts_with_its_slot_and_tracking_id() {
         let touches = [
             (EV_ABS, ABS_MT_SLOT, 0),
             (EV_ABS, MT_X, 10),
@@ -274,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_without_a_touch_is_told_as_that_only() {
+    fn a_touch_that_ended_differs_only_in_its_tracking_id() {
         let known = state(&[
             (EV_ABS, ABS_MT_SLOT, 0),
             (EV_ABS, ABS_MT_TRACKING_ID, 45),
@@ -285,13 +284,13 @@ mod tests {
         current.apply(Event::new(EV_ABS, ABS_MT_TRACKING_ID, -1));
         let expected = [(EV_ABS, ABS_MT_TRACKING_ID, -1)];
         assert_eq!(differences(&current, &known), expected);
-        // A guest that never knew of the touch has nothing to learn but where the next event goes.
+        // A guest that does not know the touch only needs the current slot.
         let expected = [(EV_ABS, ABS_MT_SLOT, 0)];
         assert_eq!(differences(&current, &State::default()), expected);
     }
 
     #[test]
-    fn a_touch_that_another_took_the_place_of_gets_the_new_id() {
+    fn a_new_touch_in_a_slot_gets_its_new_tracking_id() {
         let known = state(&[(EV_ABS, ABS_MT_SLOT, 2), (EV_ABS, ABS_MT_TRACKING_ID, 45)]);
         let current = state(&[(EV_ABS, ABS_MT_SLOT, 2), (EV_ABS, ABS_MT_TRACKING_ID, 47)]);
         let expected = [(EV_ABS, ABS_MT_TRACKING_ID, 47)];
@@ -299,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn touches_of_devices_without_slots_are_no_state() {
+    fn touches_without_slots_are_not_part_of_the_state() {
         let current = state(&[(EV_ABS, MT_X, 10), (EV_ABS, ABS_MT_TRACKING_ID, 1)]);
         assert_eq!(current, State::default());
     }
