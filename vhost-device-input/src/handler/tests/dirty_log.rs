@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Events come into the guest's memory while it migrates.
+//! Logging of the pages that events are written to during a migration.
 
 use vhost_device_tests::front_end::dirty_log::{LOG_ALL, PAGE_SIZE, pages};
 use vhost_device_tests::front_end::{DirtyLog, Shadow};
@@ -7,7 +7,7 @@ use vhost_device_tests::front_end::{DirtyLog, Shadow};
 use super::*;
 
 #[test]
-fn events_that_come_during_a_migration_are_logged() {
+fn pages_of_events_are_logged_during_a_migration() {
     let host = Host::new();
     let mut guest = host.guest();
     let memory = guest.front_end().memory().clone();
@@ -19,7 +19,7 @@ fn events_that_come_during_a_migration_are_logged() {
     guest.front_end().log_writes(true).unwrap();
     let ring = guest.front_end().ring_addresses(&guest.events);
     guest.front_end().log_ring(0, &ring, Some(used)).unwrap();
-    // Each buffer in a page of its own, and one in two.
+    // Each buffer in a page of its own; the first crosses a page boundary.
     let start = memory.allocate(6 * PAGE_SIZE, PAGE_SIZE);
     let places = [start, start + 2 * PAGE_SIZE - 4, start + 5 * PAGE_SIZE + 1];
     let mut shadow = Shadow::new(&memory);
@@ -37,7 +37,7 @@ fn events_that_come_during_a_migration_are_logged() {
     for place in places {
         assert!(marked.is_superset(&pages(place, 8)), "{marked:?}");
     }
-    // What the driver wrote itself.
+    // What the driver has written.
     let layout = guest.events.layout();
     shadow.copy(&pages(layout.descriptors, u64::from(RING) * 16));
     shadow.copy(&pages(layout.avail, 6 + 2 * u64::from(RING)));

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The whole device in a session with a front-end. One end of a socket stands for the node; what the
-//! other end writes are its events.
+//! The whole device in a session with a front-end. One end of a socket pair serves as the node; the test writes events
+//! to the other end.
 
 mod dirty_log;
 
@@ -25,7 +25,7 @@ use crate::identity::Bitmap;
 use crate::report::CAPACITY;
 use crate::source::Source;
 
-/// Descriptors of the rings that QEMU makes for this device.
+/// Size of the rings that QEMU creates for this device.
 const RING: u16 = 4;
 const LIMIT: Duration = Duration::from_secs(20);
 const STATUS_QUEUE: usize = 1;
@@ -39,15 +39,16 @@ const X: Event = Event::new(EV_REL, 0, 5);
 const REPORT: Event = Event::REPORT;
 const LOST: Event = Event::new(EV_SYN, SYN_DROPPED, 0);
 
-/// What the device finds at its path.
+/// The path of the node.
 #[derive(Default)]
 struct Path {
     node: Option<UnixStream>,
-    /// What is held when somebody asks.
+    /// The state that the next read of the device state returns.
     held: Vec<Event>,
-    /// What happens, and where, when somebody has just asked; what is held afterwards.
+    /// Events that occur right after the next read of the device state, the end to write them to, and the state after
+    /// them.
     meanwhile: Option<(UnixStream, Vec<Event>, Vec<Event>)>,
-    /// How often somebody looked for the node.
+    /// How often the device has tried to open the node.
     opens: usize,
 }
 
@@ -73,7 +74,7 @@ impl Source for Fake {
     }
 }
 
-/// The host's side: an input device, which can be unplugged.
+/// The host: an input device that can be unplugged.
 struct Host {
     path: Arc<Mutex<Path>>,
     device: Option<UnixStream>,
@@ -89,7 +90,7 @@ fn identity() -> Identity {
     }
 }
 
-/// Both ends of a node.
+/// Returns both ends of a node.
 fn node() -> (UnixStream, UnixStream) {
     let (device, node) = UnixStream::pair().unwrap();
     node.set_nonblocking(true).unwrap();
@@ -126,7 +127,7 @@ impl Host {
         device.write_all(&bytes.collect::<Vec<_>>()).unwrap();
     }
 
-    /// The next event that was written to the node, in a report of its own.
+    /// Returns the next event that the device has written to the node, in a report of its own.
     fn written(&self) -> Event {
         let mut bytes = [0; 2 * Event::HOST_SIZE];
         let mut device = self.device.as_ref().unwrap();
@@ -147,18 +148,21 @@ impl Host {
         self.path.lock().unwrap().node = Some(node);
     }
 
-    /// Waits until the device has looked for its node `times` more.
+    /// Waits until the device has tried to open the node `times` more.
     fn wait_for_opens(&self, times: usize) {
         let opens = || self.path.lock().unwrap().opens;
         let enough = opens() + times;
         let deadline = Instant::now() + LIMIT;
         while opens() < enough {
-            assert!(Instant::now() < deadline, "nobody looks for the node");
+            assert!(
+                Instant::now() < deadline,
+                "the device does not try to open the node"
+            );
             std::thread::sleep(Duration::from_millis(5));
         }
     }
 
-    /// A front-end connects, and starts nothing yet.
+    /// Connects a front-end that has not started a queue.
     fn connect(&self) -> Guest {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (end, stop) = UnixStream::pair().unwrap();
@@ -177,7 +181,7 @@ impl Host {
         }
     }
 
-    /// A guest whose driver has both queues, and no buffers in them yet.
+    /// Connects a guest whose driver has started the event queue without buffers.
     fn guest(&self) -> Guest {
         let guest = self.connect();
         guest.start();
@@ -185,11 +189,11 @@ impl Host {
     }
 }
 
-/// The guest's side.
+/// The guest.
 struct Guest {
     front_end: Option<FrontEnd>,
     events: Ring,
-    /// The buffer behind each descriptor that was given.
+    /// The buffer of each descriptor in use.
     buffers: HashMap<u16, Buffer>,
     server: Option<JoinHandle<()>>,
 }
@@ -221,11 +225,11 @@ impl Guest {
     }
 
     fn next_used(&mut self) -> Used {
-        assert!(self.events.wait_used(LIMIT), "no event came");
+        assert!(self.events.wait_used(LIMIT), "no event");
         self.events.take_used().unwrap()
     }
 
-    /// The next event that came. Its buffer is not given again.
+    /// Returns the next event. Its buffer is not made available again.
     fn take(&mut self) -> Event {
         let used = self.next_used();
         assert_eq!(used.length, 8);
@@ -234,7 +238,7 @@ impl Guest {
         Event::from_guest(bytes.try_into().unwrap())
     }
 
-    /// The next `count` events. Each buffer is given again.
+    /// Returns the next `count` events. Each buffer is made available again.
     fn receive(&mut self, count: usize) -> Vec<Event> {
         (0..count).map(|_| self.receive_one()).collect()
     }
@@ -248,7 +252,7 @@ impl Guest {
         event
     }
 
-    /// All events up to the first report that ends with `last` and its end.
+    /// Returns all events up to and including `last` and the end of its report.
     fn receive_until(&mut self, last: Event) -> Vec<Event> {
         let mut events = Vec::new();
         while !events.ends_with(&[last, REPORT]) {
@@ -257,10 +261,10 @@ impl Guest {
         events
     }
 
-    /// Sends one chain on the status queue, and waits until it is given back.
+    /// Sends one chain on the status queue, and waits until it is returned.
     fn send(&self, ring: &mut Ring, chain: &[Buffer]) {
         let head = ring.submit(chain);
-        assert!(ring.wait_used(LIMIT), "the buffer did not come back");
+        assert!(ring.wait_used(LIMIT), "the buffer was not returned");
         assert_eq!(ring.take_used(), Some(Used { head, length: 0 }));
     }
 
@@ -283,7 +287,7 @@ impl Drop for Guest {
 }
 
 #[test]
-fn a_report_larger_than_the_ring_streams_as_buffers_come_back() {
+fn a_report_larger_than_the_ring_continues_when_buffers_return() {
     let host = Host::new();
     let mut guest = host.guest();
     guest.give(RING);
@@ -332,7 +336,7 @@ fn reports_come_in_order_through_a_ring_of_any_size() {
 }
 
 #[test]
-fn a_guest_is_told_what_is_held_and_nothing_from_before() {
+fn a_new_guest_gets_the_held_keys_and_no_earlier_events() {
     let host = Host::holding(&[KEY_B]);
     host.happen(&[KEY_A, REPORT, KEY_A_UP, REPORT, KEY_B, REPORT]);
     let mut guest = host.guest();
@@ -342,7 +346,7 @@ fn a_guest_is_told_what_is_held_and_nothing_from_before() {
 }
 
 #[test]
-fn the_next_front_end_gets_nothing_that_was_meant_for_the_one_before() {
+fn a_front_end_gets_no_events_of_the_previous_one() {
     let host = Host::new();
     let mut guest = host.guest();
     host.happen(&[KEY_A, REPORT]);
@@ -368,14 +372,14 @@ fn a_slow_guest_loses_whole_reports_and_no_key_sticks() {
         host.happen(&[X, X, REPORT]);
     }
     host.happen(&[KEY_A_UP, KEY_B, REPORT]);
-    // A queue in the same thread has its turn after all of this was read.
+    // The status queue is processed by the same thread, after it has read all of these events.
     host.happen(&[X, X, REPORT]);
     let mut status = guest.front_end().queue(STATUS_QUEUE, RING).unwrap();
     guest.send_event(&mut status, Event::new(EV_LED, 0, 1));
     assert_eq!(host.written(), Event::new(EV_LED, 0, 1));
     let events = guest.receive_until(KEY_B);
     let (rest, reports) = events.split_at(2);
-    assert_eq!(rest, [X, REPORT], "what was begun is ended");
+    assert_eq!(rest, [X, REPORT], "the rest of the first report");
     let (state, reports) = {
         let (reports, state) = reports.split_at(reports.len() - 3);
         (state, reports)
@@ -389,7 +393,7 @@ fn a_slow_guest_loses_whole_reports_and_no_key_sticks() {
 }
 
 #[test]
-fn a_guest_agrees_with_the_device_after_the_kernel_lost_events() {
+fn the_guest_gets_the_state_after_the_kernel_dropped_events() {
     let host = Host::new();
     let mut guest = host.guest();
     host.happen(&[KEY_A, REPORT]);
@@ -402,7 +406,7 @@ fn a_guest_agrees_with_the_device_after_the_kernel_lost_events() {
 }
 
 #[test]
-fn what_comes_while_the_state_is_asked_for_is_told_once() {
+fn events_during_a_read_of_the_state_are_not_repeated() {
     let host = Host::new();
     let mut guest = host.guest();
     host.happen(&[KEY_A, REPORT]);
@@ -418,7 +422,7 @@ fn what_comes_while_the_state_is_asked_for_is_told_once() {
 }
 
 #[test]
-fn buffers_that_can_hold_no_event_come_back_empty_and_lose_none() {
+fn unusable_buffers_return_empty_and_lose_no_event() {
     let host = Host::new();
     let mut guest = host.guest();
     let address = guest.front_end().memory().allocate(16, 8);
@@ -439,7 +443,7 @@ fn buffers_that_can_hold_no_event_come_back_empty_and_lose_none() {
 }
 
 #[test]
-fn the_guest_sets_lights_and_effects_and_nothing_else() {
+fn the_guest_can_set_only_leds_and_effects() {
     let host = Host::new();
     let guest = host.guest();
     let mut ring = guest.front_end().queue(STATUS_QUEUE, RING).unwrap();
@@ -466,7 +470,7 @@ fn the_guest_sets_lights_and_effects_and_nothing_else() {
 }
 
 #[test]
-fn malformed_buffers_of_the_status_queue_come_back() {
+fn malformed_buffers_of_the_status_queue_are_returned() {
     let host = Host::new();
     let guest = host.guest();
     let mut ring = guest.front_end().queue(STATUS_QUEUE, RING).unwrap();
@@ -481,7 +485,7 @@ fn malformed_buffers_of_the_status_queue_come_back() {
     ] {
         guest.send(&mut ring, chain);
     }
-    // In pieces it is an event like any other.
+    // Split into several descriptors, it is an event like any other.
     let led = Event::new(EV_LED, 1, 1);
     guest.front_end().memory().write(address, &led.to_guest());
     let pieces = Buffer::readable(address, 8).split(&[1, 4]);
@@ -490,11 +494,11 @@ fn malformed_buffers_of_the_status_queue_come_back() {
 }
 
 #[test]
-fn a_node_that_takes_nothing_delays_no_guest() {
+fn a_node_that_accepts_no_data_does_not_delay_the_guest() {
     let host = Host::new();
     let mut guest = host.guest();
     let mut ring = guest.front_end().queue(STATUS_QUEUE, RING).unwrap();
-    // Far more than a socket holds that nobody reads.
+    // Far more than the socket holds while nobody reads.
     for _ in 0..2000 {
         guest.send_event(&mut ring, Event::new(EV_LED, 1, 1));
     }
@@ -503,7 +507,7 @@ fn a_node_that_takes_nothing_delays_no_guest() {
 }
 
 #[test]
-fn an_unplugged_device_lets_go_of_its_keys_and_goes_on_when_it_is_back() {
+fn an_unplugged_device_releases_its_keys_and_continues_when_it_returns() {
     let mut host = Host::new();
     let mut guest = host.guest();
     host.happen(&[KEY_A, REPORT]);
@@ -525,7 +529,7 @@ fn an_unplugged_device_lets_go_of_its_keys_and_goes_on_when_it_is_back() {
 }
 
 #[test]
-fn a_device_that_was_unplugged_between_two_front_ends_comes_back_to_the_next() {
+fn a_device_unplugged_between_two_front_ends_returns_to_the_next() {
     let mut host = Host::new();
     drop(host.guest());
     host.unplug();
@@ -542,7 +546,7 @@ fn a_device_that_was_unplugged_between_two_front_ends_comes_back_to_the_next() {
 }
 
 #[test]
-fn a_queue_that_is_stopped_and_started_tells_the_state_again() {
+fn a_restarted_queue_sends_the_state_again() {
     let host = Host::new();
     let mut guest = host.guest();
     host.happen(&[KEY_A, KEY_B, REPORT]);
@@ -554,7 +558,7 @@ fn a_queue_that_is_stopped_and_started_tells_the_state_again() {
     guest.front_end = Some(front_end);
     let mut events = guest.receive(3);
     if events.starts_with(&[KEY_A]) {
-        // The queue was faster than the event.
+        // The queue started before the device read the event.
         assert_eq!(events, [KEY_A, KEY_B, REPORT]);
         events = guest.receive(3);
         assert_eq!(events, [KEY_A_UP, X, REPORT]);
@@ -564,7 +568,7 @@ fn a_queue_that_is_stopped_and_started_tells_the_state_again() {
 }
 
 #[test]
-fn a_guest_that_resets_the_device_starts_anew() {
+fn a_guest_that_resets_the_device_gets_the_state_again() {
     let host = Host::new();
     let mut guest = host.guest();
     host.happen(&[KEY_A, REPORT]);
@@ -577,12 +581,12 @@ fn a_guest_that_resets_the_device_starts_anew() {
 }
 
 #[test]
-fn the_config_space_answers_the_selection_however_it_is_written() {
+fn the_config_space_follows_the_selection_however_it_is_written() {
     let host = Host::new();
     let guest = host.connect();
     let config = |offset, size| guest.front_end().config(offset, size).unwrap();
     assert_eq!(config(0, 136), [0; 136]);
-    // As QEMU does: all of it, for each byte that the guest writes.
+    // QEMU writes the whole space for each byte that the guest writes.
     let mut space = config(0, 136);
     space[0] = 0x11;
     guest.front_end().set_config(0, &space).unwrap();
@@ -592,7 +596,7 @@ fn the_config_space_answers_the_selection_however_it_is_written() {
     guest.front_end().set_config(0, &space).unwrap();
     assert_eq!(config(0, 3), [0x11, EV_KEY as u8, 16]);
     assert_eq!(config(8, 128)[..17], [&[0xff; 16][..], &[0]].concat());
-    // As others do: just the byte.
+    // Other front-ends write only the byte.
     guest.front_end().set_config(0, &[1]).unwrap();
     assert_eq!(config(2, 1), [0]);
     guest.front_end().set_config(1, &[0]).unwrap();

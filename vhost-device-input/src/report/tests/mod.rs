@@ -28,7 +28,7 @@ fn state(events: &[Event]) -> State {
     state
 }
 
-/// Reports of a device at rest, to a guest that knows so.
+/// Returns a queue for a guest that knows the state of an idle device.
 fn reports() -> Reports {
     let mut reports = Reports::new(false, Suspended::default());
     reports.resync(State::default());
@@ -36,13 +36,13 @@ fn reports() -> Reports {
     reports
 }
 
-/// Adds the events of a report, and its end.
+/// Pushes a whole report.
 fn push(reports: &mut Reports, events: &[Event]) {
     events.iter().for_each(|event| reports.push(*event));
     reports.push(Event::REPORT);
 }
 
-/// What a guest with so many buffers gets.
+/// Returns the events that a guest with this number of buffers receives.
 fn take(reports: &mut Reports, buffers: usize) -> Vec<Event> {
     let mut events = Vec::new();
     while events.len() < buffers
@@ -58,7 +58,7 @@ fn take_all(reports: &mut Reports) -> Vec<Event> {
     take(reports, usize::MAX)
 }
 
-/// Adds motion until reports are dropped. Gives how many of them, of two events each, were not.
+/// Pushes motion until reports are dropped. Returns the number of queued reports, of two events each.
 fn fill(reports: &mut Reports) -> usize {
     for _ in 0..CAPACITY {
         push(reports, &[motion()]);
@@ -67,7 +67,7 @@ fn fill(reports: &mut Reports) -> usize {
 }
 
 #[test]
-fn a_report_is_given_when_it_is_whole() {
+fn only_whole_reports_are_forwarded() {
     let mut reports = reports();
     reports.push(key(KEY_A, 1));
     reports.push(motion());
@@ -79,7 +79,7 @@ fn a_report_is_given_when_it_is_whole() {
 }
 
 #[test]
-fn an_event_stays_until_the_guest_has_it() {
+fn an_event_stays_until_the_guest_has_received_it() {
     let mut reports = reports();
     push(&mut reports, &[key(KEY_A, 1)]);
     assert_eq!(reports.next(), Some(key(KEY_A, 1)));
@@ -89,18 +89,18 @@ fn an_event_stays_until_the_guest_has_it() {
 }
 
 #[test]
-fn what_the_guest_itself_sets_does_not_come_back() {
+fn settings_of_the_guest_are_not_reported_back() {
     let mut reports = reports();
     for kind in [EV_LED, EV_SND, EV_REP, 0x15, 0x16, 0x17] {
         push(&mut reports, &[Event::new(kind, 0, 1)]);
     }
-    assert_eq!(reports.next(), None, "nor does a report of nothing else");
+    assert_eq!(reports.next(), None, "no empty reports either");
     push(&mut reports, &[Event::new(EV_LED, 0, 1), motion()]);
     assert_eq!(take_all(&mut reports), [motion(), Event::REPORT]);
 }
 
 #[test]
-fn keys_are_repeated_by_a_guest_that_can() {
+fn repeat_events_are_not_forwarded_to_a_guest_that_repeats_keys() {
     let repeated = [key(KEY_A, KEY_REPEATED)];
     let mut reports = reports();
     push(&mut reports, &repeated);
@@ -111,17 +111,17 @@ fn keys_are_repeated_by_a_guest_that_can() {
 }
 
 #[test]
-fn a_guest_that_starts_is_told_what_is_held() {
+fn a_new_guest_gets_the_state() {
     let mut reports = Reports::new(false, Suspended::default());
     push(&mut reports, &[key(KEY_B, 1)]);
-    assert_eq!(reports.next(), None, "that was before");
+    assert_eq!(reports.next(), None, "an event before the state was read");
     reports.resync(state(&[key(KEY_A, 1), abs(ABS_X, 5)]));
     let expected = [key(KEY_A, 1), abs(ABS_X, 5), Event::REPORT];
     assert_eq!(take_all(&mut reports), expected);
 }
 
 #[test]
-fn whole_reports_wait_up_to_the_capacity_and_are_dropped_from_there() {
+fn whole_reports_are_dropped_beyond_the_capacity() {
     let mut reports = reports();
     let kept = fill(&mut reports);
     push(&mut reports, &[key(KEY_A, 1)]);
@@ -139,7 +139,7 @@ fn whole_reports_wait_up_to_the_capacity_and_are_dropped_from_there() {
 }
 
 #[test]
-fn a_key_that_came_up_while_reports_were_dropped_comes_up() {
+fn a_key_released_while_reports_were_dropped_is_released() {
     let mut reports = reports();
     push(&mut reports, &[key(KEY_A, 1), abs(ABS_X, 1)]);
     fill(&mut reports);
@@ -157,7 +157,7 @@ fn a_key_that_came_up_while_reports_were_dropped_comes_up() {
 }
 
 #[test]
-fn no_report_is_let_through_before_the_guest_has_all_that_waits() {
+fn reports_are_dropped_until_the_queue_is_empty() {
     let mut reports = reports();
     let kept = fill(&mut reports);
     take(&mut reports, kept);
@@ -170,7 +170,7 @@ fn no_report_is_let_through_before_the_guest_has_all_that_waits() {
 }
 
 #[test]
-fn no_difference_is_told_in_the_middle_of_a_report() {
+fn changes_are_not_sent_in_the_middle_of_a_report() {
     let mut reports = reports();
     fill(&mut reports);
     reports.push(key(KEY_A, 1));
@@ -184,7 +184,7 @@ fn no_difference_is_told_in_the_middle_of_a_report() {
 }
 
 #[test]
-fn a_report_that_never_ends_is_dropped_and_takes_no_memory() {
+fn an_endless_report_is_dropped_and_uses_no_memory() {
     let mut reports = reports();
     for value in 0..10 * CAPACITY as i32 {
         reports.push(abs(ABS_X, value));
@@ -197,16 +197,16 @@ fn a_report_that_never_ends_is_dropped_and_takes_no_memory() {
 }
 
 #[test]
-fn a_report_of_the_whole_capacity_is_given() {
+fn a_report_of_the_whole_capacity_is_forwarded() {
     let mut reports = reports();
     push(&mut reports, &vec![motion(); CAPACITY - 1]);
     assert_eq!(take_all(&mut reports).len(), CAPACITY);
     push(&mut reports, &vec![motion(); CAPACITY]);
-    assert_eq!(take_all(&mut reports), [], "one more is too much");
+    assert_eq!(take_all(&mut reports), [], "one event too many");
 }
 
 #[test]
-fn after_the_kernel_dropped_events_the_state_is_asked_for() {
+fn events_are_ignored_after_syn_dropped_until_the_state_is_read() {
     let mut reports = reports();
     push(&mut reports, &[key(KEY_A, 1)]);
     reports.push(key(KEY_B, 1));
@@ -224,7 +224,7 @@ fn after_the_kernel_dropped_events_the_state_is_asked_for() {
 }
 
 #[test]
-fn an_unplugged_device_lets_go_of_keys_and_touches() {
+fn an_unplugged_device_releases_keys_and_touches() {
     let mut reports = reports();
     let touch = [
         abs(ABS_MT_SLOT, 1),
@@ -245,13 +245,13 @@ fn an_unplugged_device_lets_go_of_keys_and_touches() {
     );
     let expected = [key(KEY_A, 0), abs(ABS_MT_TRACKING_ID, -1), Event::REPORT];
     assert!(events.ends_with(&expected), "{events:?}");
-    assert!(!events.contains(&motion()), "a report that had no end");
+    assert!(!events.contains(&motion()), "an incomplete report");
     reports.unplug();
     assert_eq!(reports.next(), None);
 }
 
 #[test]
-fn a_device_that_is_back_tells_what_changed() {
+fn a_device_that_returns_reports_its_changes() {
     let mut reports = reports();
     push(&mut reports, &[key(KEY_A, 1), abs(ABS_X, 5)]);
     take_all(&mut reports);
@@ -264,7 +264,7 @@ fn a_device_that_is_back_tells_what_changed() {
 }
 
 #[test]
-fn a_queue_that_starts_again_tells_all_again() {
+fn a_restarted_queue_sends_the_whole_state() {
     let mut reports = reports();
     push(&mut reports, &[key(KEY_A, 1), key(KEY_B, 1), abs(ABS_X, 5)]);
     take_all(&mut reports);
@@ -277,7 +277,7 @@ fn a_queue_that_starts_again_tells_all_again() {
 }
 
 #[test]
-fn a_report_that_was_begun_is_ended_when_the_queue_starts_again() {
+fn a_partly_received_report_continues_when_the_queue_restarts() {
     let mut reports = reports();
     push(&mut reports, &[motion(), key(KEY_A, 1)]);
     push(&mut reports, &[key(KEY_B, 1)]);
@@ -294,7 +294,7 @@ fn a_report_that_was_begun_is_ended_when_the_queue_starts_again() {
 }
 
 #[test]
-fn reports_of_touches_pass_as_they_are() {
+fn reports_of_touches_are_forwarded_unchanged() {
     let mut reports = reports();
     let touches = [
         abs(ABS_MT_SLOT, 0),
@@ -318,7 +318,7 @@ fn reports_of_touches_pass_as_they_are() {
 }
 
 #[test]
-fn a_new_touch_brings_what_its_slot_had_before() {
+fn a_new_touch_includes_unchanged_axes_of_its_slot() {
     let before = [
         abs(ABS_MT_SLOT, 1),
         abs(MT_TOOL, 2),
@@ -328,7 +328,7 @@ fn a_new_touch_brings_what_its_slot_had_before() {
     let mut reports = Reports::new(false, Suspended::default());
     reports.resync(state(&before));
     assert_eq!(take_all(&mut reports), [abs(ABS_MT_SLOT, 0), Event::REPORT]);
-    // The kernel leaves out what has not changed: the tool.
+    // The kernel reports only axes that have changed, which does not include the tool.
     let touch = [
         abs(ABS_MT_SLOT, 1),
         abs(ABS_MT_TRACKING_ID, 7),
@@ -340,11 +340,11 @@ fn a_new_touch_brings_what_its_slot_had_before() {
     push(&mut reports, &[abs(ABS_MT_TRACKING_ID, -1)]);
     push(&mut reports, &[abs(ABS_MT_TRACKING_ID, 8)]);
     let expected = [-1, 8].map(|id| [abs(ABS_MT_TRACKING_ID, id), Event::REPORT]);
-    assert_eq!(take_all(&mut reports), expected.concat(), "once is enough");
+    assert_eq!(take_all(&mut reports), expected.concat(), "only once");
 }
 
 #[test]
-fn touches_agree_after_reports_were_dropped() {
+fn the_guest_gets_the_touches_after_reports_were_dropped() {
     let mut reports = reports();
     push(
         &mut reports,
