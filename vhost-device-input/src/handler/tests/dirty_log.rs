@@ -19,7 +19,7 @@ fn pages_of_events_are_logged_during_a_migration() {
     guest.front_end().log_writes(true).unwrap();
     let ring = guest.front_end().ring_addresses(&guest.events);
     guest.front_end().log_ring(0, &ring, Some(used)).unwrap();
-    // Each buffer in a page of its own; the first crosses a page boundary.
+    // No two buffers share a page. The second one crosses a page boundary.
     let start = memory.allocate(6 * PAGE_SIZE, PAGE_SIZE);
     let places = [start, start + 2 * PAGE_SIZE - 4, start + 5 * PAGE_SIZE + 1];
     let mut shadow = Shadow::new(&memory);
