@@ -87,6 +87,7 @@ pub struct GpuHandler {
 }
 
 impl GpuHandler {
+    /// Creates the handler. `capsets` is `None` without `--virgl`.
     pub fn new(shared: Arc<Shared>, capsets: Option<Arc<Capsets>>) -> io::Result<Self> {
         let events = shared.lock().display.events();
         Ok(Self {

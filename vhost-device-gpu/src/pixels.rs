@@ -30,21 +30,25 @@ impl Pixels {
         Ok(Self { buffer, start })
     }
 
+    /// Returns the number of pixels.
     pub fn len(&self) -> usize {
         self.buffer
             .len()
             .saturating_sub(CACHE_LINE / size_of::<u32>())
     }
 
+    /// Returns all pixels.
     pub fn as_mut_slice(&mut self) -> &mut [u32] {
         let range = 0..self.len();
         self.get_mut(range).unwrap_or_default()
     }
 
+    /// Returns a range of pixels, or `None` if it is out of bounds.
     pub fn get(&self, range: Range<usize>) -> Option<&[u32]> {
         self.buffer.get(self.start..)?.get(range)
     }
 
+    /// Returns a mutable range of pixels, or `None` if it is out of bounds.
     pub fn get_mut(&mut self, range: Range<usize>) -> Option<&mut [u32]> {
         self.buffer.get_mut(self.start..)?.get_mut(range)
     }

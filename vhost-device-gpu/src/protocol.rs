@@ -158,7 +158,7 @@ layout! {
         layer_stride: U32,
     }
     /// The response to GET_EDID, before its [`MAX_EDID`] bytes.
-    EdidHead: 8 {
+    EdidHeader: 8 {
         size: U32,
         padding: U32,
     }
@@ -171,6 +171,7 @@ layout! {
 }
 
 impl RawRectangle {
+    /// Converts the rectangle. Returns `None` if it is empty or overflows.
     pub fn checked(&self) -> Option<Rectangle> {
         Rectangle::new(
             self.x.get(),

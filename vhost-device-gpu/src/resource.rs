@@ -63,6 +63,7 @@ impl Resource {
         self.rendered.is_some()
     }
 
+    /// Returns the backing, if one is attached.
     pub fn backing(&self) -> Option<&Backing> {
         self.backing.as_ref()
     }
@@ -216,10 +217,12 @@ impl Resources {
         *self = self.empty_copy();
     }
 
+    /// Returns a resource.
     pub fn get(&self, id: u32) -> Result<&Resource, CommandError> {
         self.all.get(&id).ok_or(CommandError::InvalidResourceId)
     }
 
+    /// Returns a mutable resource.
     pub fn get_mut(&mut self, id: u32) -> Result<&mut Resource, CommandError> {
         self.all.get_mut(&id).ok_or(CommandError::InvalidResourceId)
     }

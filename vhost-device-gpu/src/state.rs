@@ -20,6 +20,7 @@ pub struct State {
 }
 
 impl State {
+    /// Creates the state of a device whose resources may use `max_hostmem` bytes of host memory.
     pub fn new(max_hostmem: u64) -> io::Result<Self> {
         Ok(Self {
             resources: Resources::new(max_hostmem),
@@ -46,6 +47,7 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Shares the state.
     pub fn new(state: State) -> Self {
         Self {
             state: Mutex::new(state),
@@ -63,6 +65,7 @@ impl Shared {
         self.accepts_3d.load(Ordering::Relaxed)
     }
 
+    /// Locks the state.
     pub fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -44,6 +44,7 @@ pub struct ThreeD {
 }
 
 impl ThreeD {
+    /// Prepares to start the renderer.
     pub fn new(capsets: Arc<Capsets>) -> std::io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Self {
@@ -120,6 +121,10 @@ impl ThreeD {
         self.transfer(Direction::ToHost, 0, id, 0, (0, 0), region, offset)
     }
 
+    /// Executes TRANSFER_TO_HOST_3D or TRANSFER_FROM_HOST_3D. Context 0 stands for none.
+    ///
+    /// # Errors
+    /// The transfer is not within the resource and its backing, or the renderer cannot be started.
     #[allow(clippy::too_many_arguments, reason = "the fields of the command")]
     pub fn transfer(
         &mut self,
@@ -146,6 +151,7 @@ impl ThreeD {
         dmabuf
     }
 
+    /// Returns the renderer, which starts if necessary.
     pub fn start_renderer(&mut self) -> Result<&mut Renderer, CommandError> {
         match &mut self.renderer {
             Some(renderer) => Ok(renderer),

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Input events in the layouts of the kernel and of VIRTIO, and the constants that this device needs. Their names are
-//! those in Linux' `input-event-codes.h`.
+//! those in Linux's `input-event-codes.h`.
 
 use serde::{Deserialize, Serialize};
 
+/// Event types.
 pub const EV_SYN: u16 = 0x00;
 pub const EV_KEY: u16 = 0x01;
 pub const EV_REL: u16 = 0x02;
@@ -15,16 +16,19 @@ pub const EV_SND: u16 = 0x12;
 pub const EV_REP: u16 = 0x14;
 pub const EV_FF: u16 = 0x15;
 
+/// Codes of EV_SYN: the end of a report, and the loss of events in the kernel.
 pub const SYN_REPORT: u16 = 0;
 pub const SYN_DROPPED: u16 = 3;
 
 /// Value of the repeat event of a held key.
 pub const KEY_REPEATED: i32 = 2;
 
+/// The axis that selects the slot of the following multi-touch events.
 pub const ABS_MT_SLOT: u16 = 0x2f;
 /// First and last of the axes that each slot of the multi-touch protocol has.
 pub const ABS_MT_FIRST: u16 = 0x30;
 pub const ABS_MT_LAST: u16 = 0x3d;
+/// The axis that identifies the touch in a slot; -1 when it ends.
 pub const ABS_MT_TRACKING_ID: u16 = 0x39;
 
 /// First code of EV_FF that is a setting of the device. Smaller codes are the numbers of effects.

@@ -201,6 +201,7 @@ fn watch_node(epoll: &OwnedFd, node: impl AsFd) -> io::Result<()> {
     Ok(epoll::add(epoll, node, data, epoll::EventFlags::IN)?)
 }
 
+/// Locks a mutex, even if a thread has panicked while holding it.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

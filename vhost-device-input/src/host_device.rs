@@ -24,6 +24,7 @@ pub struct HostDevice {
 }
 
 impl HostDevice {
+    /// Creates the device from its open node. `source` reopens it.
     pub fn new(source: impl Source + 'static, node: OwnedFd) -> Self {
         Self {
             source: Box::new(source),

@@ -22,6 +22,7 @@ pub struct Saved {
 }
 
 impl Saved {
+    /// Creates the state to save.
     pub fn new(selection: Selection, suspended: &Suspended) -> Self {
         Self {
             selection,

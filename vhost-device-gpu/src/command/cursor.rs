@@ -24,8 +24,8 @@ pub fn process(
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_MOVE_CURSOR => None,
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR if id == 0 => None,
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_UPDATE_CURSOR => {
-            let hot = (command.hot_x.get(), command.hot_y.get());
-            Some((hot, cursor_image(state, three_d, id)?))
+            let hot_spot = (command.hot_x.get(), command.hot_y.get());
+            Some((hot_spot, cursor_image(state, three_d, id)?))
         }
         _ => return Err(CommandError::Unspecified),
     };

@@ -7,7 +7,7 @@ use zerocopy::IntoBytes;
 use crate::display::{Display, Query};
 use crate::edid;
 use crate::protocol::{
-    CommandError, DisplayMode, EdidHead, Header, MAX_EDID, MAX_SCANOUTS, Response,
+    CommandError, DisplayMode, EdidHeader, Header, MAX_EDID, MAX_SCANOUTS, Response,
 };
 
 /// Size in bytes of the header at the start of a display's reply. The header has the layout of a response to the
@@ -42,12 +42,12 @@ pub fn default_response(query: Query, display: &Display) -> Response {
             [&[0; HEADER_SIZE], modes.as_bytes()].concat()
         }
         Query::Edid { .. } if !display.is_connected() => {
-            let head = EdidHead {
+            let header = EdidHeader {
                 size: (edid::EDID.len() as u32).into(),
                 padding: 0.into(),
             };
-            let mut body = [&[0; HEADER_SIZE], head.as_bytes(), &edid::EDID].concat();
-            body.resize(HEADER_SIZE + size_of::<EdidHead>() + MAX_EDID, 0);
+            let mut body = [&[0; HEADER_SIZE], header.as_bytes(), &edid::EDID].concat();
+            body.resize(HEADER_SIZE + size_of::<EdidHeader>() + MAX_EDID, 0);
             body
         }
         _ => return CommandError::Unspecified.into(),

@@ -80,7 +80,7 @@ impl Link {
     }
 
     /// Returns whether the display supports this query.
-    pub fn can_reply(&self, query: Query) -> bool {
+    pub fn supports(&self, query: Query) -> bool {
         !matches!(query, Query::Edid { .. }) || self.features & FEATURE_EDID != 0
     }
 
@@ -111,7 +111,7 @@ impl Link {
     pub fn match_reply(&self, header: &[u8]) -> Result<(usize, Query), DisplayError> {
         let mut sent_queries = self.sent_queries.iter().copied().enumerate();
         sent_queries
-            .find(|(_, query)| query.is_replied_by(header))
+            .find(|(_, query)| query.matches_reply(header))
             .ok_or_else(|| {
                 let first = self.sent_queries.front().copied();
                 first.map_or(DisplayError::Unsolicited, DisplayError::Reply)

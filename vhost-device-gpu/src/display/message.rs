@@ -90,7 +90,7 @@ impl Query {
     }
 
     /// Returns whether `header` is the header of a reply to this query.
-    pub fn is_replied_by(self, header: &[u8]) -> bool {
+    pub fn matches_reply(self, header: &[u8]) -> bool {
         let expected = [self.request() as u32, REPLY, self.reply_size() as u32];
         header == expected.as_bytes()
     }
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn a_reply_is_recognised_by_its_header() {
-        let header = |words: [u32; 3]| Query::DisplayInfo.is_replied_by(words.as_bytes());
+        let header = |words: [u32; 3]| Query::DisplayInfo.matches_reply(words.as_bytes());
         assert!(header([3, 4, 408]));
         assert!(!header([3, 0, 408]));
         assert!(!header([1, 4, 408]));

@@ -57,6 +57,7 @@ pub struct Display {
 }
 
 impl Display {
+    /// Creates the state without a display.
     pub fn new() -> io::Result<Self> {
         let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let disconnected = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
@@ -233,7 +234,7 @@ impl Display {
         let Some(link) = self.link.as_mut() else {
             return false;
         };
-        if link.ready && !link.can_reply(query) {
+        if link.ready && !link.supports(query) {
             return false;
         }
         // A silent display gets queries too: it may reply again.
@@ -405,7 +406,7 @@ impl Display {
         if link.sent_queries.len() < MAX_SENT_QUERIES
             && let Some(query) = link.next_query.take()
         {
-            if link.can_reply(query) {
+            if link.supports(query) {
                 return Some(link.query_message(query));
             }
             self.query = None;

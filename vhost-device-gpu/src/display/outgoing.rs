@@ -117,6 +117,7 @@ impl Update {
 }
 
 impl Outgoing {
+    /// Creates a message without a file.
     pub fn bytes(bytes: Vec<u8>) -> Self {
         Self::Bytes {
             bytes,

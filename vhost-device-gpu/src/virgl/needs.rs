@@ -37,8 +37,8 @@ pub fn disable_shader_cache() {
 }
 
 /// Types (bits 8 to 15) of the ioctls of GPUs and of dma-bufs.
-const GPU: u64 = b'd' as u64;
-const BUFFER: u64 = b'b' as u64;
+const DRM_IOCTL_TYPE: u64 = b'd' as u64;
+const DMABUF_IOCTL_TYPE: u64 = b'b' as u64;
 
 /// Adds the system calls and files of the renderer. `node` is the render node of the options.
 pub fn add_needs(needs: &mut Needs, node: Option<&Path>) {
@@ -97,7 +97,9 @@ pub fn add_needs(needs: &mut Needs, node: Option<&Path>) {
         .map(Call::new),
     );
     let ioctl = |group| Call::new(libc::SYS_ioctl).with_bits(1, 0xff00, group << 8);
-    needs.queue.extend([GPU, BUFFER].map(ioctl));
+    needs
+        .queue
+        .extend([DRM_IOCTL_TYPE, DMABUF_IOCTL_TYPE].map(ioctl));
     needs.queue.extend(Call::threads());
 
     let directories = LIBRARY_PATHS.iter().filter_map(std::env::var_os);

@@ -193,6 +193,7 @@ impl Renderer {
         }
     }
 
+    /// Creates a context with a name for debugging.
     pub fn create_context(&mut self, context: u32, name: &[u8]) -> Result<(), CommandError> {
         let library = self.library()?;
         if context == 0 || self.contexts.contains(&context) {
@@ -209,6 +210,7 @@ impl Renderer {
         Ok(())
     }
 
+    /// Destroys a context.
     pub fn destroy_context(&mut self, context: u32) -> Result<(), CommandError> {
         let library = self.library()?;
         self.check_context(context)?;
@@ -236,6 +238,7 @@ impl Renderer {
         Ok(())
     }
 
+    /// Creates a resource without a backing.
     pub fn create_resource(&mut self, command: &Create3d) -> Result<(), CommandError> {
         let library = self.library()?;
         let mut arguments = ResourceCreateArgs {
@@ -261,6 +264,7 @@ impl Renderer {
         Ok(())
     }
 
+    /// Detaches the backing and destroys the resource.
     pub fn remove_resource(&mut self, id: u32) {
         self.detach_backing(id);
         if let Ok(library) = self.library()
@@ -303,6 +307,7 @@ impl Renderer {
         check(outcome).inspect_err(|_| resource.attached = None)
     }
 
+    /// Detaches guest memory from a resource. Does nothing if none is attached.
     pub fn detach_backing(&mut self, id: u32) {
         if let Ok(library) = self.library()
             && let Some(resource) = self.resources.get_mut(&id)
