@@ -131,6 +131,14 @@ impl GpuDriver {
         raw.send(FrontendReq::GPU_SET_SOCKET, VERSION, &[], &[socket.as_fd()])
     }
 
+    /// Passes a new display to the device, and waits until the device has accepted its features.
+    pub fn connect_display(&self, answers: Answers) -> Display {
+        let (display, socket) = Display::new(answers);
+        self.set_display(&socket).expect("the socket is open");
+        assert_eq!(display.next(), Shown::Features(3));
+        display
+    }
+
     /// Makes a command available, with room for a response of `room` bytes.
     pub fn send(&mut self, command: &[u8], room: u32) {
         let memory = self.front_end.memory();
@@ -192,6 +200,25 @@ impl GpuDriver {
         self.attach(number, u64::from(width) * u64::from(height) * 4)
     }
 
+    /// Creates a resource like [`GpuDriver::create`], and transfers `bytes` to it.
+    pub fn create_drawn(
+        &mut self,
+        number: u32,
+        format: u32,
+        [width, height]: [u32; 2],
+        bytes: &[u8],
+    ) -> Vec<u64> {
+        let pages = self.create(number, format, width, height);
+        self.draw(&pages, bytes);
+        self.transfer(number, width, [0, 0, width, height]);
+        pages
+    }
+
+    /// Destroys a resource.
+    pub fn unref(&mut self, number: u32) {
+        self.done(number::UNREF, &words(&[number, 0]));
+    }
+
     /// Backs a resource by pages for `size` bytes, each from another place. Gives where these are.
     pub fn attach(&mut self, number: u32, size: u64) -> Vec<u64> {
         const PAGE: u64 = 4096;
@@ -238,9 +265,36 @@ impl GpuDriver {
         self.done(number::SET_SCANOUT, &words(&[x, y, w, h, scanout, number]));
     }
 
-    /// Has a rectangle of a resource shown.
-    pub fn flush(&mut self, number: u32, [x, y, w, h]: [u32; 4]) {
-        self.done(number::FLUSH, &words(&[x, y, w, h, number, 0]));
+    /// Shows what has changed in a rectangle of a resource.
+    pub fn flush(&mut self, number: u32, rectangle: [u32; 4]) {
+        self.send_flush(number, rectangle);
+        let response = self.receive();
+        assert_eq!(response.kind(), number::OK_NODATA, "a flush");
+        assert_eq!(response.bytes.len(), HEADER_SIZE);
+    }
+
+    /// Sends a flush of a rectangle of a resource, and does not wait for its response.
+    pub fn send_flush(&mut self, number: u32, [x, y, w, h]: [u32; 4]) {
+        let body = words(&[x, y, w, h, number, 0]);
+        self.send(&command(number::FLUSH, &body), 4096);
+    }
+
+    /// Sets the cursor of a scanout: its position, the resource that is its image (0 hides it), and its hot spot.
+    pub fn update_cursor(
+        &mut self,
+        scanout: u32,
+        [x, y]: [u32; 2],
+        number: u32,
+        [hot_x, hot_y]: [u32; 2],
+    ) {
+        let body = words(&[scanout, x, y, 0, number, hot_x, hot_y, 0]);
+        self.run_cursor(&command(number::UPDATE_CURSOR, &body));
+    }
+
+    /// Moves the cursor of a scanout, whose image is resource `number`.
+    pub fn move_cursor(&mut self, scanout: u32, [x, y]: [u32; 2], number: u32) {
+        let body = words(&[scanout, x, y, 0, number, 0, 0, 0]);
+        self.run_cursor(&command(number::MOVE_CURSOR, &body));
     }
 }
 

@@ -6,13 +6,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::time::{Duration, Instant};
 
-use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::Buffer;
 use vhost_device_tests::front_end::gpu::{
-    Answers, Display, GpuDriver, Response, Shown, command, number, words,
+    Answers, GpuDriver, Response, Shown, command, number, words,
 };
 
-use crate::{B8G8R8X8, Device, ManualDisplay, PATIENCE, bytes, pass_display, pattern};
+use crate::{B8G8R8X8, Device, ManualDisplay, PATIENCE, bytes, pass_display, pattern, reset};
 
 /// Less than a device waits for a display.
 pub const AT_ONCE: Duration = Duration::from_millis(900);
@@ -82,18 +81,12 @@ fn an_answer_may_come_in_pieces_and_between_pictures() {
     use std::io::Write;
     let device = Device::start(&[]);
     let mut driver = device.connect();
-    let mut display = ManualDisplay::greeted(&driver, 3);
-    driver.create(1, B8G8R8X8, 8, 8);
-    driver.set_scanout(0, 1, [0, 0, 8, 8]);
-    assert_eq!(display.receive().0, 7);
+    let mut display = ManualDisplay::showing(&mut driver, 8, 8);
     ask_info(&mut driver);
     assert_eq!(display.receive(), (3, Vec::new()));
     let answer = [words(&[3, 4, 408]), filled(408, 9)].concat();
     let mut driver_waits = || {
-        driver.run_cursor(&command(
-            number::MOVE_CURSOR,
-            &words(&[0, 1, 1, 0, 1, 0, 0, 0]),
-        ));
+        driver.move_cursor(0, [1, 1], 1);
         assert!(!driver.control.has_used());
     };
     for piece in answer[..419].chunks(40) {
@@ -155,13 +148,9 @@ fn a_display_whose_answer_has_another_size_is_left_at_once() {
 
 /// A display that comes later shows what is drawn then.
 fn assert_next_display_works(driver: &mut GpuDriver) {
-    let (display, socket) = Display::new(Answers::default());
-    driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(3));
+    let display = driver.connect_display(Answers::default());
     let picture = pattern(64 * 64);
-    let pages = driver.create(77, B8G8R8X8, 64, 64);
-    driver.draw(&pages, &bytes(&picture));
-    driver.transfer(77, 64, [0, 0, 64, 64]);
+    driver.create_drawn(77, B8G8R8X8, [64, 64], &bytes(&picture));
     driver.set_scanout(7, 77, [0, 0, 64, 64]);
     driver.flush(77, [0, 0, 64, 64]);
     let mut told = std::iter::from_fn(|| Some(display.next()));
@@ -207,8 +196,7 @@ fn a_display_may_close_at_any_time() {
             display.greet(3);
             driver.create(1, B8G8R8X8, 1000, 1000);
             driver.set_scanout(0, 1, [0, 0, 1000, 1000]);
-            let flush = words(&[0, 0, 1000, 1000, 1, 0]);
-            driver.send(&command(number::FLUSH, &flush), 4096);
+            driver.send_flush(1, [0, 0, 1000, 1000]);
             display.0.read_exact(&mut [0; 5000]).unwrap();
             drop(display);
             assert_eq!(driver.receive().kind(), number::OK_NODATA);
@@ -238,14 +226,10 @@ fn a_second_display_is_used_instead_of_the_first() {
     let device = Device::start(&[]);
     let (mut driver, first) = device.connect_with_display(Answers::default());
     let picture = pattern(64 * 64);
-    let pages = driver.create(1, B8G8R8X8, 64, 64);
-    driver.draw(&pages, &bytes(&picture));
-    driver.transfer(1, 64, [0, 0, 64, 64]);
+    driver.create_drawn(1, B8G8R8X8, [64, 64], &bytes(&picture));
     driver.set_scanout(0, 1, [0, 0, 64, 64]);
     assert_eq!(first.next(), Shown::Scanout(0, 64, 64));
-    let (second, socket) = Display::new(Answers::default());
-    driver.set_display(&socket).unwrap();
-    assert_eq!(second.next(), Shown::Features(3));
+    let second = driver.connect_display(Answers::default());
     assert_eq!(second.next(), Shown::Scanout(0, 64, 64));
     assert_eq!(
         second.next(),
@@ -263,11 +247,8 @@ fn a_display_that_comes_while_a_flush_waits_is_what_it_waits_for() {
     let _stuck = ManualDisplay::greeted(&driver, 3);
     driver.create(1, B8G8R8X8, 1000, 1000);
     driver.set_scanout(0, 1, [0, 0, 1000, 1000]);
-    let flush = words(&[0, 0, 1000, 1000, 1, 0]);
-    driver.send(&command(number::FLUSH, &flush), 4096);
-    let (display, socket) = Display::new(Answers::default());
-    driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(3));
+    driver.send_flush(1, [0, 0, 1000, 1000]);
+    let display = driver.connect_display(Answers::default());
     assert_eq!(display.next(), Shown::Scanout(0, 1000, 1000));
     assert!(matches!(display.next(), Shown::Update(0, ..)));
     assert_eq!(driver.receive().kind(), number::OK_NODATA);
@@ -346,12 +327,6 @@ fn a_headless_device_keeps_the_socket_of_a_display_and_says_nothing_until_it_is_
     assert_eq!(second.told_until_silent(), 0);
     reset(&driver);
     second.wait_until_closed();
-}
-
-fn reset(driver: &GpuDriver) {
-    let raw = driver.front_end.raw().unwrap();
-    let refused = raw.acknowledged(FrontendReq::RESET_DEVICE, &[], &[]);
-    assert_eq!(refused.unwrap(), 0);
 }
 
 #[test]

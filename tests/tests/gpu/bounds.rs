@@ -1,9 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the guest and the front-end can take of the host is bounded, and given back.
 
-use vhost_device_tests::front_end::gpu::{
-    Answers, Display, GpuDriver, Shown, command, number, words,
-};
+use vhost_device_tests::front_end::gpu::{Answers, GpuDriver, Shown, command, number, words};
 
 use crate::{B8G8R8X8, Device, ManualDisplay, bytes, pattern};
 
@@ -36,7 +34,7 @@ fn many_small_resources_are_bounded_and_their_room_is_given_back() {
     let grown = device.program.resident_bytes().unwrap() - before;
     assert!(grown < 4 << 20, "{count} resources take {grown} bytes");
     for resource in 1..=count {
-        driver.done(number::UNREF, &words(&[resource, 0]));
+        driver.unref(resource);
     }
     assert_eq!(fill(&mut driver, 1, 1), count);
 }
@@ -55,7 +53,7 @@ fn large_resources_are_bounded_and_one_that_does_not_fit_harms_no_other() {
     driver.transfer(1000, 64, [0, 0, 64, 64]);
     driver.flush(1000, [0, 0, 64, 64]);
     assert_eq!(display.next(), Shown::Update(0, [0, 0, 64, 64], picture));
-    driver.done(number::UNREF, &words(&[2, 0]));
+    driver.unref(2);
     assert_eq!(create(&mut driver, 2, 250, 250), number::OK_NODATA);
     assert_eq!(create(&mut driver, 5, 250, 250), number::OUT_OF_MEMORY);
 }
@@ -98,11 +96,8 @@ fn resources_that_come_and_go_leave_nothing() {
         driver.flush(1, [0, 0, 64, 64]);
         driver.run(&command(number::GET_DISPLAY_INFO, &[]));
         driver.run(&command(number::GET_EDID, &words(&[0, 0])));
-        driver.run_cursor(&command(
-            number::UPDATE_CURSOR,
-            &words(&[0, 0, 0, 0, 1, 0, 0, 0]),
-        ));
-        driver.done(number::UNREF, &words(&[1, 0]));
+        driver.update_cursor(0, [0, 0], 1, [0, 0]);
+        driver.unref(1);
         // Take what the display was told, which else piles up here.
         while display.next_within(std::time::Duration::ZERO).is_some() {}
     };
@@ -142,9 +137,7 @@ fn of_many_displays_only_the_last_one_is_kept() {
     let first = ManualDisplay::greeted(&driver, 3);
     let mut held = device.program.resources().unwrap();
     let displays: Vec<_> = (0..100).map(|_| ManualDisplay::connect(&driver)).collect();
-    let (display, socket) = Display::new(Answers::default());
-    driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(3));
+    let display = driver.connect_display(Answers::default());
     first.wait_until_closed();
     displays
         .into_iter()

@@ -229,7 +229,7 @@ fn a_command_without_room_for_its_response_is_carried_out_or_refused_and_the_nex
     assert!(driver.receive().bytes.is_empty());
     driver.send(&command(number::GET_DISPLAY_INFO, &[]), 100);
     assert_eq!(driver.receive().kind(), number::INVALID_PARAMETER);
-    driver.done(number::UNREF, &words(&[1, 0]));
+    driver.unref(1);
 }
 
 #[test]
@@ -241,7 +241,7 @@ fn memory_of_resources_is_given_back() {
         let mut body = words(&[1, 1]);
         body.extend(words(&[0, 0, 4096, 0]));
         driver.done(number::ATTACH_BACKING, &body);
-        driver.done(number::UNREF, &words(&[1, 0]));
+        driver.unref(1);
     }
 }
 

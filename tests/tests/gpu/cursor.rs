@@ -15,20 +15,12 @@ const B8G8R8A8: u32 = 1;
 fn with_image(image: &[u32]) -> (Device, GpuDriver, Display) {
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());
-    let pages = driver.create(1, B8G8R8A8, 64, 64);
-    driver.draw(&pages, &bytes(image));
-    driver.transfer(1, 64, [0, 0, 64, 64]);
+    driver.create_drawn(1, B8G8R8A8, [64, 64], &bytes(image));
     (device, driver, display)
 }
 
 fn update(driver: &mut GpuDriver, scanout: u32, resource: u32) {
-    let body = words(&[scanout, 3, 4, 0, resource, 1, 2, 0]);
-    driver.run_cursor(&command(number::UPDATE_CURSOR, &body));
-}
-
-fn move_to(driver: &mut GpuDriver, scanout: u32, resource: u32, x: u32, y: u32) {
-    let body = words(&[scanout, x, y, 0, resource, 0, 0, 0]);
-    driver.run_cursor(&command(number::MOVE_CURSOR, &body));
+    driver.update_cursor(scanout, [3, 4], resource, [1, 2]);
 }
 
 #[test]
@@ -43,7 +35,7 @@ fn cursors_that_can_not_be_are_ignored() {
     update(&mut driver, 0, 99);
     update(&mut driver, 16, 1);
     update(&mut driver, u32::MAX, 1);
-    move_to(&mut driver, 16, 1, 0, 0);
+    driver.move_cursor(16, [0, 0], 1);
     // Of another queue, unknown, short, and nothing.
     driver.run_cursor(&command(number::UNREF, &words(&[1, 0, 0, 0, 0, 0, 0, 0])));
     driver.run_cursor(&command(0x302, &words(&[0; 8])));
@@ -68,12 +60,10 @@ fn cursor_commands_are_refused_on_the_control_queue() {
 fn a_cursor_that_is_moved_before_it_has_an_image_has_none_for_the_next_display_either() {
     let image = pattern(64 * 64);
     let (_device, mut driver, display) = with_image(&image);
-    move_to(&mut driver, 0, 1, 8, 9);
+    driver.move_cursor(0, [8, 9], 1);
     assert_eq!(display.next(), Shown::CursorMove(0, 8, 9));
     drop(display);
-    let (display, socket) = Display::new(Answers::default());
-    driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(3));
+    let display = driver.connect_display(Answers::default());
     assert_eq!(display.next(), Shown::CursorMove(0, 8, 9));
     update(&mut driver, 0, 1);
     assert_eq!(display.next(), Shown::CursorImage(0, [3, 4, 1, 2], image));
@@ -86,21 +76,17 @@ fn a_cursor_keeps_the_image_that_it_was_given() {
     update(&mut driver, 0, 1);
     let shown = Shown::CursorImage(0, [3, 4, 1, 2], image.clone());
     assert_eq!(display.next(), shown);
-    driver.done(number::UNREF, &words(&[1, 0]));
-    move_to(&mut driver, 0, 1, 3, 4);
+    driver.unref(1);
+    driver.move_cursor(0, [3, 4], 1);
     assert_eq!(display.next(), Shown::CursorMove(0, 3, 4));
     drop(display);
-    let (display, socket) = Display::new(Answers::default());
-    driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(3));
+    let display = driver.connect_display(Answers::default());
     assert_eq!(display.next(), shown);
     // A hidden one is none for the next display.
     update(&mut driver, 0, 0);
     assert_eq!(display.next(), Shown::CursorHide(0));
     drop(display);
-    let (display, socket) = Display::new(Answers::default());
-    driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(3));
+    let display = driver.connect_display(Answers::default());
     assert_eq!(display.next_within(QUIET), None);
 }
 
@@ -108,7 +94,7 @@ fn a_cursor_keeps_the_image_that_it_was_given() {
 fn a_cursor_may_be_outside_the_picture() {
     let (_device, mut driver, display) = with_image(&pattern(64 * 64));
     for (x, y) in [(u32::MAX, 0), (0, u32::MAX), (1 << 31, 1 << 31)] {
-        move_to(&mut driver, 0, 1, x, y);
+        driver.move_cursor(0, [x, y], 1);
         assert_eq!(display.next(), Shown::CursorMove(0, x, y));
     }
 }
@@ -121,12 +107,11 @@ fn of_the_moves_that_a_display_has_no_room_for_it_is_told_the_last() {
     driver.create(1, B8G8R8A8, 1000, 1000);
     driver.set_scanout(0, 1, [0, 0, 1000, 1000]);
     assert_eq!(display.receive().0, 7);
-    let flush = words(&[0, 0, 1000, 1000, 1, 0]);
-    driver.send(&command(number::FLUSH, &flush), 4096);
+    driver.send_flush(1, [0, 0, 1000, 1000]);
     // The picture is on its way.
     let mut start = [0; 32];
     display.0.read_exact(&mut start).unwrap();
-    (0..1000).for_each(|x| move_to(&mut driver, 0, 1, x, 5));
+    (0..1000).for_each(|x| driver.move_cursor(0, [x, 5], 1));
     display.0.read_exact(&mut vec![0; 4_000_000]).unwrap();
     assert_eq!(display.receive(), (4, words(&[0, 999, 5])));
     assert_eq!(driver.receive().kind(), number::OK_NODATA);

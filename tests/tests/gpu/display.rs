@@ -13,31 +13,24 @@ use vhost_device_tests::front_end::device::RING_PACKED;
 use vhost_device_tests::front_end::gpu::{
     Answers, Display, GpuDriver, Shown, command, fenced_command, number, words,
 };
-use vhost_device_tests::front_end::{Buffer, FrontEnd, Options};
+use vhost_device_tests::front_end::{Buffer, Options};
 use vhost_device_tests::process::PATIENCE;
 
 use crate::answers::wait_until_given_up;
-use crate::{B8G8R8X8, Device, ManualDisplay, QUIET, bytes, pass_display, pattern};
+use crate::{B8G8R8X8, Device, ManualDisplay, QUIET, bytes, pass_display, pattern, reset};
 
 #[test]
 fn a_display_that_comes_back_is_told_all_that_is_shown() {
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());
     let picture = pattern(64 * 64);
-    let pages = driver.create(1, B8G8R8X8, 64, 64);
-    driver.draw(&pages, &bytes(&picture));
-    driver.transfer(1, 64, [0, 0, 64, 64]);
+    driver.create_drawn(1, B8G8R8X8, [64, 64], &bytes(&picture));
     driver.set_scanout(0, 1, [0, 0, 64, 64]);
-    driver.run_cursor(&command(
-        number::UPDATE_CURSOR,
-        &words(&[0, 5, 6, 0, 1, 7, 8, 0]),
-    ));
+    driver.update_cursor(0, [5, 6], 1, [7, 8]);
     drop(display);
     driver.flush(1, [0, 0, 64, 64]);
 
-    let (display, socket) = Display::new(Answers::default());
-    driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(3));
+    let display = driver.connect_display(Answers::default());
     assert_eq!(display.next(), Shown::Scanout(0, 64, 64));
     let image = Shown::CursorImage(0, [5, 6, 7, 8], picture.clone());
     assert_eq!(display.next(), image);
@@ -59,10 +52,7 @@ fn a_driver_that_begins_anew_finds_nothing_of_the_one_before() {
     }
     driver.flush(1, [0, 0, 64, 64]);
     assert!(matches!(display.next(), Shown::Update(..)));
-    driver.run_cursor(&command(
-        number::UPDATE_CURSOR,
-        &words(&[0, 5, 6, 0, 1, 7, 8, 0]),
-    ));
+    driver.update_cursor(0, [5, 6], 1, [7, 8]);
     assert!(matches!(display.next(), Shown::CursorImage(..)));
     // Reset, nothing is. Each queue says that its driver begins.
     for index in [0, 1] {
@@ -94,19 +84,12 @@ fn a_driver_that_begins_where_the_control_queue_stopped_finds_nothing_either() {
         features: Options::default().features | RING_PACKED,
         ..Options::default()
     };
-    let socket = device.directory.path().join("socket");
-    let front_end = FrontEnd::connect(&socket, &options).unwrap();
-    let mut driver = GpuDriver::new(front_end).unwrap();
-    let (display, socket) = Display::new(Answers::default());
-    driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(3));
+    let mut driver = device.connect_with(&options);
+    let display = driver.connect_display(Answers::default());
     driver.create(1, B8G8R8X8, 64, 64);
     driver.set_scanout(0, 1, [0, 0, 64, 64]);
     assert_eq!(display.next(), Shown::Scanout(0, 64, 64));
-    driver.run_cursor(&command(
-        number::UPDATE_CURSOR,
-        &words(&[0, 5, 6, 0, 1, 7, 8, 0]),
-    ));
+    driver.update_cursor(0, [5, 6], 1, [7, 8]);
     assert!(matches!(display.next(), Shown::CursorImage(..)));
     let start = driver.control.options().start();
     while driver.control.used_base() != start {
@@ -153,7 +136,7 @@ fn a_silent_display_is_waited_for_a_while() {
 }
 
 /// A display that does not read: the socket's buffer fills up.
-fn stuck_display(device: &Device) -> (vhost_device_tests::front_end::gpu::GpuDriver, UnixStream) {
+fn stuck_display(device: &Device) -> (GpuDriver, UnixStream) {
     let mut driver = device.connect();
     let (ours, theirs) = UnixStream::pair().unwrap();
     pass_display(&driver, theirs.as_fd());
@@ -174,26 +157,20 @@ fn a_stuck_display_delays_the_guest_but_stops_neither_it_nor_the_front_end() {
     let start = Instant::now();
     driver.front_end.config(0, 16).unwrap();
     // The cursor queue goes on meanwhile.
-    driver.run_cursor(&command(
-        number::MOVE_CURSOR,
-        &words(&[0, 1, 1, 0, 0, 0, 0, 0]),
-    ));
+    driver.move_cursor(0, [1, 1], 0);
     assert!(
         start.elapsed() < Duration::from_millis(900),
         "a front-end waits"
     );
     assert_eq!(driver.receive().kind(), number::OK_NODATA);
-    driver.done(number::UNREF, &words(&[1, 0]));
+    driver.unref(1);
 }
 
 #[test]
 fn a_flush_is_answered_when_a_slow_display_has_the_picture_and_not_before() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
-    let mut display = ManualDisplay::greeted(&driver, 3);
-    driver.create(1, B8G8R8X8, 1000, 1000);
-    driver.set_scanout(0, 1, [0, 0, 1000, 1000]);
-    assert_eq!(display.receive().0, 7);
+    let mut display = ManualDisplay::showing(&mut driver, 1000, 1000);
     let flush = fenced_command(number::FLUSH, 1, 77, &words(&[0, 0, 1000, 1000, 1, 0]));
     driver.send(&flush, 4096);
     let mut left = 32 + 4_000_000;
@@ -220,10 +197,7 @@ fn a_flush_is_answered_when_a_slow_display_has_the_picture_and_not_before() {
 fn what_is_answered_before_a_flush_that_waits_comes_back_with_it() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
-    let mut display = ManualDisplay::greeted(&driver, 3);
-    driver.create(1, B8G8R8X8, 1000, 1000);
-    driver.set_scanout(0, 1, [0, 0, 1000, 1000]);
-    assert_eq!(display.receive().0, 7);
+    let mut display = ManualDisplay::showing(&mut driver, 1000, 1000);
     let place = driver.front_end.memory().allocate(4096, 4096);
     let flush = command(number::FLUSH, &words(&[0, 0, 1000, 1000, 1, 0]));
     let uuid = command(number::ASSIGN_UUID, &words(&[1, 0]));
@@ -261,13 +235,8 @@ fn what_is_answered_before_a_flush_that_waits_comes_back_with_it() {
 fn a_reset_closes_the_display_and_frees_what_was_shown() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
-    let mut display = ManualDisplay::greeted(&driver, 3);
-    driver.create(1, B8G8R8X8, 8, 8);
-    driver.set_scanout(0, 1, [0, 0, 8, 8]);
-    assert_eq!(display.receive().0, 7);
-    let reset = driver.front_end.raw().unwrap();
-    let refused = reset.acknowledged(FrontendReq::RESET_DEVICE, &[], &[]);
-    assert_eq!(refused.unwrap(), 0);
+    let display = ManualDisplay::showing(&mut driver, 8, 8);
+    reset(&driver);
     display.wait_until_closed();
     let options = *driver.control.options();
     driver.control.reset();
@@ -275,9 +244,7 @@ fn a_reset_closes_the_display_and_frees_what_was_shown() {
     let start = options.start();
     driver.front_end.start(0, &driver.control, start).unwrap();
     driver.front_end.start(1, &driver.cursor, start).unwrap();
-    let (display, socket) = Display::new(Answers::default());
-    driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(3));
+    let display = driver.connect_display(Answers::default());
     let gone = driver.run(&command(number::UNREF, &words(&[1, 0])));
     assert_eq!(gone.kind(), number::INVALID_RESOURCE_ID);
     assert_eq!(display.next_within(QUIET), None);
@@ -301,10 +268,7 @@ fn a_queue_stops_at_once_although_the_display_is_stuck() {
     let device = Device::start(&[]);
     let (mut driver, ours) = stuck_display(&device);
     let start = Instant::now();
-    driver.send(
-        &command(number::FLUSH, &words(&[0, 0, 1000, 1000, 1, 0])),
-        4096,
-    );
+    driver.send_flush(1, [0, 0, 1000, 1000]);
     while rustix::io::ioctl_fionread(&ours).unwrap() < 10_000 {
         assert!(start.elapsed() < Duration::from_secs(20), "nothing is sent");
     }
@@ -332,14 +296,9 @@ fn a_display_that_talks_nonsense_is_left_and_the_next_one_is_used() {
         nobody.0.write_all(&nonsense).unwrap();
         wait_until_given_up(&mut driver);
         nobody.told_until_silent();
-        driver.run_cursor(&command(
-            number::MOVE_CURSOR,
-            &words(&[0, 1, 1, 0, 1, 0, 0, 0]),
-        ));
+        driver.move_cursor(0, [1, 1], 1);
         assert_eq!(nobody.told_until_silent(), 0);
-        let (display, socket) = Display::new(Answers::default());
-        driver.set_display(&socket).unwrap();
-        assert_eq!(display.next(), Shown::Features(3));
+        let _display = driver.connect_display(Answers::default());
         driver.create(1, B8G8R8X8, 8, 8);
     }
 }
@@ -348,11 +307,8 @@ fn a_display_that_talks_nonsense_is_left_and_the_next_one_is_used() {
 fn a_display_that_closes_in_the_middle_of_a_picture_does_no_harm() {
     let device = Device::start(&[]);
     let (mut driver, ours) = stuck_display(&device);
-    driver.send(
-        &command(number::FLUSH, &words(&[0, 0, 1000, 1000, 1, 0])),
-        4096,
-    );
+    driver.send_flush(1, [0, 0, 1000, 1000]);
     drop(ours);
     assert_eq!(driver.receive().kind(), number::OK_NODATA);
-    driver.done(number::UNREF, &words(&[1, 0]));
+    driver.unref(1);
 }

@@ -16,7 +16,9 @@ use vhost_device_tests::front_end::gpu::{GpuDriver, command, number, words};
 use vhost_device_tests::process::PATIENCE;
 use vhost_device_tests::stand_in::StandIn;
 
-use crate::virgl::{CONTEXT, Y_0_TOP, context, done_in, in_context, picture, submit, transfer};
+use crate::virgl::{
+    CONTEXT, Y_0_TOP, context, create_context, done_in, in_context, picture, submit, transfer,
+};
 use crate::{Device, QUIET, pass_display};
 
 const B8G8R8A8: u32 = 1;
@@ -152,11 +154,6 @@ fn fill(driver: &mut GpuDriver, resource: u32, pixel: u32) {
     done_in(driver, CONTEXT, number::SUBMIT_3D, &commands);
 }
 
-fn flush(driver: &mut GpuDriver, resource: u32, [x, y, width, height]: [u32; 4]) {
-    let body = words(&[x, y, width, height, resource, 0]);
-    driver.send(&command(number::FLUSH, &body), 4096);
-}
-
 fn flushed(driver: &mut GpuDriver) {
     assert_eq!(driver.receive().kind(), number::OK_NODATA);
 }
@@ -165,7 +162,7 @@ fn flushed(driver: &mut GpuDriver) {
 fn started(device: &Device, features: u64) -> (GpuDriver, GlDisplay) {
     let mut driver = device.connect();
     let display = GlDisplay::connect(&driver, features);
-    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    create_context(&mut driver);
     create(&mut driver, 1);
     (driver, display)
 }
@@ -176,6 +173,10 @@ fn shown(device: &Device) -> (GpuDriver, GlDisplay, File) {
     driver.set_scanout(0, 1, ALL);
     let file = display.told().buffer(0, Some(MODIFIER));
     (driver, display, file)
+}
+
+fn inode(file: &File) -> u64 {
+    file.metadata().unwrap().ino()
 }
 
 fn pixel(file: &File) -> u32 {
@@ -193,7 +194,7 @@ fn a_picture_is_shown_from_its_buffer_and_a_flush_waits_for_that() {
     for (colour, part) in [(0x1122_3344, ALL), (0x5566_7788, [3, 4, 50, 20])] {
         fill(&mut driver, 1, colour);
         let fences = renderer.calls("create_fence");
-        flush(&mut driver, 1, part);
+        driver.send_flush(1, part);
         let told = display.told();
         let [x, y, width, height] = part;
         told.assert(DMABUF_UPDATE, &[0, x, y, width, height]);
@@ -214,7 +215,7 @@ fn a_picture_is_shown_from_its_buffer_and_a_flush_waits_for_that() {
     assert_eq!(renderer.calls("get_fd_for_texture2"), 1);
     // The same again is nothing new.
     driver.set_scanout(0, 1, ALL);
-    flush(&mut driver, 1, ALL);
+    driver.send_flush(1, ALL);
     display.shows(0, ALL);
     flushed(&mut driver);
     assert_eq!(renderer.calls("get_fd_for_texture2"), 1);
@@ -234,7 +235,7 @@ fn what_the_library_or_the_display_does_not_know_of_modifiers_is_left_out() {
     let (mut driver, mut display) = started(&device, 1);
     driver.set_scanout(3, 1, ALL);
     display.told().buffer(3, None);
-    flush(&mut driver, 1, ALL);
+    driver.send_flush(1, ALL);
     display.shows(3, ALL);
     flushed(&mut driver);
 }
@@ -263,7 +264,7 @@ fn what_can_not_be_shared_is_sent_as_pixels() {
         fill(&mut driver, 1, 0x0a0b_0c0d);
         driver.set_scanout(0, 1, ALL);
         display.told().assert(SCANOUT, &[0, 64, 32]);
-        flush(&mut driver, 1, ALL);
+        driver.send_flush(1, ALL);
         let told = display.told();
         assert_eq!(told.request, UPDATE, "{settings} {without:?} {arguments:?}");
         assert_eq!(told.words()[..5], [0, 0, 0, 64, 32]);
@@ -284,31 +285,25 @@ fn a_scanout_goes_from_buffers_to_pixels_and_back() {
     driver.set_scanout(0, 1, [1, 0, 63, 32]);
     display.told().assert(DMABUF_SCANOUT, &told_no_buffer);
     display.told().assert(SCANOUT, &[0, 63, 32]);
-    flush(&mut driver, 1, ALL);
+    driver.send_flush(1, ALL);
     assert_eq!(display.told().words()[..5], [0, 0, 0, 63, 32]);
     flushed(&mut driver);
     // Back, and to another one.
     driver.set_scanout(0, 1, ALL);
     let again = display.told().buffer(0, Some(MODIFIER));
-    assert_eq!(
-        again.metadata().unwrap().ino(),
-        file.metadata().unwrap().ino()
-    );
+    assert_eq!(inode(&again), inode(&file));
     create(&mut driver, 2);
     driver.set_scanout(0, 2, ALL);
     let other = display.told().buffer(0, Some(MODIFIER));
-    assert_ne!(
-        other.metadata().unwrap().ino(),
-        file.metadata().unwrap().ino()
-    );
-    flush(&mut driver, 2, ALL);
+    assert_ne!(inode(&other), inode(&file));
+    driver.send_flush(2, ALL);
     display.shows(0, ALL);
     flushed(&mut driver);
     // A part of it is not all of it.
     driver.set_scanout(0, 2, [0, 0, 60, 30]);
     let told = display.told();
     assert_eq!(told.words()[..7], [0, 0, 0, 60, 30, 64, 32]);
-    flush(&mut driver, 2, ALL);
+    driver.send_flush(2, ALL);
     display.shows(0, [0, 0, 60, 30]);
     flushed(&mut driver);
     driver.set_scanout(0, 0, [0; 4]);
@@ -316,7 +311,7 @@ fn a_scanout_goes_from_buffers_to_pixels_and_back() {
     display.told().assert(SCANOUT, &[0, 0, 0]);
     driver.set_scanout(0, 2, ALL);
     display.told().buffer(0, Some(MODIFIER));
-    driver.done(number::UNREF, &words(&[2, 0]));
+    driver.unref(2);
     display.told().assert(DMABUF_SCANOUT, &told_no_buffer);
     display.told().assert(SCANOUT, &[0, 0, 0]);
 }
@@ -331,7 +326,7 @@ fn sixteen_scanouts_show_one_buffer() {
         display.told().buffer(scanout, Some(MODIFIER));
     }
     assert_eq!(renderer.calls("get_fd_for_texture2"), 1);
-    flush(&mut driver, 1, [8, 8, 8, 8]);
+    driver.send_flush(1, [8, 8, 8, 8]);
     (0..16).for_each(|scanout| display.shows(scanout, [8, 8, 8, 8]));
     flushed(&mut driver);
 }
@@ -346,12 +341,9 @@ fn the_next_display_is_given_the_buffer_too() {
     for _ in 0..2 {
         let mut display = GlDisplay::connect(&driver, FEATURES);
         let again = display.told().buffer(0, Some(MODIFIER));
-        assert_eq!(
-            again.metadata().unwrap().ino(),
-            file.metadata().unwrap().ino()
-        );
+        assert_eq!(inode(&again), inode(&file));
         display.shows(0, ALL);
-        flush(&mut driver, 1, [1, 2, 3, 4]);
+        driver.send_flush(1, [1, 2, 3, 4]);
         display.shows(0, [1, 2, 3, 4]);
         flushed(&mut driver);
     }
@@ -359,7 +351,7 @@ fn the_next_display_is_given_the_buffer_too() {
     let mut display = GlDisplay::connect(&driver, FEATURES);
     display.told().buffer(0, Some(MODIFIER));
     display.shows(0, ALL);
-    flush(&mut driver, 1, ALL);
+    driver.send_flush(1, ALL);
     display.told().assert(DMABUF_UPDATE, &[0, 0, 0, 64, 32]);
     let start = Instant::now();
     drop(display);
@@ -372,17 +364,13 @@ fn a_display_that_never_shows_anything_delays_the_guest_once() {
     let renderer = StandIn::new("", &[]).unwrap();
     let device = start(&renderer, &[]);
     let (mut driver, mut display, _file) = shown(&device);
-    let move_to = |driver: &mut GpuDriver, x| {
-        let body = words(&[0, x, 1, 0, 0, 0, 0, 0]);
-        driver.run_cursor(&command(number::MOVE_CURSOR, &body));
-    };
     let start = Instant::now();
-    flush(&mut driver, 1, [0, 0, 8, 8]);
+    driver.send_flush(1, [0, 0, 8, 8]);
     display.told().assert(DMABUF_UPDATE, &[0, 0, 0, 8, 8]);
     // The cursor does not wait, and is no sign of life.
     while !driver.control.has_used() {
         assert!(start.elapsed() < PATIENCE, "the guest waits for ever");
-        move_to(&mut driver, 7);
+        driver.move_cursor(0, [7, 1], 0);
         display.told().assert(5, &[0, 7, 1]);
     }
     flushed(&mut driver);
@@ -396,7 +384,7 @@ fn a_display_that_never_shows_anything_delays_the_guest_once() {
     display.answer_update();
     let missed = display.told();
     missed.assert(DMABUF_UPDATE, &[0, 10, 10, 28, 18]);
-    flush(&mut driver, 1, ALL);
+    driver.send_flush(1, ALL);
     assert!(!driver.control.wait_used(Duration::from_millis(30)));
     display.answer_update();
     display.shows(0, ALL);
@@ -408,7 +396,7 @@ fn a_queue_stops_at_once_although_the_display_shows_nothing() {
     let renderer = StandIn::new("", &[]).unwrap();
     let device = start(&renderer, &[]);
     let (mut driver, mut display, _file) = shown(&device);
-    flush(&mut driver, 1, ALL);
+    driver.send_flush(1, ALL);
     display.told().assert(DMABUF_UPDATE, &[0, 0, 0, 64, 32]);
     let start = Instant::now();
     driver.front_end.stop(0).unwrap();
@@ -429,7 +417,7 @@ fn a_display_that_answers_nonsense_is_left_and_the_next_one_is_used() {
         // Once too often.
         words(&[DMABUF_UPDATE, 4, 0, DMABUF_UPDATE, 4, 0]),
     ] {
-        flush(&mut driver, 1, ALL);
+        driver.send_flush(1, ALL);
         display.told().assert(DMABUF_UPDATE, &[0, 0, 0, 64, 32]);
         display.0.write_all(&nonsense).unwrap();
         let start = Instant::now();
@@ -451,7 +439,7 @@ fn buffers_end_with_what_they_are_of() {
     driver.set_scanout(0, 0, [0; 4]);
     display.told().assert(DMABUF_SCANOUT, &[0; 10]);
     display.told().assert(SCANOUT, &[0, 0, 0]);
-    driver.done(number::UNREF, &words(&[1, 0]));
+    driver.unref(1);
     let files = device.program.resources().unwrap().files;
     for round in 0..100 {
         // A guest that flips pages, on two scanouts.
@@ -460,21 +448,21 @@ fn buffers_end_with_what_they_are_of() {
         for (resource, scanout) in [(1, 0), (2, 0), (1, 0), (2, 1), (1, 1)] {
             driver.set_scanout(scanout, resource, ALL);
             display.told().buffer(scanout, Some(MODIFIER));
-            flush(&mut driver, resource, ALL);
+            driver.send_flush(resource, ALL);
             let shows = if (resource, scanout) == (1, 1) { 2 } else { 1 };
             let first = if shows == 2 { 0 } else { scanout };
             (first..first + shows).for_each(|scanout| display.shows(scanout, ALL));
             flushed(&mut driver);
         }
         // One goes while it is shown, the other when it is not.
-        driver.done(number::UNREF, &words(&[1, 0]));
+        driver.unref(1);
         for scanout in 0..2 {
             let mut none = [0; 10];
             none[0] = scanout;
             display.told().assert(DMABUF_SCANOUT, &none);
             display.told().assert(SCANOUT, &[scanout, 0, 0]);
         }
-        driver.done(number::UNREF, &words(&[2, 0]));
+        driver.unref(2);
         let now = device.program.resources().unwrap().files;
         assert_eq!(now, files, "files after round {round}");
     }
@@ -491,7 +479,7 @@ fn buffers_end_with_what_they_are_of() {
     let gone = next.run(&command(number::UNREF, &words(&[1, 0])));
     assert_eq!(gone.kind(), number::INVALID_RESOURCE_ID);
     let display = GlDisplay::connect(&next, FEATURES);
-    done_in(&mut next, CONTEXT, number::CTX_CREATE, &context());
+    create_context(&mut next);
     let now = device.program.resources().unwrap().files;
     assert_eq!(now, files);
     assert!(!display.is_told_something_within(Duration::from_millis(30)));
@@ -523,7 +511,7 @@ fn a_renderer_that_refuses_is_refused() {
         let device = start(&renderer, &["--headless"]);
         let mut driver = device.connect();
         if function == "submit_cmd" {
-            done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+            create_context(&mut driver);
             create(&mut driver, 1);
         }
         let response = driver.run(&in_context(CONTEXT, kind, &body));
@@ -534,7 +522,7 @@ fn a_renderer_that_refuses_is_refused() {
     let device = start(&renderer, &[]);
     let mut driver = device.connect();
     let mut display = GlDisplay::connect(&driver, FEATURES);
-    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    create_context(&mut driver);
     let pages = driver.create(5, B8G8R8A8, 64, 32);
     let resource = words(&[5, 0]);
     for kind in [number::CTX_ATTACH_RESOURCE, number::CTX_DETACH_RESOURCE] {

@@ -184,9 +184,7 @@ fn random_commands_do_no_harm() {
         driver.run(&fenced_command(number::UNREF, 0, 0, &words(&[resource, 0])));
     }
     let picture = pattern(64 * 64);
-    let pages = driver.create(1, B8G8R8X8, 64, 64);
-    driver.draw(&pages, &bytes(&picture));
-    driver.transfer(1, 64, [0, 0, 64, 64]);
+    driver.create_drawn(1, B8G8R8X8, [64, 64], &bytes(&picture));
     driver.set_scanout(0, 1, [0, 0, 64, 64]);
     screen.check(&display);
     driver.flush(1, [0, 0, 64, 64]);
@@ -247,9 +245,7 @@ fn displays_that_answer_at_random_do_no_harm() {
         drop(display);
         driver.receive();
     }
-    let (display, socket) = Display::new(Answers::default());
-    driver.set_display(&socket).unwrap();
-    assert_eq!(display.next(), Shown::Features(3));
+    let display = driver.connect_display(Answers::default());
     for scanout in 0..16 {
         assert_eq!(display.next(), Shown::Scanout(scanout, 300, 300));
     }

@@ -28,7 +28,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 use vhost::vhost_user::message::FrontendReq;
-use vhost_device_tests::front_end::gpu::{Answers, Display, GpuDriver, Shown, words};
+use vhost_device_tests::front_end::gpu::{Answers, Display, GpuDriver, words};
 use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::process::{PATIENCE, Program, command, option};
 
@@ -68,16 +68,19 @@ impl Device {
 
     /// A driver, without a display.
     fn connect(&self) -> GpuDriver {
+        self.connect_with(&Options::default())
+    }
+
+    /// A driver that has negotiated by other options.
+    fn connect_with(&self, options: &Options) -> GpuDriver {
         let socket = self.directory.path().join("socket");
-        GpuDriver::new(FrontEnd::connect(&socket, &Options::default()).unwrap()).unwrap()
+        GpuDriver::new(FrontEnd::connect(&socket, options).unwrap()).unwrap()
     }
 
     /// A driver, and a display that has been greeted.
     fn connect_with_display(&self, answers: Answers) -> (GpuDriver, Display) {
         let driver = self.connect();
-        let (display, socket) = Display::new(answers);
-        driver.set_display(&socket).unwrap();
-        assert_eq!(display.next(), Shown::Features(3));
+        let display = driver.connect_display(answers);
         (driver, display)
     }
 }
@@ -105,6 +108,15 @@ impl ManualDisplay {
     fn greeted(driver: &GpuDriver, features: u64) -> Self {
         let mut display = Self::connect(driver);
         display.greet(features);
+        display
+    }
+
+    /// A greeted display that shows resource 1, which is created with this size.
+    fn showing(driver: &mut GpuDriver, width: u32, height: u32) -> Self {
+        let mut display = Self::greeted(driver, 3);
+        driver.create(1, B8G8R8X8, width, height);
+        driver.set_scanout(0, 1, [0, 0, width, height]);
+        assert_eq!(display.receive(), (7, words(&[0, width, height])));
         display
     }
 
@@ -161,6 +173,13 @@ impl ManualDisplay {
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
         }
     }
+}
+
+/// Resets the device (RESET_DEVICE).
+fn reset(driver: &GpuDriver) {
+    let raw = driver.front_end.raw().unwrap();
+    let refused = raw.acknowledged(FrontendReq::RESET_DEVICE, &[], &[]);
+    assert_eq!(refused.unwrap(), 0);
 }
 
 /// Pixels that are all different.

@@ -3,6 +3,7 @@
 
 use vhost_device_tests::front_end::gpu::{Answers, Shown, command, number, words};
 
+use crate::scanouts::{FORMATS, bytes_in};
 use crate::{B8G8R8X8, Device, QUIET, bytes, pattern};
 
 #[test]
@@ -51,9 +52,7 @@ fn a_scanout_of_a_part_is_updated_in_its_own_coordinates() {
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());
     let picture = pattern(100 * 100);
-    let pages = driver.create(1, B8G8R8X8, 100, 100);
-    driver.draw(&pages, &bytes(&picture));
-    driver.transfer(1, 100, [0, 0, 100, 100]);
+    driver.create_drawn(1, B8G8R8X8, [100, 100], &bytes(&picture));
     driver.set_scanout(0, 1, [0, 0, 50, 100]);
     driver.set_scanout(3, 1, [50, 20, 50, 30]);
     driver.flush(1, [40, 10, 20, 30]);
@@ -73,34 +72,11 @@ fn a_scanout_of_a_part_is_updated_in_its_own_coordinates() {
 
 #[test]
 fn all_formats_are_shown_in_their_colours() {
-    // Where alpha (or nothing), red, green and blue are among the bytes of a pixel.
-    let formats = [
-        (1, [3, 2, 1, 0]),
-        (2, [3, 2, 1, 0]),
-        (3, [0, 1, 2, 3]),
-        (4, [0, 1, 2, 3]),
-        (67, [3, 0, 1, 2]),
-        (68, [0, 3, 2, 1]),
-        (121, [0, 3, 2, 1]),
-        (134, [3, 0, 1, 2]),
-    ];
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());
-    for (format, places) in formats {
+    for (format, places) in FORMATS {
         let colours = pattern(64 * 64);
-        let drawn: Vec<u8> = colours
-            .iter()
-            .flat_map(|colour| {
-                let mut bytes = [0; 4];
-                for (place, byte) in places.into_iter().zip(colour.to_be_bytes()) {
-                    bytes[place] = byte;
-                }
-                bytes
-            })
-            .collect();
-        let pages = driver.create(format, format, 64, 64);
-        driver.draw(&pages, &drawn);
-        driver.transfer(format, 64, [0, 0, 64, 64]);
+        driver.create_drawn(format, format, [64, 64], &bytes_in(places, &colours));
         driver.set_scanout(0, format, [0, 0, 64, 64]);
         driver.flush(format, [0, 0, 64, 64]);
         let shown = loop {
@@ -113,16 +89,12 @@ fn all_formats_are_shown_in_their_colours() {
         assert!(rgb(&shown) == rgb(&colours), "format {format}");
 
         // Linux means alpha also where the format has none.
-        let cursor = command(
-            number::UPDATE_CURSOR,
-            &words(&[0, 0, 0, 0, format, 0, 0, 0]),
-        );
-        driver.run_cursor(&cursor);
+        driver.update_cursor(0, [0, 0], format, [0, 0]);
         let Shown::CursorImage(_, _, image) = display.next() else {
             panic!("no cursor");
         };
         assert!(image == colours, "cursor in format {format}");
-        driver.done(number::UNREF, &words(&[format, 0]));
+        driver.unref(format);
         assert_eq!(display.next(), Shown::Scanout(0, 0, 0));
     }
 }
@@ -132,15 +104,12 @@ fn the_cursor_is_shown_moved_and_hidden() {
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());
     let image = pattern(64 * 64);
-    let pages = driver.create(1, 1, 64, 64);
-    driver.draw(&pages, &bytes(&image));
-    driver.transfer(1, 64, [0, 0, 64, 64]);
-    let cursor = |kind, body: [u32; 8]| command(kind, &words(&body));
-    driver.run_cursor(&cursor(number::UPDATE_CURSOR, [2, 10, 20, 0, 1, 3, 4, 0]));
+    driver.create_drawn(1, 1, [64, 64], &bytes(&image));
+    driver.update_cursor(2, [10, 20], 1, [3, 4]);
     assert_eq!(display.next(), Shown::CursorImage(2, [10, 20, 3, 4], image));
-    driver.run_cursor(&cursor(number::MOVE_CURSOR, [2, 11, 21, 0, 1, 0, 0, 0]));
+    driver.move_cursor(2, [11, 21], 1);
     assert_eq!(display.next(), Shown::CursorMove(2, 11, 21));
-    driver.run_cursor(&cursor(number::UPDATE_CURSOR, [2, 0, 0, 0, 0, 0, 0, 0]));
+    driver.update_cursor(2, [0, 0], 0, [0, 0]);
     assert_eq!(display.next(), Shown::CursorHide(2));
 }
 

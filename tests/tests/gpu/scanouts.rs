@@ -13,9 +13,7 @@ fn sixteen_scanouts_show_sixteen_parts_of_a_picture() {
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());
     let picture = pattern(64 * 64);
-    let pages = driver.create(1, B8G8R8X8, 64, 64);
-    driver.draw(&pages, &bytes(&picture));
-    driver.transfer(1, 64, [0, 0, 64, 64]);
+    driver.create_drawn(1, B8G8R8X8, [64, 64], &bytes(&picture));
     let corner = |scanout: u32| (scanout % 4 * 16, scanout / 4 * 16);
     for scanout in 0..16 {
         let (x, y) = corner(scanout);
@@ -38,7 +36,7 @@ fn sixteen_scanouts_show_sixteen_parts_of_a_picture() {
     driver.set_scanout(5, 0, [0; 4]);
     assert_eq!(display.next(), Shown::Scanout(5, 0, 0));
     driver.flush(1, [17, 18, 2, 3]);
-    driver.done(number::UNREF, &words(&[1, 0]));
+    driver.unref(1);
     for scanout in (0..16).filter(|scanout| *scanout != 5) {
         assert_eq!(display.next(), Shown::Scanout(scanout, 0, 0));
     }
@@ -52,7 +50,7 @@ fn a_resource_that_is_gone_is_not_shown_any_more() {
     driver.create(1, B8G8R8X8, 8, 8);
     driver.set_scanout(0, 1, [0, 0, 8, 8]);
     assert_eq!(display.next(), Shown::Scanout(0, 8, 8));
-    driver.done(number::UNREF, &words(&[1, 0]));
+    driver.unref(1);
     assert_eq!(display.next(), Shown::Scanout(0, 0, 0));
     let flush = driver.run(&command(number::FLUSH, &words(&[0, 0, 8, 8, 1, 0])));
     assert_eq!(flush.kind(), number::INVALID_RESOURCE_ID);
@@ -69,16 +67,14 @@ fn a_picture_that_is_half_sent_when_its_resource_goes_is_sent_to_its_end() {
     let mut display = ManualDisplay::greeted(&driver, 3);
     let (width, height) = (1000, 500);
     let picture = pattern(width * height);
-    let pages = driver.create(1, B8G8R8X8, width, height);
-    driver.draw(&pages, &bytes(&picture));
-    driver.transfer(1, width, [0, 0, width, height]);
+    driver.create_drawn(1, B8G8R8X8, [width, height], &bytes(&picture));
     driver.set_scanout(2, 1, [10, 0, width - 20, height]);
     assert_eq!(display.receive(), (7, words(&[2, width - 20, height])));
     // More than there is room for: it is answered although the display takes nothing for a while.
     driver.flush(1, [0, 0, width, height]);
     let mut start = [0; 1000];
     display.0.read_exact(&mut start).unwrap();
-    driver.done(number::UNREF, &words(&[1, 0]));
+    driver.unref(1);
     let mut sent = start[12..].to_vec();
     let size = (20 + (width - 20) * height * 4) as usize;
     sent.resize(size, 0);
@@ -104,7 +100,7 @@ fn scanouts_larger_than_displays_can_be_are_refused() {
         assert_eq!(response.kind(), number::INVALID_PARAMETER);
         let (width, height) = (width.min(32767), height.min(32767));
         driver.set_scanout(0, 1, [0, 0, width, height]);
-        driver.done(number::UNREF, &words(&[1, 0]));
+        driver.unref(1);
     }
 }
 
@@ -119,6 +115,18 @@ pub const FORMATS: [(u32, [usize; 4]); 8] = [
     (121, [0, 3, 2, 1]),
     (134, [3, 0, 1, 2]),
 ];
+
+/// Pixels of alpha, red, green and blue as they lie in guest memory in one of the [`FORMATS`].
+pub fn bytes_in(places: [usize; 4], pixels: &[u32]) -> Vec<u8> {
+    let bytes_of = |pixel: &u32| {
+        let mut bytes = [0; 4];
+        for (place, byte) in places.into_iter().zip(pixel.to_be_bytes()) {
+            bytes[place] = byte;
+        }
+        bytes
+    };
+    pixels.iter().flat_map(bytes_of).collect()
+}
 
 #[test]
 fn any_rectangles_of_pictures_of_any_width_and_format_are_right() {
@@ -135,17 +143,7 @@ fn any_rectangles_of_pictures_of_any_width_and_format_are_right() {
             let mut expected = vec![0; (width * height) as usize];
             for _ in 0..8 {
                 let colours: Vec<u32> = expected.iter().map(|_| random.u32(..)).collect();
-                let drawn: Vec<u8> = colours
-                    .iter()
-                    .flat_map(|colour| {
-                        let mut bytes = [0; 4];
-                        for (place, byte) in places.into_iter().zip(colour.to_be_bytes()) {
-                            bytes[place] = byte;
-                        }
-                        bytes
-                    })
-                    .collect();
-                driver.draw(&pages, &drawn);
+                driver.draw(&pages, &bytes_in(places, &colours));
                 let mut rectangle = || {
                     let (x, y) = (random.u32(..width), random.u32(..height));
                     [x, y, random.u32(1..=width - x), random.u32(1..=height - y)]
@@ -170,7 +168,7 @@ fn any_rectangles_of_pictures_of_any_width_and_format_are_right() {
                     "format {format}, width {width}, {flushed:?}"
                 );
             }
-            driver.done(number::UNREF, &words(&[1, 0]));
+            driver.unref(1);
             assert_eq!(display.next(), Shown::Scanout(0, 0, 0));
         }
     }

@@ -15,7 +15,7 @@ use vhost_device_tests::stand_in::StandIn;
 
 use virtio_bindings::virtio_gpu::VIRTIO_GPU_F_VIRGL;
 
-use crate::virgl::{CONTEXT, context, done_in, picture};
+use crate::virgl::{CONTEXT, create_context, done_in, picture};
 use crate::{B8G8R8X8, Device, QUIET, bytes, pattern};
 
 const B8G8R8A8: u32 = 1;
@@ -43,8 +43,7 @@ fn uuid(driver: &mut GpuDriver, resource: u32) -> Vec<u8> {
 }
 
 fn show_cursor(driver: &mut GpuDriver, resource: u32) {
-    let place = words(&[0, 10, 20, 0, resource, 3, 4, 0]);
-    driver.run_cursor(&command(number::UPDATE_CURSOR, &place));
+    driver.update_cursor(0, [10, 20], resource, [3, 4]);
 }
 
 /// The pixels of columns 2 to 9 and rows 1 to 6 of a picture with 16 columns.
@@ -55,14 +54,10 @@ fn part(pixels: &[u32]) -> Vec<u32> {
 
 /// Draws on two scanouts and sets a cursor. Gives where the picture that both show is.
 fn draw(driver: &mut GpuDriver) -> Vec<u64> {
-    let pages = driver.create(5, B8G8R8X8, 16, 32);
-    driver.draw(&pages, &bytes(&pattern(512)));
-    driver.transfer(5, 16, [0, 0, 16, 32]);
+    let pages = driver.create_drawn(5, B8G8R8X8, [16, 32], &bytes(&pattern(512)));
     driver.set_scanout(0, 5, [0, 0, 16, 32]);
     driver.set_scanout(3, 5, [2, 1, 8, 6]);
-    let cursor = driver.create(9, B8G8R8A8, 64, 64);
-    driver.draw(&cursor, &bytes(&pattern(4096)));
-    driver.transfer(9, 64, [0, 0, 64, 64]);
+    driver.create_drawn(9, B8G8R8A8, [64, 64], &bytes(&pattern(4096)));
     show_cursor(driver, 9);
     // Nothing that is shown needs it, and nothing is behind it.
     driver.done(number::CREATE_2D, &words(&[6, B8G8R8X8, 1, 1]));
@@ -98,12 +93,10 @@ fn carry_out(driver: &mut GpuDriver, count: usize) {
 #[test]
 fn a_driver_that_begins_where_the_one_before_it_stopped_finds_nothing_of_it() {
     let device = Device::start(&["--headless"]);
-    let socket = device.directory.path().join("socket");
     for (ring, requests) in [(0, 0x1_0000), (RING_PACKED, 128)] {
         let mut options = Options::default();
         options.features = options.features & !RING_PACKED | ring;
-        let front_end = FrontEnd::connect(&socket, &options).unwrap();
-        let mut driver = GpuDriver::new(front_end).unwrap();
+        let mut driver = device.connect_with(&options);
         let create = command(number::CREATE_2D, &words(&[5, B8G8R8X8, 16, 16]));
         assert_eq!(driver.run(&create).kind(), number::OK_NODATA);
         let start = driver.control.options().start();
@@ -138,13 +131,6 @@ fn assert_shown(display: &Display, pixels: &[u32]) {
     assert!(told == expected, "{told:.200?}");
 }
 
-fn pass_display(driver: &GpuDriver) -> Display {
-    let (display, socket) = Display::new(Answers::default());
-    driver.set_display(&socket).unwrap();
-    assert!(matches!(display.next(), Shown::Features(_)));
-    display
-}
-
 #[test]
 fn a_guest_goes_on_with_its_pictures_scanouts_cursor_and_uuids() {
     let (here, there) = (Device::start(&[]), Device::start(&[]));
@@ -156,7 +142,7 @@ fn a_guest_goes_on_with_its_pictures_scanouts_cursor_and_uuids() {
     let destination = front_end(&there, driver.front_end.memory());
     destination.load_state(&state).unwrap();
     let mut driver = GpuDriver::new(destination).unwrap();
-    let display = pass_display(&driver);
+    let display = driver.connect_display(Answers::default());
     assert_shown(&display, &pattern(512));
     assert_eq!(uuid(&mut driver, 5), known);
     // The guest goes on drawing, in the same memory.
@@ -176,7 +162,7 @@ fn a_guest_goes_on_with_its_pictures_scanouts_cursor_and_uuids() {
     let taken = words(&[9, B8G8R8X8, 1, 1]);
     let response = driver.run(&command(number::CREATE_2D, &taken));
     assert_eq!(response.kind(), number::INVALID_RESOURCE_ID);
-    driver.done(number::UNREF, &words(&[5, 0]));
+    driver.unref(5);
     assert_eq!(display.next(), Shown::Scanout(0, 0, 0));
     assert_eq!(display.next(), Shown::Scanout(3, 0, 0));
 }
@@ -237,7 +223,7 @@ fn a_device_that_was_saved_goes_on() {
     draw(&mut driver);
     let state = save(&driver);
     let driver = restarted(driver);
-    let display = pass_display(&driver);
+    let display = driver.connect_display(Answers::default());
     assert_shown(&display, &pattern(512));
     assert!(save(&driver) == state, "nothing has changed");
 }
@@ -332,7 +318,7 @@ fn no_content_of_a_state_does_harm() {
         if raw.loads(&sealed("gpu", 1, &changed)) {
             // What it took it can work with.
             let mut driver = GpuDriver::new(front_end).unwrap();
-            let display = pass_display(&driver);
+            let display = driver.connect_display(Answers::default());
             for resource in [5, 6, 9] {
                 driver.run(&command(number::FLUSH, &words(&[0, 0, 1, 1, resource, 0])));
             }
@@ -353,13 +339,12 @@ fn what_the_renderer_has_is_not_saved_and_the_guest_goes_on() {
         features: !(1 << VIRTIO_GPU_F_VIRGL),
         ..Options::default()
     };
-    let socket = device.directory.path().join("socket");
-    let mut driver = GpuDriver::new(FrontEnd::connect(&socket, &options).unwrap()).unwrap();
+    let mut driver = device.connect_with(&options);
     draw(&mut driver);
     save(&driver);
     drop(driver);
     let mut driver = device.connect();
-    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    create_context(&mut driver);
     stop(&driver);
     let refused = driver.front_end.save_state();
     assert!(refused.is_err(), "a context was saved");
@@ -370,7 +355,7 @@ fn what_the_renderer_has_is_not_saved_and_the_guest_goes_on() {
     let refused = driver.front_end.save_state();
     assert!(refused.is_err(), "a resource of the renderer's was saved");
     driver = restarted(driver);
-    driver.done(number::UNREF, &words(&[1, 0]));
+    driver.unref(1);
     save(&driver);
     let log = device.program.stderr();
     assert!(log.contains("3D, which can not be saved"), "{log}");

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use stand_in_renderer::FILL;
 use vhost_device_tests::front_end::Buffer;
-use vhost_device_tests::front_end::gpu::{GpuDriver, fenced_command, number, words};
+use vhost_device_tests::front_end::gpu::{GpuDriver, fenced_command, number};
 use vhost_device_tests::process::{PATIENCE, Signal};
 use vhost_device_tests::stand_in::StandIn;
 
@@ -88,7 +88,7 @@ fn late_fences_hold_what_is_fenced_and_nothing_else_and_come_back_in_order() {
         number::SUBMIT_3D,
         &submit(&[FILL, 1, 1]),
     );
-    driver.done(number::UNREF, &words(&[1, 0]));
+    driver.unref(1);
     assert!(!driver.control.wait_used(QUIET), "a fence is not done");
     renderer.finish_fences().unwrap();
     assert_in_order(&mut driver, responses);
@@ -100,7 +100,7 @@ fn a_queue_that_stops_waits_a_while_for_late_fences_and_answers_them() {
     let (device, mut driver) = late(&renderer);
     let responses = send_fenced(&mut driver, 1..9);
     // It has taken them when it has answered this.
-    driver.done(number::UNREF, &words(&[1, 0]));
+    driver.unref(1);
     let start = Instant::now();
     let base = driver.front_end.stop(0).unwrap();
     let taken = start.elapsed();

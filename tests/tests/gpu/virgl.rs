@@ -8,11 +8,11 @@ use std::process::Stdio;
 use vhost_device_tests::front_end::gpu::{
     Answers, GpuDriver, Shown, command, fenced_command, number, words,
 };
-use vhost_device_tests::front_end::{Buffer, FrontEnd, Options};
+use vhost_device_tests::front_end::{Buffer, Options};
 use vhost_device_tests::process;
 use vhost_device_tests::skip::skip;
 
-use crate::scanouts::FORMATS;
+use crate::scanouts::{FORMATS, bytes_in};
 use crate::{B8G8R8X8, Device, QUIET, bytes, pattern};
 
 /// `pipe_texture_target`: bytes, and a picture.
@@ -43,6 +43,11 @@ pub fn is_there() -> bool {
     there
 }
 
+/// Starts a device with 3D; the test is skipped where there is none.
+pub fn start(arguments: &[&str]) -> Option<Device> {
+    is_there().then(|| Device::start(&[&["--virgl"], arguments].concat()))
+}
+
 /// A command in a context.
 pub fn in_context(context: u32, kind: u32, body: &[u8]) -> Vec<u8> {
     let mut bytes = command(kind, body);
@@ -61,6 +66,23 @@ pub fn context() -> Vec<u8> {
     body.extend(b"test");
     body.resize(72, 0);
     body
+}
+
+/// Creates [`CONTEXT`].
+pub fn create_context(driver: &mut GpuDriver) {
+    done_in(driver, CONTEXT, number::CTX_CREATE, &context());
+}
+
+/// Attaches a resource to [`CONTEXT`].
+fn attach_to_context(driver: &mut GpuDriver, resource: u32) {
+    let body = words(&[resource, 0]);
+    done_in(driver, CONTEXT, number::CTX_ATTACH_RESOURCE, &body);
+}
+
+/// Fills a resource with one colour: red, green, blue.
+fn draw(driver: &mut GpuDriver, resource: u32, colour: [f32; 3]) {
+    let body = submit(&clear(resource, colour));
+    done_in(driver, CONTEXT, number::SUBMIT_3D, &body);
 }
 
 /// RESOURCE_CREATE_3D of a picture.
@@ -100,16 +122,26 @@ fn colours(shown: Shown) -> (u32, [u32; 4], Vec<u32>) {
     let Shown::Update(scanout, rectangle, pixels) = shown else {
         panic!("{shown:?} is no picture");
     };
-    let colours = pixels.iter().map(|pixel| pixel & 0xff_ffff);
-    (scanout, rectangle, colours.collect())
+    (scanout, rectangle, opaque(&pixels))
+}
+
+/// Pixels without the byte that is alpha, or unused.
+fn opaque(pixels: &[u32]) -> Vec<u32> {
+    pixels.iter().map(|pixel| pixel & 0xff_ffff).collect()
+}
+
+/// The same of bytes in guest memory.
+fn colours_in(bytes: &[u8]) -> Vec<u32> {
+    let pixels = bytes.chunks_exact(4);
+    let pixels = pixels.map(|pixel| u32::from_le_bytes(pixel.try_into().unwrap()));
+    opaque(&pixels.collect::<Vec<_>>())
 }
 
 #[test]
 fn the_sets_of_capabilities_are_those_that_are_counted() {
-    if !is_there() {
+    let Some(device) = start(&["--headless"]) else {
         return;
-    }
-    let device = Device::start(&["--virgl", "--headless"]);
+    };
     let mut driver = device.connect();
     assert_eq!(driver.front_end.features() & 1, 1, "VIRGL is offered");
     let count = driver.front_end.config(12, 4).unwrap();
@@ -141,20 +173,14 @@ fn the_sets_of_capabilities_are_those_that_are_counted() {
 
 #[test]
 fn what_is_drawn_is_shown_where_it_is_flushed() {
-    if !is_there() {
+    let Some(device) = start(&[]) else {
         return;
-    }
-    let device = Device::start(&["--virgl"]);
-    let (mut driver, display) = device.connect_with_display(Answers::default());
-    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
-    driver.done(number::CREATE_3D, &picture(3, 64, 32, 0));
-    let resource = words(&[3, 0]);
-    done_in(&mut driver, CONTEXT, number::CTX_ATTACH_RESOURCE, &resource);
-    let draw = |driver: &mut GpuDriver, colour| {
-        let body = submit(&clear(3, colour));
-        done_in(driver, CONTEXT, number::SUBMIT_3D, &body);
     };
-    draw(&mut driver, [1.0, 0.0, 0.0]);
+    let (mut driver, display) = device.connect_with_display(Answers::default());
+    create_context(&mut driver);
+    driver.done(number::CREATE_3D, &picture(3, 64, 32, 0));
+    attach_to_context(&mut driver, 3);
+    draw(&mut driver, 3, [1.0, 0.0, 0.0]);
     driver.flush(3, [0, 0, 64, 32]);
     assert_eq!(display.next_within(QUIET), None, "nothing shows it yet");
     driver.set_scanout(1, 3, [0, 0, 64, 32]);
@@ -162,29 +188,25 @@ fn what_is_drawn_is_shown_where_it_is_flushed() {
     driver.flush(3, [0, 0, 64, 32]);
     let red = (1, [0, 0, 64, 32], vec![0xff_0000; 64 * 32]);
     assert_eq!(colours(display.next()), red);
-    draw(&mut driver, [0.0, 0.0, 1.0]);
+    draw(&mut driver, 3, [0.0, 0.0, 1.0]);
     driver.flush(3, [8, 4, 10, 6]);
     let blue = (1, [8, 4, 10, 6], vec![0xff; 60]);
     assert_eq!(colours(display.next()), blue);
-    driver.done(number::UNREF, &resource);
+    driver.unref(3);
     assert_eq!(display.next(), Shown::Scanout(1, 0, 0));
     done_in(&mut driver, CONTEXT, number::CTX_DESTROY, &[]);
 }
 
 #[test]
 fn pictures_come_out_as_the_guest_laid_them_down() {
-    if !is_there() {
+    let Some(device) = start(&[]) else {
         return;
-    }
-    let device = Device::start(&["--virgl"]);
+    };
     let (mut driver, display) = device.connect_with_display(Answers::default());
     let (width, height) = (48, 20);
     let all = [0, 0, width, height];
     for (number, flags) in [(1, 0), (2, Y_0_TOP)] {
-        let drawn: Vec<u32> = pattern(width * height)
-            .iter()
-            .map(|pixel| pixel & 0xff_ffff)
-            .collect();
+        let drawn = opaque(&pattern(width * height));
         driver.done(number::CREATE_3D, &picture(number, width, height, flags));
         let pages = driver.attach(number, u64::from(width * height * 4));
         driver.draw(&pages, &bytes(&drawn));
@@ -215,25 +237,17 @@ fn pictures_come_out_as_the_guest_laid_them_down() {
         let seen = driver.look(&pages);
         let half = (width * 10 * 4) as usize;
         assert!(seen[..half].iter().all(|byte| *byte == 0xee));
-        let seen: Vec<u32> = seen[half..2 * half]
-            .chunks_exact(4)
-            .map(|pixel| u32::from_le_bytes(pixel.try_into().unwrap()) & 0xff_ffff)
-            .collect();
-        assert_eq!(seen, drawn[48 * 10..], "flags {flags}");
-        assert!(
-            driver.look(&pages)[2 * half..]
-                .iter()
-                .all(|byte| *byte == 0xee)
-        );
+        let part = colours_in(&seen[half..2 * half]);
+        assert_eq!(part, drawn[48 * 10..], "flags {flags}");
+        assert!(seen[2 * half..].iter().all(|byte| *byte == 0xee));
     }
 }
 
 #[test]
 fn a_resource_of_3d_can_be_a_cursor() {
-    if !is_there() {
+    let Some(device) = start(&[]) else {
         return;
-    }
-    let device = Device::start(&["--virgl"]);
+    };
     let (mut driver, display) = device.connect_with_display(Answers::default());
     let image = pattern(64 * 64);
     driver.done(number::CREATE_3D, &picture(1, 64, 64, 0));
@@ -241,27 +255,22 @@ fn a_resource_of_3d_can_be_a_cursor() {
     driver.draw(&pages, &bytes(&image));
     let all = transfer([0, 0, 64, 64], 0, 1, 0);
     driver.done(number::TRANSFER_TO_HOST_3D, &all);
-    driver.run_cursor(&command(0x300, &words(&[0, 10, 20, 0, 1, 3, 4, 0])));
+    driver.update_cursor(0, [10, 20], 1, [3, 4]);
     assert_eq!(display.next(), Shown::CursorImage(0, [10, 20, 3, 4], image));
 }
 
 #[test]
 fn what_is_created_in_2d_can_be_used_by_contexts() {
-    if !is_there() {
+    let Some(device) = start(&[]) else {
         return;
-    }
-    let device = Device::start(&["--virgl"]);
+    };
     let (mut driver, display) = device.connect_with_display(Answers::default());
-    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    create_context(&mut driver);
     let (width, height) = (48, 20);
     let all = [0, 0, width, height];
-    let drawn: Vec<u32> = pattern(width * height)
-        .iter()
-        .map(|pixel| pixel & 0xff_ffff)
-        .collect();
+    let drawn = opaque(&pattern(width * height));
     let pages = driver.create(1, B8G8R8X8, width, height);
-    let resource = words(&[1, 0]);
-    done_in(&mut driver, CONTEXT, number::CTX_ATTACH_RESOURCE, &resource);
+    attach_to_context(&mut driver, 1);
     driver.draw(&pages, &bytes(&drawn));
     driver.transfer(1, width, all);
     driver.set_scanout(0, 1, all);
@@ -270,8 +279,7 @@ fn what_is_created_in_2d_can_be_used_by_contexts() {
     assert_eq!(colours(display.next()), (0, all, drawn.clone()));
 
     // The context draws in it, then the guest draws over that.
-    let red = submit(&clear(1, [1.0, 0.0, 0.0]));
-    done_in(&mut driver, CONTEXT, number::SUBMIT_3D, &red);
+    draw(&mut driver, 1, [1.0, 0.0, 0.0]);
     driver.transfer(1, width, [7, 5, 10, 3]);
     driver.flush(1, all);
     let mixed: Vec<u32> = (0..width * height)
@@ -287,42 +295,28 @@ fn what_is_created_in_2d_can_be_used_by_contexts() {
     assert_eq!(colours(display.next()), (0, all, mixed.clone()));
     let back = transfer(all, 0, 1, 0);
     driver.done(number::TRANSFER_FROM_HOST_3D, &back);
-    let seen: Vec<u32> = driver.look(&pages)[..(width * height * 4) as usize]
-        .chunks_exact(4)
-        .map(|pixel| u32::from_le_bytes(pixel.try_into().unwrap()) & 0xff_ffff)
-        .collect();
-    assert_eq!(seen, mixed);
+    let seen = driver.look(&pages);
+    assert_eq!(colours_in(&seen[..(width * height * 4) as usize]), mixed);
 
+    let resource = words(&[1, 0]);
     done_in(&mut driver, CONTEXT, number::CTX_DETACH_RESOURCE, &resource);
     driver.done(number::DETACH_BACKING, &resource);
-    driver.done(number::UNREF, &resource);
+    driver.unref(1);
     assert_eq!(display.next(), Shown::Scanout(0, 0, 0));
 }
 
 #[test]
 fn pictures_of_all_formats_are_right_with_3d_too() {
-    if !is_there() {
+    let Some(device) = start(&[]) else {
         return;
-    }
-    let device = Device::start(&["--virgl"]);
+    };
     let (mut driver, display) = device.connect_with_display(Answers::default());
-    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    create_context(&mut driver);
     let image = pattern(64 * 64);
     for (number, (format, places)) in (1..).zip(FORMATS) {
-        let memory: Vec<u8> = image
-            .iter()
-            .flat_map(|pixel| {
-                let mut bytes = [0; 4];
-                for (place, byte) in places.iter().zip(pixel.to_be_bytes()) {
-                    bytes[*place] = byte;
-                }
-                bytes
-            })
-            .collect();
         let pages = driver.create(number, format, 64, 64);
-        let resource = words(&[number, 0]);
-        done_in(&mut driver, CONTEXT, number::CTX_ATTACH_RESOURCE, &resource);
-        driver.draw(&pages, &memory);
+        attach_to_context(&mut driver, number);
+        driver.draw(&pages, &bytes_in(places, &image));
         driver.transfer(number, 64, [0, 0, 64, 64]);
         driver.set_scanout(0, number, [2, 1, 60, 50]);
         if number == 1 {
@@ -338,19 +332,13 @@ fn pictures_of_all_formats_are_right_with_3d_too() {
 
 #[test]
 fn fences_come_back_in_order() {
-    if !is_there() {
+    let Some(device) = start(&["--headless"]) else {
         return;
-    }
-    let device = Device::start(&["--virgl", "--headless"]);
+    };
     let mut driver = device.connect();
-    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    create_context(&mut driver);
     driver.done(number::CREATE_3D, &picture(3, 512, 512, 0));
-    done_in(
-        &mut driver,
-        CONTEXT,
-        number::CTX_ATTACH_RESOURCE,
-        &words(&[3, 0]),
-    );
+    attach_to_context(&mut driver, 3);
     let memory = driver.front_end.memory();
     let commands: Vec<u32> = (0..20).flat_map(|_| clear(3, [0.0, 1.0, 0.0])).collect();
     let mut fences = Vec::new();
@@ -382,19 +370,13 @@ fn fences_come_back_in_order() {
 
 #[test]
 fn a_queue_that_stops_has_answered_all_that_it_took() {
-    if !is_there() {
+    let Some(device) = start(&["--headless"]) else {
         return;
-    }
-    let device = Device::start(&["--virgl", "--headless"]);
+    };
     let mut driver = device.connect();
-    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    create_context(&mut driver);
     driver.done(number::CREATE_3D, &picture(3, 2048, 2048, 0));
-    done_in(
-        &mut driver,
-        CONTEXT,
-        number::CTX_ATTACH_RESOURCE,
-        &words(&[3, 0]),
-    );
+    attach_to_context(&mut driver, 3);
     let memory = driver.front_end.memory();
     let commands: Vec<u32> = (0..5).flat_map(|_| clear(3, [0.0, 1.0, 0.0])).collect();
     let mut bytes = fenced_command(number::SUBMIT_3D, FENCE, 1, &submit(&commands));
@@ -415,10 +397,9 @@ fn a_queue_that_stops_has_answered_all_that_it_took() {
 
 #[test]
 fn contexts_are_bounded() {
-    if !is_there() {
+    let Some(device) = start(&["--headless"]) else {
         return;
-    }
-    let device = Device::start(&["--virgl", "--headless"]);
+    };
     let mut driver = device.connect();
     let mut made = 0;
     let refused = (1..2000).find_map(|number| {
@@ -435,16 +416,14 @@ fn contexts_are_bounded() {
 #[test]
 fn resources_follow_the_memory_of_the_guest() {
     const ADDRESS: u64 = 0x4000_0000;
-    if !is_there() {
+    let Some(device) = start(&["--headless"]) else {
         return;
-    }
-    let device = Device::start(&["--virgl", "--headless"]);
+    };
     let options = Options {
         memory_slots: true,
         ..Options::default()
     };
-    let socket = device.directory.path().join("socket");
-    let mut driver = GpuDriver::new(FrontEnd::connect(&socket, &options).unwrap()).unwrap();
+    let mut driver = device.connect_with(&options);
     driver.front_end.add_region(ADDRESS, 1 << 20).unwrap();
     driver.done(number::CREATE_3D, &picture(1, 16, 16, 0));
     let backing = words(&[1, 1, ADDRESS as u32, 0, 1024, 0]);
@@ -466,7 +445,7 @@ fn resources_follow_the_memory_of_the_guest() {
     let seen = driver.front_end.memory().read_vec(ADDRESS, 1024);
     assert!(seen.chunks(4).all(|pixel| pixel[..3] == [0x11; 3]));
     driver.done(number::DETACH_BACKING, &words(&[1, 0]));
-    driver.done(number::UNREF, &words(&[1, 0]));
+    driver.unref(1);
 }
 
 /// Pieces of guest memory that the device has mapped.
@@ -478,16 +457,14 @@ fn mappings(device: &Device) -> usize {
 
 #[test]
 fn a_driver_that_does_not_want_3d_has_none() {
-    if !is_there() {
+    let Some(device) = start(&["--headless"]) else {
         return;
-    }
-    let device = Device::start(&["--virgl", "--headless"]);
+    };
     let options = Options {
         features: Options::default().features & !1,
         ..Options::default()
     };
-    let socket = device.directory.path().join("socket");
-    let mut driver = GpuDriver::new(FrontEnd::connect(&socket, &options).unwrap()).unwrap();
+    let mut driver = device.connect_with(&options);
     for (kind, body) in [
         (number::CTX_CREATE, context()),
         (number::CREATE_3D, picture(1, 1, 1, 0)),
@@ -500,19 +477,16 @@ fn a_driver_that_does_not_want_3d_has_none() {
 
 #[test]
 fn two_hundred_guests_that_come_and_go_leave_nothing() {
-    if !is_there() {
+    let Some(device) = start(&["--headless"]) else {
         return;
-    }
-    let device = Device::start(&["--virgl", "--headless"]);
+    };
     let work = |driver: &mut GpuDriver| {
-        done_in(driver, CONTEXT, number::CTX_CREATE, &context());
+        create_context(driver);
         for number in 1..10 {
             driver.done(number::CREATE_3D, &picture(number, 256, 256, 0));
             driver.attach(number, 256 * 256 * 4);
-            let resource = words(&[number, 0]);
-            done_in(driver, CONTEXT, number::CTX_ATTACH_RESOURCE, &resource);
-            let body = submit(&clear(number, [1.0; 3]));
-            done_in(driver, CONTEXT, number::SUBMIT_3D, &body);
+            attach_to_context(driver, number);
+            draw(driver, number, [1.0; 3]);
         }
         driver.set_scanout(0, 1, [0, 0, 256, 256]);
         driver.flush(1, [0, 0, 256, 256]);

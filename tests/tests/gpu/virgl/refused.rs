@@ -5,12 +5,11 @@ use super::*;
 
 #[test]
 fn what_can_not_be_is_refused_in_3d_too() {
-    if !is_there() {
+    let Some(device) = start(&["--headless", "--max-hostmem=1M"]) else {
         return;
-    }
-    let device = Device::start(&["--virgl", "--headless", "--max-hostmem=1M"]);
+    };
     let mut driver = device.connect();
-    done_in(&mut driver, CONTEXT, number::CTX_CREATE, &context());
+    create_context(&mut driver);
     driver.done(number::CREATE_3D, &picture(1, 16, 16, 0));
     driver.done(number::CREATE_3D, &picture(2, 16, 16, 0));
     driver.attach(2, 4096);
