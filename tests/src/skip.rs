@@ -4,20 +4,31 @@
 //! A test that skips says so here, once, and returns without having tested anything. `cargo test` then calls it passed; `cargo xtask test`
 //! reads the line and counts it as skipped. In CI it accepts only the reasons on its list.
 
+use std::cell::Cell;
 use std::io::{self, Write};
 
 /// What the line begins with: `SKIPPED test: reason`.
 pub const MARK: &str = "SKIPPED ";
 
-/// What is in the place of the name of a test that does not know it.
+/// Stands for the name of a test that does not know it.
 pub const NAMELESS: &str = "a test";
+
+thread_local! {
+    /// The name of the test that runs in this thread, if it has said so.
+    static NAME: Cell<&'static str> = const { Cell::new(NAMELESS) };
+}
+
+/// Sets the name of the test that this thread runs, which the thread does not know when tests run one at a time.
+pub fn set_name(test: &'static str) {
+    NAME.set(test);
+}
 
 /// Reports that the running test is skipped, and why, past the capture of its output.
 pub fn skip(reason: &str) {
-    skip_test(NAMELESS, reason);
+    skip_test(NAME.get(), reason);
 }
 
-/// [`skip`] for a test that knows its name, which the thread has not when tests run one at a time.
+/// Reports that the test with this name is skipped, like [`skip`].
 pub fn skip_test(test: &str, reason: &str) {
     let thread = std::thread::current();
     let name = thread.name().filter(|name| *name != "main").unwrap_or(test);

@@ -13,7 +13,7 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BL
 use crate::front_end::gpu::{HEADER_SIZE, fenced_command, number, words};
 use crate::front_end::{Buffer, GuestMemory, Used};
 use crate::process::{Program, command, option};
-use crate::skip::{self, skip_test};
+use crate::skip;
 
 /// What not every back-end does. The suites skip what a target does not claim; optional requests are skipped by what it offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,28 +125,41 @@ impl Running {
     }
 }
 
-/// Whether `target` claims this; `test` is skipped if not.
-pub fn claims(target: &dyn Target, claim: Claim, test: &str) -> bool {
+/// Whether `target` claims this; the running test is skipped if it does not.
+pub fn claims(target: &dyn Target, claim: Claim) -> bool {
     let claims = target.claims(claim);
     if !claims {
-        skip(target, &format!("{claim:?}"), test);
+        skip(target, &format!("{claim:?}"));
     }
     claims
 }
 
-/// Skips `test`, because `target` does not offer `feature`.
-pub fn skip(target: &dyn Target, feature: &str, test: &str) {
-    skip_test(test, &format!("{} does not claim {feature}", target.name()));
+/// Skips the running test, because `target` does not offer `feature`.
+pub fn skip(target: &dyn Target, feature: &str) {
+    skip::skip(&format!("{} does not claim {feature}", target.name()));
 }
 
-/// Runs `test` with `target`; skips it if this host cannot run that.
-pub fn run(test: fn(&dyn Target), target: &dyn Target) {
+/// Runs the test `name` with `target`; skips it if this host cannot run that.
+pub fn run(name: &'static str, test: fn(&dyn Target), target: &dyn Target) {
+    skip::set_name(name);
     if target.is_possible() {
         test(target);
     } else {
         let name = target.name();
         skip::skip(&format!("this host cannot run {name} as asked"));
     }
+}
+
+/// Makes tests of functions that take a [`Target`]: a module with a test for each of them, which runs it with this target.
+#[macro_export]
+macro_rules! tests_with {
+    ($module:ident, $target:expr, $($test:ident),+ $(,)?) => {
+        mod $module {
+            #[allow(unused_imports, reason = "the target is one of these")]
+            use $crate::target::*;
+            $(#[test] fn $test() { run(stringify!($test), super::$test, &$target) })+
+        }
+    };
 }
 
 /// A request in guest memory, to be sent again and again.

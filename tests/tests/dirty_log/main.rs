@@ -327,23 +327,11 @@ impl Ring<'_> {
 
 /// Makes of each function that takes a [`Target`] a test for each device.
 macro_rules! for_each_device {
-    ($($test:ident),+ $(,)?) => {
-        mod block {
-            use vhost_device_tests::target::{Block, run};
-            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "auto" }) })+
-        }
-        mod block_io_uring {
-            use vhost_device_tests::target::{Block, run};
-            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "io_uring" }) })+
-        }
-        mod block_threads {
-            use vhost_device_tests::target::{Block, run};
-            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "threads" }) })+
-        }
-        mod rng {
-            use vhost_device_tests::target::{Rng, run};
-            $(#[test] fn $test() { run(super::$test, &Rng) })+
-        }
+    ($($tests:tt)+) => {
+        vhost_device_tests::tests_with!(block, Block { io_engine: "auto" }, $($tests)+);
+        vhost_device_tests::tests_with!(block_io_uring, Block { io_engine: "io_uring" }, $($tests)+);
+        vhost_device_tests::tests_with!(block_threads, Block { io_engine: "threads" }, $($tests)+);
+        vhost_device_tests::tests_with!(rng, Rng, $($tests)+);
     };
 }
 use for_each_device;

@@ -25,8 +25,7 @@ const END: Duration = Duration::from_secs(2);
 fn clients_that_say_nothing_cost_nothing(target: &dyn Target) {
     const CLIENTS: usize = 60;
     const TIME: Duration = Duration::from_millis(300);
-    const TEST: &str = "clients_that_say_nothing_cost_nothing";
-    if !claims(target, Claim::NoLeak, TEST) {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let mut running = target.start();
@@ -50,8 +49,7 @@ fn clients_that_say_nothing_cost_nothing(target: &dyn Target) {
 
 /// The program ends when it is asked to, although its client neither speaks nor goes, or is in the midst of a message.
 fn a_client_that_never_ends_its_message_does_not_keep_the_program(target: &dyn Target) {
-    const TEST: &str = "a_client_that_never_ends_its_message_does_not_keep_the_program";
-    if !claims(target, Claim::NoLeak, TEST) {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let memory = header(FrontendReq::SET_MEM_TABLE, VERSION, 4000);
@@ -218,8 +216,7 @@ fn settings(peer: &Peer, memory: &Region, files: &[BorrowedFd<'_>; 2]) -> Vec<Me
 fn settings_that_are_repeated_leave_nothing(target: &dyn Target) {
     const ROUNDS: usize = 300;
     const WARM_UP: usize = 50;
-    const TEST: &str = "settings_that_are_repeated_leave_nothing";
-    if !claims(target, Claim::NoLeak, TEST) {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let (running, peer) = start(target);
@@ -256,8 +253,7 @@ fn settings_that_are_repeated_leave_nothing(target: &dyn Target) {
 fn rings_that_come_and_go_leave_nothing(target: &dyn Target) {
     const ROUNDS: usize = 150;
     const WARM_UP: usize = 50;
-    const TEST: &str = "rings_that_come_and_go_leave_nothing";
-    if !claims(target, Claim::NoLeak, TEST) {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let (mut running, peer) = start(target);
@@ -297,8 +293,7 @@ fn rings_that_come_and_go_leave_nothing(target: &dyn Target) {
 
 /// Messages without end, of which none is read back: the socket's room is all that they take.
 fn a_flood_of_messages_is_bounded_by_the_socket(target: &dyn Target) {
-    const TEST: &str = "a_flood_of_messages_is_bounded_by_the_socket";
-    if !claims(target, Claim::NoLeak, TEST) {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let running = target.start();

@@ -28,13 +28,13 @@ impl Peer {
     }
 }
 
-fn has_config(peer: &Peer, target: &dyn Target, test: &str) -> bool {
-    peer.has(ProtocolFeatures::CONFIG, target, test)
+fn has_config(peer: &Peer, target: &dyn Target) -> bool {
+    peer.has(ProtocolFeatures::CONFIG, target)
 }
 
 fn any_part_of_the_config_space_can_be_read(target: &dyn Target) {
     let (_running, peer) = start(target);
-    if !has_config(&peer, target, "any_part_of_the_config_space_can_be_read") {
+    if !has_config(&peer, target) {
         return;
     }
     let whole = peer.config(0, LARGEST, 0);
@@ -62,7 +62,7 @@ fn any_part_of_the_config_space_can_be_read(target: &dyn Target) {
 
 fn reads_past_the_end_give_zeroes(target: &dyn Target) {
     let (_running, peer) = start(target);
-    if !has_config(&peer, target, "reads_past_the_end_give_zeroes") {
+    if !has_config(&peer, target) {
         return;
     }
     // No device of ours has a config space of more than 136 bytes.
@@ -71,7 +71,7 @@ fn reads_past_the_end_give_zeroes(target: &dyn Target) {
 
 fn flags_of_a_read_are_ignored(target: &dyn Target) {
     let (_running, peer) = start(target);
-    if !has_config(&peer, target, "flags_of_a_read_are_ignored") {
+    if !has_config(&peer, target) {
         return;
     }
     let unknown = match target.claims(Claim::Refusal) {
@@ -90,11 +90,7 @@ fn flags_of_a_read_are_ignored(target: &dyn Target) {
 /// The protocol has a reply of no bytes for this.
 fn a_read_out_of_any_config_space_fails(target: &dyn Target) {
     let running = target.start();
-    if !has_config(
-        &Peer::new(&running),
-        target,
-        "a_read_out_of_any_config_space_fails",
-    ) {
+    if !has_config(&Peer::new(&running), target) {
         return;
     }
     for (offset, size) in [
@@ -127,11 +123,7 @@ fn a_read_out_of_any_config_space_fails(target: &dyn Target) {
 /// Each way in which size field and payload can disagree.
 fn a_read_with_a_size_that_is_not_there_fails(target: &dyn Target) {
     let running = target.start();
-    if !has_config(
-        &Peer::new(&running),
-        target,
-        "a_read_with_a_size_that_is_not_there_fails",
-    ) {
+    if !has_config(&Peer::new(&running), target) {
         return;
     }
     let asked = payload::config(0, 0, &[0; 16]);
@@ -151,7 +143,7 @@ fn a_read_with_a_size_that_is_not_there_fails(target: &dyn Target) {
 
 fn what_is_written_is_read_back(target: &dyn Target) {
     let (_running, peer) = start(target);
-    if !has_config(&peer, target, "what_is_written_is_read_back") {
+    if !has_config(&peer, target) {
         return;
     }
     let (offset, size) = target.writable_config();
@@ -172,7 +164,7 @@ fn what_is_written_is_read_back(target: &dyn Target) {
 /// There are two kinds of writes, and no use for other bits.
 fn flags_of_a_write_do_no_harm(target: &dyn Target) {
     let running = target.start();
-    if !has_config(&Peer::new(&running), target, "flags_of_a_write_do_no_harm") {
+    if !has_config(&Peer::new(&running), target) {
         return;
     }
     let (offset, size) = target.writable_config();
@@ -192,7 +184,7 @@ fn flags_of_a_write_do_no_harm(target: &dyn Target) {
 
 fn a_write_changes_nothing_else(target: &dyn Target) {
     let (_running, peer) = start(target);
-    if !has_config(&peer, target, "a_write_changes_nothing_else") {
+    if !has_config(&peer, target) {
         return;
     }
     let (offset, size) = target.writable_config();
@@ -213,7 +205,7 @@ fn a_write_changes_nothing_else(target: &dyn Target) {
 fn what_can_not_be_written_stays_as_it_is(target: &dyn Target) {
     let running = target.start();
     let peer = Peer::new(&running);
-    if !has_config(&peer, target, "what_can_not_be_written_stays_as_it_is") {
+    if !has_config(&peer, target) {
         return;
     }
     let whole = peer.config(0, LARGEST, 0);
@@ -244,11 +236,7 @@ fn what_can_not_be_written_stays_as_it_is(target: &dyn Target) {
 }
 
 fn a_write_that_is_malformed_is_refused(target: &dyn Target) {
-    if !has_config(
-        &Peer::new(&target.start()),
-        target,
-        "a_write_that_is_malformed_is_refused",
-    ) {
+    if !has_config(&Peer::new(&target.start()), target) {
         return;
     }
     let (offset, size) = target.writable_config();

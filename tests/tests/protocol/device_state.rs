@@ -21,13 +21,13 @@ use crate::{PATIENCE, Peer, start};
 /// How long a back-end may wait in CHECK_DEVICE_STATE, which makes the front-end wait too.
 const LONGEST_CHECK: Duration = Duration::from_secs(9);
 
-fn has_state(target: &dyn Target, test: &str) -> bool {
-    Peer::new(&target.start()).has(ProtocolFeatures::DEVICE_STATE, target, test)
+fn has_state(target: &dyn Target) -> bool {
+    Peer::new(&target.start()).has(ProtocolFeatures::DEVICE_STATE, target)
 }
 
 /// A running target, and a peer of it, unless it has no state.
-fn start_with_state(target: &dyn Target, test: &str) -> Option<(Running, Peer)> {
-    has_state(target, test).then(|| start(target))
+fn start_with_state(target: &dyn Target) -> Option<(Running, Peer)> {
+    has_state(target).then(|| start(target))
 }
 
 /// A pipe that has no room.
@@ -59,7 +59,7 @@ fn carry_out(target: &dyn Target, front_end: &FrontEnd, base: u16) -> u16 {
 }
 
 fn a_device_goes_on_in_another_process(target: &dyn Target) {
-    if !has_state(target, "a_device_goes_on_in_another_process") {
+    if !has_state(target) {
         return;
     }
     let (here, there) = (target.start(), target.start());
@@ -82,8 +82,7 @@ fn a_device_goes_on_in_another_process(target: &dyn Target) {
 }
 
 fn nothing_is_transferred_while_a_ring_runs(target: &dyn Target) {
-    const TEST: &str = "nothing_is_transferred_while_a_ring_runs";
-    if !has_state(target, TEST) {
+    if !has_state(target) {
         return;
     }
     let running = target.start();
@@ -107,8 +106,7 @@ fn nothing_is_transferred_while_a_ring_runs(target: &dyn Target) {
 }
 
 fn a_malformed_request_for_a_transfer_is_refused(target: &dyn Target) {
-    let test = "a_malformed_request_for_a_transfer_is_refused";
-    let Some((mut running, peer)) = start_with_state(target, test) else {
+    let Some((mut running, peer)) = start_with_state(target) else {
         return;
     };
     let before = running.program.resources().unwrap();
@@ -134,8 +132,7 @@ fn a_malformed_request_for_a_transfer_is_refused(target: &dyn Target) {
 }
 
 fn an_outcome_is_that_of_the_last_transfer(target: &dyn Target) {
-    let test = "an_outcome_is_that_of_the_last_transfer";
-    let Some((_running, peer)) = start_with_state(target, test) else {
+    let Some((_running, peer)) = start_with_state(target) else {
         return;
     };
     let connection = &peer.connection;
@@ -153,8 +150,7 @@ fn an_outcome_is_that_of_the_last_transfer(target: &dyn Target) {
 }
 
 fn what_is_no_whole_state_of_the_device_is_refused(target: &dyn Target) {
-    let test = "what_is_no_whole_state_of_the_device_is_refused";
-    let Some((mut running, peer)) = start_with_state(target, test) else {
+    let Some((mut running, peer)) = start_with_state(target) else {
         return;
     };
     let before = running.program.resources().unwrap();
@@ -195,8 +191,7 @@ fn what_is_no_whole_state_of_the_device_is_refused(target: &dyn Target) {
 }
 
 fn no_change_of_a_state_goes_unseen_and_no_content_does_harm(target: &dyn Target) {
-    let test = "no_change_of_a_state_goes_unseen_and_no_content_does_harm";
-    let Some((mut running, peer)) = start_with_state(target, test) else {
+    let Some((mut running, peer)) = start_with_state(target) else {
         return;
     };
     let before = running.program.resources().unwrap();
@@ -254,8 +249,7 @@ fn no_change_of_a_state_goes_unseen_and_no_content_does_harm(target: &dyn Target
 }
 
 fn a_writer_without_end_is_cut_off(target: &dyn Target) {
-    let test = "a_writer_without_end_is_cut_off";
-    let Some((_running, peer)) = start_with_state(target, test) else {
+    let Some((_running, peer)) = start_with_state(target) else {
         return;
     };
     let state = peer.connection.saved();
@@ -301,8 +295,7 @@ fn stuck(peer: &Peer) -> [Box<dyn Fn() -> Stuck + '_>; 2] {
 }
 
 fn messages_are_served_while_a_transfer_stands(target: &dyn Target) {
-    let test = "messages_are_served_while_a_transfer_stands";
-    let Some((_running, peer)) = start_with_state(target, test) else {
+    let Some((_running, peer)) = start_with_state(target) else {
         return;
     };
     for begin in stuck(&peer) {
@@ -321,8 +314,7 @@ fn messages_are_served_while_a_transfer_stands(target: &dyn Target) {
 }
 
 fn a_check_of_a_transfer_that_stands_has_an_end(target: &dyn Target) {
-    let test = "a_check_of_a_transfer_that_stands_has_an_end";
-    let Some((mut running, peer)) = start_with_state(target, test) else {
+    let Some((mut running, peer)) = start_with_state(target) else {
         return;
     };
     let before = running.program.resources().unwrap();
@@ -337,8 +329,7 @@ fn a_check_of_a_transfer_that_stands_has_an_end(target: &dyn Target) {
 }
 
 fn a_check_waits_for_a_slow_peer(target: &dyn Target) {
-    let test = "a_check_waits_for_a_slow_peer";
-    let Some((_running, peer)) = start_with_state(target, test) else {
+    let Some((_running, peer)) = start_with_state(target) else {
         return;
     };
     let state = peer.connection.saved();
@@ -363,8 +354,7 @@ fn a_check_waits_for_a_slow_peer(target: &dyn Target) {
 }
 
 fn a_reader_that_closes_early_ends_a_transfer(target: &dyn Target) {
-    let test = "a_reader_that_closes_early_ends_a_transfer";
-    let Some((_running, peer)) = start_with_state(target, test) else {
+    let Some((_running, peer)) = start_with_state(target) else {
         return;
     };
     let (read, write) = full_pipe();
@@ -380,8 +370,7 @@ fn a_reader_that_closes_early_ends_a_transfer(target: &dyn Target) {
 }
 
 fn a_file_for_the_other_direction_fails(target: &dyn Target) {
-    let test = "a_file_for_the_other_direction_fails";
-    let Some((_running, peer)) = start_with_state(target, test) else {
+    let Some((_running, peer)) = start_with_state(target) else {
         return;
     };
     let (read, write) = pipe();
@@ -413,8 +402,7 @@ fn a_file_for_the_other_direction_fails(target: &dyn Target) {
 }
 
 fn another_transfer_ends_the_first(target: &dyn Target) {
-    let test = "another_transfer_ends_the_first";
-    let Some((mut running, peer)) = start_with_state(target, test) else {
+    let Some((mut running, peer)) = start_with_state(target) else {
         return;
     };
     let before = running.program.resources().unwrap();
@@ -437,8 +425,7 @@ fn another_transfer_ends_the_first(target: &dyn Target) {
 }
 
 fn a_reset_or_a_ring_that_starts_ends_a_transfer(target: &dyn Target) {
-    let test = "a_reset_or_a_ring_that_starts_ends_a_transfer";
-    if !has_state(target, test) {
+    if !has_state(target) {
         return;
     }
     let running = target.start();
@@ -464,8 +451,7 @@ fn a_reset_or_a_ring_that_starts_ends_a_transfer(target: &dyn Target) {
 }
 
 fn nothing_is_left_of_a_transfer_whose_front_end_goes_away(target: &dyn Target) {
-    let test = "nothing_is_left_of_a_transfer_whose_front_end_goes_away";
-    let Some((mut running, peer)) = start_with_state(target, test) else {
+    let Some((mut running, peer)) = start_with_state(target) else {
         return;
     };
     let before = running.program.resources().unwrap();

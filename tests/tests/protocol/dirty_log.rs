@@ -22,14 +22,13 @@ fn file(size: u64) -> OwnedFd {
     file
 }
 
-fn has_log(target: &dyn Target, test: &str) -> bool {
-    Peer::new(&target.start()).has(ProtocolFeatures::LOG_SHMFD, target, test)
+fn has_log(target: &dyn Target) -> bool {
+    Peer::new(&target.start()).has(ProtocolFeatures::LOG_SHMFD, target)
 }
 
 /// With the same payload, which some front-ends insist on, once.
 fn a_log_is_answered_whether_an_answer_is_asked_for_or_not(target: &dyn Target) {
-    const TEST: &str = "a_log_is_answered_whether_an_answer_is_asked_for_or_not";
-    if !has_log(target, TEST) {
+    if !has_log(target) {
         return;
     }
     let (_running, peer) = start(target);
@@ -49,7 +48,7 @@ fn a_log_is_answered_whether_an_answer_is_asked_for_or_not(target: &dyn Target) 
 }
 
 fn a_bad_log_is_refused(target: &dyn Target) {
-    if !has_log(target, "a_bad_log_is_refused") {
+    if !has_log(target) {
         return;
     }
     let memory = GuestMemory::new(&[(0, 0x20_0000)]);
@@ -81,7 +80,7 @@ fn a_bad_log_is_refused(target: &dyn Target) {
 
 /// Without LOG_SHMFD the log would be in the memory of the front-end.
 fn a_log_without_the_feature_is_refused(target: &dyn Target) {
-    if !has_log(target, "a_log_without_the_feature_is_refused") {
+    if !has_log(target) {
         return;
     }
     let accept = |peer: &Peer| {

@@ -73,11 +73,7 @@ fn features_can_be_set_again(target: &dyn Target) {
 
 /// QEMU's vhost-user-gpu sets such bits; an end of the connection would end the guest.
 fn features_that_were_not_offered_are_not_turned_on(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::Refusal,
-        "features_that_were_not_offered_are_not_turned_on",
-    ) {
+    if !claims(target, Claim::Refusal) {
         return;
     }
     let running = target.start();
@@ -104,8 +100,7 @@ fn features_that_were_not_offered_are_not_turned_on(target: &dyn Target) {
 
 /// What is agreed on while a ring runs is for the rings that start after that.
 fn features_that_change_while_a_ring_runs_leave_it_alone(target: &dyn Target) {
-    const TEST: &str = "features_that_change_while_a_ring_runs_leave_it_alone";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();
@@ -144,11 +139,7 @@ fn protocol_features_can_be_any_of_those_offered(target: &dyn Target) {
 }
 
 fn protocol_features_that_were_not_offered_are_refused(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::Refusal,
-        "protocol_features_that_were_not_offered_are_refused",
-    ) {
+    if !claims(target, Claim::Refusal) {
         return;
     }
     assert_refused(
@@ -201,11 +192,7 @@ fn a_new_connection_starts_without_what_the_last_one_negotiated(target: &dyn Tar
 
 fn the_status_is_what_was_set(target: &dyn Target) {
     let (_running, peer) = start(target);
-    if !peer.has(
-        ProtocolFeatures::STATUS,
-        target,
-        "the_status_is_what_was_set",
-    ) {
+    if !peer.has(ProtocolFeatures::STATUS, target) {
         return;
     }
     let status = || u64::from_ne_bytes(peer.ask(FrontendReq::GET_STATUS, &[]).try_into().unwrap());
@@ -245,20 +232,15 @@ fn assert_usable_after(target: &dyn Target, request: FrontendReq) {
 
 fn the_device_can_be_used_again_after_reset_device(target: &dyn Target) {
     let (_running, peer) = start(target);
-    if !peer.has(
-        ProtocolFeatures::RESET_DEVICE,
-        target,
-        "the_device_can_be_used_again_after_reset_device",
-    ) {
+    if !peer.has(ProtocolFeatures::RESET_DEVICE, target) {
         return;
     }
     assert_usable_after(target, FrontendReq::RESET_DEVICE);
 }
 
 fn reset_device_disables_the_rings(target: &dyn Target) {
-    const TEST: &str = "reset_device_disables_the_rings";
     let running = target.start();
-    if !Peer::new(&running).has(ProtocolFeatures::RESET_DEVICE, target, TEST) {
+    if !Peer::new(&running).has(ProtocolFeatures::RESET_DEVICE, target) {
         return;
     }
     let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
@@ -280,10 +262,9 @@ fn reset_device_disables_the_rings(target: &dyn Target) {
 }
 
 fn the_status_is_zero_after_reset_device(target: &dyn Target) {
-    const TEST: &str = "the_status_is_zero_after_reset_device";
     let (_running, peer) = start(target);
-    if !(peer.has(ProtocolFeatures::RESET_DEVICE, target, TEST)
-        && peer.has(ProtocolFeatures::STATUS, target, TEST))
+    if !(peer.has(ProtocolFeatures::RESET_DEVICE, target)
+        && peer.has(ProtocolFeatures::STATUS, target))
     {
         return;
     }
@@ -293,11 +274,7 @@ fn the_status_is_zero_after_reset_device(target: &dyn Target) {
 }
 
 fn reset_owner_leaves_the_connection_usable(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::Refusal,
-        "reset_owner_leaves_the_connection_usable",
-    ) {
+    if !claims(target, Claim::Refusal) {
         return;
     }
     assert_usable_after(target, FrontendReq::RESET_OWNER);
@@ -305,9 +282,8 @@ fn reset_owner_leaves_the_connection_usable(target: &dyn Target) {
 
 /// QEMU's device_del and device_add use the same connection: the new device is told of memory and rings from the beginning.
 fn set_owner_begins_a_session(target: &dyn Target) {
-    const TEST: &str = "set_owner_begins_a_session";
     let running = target.start();
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let options = Options {
@@ -344,9 +320,8 @@ fn set_owner_begins_a_session(target: &dyn Target) {
 
 /// Some front-ends say it twice, or late.
 fn set_owner_changes_nothing_at_the_start_or_while_a_ring_runs(target: &dyn Target) {
-    const TEST: &str = "set_owner_changes_nothing_at_the_start_or_while_a_ring_runs";
     let running = target.start();
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
@@ -375,11 +350,7 @@ fn set_owner_changes_nothing_at_the_start_or_while_a_ring_runs(target: &dyn Targ
 fn the_back_end_keeps_its_channel_open(target: &dyn Target) {
     let running = target.start();
     let peer = Peer::new(&running);
-    if !peer.has(
-        ProtocolFeatures::BACKEND_REQ,
-        target,
-        "the_back_end_keeps_its_channel_open",
-    ) {
+    if !peer.has(ProtocolFeatures::BACKEND_REQ, target) {
         return;
     }
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -401,11 +372,7 @@ fn the_back_end_keeps_its_channel_open(target: &dyn Target) {
 fn a_new_channel_replaces_the_old_one(target: &dyn Target) {
     let running = target.start();
     let peer = Peer::new(&running);
-    if !peer.has(
-        ProtocolFeatures::BACKEND_REQ,
-        target,
-        "a_new_channel_replaces_the_old_one",
-    ) {
+    if !peer.has(ProtocolFeatures::BACKEND_REQ, target) {
         return;
     }
     let channel = || {
@@ -424,11 +391,7 @@ fn a_new_channel_replaces_the_old_one(target: &dyn Target) {
 }
 
 fn a_channel_without_a_socket_is_refused(target: &dyn Target) {
-    if !Peer::new(&target.start()).has(
-        ProtocolFeatures::BACKEND_REQ,
-        target,
-        "a_channel_without_a_socket_is_refused",
-    ) {
+    if !Peer::new(&target.start()).has(ProtocolFeatures::BACKEND_REQ, target) {
         return;
     }
     assert_refused(

@@ -124,8 +124,7 @@ fn assert_idle(program: &Program, what: &str) {
 
 /// What is always readable, or broken, wakes the device once at most: it must not go round in circles.
 fn a_kick_of_any_kind_costs_nothing_while_there_is_nothing_to_do(target: &dyn Target) {
-    const TEST: &str = "a_kick_of_any_kind_costs_nothing_while_there_is_nothing_to_do";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();
@@ -160,8 +159,7 @@ fn a_kick_of_any_kind_costs_nothing_while_there_is_nothing_to_do(target: &dyn Ta
 
 /// A driver that cannot be called has its requests carried out all the same; it is the front-end's own loss.
 fn a_call_that_can_not_be_made_does_no_harm(target: &dyn Target) {
-    const TEST: &str = "a_call_that_can_not_be_made_does_no_harm";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();
@@ -203,8 +201,7 @@ fn two_ends() -> [(&'static str, OwnedFd, OwnedFd); 3] {
 
 /// User-Mode Linux is called by sockets, and reads 8 bytes for each call.
 fn a_call_may_be_a_socket_or_a_pipe(target: &dyn Target) {
-    const TEST: &str = "a_call_may_be_a_socket_or_a_pipe";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();
@@ -246,8 +243,7 @@ fn fill_up(end: &OwnedFd) {
 
 /// A full one means that a call is pending. Nor does the end of the other side end the process.
 fn a_socket_or_pipe_that_is_not_read_keeps_no_ring_from_working(target: &dyn Target) {
-    const TEST: &str = "a_socket_or_pipe_that_is_not_read_keeps_no_ring_from_working";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();
@@ -273,8 +269,7 @@ fn a_socket_or_pipe_that_is_not_read_keeps_no_ring_from_working(target: &dyn Tar
 
 /// A front-end can have its eventfds block again, whatever the back-end has set them to.
 fn a_call_that_blocks_does_not_keep_a_ring_from_stopping(target: &dyn Target) {
-    const TEST: &str = "a_call_that_blocks_does_not_keep_a_ring_from_stopping";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();
@@ -311,8 +306,7 @@ fn a_call_that_blocks_does_not_keep_a_ring_from_stopping(target: &dyn Target) {
 
 /// The same for the one that tells of a ring which cannot start.
 fn a_file_for_errors_that_blocks_keeps_no_message_from_being_answered(target: &dyn Target) {
-    const TEST: &str = "a_file_for_errors_that_blocks_keeps_no_message_from_being_answered";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();
@@ -348,8 +342,7 @@ fn is_closed(end: impl AsFd) -> bool {
 
 /// A new kick takes the place of the old one, which is let go of: in the worker, and in what it waits with.
 fn a_kick_that_is_replaced_is_let_go_of(target: &dyn Target) {
-    const TEST: &str = "a_kick_that_is_replaced_is_let_go_of";
-    if !claims(target, Claim::NoLeak, TEST) {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let running = target.start();
@@ -377,8 +370,7 @@ fn a_kick_that_is_replaced_is_let_go_of(target: &dyn Target) {
 
 /// GET_VRING_BASE ends the use of the kick eventfd.
 fn the_kick_of_a_stopped_ring_is_let_go_of(target: &dyn Target) {
-    const TEST: &str = "the_kick_of_a_stopped_ring_is_let_go_of";
-    if !claims(target, Claim::NoLeak, TEST) {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let running = target.start();
@@ -423,8 +415,7 @@ fn leave_room(program: &Program, room: usize) -> u64 {
 
 /// The kernel drops what a process has no room for (MSG_CTRUNC). A message without all its files cannot be trusted.
 fn a_message_whose_files_are_lost_ends_its_connection(target: &dyn Target) {
-    const TEST: &str = "a_message_whose_files_are_lost_ends_its_connection";
-    if !claims(target, Claim::NoLeak, TEST) {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let running = target.start();
@@ -452,8 +443,7 @@ fn a_message_whose_files_are_lost_ends_its_connection(target: &dyn Target) {
 
 /// A process that may open no more files can serve nobody, but neither does it end, nor go round in circles.
 fn a_back_end_without_room_for_a_connection_waits(target: &dyn Target) {
-    const TEST: &str = "a_back_end_without_room_for_a_connection_waits";
-    if !claims(target, Claim::NoLeak, TEST) {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let mut running = target.start();

@@ -128,7 +128,7 @@ fn messages_sent_at_once_are_answered_in_order(target: &dyn Target) {
 }
 
 fn a_message_may_come_byte_by_byte(target: &dyn Target) {
-    if !claims(target, Claim::Pieces, "a_message_may_come_byte_by_byte") {
+    if !claims(target, Claim::Pieces) {
         return;
     }
     let (_running, peer) = start(target);
@@ -153,7 +153,7 @@ fn a_message_may_come_byte_by_byte(target: &dyn Target) {
 }
 
 fn a_message_may_be_cut_anywhere(target: &dyn Target) {
-    if !claims(target, Claim::Pieces, "a_message_may_be_cut_anywhere") {
+    if !claims(target, Claim::Pieces) {
         return;
     }
     let (_running, peer) = start(target);
@@ -174,11 +174,7 @@ fn a_message_may_be_cut_anywhere(target: &dyn Target) {
 
 /// A message ends where its header says, not where a write did.
 fn a_piece_may_hold_the_end_of_one_message_and_the_start_of_the_next(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::Pieces,
-        "a_piece_may_hold_the_end_of_one_message_and_the_start_of_the_next",
-    ) {
+    if !claims(target, Claim::Pieces) {
         return;
     }
     let (_running, peer) = start(target);
@@ -251,8 +247,7 @@ fn unknown_requests(target: &dyn Target) -> Vec<u32> {
 }
 
 fn an_unknown_request_is_refused_if_an_acknowledgement_was_asked_for(target: &dyn Target) {
-    const TEST: &str = "an_unknown_request_is_refused_if_an_acknowledgement_was_asked_for";
-    if !claims(target, Claim::Unknown, TEST) {
+    if !claims(target, Claim::Unknown) {
         return;
     }
     let (_running, peer) = start(target);

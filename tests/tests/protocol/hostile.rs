@@ -142,11 +142,7 @@ fn reserved_flags_do_no_harm(target: &dyn Target) {
 }
 
 fn a_reply_as_a_request_ends_its_connection(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::RingChecks,
-        "a_reply_as_a_request_ends_its_connection",
-    ) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();
@@ -229,11 +225,7 @@ fn garbage_ends_its_connection_only(target: &dyn Target) {
 }
 
 fn files_that_no_message_needs_are_closed(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::NoLeak,
-        "files_that_no_message_needs_are_closed",
-    ) {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let mut running = target.start();
@@ -326,11 +318,7 @@ fn files_that_no_message_needs_are_closed(target: &dyn Target) {
 }
 
 fn files_with_a_later_piece_of_a_message_are_closed(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::NoLeak,
-        "files_with_a_later_piece_of_a_message_are_closed",
-    ) {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let mut running = target.start();
@@ -354,11 +342,7 @@ fn files_with_a_later_piece_of_a_message_are_closed(target: &dyn Target) {
 }
 
 fn eventfds_that_are_replaced_are_closed(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::NoLeak,
-        "eventfds_that_are_replaced_are_closed",
-    ) {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let mut running = target.start();
@@ -384,7 +368,7 @@ fn eventfds_that_are_replaced_are_closed(target: &dyn Target) {
 }
 
 fn nothing_is_left_of_a_connection(target: &dyn Target) {
-    if !claims(target, Claim::NoLeak, "nothing_is_left_of_a_connection") {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let mut running = target.start();

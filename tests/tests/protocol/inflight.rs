@@ -35,12 +35,12 @@ fn sized(length: u64) -> OwnedFd {
     file
 }
 
-fn has_inflight(target: &dyn Target, test: &str) -> bool {
-    Peer::new(&target.start()).has(ProtocolFeatures::INFLIGHT_SHMFD, target, test)
+fn has_inflight(target: &dyn Target) -> bool {
+    Peer::new(&target.start()).has(ProtocolFeatures::INFLIGHT_SHMFD, target)
 }
 
 fn a_file_has_room_for_what_was_asked_and_is_empty(target: &dyn Target) {
-    if !has_inflight(target, "a_file_has_room_for_what_was_asked_and_is_empty") {
+    if !has_inflight(target) {
         return;
     }
     let (_running, peer) = start(target);
@@ -67,8 +67,7 @@ fn a_file_has_room_for_what_was_asked_and_is_empty(target: &dyn Target) {
 }
 
 fn a_malformed_description_is_refused(target: &dyn Target) {
-    const TEST: &str = "a_malformed_description_is_refused";
-    if !has_inflight(target, TEST) {
+    if !has_inflight(target) {
         return;
     }
     let queues = Peer::new(&target.start()).queues as u16;
@@ -108,10 +107,7 @@ fn a_malformed_description_is_refused(target: &dyn Target) {
 
 /// Its requests would be lost in a crash, and nobody would know.
 fn a_ring_that_the_file_has_no_room_for_does_not_start(target: &dyn Target) {
-    if !has_inflight(
-        target,
-        "a_ring_that_the_file_has_no_room_for_does_not_start",
-    ) {
+    if !has_inflight(target) {
         return;
     }
     let (_running, peer) = start(target);
@@ -143,7 +139,7 @@ fn a_ring_that_the_file_has_no_room_for_does_not_start(target: &dyn Target) {
 /// What is in the file is the front-end's: nothing of it is taken on trust.
 fn nonsense_in_the_file_does_no_harm(target: &dyn Target) {
     const SIZE: u16 = 64;
-    if !has_inflight(target, "nonsense_in_the_file_does_no_harm") {
+    if !has_inflight(target) {
         return;
     }
     let running = target.start();
@@ -175,8 +171,7 @@ fn nonsense_in_the_file_does_no_harm(target: &dyn Target) {
 /// A front-end can cut the file short that it has shared: whoever touches what is gone gets SIGBUS.
 fn a_file_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
     const SIZE: u16 = 64;
-    const TEST: &str = "a_file_that_is_cut_short_ends_its_connection_only";
-    if !has_inflight(target, TEST) {
+    if !has_inflight(target) {
         return;
     }
     let running = target.start();

@@ -108,10 +108,10 @@ impl Peer {
     }
 
     /// Whether the feature was agreed on; the skip is printed if it was not.
-    fn has(&self, feature: ProtocolFeatures, target: &dyn Target, test: &str) -> bool {
+    fn has(&self, feature: ProtocolFeatures, target: &dyn Target) -> bool {
         let has = self.protocol_features.contains(feature);
         if !has {
-            vhost_device_tests::target::skip(target, &format!("{feature:?}"), test);
+            vhost_device_tests::target::skip(target, &format!("{feature:?}"));
         }
         has
     }
@@ -311,23 +311,11 @@ fn wait_until_read(connection: &RawConnection) {
 
 /// Makes of each function that takes a [`Target`] a test for each back-end.
 macro_rules! for_each_target {
-    ($($test:ident),+ $(,)?) => {
-        mod block {
-            use vhost_device_tests::target::{Block, run};
-            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "auto" }) })+
-        }
-        mod gpu {
-            use vhost_device_tests::target::{Gpu, run};
-            $(#[test] fn $test() { run(super::$test, &Gpu) })+
-        }
-        mod reference {
-            use vhost_device_tests::target::{Reference, run};
-            $(#[test] fn $test() { run(super::$test, &Reference) })+
-        }
-        mod rng {
-            use vhost_device_tests::target::{Rng, run};
-            $(#[test] fn $test() { run(super::$test, &Rng) })+
-        }
+    ($($tests:tt)+) => {
+        vhost_device_tests::tests_with!(block, Block { io_engine: "auto" }, $($tests)+);
+        vhost_device_tests::tests_with!(gpu, Gpu, $($tests)+);
+        vhost_device_tests::tests_with!(reference, Reference, $($tests)+);
+        vhost_device_tests::tests_with!(rng, Rng, $($tests)+);
     };
 }
 use for_each_target;

@@ -152,8 +152,7 @@ fn a_malformed_table_is_refused(target: &dyn Target) {
 
 /// As User-Mode Linux sends it. Only whole regions are room.
 fn a_table_may_have_room_for_more_regions_than_it_has(target: &dyn Target) {
-    const TEST: &str = "a_table_may_have_room_for_more_regions_than_it_has";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let (_running, peer) = start(target);
@@ -239,11 +238,7 @@ fn memory_may_be_there_twice(target: &dyn Target) {
 
 /// Runs a request in memory whose file offset is no multiple of the page size; a back-end that cannot map it says so.
 fn a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::Refusal,
-        "a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused",
-    ) {
+    if !claims(target, Claim::Refusal) {
         return;
     }
     const SHIFT: u64 = 0x810;
@@ -315,15 +310,14 @@ impl Drop for HugePages {
 
 /// QEMU leaves holes in the first MiB, wherever pages begin and end. A mapping cannot.
 fn a_region_that_starts_inside_a_huge_page_is_served(target: &dyn Target) {
-    const TEST: &str = "a_region_that_starts_inside_a_huge_page_is_served";
     const HOLE: u64 = 0xa0000;
     const START: u64 = 0xc0000;
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let _pages = HugePages::allow();
     let Some(huge) = Region::huge(0, 2 << 20) else {
-        return skip(target, "huge pages, nor does this host", TEST);
+        return skip(target, "huge pages, nor does this host");
     };
     let running = target.start();
     let mut memory = GuestMemory::default();
@@ -366,11 +360,7 @@ fn a_region_of_a_character_device_is_mapped(target: &dyn Target) {
 
 /// What was agreed on last stays in force.
 fn a_refused_table_leaves_the_old_one_in_place(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::Refusal,
-        "a_refused_table_leaves_the_old_one_in_place",
-    ) {
+    if !claims(target, Claim::Refusal) {
         return;
     }
     let running = target.start();
@@ -393,8 +383,8 @@ fn a_refused_table_leaves_the_old_one_in_place(target: &dyn Target) {
     request.assert_done(queue.take_used().unwrap());
 }
 
-fn has_slots(peer: &Peer, target: &dyn Target, test: &str) -> bool {
-    peer.has(ProtocolFeatures::CONFIGURE_MEM_SLOTS, target, test)
+fn has_slots(peer: &Peer, target: &dyn Target) -> bool {
+    peer.has(ProtocolFeatures::CONFIGURE_MEM_SLOTS, target)
 }
 
 /// Region `index` of a page each, all in one file.
@@ -409,11 +399,7 @@ fn slot(file: &Region, index: u64) -> VhostUserMemoryRegionInfo {
 
 fn as_many_regions_as_there_are_slots_can_be_added(target: &dyn Target) {
     let (_running, peer) = start(target);
-    if !has_slots(
-        &peer,
-        target,
-        "as_many_regions_as_there_are_slots_can_be_added",
-    ) {
+    if !has_slots(&peer, target) {
         return;
     }
     assert_eq!(
@@ -432,11 +418,7 @@ fn as_many_regions_as_there_are_slots_can_be_added(target: &dyn Target) {
     for index in 0..SLOTS {
         assert_eq!(add(index).unwrap(), 0, "region {index}");
     }
-    if !claims(
-        target,
-        Claim::Refusal,
-        "as_many_regions_as_there_are_slots_can_be_added",
-    ) {
+    if !claims(target, Claim::Refusal) {
         return;
     }
     assert_ne!(add(SLOTS).unwrap(), 0, "one more than there are slots");
@@ -451,7 +433,7 @@ fn as_many_regions_as_there_are_slots_can_be_added(target: &dyn Target) {
 /// A removed region is identified by its addresses and size; a file that comes with it is of no use.
 fn a_region_is_removed_whatever_its_offset(target: &dyn Target) {
     let (_running, peer) = start(target);
-    if !has_slots(&peer, target, "a_region_is_removed_whatever_its_offset") {
+    if !has_slots(&peer, target) {
         return;
     }
     let memory = Region::new(0, 8 * PAGE as usize);
@@ -484,10 +466,7 @@ fn add_first_slot(peer: &Peer) {
 }
 
 fn a_malformed_region_is_refused(target: &dyn Target) {
-    const TEST: &str = "a_malformed_region_is_refused";
-    if !has_slots(&Peer::new(&target.start()), target, TEST)
-        || !claims(target, Claim::RingChecks, TEST)
-    {
+    if !has_slots(&Peer::new(&target.start()), target) || !claims(target, Claim::RingChecks) {
         return;
     }
     let region = || Region::new(4 * PAGE, PAGE as usize);
@@ -535,10 +514,7 @@ fn a_malformed_region_is_refused(target: &dyn Target) {
 }
 
 fn a_region_that_was_not_added_can_not_be_removed(target: &dyn Target) {
-    const TEST: &str = "a_region_that_was_not_added_can_not_be_removed";
-    if !has_slots(&Peer::new(&target.start()), target, TEST)
-        || !claims(target, Claim::RingChecks, TEST)
-    {
+    if !has_slots(&Peer::new(&target.start()), target) || !claims(target, Claim::RingChecks) {
         return;
     }
     let memory = Region::new(0, PAGE as usize);
@@ -566,9 +542,8 @@ fn a_region_that_was_not_added_can_not_be_removed(target: &dyn Target) {
 }
 
 fn requests_in_memory_that_was_added_are_carried_out(target: &dyn Target) {
-    const TEST: &str = "requests_in_memory_that_was_added_are_carried_out";
     let running = target.start();
-    if !has_slots(&Peer::new(&running), target, TEST) {
+    if !has_slots(&Peer::new(&running), target) {
         return;
     }
     let options = Options {

@@ -21,21 +21,17 @@ fn an_eventfd() -> std::os::fd::OwnedFd {
 }
 
 /// Whether rings are split; the skip is printed if they are not.
-fn is_split(target: &dyn Target, test: &str) -> bool {
+fn is_split(target: &dyn Target) -> bool {
     let is_split = !Peer::new(&target.start()).is_packed();
     if !is_split {
-        skip(target, "that of a packed ring", test);
+        skip(target, "that of a packed ring");
     }
     is_split
 }
 
 fn the_number_of_queues_is_one_that_indices_reach(target: &dyn Target) {
     let (_running, peer) = start(target);
-    if peer.has(
-        ProtocolFeatures::MQ,
-        target,
-        "the_number_of_queues_is_one_that_indices_reach",
-    ) {
+    if peer.has(ProtocolFeatures::MQ, target) {
         assert!((1..=256).contains(&peer.queues), "{} queues", peer.queues);
     }
 }
@@ -106,11 +102,7 @@ fn the_base_of_a_ring_that_is_not_there_is_not_answered_with_one(target: &dyn Ta
 }
 
 fn a_ring_size_that_can_not_be_is_refused(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::RingChecks,
-        "a_ring_size_that_can_not_be_is_refused",
-    ) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     assert_refused(
@@ -149,8 +141,7 @@ fn every_power_of_two_up_to_32768_is_a_ring_size(target: &dyn Target) {
 
 /// A split ring counts in 16 bits. The base of a packed one has 32.
 fn a_base_that_is_no_index_is_refused(target: &dyn Target) {
-    const TEST: &str = "a_base_that_is_no_index_is_refused";
-    if !claims(target, Claim::RingChecks, TEST) || !is_split(target, TEST) {
+    if !claims(target, Claim::RingChecks) || !is_split(target) {
         return;
     }
     assert_refused(
@@ -170,8 +161,7 @@ fn a_base_that_is_no_index_is_refused(target: &dyn Target) {
 
 /// A ring is enabled or not.
 fn a_ring_that_is_neither_enabled_nor_disabled_is_refused(target: &dyn Target) {
-    const TEST: &str = "a_ring_that_is_neither_enabled_nor_disabled_is_refused";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     assert_refused(
@@ -191,8 +181,7 @@ fn a_ring_that_is_neither_enabled_nor_disabled_is_refused(target: &dyn Target) {
 /// A base that is far from what the driver has made available is a corrupt ring, whoever is wrong. The driver of a packed ring says nowhere
 /// how far it is.
 fn a_base_that_the_driver_knows_nothing_of_stops_its_ring(target: &dyn Target) {
-    const TEST: &str = "a_base_that_the_driver_knows_nothing_of_stops_its_ring";
-    if !claims(target, Claim::BrokenRing, TEST) || !is_split(target, TEST) {
+    if !claims(target, Claim::BrokenRing) || !is_split(target) {
         return;
     }
     let running = target.start();
@@ -216,13 +205,12 @@ fn a_base_that_the_driver_knows_nothing_of_stops_its_ring(target: &dyn Target) {
 /// Rings of which one cannot start, because its guest chose addresses that cannot be, and all others can: with a table that comes
 /// last, the table is in force, and they start.
 fn a_ring_that_can_not_start_keeps_no_other_from_it(target: &dyn Target) {
-    const TEST: &str = "a_ring_that_can_not_start_keeps_no_other_from_it";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let (_running, peer) = start(target);
     if peer.queues.min(target.request_queues() as u32) < 2 {
-        return skip(target, "a second queue", TEST);
+        return skip(target, "a second queue");
     }
     let memory = GuestMemory::new(&[(0, 1 << 20)]);
     let [bad, mut good] = [0, 1].map(|_| Queue::new(&memory, peer.queue_options(16)));
@@ -286,11 +274,7 @@ fn is_refused(peer: &Peer, memory: &GuestMemory, queue: &Queue, layout: Layout) 
 
 /// It is the guest that chooses them, so that the connection must not suffer.
 fn ring_addresses_that_can_not_be_are_refused(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::RingChecks,
-        "ring_addresses_that_can_not_be_are_refused",
-    ) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();
@@ -393,11 +377,7 @@ fn ring_addresses_that_can_not_be_are_refused(target: &dyn Target) {
 
 /// The same without acknowledgements: a guest that chooses such addresses must not end the connection, which could end its front-end.
 fn ring_addresses_that_can_not_be_spare_the_connection(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::RingChecks,
-        "ring_addresses_that_can_not_be_spare_the_connection",
-    ) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let (_running, peer) = start(target);
@@ -417,11 +397,7 @@ fn ring_addresses_that_can_not_be_spare_the_connection(target: &dyn Target) {
 
 /// What describes a ring stays as it is while the ring runs.
 fn a_running_ring_can_not_be_changed(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::RingChecks,
-        "a_running_ring_can_not_be_changed",
-    ) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let (_running, peer) = start(target);
@@ -458,11 +434,7 @@ fn a_running_ring_can_not_be_changed(target: &dyn Target) {
 }
 
 fn a_file_that_is_no_eventfd_is_refused(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::RingChecks,
-        "a_file_that_is_no_eventfd_is_refused",
-    ) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     assert_refused(
@@ -530,11 +502,7 @@ fn a_kick_before_the_addresses_is_accepted(target: &dyn Target) {
 
 /// The message that completes a ring starts it, whichever that is.
 fn a_ring_works_whatever_the_order_of_its_messages(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::RingChecks,
-        "a_ring_works_whatever_the_order_of_its_messages",
-    ) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();

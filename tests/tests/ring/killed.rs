@@ -50,8 +50,7 @@ fn front_end() {
 /// SIGKILL at any moment: nothing is left of the front-end, and the next one is served.
 fn a_front_end_that_is_killed_leaves_nothing(target: &dyn Target) {
     const KILLS: usize = 6;
-    const TEST: &str = "a_front_end_that_is_killed_leaves_nothing";
-    if !claims(target, Claim::NoLeak, TEST) {
+    if !claims(target, Claim::NoLeak) {
         return;
     }
     let mut running = target.start();

@@ -186,11 +186,7 @@ fn the_stop_of_a_ring_leaves_the_others_running(target: &dyn Target) {
     for mode in usual(target) {
         let front_end = mode.connect(&running);
         if front_end.queue_count().min(target.request_queues()) < 2 {
-            return skip(
-                target,
-                "a second queue",
-                "the_stop_of_a_ring_leaves_the_others_running",
-            );
+            return skip(target, "a second queue");
         }
         let first = mode.queue(&front_end, 16, 0);
         let mut second = front_end.queue_with(1, mode.options(16, 0)).unwrap();
@@ -209,8 +205,7 @@ fn the_stop_of_a_ring_leaves_the_others_running(target: &dyn Target) {
 
 /// libkrun resets a device without GET_VRING_BASE: its rings are disabled, and set up again, often at the same addresses.
 fn a_disabled_ring_that_is_set_up_again_begins_anew(target: &dyn Target) {
-    const TEST: &str = "a_disabled_ring_that_is_set_up_again_begins_anew";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();
@@ -240,8 +235,7 @@ fn set_base(front_end: &FrontEnd, base: u32) -> bool {
 
 /// Nothing is lost by a set-up that ends without a kick file.
 fn a_disabled_ring_that_is_told_where_it_is_goes_on_when_it_is_enabled(target: &dyn Target) {
-    const TEST: &str = "a_disabled_ring_that_is_told_where_it_is_goes_on_when_it_is_enabled";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();
@@ -264,8 +258,7 @@ fn a_disabled_ring_that_is_told_where_it_is_goes_on_when_it_is_enabled(target: &
 }
 
 fn a_base_that_is_not_where_an_enabled_ring_is_is_refused(target: &dyn Target) {
-    const TEST: &str = "a_base_that_is_not_where_an_enabled_ring_is_is_refused";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();

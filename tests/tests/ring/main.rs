@@ -248,31 +248,13 @@ fn while_repeating(mut work: impl FnMut() + Send, meanwhile: impl FnOnce()) {
 
 /// Makes of each function that takes a [`Target`] a test for each back-end.
 macro_rules! for_each_target {
-    ($($test:ident),+ $(,)?) => {
-        mod block {
-            use vhost_device_tests::target::{Block, run};
-            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "auto" }) })+
-        }
-        mod block_with_io_uring {
-            use vhost_device_tests::target::{Block, run};
-            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "io_uring" }) })+
-        }
-        mod block_with_threads {
-            use vhost_device_tests::target::{Block, run};
-            $(#[test] fn $test() { run(super::$test, &Block { io_engine: "threads" }) })+
-        }
-        mod gpu {
-            use vhost_device_tests::target::{Gpu, run};
-            $(#[test] fn $test() { run(super::$test, &Gpu) })+
-        }
-        mod reference {
-            use vhost_device_tests::target::{Reference, run};
-            $(#[test] fn $test() { run(super::$test, &Reference) })+
-        }
-        mod rng {
-            use vhost_device_tests::target::{Rng, run};
-            $(#[test] fn $test() { run(super::$test, &Rng) })+
-        }
+    ($($tests:tt)+) => {
+        vhost_device_tests::tests_with!(block, Block { io_engine: "auto" }, $($tests)+);
+        vhost_device_tests::tests_with!(block_with_io_uring, Block { io_engine: "io_uring" }, $($tests)+);
+        vhost_device_tests::tests_with!(block_with_threads, Block { io_engine: "threads" }, $($tests)+);
+        vhost_device_tests::tests_with!(gpu, Gpu, $($tests)+);
+        vhost_device_tests::tests_with!(reference, Reference, $($tests)+);
+        vhost_device_tests::tests_with!(rng, Rng, $($tests)+);
     };
 }
 use for_each_target;

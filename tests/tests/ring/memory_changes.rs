@@ -30,8 +30,7 @@ fn connect(running: &Running, mode: Mode) -> (FrontEnd, GuestMemory, GuestMemory
 
 /// REM_MEM_REG of the region that a ring lies in. From the answer on the device writes nothing there.
 fn a_ring_whose_region_is_removed_pauses(target: &dyn Target) {
-    const TEST: &str = "a_ring_whose_region_is_removed_pauses";
-    if !claims(target, Claim::BrokenRing, TEST) {
+    if !claims(target, Claim::BrokenRing) {
         return;
     }
     let running = target.start();
@@ -87,8 +86,7 @@ fn remove_the_region_of_a_ring(target: &dyn Target, running: &Running, mode: Mod
 
 /// The same memory is there again: the ring goes on with what has become available meanwhile.
 fn a_ring_whose_region_comes_back_goes_on(target: &dyn Target) {
-    const TEST: &str = "a_ring_whose_region_comes_back_goes_on";
-    if !claims(target, Claim::BrokenRing, TEST) {
+    if !claims(target, Claim::BrokenRing) {
         return;
     }
     let running = target.start();
@@ -119,8 +117,7 @@ fn a_ring_whose_region_comes_back_goes_on(target: &dyn Target) {
 
 /// Each request is either carried out, in the memory that it still holds, or fails for want of it; and all come back.
 fn requests_whose_memory_goes_are_answered(target: &dyn Target) {
-    const TEST: &str = "requests_whose_memory_goes_are_answered";
-    if !claims(target, Claim::BadBuffer, TEST) || !claims(target, Claim::BrokenRing, TEST) {
+    if !claims(target, Claim::BadBuffer) || !claims(target, Claim::BrokenRing) {
         return;
     }
     let running = target.start();
@@ -160,8 +157,7 @@ fn remove_the_memory_of_requests(target: &dyn Target, running: &Running, mode: M
 
 /// The table is replaced by others, with and without what requests and rings lie in, as fast as that goes, while requests run.
 fn tables_that_change_without_end_do_no_harm(target: &dyn Target) {
-    const TEST: &str = "tables_that_change_without_end_do_no_harm";
-    if !claims(target, Claim::BadBuffer, TEST) || !claims(target, Claim::BrokenRing, TEST) {
+    if !claims(target, Claim::BadBuffer) || !claims(target, Claim::BrokenRing) {
         return;
     }
     let running = target.start();

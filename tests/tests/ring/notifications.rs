@@ -84,7 +84,7 @@ fn each_used_request_is_signalled_once(target: &dyn Target) {
 
 /// The signals of a device that does not look at the flag would have come before the one that is waited for.
 fn no_interrupt_is_respected(target: &dyn Target) {
-    if !claims(target, Claim::NoInterrupt, "no_interrupt_is_respected") {
+    if !claims(target, Claim::NoInterrupt) {
         return;
     }
     let running = target.start();
@@ -312,11 +312,7 @@ fn a_ring_works_without_a_call_eventfd(target: &dyn Target) {
 /// SET_VRING_KICK without an eventfd asks for that.
 fn a_ring_without_a_kick_eventfd_is_polled(target: &dyn Target) {
     const NO_FD: u64 = 1 << 8;
-    if !claims(
-        target,
-        Claim::Polling,
-        "a_ring_without_a_kick_eventfd_is_polled",
-    ) {
+    if !claims(target, Claim::Polling) {
         return;
     }
     let running = target.start();
@@ -342,8 +338,7 @@ fn a_ring_without_a_kick_eventfd_is_polled(target: &dyn Target) {
 
 /// Whoever goes on with the ring waits for a kick.
 fn a_ring_that_stops_while_its_thread_polls_asks_for_kicks(target: &dyn Target) {
-    const TEST: &str = "a_ring_that_stops_while_its_thread_polls_asks_for_kicks";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start_with(&|_, command| {
@@ -366,8 +361,7 @@ fn a_ring_that_stops_while_its_thread_polls_asks_for_kicks(target: &dyn Target) 
 
 /// A call may have gone to the file before it. QEMU's own tests wait for one too.
 fn a_call_file_is_signalled_once_when_it_is_first_used(target: &dyn Target) {
-    const TEST: &str = "a_call_file_is_signalled_once_when_it_is_first_used";
-    if !claims(target, Claim::RingChecks, TEST) {
+    if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();

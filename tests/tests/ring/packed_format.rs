@@ -69,12 +69,12 @@ fn table(memory: &GuestMemory, descriptors: &[Descriptor], length: usize) -> Des
     }
 }
 
-fn has_packed(target: &dyn Target, test: &str) -> bool {
-    claims(target, Claim::Packed, test)
+fn has_packed(target: &dyn Target) -> bool {
+    claims(target, Claim::Packed)
 }
 
 fn a_ring_may_have_any_number_of_descriptors(target: &dyn Target) {
-    if !has_packed(target, "a_ring_may_have_any_number_of_descriptors") {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -89,7 +89,7 @@ fn a_ring_may_have_any_number_of_descriptors(target: &dyn Target) {
 
 /// Chains of different lengths, so that places and ids have nothing to do with each other.
 fn chains_of_all_lengths_share_a_ring(target: &dyn Target) {
-    if !has_packed(target, "chains_of_all_lengths_share_a_ring") {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -125,7 +125,7 @@ fn chains_of_all_lengths_share_a_ring(target: &dyn Target) {
 }
 
 fn requests_go_on_with_the_wrap_counters_of_the_base(target: &dyn Target) {
-    if !has_packed(target, "requests_go_on_with_the_wrap_counters_of_the_base") {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -143,7 +143,7 @@ fn requests_go_on_with_the_wrap_counters_of_the_base(target: &dyn Target) {
 
 /// A front-end that says nothing of it begins where drivers do.
 fn a_ring_starts_with_wrap_counters_of_one(target: &dyn Target) {
-    if !has_packed(target, "a_ring_starts_with_wrap_counters_of_one") {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -162,8 +162,7 @@ fn a_ring_starts_with_wrap_counters_of_one(target: &dyn Target) {
 
 /// User-Mode Linux says 0, as for a split ring. No driver begins with wrap counters of 0, but a ring can stop there: after its first round.
 fn base_0_is_the_beginning_of_a_ring_that_was_never_used(target: &dyn Target) {
-    const TEST: &str = "base_0_is_the_beginning_of_a_ring_that_was_never_used";
-    if !has_packed(target, TEST) {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -189,8 +188,7 @@ fn base_0_is_the_beginning_of_a_ring_that_was_never_used(target: &dyn Target) {
 
 /// Where chains lie across the end of the ring, the first descriptor need not be one that was marked used.
 fn base_0_is_the_second_round_of_a_ring_whose_chains_lie_across_its_end(target: &dyn Target) {
-    const TEST: &str = "base_0_is_the_second_round_of_a_ring_whose_chains_lie_across_its_end";
-    if !has_packed(target, TEST) {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -219,7 +217,7 @@ fn base_0_is_the_second_round_of_a_ring_whose_chains_lie_across_its_end(target: 
 }
 
 fn a_base_outside_the_ring_is_refused(target: &dyn Target) {
-    if !has_packed(target, "a_base_outside_the_ring_is_refused") {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -252,7 +250,7 @@ fn calls(queue: &Queue) -> u64 {
 }
 
 fn disabled_events_are_respected(target: &dyn Target) {
-    if !has_packed(target, "disabled_events_are_respected") {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -275,10 +273,7 @@ fn disabled_events_are_respected(target: &dyn Target) {
 }
 
 fn a_call_comes_for_the_descriptor_of_the_event_and_only_then(target: &dyn Target) {
-    if !has_packed(
-        target,
-        "a_call_comes_for_the_descriptor_of_the_event_and_only_then",
-    ) {
+    if !has_packed(target) {
         return;
     }
     const SIZE: u16 = 16;
@@ -304,7 +299,7 @@ fn a_call_comes_for_the_descriptor_of_the_event_and_only_then(target: &dyn Targe
 
 /// Without EVENT_IDX there are no events for single descriptors; a driver that asks for one all the same must not wait for ever.
 fn events_that_mean_nothing_are_taken_for_a_wish(target: &dyn Target) {
-    if !has_packed(target, "events_that_mean_nothing_are_taken_for_a_wish") {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -380,7 +375,7 @@ const CORRUPTIONS: [Corruption; 11] = [
 ];
 
 fn a_corrupt_chain_stops_its_ring(target: &dyn Target) {
-    if !has_packed(target, "a_corrupt_chain_stops_its_ring") {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -396,10 +391,7 @@ fn a_corrupt_chain_stops_its_ring(target: &dyn Target) {
 }
 
 fn an_indirect_table_that_was_not_agreed_on_stops_its_ring(target: &dyn Target) {
-    if !has_packed(
-        target,
-        "an_indirect_table_that_was_not_agreed_on_stops_its_ring",
-    ) {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -417,7 +409,7 @@ fn an_indirect_table_that_was_not_agreed_on_stops_its_ring(target: &dyn Target) 
 
 /// Ids are the driver's own affair.
 fn any_id_comes_back_as_it_was(target: &dyn Target) {
-    if !has_packed(target, "any_id_comes_back_as_it_was") {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -441,7 +433,7 @@ fn any_id_comes_back_as_it_was(target: &dyn Target) {
 
 /// Descriptors that are not available, whatever their flags say of the other round.
 fn only_the_flags_of_this_round_count(target: &dyn Target) {
-    if !has_packed(target, "only_the_flags_of_this_round_count") {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -463,7 +455,7 @@ fn only_the_flags_of_this_round_count(target: &dyn Target) {
 
 fn random_rings_do_no_harm(target: &dyn Target) {
     const TIME: Duration = Duration::from_secs(1);
-    if !has_packed(target, "random_rings_do_no_harm") {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();
@@ -506,7 +498,7 @@ fn random_rings_do_no_harm(target: &dyn Target) {
 
 /// Addresses that are not aligned as the format asks.
 fn parts_that_are_not_aligned_are_refused(target: &dyn Target) {
-    if !has_packed(target, "parts_that_are_not_aligned_are_refused") {
+    if !has_packed(target) {
         return;
     }
     let running = target.start();

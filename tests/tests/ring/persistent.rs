@@ -15,7 +15,7 @@ use crate::{Mode, PATIENCE, USUAL, assert_works, usual};
 
 /// Neither with bad requests, nor with bad rings.
 fn a_guest_can_not_fill_the_log(target: &dyn Target) {
-    if !claims(target, Claim::ShortLog, "a_guest_can_not_fill_the_log") {
+    if !claims(target, Claim::ShortLog) {
         return;
     }
     let running = target.start();
@@ -66,11 +66,7 @@ fn fill_the_log(target: &dyn Target, running: &Running, mode: Mode) {
 
 /// The front-end takes away the memory that ring 0 lies in, and brings it back.
 fn a_ring_whose_memory_is_taken_away_does_no_harm(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::BrokenRing,
-        "a_ring_whose_memory_is_taken_away_does_no_harm",
-    ) {
+    if !claims(target, Claim::BrokenRing) {
         return;
     }
     let running = target.start();
@@ -152,7 +148,7 @@ pub fn random_descriptor(random: &mut Rng, area: u64) -> Descriptor {
 /// A ring full of random descriptors, again and again.
 fn random_rings_do_no_harm(target: &dyn Target) {
     const ROUNDS: u64 = 300;
-    if !claims(target, Claim::BrokenRing, "random_rings_do_no_harm") {
+    if !claims(target, Claim::BrokenRing) {
         return;
     }
     let running = target.start();
@@ -191,11 +187,7 @@ fn random_rings_do_no_harm(target: &dyn Target) {
 
 /// A front-end can cut the file short that it has shared: whoever touches what is gone gets SIGBUS.
 fn memory_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
-    if !claims(
-        target,
-        Claim::LostMemory,
-        "memory_that_is_cut_short_ends_its_connection_only",
-    ) {
+    if !claims(target, Claim::LostMemory) {
         return;
     }
     let running = target.start();

@@ -161,11 +161,7 @@ fn requests_come_back_in_order_where_that_is_offered(target: &dyn Target) {
     for mode in modes(target) {
         let front_end = mode.connect(&running);
         if front_end.features() & IN_ORDER == 0 {
-            return skip(
-                target,
-                "VIRTIO_F_IN_ORDER",
-                "requests_come_back_in_order_where_that_is_offered",
-            );
+            return skip(target, "VIRTIO_F_IN_ORDER");
         }
         let mut queue = mode.queue(&front_end, 64, 0);
         let mut requests: Vec<_> = (0..16)
