@@ -11,8 +11,8 @@ use tempfile::TempDir;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_T_IN};
 
 use crate::front_end::gpu::{HEADER_SIZE, fenced_command, number, words};
-use crate::front_end::{Buffer, GuestMemory, Used};
-use crate::process::{Program, command, option};
+use crate::front_end::{Buffer, FrontEnd, GuestMemory, Options, Queue, Used};
+use crate::process::{PATIENCE, Program, command, option};
 use crate::skip;
 
 /// What not every back-end does. The suites skip what a target does not claim; optional requests are skipped by what it offers.
@@ -125,6 +125,18 @@ impl Running {
     }
 }
 
+impl Running {
+    /// A front-end that has negotiated by these options.
+    pub fn connect_with(&self, options: &Options) -> FrontEnd {
+        FrontEnd::connect(&self.socket, options).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// A front-end that has negotiated by the default options.
+    pub fn connect(&self) -> FrontEnd {
+        self.connect_with(&Options::default())
+    }
+}
+
 /// Whether `target` claims this; the running test is skipped if it does not.
 pub fn claims(target: &dyn Target, claim: Claim) -> bool {
     let claims = target.claims(claim);
@@ -150,7 +162,16 @@ pub fn run(name: &'static str, test: fn(&dyn Target), target: &dyn Target) {
     }
 }
 
-/// Makes tests of functions that take a [`Target`]: a module with a test for each of them, which runs it with this target.
+/// Runs the test `name` with `target` like [`run`]; skips it if the target does not claim this.
+pub fn run_claim(name: &'static str, claim: Claim, test: fn(&dyn Target), target: &dyn Target) {
+    skip::set_name(name);
+    if claims(target, claim) {
+        run(name, test, target);
+    }
+}
+
+/// Makes tests of functions that take a [`Target`]: a module with a test for each of them, which runs it with this target. With
+/// `claim => ` in front, a target that does not claim this skips them all.
 #[macro_export]
 macro_rules! tests_with {
     ($module:ident, $target:expr, $($test:ident),+ $(,)?) => {
@@ -158,6 +179,13 @@ macro_rules! tests_with {
             #[allow(unused_imports, reason = "the target is one of these")]
             use $crate::target::*;
             $(#[test] fn $test() { run(stringify!($test), super::$test, &$target) })+
+        }
+    };
+    ($module:ident, $target:expr, $claim:path => $($test:ident),+ $(,)?) => {
+        mod $module {
+            #[allow(unused_imports, reason = "the target is one of these")]
+            use $crate::target::*;
+            $(#[test] fn $test() { run_claim(stringify!($test), $claim, super::$test, &$target) })+
         }
     };
 }
@@ -196,6 +224,19 @@ impl<'a> Request<'a> {
         [self.readable, self.writable]
     }
 
+    /// Sends request `tag` on `queue`, and panics unless it is carried out.
+    #[track_caller]
+    pub fn run(&mut self, queue: &mut Queue, tag: u32) {
+        queue.submit(&self.write(tag));
+        self.finish(queue);
+    }
+
+    /// Waits until the device has used the next chain of `queue`. Panics unless that is this request, carried out.
+    #[track_caller]
+    pub fn finish(&self, queue: &mut Queue) {
+        self.assert_done(queue.take_used_within(PATIENCE));
+    }
+
     /// The readable bytes.
     pub fn readable(&self) -> Buffer {
         self.readable
@@ -207,6 +248,7 @@ impl<'a> Request<'a> {
     }
 
     /// Panics unless the request has been carried out, and `used` says so.
+    #[track_caller]
     pub fn assert_done(&self, used: Used) {
         assert_eq!(
             used.length, self.writable.length,
@@ -216,6 +258,7 @@ impl<'a> Request<'a> {
     }
 
     /// Panics unless the writable bytes are what they are when the request has been carried out.
+    #[track_caller]
     pub fn assert_written(&self) {
         let written = self
             .memory
@@ -224,6 +267,7 @@ impl<'a> Request<'a> {
     }
 
     /// Panics unless no writable byte has been written.
+    #[track_caller]
     pub fn assert_untouched(&self) {
         let written = self
             .memory
@@ -231,6 +275,12 @@ impl<'a> Request<'a> {
         let nothing: Vec<u8> = self.expected.iter().map(|byte| !byte).collect();
         assert_eq!(written, nothing, "the device wrote");
     }
+}
+
+/// Panics unless a request is carried out on `queue`.
+#[track_caller]
+pub fn assert_works(target: &dyn Target, memory: &GuestMemory, queue: &mut Queue) {
+    Request::new(target, memory).run(queue, 77);
 }
 
 /// `vhost-device-block`, asked to read a sector.

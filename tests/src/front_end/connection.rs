@@ -195,6 +195,28 @@ impl RawConnection {
             .map(|reply| reply.u64())
     }
 
+    /// Sends a request with [`RawConnection::acknowledged`]. Panics unless the back-end has carried it out.
+    #[track_caller]
+    pub fn done(&self, request: impl Into<u32>, payload: &[u8], fds: &[BorrowedFd]) {
+        let request = request.into();
+        let acknowledgement = self.acknowledged(request, payload, fds);
+        assert!(
+            matches!(acknowledgement, Ok(0)),
+            "request {request} was not carried out: {acknowledgement:?}"
+        );
+    }
+
+    /// Sends a message that asks for an acknowledgement, and receives whatever answers it.
+    pub fn answer(
+        &self,
+        request: impl Into<u32>,
+        payload: &[u8],
+        fds: &[BorrowedFd],
+    ) -> Result<Reply> {
+        self.send(request, VERSION | NEED_REPLY, payload, fds)?;
+        self.receive()
+    }
+
     /// Whether the back-end closes the connection within `limit`. What it still sends is dropped.
     pub fn closed(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;

@@ -145,6 +145,13 @@ impl GuestMemory {
         self.regions.remove(index)
     }
 
+    /// The same memory without the region that starts at `guest_address`.
+    pub fn without(&self, guest_address: u64) -> GuestMemory {
+        let mut rest = self.clone();
+        rest.remove(guest_address);
+        rest
+    }
+
     /// The region that holds all `length` bytes at `guest_address`. Panics when there is none.
     pub fn region(&self, guest_address: u64, length: u64) -> &Arc<Region> {
         self.regions

@@ -370,6 +370,13 @@ impl Queue {
         }
     }
 
+    /// Waits for the next used chain like [`Queue::wait_used`], and takes it. Panics when there is none before the deadline.
+    #[track_caller]
+    pub fn take_used_within(&mut self, limit: Duration) -> Used {
+        assert!(self.wait_used(limit), "a request was not answered");
+        self.take_used().expect("a used chain")
+    }
+
     /// Waits until the device has used a chain that [`Queue::take_used`] has not returned, asking for
     /// an interrupt before it sleeps. False when there was none before the deadline.
     pub fn wait_used(&mut self, limit: Duration) -> bool {

@@ -92,7 +92,7 @@ impl Scene {
             memory: vec![(LOW, REGION_SIZE), (HIGH, REGION_SIZE)],
             ..defaults
         };
-        let front_end = FrontEnd::connect(&running.socket, &options).unwrap();
+        let front_end = running.connect_with(&options);
         let (mut low, mut high) = (front_end.memory().clone(), front_end.memory().clone());
         low.remove(HIGH);
         high.remove(LOW);

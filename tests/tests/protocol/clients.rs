@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use rustix::event::{EventfdFlags, eventfd};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
+use vhost_device_tests::front_end::RawConnection;
 use vhost_device_tests::front_end::connection::{NEED_REPLY, VERSION, header, message, payload};
 use vhost_device_tests::front_end::memory::Region;
-use vhost_device_tests::front_end::{FrontEnd, Options, RawConnection};
 use vhost_device_tests::process::Signal;
-use vhost_device_tests::target::{Claim, Request, Target, claims};
+use vhost_device_tests::target::{Claim, Request, Target, assert_works, claims};
 
 use crate::{Message, PATIENCE, Peer, ring_start, start};
 
@@ -113,12 +113,9 @@ fn a_storm_of_connections_leaves_nothing(target: &dyn Target) {
             });
         }
     });
-    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let front_end = running.connect();
     let mut queue = front_end.queue(0, 16).unwrap();
-    let mut request = Request::new(target, front_end.memory());
-    queue.submit(&request.write(1));
-    assert!(queue.wait_used(PATIENCE));
-    request.assert_done(queue.take_used().unwrap());
+    assert_works(target, front_end.memory(), &mut queue);
 }
 
 /// All that can be set again and again.
@@ -263,17 +260,13 @@ fn rings_that_come_and_go_leave_nothing(target: &dyn Target) {
     let mut request = Request::new(target, &memory);
     let mut before = None;
     for round in 0..ROUNDS {
-        for message in ring_start(&peer, &memory, &queue) {
-            peer.done(message.request, &message.payload, &message.fds());
-        }
+        peer.start_ring(&memory, &queue);
         for message in ring_start(&peer, &memory, &queue) {
             // The same again while it runs.
-            peer.done(message.request, &message.payload, &message.fds());
+            peer.deliver(&message);
         }
-        queue.submit(&request.write(1));
-        assert!(queue.wait_used(PATIENCE));
-        request.assert_done(queue.take_used().unwrap());
-        peer.ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(0, 0));
+        request.run(&mut queue, 1);
+        peer.stop(0);
         peer.done(FrontendReq::RESET_DEVICE, &[], &[]);
         queue.reset();
         if round == WARM_UP {

@@ -246,23 +246,19 @@ fn a_write_that_is_malformed_is_refused(target: &dyn Target) {
         bytes[4..8].copy_from_slice(&claimed.to_ne_bytes());
         bytes
     };
-    assert_refused(
-        target,
-        |_| {},
-        |_| {
-            let bad = |what, payload| Message::new(what, FrontendReq::SET_CONFIG, payload);
-            vec![
-                bad("nothing", Vec::new()),
-                bad("half of its fields", bytes[..6].to_vec()),
-                bad("fewer bytes than it says", with_size(size as u32 + 1)),
-                bad("fewer bytes than 4 GiB", with_size(u32::MAX)),
-                bad(
-                    "an offset that overflows",
-                    payload::config(u32::MAX, 0, &[1, 1]),
-                ),
-            ]
-        },
-    );
+    assert_refused(target, |_| {
+        let bad = |what, payload| Message::new(what, FrontendReq::SET_CONFIG, payload);
+        vec![
+            bad("nothing", Vec::new()),
+            bad("half of its fields", bytes[..6].to_vec()),
+            bad("fewer bytes than it says", with_size(size as u32 + 1)),
+            bad("fewer bytes than 4 GiB", with_size(u32::MAX)),
+            bad(
+                "an offset that overflows",
+                payload::config(u32::MAX, 0, &[1, 1]),
+            ),
+        ]
+    });
 }
 
 crate::for_each_target![

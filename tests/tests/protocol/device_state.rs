@@ -14,7 +14,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Proto
 use vhost_device_tests::front_end::connection::{VERSION, message};
 use vhost_device_tests::front_end::state::{BEGUN, HEADER_SIZE, LOAD, SAVE, pipe, sealed};
 use vhost_device_tests::front_end::{FrontEnd, Options};
-use vhost_device_tests::target::{Request, Running, Target};
+use vhost_device_tests::target::{Request, Running, Target, assert_works};
 
 use crate::{PATIENCE, Peer, start};
 
@@ -52,9 +52,7 @@ fn carry_out(target: &dyn Target, front_end: &FrontEnd, base: u16) -> u16 {
     options.base = base;
     let mut queue = front_end.queue_with(0, options).unwrap();
     let mut request = Request::new(target, front_end.memory());
-    queue.submit(&request.write(1));
-    assert!(queue.wait_used(PATIENCE));
-    request.assert_done(queue.take_used().unwrap());
+    request.run(&mut queue, 1);
     front_end.stop(0).unwrap() as u16
 }
 
@@ -86,7 +84,7 @@ fn nothing_is_transferred_while_a_ring_runs(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let front_end = running.connect();
     let mut queue = front_end.queue(0, 16).unwrap();
     let raw = front_end.raw().unwrap();
     let (read, write) = pipe();
@@ -99,10 +97,7 @@ fn nothing_is_transferred_while_a_ring_runs(target: &dyn Target) {
         BEGUN | 1
     );
     assert_ne!(raw.check_device_state().unwrap(), 0);
-    let mut request = Request::new(target, front_end.memory());
-    queue.submit(&request.write(1));
-    assert!(queue.wait_used(PATIENCE));
-    request.assert_done(queue.take_used().unwrap());
+    assert_works(target, front_end.memory(), &mut queue);
 }
 
 fn a_malformed_request_for_a_transfer_is_refused(target: &dyn Target) {
@@ -429,7 +424,7 @@ fn a_reset_or_a_ring_that_starts_ends_a_transfer(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let front_end = running.connect();
     let raw = front_end.raw().unwrap();
     let reset = || {
         raw.send(FrontendReq::RESET_DEVICE, VERSION, &[], &[])

@@ -9,7 +9,7 @@ use vhost_device_tests::front_end::connection::{NEED_REPLY, VERSION, payload};
 use vhost_device_tests::front_end::{GuestMemory, Queue};
 use vhost_device_tests::target::Target;
 
-use crate::{Message, Peer, assert_refused, ring_start, start};
+use crate::{Message, Peer, assert_refused_after, start};
 
 /// The payload of SET_LOG_BASE.
 fn description(size: u64, offset: u64) -> Vec<u8> {
@@ -52,13 +52,11 @@ fn a_bad_log_is_refused(target: &dyn Target) {
         return;
     }
     let memory = GuestMemory::new(&[(0, 0x20_0000)]);
-    assert_refused(
+    assert_refused_after(
         target,
         |peer| {
             let queue = Queue::new(&memory, peer.queue_options(256));
-            for message in ring_start(peer, &memory, &queue) {
-                peer.done(message.request, &message.payload, &message.fds());
-            }
+            peer.start_ring(&memory, &queue);
         },
         |_| {
             let set = |what, payload| Message::new(what, FrontendReq::SET_LOG_BASE, payload);
@@ -88,7 +86,7 @@ fn a_log_without_the_feature_is_refused(target: &dyn Target) {
         let features = payload::u64(features.bits());
         peer.done(FrontendReq::SET_PROTOCOL_FEATURES, &features, &[]);
     };
-    assert_refused(target, accept, |_| {
+    assert_refused_after(target, accept, |_| {
         let set = |what, payload| Message::new(what, FrontendReq::SET_LOG_BASE, payload);
         vec![
             set("an address", payload::u64(0x1000)),

@@ -11,7 +11,7 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Proto
 use vhost_device_tests::front_end::connection::{VERSION, payload};
 use vhost_device_tests::front_end::device::{EVENT_IDX, INDIRECT_DESC, VERSION_1};
 use vhost_device_tests::front_end::{FrontEnd, GuestMemory, Options, Queue, RawConnection};
-use vhost_device_tests::target::{Claim, Request, Target, claims};
+use vhost_device_tests::target::{Claim, Request, Target, assert_works, claims};
 
 use crate::{Message, PATIENCE, PROTOCOL_FEATURES, Peer, assert_refused, start};
 
@@ -77,7 +77,7 @@ fn features_that_were_not_offered_are_not_turned_on(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let front_end = running.connect();
     assert_eq!(
         front_end.offered() & FORCED_FEATURES,
         0,
@@ -92,10 +92,7 @@ fn features_that_were_not_offered_are_not_turned_on(target: &dyn Target) {
     )
     .unwrap();
     let mut queue = front_end.queue(0, 16).unwrap();
-    let mut request = Request::new(target, front_end.memory());
-    queue.submit(&request.write(1));
-    assert!(queue.wait_used(PATIENCE));
-    request.assert_done(queue.take_used().unwrap());
+    assert_works(target, front_end.memory(), &mut queue);
 }
 
 /// What is agreed on while a ring runs is for the rings that start after that.
@@ -104,7 +101,7 @@ fn features_that_change_while_a_ring_runs_leave_it_alone(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let front_end = running.connect();
     let mut queue = front_end.queue(0, 16).unwrap();
     let mut request = Request::new(target, front_end.memory());
     let raw = front_end.raw().unwrap();
@@ -117,12 +114,11 @@ fn features_that_change_while_a_ring_runs_leave_it_alone(target: &dyn Target) {
         features & !PROTOCOL_FEATURES,
         features,
     ] {
+        println!("features {other:#x}");
         let payload = payload::u64(other);
         raw.acknowledged(FrontendReq::SET_FEATURES, &payload, &[])
             .unwrap();
-        queue.submit(&request.write(1));
-        assert!(queue.wait_used(PATIENCE), "features {other:#x}");
-        request.assert_done(queue.take_used().unwrap());
+        request.run(&mut queue, 1);
     }
 }
 
@@ -142,36 +138,19 @@ fn protocol_features_that_were_not_offered_are_refused(target: &dyn Target) {
     if !claims(target, Claim::Refusal) {
         return;
     }
-    assert_refused(
-        target,
-        |_| {},
-        |peer| {
-            let agreed = peer.protocol_features.bits();
-            let with = |bit: u32| payload::u64(agreed | 1 << bit);
-            vec![
-                Message::new(
-                    "in-band notifications",
-                    FrontendReq::SET_PROTOCOL_FEATURES,
-                    with(14),
-                ),
-                Message::new(
-                    "in-band notifications alone",
-                    FrontendReq::SET_PROTOCOL_FEATURES,
-                    payload::u64(1 << 14),
-                ),
-                Message::new(
-                    "a bit that nobody knows",
-                    FrontendReq::SET_PROTOCOL_FEATURES,
-                    with(63),
-                ),
-                Message::new(
-                    "all bits",
-                    FrontendReq::SET_PROTOCOL_FEATURES,
-                    payload::u64(u64::MAX),
-                ),
-            ]
-        },
-    );
+    assert_refused(target, |peer| {
+        let agreed = peer.protocol_features.bits();
+        let set = |what, features| {
+            let payload = payload::u64(features);
+            Message::new(what, FrontendReq::SET_PROTOCOL_FEATURES, payload)
+        };
+        vec![
+            set("in-band notifications", agreed | 1 << 14),
+            set("in-band notifications alone", 1 << 14),
+            set("a bit that nobody knows", agreed | 1 << 63),
+            set("all bits", u64::MAX),
+        ]
+    });
 }
 
 fn a_new_connection_starts_without_what_the_last_one_negotiated(target: &dyn Target) {
@@ -204,21 +183,18 @@ fn the_status_is_what_was_set(target: &dyn Target) {
 }
 
 /// Runs one request on a ring that is started from nothing.
-fn assert_works(target: &dyn Target, front_end: &FrontEnd, tag: u32) {
+fn assert_starts(target: &dyn Target, front_end: &FrontEnd) {
     let mut queue = front_end.queue(0, 16).unwrap();
-    let mut request = Request::new(target, front_end.memory());
-    queue.submit(&request.write(tag));
-    assert!(queue.wait_used(PATIENCE), "a request is answered");
-    request.assert_done(queue.take_used().unwrap());
+    assert_works(target, front_end.memory(), &mut queue);
 }
 
 /// After `request`, which may stop the rings, the device can be set up again on the same connection.
 fn assert_usable_after(target: &dyn Target, request: FrontendReq) {
     let running = target.start();
-    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
-    assert_works(target, &front_end, 1);
+    let front_end = running.connect();
+    assert_starts(target, &front_end);
     let raw = front_end.raw().unwrap();
-    assert_eq!(raw.acknowledged(request, &[], &[]).unwrap(), 0);
+    raw.done(request, &[], &[]);
     raw.send(
         FrontendReq::SET_FEATURES,
         VERSION,
@@ -227,7 +203,7 @@ fn assert_usable_after(target: &dyn Target, request: FrontendReq) {
     )
     .unwrap();
     front_end.stop(0).unwrap();
-    assert_works(target, &front_end, 2);
+    assert_starts(target, &front_end);
 }
 
 fn the_device_can_be_used_again_after_reset_device(target: &dyn Target) {
@@ -243,17 +219,13 @@ fn reset_device_disables_the_rings(target: &dyn Target) {
     if !Peer::new(&running).has(ProtocolFeatures::RESET_DEVICE, target) {
         return;
     }
-    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let front_end = running.connect();
     let mut queue = front_end.queue(0, 16).unwrap();
     // A back-end may call once when a ring starts.
     let _ = queue.call_fd().read();
     let mut request = Request::new(target, front_end.memory());
     let raw = front_end.raw().unwrap();
-    assert_eq!(
-        raw.acknowledged(FrontendReq::RESET_DEVICE, &[], &[])
-            .unwrap(),
-        0
-    );
+    raw.done(FrontendReq::RESET_DEVICE, &[], &[]);
     queue.add(&request.write(1)).unwrap();
     queue.publish();
     queue.kick_anyway();
@@ -291,17 +263,14 @@ fn set_owner_begins_a_session(target: &dyn Target) {
         memory_slots: true,
         ..Options::default()
     };
-    let mut front_end = FrontEnd::connect(&running.socket, &options).unwrap();
-    for tag in 0..3 {
-        assert_works(target, &front_end, tag);
+    let mut front_end = running.connect_with(&options);
+    for _ in 0..3 {
+        assert_starts(target, &front_end);
         let stop = front_end.stop(0).unwrap();
         let start = front_end.queue_options(16).start();
         assert_ne!(stop, start);
         let raw = front_end.raw().unwrap();
-        assert_eq!(
-            raw.acknowledged(FrontendReq::SET_OWNER, &[], &[]).unwrap(),
-            0
-        );
+        raw.done(FrontendReq::SET_OWNER, &[], &[]);
         raw.send(
             FrontendReq::SET_FEATURES,
             VERSION,
@@ -324,7 +293,7 @@ fn set_owner_changes_nothing_at_the_start_or_while_a_ring_runs(target: &dyn Targ
     if !claims(target, Claim::RingChecks) {
         return;
     }
-    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let front_end = running.connect();
     let raw = front_end.raw().unwrap();
     let mut queue = Queue::new(front_end.memory(), front_end.queue_options(16));
     let own = || {
@@ -340,9 +309,7 @@ fn set_owner_changes_nothing_at_the_start_or_while_a_ring_runs(target: &dyn Targ
     front_end.call().set_vring_enable(0, true).unwrap();
     for tag in 0..3 {
         let mut request = Request::new(target, front_end.memory());
-        queue.submit(&request.write(tag));
-        assert!(queue.wait_used(PATIENCE), "a request is answered");
-        request.assert_done(queue.take_used().unwrap());
+        request.run(&mut queue, tag);
         own();
     }
 }
@@ -394,17 +361,13 @@ fn a_channel_without_a_socket_is_refused(target: &dyn Target) {
     if !Peer::new(&target.start()).has(ProtocolFeatures::BACKEND_REQ, target) {
         return;
     }
-    assert_refused(
-        target,
-        |_| {},
-        |_| {
-            vec![Message::new(
-                "no file",
-                FrontendReq::SET_BACKEND_REQ_FD,
-                Vec::new(),
-            )]
-        },
-    );
+    assert_refused(target, |_| {
+        vec![Message::new(
+            "no file",
+            FrontendReq::SET_BACKEND_REQ_FD,
+            Vec::new(),
+        )]
+    });
 }
 
 crate::for_each_target![

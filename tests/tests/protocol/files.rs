@@ -53,9 +53,7 @@ impl Scene {
                 if message.request == request {
                     message.files = vec![file.try_clone_to_owned().unwrap()];
                 }
-                let answer =
-                    self.peer
-                        .acknowledged(message.request, &message.payload, &message.fds());
+                let answer = self.peer.offer(&message);
                 answer.unwrap() == 0
             })
     }
@@ -78,8 +76,7 @@ impl Scene {
     }
 
     fn stop(&self) {
-        self.peer
-            .ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(0, 0));
+        self.peer.stop(0);
     }
 }
 

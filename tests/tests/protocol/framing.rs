@@ -4,23 +4,15 @@
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
 use vhost_device_tests::front_end::connection::{NEED_REPLY, REPLY, VERSION, message, payload};
 use vhost_device_tests::front_end::{Error, GuestMemory, Queue};
-use vhost_device_tests::target::{Claim, Request, Target, claims};
+use vhost_device_tests::target::{Claim, Target, assert_works, claims};
 
 use crate::{Message, PATIENCE, Peer, ring_start, start, wait_until_read};
 
 /// Memory and a ring for a whole session.
 fn ring(peer: &Peer) -> (GuestMemory, Queue, Vec<Message>) {
-    let memory = GuestMemory::new(&[(0, 1 << 20)]);
-    let queue = Queue::new(&memory, peer.queue_options(16));
+    let (memory, queue) = peer.ring(16);
     let messages = ring_start(peer, &memory, &queue);
     (memory, queue, messages)
-}
-
-fn assert_ring_works(target: &dyn Target, memory: &GuestMemory, queue: &mut Queue) {
-    let mut request = Request::new(target, memory);
-    queue.submit(&request.write(5));
-    assert!(queue.wait_used(PATIENCE), "a request is answered");
-    request.assert_done(queue.take_used().unwrap());
 }
 
 /// Requests with a reply of their own, that were agreed on.
@@ -59,9 +51,9 @@ fn a_ring_is_set_up_with_an_acknowledgement_for_each_message(target: &dyn Target
     let (_running, peer) = start(target);
     let (memory, mut queue, messages) = ring(&peer);
     for message in &messages {
-        peer.done(message.request, &message.payload, &message.fds());
+        peer.deliver(message);
     }
-    assert_ring_works(target, &memory, &mut queue);
+    assert_works(target, &memory, &mut queue);
 }
 
 fn a_ring_is_set_up_without_any_acknowledgement(target: &dyn Target) {
@@ -74,7 +66,7 @@ fn a_ring_is_set_up_without_any_acknowledgement(target: &dyn Target) {
     }
     // The reply to this would not be the first if one of the others had been answered.
     peer.assert_alive();
-    assert_ring_works(target, &memory, &mut queue);
+    assert_works(target, &memory, &mut queue);
 }
 
 fn a_request_with_a_reply_of_its_own_is_answered_once(target: &dyn Target) {
@@ -149,7 +141,7 @@ fn a_message_may_come_byte_by_byte(target: &dyn Target) {
         }
         assert_eq!(peer.connection.receive().unwrap().u64(), 0, "{request:?}");
     }
-    assert_ring_works(target, &memory, &mut queue);
+    assert_works(target, &memory, &mut queue);
 }
 
 fn a_message_may_be_cut_anywhere(target: &dyn Target) {

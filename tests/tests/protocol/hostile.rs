@@ -26,7 +26,7 @@ use vhost_device_tests::front_end::connection::{
     NEED_REPLY, REPLY, VERSION, header, message, payload,
 };
 use vhost_device_tests::front_end::memory::Region;
-use vhost_device_tests::front_end::{Error, FrontEnd, Options, RawConnection};
+use vhost_device_tests::front_end::{Error, RawConnection};
 use vhost_device_tests::target::{Claim, Request, Target, claims};
 
 use crate::{Message, PATIENCE, Peer, assert_refused};
@@ -50,20 +50,15 @@ const PAYLOADS: [(FrontendReq, usize); 14] = [
 ];
 
 fn a_short_payload_is_refused(target: &dyn Target) {
-    assert_refused(
-        target,
-        |_| {},
-        |_| {
-            PAYLOADS
-                .into_iter()
-                .filter(|&(request, _)| request != FrontendReq::GET_VRING_BASE)
-                .flat_map(|(request, size)| {
-                    [0, 1, size - 1]
-                        .map(|short| Message::new("too few bytes", request, vec![0; short]))
-                })
-                .collect()
-        },
-    );
+    assert_refused(target, |_| {
+        PAYLOADS
+            .into_iter()
+            .filter(|&(request, _)| request != FrontendReq::GET_VRING_BASE)
+            .flat_map(|(request, size)| {
+                [0, 1, size - 1].map(|short| Message::new("too few bytes", request, vec![0; short]))
+            })
+            .collect()
+    });
 }
 
 /// A back-end may ignore the bytes, or refuse the message.
@@ -98,12 +93,8 @@ fn a_payload_larger_than_any_ends_its_connection_before_it_comes(target: &dyn Ta
     let running = target.start();
     for size in [u32::MAX, 1 << 31, 1 << 24, 0x1_0000] {
         let peer = Peer::new(&running);
-        peer.connection
-            .send_bytes(
-                &header(FrontendReq::SET_MEM_TABLE, VERSION | NEED_REPLY, size),
-                &[],
-            )
-            .unwrap();
+        let header = header(FrontendReq::SET_MEM_TABLE, VERSION | NEED_REPLY, size);
+        peer.connection.send_bytes(&header, &[]).unwrap();
         assert!(peer.connection.closed(PATIENCE), "{size} bytes");
     }
     Peer::new(&running);
@@ -111,16 +102,21 @@ fn a_payload_larger_than_any_ends_its_connection_before_it_comes(target: &dyn Ta
     assert!(peak < 128 << 20, "a header made it allocate: {peak} bytes");
 }
 
-fn a_message_that_is_no_request_of_version_1_ends_its_connection(target: &dyn Target) {
+/// A message with these flags ends its connection, and the next connection is served.
+fn assert_flags_end_a_connection(target: &dyn Target, flags: &[u32]) {
     let running = target.start();
-    for flags in [0, 2, 3, NEED_REPLY, 2 | NEED_REPLY, !VERSION] {
+    for flags in flags {
         let peer = Peer::new(&running);
         peer.connection
-            .send(FrontendReq::GET_FEATURES, flags, &[], &[])
+            .send(FrontendReq::GET_FEATURES, *flags, &[], &[])
             .unwrap();
         assert!(peer.connection.closed(PATIENCE), "flags {flags:#x}");
     }
     Peer::new(&running);
+}
+
+fn a_message_that_is_no_request_of_version_1_ends_its_connection(target: &dyn Target) {
+    assert_flags_end_a_connection(target, &[0, 2, 3, NEED_REPLY, 2 | NEED_REPLY, !VERSION]);
 }
 
 /// Bits that mean nothing yet: the message may be answered, or its connection end.
@@ -145,15 +141,7 @@ fn a_reply_as_a_request_ends_its_connection(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
-    let running = target.start();
-    for flags in [VERSION | REPLY, VERSION | REPLY | NEED_REPLY] {
-        let peer = Peer::new(&running);
-        peer.connection
-            .send(FrontendReq::GET_FEATURES, flags, &[], &[])
-            .unwrap();
-        assert!(peer.connection.closed(PATIENCE), "flags {flags:#x}");
-    }
-    Peer::new(&running);
+    assert_flags_end_a_connection(target, &[VERSION | REPLY, VERSION | REPLY | NEED_REPLY]);
 }
 
 fn an_end_in_the_middle_of_a_message_ends_its_connection_only(target: &dyn Target) {
@@ -259,10 +247,7 @@ fn files_that_no_message_needs_are_closed(target: &dyn Target) {
         (FrontendReq::SET_LOG_BASE, &log),
     ] {
         let files = [region.file().as_fd()];
-        peer.connection
-            .send(request, VERSION | NEED_REPLY, payload, &files)
-            .unwrap();
-        peer.connection.receive().unwrap();
+        peer.connection.answer(request, payload, &files).unwrap();
     }
     let before = running.program.resources().unwrap();
     for count in [1, 3, 32, 253] {
@@ -284,34 +269,17 @@ fn files_that_no_message_needs_are_closed(target: &dyn Target) {
                 payload::single_region(&region.info()),
             ),
         ] {
-            peer.connection
-                .send(request, VERSION | NEED_REPLY, &payload, &files)
-                .unwrap();
-            peer.connection.receive().unwrap();
+            peer.connection.answer(request, &payload, &files).unwrap();
         }
         for (request, payload) in &needs_one {
-            peer.connection
-                .send(
-                    *request,
-                    VERSION | NEED_REPLY,
-                    payload,
-                    &vec![eventfd.as_fd(); count],
-                )
-                .unwrap();
-            peer.connection.receive().unwrap();
+            let files = vec![eventfd.as_fd(); count];
+            peer.connection.answer(*request, payload, &files).unwrap();
         }
         // Whether this many are too many is for the back-end to say.
         let table = payload::memory_table(&[region.info()]);
-        let files: Vec<BorrowedFd> = vec![region.file().as_fd(); count];
         peer.connection
-            .send(
-                FrontendReq::SET_MEM_TABLE,
-                VERSION | NEED_REPLY,
-                &table,
-                &files,
-            )
+            .answer(FrontendReq::SET_MEM_TABLE, &table, &files)
             .unwrap();
-        peer.connection.receive().unwrap();
         peer.assert_alive();
     }
     running.program.wait_for_resources(before).unwrap();
@@ -346,7 +314,7 @@ fn eventfds_that_are_replaced_are_closed(target: &dyn Target) {
         return;
     }
     let mut running = target.start();
-    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let front_end = running.connect();
     let queue = front_end.queue(0, 16).unwrap();
     let before = running.program.resources().unwrap();
     let raw = front_end.raw().unwrap();
@@ -357,11 +325,7 @@ fn eventfds_that_are_replaced_are_closed(target: &dyn Target) {
             (FrontendReq::SET_VRING_KICK, queue.kick_fd()),
         ] {
             let file = crate::owned(eventfd);
-            assert_eq!(
-                raw.acknowledged(request, &payload::u64(0), &[file.as_fd()])
-                    .unwrap(),
-                0
-            );
+            raw.done(request, &payload::u64(0), &[file.as_fd()]);
         }
     }
     running.program.wait_for_resources(before).unwrap();
@@ -376,16 +340,14 @@ fn nothing_is_left_of_a_connection(target: &dyn Target) {
     let before = running.program.resources().unwrap();
     drop(peer);
     let whole_session = || {
-        let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+        let front_end = running.connect();
         let mut queues: Vec<_> = (0..front_end.queue_count().min(target.request_queues()).min(4))
             .map(|index| front_end.queue(index, 64).unwrap())
             .collect();
         let _channel = front_end.back_end_channel();
         let mut request = Request::new(target, front_end.memory());
         for queue in &mut queues {
-            queue.submit(&request.write(1));
-            assert!(queue.wait_used(PATIENCE));
-            request.assert_done(queue.take_used().unwrap());
+            request.run(queue, 1);
         }
     };
     for _ in 0..20 {

@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
-use vhost_device_tests::front_end::connection::payload;
-use vhost_device_tests::front_end::{GuestMemory, Queue};
 use vhost_device_tests::target::{Request, Target};
 
 use crate::{Message, PATIENCE, Peer, assert_refused, ring_start, start};
@@ -71,38 +69,34 @@ fn a_malformed_description_is_refused(target: &dyn Target) {
         return;
     }
     let queues = Peer::new(&target.start()).queues as u16;
-    assert_refused(
-        target,
-        |_| {},
-        |peer| {
-            let set = |what, payload| Message::new(what, FrontendReq::SET_INFLIGHT_FD, payload);
-            let good = region(peer, 64);
-            let mut bad = vec![
-                set("no queues", description(good, 0, 0, 64)).with(sized(good)),
-                set(
-                    "queues that are not there",
-                    description(1 << 30, 0, queues + 1, 64),
-                )
-                .with(sized(1 << 30)),
-                set("no descriptors", description(good, 0, 1, 0)).with(sized(good)),
-                set("a file that is too short", description(good, 0, 1, 64)).with(sized(good - 1)),
-                set("a size that is too small", description(good - 1, 0, 1, 64)).with(sized(good)),
-                set("an offset past the end", description(good, 64, 1, 64)).with(sized(good)),
-                set(
-                    "an offset that wraps",
-                    description(good, u64::MAX - 7, 1, 64),
-                )
-                .with(sized(good)),
-                set("an odd offset", description(good, 1, 1, 64)).with(sized(2 * good)),
-                set("no file", description(good, 0, 1, 64)),
-                set("half a description", vec![0; 10]).with(sized(good)),
-            ];
-            if !peer.is_packed() {
-                bad.push(set("63 descriptors", description(good, 0, 1, 63)).with(sized(good)));
-            }
-            bad
-        },
-    );
+    assert_refused(target, |peer| {
+        let set = |what, payload| Message::new(what, FrontendReq::SET_INFLIGHT_FD, payload);
+        let good = region(peer, 64);
+        let mut bad = vec![
+            set("no queues", description(good, 0, 0, 64)).with(sized(good)),
+            set(
+                "queues that are not there",
+                description(1 << 30, 0, queues + 1, 64),
+            )
+            .with(sized(1 << 30)),
+            set("no descriptors", description(good, 0, 1, 0)).with(sized(good)),
+            set("a file that is too short", description(good, 0, 1, 64)).with(sized(good - 1)),
+            set("a size that is too small", description(good - 1, 0, 1, 64)).with(sized(good)),
+            set("an offset past the end", description(good, 64, 1, 64)).with(sized(good)),
+            set(
+                "an offset that wraps",
+                description(good, u64::MAX - 7, 1, 64),
+            )
+            .with(sized(good)),
+            set("an odd offset", description(good, 1, 1, 64)).with(sized(2 * good)),
+            set("no file", description(good, 0, 1, 64)),
+            set("half a description", vec![0; 10]).with(sized(good)),
+        ];
+        if !peer.is_packed() {
+            bad.push(set("63 descriptors", description(good, 0, 1, 63)).with(sized(good)));
+        }
+        bad
+    });
 }
 
 /// Its requests would be lost in a crash, and nobody would know.
@@ -117,12 +111,11 @@ fn a_ring_that_the_file_has_no_room_for_does_not_start(target: &dyn Target) {
         let files = [file.as_fd()];
         peer.done(FrontendReq::SET_INFLIGHT_FD, &description, &files);
     };
-    let memory = GuestMemory::new(&[(0, 1 << 20)]);
-    let queue = Queue::new(&memory, peer.queue_options(64));
+    let (memory, queue) = peer.ring(64);
     keep(32);
     let mut refused = Vec::new();
     for message in ring_start(&peer, &memory, &queue) {
-        let outcome = peer.acknowledged(message.request, &message.payload, &message.fds());
+        let outcome = peer.offer(&message);
         if outcome.unwrap() != 0 {
             refused.push(message.request);
         }
@@ -130,9 +123,7 @@ fn a_ring_that_the_file_has_no_room_for_does_not_start(target: &dyn Target) {
     assert_eq!(refused, [FrontendReq::SET_VRING_KICK]);
     assert!(queue.wait_error(PATIENCE), "the front-end is not told");
     keep(64);
-    for message in ring_start(&peer, &memory, &queue) {
-        peer.done(message.request, &message.payload, &message.fds());
-    }
+    peer.start_ring(&memory, &queue);
     assert!(!queue.wait_error(Duration::ZERO));
 }
 
@@ -146,8 +137,7 @@ fn nonsense_in_the_file_does_no_harm(target: &dyn Target) {
     let mut random = fastrand::Rng::with_seed(3);
     for _ in 0..50 {
         let peer = Peer::new(&running);
-        let memory = GuestMemory::new(&[(0, 1 << 20)]);
-        let queue = Queue::new(&memory, peer.queue_options(SIZE));
+        let (memory, queue) = peer.ring(SIZE);
         let length = region(&peer, SIZE.into());
         let mut contents = vec![0; length as usize];
         random.fill(&mut contents);
@@ -160,10 +150,8 @@ fn nonsense_in_the_file_does_no_harm(target: &dyn Target) {
             &description(length, 0, 1, SIZE),
             &[file.as_fd()],
         );
-        for message in ring_start(&peer, &memory, &queue) {
-            peer.done(message.request, &message.payload, &message.fds());
-        }
-        peer.ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(0, 0));
+        peer.start_ring(&memory, &queue);
+        peer.stop(0);
         peer.assert_alive();
     }
 }
@@ -177,8 +165,7 @@ fn a_file_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
     let running = target.start();
     for is_running in [false, true] {
         let peer = Peer::new(&running);
-        let memory = GuestMemory::new(&[(0, 1 << 20)]);
-        let mut ring = Queue::new(&memory, peer.queue_options(SIZE));
+        let (memory, mut ring) = peer.ring(SIZE);
         let length = region(&peer, SIZE.into());
         let file = sized(length);
         peer.done(
@@ -212,13 +199,9 @@ fn a_file_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
         drop(peer);
         let peer = Peer::new(&running);
         ring.reset();
-        for message in ring_start(&peer, &memory, &ring) {
-            peer.done(message.request, &message.payload, &message.fds());
-        }
+        peer.start_ring(&memory, &ring);
         let mut request = Request::new(target, &memory);
-        ring.submit(&request.write(2));
-        assert!(ring.wait_used(PATIENCE));
-        request.assert_done(ring.take_used().unwrap());
+        request.run(&mut ring, 2);
     }
 }
 

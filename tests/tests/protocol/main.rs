@@ -19,11 +19,13 @@ mod memory;
 mod rings;
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
 use vhost_device_tests::front_end::connection::{VERSION, payload};
 use vhost_device_tests::front_end::device::{RING_PACKED, usual_format};
+use vhost_device_tests::front_end::memory::Region;
 use vhost_device_tests::front_end::queue::Layout;
 use vhost_device_tests::front_end::{Error, GuestMemory, Queue, QueueOptions, RawConnection};
 use vhost_device_tests::target::{Claim, Running, Target};
@@ -142,12 +144,44 @@ impl Peer {
     }
 
     /// Sends a request that must be carried out.
+    #[track_caller]
     fn done(&self, request: FrontendReq, payload: &[u8], fds: &[BorrowedFd]) {
-        let acknowledgement = self.acknowledged(request, payload, fds);
-        assert!(
-            matches!(acknowledgement, Ok(0)),
-            "{request:?} was not carried out: {acknowledgement:?}"
-        );
+        self.connection.done(request, payload, fds);
+    }
+
+    /// Sends a message that must be carried out.
+    #[track_caller]
+    fn deliver(&self, message: &Message) {
+        self.done(message.request, &message.payload, &message.fds());
+    }
+
+    /// Sends a message that may be refused. Gives the acknowledgement.
+    fn offer(&self, message: &Message) -> Result<u64, Error> {
+        self.acknowledged(message.request, &message.payload, &message.fds())
+    }
+
+    /// Guest memory, and a ring of `size` descriptors in it that the back-end does not know yet.
+    fn ring(&self, size: u16) -> (GuestMemory, Queue) {
+        let memory = GuestMemory::new(&[(0, 1 << 20)]);
+        let queue = Queue::new(&memory, self.queue_options(size));
+        (memory, queue)
+    }
+
+    /// Sets the memory, and starts `queue` as ring 0.
+    #[track_caller]
+    fn start_ring(&self, memory: &GuestMemory, queue: &Queue) {
+        for message in ring_start(self, memory, queue) {
+            self.deliver(&message);
+        }
+    }
+
+    /// Stops a ring. Gives its base (GET_VRING_BASE).
+    #[track_caller]
+    fn stop(&self, index: u32) -> u32 {
+        let reply = self.ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(index, 0));
+        let (of, base) = reply.split_at(4);
+        assert_eq!(of, index.to_ne_bytes(), "the ring of the reply");
+        u32::from_ne_bytes(base.try_into().unwrap())
     }
 
     /// Sends a request that has a reply of its own.
@@ -188,6 +222,16 @@ impl Message {
         }
     }
 
+    /// SET_MEM_TABLE with these regions.
+    fn memory_table(what: &'static str, regions: &[Arc<Region>]) -> Self {
+        let infos: Vec<_> = regions.iter().map(|region| region.info()).collect();
+        let payload = payload::memory_table(&infos);
+        regions.iter().fold(
+            Self::new(what, FrontendReq::SET_MEM_TABLE, payload),
+            |message, region| message.with(region.file().try_clone().unwrap()),
+        )
+    }
+
     fn with(mut self, file: impl Into<OwnedFd>) -> Self {
         self.files.push(file.into());
         self
@@ -198,9 +242,14 @@ impl Message {
     }
 }
 
+/// Each of the requests that `bad` gives is refused, like in [`assert_refused_after`].
+fn assert_refused(target: &dyn Target, bad: impl Fn(&Peer) -> Vec<Message>) {
+    assert_refused_after(target, |_| {}, bad);
+}
+
 /// Each of the requests that `bad` gives, sent after `prepare`, is refused: with a NAK if an acknowledgement was asked for, else by the end
 /// of the connection. Either way the next connection is served.
-fn assert_refused(
+fn assert_refused_after(
     target: &dyn Target,
     prepare: impl Fn(&Peer),
     bad: impl Fn(&Peer) -> Vec<Message>,
@@ -212,7 +261,7 @@ fn assert_refused(
         prepare(&peer);
         let case = bad(&peer).swap_remove(index);
         let what = format!("{:?} with {}", case.request, case.what);
-        match peer.acknowledged(case.request, &case.payload, &case.fds()) {
+        match peer.offer(&case) {
             Ok(acknowledgement) => assert_ne!(acknowledgement, 0, "{what} was accepted"),
             Err(Error::Closed) => assert!(
                 !target.claims(Claim::Refusal),
@@ -241,21 +290,7 @@ fn assert_refused(
 
 /// The messages that set `peer`'s memory to `memory` and start and enable `queue` as ring 0.
 fn ring_start(peer: &Peer, memory: &GuestMemory, queue: &Queue) -> Vec<Message> {
-    let infos: Vec<_> = memory
-        .regions()
-        .iter()
-        .map(|region| region.info())
-        .collect();
-    let mut table = Message::new(
-        "all memory",
-        FrontendReq::SET_MEM_TABLE,
-        payload::memory_table(&infos),
-    );
-    table.files = memory
-        .regions()
-        .iter()
-        .map(|region| region.file().try_clone().unwrap().into())
-        .collect();
+    let table = Message::memory_table("all memory", memory.regions());
     let (size, start) = (queue.options().size, queue.options().start());
     let Layout {
         descriptors,

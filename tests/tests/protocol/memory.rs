@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
 use vhost::VhostUserMemoryRegionInfo;
@@ -10,9 +11,9 @@ use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Proto
 use vhost_device_tests::front_end::connection::payload;
 use vhost_device_tests::front_end::memory::Region;
 use vhost_device_tests::front_end::{Buffer, FrontEnd, GuestMemory, Options};
-use vhost_device_tests::target::{Claim, Request, Target, claims, skip};
+use vhost_device_tests::target::{Claim, Request, Target, assert_works, claims, skip};
 
-use crate::{Message, PATIENCE, Peer, assert_refused, start};
+use crate::{Message, Peer, assert_refused, assert_refused_after, start};
 
 const PAGE: u64 = 4096;
 
@@ -21,42 +22,21 @@ const SLOTS: u64 = 509;
 
 /// A table of `count` regions of a page each, with a hole after each.
 fn table(count: u64) -> Message {
-    let regions: Vec<_> = (0..count)
-        .map(|index| Region::new(index * 2 * PAGE, PAGE as usize))
-        .collect();
-    let infos: Vec<_> = regions.iter().map(Region::info).collect();
-    let mut message = Message::new(
-        "many regions",
-        FrontendReq::SET_MEM_TABLE,
-        payload::memory_table(&infos),
-    );
-    message.files = regions
-        .iter()
-        .map(|region| region.file().try_clone().unwrap().into())
-        .collect();
-    message
+    changed("many regions", count, |_| {})
 }
 
-/// A table of one region, or of two, with some of their fields changed.
+/// Such a table, with some of the fields of its regions changed.
 fn changed(
     what: &'static str,
     count: u64,
     change: impl FnOnce(&mut [VhostUserMemoryRegionInfo]),
 ) -> Message {
-    let regions: Vec<_> = (0..count)
-        .map(|index| Region::new(index * 2 * PAGE, PAGE as usize))
-        .collect();
-    let mut infos: Vec<_> = regions.iter().map(Region::info).collect();
+    let regions = (0..count).map(|index| Arc::new(Region::new(index * 2 * PAGE, PAGE as usize)));
+    let regions: Vec<_> = regions.collect();
+    let mut infos: Vec<_> = regions.iter().map(|region| region.info()).collect();
     change(&mut infos);
-    let mut message = Message::new(
-        what,
-        FrontendReq::SET_MEM_TABLE,
-        payload::memory_table(&infos),
-    );
-    message.files = regions
-        .iter()
-        .map(|region| region.file().try_clone().unwrap().into())
-        .collect();
+    let mut message = Message::memory_table(what, &regions);
+    message.payload = payload::memory_table(&infos);
     message
 }
 
@@ -102,7 +82,7 @@ fn a_table_of_as_many_regions_as_front_ends_send_is_accepted(target: &dyn Target
     let (_running, peer) = start(target);
     for count in [1, 2, 8, 32, 1] {
         let table = table(count);
-        peer.done(table.request, &table.payload, &table.fds());
+        peer.deliver(&table);
     }
 }
 
@@ -146,7 +126,7 @@ fn a_malformed_table_is_refused(target: &dyn Target) {
     };
     // `vhost-user-backend` takes what the kernel maps, whatever the file and the user addresses.
     if target.claims(Claim::RingChecks) {
-        assert_refused(target, |_| {}, tables);
+        assert_refused(target, tables);
     }
 }
 
@@ -159,17 +139,13 @@ fn a_table_may_have_room_for_more_regions_than_it_has(target: &dyn Target) {
     for room in [32, 64] {
         let mut table = table(2);
         table.payload.resize(table.payload.len() + room, 0);
-        peer.done(table.request, &table.payload, &table.fds());
+        peer.deliver(&table);
     }
-    assert_refused(
-        target,
-        |_| {},
-        |_| {
-            let mut table = changed("a byte more than its regions", 1, |_| {});
-            table.payload.push(0);
-            vec![table]
-        },
-    );
+    assert_refused(target, |_| {
+        let mut table = changed("a byte more than its regions", 1, |_| {});
+        table.payload.push(0);
+        vec![table]
+    });
 }
 
 /// Whether the back-end takes it or not, the connection or the next one lives on.
@@ -197,13 +173,13 @@ fn a_table_of_more_regions_than_front_ends_send_does_no_harm(target: &dyn Target
         let peer = Peer::new(&running);
         let mut table = table(count);
         table.files.truncate(files);
-        let _ = peer.acknowledged(table.request, &table.payload, &table.fds());
+        let _ = peer.offer(&table);
     }
     // Files beyond those that the table has regions for.
     let peer = Peer::new(&running);
     let mut few = table(2);
     few.files = table(250).files;
-    let _ = peer.acknowledged(few.request, &few.payload, &few.fds());
+    let _ = peer.offer(&few);
     drop(peer);
     Peer::new(&running).assert_alive();
 }
@@ -215,7 +191,7 @@ fn memory_may_be_there_twice(target: &dyn Target) {
         memory: vec![(0, 1 << 20)],
         ..Options::default()
     };
-    let front_end = FrontEnd::connect(&running.socket, &options).unwrap();
+    let front_end = running.connect_with(&options);
     let first = front_end.memory().regions()[0].info();
     let mut second = first;
     second.guest_phys_addr += 1 << 30;
@@ -232,8 +208,7 @@ fn memory_may_be_there_twice(target: &dyn Target) {
         Buffer { address, ..buffer }
     });
     queue.submit(&buffers);
-    assert!(queue.wait_used(PATIENCE));
-    request.assert_done(queue.take_used().unwrap());
+    request.finish(&mut queue);
 }
 
 /// Runs a request in memory whose file offset is no multiple of the page size; a back-end that cannot map it says so.
@@ -272,10 +247,7 @@ fn a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused(target: &
     }
     front_end.memory().allocate(SHIFT, 1);
     let mut queue = front_end.queue(0, 16).unwrap();
-    let mut request = Request::new(target, front_end.memory());
-    queue.submit(&request.write(1));
-    assert!(queue.wait_used(PATIENCE));
-    request.assert_done(queue.take_used().unwrap());
+    assert_works(target, front_end.memory(), &mut queue);
 }
 
 /// Lets the host make huge pages when they are asked for, for as long as it lives, if this is root.
@@ -338,10 +310,7 @@ fn a_region_that_starts_inside_a_huge_page_is_served(target: &dyn Target) {
     assert_eq!(answer.unwrap(), 0, "memory that begins inside a huge page");
     front_end.memory().allocate(START, 1);
     let mut queue = front_end.queue(0, 16).unwrap();
-    let mut request = Request::new(target, front_end.memory());
-    queue.submit(&request.write(1));
-    assert!(queue.wait_used(PATIENCE));
-    request.assert_done(queue.take_used().unwrap());
+    assert_works(target, front_end.memory(), &mut queue);
 }
 
 /// Persistent memory is one, which has no size to be asked for: /dev/dax.
@@ -364,7 +333,7 @@ fn a_refused_table_leaves_the_old_one_in_place(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let front_end = FrontEnd::connect(&running.socket, &Options::default()).unwrap();
+    let front_end = running.connect();
     let mut queue = front_end.queue(0, 16).unwrap();
     let bad = changed("overlapping regions", 2, |regions| {
         regions[1].guest_phys_addr = regions[0].guest_phys_addr
@@ -377,10 +346,7 @@ fn a_refused_table_leaves_the_old_one_in_place(target: &dyn Target) {
             .unwrap(),
         0
     );
-    let mut request = Request::new(target, front_end.memory());
-    queue.submit(&request.write(1));
-    assert!(queue.wait_used(PATIENCE));
-    request.assert_done(queue.take_used().unwrap());
+    assert_works(target, front_end.memory(), &mut queue);
 }
 
 fn has_slots(peer: &Peer, target: &dyn Target) -> bool {
@@ -481,7 +447,7 @@ fn a_malformed_region_is_refused(target: &dyn Target) {
     drop(peer);
     drop(running);
 
-    assert_refused(target, add_first_slot, |_| {
+    assert_refused_after(target, add_first_slot, |_| {
         let region = region();
         let file = || region.file().try_clone().unwrap();
         let add = |what, change: &dyn Fn(&mut VhostUserMemoryRegionInfo)| {
@@ -522,7 +488,7 @@ fn a_region_that_was_not_added_can_not_be_removed(target: &dyn Target) {
         let payload = payload::single_region(&memory.info());
         peer.done(FrontendReq::ADD_MEM_REG, &payload, &[memory.file().as_fd()]);
     };
-    assert_refused(target, add, |_| {
+    assert_refused_after(target, add, |_| {
         let remove = |what, change: fn(&mut VhostUserMemoryRegionInfo)| {
             let mut info = memory.info();
             change(&mut info);
@@ -551,18 +517,15 @@ fn requests_in_memory_that_was_added_are_carried_out(target: &dyn Target) {
         memory_slots: true,
         ..Options::default()
     };
-    let mut front_end = FrontEnd::connect(&running.socket, &options).unwrap();
+    let mut front_end = running.connect_with(&options);
     let mut queue = front_end.queue(0, 16).unwrap();
     for round in 0..3 {
         let address = 1 << 32 | round << 24;
         front_end.add_region(address, 1 << 16).unwrap();
         // The ring stays where it is; the request lies in what was added.
-        let mut added = front_end.memory().clone();
-        added.remove(0);
+        let added = front_end.memory().without(0);
         let mut request = Request::new(target, &added);
-        queue.submit(&request.write(round as u32));
-        assert!(queue.wait_used(PATIENCE));
-        request.assert_done(queue.take_used().unwrap());
+        request.run(&mut queue, round as u32);
         front_end.remove_region(address).unwrap();
     }
 }

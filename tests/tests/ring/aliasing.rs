@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use vhost_device_tests::front_end::descriptor::NEXT;
 use vhost_device_tests::front_end::queue::Layout;
 use vhost_device_tests::front_end::{Buffer, Queue};
-use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
+use vhost_device_tests::target::{Request, Running, Target, assert_works};
 
 use crate::corrupt::{SIZE, Scene, descriptor};
-use crate::{Mode, PATIENCE, assert_works, usual};
+use crate::{Mode, PATIENCE, usual};
 
 /// How long a ring may do whatever it does before the others are looked at.
 const MOMENT: Duration = Duration::from_millis(5);
@@ -18,14 +18,10 @@ const MOMENT: Duration = Duration::from_millis(5);
 /// The response over the command, wholly and partly: what is needed of the one is read before the other is written, or at least
 /// nothing else suffers.
 fn a_request_may_be_where_its_answer_is(target: &dyn Target) {
-    if !claims(target, Claim::BrokenRing) {
-        return;
-    }
     let running = target.start();
     for mode in usual(target) {
-        let front_end = mode.connect(&running);
+        let (front_end, mut queue) = mode.start(&running, SIZE, 0);
         let memory = front_end.memory();
-        let mut queue = mode.queue(&front_end, SIZE, 0);
         let mut request = Request::new(target, memory);
         let room = request.writable().length;
         let area = memory.allocate(u64::from(4 * room), 16);
@@ -57,8 +53,7 @@ fn a_request_may_be_where_its_answer_is(target: &dyn Target) {
             chain.push(Buffer { address, ..piece });
         }
         queue.submit(&chain[..]);
-        assert!(queue.wait_used(PATIENCE));
-        let used = queue.take_used().unwrap();
+        let used = queue.take_used_within(PATIENCE);
         assert_eq!(used.length, room, "pieces of an answer in one place");
         assert_works(target, memory, &mut queue);
         assert!(!queue.wait_error(Duration::ZERO));
@@ -73,9 +68,6 @@ fn settle(queue: &Queue) {
 
 /// The device writes its answers over the ring that they are asked by.
 fn buffers_in_the_ring_itself_harm_that_ring_only(target: &dyn Target) {
-    if !claims(target, Claim::BrokenRing) {
-        return;
-    }
     let running = target.start();
     usual(target).for_each(|mode| write_to_the_ring_itself(target, &running, mode));
 }
@@ -128,9 +120,6 @@ fn write_to_the_ring_itself(target: &dyn Target, running: &Running, mode: Mode) 
 
 /// Parts of a ring on one another, and on those of another ring.
 fn rings_that_lie_on_one_another_harm_no_other(target: &dyn Target) {
-    if !claims(target, Claim::BrokenRing) {
-        return;
-    }
     let running = target.start();
     usual(target).for_each(|mode| lay_on_one_another(target, &running, mode));
 }
@@ -196,15 +185,13 @@ fn lay_on_one_another(target: &dyn Target, running: &Running, mode: Mode) {
             ring.reset();
         }
         scene.victim = Queue::at(&memory, options, good);
-        scene
-            .front_end
-            .start(0, &scene.victim, options.start())
-            .unwrap();
+        scene.start_victim();
         scene.assert_restarts(target, what);
     }
 }
 
 crate::for_each_target![
+    Claim::BrokenRing =>
     a_request_may_be_where_its_answer_is,
     buffers_in_the_ring_itself_harm_that_ring_only,
     rings_that_lie_on_one_another_harm_no_other,

@@ -6,11 +6,9 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::connection::payload;
 use vhost_device_tests::front_end::{FrontEnd, Queue};
-use vhost_device_tests::target::{Claim, Request, Target, claims, skip};
+use vhost_device_tests::target::{Claim, Request, Target, assert_works, claims, skip};
 
-use crate::{
-    Load, PATIENCE, QUIET, assert_quiet, assert_works, modes, push, usual, while_repeating,
-};
+use crate::{Load, QUIET, assert_quiet, modes, push, usual, while_repeating};
 
 fn what_was_available_before_the_start_is_carried_out_without_a_kick(target: &dyn Target) {
     let running = target.start();
@@ -18,8 +16,7 @@ fn what_was_available_before_the_start_is_carried_out_without_a_kick(target: &dy
         let front_end = mode.connect(&running);
         let mut queue = Queue::new(front_end.memory(), mode.options(16, 0));
         let mut load = Load::new(target, front_end.memory(), &queue, 5);
-        while load.add(&mut queue) {}
-        queue.publish();
+        load.fill(&mut queue);
         front_end.start(0, &queue, queue.options().start()).unwrap();
         load.drain(&mut queue);
         assert_eq!(queue.kicks(), 0);
@@ -40,19 +37,14 @@ fn a_ring_does_nothing_before_it_is_enabled(target: &dyn Target) {
         assert_quiet(&queue);
         request.assert_untouched();
         front_end.call().set_vring_enable(0, true).unwrap();
-        assert!(
-            queue.wait_used(PATIENCE),
-            "{mode:?}: not carried out after it was enabled"
-        );
-        request.assert_done(queue.take_used().unwrap());
+        request.finish(&mut queue);
     }
 }
 
 fn a_disabled_ring_does_nothing_until_it_is_enabled_again(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0);
         let mut request = Request::new(target, front_end.memory());
         for tag in 0..3 {
             assert_works(target, front_end.memory(), &mut queue);
@@ -61,11 +53,7 @@ fn a_disabled_ring_does_nothing_until_it_is_enabled_again(target: &dyn Target) {
             assert_quiet(&queue);
             request.assert_untouched();
             front_end.call().set_vring_enable(0, true).unwrap();
-            assert!(
-                queue.wait_used(PATIENCE),
-                "{mode:?}: not carried out after it was enabled again"
-            );
-            request.assert_done(queue.take_used().unwrap());
+            request.finish(&mut queue);
         }
     }
 }
@@ -74,8 +62,7 @@ fn a_disabled_ring_does_nothing_until_it_is_enabled_again(target: &dyn Target) {
 fn enabling_twice_changes_nothing(target: &dyn Target) {
     let running = target.start();
     for mode in usual(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0);
         for _ in 0..5 {
             front_end.call().set_vring_enable(0, true).unwrap();
             assert_works(target, front_end.memory(), &mut queue);
@@ -106,13 +93,11 @@ fn a_stop_leaves_no_request_half_done(target: &dyn Target) {
     const REQUESTS: usize = 64;
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
+        let (front_end, mut queue) = mode.start(&running, 256, 0);
         let memory = front_end.memory();
-        let mut queue = mode.queue(&front_end, 256, 0);
         let mut load = Load::new(target, memory, &queue, REQUESTS);
         for round in 0..30 {
-            while load.add(&mut queue) {}
-            queue.publish();
+            load.fill(&mut queue);
             queue.kick_anyway();
             let base = front_end.stop(0).unwrap();
             let region = memory.region(0, 1);
@@ -138,8 +123,7 @@ fn a_stop_leaves_no_request_half_done(target: &dyn Target) {
 fn a_stopped_ring_does_nothing(target: &dyn Target) {
     let running = target.start();
     for mode in usual(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0);
         assert_works(target, front_end.memory(), &mut queue);
         let base = front_end.stop(0).unwrap();
         let mut request = Request::new(target, front_end.memory());
@@ -149,16 +133,14 @@ fn a_stopped_ring_does_nothing(target: &dyn Target) {
         request.assert_untouched();
         assert_eq!(front_end.stop(0).unwrap(), base, "a second stop");
         front_end.start(0, &queue, base).unwrap();
-        assert!(queue.wait_used(PATIENCE));
-        request.assert_done(queue.take_used().unwrap());
+        request.finish(&mut queue);
     }
 }
 
 fn a_ring_goes_on_where_it_stopped(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0xfff0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0xfff0);
         let mut load = Load::new(target, front_end.memory(), &queue, 4);
         for _ in 0..20 {
             load.run(&mut queue, 7);
@@ -210,8 +192,7 @@ fn a_disabled_ring_that_is_set_up_again_begins_anew(target: &dyn Target) {
     }
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0);
         for round in 0..3 {
             Load::new(target, front_end.memory(), &queue, 4).run(&mut queue, 41);
             front_end.call().set_vring_enable(0, false).unwrap();
@@ -240,15 +221,13 @@ fn a_disabled_ring_that_is_told_where_it_is_goes_on_when_it_is_enabled(target: &
     }
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0);
         let mut load = Load::new(target, front_end.memory(), &queue, 4);
         for _ in 0..3 {
             load.run(&mut queue, 7);
             front_end.call().set_vring_enable(0, false).unwrap();
             assert!(set_base(&front_end, queue.used_base()), "{mode:?}");
-            while load.add(&mut queue) {}
-            queue.publish();
+            load.fill(&mut queue);
             queue.kick_anyway();
             assert_quiet(&queue);
             front_end.call().set_vring_enable(0, true).unwrap();
@@ -263,8 +242,7 @@ fn a_base_that_is_not_where_an_enabled_ring_is_is_refused(target: &dyn Target) {
     }
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0);
         let mut load = Load::new(target, front_end.memory(), &queue, 4);
         for _ in 0..3 {
             load.run(&mut queue, 7);
@@ -281,8 +259,7 @@ fn a_base_that_is_not_where_an_enabled_ring_is_is_refused(target: &dyn Target) {
 fn the_memory_table_can_be_sent_again_while_requests_run(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 64, 0);
+        let (front_end, mut queue) = mode.start(&running, 64, 0);
         let mut load = Load::new(target, front_end.memory(), &queue, 16);
         while_repeating(
             || load.run(&mut queue, 50),
@@ -295,15 +272,12 @@ fn an_end_of_the_connection_with_requests_on_their_way_does_no_harm(target: &dyn
     let running = target.start();
     for mode in modes(target) {
         for _ in 0..5 {
-            let front_end = mode.connect(&running);
-            let mut queue = mode.queue(&front_end, 256, 0);
+            let (front_end, mut queue) = mode.start(&running, 256, 0);
             let mut load = Load::new(target, front_end.memory(), &queue, 64);
-            while load.add(&mut queue) {}
-            queue.publish();
+            load.fill(&mut queue);
             queue.kick_anyway();
         }
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0);
         assert_works(target, front_end.memory(), &mut queue);
     }
 }
@@ -317,8 +291,7 @@ fn nothing_is_written_to_guest_memory_after_the_next_connection_is_served(target
         let memory = front_end.memory().clone();
         let mut queue = mode.queue(&front_end, 256, 0);
         let mut load = Load::new(target, &memory, &queue, 64);
-        while load.add(&mut queue) {}
-        queue.publish();
+        load.fill(&mut queue);
         queue.kick_anyway();
         drop(front_end);
         let _next = mode.connect(&running);

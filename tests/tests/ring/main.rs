@@ -87,6 +87,8 @@ impl Mode {
     }
 
     fn connect(self, running: &Running) -> FrontEnd {
+        // A test that fails tells with which.
+        println!("{self:?}");
         let front_end = FrontEnd::connect(&running.socket, &self.front_end()).unwrap();
         let has = |bit: u64| front_end.features() & bit != 0;
         assert_eq!(
@@ -112,6 +114,13 @@ impl Mode {
             indirect: if self.indirect { INDIRECT } else { 0 },
             base: if self.packed { place.bits() } else { base },
         }
+    }
+
+    /// A front-end with ring 0 started, in which `base` descriptors, or entries, have come and gone.
+    fn start(self, running: &Running, size: u16, base: u16) -> (FrontEnd, Queue) {
+        let front_end = self.connect(running);
+        let queue = self.queue(&front_end, size, base);
+        (front_end, queue)
     }
 
     /// Ring 0, started.
@@ -159,6 +168,12 @@ impl<'a> Load<'a> {
         true
     }
 
+    /// Adds requests until none is idle or the queue is full, and publishes them with one store. It does not kick.
+    fn fill(&mut self, queue: &mut Queue) {
+        while self.add(queue) {}
+        queue.publish();
+    }
+
     /// Takes and checks what the device has used. Gives how many that were.
     fn take(&mut self, queue: &mut Queue) -> u32 {
         let mut taken = 0;
@@ -197,12 +212,18 @@ impl<'a> Load<'a> {
     }
 }
 
-/// Carries one request out, on a ring that works.
-fn assert_works(target: &dyn Target, memory: &GuestMemory, queue: &mut Queue) {
-    let mut request = Request::new(target, memory);
-    queue.submit(&request.write(77));
-    assert!(queue.wait_used(PATIENCE), "a request was not answered");
-    request.assert_done(queue.take_used().unwrap());
+/// Carries `count` requests out one after the other, with an eye on the ring rather than on calls.
+fn poll_requests(request: &mut Request, queue: &mut Queue, count: u16) {
+    for tag in 0..count {
+        push(queue, &request.write(tag.into()));
+        assert!(queue.poll_used(PATIENCE), "a request was not answered");
+        request.assert_done(queue.take_used().unwrap());
+    }
+}
+
+/// The signals on the call eventfd since the last look.
+fn calls(queue: &Queue) -> u64 {
+    queue.call_fd().read().unwrap_or(0)
 }
 
 /// Nothing more comes back than was taken. The call for what came back before may still be on its way.

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use vhost::vhost_user::VhostUserFrontend;
 use vhost_device_tests::front_end::{FrontEnd, GuestMemory, Options, Queue};
-use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
+use vhost_device_tests::target::{Claim, Request, Running, Target, assert_works, claims};
 
 use crate::corrupt::{SIZE, Scene};
-use crate::{Load, Mode, PATIENCE, QUIET, assert_quiet, assert_works, modes, usual};
+use crate::{Load, Mode, PATIENCE, QUIET, assert_quiet, modes, usual};
 
 /// Where the second region of guest memory is, and how large it is.
 const HIGH: u64 = 1 << 32;
@@ -21,37 +21,21 @@ fn connect(running: &Running, mode: Mode) -> (FrontEnd, GuestMemory, GuestMemory
         memory: vec![(0, 4 << 20), (HIGH, HIGH_SIZE)],
         ..mode.front_end()
     };
-    let front_end = FrontEnd::connect(&running.socket, &options).unwrap();
-    let [mut low, mut high] = [0; 2].map(|_| front_end.memory().clone());
-    low.remove(HIGH);
-    high.remove(0);
+    let front_end = running.connect_with(&options);
+    let memory = front_end.memory();
+    let (low, high) = (memory.without(HIGH), memory.without(0));
     (front_end, low, high)
 }
 
 /// REM_MEM_REG of the region that a ring lies in. From the answer on the device writes nothing there.
 fn a_ring_whose_region_is_removed_pauses(target: &dyn Target) {
-    if !claims(target, Claim::BrokenRing) {
-        return;
-    }
     let running = target.start();
     usual(target).for_each(|mode| remove_the_region_of_a_ring(target, &running, mode));
 }
 
 fn remove_the_region_of_a_ring(target: &dyn Target, running: &Running, mode: Mode) {
     let (front_end, low, high) = connect(running, mode);
-    let options = mode.options(SIZE, 0);
-    let bystander = (front_end.queue_count().min(target.request_queues()) > 1)
-        .then(|| Queue::new(&low, options));
-    if let Some(bystander) = &bystander {
-        front_end.start(1, bystander, options.start()).unwrap();
-    }
-    let victim = Queue::new(&high, options);
-    front_end.start(0, &victim, options.start()).unwrap();
-    let mut scene = Scene {
-        front_end,
-        victim,
-        bystander,
-    };
+    let mut scene = Scene::with_rings_in(target, front_end, mode, &high, &low);
     assert_works(target, &low, &mut scene.victim);
     // The region itself is still ours to look at.
     scene.front_end.remove_region(HIGH).unwrap();
@@ -70,13 +54,9 @@ fn remove_the_region_of_a_ring(target: &dyn Target, running: &Running, mode: Mod
     scene.front_end.stop(0).unwrap();
     // Other memory comes to be where that was.
     scene.front_end.add_region(HIGH, HIGH_SIZE).unwrap();
-    let mut fresh = scene.front_end.memory().clone();
-    fresh.remove(0);
-    scene.victim = Queue::new(&fresh, options);
-    scene
-        .front_end
-        .start(0, &scene.victim, options.start())
-        .unwrap();
+    let fresh = scene.front_end.memory().without(0);
+    scene.victim = Queue::new(&fresh, mode.options(SIZE, 0));
+    scene.start_victim();
     scene.assert_restarts(target, "a ring without memory");
     assert!(
         high.read_vec(HIGH, before.len()) == before,
@@ -86,9 +66,6 @@ fn remove_the_region_of_a_ring(target: &dyn Target, running: &Running, mode: Mod
 
 /// The same memory is there again: the ring goes on with what has become available meanwhile.
 fn a_ring_whose_region_comes_back_goes_on(target: &dyn Target) {
-    if !claims(target, Claim::BrokenRing) {
-        return;
-    }
     let running = target.start();
     for mode in modes(target) {
         let (front_end, low, high) = connect(&running, mode);
@@ -99,8 +76,7 @@ fn a_ring_whose_region_comes_back_goes_on(target: &dyn Target) {
         for is_kicked in [true, false, true] {
             load.run(&mut queue, 7);
             front_end.call().remove_mem_region(&region).unwrap();
-            while load.add(&mut queue) {}
-            queue.publish();
+            load.fill(&mut queue);
             if is_kicked {
                 queue.kick_anyway();
             }
@@ -117,7 +93,7 @@ fn a_ring_whose_region_comes_back_goes_on(target: &dyn Target) {
 
 /// Each request is either carried out, in the memory that it still holds, or fails for want of it; and all come back.
 fn requests_whose_memory_goes_are_answered(target: &dyn Target) {
-    if !claims(target, Claim::BadBuffer) || !claims(target, Claim::BrokenRing) {
+    if !claims(target, Claim::BadBuffer) {
         return;
     }
     let running = target.start();
@@ -149,15 +125,14 @@ fn remove_the_memory_of_requests(target: &dyn Target, running: &Running, mode: M
         }
         assert!(!queue.wait_error(Duration::ZERO), "round {round}: ERR");
         front_end.add_region(HIGH, HIGH_SIZE).unwrap();
-        high = front_end.memory().clone();
-        high.remove(0);
+        high = front_end.memory().without(0);
         assert_works(target, &high, &mut queue);
     }
 }
 
 /// The table is replaced by others, with and without what requests and rings lie in, as fast as that goes, while requests run.
 fn tables_that_change_without_end_do_no_harm(target: &dyn Target) {
-    if !claims(target, Claim::BadBuffer) || !claims(target, Claim::BrokenRing) {
+    if !claims(target, Claim::BadBuffer) {
         return;
     }
     let running = target.start();
@@ -190,6 +165,7 @@ fn change_tables(target: &dyn Target, running: &Running, mode: Mode) {
 }
 
 crate::for_each_target![
+    Claim::BrokenRing =>
     a_ring_whose_region_is_removed_pauses,
     a_ring_whose_region_comes_back_goes_on,
     requests_whose_memory_goes_are_answered,

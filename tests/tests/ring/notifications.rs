@@ -9,10 +9,10 @@ use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::Queue;
 use vhost_device_tests::front_end::connection::payload;
-use vhost_device_tests::target::{Claim, Request, Target, claims};
+use vhost_device_tests::target::{Claim, Request, Target, assert_works, claims};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::{Load, Mode, PATIENCE, QUIET, assert_works, modes, push};
+use crate::{Load, Mode, PATIENCE, QUIET, calls, modes, poll_requests};
 
 /// Modes of split rings with and without EVENT_IDX; indirect tables make no difference here.
 const WITH_EVENT_IDX: Mode = Mode {
@@ -25,11 +25,6 @@ const WITHOUT_EVENT_IDX: Mode = Mode {
     event_idx: false,
     indirect: false,
 };
-
-/// The signals that came since the last look.
-fn calls(queue: &Queue) -> u64 {
-    queue.call_fd().read().unwrap_or(0)
-}
 
 /// Waits for a signal. Gives how many there were since the last look.
 fn wait_calls(queue: &Queue) -> u64 {
@@ -44,25 +39,11 @@ fn wait_calls(queue: &Queue) -> u64 {
     panic!("no call");
 }
 
-/// Carries `count` requests out one after the other, with an eye on the ring rather than on calls.
-fn poll_requests(request: &mut Request, queue: &mut Queue, count: u16) {
-    for tag in 0..count {
-        let index = queue.split().used_index().wrapping_add(1);
-        push(queue, &request.write(tag.into()));
-        assert!(
-            queue.wait_used_index(index, PATIENCE),
-            "a request was not answered"
-        );
-        request.assert_done(queue.take_used().unwrap());
-    }
-}
-
 fn each_used_request_is_signalled_once(target: &dyn Target) {
     const COUNT: u64 = 100;
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0);
         let mut request = Request::new(target, front_end.memory());
         for tag in 0..COUNT {
             assert!(!queue.arm_interrupt());
@@ -88,8 +69,7 @@ fn no_interrupt_is_respected(target: &dyn Target) {
         return;
     }
     let running = target.start();
-    let front_end = WITHOUT_EVENT_IDX.connect(&running);
-    let mut queue = WITHOUT_EVENT_IDX.queue(&front_end, 16, 0);
+    let (front_end, mut queue) = WITHOUT_EVENT_IDX.start(&running, 16, 0);
     let mut request = Request::new(target, front_end.memory());
     queue.split().set_no_interrupt(true);
     poll_requests(&mut request, &mut queue, 50);
@@ -133,14 +113,12 @@ fn a_call_comes_when_the_used_index_passes_used_event_and_only_then(target: &dyn
 /// An event that lies in a batch is passed when the batch is published.
 fn a_call_comes_for_an_event_in_the_middle_of_a_batch(target: &dyn Target) {
     let running = target.start();
-    let front_end = WITH_EVENT_IDX.connect(&running);
-    let mut queue = WITH_EVENT_IDX.queue(&front_end, 64, 0);
+    let (front_end, mut queue) = WITH_EVENT_IDX.start(&running, 64, 0);
     let mut load = Load::new(target, front_end.memory(), &queue, 20);
     for round in 0..50 {
         let start = queue.split().used_index();
         queue.split().set_used_event(start.wrapping_add(round % 20));
-        while load.add(&mut queue) {}
-        queue.publish();
+        load.fill(&mut queue);
         queue.kick_anyway();
         assert!(queue.wait_call(PATIENCE), "round {round}");
         assert!(queue.wait_used_index(start.wrapping_add(20), PATIENCE));
@@ -154,8 +132,7 @@ fn no_kick_is_lost(target: &dyn Target) {
     const TIME: Duration = Duration::from_secs(1);
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 64, 0);
+        let (front_end, mut queue) = mode.start(&running, 64, 0);
         let mut load = Load::new(target, front_end.memory(), &queue, 24);
         let mut random = Rng::with_seed(7);
         let end = Instant::now() + TIME;
@@ -191,8 +168,7 @@ fn no_kick_is_lost_when_the_device_goes_to_sleep(target: &dyn Target) {
     const REQUESTS: usize = 3;
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0);
         queue.disarm_interrupt();
         let mut load = Load::new(target, front_end.memory(), &queue, REQUESTS);
         let mut random = Rng::with_seed(11);
@@ -221,8 +197,7 @@ fn no_kick_is_lost_when_the_device_goes_to_sleep(target: &dyn Target) {
 fn an_idle_device_wants_a_kick(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0);
         for _ in 0..20 {
             assert_works(target, front_end.memory(), &mut queue);
             let end = Instant::now() + PATIENCE;
@@ -253,8 +228,7 @@ fn an_idle_device_wants_a_kick(target: &dyn Target) {
 fn kicks_for_nothing_do_nothing(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0);
         for _ in 0..100 {
             queue.kick_anyway();
         }
@@ -266,8 +240,7 @@ fn kicks_for_nothing_do_nothing(target: &dyn Target) {
 
 fn the_call_eventfd_can_be_replaced_while_the_ring_runs(target: &dyn Target) {
     let running = target.start();
-    let front_end = WITHOUT_EVENT_IDX.connect(&running);
-    let mut queue = WITHOUT_EVENT_IDX.queue(&front_end, 16, 0);
+    let (front_end, mut queue) = WITHOUT_EVENT_IDX.start(&running, 16, 0);
     let mut request = Request::new(target, front_end.memory());
     for _ in 0..10 {
         let other = EventFd::new(EFD_NONBLOCK).unwrap();
@@ -291,15 +264,10 @@ fn the_call_eventfd_can_be_replaced_while_the_ring_runs(target: &dyn Target) {
 fn a_ring_works_without_a_call_eventfd(target: &dyn Target) {
     const NO_FD: u64 = 1 << 8;
     let running = target.start();
-    let front_end = WITHOUT_EVENT_IDX.connect(&running);
-    let mut queue = WITHOUT_EVENT_IDX.queue(&front_end, 16, 0);
+    let (front_end, mut queue) = WITHOUT_EVENT_IDX.start(&running, 16, 0);
     let mut request = Request::new(target, front_end.memory());
     let raw = front_end.raw().unwrap();
-    assert_eq!(
-        raw.acknowledged(FrontendReq::SET_VRING_CALL, &payload::u64(NO_FD), &[])
-            .unwrap(),
-        0
-    );
+    raw.done(FrontendReq::SET_VRING_CALL, &payload::u64(NO_FD), &[]);
     poll_requests(&mut request, &mut queue, 20);
     assert!(
         !queue.wait_call(QUIET),
@@ -322,16 +290,11 @@ fn a_ring_without_a_kick_eventfd_is_polled(target: &dyn Target) {
         .configure(0, &queue, queue.options().start())
         .unwrap();
     let raw = front_end.raw().unwrap();
-    assert_eq!(
-        raw.acknowledged(FrontendReq::SET_VRING_KICK, &payload::u64(NO_FD), &[])
-            .unwrap(),
-        0
-    );
+    raw.done(FrontendReq::SET_VRING_KICK, &payload::u64(NO_FD), &[]);
     front_end.call().set_vring_enable(0, true).unwrap();
     let mut load = Load::new(target, front_end.memory(), &queue, 4);
     for _ in 0..20 {
-        while load.add(&mut queue) {}
-        queue.publish();
+        load.fill(&mut queue);
         load.drain(&mut queue);
     }
 }
@@ -345,8 +308,7 @@ fn a_ring_that_stops_while_its_thread_polls_asks_for_kicks(target: &dyn Target) 
         command.arg("--poll-us=1000000");
     });
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0);
         assert_works(target, front_end.memory(), &mut queue);
         let base = front_end.stop(0).unwrap();
         let mut request = Request::new(target, front_end.memory());
@@ -354,8 +316,7 @@ fn a_ring_that_stops_while_its_thread_polls_asks_for_kicks(target: &dyn Target) 
         queue.publish();
         assert!(queue.kick(), "{mode:?}: no kick is asked for");
         front_end.start(0, &queue, base).unwrap();
-        assert!(queue.wait_used(PATIENCE), "{mode:?}");
-        request.assert_done(queue.take_used().unwrap());
+        request.finish(&mut queue);
     }
 }
 

@@ -11,10 +11,10 @@ use vhost_device_tests::front_end::connection::payload;
 use vhost_device_tests::front_end::descriptor::{Descriptor, INDIRECT, NEXT, WRITE};
 use vhost_device_tests::front_end::packed::{AVAILABLE, Position, USED};
 use vhost_device_tests::front_end::{Buffer, FrontEnd, GuestMemory, Queue};
-use vhost_device_tests::target::{Claim, Request, Target, claims};
+use vhost_device_tests::target::{Request, Target, assert_works};
 
 use crate::corrupt::{HOLE, SIZE, Scene};
-use crate::{Load, Mode, PATIENCE, USUAL, assert_works, while_repeating};
+use crate::{Load, Mode, PATIENCE, USUAL, calls, poll_requests, while_repeating};
 
 const PACKED: Mode = Mode {
     packed: true,
@@ -69,14 +69,7 @@ fn table(memory: &GuestMemory, descriptors: &[Descriptor], length: usize) -> Des
     }
 }
 
-fn has_packed(target: &dyn Target) -> bool {
-    claims(target, Claim::Packed)
-}
-
 fn a_ring_may_have_any_number_of_descriptors(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     let front_end = PACKED.connect(&running);
     for size in [3, 5, 100, 257, 32767] {
@@ -89,16 +82,12 @@ fn a_ring_may_have_any_number_of_descriptors(target: &dyn Target) {
 
 /// Chains of different lengths, so that places and ids have nothing to do with each other.
 fn chains_of_all_lengths_share_a_ring(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     let mode = Mode {
         indirect: false,
         ..PACKED
     };
-    let front_end = mode.connect(&running);
-    let mut queue = mode.queue(&front_end, 64, 0);
+    let (front_end, mut queue) = mode.start(&running, 64, 0);
     let mut requests: Vec<_> = (0..6)
         .map(|_| Request::new(target, front_end.memory()))
         .collect();
@@ -125,9 +114,6 @@ fn chains_of_all_lengths_share_a_ring(target: &dyn Target) {
 }
 
 fn requests_go_on_with_the_wrap_counters_of_the_base(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     let front_end = PACKED.connect(&running);
     for base in [0x8000, 0, 5, 0x8005, 15, 0x800f] {
@@ -143,9 +129,6 @@ fn requests_go_on_with_the_wrap_counters_of_the_base(target: &dyn Target) {
 
 /// A front-end that says nothing of it begins where drivers do.
 fn a_ring_starts_with_wrap_counters_of_one(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     let front_end = PACKED.connect(&running);
     assert_eq!(front_end.stop(0).unwrap(), 0x8000_8000);
@@ -162,17 +145,13 @@ fn a_ring_starts_with_wrap_counters_of_one(target: &dyn Target) {
 
 /// User-Mode Linux says 0, as for a split ring. No driver begins with wrap counters of 0, but a ring can stop there: after its first round.
 fn base_0_is_the_beginning_of_a_ring_that_was_never_used(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     for is_early in [false, true] {
         let front_end = PACKED.connect(&running);
         let mut queue = Queue::new(front_end.memory(), PACKED.options(8, 0));
         let mut load = Load::new(target, front_end.memory(), &queue, 3);
         if is_early {
-            while load.add(&mut queue) {}
-            queue.publish();
+            load.fill(&mut queue);
         }
         front_end.start(0, &queue, 0).unwrap();
         load.drain(&mut queue);
@@ -188,23 +167,18 @@ fn base_0_is_the_beginning_of_a_ring_that_was_never_used(target: &dyn Target) {
 
 /// Where chains lie across the end of the ring, the first descriptor need not be one that was marked used.
 fn base_0_is_the_second_round_of_a_ring_whose_chains_lie_across_its_end(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     let mode = Mode {
         indirect: false,
         ..PACKED
     };
-    let front_end = mode.connect(&running);
-    let mut queue = mode.queue(&front_end, 8, 0);
+    let (front_end, mut queue) = mode.start(&running, 8, 0);
     let mut request = Request::new(target, front_end.memory());
     let mut run = |queue: &mut Queue, count| {
         for tag in 0..count {
             let [readable, writable] = request.write(tag);
             queue.submit(&[readable.split(&[1]), vec![writable]].concat());
-            assert!(queue.wait_used(PATIENCE), "not answered");
-            request.assert_done(queue.take_used().unwrap());
+            request.finish(queue);
         }
     };
     // 24 descriptors are three rounds.
@@ -217,9 +191,6 @@ fn base_0_is_the_second_round_of_a_ring_whose_chains_lie_across_its_end(target: 
 }
 
 fn a_base_outside_the_ring_is_refused(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     let front_end = PACKED.connect(&running);
     let mut queue = Queue::new(front_end.memory(), PACKED.options(16, 0));
@@ -231,36 +202,14 @@ fn a_base_outside_the_ring_is_refused(target: &dyn Target) {
     assert_works(target, front_end.memory(), &mut queue);
 }
 
-/// Carries `count` requests out one after the other, with an eye on the ring rather than on calls.
-fn poll_requests(request: &mut Request, queue: &mut Queue, count: u16) {
-    for tag in 0..count {
-        queue.add(&request.write(tag.into())).unwrap();
-        queue.publish();
-        queue.kick_anyway();
-        let end = Instant::now() + PATIENCE;
-        while !queue.has_used() {
-            assert!(Instant::now() < end, "a request was not answered");
-        }
-        request.assert_done(queue.take_used().unwrap());
-    }
-}
-
-fn calls(queue: &Queue) -> u64 {
-    queue.call_fd().read().unwrap_or(0)
-}
-
 fn disabled_events_are_respected(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     for event_idx in [false, true] {
         let mode = Mode {
             event_idx,
             ..PACKED
         };
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 16, 0);
+        let (front_end, mut queue) = mode.start(&running, 16, 0);
         let mut request = Request::new(target, front_end.memory());
         queue.packed().set_driver_event(0, DISABLE);
         poll_requests(&mut request, &mut queue, 50);
@@ -273,9 +222,6 @@ fn disabled_events_are_respected(target: &dyn Target) {
 }
 
 fn a_call_comes_for_the_descriptor_of_the_event_and_only_then(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     const SIZE: u16 = 16;
     let running = target.start();
     let front_end = PACKED.connect(&running);
@@ -299,16 +245,12 @@ fn a_call_comes_for_the_descriptor_of_the_event_and_only_then(target: &dyn Targe
 
 /// Without EVENT_IDX there are no events for single descriptors; a driver that asks for one all the same must not wait for ever.
 fn events_that_mean_nothing_are_taken_for_a_wish(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     let mode = Mode {
         event_idx: false,
         ..PACKED
     };
-    let front_end = mode.connect(&running);
-    let mut queue = mode.queue(&front_end, 16, 0);
+    let (front_end, mut queue) = mode.start(&running, 16, 0);
     let mut request = Request::new(target, front_end.memory());
     for flags in [DESCRIPTOR, 3, 0xfffc] {
         calls(&queue);
@@ -375,9 +317,6 @@ const CORRUPTIONS: [Corruption; 11] = [
 ];
 
 fn a_corrupt_chain_stops_its_ring(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     for (what, corrupt) in CORRUPTIONS {
         let mut scene = Scene::new(target, &running, PACKED);
@@ -391,9 +330,6 @@ fn a_corrupt_chain_stops_its_ring(target: &dyn Target) {
 }
 
 fn an_indirect_table_that_was_not_agreed_on_stops_its_ring(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     let mode = Mode {
         indirect: false,
@@ -409,9 +345,6 @@ fn an_indirect_table_that_was_not_agreed_on_stops_its_ring(target: &dyn Target) 
 
 /// Ids are the driver's own affair.
 fn any_id_comes_back_as_it_was(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     let front_end = PACKED.connect(&running);
     let mut request = Request::new(target, front_end.memory());
@@ -433,9 +366,6 @@ fn any_id_comes_back_as_it_was(target: &dyn Target) {
 
 /// Descriptors that are not available, whatever their flags say of the other round.
 fn only_the_flags_of_this_round_count(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     let front_end = PACKED.connect(&running);
     for flags in [0, USED, AVAILABLE | USED] {
@@ -455,9 +385,6 @@ fn only_the_flags_of_this_round_count(target: &dyn Target) {
 
 fn random_rings_do_no_harm(target: &dyn Target) {
     const TIME: Duration = Duration::from_secs(1);
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     let mut scene = Scene::new(target, &running, PACKED);
     let memory = scene.front_end.memory().clone();
@@ -498,9 +425,6 @@ fn random_rings_do_no_harm(target: &dyn Target) {
 
 /// Addresses that are not aligned as the format asks.
 fn parts_that_are_not_aligned_are_refused(target: &dyn Target) {
-    if !has_packed(target) {
-        return;
-    }
     let running = target.start();
     let front_end = PACKED.connect(&running);
     let queue = Queue::new(front_end.memory(), PACKED.options(16, 0));
@@ -542,6 +466,7 @@ fn start_at(
 }
 
 crate::for_each_target![
+    Claim::Packed =>
     a_ring_may_have_any_number_of_descriptors,
     chains_of_all_lengths_share_a_ring,
     requests_go_on_with_the_wrap_counters_of_the_base,

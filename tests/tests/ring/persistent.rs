@@ -8,10 +8,10 @@ use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::connection::payload;
 use vhost_device_tests::front_end::descriptor::Descriptor;
 use vhost_device_tests::front_end::{Buffer, GuestMemory, Queue};
-use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
+use vhost_device_tests::target::{Claim, Request, Running, Target, assert_works, claims};
 
 use crate::corrupt::{HOLE, SIZE, Scene};
-use crate::{Mode, PATIENCE, USUAL, assert_works, usual};
+use crate::{Mode, PATIENCE, USUAL, usual};
 
 /// Neither with bad requests, nor with bad rings.
 fn a_guest_can_not_fill_the_log(target: &dyn Target) {
@@ -34,8 +34,7 @@ fn fill_the_log(target: &dyn Target, running: &Running, mode: Mode) {
             Buffer::readable(HOLE, readable as u32),
             Buffer::writable(HOLE, 513),
         ]);
-        assert!(scene.victim.wait_used(PATIENCE));
-        scene.victim.take_used().unwrap();
+        scene.victim.take_used_within(PATIENCE);
     }
     let lines = running.program.stderr().lines().count() - before;
     assert!(lines < LINES, "{lines} lines for {REQUESTS} bad requests");
@@ -52,10 +51,7 @@ fn fill_the_log(target: &dyn Target, running: &Running, mode: Mode) {
     for _ in 0..RESTARTS {
         scene.victim.publish_nonsense();
         assert!(scene.victim.wait_error(PATIENCE));
-        scene.front_end.stop(0).unwrap();
-        scene.victim.reset();
-        let start = scene.victim.options().start();
-        scene.front_end.start(0, &scene.victim, start).unwrap();
+        scene.restart();
     }
     let lines = warnings() - before;
     assert!(
@@ -73,22 +69,9 @@ fn a_ring_whose_memory_is_taken_away_does_no_harm(target: &dyn Target) {
     for mode in usual(target) {
         let front_end = mode.connect(&running);
         let memory = front_end.memory().clone();
-        let (mut low, mut high) = (memory.clone(), memory.clone());
-        high.remove(0);
-        low.remove(high.regions()[0].guest_address());
-        let options = mode.options(SIZE, 0);
-        let victim = Queue::new(&high, options);
-        front_end.start(0, &victim, options.start()).unwrap();
-        let bystander = (front_end.queue_count().min(target.request_queues()) > 1)
-            .then(|| Queue::new(&low, options));
-        if let Some(bystander) = &bystander {
-            front_end.start(1, bystander, options.start()).unwrap();
-        }
-        let mut scene = Scene {
-            front_end,
-            victim,
-            bystander,
-        };
+        let high = memory.without(0);
+        let low = memory.without(high.regions()[0].guest_address());
+        let mut scene = Scene::with_rings_in(target, front_end, mode, &high, &low);
         assert_works(target, &low, &mut scene.victim);
         let raw = scene.front_end.raw().unwrap();
         let table = |memory: &GuestMemory| {
@@ -178,9 +161,7 @@ fn random_rings_do_no_harm(target: &dyn Target) {
         });
         scene.victim.kick_anyway();
         scene.assert_others_live(target, &format!("seed {seed}"));
-        scene.front_end.stop(0).unwrap();
-        scene.victim.reset();
-        scene.front_end.start(0, &scene.victim, 0).unwrap();
+        scene.restart();
     }
     scene.assert_restarts(target, "random rings");
 }
@@ -195,9 +176,8 @@ fn memory_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
     for (mode, cuts_the_ring) in usual(target).flat_map(cuts) {
         let front_end = mode.connect(&running);
         // Nothing of ours may be in what goes.
-        let [mut kept, mut cut] = [0, 1].map(|_| front_end.memory().clone());
-        cut.remove(kept.regions()[0].guest_address());
-        kept.remove(cut.regions()[0].guest_address());
+        let cut = front_end.memory().without(0);
+        let kept = front_end.memory().without(cut.regions()[0].guest_address());
         let [ring, buffers] = match cuts_the_ring {
             true => [&cut, &kept],
             false => [&kept, &cut],
@@ -218,8 +198,7 @@ fn memory_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
             );
         }
         drop(front_end);
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, SIZE, 0);
+        let (front_end, mut queue) = mode.start(&running, SIZE, 0);
         assert_works(target, front_end.memory(), &mut queue);
     }
 }

@@ -3,9 +3,9 @@
 
 use vhost_device_tests::front_end::Buffer;
 use vhost_device_tests::front_end::device::IN_ORDER;
-use vhost_device_tests::target::{Request, Target, skip};
+use vhost_device_tests::target::{Request, Target, assert_works, skip};
 
-use crate::{Load, PATIENCE, assert_works, modes, usual};
+use crate::{Load, PATIENCE, modes, usual};
 
 /// Chains of one request: a readable and a writable buffer.
 const BUFFERS: u16 = 2;
@@ -32,8 +32,7 @@ fn rings_of_every_size_work(target: &dyn Target) {
 fn indices_wrap(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 64, 0xfff0);
+        let (front_end, mut queue) = mode.start(&running, 64, 0xfff0);
         Load::new(target, front_end.memory(), &queue, 16).run(&mut queue, 200);
         assert_eq!(front_end.stop(0).unwrap(), queue.used_base(), "{mode:?}");
     }
@@ -42,8 +41,7 @@ fn indices_wrap(target: &dyn Target) {
 fn more_requests_than_an_index_can_count_are_carried_out(target: &dyn Target) {
     let running = target.start();
     for mode in usual(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 128, 0);
+        let (front_end, mut queue) = mode.start(&running, 128, 0);
         Load::new(target, front_end.memory(), &queue, 64).run(&mut queue, 70_000);
         assert_eq!(front_end.stop(0).unwrap(), queue.used_base());
     }
@@ -53,12 +51,10 @@ fn more_requests_than_an_index_can_count_are_carried_out(target: &dyn Target) {
 fn a_full_ring_is_carried_out(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
-        let front_end = mode.connect(&running);
-        let mut queue = mode.queue(&front_end, 256, 0);
+        let (front_end, mut queue) = mode.start(&running, 256, 0);
         let mut load = Load::new(target, front_end.memory(), &queue, 256);
         for _ in 0..4 {
-            while load.add(&mut queue) {}
-            queue.publish();
+            load.fill(&mut queue);
             queue.kick_anyway();
             load.drain(&mut queue);
         }
@@ -80,11 +76,7 @@ fn assert_framings(target: &dyn Target, frame: impl Fn(Buffer, Buffer) -> Vec<Ve
         {
             request.write(index as u32);
             queue.submit(&chain);
-            assert!(
-                queue.wait_used(PATIENCE),
-                "{mode:?}: not answered: {chain:?}"
-            );
-            request.assert_done(queue.take_used().unwrap());
+            request.finish(&mut queue);
         }
     }
 }
@@ -133,8 +125,7 @@ fn a_chain_may_have_as_many_descriptors_as_the_ring(target: &dyn Target) {
             let chain = [readable.split(&[2; 7]), writable.split(&[8; 7])].concat();
             assert_eq!(chain.len(), 16);
             queue.submit(&chain);
-            assert!(queue.wait_used(PATIENCE), "{mode:?}");
-            request.assert_done(queue.take_used().unwrap());
+            request.finish(&mut queue);
         }
     }
 }
@@ -186,14 +177,14 @@ fn requests_come_back_in_order_where_that_is_offered(target: &dyn Target) {
 
 /// Guest addresses that follow each other are one range to the driver, wherever their memory comes from.
 fn a_buffer_may_cross_two_regions(target: &dyn Target) {
-    use vhost_device_tests::front_end::{FrontEnd, Options};
+    use vhost_device_tests::front_end::Options;
     const BORDER: u64 = 1 << 20;
     let running = target.start();
     let options = Options {
         memory: vec![(0, BORDER as usize), (BORDER, BORDER as usize)],
         ..Options::default()
     };
-    let front_end = FrontEnd::connect(&running.socket, &options).unwrap();
+    let front_end = running.connect_with(&options);
     let mut queue = front_end.queue(0, 16).unwrap();
     let memory = front_end.memory();
     let (readable, expected) = target.request(3);
@@ -206,8 +197,10 @@ fn a_buffer_may_cross_two_regions(target: &dyn Target) {
             Buffer::readable(input, readable.len() as u32),
             Buffer::writable(output, expected.len() as u32),
         ]);
-        assert!(queue.wait_used(PATIENCE));
-        assert_eq!(queue.take_used().unwrap().length, expected.len() as u32);
+        assert_eq!(
+            queue.take_used_within(PATIENCE).length,
+            expected.len() as u32
+        );
         assert_eq!(
             memory.read_vec(output, expected.len()),
             expected,
@@ -224,8 +217,10 @@ fn a_buffer_may_cross_two_regions(target: &dyn Target) {
             Buffer::readable(input, readable.len() as u32),
             Buffer::writable(output, expected.len() as u32),
         ]);
-        assert!(queue.wait_used(PATIENCE));
-        assert_eq!(queue.take_used().unwrap().length, expected.len() as u32);
+        assert_eq!(
+            queue.take_used_within(PATIENCE).length,
+            expected.len() as u32
+        );
         let written = [
             memory.read_vec(output, part),
             memory.read_vec(BORDER, expected.len() - part),
@@ -242,8 +237,7 @@ fn memory_above_4_gib_is_reached(target: &dyn Target) {
     let running = target.start();
     for mode in usual(target) {
         let front_end = mode.connect(&running);
-        let mut high = front_end.memory().clone();
-        high.remove(0);
+        let high = front_end.memory().without(0);
         assert!(
             high.regions()
                 .iter()
