@@ -15,7 +15,7 @@ use std::process::Command;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vhost_device_tests::process::{self, PATIENCE, Program, option};
+use vhost_device_tests::process::{self, option, run};
 
 const BINARY: &str = "vhost-device-input";
 const USAGE: i32 = 2;
@@ -31,39 +31,12 @@ fn program() -> Command {
     command
 }
 
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-/// Runs a program that ends by itself.
-fn run(command: &mut Command) -> Ended {
-    let mut program = Program::spawn(command).unwrap();
-    let status = program.wait(PATIENCE).unwrap();
-    Ended {
-        code: status.code(),
-        stdout: program.stdout(),
-        stderr: program.stderr(),
-    }
-}
-
 /// Runs the program, which must say in one line with `word` in it what is wrong, and leave no socket.
 fn assert_refused(command: &mut Command, code: i32, word: impl AsRef<OsStr>) {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
     let socket = directory.path().join("socket");
-    let ended = run(command.arg(option("socket-path", &socket)));
-    assert_eq!(ended.code, Some(code), "{command:?}: {}", ended.stderr);
-    assert_eq!(ended.stdout, "", "{command:?}");
-    assert_eq!(ended.stderr.lines().count(), 1, "{}", ended.stderr);
-    assert!(ended.stderr.ends_with('\n'), "{:?}", ended.stderr);
-    assert!(
-        ended.stderr.contains(word.as_ref().to_str().unwrap()),
-        "{command:?} should name {:?}: {}",
-        word.as_ref(),
-        ended.stderr
-    );
+    process::assert_refused(command.arg(option("socket-path", &socket)), code, word);
     assert!(socket.symlink_metadata().is_err(), "{command:?}: a socket");
 }
 

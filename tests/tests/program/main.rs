@@ -29,7 +29,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 use vhost_device_tests::front_end::block::{self, Request, RequestArea};
 use vhost_device_tests::front_end::{Buffer, FrontEnd};
-use vhost_device_tests::process::{self, PATIENCE, Program, option};
+use vhost_device_tests::process::{self, PATIENCE, Program, assert_refused, option, run};
 
 const IMAGE_SIZE: u64 = 1 << 20;
 
@@ -197,57 +197,6 @@ impl<'a> Setup<'a> {
         program.wait_for_listener(&self.socket()).unwrap();
         program
     }
-}
-
-/// What a program that ended by itself left behind.
-struct Ended {
-    code: Option<i32>,
-    stdout: String,
-    stderr: String,
-}
-
-fn run(command: &mut Command) -> Ended {
-    let mut program = Program::spawn(command).unwrap();
-    let status = program.wait(PATIENCE).unwrap();
-    Ended {
-        code: status.code(),
-        stdout: program.stdout(),
-        stderr: program.stderr(),
-    }
-}
-
-/// Runs a program that must not start: it says so in one line on stderr, in which `word` occurs, and ends with `code`.
-fn assert_refused(command: &mut Command, code: i32, word: impl AsRef<OsStr>) {
-    let ended = run(command);
-    let word = word.as_ref().to_str().unwrap();
-    assert_eq!(
-        ended.code,
-        Some(code),
-        "exit code of {command:?}, stderr: {}",
-        ended.stderr
-    );
-    assert_eq!(ended.stdout, "", "stdout of {command:?}");
-    assert_eq!(
-        ended.stderr.trim_end().lines().count(),
-        1,
-        "{command:?} should write one line: {}",
-        ended.stderr
-    );
-    assert!(
-        ended.stderr.ends_with('\n'),
-        "{command:?} should end its line: {:?}",
-        ended.stderr
-    );
-    assert!(
-        ended.stderr.contains(word),
-        "{command:?} should name {word:?}: {}",
-        ended.stderr
-    );
-    assert!(
-        !ended.stderr.contains("panicked"),
-        "{command:?}: {}",
-        ended.stderr
-    );
 }
 
 /// [`assert_refused`], for a command that was told to listen at `setup`'s socket: there is none afterwards.

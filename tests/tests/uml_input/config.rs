@@ -7,7 +7,7 @@ use vhost_device_tests::evdev::{
 };
 use vhost_device_tests::front_end::FrontEnd;
 
-use super::Input;
+use super::{Input, start};
 
 const SIZE: u32 = 136;
 
@@ -96,9 +96,7 @@ fn expected(node: &Node, select: u8, subsel: u8) -> Vec<u8> {
 }
 
 fn check_answers(description: &Description) {
-    let device = Device::create(description).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (_device, node, input) = start(description);
     let front_end = input.connect();
     let mut config = Config::new(&front_end);
     assert_eq!(config.answer(0, 0), b"", "before anything is selected");

@@ -12,7 +12,7 @@ use vhost_device_tests::evdev::{
 use vhost_device_tests::front_end::Buffer;
 use vhost_device_tests::process::PATIENCE;
 
-use super::{Driver, Guest, Input, wait_until};
+use super::{Driver, Guest, Input, start, wait_until};
 
 /// A report with all that ten fingers have.
 pub fn ten_fingers(first_id: i32) -> Report {
@@ -41,9 +41,7 @@ pub fn ten_fingers(first_id: i32) -> Report {
 /// The device does this; it comes to the guest as it is, after the state that the device was in.
 #[track_caller]
 fn check_reports(description: &Description, reports: &[&[(u16, u16, i32)]]) {
-    let device = Device::create(description).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(description);
     let mut driver = Driver::connect(&input);
     let mut guest = Guest::default();
     let reports: Vec<Report> = reports.iter().map(|events| report(events)).collect();
@@ -250,9 +248,7 @@ fn many_reports_come_in_order() {
 #[test]
 #[ignore = "needs uinput"]
 fn a_large_report_streams_through_a_ring_of_four() {
-    let device = Device::create(&devices::TOUCHSCREEN).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::TOUCHSCREEN);
     let mut driver = Driver::with_queue(&input, 4);
     driver.start_taking();
     let mut guest = Guest::default();
@@ -336,7 +332,5 @@ fn an_event_waits_for_a_buffer_that_can_hold_it() {
     assert_eq!(memory.read_vec(address + 8, 8), Event::REPORT.to_guest());
     assert_eq!(memory.read_vec(address + 16, 48), [0xee; 48]);
     driver.start_taking();
-    let movement = report(&[(EV_REL, REL_X, 1)]);
-    device.report(&movement).unwrap();
-    assert_eq!(driver.report(), movement);
+    driver.assert_gets(&device, &report(&[(EV_REL, REL_X, 1)]));
 }

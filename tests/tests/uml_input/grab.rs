@@ -9,7 +9,7 @@ use vhost_device_tests::evdev::{
 };
 use vhost_device_tests::process::{PATIENCE, Signal};
 
-use super::{Driver, Input, wait_until};
+use super::{Driver, Input, start, wait_until};
 
 /// Another reader of the node has seen nothing of what the guest has, or all of it.
 #[track_caller]
@@ -21,8 +21,7 @@ fn check_other_reader(options: &[&str], sees_all: bool) {
     let mut expected = Vec::new();
     for value in [1, 0] {
         let press = report(&[(EV_KEY, KEY_A, value)]);
-        device.report(&press).unwrap();
-        assert_eq!(driver.report(), press);
+        driver.assert_gets(&device, &press);
         expected.extend(press);
         expected.push(Event::REPORT);
     }
@@ -46,13 +45,9 @@ fn the_host_sees_all_of_a_device_that_is_not_grabbed() {
 #[ignore = "needs uinput"]
 fn the_device_is_the_host_s_again_when_the_back_end_ends() {
     for signal in [Signal::TERM, Signal::KILL] {
-        let device = Device::create(&devices::KEYBOARD).unwrap();
-        let node = Node::open(device.node()).unwrap();
-        let mut input = Input::start(&device);
+        let (device, node, mut input) = start(&devices::KEYBOARD);
         let mut driver = Driver::connect(&input);
-        let press = report(&[(EV_KEY, KEY_A, 1)]);
-        device.report(&press).unwrap();
-        assert_eq!(driver.report(), press);
+        driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, 1)]));
         assert!(node.grab(true).is_err(), "the back-end holds the device");
         input.program.end(signal, PATIENCE).unwrap();
         assert_eq!(node.read().unwrap(), []);
@@ -66,9 +61,7 @@ fn the_device_is_the_host_s_again_when_the_back_end_ends() {
 #[test]
 #[ignore = "needs uinput"]
 fn the_device_stays_grabbed_between_two_guests() {
-    let device = Device::create(&devices::KEYBOARD).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::KEYBOARD);
     drop(Driver::connect(&input));
     for value in [1, 0] {
         device.report(&report(&[(EV_KEY, KEY_A, value)])).unwrap();
@@ -98,9 +91,7 @@ fn the_key_that_started_the_back_end_comes_up_on_the_host_first() {
     let up = Event::new(EV_KEY, KEY_ENTER, 0);
     assert!(node.read().unwrap().contains(&up), "the host missed it");
     let mut driver = Driver::connect(&input);
-    let other = report(&[(EV_KEY, KEY_A, 1)]);
-    device.report(&other).unwrap();
-    assert_eq!(driver.report(), other);
+    driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, 1)]));
     assert_eq!(node.read().unwrap(), []);
 }
 

@@ -12,29 +12,25 @@ use vhost_device_tests::evdev::{
 use vhost_device_tests::front_end::Buffer;
 use vhost_device_tests::process::PATIENCE;
 
-use super::{Driver, Input};
+use super::{Driver, Input, start};
 
 #[test]
 #[ignore = "needs uinput"]
 fn a_corrupt_ring_stops_alone() {
-    let device = Device::create(&devices::KEYBOARD).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::KEYBOARD);
     let press = |down| report(&[(EV_KEY, KEY_A, down)]);
     let mut driver = Driver::connect(&input);
     // Events still come.
     driver.status.publish_nonsense();
     assert!(driver.status.wait_error(PATIENCE), "ERR is not signalled");
-    device.report(&press(1)).unwrap();
-    assert_eq!(driver.report(), press(1));
+    driver.assert_gets(&device, &press(1));
     drop(driver);
     let mut driver = Driver::with_queue(&input, 16);
     // The device has no use for a buffer before there is an event; then it looks. What the guest sets is still set.
     driver.events.publish_nonsense();
     device.report(&press(0)).unwrap();
     assert!(driver.events.wait_error(PATIENCE), "ERR is not signalled");
-    driver.set(Event::new(EV_LED, LED_CAPSL, 1));
-    driver.set(Event::REPORT);
+    driver.set_report(&[(EV_LED, LED_CAPSL, 1)]);
     assert_eq!(node.lights().unwrap(), [LED_CAPSL]);
     // Set up anew, it works.
     driver.front_end.stop(0).unwrap();
@@ -86,8 +82,7 @@ fn status_events_of_any_value_do_no_harm() {
         .saturating_sub(bytes);
     assert!(grown < 1 << 20, "{EVENTS} events left {grown} bytes");
     assert!(node.keys().unwrap().is_empty(), "a guest can not type");
-    driver.set(Event::new(EV_LED, LED_CAPSL, 1));
-    driver.set(Event::REPORT);
+    driver.set_report(&[(EV_LED, LED_CAPSL, 1)]);
     assert!(node.lights().unwrap().contains(&LED_CAPSL));
 }
 
@@ -120,9 +115,7 @@ fn front_ends_that_leave_while_events_happen_leave_nothing() {
 #[test]
 #[ignore = "needs uinput"]
 fn events_over_the_ring_itself_harm_that_ring_only() {
-    let device = Device::create(&devices::KEYBOARD).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::KEYBOARD);
     let mut driver = Driver::with_queue(&input, 16);
     let layout = *driver.events.layout();
     for place in [layout.descriptors, layout.avail, layout.used] {
@@ -135,8 +128,7 @@ fn events_over_the_ring_itself_harm_that_ring_only() {
             device.report(&report(&[(EV_KEY, KEY_A, value)])).unwrap();
         }
         driver.events.wait_error(Duration::from_millis(20));
-        driver.set(Event::new(EV_LED, LED_CAPSL, 1));
-        driver.set(Event::REPORT);
+        driver.set_report(&[(EV_LED, LED_CAPSL, 1)]);
         assert_eq!(node.lights().unwrap(), [LED_CAPSL]);
         driver.front_end.call().get_vring_base(0).unwrap();
         driver.events.reset();

@@ -9,7 +9,7 @@ use vhost_device_tests::evdev::{
 use vhost_device_tests::process::Signal;
 
 use super::events::ten_fingers;
-use super::{Driver, Guest, Input, wait_until};
+use super::{Driver, Guest, Input, start, wait_until};
 
 /// In the log when reports are dropped.
 const WARNING: &str = "does not fetch its input events";
@@ -44,9 +44,7 @@ fn flood(device: &Device, input: &Input, make: impl Fn(i32) -> Report) -> i32 {
 #[test]
 #[ignore = "needs uinput"]
 fn whole_reports_are_dropped_for_a_slow_guest_with_one_warning() {
-    let device = Device::create(&devices::MOUSE).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::MOUSE);
     let mut driver = Driver::with_queue(&input, 64);
     let count = flood(&device, &input, movement);
     // Dropped too, with what they say of the button.
@@ -68,18 +66,14 @@ fn whole_reports_are_dropped_for_a_slow_guest_with_one_warning() {
     guest.take(&[press]);
     guest.assert_agrees(&node);
     // It goes on as before.
-    let wheel = report(&[(EV_REL, REL_WHEEL, 1)]);
-    device.report(&wheel).unwrap();
-    assert_eq!(driver.report(), wheel);
+    driver.assert_gets(&device, &report(&[(EV_REL, REL_WHEEL, 1)]));
     assert_eq!(input.logged(WARNING), 1);
 }
 
 #[test]
 #[ignore = "needs uinput"]
 fn no_key_sticks_after_a_drop() {
-    let device = Device::create(&devices::KEYBOARD).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::KEYBOARD);
     let mut driver = Driver::with_queue(&input, 64);
     device.report(&report(&[(EV_KEY, KEY_A, 1)])).unwrap();
     flood(&device, &input, |number| {
@@ -98,17 +92,13 @@ fn no_key_sticks_after_a_drop() {
     guest.assert_agrees(&node);
     // And none that was pressed meanwhile is missed.
     assert!(guest.keys.is_empty());
-    let press = report(&[(EV_KEY, KEY_B, 1)]);
-    device.report(&press).unwrap();
-    assert_eq!(driver.report(), press);
+    driver.assert_gets(&device, &report(&[(EV_KEY, KEY_B, 1)]));
 }
 
 #[test]
 #[ignore = "needs uinput"]
 fn touches_agree_after_a_drop() {
-    let device = Device::create(&devices::TOUCHSCREEN).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::TOUCHSCREEN);
     let mut driver = Driver::with_queue(&input, 64);
     device.report(&ten_fingers(100)).unwrap();
     flood(&device, &input, |number| {
@@ -167,9 +157,7 @@ fn overflow(input: &mut Input, device: &Device, reports: impl IntoIterator<Item 
 #[test]
 #[ignore = "needs uinput"]
 fn keys_agree_after_the_kernel_has_dropped_events() {
-    let device = Device::create(&devices::KEYBOARD).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let mut input = Input::start(&device);
+    let (device, node, mut input) = start(&devices::KEYBOARD);
     let mut driver = Driver::connect(&input);
     let a_down = report(&[(EV_KEY, KEY_A, 1)]);
     device.report(&a_down).unwrap();
@@ -183,17 +171,13 @@ fn keys_agree_after_the_kernel_has_dropped_events() {
     assert!(reports.len() < 1000, "the kernel has dropped no events");
     assert_eq!(node.keys().unwrap(), [KEY_B]);
     guest.assert_agrees(&node);
-    let b_up = report(&[(EV_KEY, KEY_B, 0)]);
-    device.report(&b_up).unwrap();
-    assert_eq!(driver.report(), b_up);
+    driver.assert_gets(&device, &report(&[(EV_KEY, KEY_B, 0)]));
 }
 
 #[test]
 #[ignore = "needs uinput"]
 fn touches_agree_after_the_kernel_has_dropped_events() {
-    let device = Device::create(&devices::TOUCHSCREEN).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let mut input = Input::start(&device);
+    let (device, node, mut input) = start(&devices::TOUCHSCREEN);
     let mut driver = Driver::connect(&input);
     let mut guest = Guest::default();
     device.report(&ten_fingers(100)).unwrap();
@@ -218,17 +202,13 @@ fn touches_agree_after_the_kernel_has_dropped_events() {
     assert!(reports.len() < 2000, "the kernel has dropped no events");
     guest.take(&reports);
     guest.assert_agrees(&node);
-    let moved = report(&[(EV_ABS, ABS_MT_POSITION_X, 77)]);
-    device.report(&moved).unwrap();
-    assert_eq!(driver.report(), moved);
+    driver.assert_gets(&device, &report(&[(EV_ABS, ABS_MT_POSITION_X, 77)]));
 }
 
 #[test]
 #[ignore = "needs uinput"]
 fn nothing_old_is_told_to_a_guest_that_connects() {
-    let device = Device::create(&devices::KEYBOARD).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::KEYBOARD);
     // For nobody, and for a guest that took nothing.
     let type_b = || {
         for value in [1, 0] {
@@ -248,17 +228,13 @@ fn nothing_old_is_told_to_a_guest_that_connects() {
     let mut guest = Guest::default();
     guest.take(&[down]);
     guest.assert_agrees(&node);
-    let up = report(&[(EV_KEY, KEY_A, 0)]);
-    device.report(&up).unwrap();
-    assert_eq!(driver.report(), up);
+    driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, 0)]));
 }
 
 #[test]
 #[ignore = "needs uinput"]
 fn a_ring_that_stops_and_starts_loses_no_state() {
-    let device = Device::create(&devices::KEYBOARD).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::KEYBOARD);
     let mut driver = Driver::connect(&input);
     let down = report(&[(EV_KEY, KEY_A, 1)]);
     device.report(&down).unwrap();
@@ -277,9 +253,7 @@ fn a_ring_that_stops_and_starts_loses_no_state() {
 #[test]
 #[ignore = "needs uinput"]
 fn switches_that_changed_while_nobody_was_there_are_told() {
-    let device = Device::create(&devices::SWITCHES).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::SWITCHES);
     let closed = report(&[(EV_SW, SW_LID, 1)]);
     device.report(&closed).unwrap();
     let mut driver = Driver::connect(&input);
@@ -320,9 +294,7 @@ fn assert_completed(driver: &mut Driver, guest: &mut Guest, node: &Node) {
 #[test]
 #[ignore = "needs uinput"]
 fn a_ring_that_stops_within_a_report_goes_on_within_it() {
-    let device = Device::create(&devices::TOUCHSCREEN).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::TOUCHSCREEN);
     let mut driver = within_a_report(&device, &input);
     let base = driver.front_end.stop(0).unwrap();
     let gone = report(&[(EV_ABS, ABS_MT_SLOT, 4), (EV_ABS, ABS_MT_TRACKING_ID, -1)]);
@@ -341,9 +313,7 @@ fn a_device_that_goes_within_a_report_ends_it() {
     let input = Input::start(&device);
     let mut driver = within_a_report(&device, &input);
     drop(device);
-    wait_until("the back-end misses the device", || {
-        input.logged("is gone") == 1
-    });
+    input.wait_gone(1);
     // It is back, and nothing touches it.
     let device = Device::create(&devices::TOUCHSCREEN).unwrap();
     let node = Node::open(device.node()).unwrap();
@@ -359,9 +329,7 @@ fn a_device_that_goes_within_a_report_ends_it() {
 #[test]
 #[ignore = "needs uinput"]
 fn touches_agree_however_often_events_are_lost() {
-    let device = Device::create(&devices::TOUCHSCREEN).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let mut input = Input::start(&device);
+    let (device, node, mut input) = start(&devices::TOUCHSCREEN);
     let mut driver = Driver::connect(&input);
     let mut guest = Guest::default();
     let mut random = fastrand::Rng::with_seed(7);

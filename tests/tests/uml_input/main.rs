@@ -26,7 +26,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vhost_device_tests::evdev::{Device, Event, Guest, Report};
+use vhost_device_tests::evdev::{Description, Device, Event, Guest, Node, Report};
 use vhost_device_tests::front_end::{Buffer, FrontEnd, Options, Queue};
 use vhost_device_tests::process::{self, PATIENCE, Program, option};
 
@@ -41,6 +41,14 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
         thread::sleep(INTERVAL);
     }
+}
+
+/// A new device, its node, and the back-end on it.
+fn start(description: &Description) -> (Device, Node, Input) {
+    let device = Device::create(description).unwrap();
+    let node = Node::open(device.node()).unwrap();
+    let input = Input::start(&device);
+    (device, node, input)
 }
 
 /// The back-end on a node.
@@ -82,6 +90,14 @@ impl Input {
     fn logged(&self, text: &str) -> usize {
         let log = self.program.stderr();
         log.lines().filter(|line| line.contains(text)).count()
+    }
+
+    /// Waits until it has missed its device, the `count`th time.
+    #[track_caller]
+    fn wait_gone(&self, count: usize) {
+        wait_until("the back-end misses the device", || {
+            self.logged("is gone") == count
+        });
     }
 
     /// Panics if it wakes up often, or computes, while nothing happens.
@@ -225,6 +241,13 @@ impl Driver {
         }
     }
 
+    /// Makes a report on `device`. Panics unless it is the next that the guest gets.
+    #[track_caller]
+    fn assert_gets(&mut self, device: &Device, report: &Report) {
+        device.report(report).unwrap();
+        assert_eq!(self.report(), *report);
+    }
+
     /// Sends chains to the status queue, and waits until the device has returned them all.
     #[track_caller]
     fn send_chains(&mut self, chains: &[Vec<Buffer>]) {
@@ -233,6 +256,15 @@ impl Driver {
             assert!(self.status.wait_used(PATIENCE), "{chain:?} is not returned");
             assert_eq!(self.status.take_used().unwrap().length, 0, "bytes written");
         }
+    }
+
+    /// Sets some things on the device, and ends the report.
+    #[track_caller]
+    fn set_report(&mut self, events: &[(u16, u16, i32)]) {
+        for &(kind, code, value) in events {
+            self.set(Event::new(kind, code, value));
+        }
+        self.set(Event::REPORT);
     }
 
     /// Sets something on the device.

@@ -57,9 +57,7 @@ fn keys_are_released_when_the_device_goes_and_the_guest_stays() {
     let mut input = Input::start(&device);
     let mut driver = Driver::connect(&input);
     for code in [KEY_A, KEY_B] {
-        let down = report(&[(EV_KEY, code, 1)]);
-        device.report(&down).unwrap();
-        assert_eq!(driver.report(), down);
+        driver.assert_gets(&device, &report(&[(EV_KEY, code, 1)]));
     }
     drop(device);
     let mut guest = Guest::default();
@@ -112,10 +110,8 @@ fn events_go_on_when_the_device_is_back_under_another_number() {
     assert_ne!(device.node(), number);
     link.point_to(device.node());
     let node = Node::open(device.node()).unwrap();
-    wait_until("the back-end has grabbed the device", || is_grabbed(&node));
-    let press = report(&[(EV_KEY, BTN_LEFT, 1)]);
-    device.report(&press).unwrap();
-    assert_eq!(driver.report(), press);
+    wait_grabbed(&node);
+    driver.assert_gets(&device, &report(&[(EV_KEY, BTN_LEFT, 1)]));
     assert_eq!(node.read().unwrap(), []);
 }
 
@@ -128,6 +124,11 @@ fn is_grabbed(node: &Node) -> bool {
     result.is_err()
 }
 
+#[track_caller]
+fn wait_grabbed(node: &Node) {
+    wait_until("the back-end has grabbed the device", || is_grabbed(node));
+}
+
 /// Unplugs a device, and plugs another one in at the same path.
 fn replug(first: &Description, second: &Description) -> (Input, Driver, Device, Link) {
     let device = Device::create(first).unwrap();
@@ -135,9 +136,7 @@ fn replug(first: &Description, second: &Description) -> (Input, Driver, Device, 
     let input = Input::start_with(&link.path, &[]);
     let driver = Driver::connect(&input);
     drop(device);
-    wait_until("the back-end misses the device", || {
-        input.logged("is gone") == 1
-    });
+    input.wait_gone(1);
     link.remove();
     let device = Device::create(second).unwrap();
     link.point_to(device.node());
@@ -149,32 +148,24 @@ fn replug(first: &Description, second: &Description) -> (Input, Driver, Device, 
 fn the_same_device_is_taken_and_grabbed_again() {
     let (input, mut driver, device, _link) = replug(&devices::KEYBOARD, &devices::KEYBOARD);
     let node = Node::open(device.node()).unwrap();
-    wait_until("the back-end has grabbed the device", || is_grabbed(&node));
+    wait_grabbed(&node);
     for value in [1, 0] {
-        let press = report(&[(EV_KEY, KEY_A, value)]);
-        device.report(&press).unwrap();
-        assert_eq!(driver.report(), press);
+        driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, value)]));
     }
     driver.set(Event::new(EV_LED, LED_CAPSL, 1));
     assert_eq!(node.lights().unwrap(), [LED_CAPSL]);
     assert_eq!(node.read().unwrap(), []);
     // And once more.
     drop(device);
-    wait_until("the back-end misses the device", || {
-        input.logged("is gone") == 2
-    });
+    input.wait_gone(2);
 }
 
 #[test]
 #[ignore = "needs uinput"]
 fn a_key_that_is_down_when_the_device_comes_back_is_told() {
     let (_input, mut driver, device, _link) = replug(&devices::KEYBOARD, &devices::KEYBOARD);
-    let down = report(&[(EV_KEY, KEY_A, 1)]);
-    device.report(&down).unwrap();
-    assert_eq!(driver.report(), down);
-    let up = report(&[(EV_KEY, KEY_A, 0)]);
-    device.report(&up).unwrap();
-    assert_eq!(driver.report(), up);
+    driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, 1)]));
+    driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, 0)]));
 }
 
 #[test]
@@ -203,9 +194,7 @@ fn another_device_at_the_path_is_not_taken() {
         // The right one comes after all.
         let device = Device::create(&devices::KEYBOARD).unwrap();
         link.point_to(device.node());
-        let down = report(&[(EV_KEY, KEY_B, 1)]);
-        device.report(&down).unwrap();
-        assert_eq!(driver.report(), down);
+        driver.assert_gets(&device, &report(&[(EV_KEY, KEY_B, 1)]));
         assert_eq!(input.logged("is another device"), 1, "said once");
     }
 }
@@ -218,14 +207,10 @@ fn a_node_that_comes_back_under_its_number_is_found() {
     let input = Input::start_with(&path, &[]);
     let mut driver = Driver::connect(&input);
     drop(device);
-    wait_until("the back-end misses the device", || {
-        input.logged("is gone") == 1
-    });
+    input.wait_gone(1);
     let device = Device::create(&devices::KEYBOARD).unwrap();
     assert_eq!(device.node(), path, "the lowest number that is free");
-    let down = report(&[(EV_KEY, KEY_A, 1)]);
-    device.report(&down).unwrap();
-    assert_eq!(driver.report(), down);
+    driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, 1)]));
 }
 
 #[test]
@@ -240,9 +225,7 @@ fn a_device_that_is_back_before_a_guest_connects_is_used() {
     link.point_to(device.node());
     let mut driver = Driver::connect(&input);
     let node = Node::open(device.node()).unwrap();
-    wait_until("the back-end has grabbed the device", || is_grabbed(&node));
+    wait_grabbed(&node);
     // A movement could be over before the back-end first looks; a button is down as long as it is.
-    let press = report(&[(EV_KEY, BTN_LEFT, 1)]);
-    device.report(&press).unwrap();
-    assert_eq!(driver.report(), press);
+    driver.assert_gets(&device, &report(&[(EV_KEY, BTN_LEFT, 1)]));
 }

@@ -11,7 +11,7 @@ use vhost_device_tests::evdev::{
 };
 use vhost_device_tests::process::{self, PATIENCE, Program, Signal, option};
 
-use super::{Driver, Input};
+use super::{Driver, Input, start};
 
 /// The program ends with status 1, and says why in one line that has these words.
 #[track_caller]
@@ -69,9 +69,7 @@ fn two_back_ends_can_not_have_one_device() {
 #[test]
 #[ignore = "needs uinput"]
 fn the_program_follows_the_conventions() {
-    let device = Device::create(&devices::MOUSE).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let mut input = Input::start(&device);
+    let (_device, node, mut input) = start(&devices::MOUSE);
     assert!(
         node.grab(true).is_err(),
         "the device is grabbed at the start"
@@ -131,9 +129,7 @@ fn a_node_that_can_only_be_read_has_events_and_no_lights() {
     for _ in 0..3 {
         driver.set(Event::new(EV_LED, LED_CAPSL, 1));
     }
-    let press = report(&[(EV_KEY, KEY_A, 1)]);
-    device.report(&press).unwrap();
-    assert_eq!(driver.report(), press);
+    driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, 1)]));
     assert!(node.lights().unwrap().is_empty());
     assert!(node.grab(true).is_err());
     assert_eq!(input.logged("read only"), 1);

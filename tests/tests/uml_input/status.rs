@@ -8,7 +8,7 @@ use vhost_device_tests::evdev::{
 };
 use vhost_device_tests::front_end::Buffer;
 
-use super::{Driver, Input, wait_until};
+use super::{Driver, Input, start, wait_until};
 
 /// The device gets exactly this, and nothing else before it.
 #[track_caller]
@@ -25,17 +25,11 @@ fn assert_received(device: &Device, expected: &[Event]) {
 #[test]
 #[ignore = "needs uinput"]
 fn lights_go_on_and_off() {
-    let device = Device::create(&devices::KEYBOARD).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::KEYBOARD);
     let mut driver = Driver::connect(&input);
-    driver.set(Event::new(EV_LED, LED_CAPSL, 1));
-    driver.set(Event::new(EV_LED, LED_NUML, 1));
-    driver.set(Event::REPORT);
+    driver.set_report(&[(EV_LED, LED_CAPSL, 1), (EV_LED, LED_NUML, 1)]);
     assert_eq!(node.lights().unwrap(), [LED_NUML, LED_CAPSL]);
-    driver.set(Event::new(EV_LED, LED_CAPSL, 0));
-    driver.set(Event::new(EV_LED, LED_SCROLLL, 1));
-    driver.set(Event::REPORT);
+    driver.set_report(&[(EV_LED, LED_CAPSL, 0), (EV_LED, LED_SCROLLL, 1)]);
     assert_eq!(node.lights().unwrap(), [LED_NUML, LED_SCROLLL]);
     let expected = [
         (LED_CAPSL, 1),
@@ -57,39 +51,31 @@ fn the_guest_is_not_told_of_what_it_has_set() {
     let input = Input::start_with(device.node(), &["--no-grab"]);
     let mut driver = Driver::connect(&input);
     for on in [1, 0, 1] {
-        driver.set(Event::new(EV_LED, LED_CAPSL, on));
-        driver.set(Event::REPORT);
+        driver.set_report(&[(EV_LED, LED_CAPSL, on)]);
     }
-    let press = report(&[(EV_KEY, KEY_A, 1)]);
-    device.report(&press).unwrap();
-    assert_eq!(driver.report(), press);
+    driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, 1)]));
 }
 
 #[test]
 #[ignore = "needs uinput"]
 fn repetition_of_keys_is_set() {
-    let device = Device::create(&devices::KEYBOARD).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (_device, node, input) = start(&devices::KEYBOARD);
     let mut driver = Driver::connect(&input);
     assert_ne!(node.repetition().unwrap(), [600, 50]);
-    driver.set(Event::new(EV_REP, REP_DELAY, 600));
-    driver.set(Event::new(EV_REP, REP_PERIOD, 50));
-    driver.set(Event::REPORT);
+    driver.set_report(&[(EV_REP, REP_DELAY, 600), (EV_REP, REP_PERIOD, 50)]);
     assert_eq!(node.repetition().unwrap(), [600, 50]);
 }
 
 #[test]
 #[ignore = "needs uinput"]
 fn sounds_are_made() {
-    let device = Device::create(&devices::BEEPER).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::BEEPER);
     let mut driver = Driver::connect(&input);
-    driver.set(Event::new(EV_SND, SND_BELL, 1));
-    driver.set(Event::new(EV_SND, SND_TONE, 440));
-    driver.set(Event::new(EV_SND, SND_BELL, 0));
-    driver.set(Event::REPORT);
+    driver.set_report(&[
+        (EV_SND, SND_BELL, 1),
+        (EV_SND, SND_TONE, 440),
+        (EV_SND, SND_BELL, 0),
+    ]);
     assert_eq!(node.sounds().unwrap(), [SND_TONE]);
     let expected = [(SND_BELL, 1), (SND_TONE, 440), (SND_BELL, 0)];
     assert_received(
@@ -114,10 +100,11 @@ fn effects_are_played() {
         upload.join().unwrap()
     });
     let mut driver = Driver::connect(&input);
-    driver.set(Event::new(EV_FF, FF_GAIN, 0x8000));
-    driver.set(Event::new(EV_FF, effect, 1));
-    driver.set(Event::new(EV_FF, effect, 0));
-    driver.set(Event::REPORT);
+    driver.set_report(&[
+        (EV_FF, FF_GAIN, 0x8000),
+        (EV_FF, effect, 1),
+        (EV_FF, effect, 0),
+    ]);
     let expected = [(FF_GAIN, 0x8000), (effect, 1), (effect, 0)];
     assert_received(
         &device,
@@ -171,9 +158,7 @@ fn a_guest_can_not_type_or_set_what_the_device_has_not() {
 #[test]
 #[ignore = "needs uinput"]
 fn buffers_of_any_form_come_back() {
-    let device = Device::create(&devices::KEYBOARD).unwrap();
-    let node = Node::open(device.node()).unwrap();
-    let input = Input::start(&device);
+    let (device, node, input) = start(&devices::KEYBOARD);
     let mut driver = Driver::connect(&input);
     let memory = driver.front_end.memory().clone();
     let light = |on| Event::new(EV_LED, LED_CAPSL, on).to_guest();
@@ -207,7 +192,5 @@ fn buffers_of_any_form_come_back() {
     assert!(node.lights().unwrap().is_empty(), "longer than an event");
 
     // The event queue has not suffered.
-    let press = report(&[(EV_KEY, KEY_A, 1)]);
-    device.report(&press).unwrap();
-    assert_eq!(driver.report(), press);
+    driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, 1)]));
 }
