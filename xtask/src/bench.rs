@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use crate::packages::{self, GPU_PEER, IMAGES};
 use crate::progress::Progress;
+use crate::workspace::cargo;
 
 pub fn run(progress: &Progress, arguments: &[String]) -> Result<ExitCode, String> {
     let needs = match arguments.first().map(String::as_str) {
@@ -22,7 +23,7 @@ pub fn run(progress: &Progress, arguments: &[String]) -> Result<ExitCode, String
 pub fn build(progress: &Progress) -> Result<(), String> {
     progress.run(
         "Building the release binaries",
-        &mut crate::cargo([
+        &mut cargo([
             "build",
             "--release",
             "--workspace",
@@ -35,7 +36,7 @@ pub fn build(progress: &Progress) -> Result<(), String> {
 
 /// Runs a program of the tests.
 pub fn program(name: &str, arguments: &[String]) -> Result<ExitCode, String> {
-    let status = crate::cargo(["run", "--release", "--quiet"])
+    let status = cargo(["run", "--release", "--quiet"])
         .args(["--package", "vhost-device-tests", "--bin", name, "--"])
         .args(arguments)
         .status()

@@ -19,7 +19,7 @@ use vhost_device_tests::bench::summary::date;
 use crate::demo;
 use crate::packages::{self, USER_MODE_LINUX};
 use crate::progress::Progress;
-use crate::{cargo, target_directory, workspace};
+use crate::workspace::{cargo, target_directory, workspace};
 use counts::{Count, Counts, Coverage};
 
 /// Percentage of the lines of each crate that are executed at least.

@@ -10,7 +10,7 @@ use std::process::Command;
 use crate::install::{self, Directories};
 use crate::packages::{self, PACKAGING};
 use crate::progress::Progress;
-use crate::target_directory;
+use crate::workspace::target_directory;
 
 /// Where, in the directory of the release binaries, the package's files are put together.
 const TREE: &str = "deb";

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `cargo xtask demo`: a guest that uses our devices, and what it sees.
 
+mod back_end;
 mod gpu;
 pub mod input;
 mod parts;
 
-use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -13,12 +13,13 @@ use std::process::{Command, ExitCode};
 use serde_json::Value;
 use vhost_device_tests::guest::kernel::{Flavour, Kernel};
 use vhost_device_tests::guest::{Guest, Machine, find_program};
-use vhost_device_tests::process::{self, Program, Signal};
+use vhost_device_tests::process;
 
+use self::back_end::{BackEnd, shown};
 use self::parts::Parts;
 use crate::packages::{self, GUEST};
 use crate::progress::Progress;
-use crate::target_directory;
+use crate::workspace::cargo;
 
 const BLOCK: &str = "vhost-device-block";
 const RNG: &str = "vhost-device-rng";
@@ -56,7 +57,7 @@ pub fn run(progress: &Progress) -> Result<ExitCode, String> {
     let kernel = packages::kernel(progress, Flavour::Cloud)?;
     let screen = packages::kernel(progress, Flavour::Plain);
     let keyboard = input::prepare(progress);
-    let mut build = crate::cargo(["build", "--release"]);
+    let mut build = cargo(["build", "--release"]);
     build.args([BLOCK, RNG, gpu::GPU, input::INPUT].map(|package| format!("--package={package}")));
     progress.run("Building the release binaries", &mut build)?;
 
@@ -119,49 +120,6 @@ fn disk(progress: &Progress, kernel: &Kernel) -> Result<(), String> {
     run_quietly(Command::new(tool("e2fsck")?).arg("-fn").arg(&image))?;
     progress.step("The file system is clean.");
     Ok(())
-}
-
-/// A device's program that runs. Dropping it ends it.
-pub struct BackEnd {
-    program: Program,
-    socket: PathBuf,
-    _directory: tempfile::TempDir,
-}
-
-impl BackEnd {
-    /// Starts a release binary, and waits until it listens.
-    fn start(progress: &Progress, name: &str, options: &[OsString]) -> Result<Self, String> {
-        let directory =
-            tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
-        let socket = directory.path().join("socket");
-        let mut command = Command::new(target_directory().join("release").join(name));
-        command
-            .arg(process::option("socket-path", &socket))
-            .args(options);
-        progress.step(&format!("Starting {}", shown(&command)));
-        let mut program = Program::spawn(&mut command).map_err(|error| error.to_string())?;
-        program
-            .wait_for_listener(&socket)
-            .map_err(|error| error.to_string())?;
-        Ok(Self {
-            program,
-            socket,
-            _directory: directory,
-        })
-    }
-
-    /// Ends it as a manager would.
-    fn end(&mut self) -> Result<(), String> {
-        let status = self.program.end(Signal::TERM, process::PATIENCE);
-        match status {
-            Ok(status) if status.success() => Ok(()),
-            Ok(status) => Err(format!(
-                "a back-end ended: {status}\n{}",
-                self.program.stderr()
-            )),
-            Err(error) => Err(error.to_string()),
-        }
-    }
 }
 
 /// Shows what the guest sees, as it comes.
@@ -245,11 +203,4 @@ fn run_quietly(command: &mut Command) -> Result<String, String> {
             String::from_utf8_lossy(&output.stderr)
         )),
     }
-}
-
-/// A command as one would type it.
-fn shown(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();
-    words.join(" ")
 }

@@ -10,8 +10,9 @@ use clap::{Args, CommandFactory};
 use vhost_device_tests::bench::block::BlockOptions;
 use vhost_device_tests::bench::gpu::GpuOptions;
 
+use crate::Arguments;
 use crate::programs::PROGRAMS;
-use crate::{Arguments, workspace};
+use crate::workspace::workspace;
 
 /// Options of other programs that the documents name alone.
 const FOREIGN: &[&str] = &["--ignored"];

@@ -17,7 +17,7 @@ use vhost_device_fuzz::TARGETS;
 
 use crate::packages::{self, FUZZING};
 use crate::progress::Progress;
-use crate::{cargo, target_directory, workspace};
+use crate::workspace::{cargo, target_directory, workspace};
 
 /// What has the compiler count the edges that are reached, and tell the fuzzer of comparisons: the flags of cargo-fuzz, which is not needed
 /// for more than these.

@@ -15,7 +15,7 @@ use vhost_user_discovery::schema::{VHostUserBackendType, VhostUserBackend};
 use crate::manual;
 use crate::programs::{PROGRAMS, Program};
 use crate::progress::Progress;
-use crate::{cargo, target_directory, workspace};
+use crate::workspace::{cargo, target_directory, workspace};
 
 const SOCKET_UNIT: &str = include_str!("../../systemd/vhost-device@.socket");
 const SERVICE_UNIT: &str = include_str!("../../systemd/vhost-device@.service");

@@ -10,21 +10,21 @@ mod documents;
 mod fuzz;
 mod install;
 mod manual;
+mod modules;
 mod packages;
 mod programs;
 mod progress;
 mod soak;
 mod test;
+mod workspace;
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
-use vhost_device_tests::cache;
-use vhost_device_tests::guest::find_program;
 use vhost_device_tests::soak::SoakOptions;
 
 use crate::progress::Progress;
@@ -96,6 +96,11 @@ enum Task {
     /// the program that reached, and what was found: each finding with the file that has the input, and the command that plays it again. The
     /// exit status is 1 if anything was. What is learnt is kept in target/fuzz/corpus.
     Fuzz(fuzz::Options),
+    /// Check that no files of a crate import each other in a circle
+    ///
+    /// In `common` no module may import one above it either. The order of the modules, and what counts as an import, is in
+    /// xtask/src/modules.rs. The exit status is 1 if anything was found. `test` runs this check too.
+    Modules,
     /// Build the release binaries and install them, with descriptors, manual pages, completions and systemd units
     ///
     /// Programs go to PREFIX/bin, the rest to the conventional places below PREFIX. Each file that is
@@ -129,6 +134,7 @@ fn main() -> ExitCode {
         Task::Bench { arguments } => bench::run(&progress, &arguments),
         Task::Fuzz(options) => fuzz::run(&progress, &options),
         Task::Soak(options) => soak::run(&progress, &options),
+        Task::Modules => modules::run(),
         Task::Install(options) => install::run(&progress, &options).map(|()| ExitCode::SUCCESS),
         Task::Deb { output } => deb::run(&progress, output).map(|()| ExitCode::SUCCESS),
     };
@@ -151,46 +157,11 @@ fn refuse(error: &clap::Error) -> ExitCode {
     ExitCode::from(2)
 }
 
-/// The cargo that runs this, in the root of the workspace.
-fn cargo<const N: usize>(arguments: [&str; N]) -> Command {
-    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
-    command.args(arguments).current_dir(workspace());
-    command
-}
-
-fn workspace() -> PathBuf {
-    let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    root.pop();
-    root
-}
-
-/// The target directory that this program was built into.
-fn target_directory() -> PathBuf {
-    let this = std::env::current_exe().unwrap_or_default();
-    let target = this.parent().and_then(Path::parent);
-    target.unwrap_or(Path::new("target")).to_owned()
-}
-
-/// Finds a program that is a crate of its own, or builds it. It is kept in the cache.
-fn tool(progress: &Progress, name: &str, version: &str) -> Result<PathBuf, String> {
-    let tools = cache::directory()
-        .join("tools")
-        .join(format!("{name}-{version}"));
-    let program = find_program(name).unwrap_or_else(|| tools.join("bin").join(name));
-    if !program.is_file() {
-        // Without optimisation it takes a third of the time.
-        let mut install = cargo(["install", name, "--locked", "--debug", "--root"]);
-        install.arg(&tools).arg(format!("--version=^{version}"));
-        progress.run(&format!("Installing {name}"), &mut install)?;
-    }
-    Ok(program)
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
 
-    use super::*;
+    use super::workspace::workspace;
 
     #[test]
     fn the_lints_of_each_crate_are_those_of_the_workspace() {

@@ -7,9 +7,10 @@ use std::thread;
 
 use vhost_device_tests::soak::{self, SoakOptions};
 
+use crate::bench;
 use crate::packages::{self, USER_MODE_LINUX};
 use crate::progress::Progress;
-use crate::{bench, target_directory};
+use crate::workspace::target_directory;
 
 /// How much longer User-Mode Linux may take than the run, in seconds: to boot, and to settle all on its one processor.
 const MARGIN: u64 = 300;

@@ -4,25 +4,26 @@
 mod checks;
 mod jobs;
 mod report;
+mod stages;
 mod suites;
 
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::time::{Duration, Instant};
 
 use clap::Args;
 use vhost_device_tests::guest::kernel::Flavour;
 use vhost_device_tests::guest::libvirt;
 
-use self::jobs::Job;
 use self::report::Report;
+use self::stages::Stages;
 use self::suites::Suites;
+use crate::fuzz;
 use crate::packages::{
     self, DISPLAY, GUEST, IMAGES, INSTALLED, LIBVIRT, PACKAGING, THREE_D, USER_MODE_LINUX,
 };
 use crate::progress::Progress;
-use crate::{cargo, fuzz, target_directory};
+use crate::workspace::{cargo, target_directory};
 
 /// How long each fuzz target runs, and with `--long`.
 const FUZZ_SECONDS: NonZeroU32 = NonZeroU32::new(20).unwrap();
@@ -37,94 +38,6 @@ pub struct Options {
     /// Kill, migrate, verify and fuzz many times as long: takes hours
     #[arg(long)]
     long: bool,
-}
-
-/// The stages that have ended.
-struct Stages<'a> {
-    progress: &'a Progress,
-    ended: Vec<(&'static str, Report, Duration)>,
-    /// Only the skips on the list are accepted.
-    in_ci: bool,
-}
-
-impl<'a> Stages<'a> {
-    fn new(progress: &'a Progress, in_ci: bool) -> Self {
-        Self {
-            progress,
-            ended: Vec::new(),
-            in_ci,
-        }
-    }
-
-    /// Runs a stage. Returns whether nothing failed.
-    fn run(&mut self, name: &'static str, stage: impl FnOnce(&Progress) -> Report) -> bool {
-        let start = Instant::now();
-        let mut report = stage(self.progress);
-        if self.in_ci {
-            report.accept_no_other_skips();
-        }
-        let time = start.elapsed();
-        let is_good = report.failed.is_empty();
-        self.progress.step(&format!(
-            "{name}: {report} in {:.1} s{}",
-            time.as_secs_f64(),
-            if is_good { "" } else { ": FAILED" }
-        ));
-        self.ended.push((name, report, time));
-        is_good
-    }
-
-    /// A stage that one quiet command is.
-    fn check(&mut self, name: &'static str, command: &mut Command) -> bool {
-        self.run(name, |progress| check(progress, name, command))
-    }
-
-    /// A stage of test programs.
-    fn jobs(&mut self, name: &'static str, jobs: Vec<Job>) {
-        self.run(name, |progress| {
-            progress.step(name);
-            jobs::run(progress, jobs)
-        });
-    }
-
-    /// Prints what was skipped and what failed, the stages, and their sum, which is the last line. Returns whether nothing failed.
-    fn close(self) -> bool {
-        println!();
-        let mut sum = Report::default();
-        let mut table = Vec::new();
-        for (name, report, time) in self.ended {
-            table.push(format!(
-                "{name:26} {:5} passed {:5} failed {:5} skipped {:8.1} s",
-                report.passed,
-                report.failed.len(),
-                report.skipped.len(),
-                time.as_secs_f64()
-            ));
-            sum.add(report);
-        }
-        for reason in sum.reasons() {
-            println!("{reason}");
-        }
-        for failure in &sum.failed {
-            println!("FAILED: {failure}");
-        }
-        for line in table {
-            println!("{line}");
-        }
-        println!("{sum}");
-        sum.failed.is_empty()
-    }
-}
-
-/// Runs one quiet command.
-fn check(progress: &Progress, name: &str, command: &mut Command) -> Report {
-    match progress.run(name, command) {
-        Ok(()) => Report::passed(),
-        Err(message) => {
-            eprintln!("{message}");
-            Report::failed(name)
-        }
-    }
 }
 
 pub fn run(progress: &Progress, options: Options) -> Result<ExitCode, String> {
@@ -230,28 +143,4 @@ fn fuzz(stages: &mut Stages, options: Options) {
         }
         sum
     });
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn stages_go_on_after_a_failure_and_close_with_it() {
-        let progress = Progress::start();
-        let mut stages = Stages::new(&progress, false);
-        assert!(!stages.check("false", &mut Command::new("false")));
-        assert!(stages.check("true", &mut Command::new("true")));
-        assert!(stages.run("none", |_| Report::skipped("no disk")));
-        assert!(!stages.close());
-    }
-
-    #[test]
-    fn a_skip_that_is_not_on_the_list_fails_in_ci() {
-        let progress = Progress::start();
-        let mut stages = Stages::new(&progress, true);
-        assert!(stages.run("accepted", |_| Report::skipped(report::NO_ADVISORIES)));
-        assert!(!stages.run("not accepted", |_| Report::skipped("no disk")));
-        assert!(!stages.close());
-    }
 }

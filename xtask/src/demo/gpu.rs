@@ -11,9 +11,9 @@ use vhost_device_tests::guest::kernel::Flavour;
 use vhost_device_tests::guest::picture::Picture;
 use vhost_device_tests::guest::{Guest, GuestError, Machine};
 
-use super::BackEnd;
+use super::back_end::BackEnd;
 use crate::progress::Progress;
-use crate::target_directory;
+use crate::workspace::target_directory;
 
 pub const GPU: &str = "vhost-device-gpu";
 

@@ -11,7 +11,7 @@ use vhost_device_tests::guest::{Guest, GuestError, Machine};
 use vhost_device_tests::process;
 use vhost_device_tests::uml;
 
-use super::BackEnd;
+use super::back_end::BackEnd;
 use crate::packages::{self, Need, USER_MODE_LINUX};
 use crate::progress::Progress;
 

@@ -4,10 +4,11 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::Stages;
 use super::report::{NO_ADVISORIES, NO_TARGET, NO_TOOLCHAIN, Report};
+use super::stages::{self, Stages};
+use crate::modules;
 use crate::progress::Progress;
-use crate::{cargo, target_directory, tool, workspace};
+use crate::workspace::{cargo, target_directory, tool, workspace};
 
 /// The oldest Rust that builds all.
 const OLDEST_RUST: &str = env!("CARGO_PKG_RUST_VERSION");
@@ -31,11 +32,25 @@ pub fn run(stages: &mut Stages) {
         "--deny warnings --allow rustdoc::private_intra_doc_links",
     );
     stages.check("doc", &mut doc);
+    stages.run("modules", modules);
     stages.run("oldest Rust", oldest_rust);
     for target in TARGETS {
         stages.run(target, |progress| other_target(progress, target));
     }
     deny(stages);
+}
+
+/// Checks the order of the modules. Each finding is a failure.
+fn modules(progress: &Progress) -> Report {
+    progress.step("modules");
+    match modules::check() {
+        Ok(findings) if findings.is_empty() => Report::passed(),
+        Ok(findings) => Report {
+            failed: findings,
+            ..Report::default()
+        },
+        Err(message) => Report::failed(message),
+    }
 }
 
 /// Cargo of a toolchain of rustup's, if that is there. Its results are kept apart from others.
@@ -58,7 +73,7 @@ fn toolchain(name: &str) -> Option<Command> {
 /// Checks all with the oldest Rust that is promised.
 fn oldest_rust(progress: &Progress) -> Report {
     match toolchain(OLDEST_RUST) {
-        Some(mut check) => super::check(progress, "oldest Rust", &mut check),
+        Some(mut check) => stages::check(progress, "oldest Rust", &mut check),
         None => Report::skipped(format!("{NO_TOOLCHAIN}{OLDEST_RUST}")),
     }
 }
@@ -88,7 +103,7 @@ fn other_target(progress: &Progress, target: &str) -> Report {
         check.arg("-Zbuild-std");
         check
     };
-    super::check(progress, target, check.args(["--target", target]))
+    stages::check(progress, target, check.args(["--target", target]))
 }
 
 /// Checks the licences and sources of the dependencies, and, where the list of these can be had, known faults in them.

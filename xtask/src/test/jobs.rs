@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::report::Report;
 use crate::progress::Progress;
-use crate::target_directory;
+use crate::workspace::target_directory;
 
 /// How often it is said what still runs.
 const HEARTBEAT: Duration = Duration::from_secs(30);

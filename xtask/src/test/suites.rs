@@ -10,8 +10,8 @@ use serde_json::Value;
 
 use super::jobs::{Job, Load};
 use super::report::NO_GUEST;
-use crate::cargo;
 use crate::progress::Progress;
+use crate::workspace::cargo;
 
 /// Suites that measure time or processor use: what runs beside them would be measured too.
 const ALONE: &[&str] = &["bench", "program", "rng", "worker"];
@@ -238,7 +238,7 @@ mod tests {
 
     #[test]
     fn each_suite_that_is_special_is_one_that_there_is() {
-        let directory = crate::workspace().join("tests/tests");
+        let directory = crate::workspace::workspace().join("tests/tests");
         for suite in [ALONE, HEAVY, PACKED].concat() {
             let roots = [format!("{suite}.rs"), format!("{suite}/main.rs")];
             let is_there = roots.iter().any(|root| directory.join(root).is_file());
