@@ -174,23 +174,33 @@ impl Build {
 
     /// All that run the binaries, but for those that [`NOT_RUN`] names.
     fn suites(&self) -> Result<Command, String> {
-        let directory = workspace().join("tests/tests");
-        let fail = |error| format!("cannot read {}: {error}", directory.display());
         let mut tests = self.tests();
         tests.args(["--package", "vhost-device-tests"]);
-        for entry in fs::read_dir(&directory).map_err(fail)? {
-            let path = entry.map_err(fail)?.path();
-            let name = path
-                .file_stem()
-                .and_then(|name| name.to_str())
-                .unwrap_or_default();
-            let is_suite = path.extension().is_some_and(|extension| extension == "rs");
-            if is_suite && !NOT_RUN.iter().any(|not_run| name.starts_with(not_run)) {
-                tests.args(["--test", name]);
-            }
+        for suite in suites()? {
+            tests.args(["--test", &suite]);
         }
         Ok(tests)
     }
+}
+
+/// The names of the suites that are run.
+fn suites() -> Result<Vec<String>, String> {
+    let directory = workspace().join("tests/tests");
+    let fail = |error| format!("cannot read {}: {error}", directory.display());
+    let mut suites = Vec::new();
+    for entry in fs::read_dir(&directory).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let name = path
+            .file_stem()
+            .and_then(|name| name.to_str())
+            .unwrap_or_default();
+        let is_file = path.extension().is_some_and(|extension| extension == "rs");
+        let is_suite = is_file || path.join("main.rs").is_file();
+        if is_suite && !NOT_RUN.iter().any(|not_run| name.starts_with(not_run)) {
+            suites.push(name.to_owned());
+        }
+    }
+    Ok(suites)
 }
 
 /// Writes what calls the compiler for the crates of the workspace: what these depend on needs no counters.
@@ -421,6 +431,14 @@ mod tests {
         );
         assert_eq!(file("b.rs", "#[cfg(test)]\nuse a;\nfn b() {}\n"), u64::MAX);
         assert_eq!(first_test_line(directory.path(), "c/tests.rs"), 0);
+    }
+
+    #[test]
+    fn suites_that_are_a_file_or_a_folder_are_run() {
+        let suites = suites().unwrap();
+        let has = |name: &str| suites.iter().any(|suite| suite == name);
+        assert!(has("worker") && has("block"), "{suites:?}");
+        assert!(!has("soak") && !has("guest_block"), "{suites:?}");
     }
 
     #[test]
