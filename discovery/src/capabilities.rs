@@ -15,10 +15,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process_group, pidfd_open};
-use thiserror::Error;
 
 use crate::descriptor::Descriptor;
-use crate::problem::Problem;
+use crate::problem::{Problem, QueryError};
 use crate::root::Root;
 use crate::schema::{self, VHostUserBackendCapabilities};
 
@@ -32,32 +31,6 @@ const MAX_SHOWN: usize = 200;
 const PARALLEL: usize = 8;
 /// After this time somebody who waits wants to know why.
 const SILENCE: Duration = Duration::from_secs(2);
-
-/// Why a program did not say what it can do; the sentence begins with its path.
-#[derive(Debug, Error)]
-pub enum QueryError {
-    /// The operating system does not run it.
-    #[error("can not be started: {0}")]
-    Start(#[source] io::Error),
-    /// It did not end in time.
-    #[error("did not answer to --print-capabilities within {} s", .0.as_secs_f64())]
-    Slow(Duration),
-    /// It ended with a failure.
-    #[error("fails with --print-capabilities ({0}){1}")]
-    Failed(ExitStatus, String),
-    /// It prints more than [`MAX_OUTPUT`].
-    #[error("prints more than 1 MiB for --print-capabilities")]
-    TooMuch,
-    /// What it prints is not one JSON document, or not the keys that capabilities have.
-    #[error("prints something else than its capabilities: {0}")]
-    NotCapabilities(#[source] serde_json::Error),
-    /// The operating system refused something else.
-    #[error("could not be asked: {0}")]
-    System(#[source] io::Error),
-    /// It was told to stop.
-    #[error("was not asked to the end")]
-    Stopped,
-}
 
 /// How to ask.
 #[derive(Clone, Copy, Debug)]

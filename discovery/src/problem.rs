@@ -3,10 +3,10 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::time::Duration;
 
 use thiserror::Error;
-
-use crate::capabilities::QueryError;
 
 /// Something wrong with a file.
 #[derive(Debug)]
@@ -119,4 +119,30 @@ impl Problem {
             }
         }
     }
+}
+
+/// Why a program did not say what it can do; the sentence begins with its path.
+#[derive(Debug, Error)]
+pub enum QueryError {
+    /// The operating system does not run it.
+    #[error("can not be started: {0}")]
+    Start(#[source] io::Error),
+    /// It did not end in time.
+    #[error("did not answer to --print-capabilities within {} s", .0.as_secs_f64())]
+    Slow(Duration),
+    /// It ended with a failure.
+    #[error("fails with --print-capabilities ({0}){1}")]
+    Failed(ExitStatus, String),
+    /// It prints more than [`MAX_OUTPUT`](crate::capabilities::MAX_OUTPUT).
+    #[error("prints more than 1 MiB for --print-capabilities")]
+    TooMuch,
+    /// What it prints is not one JSON document, or not the keys that capabilities have.
+    #[error("prints something else than its capabilities: {0}")]
+    NotCapabilities(#[source] serde_json::Error),
+    /// The operating system refused something else.
+    #[error("could not be asked: {0}")]
+    System(#[source] io::Error),
+    /// It was told to stop.
+    #[error("was not asked to the end")]
+    Stopped,
 }

@@ -17,8 +17,8 @@ use virtio_bindings::virtio_blk::{
 };
 
 use crate::bench::{Bench, load, open, queue, save};
-use crate::driver::{Driver, Piece, Shape};
-use crate::guest::{Guest, file};
+use crate::driver::{Driver, Shape};
+use crate::guest::{Guest, Piece, file};
 use crate::split::{Mistake, Start};
 
 /// Bytes of the image: more than are moved at a time by way of a buffer.

@@ -4,22 +4,9 @@
 use arbitrary::Arbitrary;
 use vhost_device_common::ring::RingSetup;
 
-use crate::guest::{Address, DATA, Guest, USER};
+use crate::guest::{Address, DATA, Guest, Piece, USER};
 use crate::packed::Packed;
 use crate::split::{Mistake, Places, Split, Start, TABLE_DESCRIPTORS};
-
-/// A piece of guest memory, or not of it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
-    pub address: u64,
-    pub length: u32,
-}
-
-impl Piece {
-    pub fn new(address: u64, length: u32) -> Self {
-        Self { address, length }
-    }
-}
 
 /// How a request is spread over memory.
 #[derive(Arbitrary, Clone, Debug)]

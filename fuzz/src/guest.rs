@@ -36,6 +36,19 @@ pub fn files() -> &'static [OwnedFd; 3] {
     FILES.get_or_init(|| REGIONS.map(|(_, _, size)| file(size)))
 }
 
+/// A piece of guest memory, or not of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    pub address: u64,
+    pub length: u32,
+}
+
+impl Piece {
+    pub fn new(address: u64, length: u32) -> Self {
+        Self { address, length }
+    }
+}
+
 /// The memory of a guest, and what should be in it.
 pub struct Guest {
     pub memory: Arc<GuestMemory>,

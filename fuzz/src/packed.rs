@@ -7,8 +7,7 @@ use virtio_bindings::virtio_ring::{
     VRING_PACKED_EVENT_FLAG_ENABLE,
 };
 
-use crate::driver::Piece;
-use crate::guest::Guest;
+use crate::guest::{Guest, Piece};
 use crate::split::{DESCRIPTOR_SIZE, Mistake, Places, Start};
 
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;

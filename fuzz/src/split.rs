@@ -8,8 +8,7 @@ use virtio_bindings::virtio_ring::{
     VRING_USED_F_NO_NOTIFY,
 };
 
-use crate::driver::Piece;
-use crate::guest::Guest;
+use crate::guest::{Guest, Piece};
 
 /// Where the parts of a ring of 256 descriptors at most are: after as many bytes as each ring has.
 const AVAILABLE: u64 = 0x1000;

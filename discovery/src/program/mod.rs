@@ -16,11 +16,11 @@ use clap::Parser;
 use clap::error::ErrorKind;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-use crate::capabilities::{self, Query, QueryError};
+use crate::capabilities::{self, Query};
 use crate::check;
 use crate::descriptor::{self, Descriptor};
 use crate::directories::Directories;
-use crate::problem::{Finding, Problem};
+use crate::problem::{Finding, Problem, QueryError};
 use crate::root::Root;
 use crate::schema::VHostUserBackendCapabilities;
 pub use arguments::command;

@@ -14,8 +14,8 @@ use vhost_device_common::memory::DirtyLog;
 use vhost_device_common::ring::inflight::{InflightFile, create_file, file_size};
 use vhost_device_common::ring::{Ring, RingError};
 
-use crate::driver::{Driver, Piece, Shape};
-use crate::guest::{Guest, file};
+use crate::driver::{Driver, Shape};
+use crate::guest::{Guest, Piece, file};
 use crate::split::{Mistake, Start, Walked};
 
 /// Bytes that are read or written at once, at most.

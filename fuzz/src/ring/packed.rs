@@ -10,8 +10,8 @@ use vhost_device_common::ring::Ring;
 use vhost_device_common::ring::inflight::{InflightFile, create_file, file_size};
 
 use super::{Input, Log, MOST_HELD, Step, pattern};
-use crate::driver::{Driver, Piece};
-use crate::guest::Guest;
+use crate::driver::Driver;
+use crate::guest::{Guest, Piece};
 use crate::packed::Wish;
 
 /// A request that was made available.
