@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use super::report::{NO_ADVISORIES, NO_TARGET, NO_TOOLCHAIN, Report};
+use super::report::{NO_ADVISORIES, NO_INDEX, NO_TARGET, NO_TOOLCHAIN, Report};
 use super::stages::{self, Stages};
 use crate::modules;
 use crate::progress::Progress;
@@ -12,6 +12,14 @@ use crate::workspace::{cargo, target_directory, tool, workspace};
 
 /// The oldest Rust that builds all.
 const OLDEST_RUST: &str = env!("CARGO_PKG_RUST_VERSION");
+
+/// Crates that are of no use outside this workspace.
+const TOOLS: [&str; 4] = [
+    "stand-in-renderer",
+    "vhost-device-fuzz",
+    "vhost-device-tests",
+    "xtask",
+];
 
 /// What else the devices are for: another C library, another architecture.
 const TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-gnu"];
@@ -38,6 +46,7 @@ pub fn run(stages: &mut Stages) {
         stages.run(target, |progress| other_target(progress, target));
     }
     deny(stages);
+    crates(stages);
 }
 
 /// Checks the order of the modules. Each finding is a failure.
@@ -141,4 +150,61 @@ fn deny(stages: &mut Stages) {
             }
         }
     });
+}
+
+/// Packs the crates and builds them from that, and tries to publish those whose names are free.
+fn crates(stages: &mut Stages) {
+    let mut package = cargo(["package", "--workspace", "--offline", "--allow-dirty"]);
+    for tool in TOOLS {
+        package.args(["--exclude", tool]);
+    }
+    stages.check("package", &mut package);
+    stages.run("publish", |progress| {
+        let publish = ["publish", "--workspace", "--dry-run"];
+        let mut publish = cargo(publish);
+        publish.args(["--no-verify", "--allow-dirty"]);
+        match progress.run("publish", &mut publish) {
+            Ok(()) => Report::passed(),
+            Err(message) if message.contains("failed to download from") => {
+                Report::skipped(NO_INDEX)
+            }
+            Err(message) => {
+                eprintln!("{message}");
+                Report::failed("publish")
+            }
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn crates_of_the_product_have_metadata_and_licences() {
+        let metadata = cargo(["metadata", "--no-deps", "--format-version=1"]).output();
+        let metadata: Value = serde_json::from_slice(&metadata.unwrap().stdout).unwrap();
+        let packages = metadata["packages"].as_array().unwrap();
+        for package in packages {
+            let name = package["name"].as_str().unwrap();
+            if TOOLS.contains(&name) {
+                assert!(package["publish"].is_array(), "{name} can be published");
+                continue;
+            }
+            for key in ["description", "license", "repository", "readme"] {
+                assert!(package[key].is_string(), "{name} has no {key}");
+            }
+            for key in ["keywords", "categories"] {
+                assert_ne!(package[key].as_array().unwrap().len(), 0, "{name}: {key}");
+            }
+            let manifest = Path::new(package["manifest_path"].as_str().unwrap());
+            for licence in ["LICENSE-APACHE", "LICENSE-BSD-3-Clause"] {
+                let text = |path: &Path| std::fs::read(path.join(licence)).unwrap_or_default();
+                let folder = manifest.parent().unwrap();
+                assert_eq!(text(folder), text(&workspace()), "{name}: {licence}");
+            }
+        }
+    }
 }

@@ -22,6 +22,7 @@ const ACCEPTED: &[&str] = &[
     "vhost-device-rng does not claim that of a packed ring",
     // What cannot be fetched without a network.
     NO_ADVISORIES,
+    NO_INDEX,
     NO_TOOLCHAIN,
     NO_TARGET,
     // Whoever asks for it knows.
@@ -30,6 +31,7 @@ const ACCEPTED: &[&str] = &[
 
 /// Reasons of checks that are no tests.
 pub const NO_ADVISORIES: &str = "the database of advisories cannot be fetched";
+pub const NO_INDEX: &str = "the index of crates.io cannot be fetched";
 pub const NO_TOOLCHAIN: &str = "there is no toolchain for Rust ";
 pub const NO_TARGET: &str = "there is no standard library for ";
 pub const NO_GUEST: &str = "left out by --no-guest";
