@@ -2,6 +2,8 @@
 //! Checks that the documents are true where that is cheap: each link leads somewhere, and each command, option, suite, test, variable,
 //! message and metric that they name exists.
 
+mod run;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -104,9 +106,17 @@ fn examples(manual: &str) -> String {
     let examples = examples.filter_map(|rest| rest.split(".fi\n").next());
     let text: String = examples.collect();
     format!(
-        "```\n{}```\n",
+        "```sh\n{}```\n",
         text.replace("\\-", "-").replace("\\e\n", "\\\n")
     )
+}
+
+/// The manual pages, as far as they are examples.
+fn manuals() -> impl Iterator<Item = Document> {
+    PROGRAMS.iter().map(|program| Document {
+        path: program.name.into(),
+        text: examples(program.manual),
+    })
 }
 
 /// The long options of a command and of its subcommands.
@@ -234,11 +244,7 @@ fn commands_options_suites_and_tests_exist() {
         .for_each(|program| all.extend(options((program.command)())));
     all.extend(["--test".to_owned()]);
     let mut wrong = Vec::new();
-    let manuals = PROGRAMS.iter().map(|program| Document {
-        path: program.name.into(),
-        text: examples(program.manual),
-    });
-    for document in documents().into_iter().chain(manuals) {
+    for document in documents().into_iter().chain(manuals()) {
         for command in commands(&document.text) {
             if let Err(why) = check(&command, &all) {
                 wrong.push(format!(
