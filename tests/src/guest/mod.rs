@@ -14,6 +14,7 @@ pub mod kernel;
 pub mod libvirt;
 mod output;
 pub mod picture;
+pub mod qemu;
 mod qmp;
 
 use std::ffi::OsString;
@@ -29,6 +30,7 @@ use thiserror::Error;
 use self::kernel::Flavour;
 pub use self::output::Output;
 use self::output::{CONSOLE_LOG, Logs, SCRIPT_LOG};
+use self::qemu::NewQemu;
 pub use self::qmp::Qmp;
 use crate::process::{ProcessError, Program, listens};
 
@@ -144,6 +146,7 @@ pub struct Machine {
     memory_slots: &'static str,
     reboots: bool,
     flavour: Flavour,
+    qemu: Option<NewQemu>,
     deadline: Duration,
 }
 
@@ -160,6 +163,7 @@ impl Machine {
             memory_slots: "",
             reboots: false,
             flavour: Flavour::Cloud,
+            qemu: None,
             deadline: Duration::from_secs(240),
         }
     }
@@ -231,6 +235,12 @@ impl Machine {
         self
     }
 
+    /// Runs the guest in `qemu` instead of the installed one.
+    pub fn qemu(mut self, qemu: NewQemu) -> Self {
+        self.qemu = Some(qemu);
+        self
+    }
+
     /// How long the guest may live, instead of four minutes.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
@@ -253,7 +263,7 @@ impl Machine {
 
         let memory = self.memory;
         let qmp = files.path().join("qmp");
-        let mut command = Command::new(QEMU);
+        let mut command = qemu::command(self.qemu.as_ref())?;
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             // Emulated processors run everywhere; KVM is not there, or does not work, on many machines that run tests.
@@ -281,9 +291,6 @@ impl Machine {
             command.arg("-no-reboot");
         }
         command.args(&self.arguments).stdin(Stdio::null());
-        if find_program(QEMU).is_none() {
-            return Err(GuestError::NotInstalled(QEMU.into()));
-        }
         let qemu = Program::spawn(&mut command)?;
         Ok(Guest {
             qemu,

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use vhost_device_tests::guest::qemu::NOT_FETCHED;
 use vhost_device_tests::skip::{MARK, NAMELESS};
 
 /// The skips that CI accepts, by the beginning of their reason. All else that skips there is a failure: a machine that lacks what the
@@ -25,6 +26,7 @@ const ACCEPTED: &[&str] = &[
     NO_INDEX,
     NO_TOOLCHAIN,
     NO_TARGET,
+    NOT_FETCHED,
     // Whoever asks for it knows.
     NO_GUEST,
 ];
