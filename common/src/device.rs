@@ -10,7 +10,9 @@ use thiserror::Error;
 pub use crate::error::StartError;
 pub use crate::sandbox::{Access, Call, Needs};
 pub use crate::state::StateError;
-pub use crate::wire::ConfigChange;
+pub use crate::wire::{
+    FrontEnd, Mapping, Replies, Reply, SharedMemoryError, SharedRange, SharedRegion,
+};
 pub use crate::worker::QueueHandler;
 
 /// The driver wrote what it may not write to the config space.
@@ -21,6 +23,14 @@ pub struct ConfigError {
     pub offset: usize,
     /// How many bytes.
     pub size: usize,
+}
+
+/// A request of the front-end that only one type of device has.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum DeviceRequest {
+    /// GPU_SET_SOCKET: the display of a GPU, in place of the one before.
+    GpuSocket(UnixStream),
 }
 
 /// A device: what it is, what it offers, and its config space.
@@ -98,15 +108,26 @@ pub trait Device: Send + Sync + Sized + 'static {
         Err(ConfigError { offset, size })
     }
 
-    /// The front-end can be told of changes in the config space from now on.
-    fn set_config_change(&self, _config_change: ConfigChange) {}
+    /// Protocol features that this type of device adds to the core's (vhost-user, "Protocol features").
+    /// [`FrontEnd::protocol_features`] tells which the front-end accepted.
+    fn protocol_features(&self) -> u64 {
+        0
+    }
 
-    /// The front-end hands over its display (GPU_SET_SOCKET).
+    /// Shared memory regions of the device (VIRTIO 1.3, 2.10): always the same ones. None by default.
+    fn shared_memory(&self) -> Vec<SharedRegion> {
+        Vec::new()
+    }
+
+    /// A front-end has connected. `front_end` is the device's handle for it, in place of the one before.
+    fn connected(&self, _front_end: &FrontEnd) {}
+
+    /// Handles a request that only this type of device has.
     ///
     /// # Errors
-    /// Gives the socket back where the device has no use for one.
-    fn set_gpu_socket(&self, socket: UnixStream) -> Result<(), UnixStream> {
-        Err(socket)
+    /// Returns the request if the device does not have it.
+    fn handle_request(&self, request: DeviceRequest) -> Result<(), DeviceRequest> {
+        Err(request)
     }
 
     /// The thread that works on `queue`, by a number of its own: it is the same at any time. One thread works on all queues, if nothing

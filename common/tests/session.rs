@@ -14,7 +14,7 @@ use vhost::vhost_user::message::{
     BackendReq, VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost_device_common::device::{ConfigChange, ConfigError, Device, QueueHandler, StartError};
+use vhost_device_common::device::{ConfigError, Device, FrontEnd, QueueHandler, StartError};
 use vhost_device_common::session;
 use vhost_device_common::statistics::Statistics;
 use vhost_device_common::worker::{Polling, Queue};
@@ -25,7 +25,7 @@ use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 #[derive(Default)]
 struct Counter {
     value: Mutex<u8>,
-    config_change: Mutex<Option<ConfigChange>>,
+    front_end: Mutex<FrontEnd>,
 }
 
 #[derive(clap::Args)]
@@ -77,13 +77,13 @@ impl Device for Counter {
     fn write_config(&self, _offset: usize, data: &[u8]) -> Result<(), ConfigError> {
         *self.value.lock().unwrap() = data[0];
         for _ in 0..data[0] {
-            self.config_change.lock().unwrap().as_ref().unwrap().send();
+            self.front_end.lock().unwrap().config_changed();
         }
         Ok(())
     }
 
-    fn set_config_change(&self, config_change: ConfigChange) {
-        *self.config_change.lock().unwrap() = Some(config_change);
+    fn connected(&self, front_end: &FrontEnd) {
+        self.front_end.lock().unwrap().clone_from(front_end);
     }
 
     fn new_driver(&self) {

@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
-use vhost_device_common::device::{Device, QueueHandler};
+use vhost_device_common::device::{Device, DeviceRequest, QueueHandler};
 use vhost_device_gpu::Gpu;
 use virtio_bindings::virtio_gpu as gpu;
 
@@ -392,7 +392,8 @@ impl Input {
                 Step::Connect => {
                     let (ours, socket) = UnixStream::pair().expect("a pair of sockets");
                     ours.set_nonblocking(true).expect("a socket");
-                    assert!(device.set_gpu_socket(socket).is_ok());
+                    let request = DeviceRequest::GpuSocket(socket);
+                    assert!(device.handle_request(request).is_ok());
                     peer = Peer {
                         socket: Some(ours),
                         sent: Vec::new(),

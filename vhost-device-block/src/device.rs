@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use vhost_device_common::device::{
-    Call, ConfigChange, ConfigError, Device, Needs, StartError, StateError,
+    Call, ConfigError, Device, FrontEnd, Needs, StartError, StateError,
 };
 use vhost_device_common::{state, warn_limited};
 use vhost_device_storage::disk::Disk;
@@ -47,20 +47,14 @@ pub struct Block {
     engines: Engines,
     throttle: Option<Arc<Throttle>>,
     /// Tells the front-end that the disk has grown.
-    config_change: Mutex<Option<ConfigChange>>,
+    front_end: Mutex<FrontEnd>,
 }
 
 impl Block {
-    fn config_change(&self) -> MutexGuard<'_, Option<ConfigChange>> {
-        self.config_change
+    fn front_end(&self) -> MutexGuard<'_, FrontEnd> {
+        self.front_end
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn send_config_change(&self) {
-        if let Some(config_change) = &*self.config_change() {
-            config_change.send();
-        }
     }
 }
 
@@ -99,7 +93,7 @@ impl Device for Block {
             options,
             engines,
             throttle: throttle.map(Arc::new),
-            config_change: Mutex::default(),
+            front_end: Mutex::default(),
         })
     }
 
@@ -186,13 +180,13 @@ impl Device for Block {
         Ok(())
     }
 
-    fn set_config_change(&self, config_change: ConfigChange) {
-        *self.config_change() = Some(config_change);
+    fn connected(&self, front_end: &FrontEnd) {
+        self.front_end().clone_from(front_end);
     }
 
     fn reload(&self) {
         if self.shared.disk.reload() {
-            self.send_config_change();
+            self.front_end().config_changed();
         }
     }
 
@@ -205,7 +199,7 @@ impl Device for Block {
         let in_use = disk.image.lock.begin()?;
         // The program that had the image may have seen it grow.
         if in_use.is_taken_over() && disk.measure(true) {
-            self.send_config_change();
+            self.front_end().config_changed();
         }
         let engine = Engine::new(&self.engines, &disk.image)?;
         let helper = match self.engines {

@@ -2,10 +2,11 @@
 //! The GPU device: features, config space, display socket.
 
 use std::io;
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use vhost_device_common::device::{Call, ConfigError, Device, Needs, StartError, StateError};
+use vhost_device_common::device::{
+    Call, ConfigError, Device, DeviceRequest, Needs, StartError, StateError,
+};
 use vhost_device_common::warn_limited;
 use virtio_bindings::virtio_gpu::{
     VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_UUID, VIRTIO_GPU_F_VIRGL,
@@ -110,7 +111,10 @@ impl Device for Gpu {
         }
     }
 
-    fn set_gpu_socket(&self, socket: UnixStream) -> Result<(), UnixStream> {
+    fn handle_request(&self, request: DeviceRequest) -> Result<(), DeviceRequest> {
+        let DeviceRequest::GpuSocket(socket) = request else {
+            return Err(request);
+        };
         let display = &mut self.shared.lock().display;
         if self.headless {
             display.keep_open(socket);

@@ -25,7 +25,7 @@ use vhost_user_discovery::schema::{VHostUserBackendCapabilities, VhostUserBacken
 use crate::device::{Device, StartError};
 use crate::file_limit::{self, explained};
 use crate::log_limit::{info_limited, warn_limited};
-use crate::sandbox::{self, Access, Role, confine_thread};
+use crate::sandbox::{self, Access, Call, Role, confine_thread};
 use crate::session;
 use crate::statistics::Statistics;
 use crate::stderr;
@@ -130,6 +130,10 @@ fn start<D: Device>(
         .transpose();
     let outcome = stats_socket.and_then(|stats_socket| {
         let mut needs = device.needs();
+        if !device.shared_memory().is_empty() {
+            // Its requests to the front-end come with files.
+            needs.queue.push(Call::new(libc::SYS_sendmsg));
+        }
         if let Some(stats_socket) = &stats_socket {
             needs.control.extend(StatsSocket::calls());
             listeners.push(Arc::clone(stats_socket));

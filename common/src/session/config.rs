@@ -9,40 +9,35 @@ use crate::device::Device;
 use crate::wire::{Message, leading_object};
 
 impl<D: Device> Session<'_, D> {
-    /// `None` if the payload is malformed. Past the end of the config space all is zero.
-    pub(super) fn get_config(&self, message: &Message) -> Option<Answer> {
-        let config: VhostUserConfig = leading_object(&message.payload)?;
+    /// GET_CONFIG. Bytes beyond the end of the config space are zero.
+    pub(super) fn get_config(&self, message: &Message) -> Result<Answer, SessionError> {
+        let config: VhostUserConfig =
+            leading_object(&message.payload).ok_or_else(|| message.malformed())?;
         let (offset, size) = (config.offset as usize, config.size as usize);
-        let end = offset.checked_add(size)?;
-        // The header must be followed by as many bytes as the answer will have.
+        let end = offset.saturating_add(size);
+        // As many bytes as the reply will have must follow the header.
         let room = message.payload.len() - size_of::<VhostUserConfig>();
         if end > VHOST_USER_CONFIG_SIZE as usize || room != size {
-            // An answer without payload is how this request fails.
-            return Some(Answer::Reply(Vec::new()));
+            // This request fails by a reply without payload.
+            return Ok(Answer::Reply(Vec::new()));
         }
         let mut space = self.device.config();
         space.resize(space.len().max(end), 0);
         let mut reply = config.as_slice().to_vec();
-        reply.extend_from_slice(space.get(offset..end)?);
-        Some(Answer::Reply(reply))
+        reply.extend_from_slice(space.get(offset..end).unwrap_or_default());
+        Ok(Answer::Reply(reply))
     }
 
-    /// `None` if the payload is malformed.
-    pub(super) fn set_config(&self, message: &Message) -> Option<Result<Answer, SessionError>> {
-        let (config, data) = config_payload(message)?;
-        Some(
-            match self.device.write_config(config.offset as usize, data) {
-                Ok(()) => {
-                    self.keep();
-                    Ok(Answer::Ack)
-                }
-                Err(error) => Err(error.into()),
-            },
-        )
+    /// SET_CONFIG.
+    pub(super) fn set_config(&self, message: &Message) -> Result<Answer, SessionError> {
+        let (config, data) = config_payload(message).ok_or_else(|| message.malformed())?;
+        self.device.write_config(config.offset as usize, data)?;
+        self.keep();
+        Ok(Answer::Ack)
     }
 }
 
-/// Where the driver writes in the config space, and what.
+/// Decodes where the driver writes in the config space, and what.
 fn config_payload(message: &Message) -> Option<(VhostUserConfig, &[u8])> {
     let config: VhostUserConfig = leading_object(&message.payload)?;
     let data = message.payload.get(size_of::<VhostUserConfig>()..)?;

@@ -4,9 +4,9 @@
 
 use std::sync::Arc;
 
-use vhost::vhost_user::message::{FrontendReq, VhostUserLog, VhostUserProtocolFeatures};
+use vhost::vhost_user::message::{VhostUserLog, VhostUserProtocolFeatures};
 
-use super::{Answer, Session, SessionError, file};
+use super::{Answer, Session, SessionError};
 use crate::device::Device;
 use crate::log_limit::info_limited;
 use crate::memory::DirtyLog;
@@ -22,19 +22,15 @@ impl<D: Device> Session<'_, D> {
         self.log.clone().filter(|_| is_accepted)
     }
 
-    /// Takes another log. The one before it is not written to any more when the answer is sent.
-    pub(super) fn set_log(
-        &mut self,
-        log: VhostUserLog,
-        mut message: Message,
-    ) -> Result<Answer, SessionError> {
-        let request = FrontendReq::SET_LOG_BASE;
+    /// SET_LOG_BASE: uses another log. The one before it is not written to any more when the reply is sent.
+    pub(super) fn set_log(&mut self, mut message: Message) -> Result<Answer, SessionError> {
+        let log: VhostUserLog = message.object()?;
         let wanted = VhostUserProtocolFeatures::LOG_SHMFD;
-        if !self.protocol_features.contains(wanted) {
+        if !self.channel.protocol_features().contains(wanted) {
             // The log would be in the front-end's own memory.
-            return Err(SessionError::Unsupported(request.into()));
+            return Err(SessionError::Unsupported(message.request));
         }
-        let file = file(&mut message, request)?;
+        let file = message.file()?;
         let map = DirtyLog::map(&file, log.mmap_offset, log.mmap_size)?;
         map.check_covers(self.memory.end())?;
         self.log = Some(Arc::new(map));

@@ -12,6 +12,7 @@ use crate::memory::{DirtyLogError, MemoryError};
 use crate::ring::RingError;
 use crate::ring::inflight::InflightError;
 use crate::state::StateError;
+use crate::wire::PayloadError;
 use crate::worker::WorkerError;
 
 /// What is wrong with a request.
@@ -20,17 +21,9 @@ pub enum SessionError {
     /// No such request, or one that this back-end does not offer.
     #[error("request {0} is not supported")]
     Unsupported(u32),
-    /// The payload has not the size, or not the contents, that the request asks for.
-    #[error("{request:?} with a malformed payload of {size} bytes")]
-    Payload {
-        /// The request.
-        request: FrontendReq,
-        /// Size of its payload.
-        size: usize,
-    },
-    /// A file should have come with the request.
-    #[error("{0:?} without the file that it needs")]
-    NoFile(FrontendReq),
+    /// The request cannot be decoded.
+    #[error(transparent)]
+    Payload(#[from] PayloadError),
     /// The file is not one that the request can use.
     #[error("a file of the front-end cannot be used: {}", explained(.0))]
     File(#[source] io::Error),

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The file of requests in flight (GET_INFLIGHT_FD, SET_INFLIGHT_FD).
 
-use vhost::vhost_user::message::{FrontendReq, VhostUserInflight};
+use vhost::vhost_user::message::VhostUserInflight;
 use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 
-use super::{Answer, Session, SessionError, file};
+use super::{Answer, Session, SessionError};
 use crate::device::Device;
 use crate::ring::inflight::{self, InflightFile};
 use crate::wire::{Message, leading_object};
@@ -13,29 +13,30 @@ use crate::wire::{Message, leading_object};
 const INFLIGHT_SIZE: usize = 20;
 
 impl<D: Device> Session<'_, D> {
+    /// Notes what the device has to keep.
+    pub(super) fn keep(&self) {
+        if let Some(inflight) = &self.inflight {
+            inflight.keep(self.device.kept());
+        }
+    }
+
     /// Rings and descriptors that a file is to have room for, and where it is (GET_INFLIGHT_FD, SET_INFLIGHT_FD).
-    pub(super) fn inflight_description(
-        &self,
-        message: &Message,
-        request: FrontendReq,
-    ) -> Result<VhostUserInflight, SessionError> {
+    fn inflight_description(&self, message: &Message) -> Result<VhostUserInflight, SessionError> {
         let payload = &message.payload;
-        let size = payload.len();
         // Some front-ends pad it to a multiple of 8 bytes.
         let mut padded = [0; size_of::<VhostUserInflight>()];
-        let malformed = || SessionError::Payload { request, size };
-        if !(INFLIGHT_SIZE..=INFLIGHT_SIZE.next_multiple_of(8)).contains(&size) {
-            return Err(malformed());
+        if !(INFLIGHT_SIZE..=padded.len()).contains(&payload.len()) {
+            return Err(message.malformed().into());
         }
         for (to, from) in padded.iter_mut().zip(payload) {
             *to = *from;
         }
-        let inflight: VhostUserInflight = leading_object(&padded).ok_or_else(malformed)?;
+        let inflight: VhostUserInflight = leading_object(&padded).unwrap_or_default();
         let max = self.device.max_queue_size();
         let (queues, size) = (inflight.num_queues, inflight.queue_size);
         self.queue_index(u64::from(queues).saturating_sub(1))?;
         if queues == 0 {
-            return Err(malformed());
+            return Err(message.malformed().into());
         }
         if !self.is_ring_size(size.into()) {
             return Err(SessionError::QueueSize {
@@ -47,7 +48,7 @@ impl<D: Device> Session<'_, D> {
     }
 
     pub(super) fn get_inflight(&self, message: &Message) -> Result<Answer, SessionError> {
-        let wanted = self.inflight_description(message, FrontendReq::GET_INFLIGHT_FD)?;
+        let wanted = self.inflight_description(message)?;
         let packed = self.has_feature(VIRTIO_F_RING_PACKED);
         let (queues, size) = (wanted.num_queues, wanted.queue_size);
         let file = inflight::create_file(packed, queues, size)?;
@@ -60,11 +61,10 @@ impl<D: Device> Session<'_, D> {
     }
 
     pub(super) fn set_inflight(&mut self, mut message: Message) -> Result<Answer, SessionError> {
-        let request = FrontendReq::SET_INFLIGHT_FD;
-        let inflight = self.inflight_description(&message, request)?;
+        let inflight = self.inflight_description(&message)?;
         self.check_stopped()?;
         let inflight = InflightFile::map(
-            &file(&mut message, request)?,
+            &message.file()?,
             inflight.mmap_offset,
             inflight.mmap_size,
             self.has_feature(VIRTIO_F_RING_PACKED),

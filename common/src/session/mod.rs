@@ -10,31 +10,30 @@ mod dirty_log;
 mod error;
 mod inflight;
 mod memory;
+mod reset;
 mod rings;
 mod transfer;
 mod vring;
+mod wait;
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use vhost::vhost_user::message::{
-    FrontendReq, VhostUserLog, VhostUserProtocolFeatures as Protocol, VhostUserSingleMemoryRegion,
-    VhostUserVringAddr, VhostUserVringState,
-};
+use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as Protocol};
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use vm_memory::ByteValued;
 
-use crate::device::Device;
+use crate::device::{Device, DeviceRequest};
 use crate::log_limit::{info_limited, warn_limited};
 use crate::memory::{DirtyLog, GuestMemory, MAX_REGIONS};
 use crate::ring::inflight::InflightFile;
 use crate::statistics::Statistics;
 pub use crate::wire::MessageError;
-use crate::wire::{ConfigChange, Connection, Message};
-use crate::worker::{Polling, Worker, WorkerError};
+use crate::wire::{Channel, Connection, Message};
+use crate::worker::{Polling, Worker};
 use dirty_log::LOG_ALL;
 pub use error::SessionError;
 use transfer::DeviceState;
@@ -60,8 +59,8 @@ enum Answer {
 }
 
 impl Answer {
-    fn object<T: ByteValued>(object: T) -> Result<Self, SessionError> {
-        Ok(Self::Reply(object.as_slice().to_vec()))
+    fn object<T: ByteValued>(object: T) -> Self {
+        Self::Reply(object.as_slice().to_vec())
     }
 }
 
@@ -71,7 +70,6 @@ struct Session<'a, D: Device> {
     statistics: &'a Statistics,
     polling: Polling,
     accepted_features: u64,
-    protocol_features: Protocol,
     status: u64,
     memory: GuestMemory,
     /// Where dirty pages are marked while LOG_ALL is accepted.
@@ -83,8 +81,8 @@ struct Session<'a, D: Device> {
     device_state: DeviceState,
     /// The threads that work on queues, by the numbers that the device gives them.
     workers: BTreeMap<u16, Arc<Worker>>,
-    /// Kept open for as long as the front-end is there: QEMU takes its end for an error.
-    back_end_channel: Option<Arc<OwnedFd>>,
+    /// By which the device talks to the front-end.
+    channel: Arc<Channel>,
     /// Rings were to start since SET_OWNER.
     was_used: bool,
 }
@@ -108,7 +106,6 @@ pub fn serve<D: Device>(
         statistics,
         polling,
         accepted_features: 0,
-        protocol_features: Protocol::empty(),
         status: 0,
         memory: GuestMemory::default(),
         log: None,
@@ -116,11 +113,12 @@ pub fn serve<D: Device>(
         inflight: None,
         device_state: DeviceState::default(),
         workers: BTreeMap::new(),
-        back_end_channel: None,
+        channel: Channel::new(device.shared_memory()),
         was_used: false,
     };
+    device.connected(&session.channel.handle());
     loop {
-        session.transfer_until_message(&connection)?;
+        session.wait_for_message(&connection)?;
         let Some(message) = connection.receive()? else {
             break;
         };
@@ -159,6 +157,7 @@ pub fn serve<D: Device>(
 
 impl<D: Device> Drop for Session<'_, D> {
     fn drop(&mut self) {
+        self.channel.close();
         self.stop_all();
         self.device.reset();
         self.device.set_kept(Some(0));
@@ -167,140 +166,67 @@ impl<D: Device> Drop for Session<'_, D> {
 
 impl<D: Device> Session<'_, D> {
     fn handle(&mut self, mut message: Message) -> Result<Answer, SessionError> {
-        let request = FrontendReq::try_from(message.request)
-            .map_err(|_| SessionError::Unsupported(message.request))?;
-        let size = message.payload.len();
-        let malformed = || SessionError::Payload { request, size };
+        let unsupported = SessionError::Unsupported(message.request);
+        let Ok(request) = FrontendReq::try_from(message.request) else {
+            return Err(unsupported);
+        };
         match request {
-            FrontendReq::GET_FEATURES => Answer::object(self.offered_features()),
-            FrontendReq::SET_FEATURES => self.set_features(message.object().ok_or_else(malformed)?),
+            FrontendReq::GET_FEATURES => Ok(Answer::object(self.offered_features())),
+            FrontendReq::SET_FEATURES => self.set_features(message.object()?),
             FrontendReq::GET_PROTOCOL_FEATURES => {
-                Answer::object(self.offered_protocol_features().bits())
+                Ok(Answer::object(self.offered_protocol_features().bits()))
             }
-            FrontendReq::SET_PROTOCOL_FEATURES => {
-                self.set_protocol_features(message.object().ok_or_else(malformed)?)
-            }
-            FrontendReq::SET_OWNER => {
-                self.begin();
-                Ok(Answer::Ack)
-            }
-            FrontendReq::RESET_OWNER => {
-                for index in 0..self.vrings.len() {
-                    self.enable(index, false)?;
-                }
-                Ok(Answer::Ack)
-            }
-            FrontendReq::RESET_DEVICE => {
-                self.stop_all();
-                self.vrings.iter_mut().for_each(Vring::reset);
-                self.end_transfer("the device is reset");
-                self.device_state = DeviceState::default();
-                self.status = 0;
-                self.device.reset();
-                Ok(Answer::Ack)
-            }
-            FrontendReq::GET_STATUS => Answer::object(self.status),
+            FrontendReq::SET_PROTOCOL_FEATURES => self.set_protocol_features(message.object()?),
+            FrontendReq::GET_QUEUE_NUM => Ok(Answer::object(self.vrings.len() as u64)),
+            FrontendReq::GET_MAX_MEM_SLOTS => Ok(Answer::object(MAX_REGIONS as u64)),
+            FrontendReq::GET_STATUS => Ok(Answer::object(self.status)),
             FrontendReq::SET_STATUS => {
-                self.status = message.object().ok_or_else(malformed)?;
+                self.status = message.object()?;
                 Ok(Answer::Ack)
             }
-            FrontendReq::GET_QUEUE_NUM => Answer::object(self.vrings.len() as u64),
-            FrontendReq::GET_MAX_MEM_SLOTS => Answer::object(MAX_REGIONS as u64),
-            FrontendReq::SET_MEM_TABLE => self.set_memory_table(message).ok_or_else(malformed)?,
-            FrontendReq::ADD_MEM_REG => {
-                let region: VhostUserSingleMemoryRegion = message.object().ok_or_else(malformed)?;
-                let file = file(&mut message, request)?;
-                self.set_memory(self.memory.with_region(&region, file)?)
-            }
-            FrontendReq::REM_MEM_REG => {
-                let region: VhostUserSingleMemoryRegion = message.object().ok_or_else(malformed)?;
-                self.set_memory(self.memory.without_region(&region)?)
-            }
-            FrontendReq::SET_LOG_BASE => {
-                let log: VhostUserLog = message.object().ok_or_else(malformed)?;
-                self.set_log(log, message)
-            }
-            FrontendReq::SET_VRING_NUM => {
-                let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
-                self.set_size(state)
-            }
-            FrontendReq::SET_VRING_ADDR => {
-                let addresses: VhostUserVringAddr = message.object().ok_or_else(malformed)?;
-                self.set_addresses(addresses)
-            }
-            FrontendReq::SET_VRING_BASE => {
-                let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
-                self.set_base(state)
-            }
-            FrontendReq::GET_VRING_BASE => {
-                let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
-                let index = self.queue_index(state.index.into())?;
-                let start = self.first_base();
-                let vring = self.vring(index)?;
-                vring.stop(index as u16);
-                let base = vring.base.unwrap_or(start);
-                self.end_idle_workers();
-                Answer::object(VhostUserVringState::new(state.index, base))
-            }
-            FrontendReq::SET_VRING_ENABLE => {
-                let state: VhostUserVringState = message.object().ok_or_else(malformed)?;
-                let index = self.queue_index(state.index.into())?;
-                match state.num {
-                    0 | 1 => self.enable(index, state.num == 1)?,
-                    _ => return Err(malformed()),
-                }
-                Ok(Answer::Ack)
-            }
+
+            FrontendReq::SET_OWNER => Ok(self.begin()),
+            FrontendReq::RESET_OWNER => self.disable_all(),
+            FrontendReq::RESET_DEVICE => Ok(self.reset_device()),
+
+            FrontendReq::SET_MEM_TABLE => self.set_memory_table(message),
+            FrontendReq::ADD_MEM_REG => self.add_memory(message.object()?, message.file()?),
+            FrontendReq::REM_MEM_REG => self.remove_memory(message.object()?),
+            FrontendReq::SET_LOG_BASE => self.set_log(message),
+
+            FrontendReq::SET_VRING_NUM => self.set_size(message.object()?),
+            FrontendReq::SET_VRING_ADDR => self.set_addresses(message.object()?),
+            FrontendReq::SET_VRING_BASE => self.set_base(message.object()?),
+            FrontendReq::GET_VRING_BASE => self.get_base(message.object()?),
+            FrontendReq::SET_VRING_ENABLE => self.set_enable(&message),
             FrontendReq::SET_VRING_KICK
             | FrontendReq::SET_VRING_CALL
-            | FrontendReq::SET_VRING_ERR => {
-                let value: u64 = message.object().ok_or_else(malformed)?;
-                self.set_vring_file(value, message, request)
-            }
-            FrontendReq::GET_CONFIG => self.get_config(&message).ok_or_else(malformed),
-            FrontendReq::SET_CONFIG => self.set_config(&message).ok_or_else(malformed)?,
-            FrontendReq::SET_BACKEND_REQ_FD => {
-                let channel = Arc::new(file(&mut message, request)?);
-                let config_change = ConfigChange::new(&channel);
-                self.back_end_channel = Some(channel);
-                self.device.set_config_change(config_change);
-                Ok(Answer::Ack)
-            }
+            | FrontendReq::SET_VRING_ERR => self.set_vring_file(request, message),
             FrontendReq::GET_INFLIGHT_FD => self.get_inflight(&message),
             FrontendReq::SET_INFLIGHT_FD => self.set_inflight(message),
+
+            FrontendReq::GET_CONFIG => self.get_config(&message),
+            FrontendReq::SET_CONFIG => self.set_config(&message),
             FrontendReq::SET_DEVICE_STATE_FD => Ok(self.set_device_state(message)),
-            FrontendReq::CHECK_DEVICE_STATE => Answer::object(self.check_device_state()),
+            FrontendReq::CHECK_DEVICE_STATE => Ok(Answer::object(self.check_device_state())),
+
+            FrontendReq::SET_BACKEND_REQ_FD => {
+                self.channel.set_socket(message.file()?);
+                Ok(Answer::Ack)
+            }
+            FrontendReq::GET_SHMEM_CONFIG => {
+                let config = self.channel.shared_memory_config().ok_or(unsupported)?;
+                Ok(Answer::object(config))
+            }
             FrontendReq::GPU_SET_SOCKET => {
-                let socket = UnixStream::from(file(&mut message, request)?);
+                let socket = UnixStream::from(message.file()?);
                 self.device
-                    .set_gpu_socket(socket)
+                    .handle_request(DeviceRequest::GpuSocket(socket))
                     .map_err(|_| SessionError::NotForDevice(request))?;
                 Ok(Answer::Ack)
             }
-            _ => Err(SessionError::Unsupported(message.request)),
+            _ => Err(unsupported),
         }
-    }
-
-    /// SET_OWNER: another session begins, unless rings run. QEMU's device_del and device_add leave the connection as it is, and the
-    /// new device tells of all memory and rings. Protocol features and the back-end's channel are what QEMU tells of before; and a
-    /// front-end that says it twice before rings start loses nothing.
-    fn begin(&mut self) {
-        let is_running = self.vrings.iter().any(|vring| vring.worker.is_some());
-        if is_running || !std::mem::take(&mut self.was_used) {
-            return;
-        }
-        self.stop_all();
-        self.vrings.fill_with(Vring::default);
-        self.end_transfer("another session begins");
-        self.device_state = DeviceState::default();
-        self.memory = GuestMemory::default();
-        self.log = None;
-        self.inflight = None;
-        self.accepted_features = 0;
-        self.status = 0;
-        self.device.reset();
-        self.device.set_kept(Some(0));
-        info_limited(format_args!("another session begins"));
     }
 
     fn offered_features(&self) -> u64 {
@@ -355,7 +281,9 @@ impl<D: Device> Session<'_, D> {
             | Protocol::DEVICE_STATE
             | Protocol::STATUS;
         offered.set(Protocol::CONFIG, !self.device.config().is_empty());
-        offered
+        let shared_memory = Protocol::SHMEM | Protocol::BACKEND_SEND_FD;
+        offered.set(shared_memory, self.channel.shared_memory_config().is_some());
+        offered | Protocol::from_bits_retain(self.device.protocol_features())
     }
 
     fn set_protocol_features(&mut self, wanted: u64) -> Result<Answer, SessionError> {
@@ -364,58 +292,8 @@ impl<D: Device> Session<'_, D> {
             return Err(SessionError::Features(unknown));
         }
         // Most of what was offered is understood whether it is wanted or not.
-        self.protocol_features = Protocol::from_bits_retain(wanted);
+        self.channel
+            .set_protocol_features(Protocol::from_bits_retain(wanted));
         Ok(Answer::Ack)
     }
-
-    /// Notes what the device has to keep.
-    fn keep(&self) {
-        if let Some(inflight) = &self.inflight {
-            inflight.keep(self.device.kept());
-        }
-    }
-
-    /// The thread that a queue is to run on.
-    fn worker(&mut self, index: usize) -> Result<Arc<Worker>, SessionError> {
-        let thread = self.device.thread_of(index as u16);
-        if let Some(worker) = self.workers.get(&thread) {
-            return Ok(Arc::clone(worker));
-        }
-        let queues = 0..self.vrings.len() as u16;
-        let is_only = queues
-            .map(|queue| self.device.thread_of(queue))
-            .all(|other| other == thread);
-        let name = match is_only {
-            true => "queues".to_owned(),
-            false => format!("queue-{thread}"),
-        };
-        let handler = self.device.handler(thread).map_err(WorkerError::Start)?;
-        let worker = Arc::new(Worker::start(name, handler, self.polling)?);
-        self.workers.insert(thread, Arc::clone(&worker));
-        Ok(worker)
-    }
-
-    /// Ends the threads none of whose queues runs, unless the device keeps them.
-    fn end_idle_workers(&mut self) {
-        if !D::KEEPS_THREADS {
-            self.workers
-                .retain(|_, worker| Arc::strong_count(worker) > 1);
-        }
-    }
-
-    fn stop_all(&mut self) {
-        for (index, vring) in self.vrings.iter_mut().enumerate() {
-            vring.stop(index as u16);
-        }
-        self.workers.clear();
-    }
-}
-
-/// The one file that came with a request. More are closed.
-fn file(message: &mut Message, request: FrontendReq) -> Result<OwnedFd, SessionError> {
-    message
-        .files
-        .drain(..)
-        .next()
-        .ok_or(SessionError::NoFile(request))
 }

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the front-end says of rings: their set-up, in any order, and what that means for one that runs.
 
+use std::sync::Arc;
+
 use vhost::vhost_user::message::{FrontendReq, VhostUserVringAddr, VhostUserVringState};
 use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 
 use super::vring::{Vring, call, kick};
-use super::{Answer, Session, SessionError, file};
+use super::{Answer, Session, SessionError};
 use crate::device::Device;
 use crate::ring::Ring;
 use crate::wire::Message;
+use crate::worker::{Worker, WorkerError};
 
 /// In the u64 of SET_VRING_KICK, CALL and ERR: the ring's index, and "there is no file".
 const VRING_INDEX_MASK: u64 = 0xff;
@@ -53,11 +56,21 @@ impl<D: Device> Session<'_, D> {
     /// stop; those for which no other message comes go on when they are enabled.
     fn stop_for_set_up(&mut self, index: usize) {
         let is_device = !self.vrings.iter().any(Vring::is_at_work);
-        for (other, vring) in self.vrings.iter_mut().enumerate() {
-            if vring.worker.is_some() && (is_device || other == index) {
-                vring.stop_for_set_up(other as u16);
+        self.stop(
+            |other, vring| vring.worker.is_some() && (is_device || other == index),
+            Vring::stop_for_set_up,
+        );
+    }
+
+    /// Stops some rings by `stop`. The front-end replies to no request of the device meanwhile: it waits.
+    fn stop(&mut self, is_meant: impl Fn(usize, &Vring) -> bool, stop: impl Fn(&mut Vring, u16)) {
+        self.channel.give_up();
+        for (index, vring) in self.vrings.iter_mut().enumerate() {
+            if is_meant(index, vring) {
+                stop(vring, index as u16);
             }
         }
+        self.channel.resume();
     }
 
     /// Where a ring begins whose driver begins.
@@ -89,6 +102,16 @@ impl<D: Device> Session<'_, D> {
         }
         self.vring(index as usize)?.base = Some(base);
         Ok(Answer::Ack)
+    }
+
+    /// GET_VRING_BASE: stops the ring when all that the device holds of it is finished, and tells where it is then.
+    pub(super) fn get_base(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
+        let index = self.queue_index(state.index.into())?;
+        let start = self.first_base();
+        self.stop(|other, _| other == index, Vring::stop);
+        let base = self.vring(index)?.base.unwrap_or(start);
+        self.end_idle_workers();
+        Ok(Answer::object(VhostUserVringState::new(state.index, base)))
     }
 
     /// Whether a ring of the device may have so many descriptors.
@@ -126,6 +149,17 @@ impl<D: Device> Session<'_, D> {
         self.start_if_ready(index as usize)
     }
 
+    /// SET_VRING_ENABLE.
+    pub(super) fn set_enable(&mut self, message: &Message) -> Result<Answer, SessionError> {
+        let state: VhostUserVringState = message.object()?;
+        let index = self.queue_index(state.index.into())?;
+        match state.num {
+            0 | 1 => self.enable(index, state.num == 1)?,
+            _ => return Err(message.malformed().into()),
+        }
+        Ok(Answer::Ack)
+    }
+
     pub(super) fn enable(&mut self, index: usize, enabled: bool) -> Result<(), SessionError> {
         let vring = self.vring(index)?;
         vring.enabled = enabled;
@@ -139,13 +173,13 @@ impl<D: Device> Session<'_, D> {
 
     pub(super) fn set_vring_file(
         &mut self,
-        value: u64,
-        mut message: Message,
         request: FrontendReq,
+        mut message: Message,
     ) -> Result<Answer, SessionError> {
+        let value: u64 = message.object()?;
         let index = self.queue_index(value & VRING_INDEX_MASK)?;
         let file = match value & VRING_NO_FILE {
-            0 => Some(file(&mut message, request)?),
+            0 => Some(message.file()?),
             _ => None,
         };
         let queue = index as u16;
@@ -216,5 +250,38 @@ impl<D: Device> Session<'_, D> {
             started?;
         }
         Ok(Answer::Ack)
+    }
+
+    /// The thread that a queue is to run on.
+    fn worker(&mut self, index: usize) -> Result<Arc<Worker>, SessionError> {
+        let thread = self.device.thread_of(index as u16);
+        if let Some(worker) = self.workers.get(&thread) {
+            return Ok(Arc::clone(worker));
+        }
+        let queues = 0..self.vrings.len() as u16;
+        let is_only = queues
+            .map(|queue| self.device.thread_of(queue))
+            .all(|other| other == thread);
+        let name = match is_only {
+            true => "queues".to_owned(),
+            false => format!("queue-{thread}"),
+        };
+        let handler = self.device.handler(thread).map_err(WorkerError::Start)?;
+        let worker = Arc::new(Worker::start(name, handler, self.polling)?);
+        self.workers.insert(thread, Arc::clone(&worker));
+        Ok(worker)
+    }
+
+    /// Ends the threads none of whose queues runs, unless the device keeps them.
+    fn end_idle_workers(&mut self) {
+        if !D::KEEPS_THREADS {
+            self.workers
+                .retain(|_, worker| Arc::strong_count(worker) > 1);
+        }
+    }
+
+    pub(super) fn stop_all(&mut self) {
+        self.stop(|_, _| true, Vring::stop);
+        self.workers.clear();
     }
 }

@@ -11,14 +11,14 @@ use rustix::event::{PollFd, PollFlags};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use thiserror::Error;
-use vhost::vhost_user::message::{FrontendReq, VhostUserTransferDeviceState};
+use vhost::vhost_user::message::VhostUserTransferDeviceState;
 
 use super::vring::Vring;
-use super::{Answer, Session, SessionError, file};
+use super::{Answer, Session, SessionError};
 use crate::device::Device;
 use crate::log_limit::{info_limited, warn_limited};
 use crate::state::{self, Format, HEADER_SIZE, StateError};
-use crate::wire::{Connection, Message, MessageError};
+use crate::wire::Message;
 
 /// Directions of SET_DEVICE_STATE_FD.
 const SAVE: u32 = 0;
@@ -30,15 +30,15 @@ const FAILED: u64 = 1;
 const NO_FILE: u64 = 1 << 8;
 
 /// How long the other end may do nothing.
-const IDLE: Duration = Duration::from_secs(30);
+pub(super) const IDLE: Duration = Duration::from_secs(30);
 /// The same, once the front-end waits for the outcome: then it has nothing else to do.
-const IDLE_AT_CHECK: Duration = Duration::from_secs(5);
+pub(super) const IDLE_AT_CHECK: Duration = Duration::from_secs(5);
 /// How long it may all take.
 const TOTAL: Duration = Duration::from_secs(300);
 
 /// Why a state did not come through.
 #[derive(Debug, Error)]
-enum TransferError {
+pub(super) enum TransferError {
     #[error("the file that the front-end sent can not be used: {0}")]
     File(#[from] Errno),
     #[error(transparent)]
@@ -67,7 +67,7 @@ enum Way {
 }
 
 /// A state on its way.
-struct Transfer {
+pub(super) struct Transfer {
     file: OwnedFd,
     way: Way,
     began: Instant,
@@ -89,6 +89,23 @@ enum Course {
 #[derive(Default)]
 pub struct DeviceState(Course);
 
+impl DeviceState {
+    /// Returns the transfer that is under way.
+    pub(super) fn transfer(&self) -> Option<&Transfer> {
+        match &self.0 {
+            Course::Running(transfer) => Some(transfer),
+            _ => None,
+        }
+    }
+
+    /// Counts as a byte that moved `now`.
+    pub(super) fn touch(&mut self, now: Instant) {
+        if let Course::Running(transfer) = &mut self.0 {
+            transfer.moved = now;
+        }
+    }
+}
+
 impl Transfer {
     fn new(file: OwnedFd, way: Way) -> Result<Self, SessionError> {
         // A front-end that keeps an end of a socket or FIFO has it unblocked too.
@@ -104,7 +121,7 @@ impl Transfer {
         })
     }
 
-    fn poll_fd(&self) -> PollFd<'_> {
+    pub(super) fn poll_fd(&self) -> PollFd<'_> {
         let flags = match self.way {
             Way::Save { .. } => PollFlags::OUT,
             Way::Load { .. } => PollFlags::IN,
@@ -113,7 +130,11 @@ impl Transfer {
     }
 
     /// How long it may go on without a byte that moves.
-    fn time_left(&self, now: Instant, idle: Duration) -> Result<Duration, TransferError> {
+    pub(super) fn time_left(
+        &self,
+        now: Instant,
+        idle: Duration,
+    ) -> Result<Duration, TransferError> {
         if now.duration_since(self.began) >= TOTAL {
             return Err(TransferError::TooSlow);
         }
@@ -189,16 +210,13 @@ impl<D: Device> Session<'_, D> {
     }
 
     fn begin_transfer(&mut self, mut message: Message) -> Result<(), SessionError> {
-        let request = FrontendReq::SET_DEVICE_STATE_FD;
-        let size = message.payload.len();
-        let malformed = || SessionError::Payload { request, size };
-        let wanted: VhostUserTransferDeviceState = message.object().ok_or_else(malformed)?;
+        let wanted: VhostUserTransferDeviceState = message.object()?;
         let (direction, phase) = (wanted.direction, wanted.phase);
         if phase != STOPPED {
-            return Err(malformed());
+            return Err(message.malformed().into());
         }
         self.check_stopped()?;
-        let file = file(&mut message, request)?;
+        let file = message.file()?;
         let way = match direction {
             SAVE => Way::Save {
                 bytes: state::with_header(self.format(), self.device.save()?),
@@ -208,7 +226,7 @@ impl<D: Device> Session<'_, D> {
                 bytes: Vec::new(),
                 size: None,
             },
-            _ => return Err(malformed()),
+            _ => return Err(message.malformed().into()),
         };
         self.device_state.0 = Course::Running(Transfer::new(file, way)?);
         Ok(())
@@ -226,61 +244,21 @@ impl<D: Device> Session<'_, D> {
         u64::from(!matches!(self.device_state.0, Course::Done))
     }
 
-    /// Goes on with a transfer until there is a message to be heard.
-    pub(super) fn transfer_until_message(
-        &mut self,
-        connection: &Connection<'_>,
-    ) -> Result<(), MessageError> {
-        self.transfer(connection, PollFlags::IN, IDLE)
-    }
-
-    /// Goes on with a transfer to its end, unless the front-end goes away.
-    pub(super) fn finish_transfer(
-        &mut self,
-        connection: &Connection<'_>,
-    ) -> Result<(), MessageError> {
-        if let Course::Running(transfer) = &mut self.device_state.0 {
-            transfer.moved = Instant::now();
-        }
-        self.transfer(connection, PollFlags::RDHUP, IDLE_AT_CHECK)?;
-        self.end_transfer("the connection ends");
-        Ok(())
-    }
-
-    /// Goes on with a transfer until it ends, or one of `events` happens at the front-end's socket.
-    fn transfer(
-        &mut self,
-        connection: &Connection<'_>,
-        events: PollFlags,
-        idle: Duration,
-    ) -> Result<(), MessageError> {
+    /// Moves some bytes of a transfer whose file is ready.
+    pub(super) fn move_state(&mut self) {
         let format = self.format();
-        while let Course::Running(transfer) = &mut self.device_state.0 {
-            let outcome = match transfer.time_left(Instant::now(), idle) {
-                Ok(left) => {
-                    let ready = connection.wait_beside(events, transfer.poll_fd(), left)?;
-                    let outcome = match ready.file {
-                        true => transfer.step(format, Instant::now()),
-                        false => Ok(false),
-                    };
-                    if ready.front_end && matches!(outcome, Ok(false)) {
-                        return Ok(());
-                    }
-                    outcome
-                }
-                Err(error) => Err(error),
-            };
-            match outcome {
-                Ok(false) => {}
-                Ok(true) => self.conclude(Ok(())),
-                Err(error) => self.conclude(Err(error)),
-            }
+        let Course::Running(transfer) = &mut self.device_state.0 else {
+            return;
+        };
+        match transfer.step(format, Instant::now()) {
+            Ok(false) => {}
+            Ok(true) => self.conclude(Ok(())),
+            Err(error) => self.conclude(Err(error)),
         }
-        Ok(())
     }
 
     /// All bytes have moved, or something is in the way.
-    fn conclude(&mut self, moved: Result<(), TransferError>) {
+    pub(super) fn conclude(&mut self, moved: Result<(), TransferError>) {
         let Course::Running(Transfer { file, way, .. }) = std::mem::take(&mut self.device_state.0)
         else {
             return;

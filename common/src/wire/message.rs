@@ -3,7 +3,7 @@
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -14,21 +14,21 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recv, recvmsg, sendmsg,
 };
 use thiserror::Error;
-use vhost::vhost_user::message::{MAX_MSG_SIZE, VhostUserConfig};
+use vhost::vhost_user::message::{FrontendReq, MAX_MSG_SIZE, VhostUserConfig};
 use vm_memory::ByteValued;
 
 use crate::memory::LostMemory;
 
 /// Bytes of a header: request u32, flags u32, size u32, in native byte order.
-const HEADER_SIZE: usize = 12;
+pub(super) const HEADER_SIZE: usize = 12;
 /// Most bytes that may follow a header: the largest message is a config space of 4 KiB.
 const MAX_PAYLOAD: usize = MAX_MSG_SIZE + size_of::<VhostUserConfig>();
 /// Most files that Linux lets one message carry (SCM_MAX_FD).
 const MAX_FILES: usize = 253;
 
 const VERSION_MASK: u32 = 0x3;
-const VERSION: u32 = 1;
-const FLAG_REPLY: u32 = 1 << 2;
+pub(super) const VERSION: u32 = 1;
+pub(super) const FLAG_REPLY: u32 = 1 << 2;
 const FLAG_NEED_REPLY: u32 = 1 << 3;
 
 /// Why no further message can be read from, or written to, a connection.
@@ -54,27 +54,73 @@ pub enum MessageError {
     FilesLost,
 }
 
-/// A request of the front-end, not yet understood.
+/// Why a request cannot be decoded.
+#[derive(Debug, Error)]
+pub enum PayloadError {
+    /// The payload does not have the size, or the contents, that the request requires.
+    #[error("{} with a malformed payload of {size} bytes", name(*.request))]
+    Malformed {
+        /// Number of the request.
+        request: u32,
+        /// Bytes of its payload.
+        size: usize,
+    },
+    /// The request requires a file.
+    #[error("{} without the file that it needs", name(*.0))]
+    NoFile(u32),
+}
+
+/// Returns the name of a request of the front-end.
+fn name(request: u32) -> String {
+    match FrontendReq::try_from(request) {
+        Ok(request) => format!("{request:?}"),
+        Err(_) => format!("request {request}"),
+    }
+}
+
+/// A request of the front-end, not decoded yet.
 #[derive(Debug)]
 pub struct Message {
-    /// The request, by its number.
+    /// Number of the request.
     pub request: u32,
     /// The front-end waits for an acknowledgement.
     pub need_reply: bool,
-    /// What follows the header.
+    /// The bytes that follow the header.
     pub payload: Vec<u8>,
-    /// Files that came with it.
+    /// The files that came with it.
     pub files: Vec<OwnedFd>,
 }
 
 impl Message {
-    /// The payload as the one object that it should be.
-    pub fn object<T: ByteValued + Default>(&self) -> Option<T> {
-        (self.payload.len() == size_of::<T>()).then(|| leading_object(&self.payload))?
+    /// Decodes a payload that is exactly one object.
+    ///
+    /// # Errors
+    /// The payload has another size.
+    pub fn object<T: ByteValued + Default>(&self) -> Result<T, PayloadError> {
+        let is_one = self.payload.len() == size_of::<T>();
+        let object = is_one.then(|| leading_object(&self.payload)).flatten();
+        object.ok_or_else(|| self.malformed())
+    }
+
+    /// Takes the first file of the message. The others are closed.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn file(&mut self) -> Result<OwnedFd, PayloadError> {
+        let file = self.files.drain(..).next();
+        file.ok_or(PayloadError::NoFile(self.request))
+    }
+
+    /// Returns the error for a payload that makes no sense.
+    pub fn malformed(&self) -> PayloadError {
+        PayloadError::Malformed {
+            request: self.request,
+            size: self.payload.len(),
+        }
     }
 }
 
-/// The object at the start of `bytes`.
+/// Decodes the object at the start of `bytes`.
 pub fn leading_object<T: ByteValued + Default>(bytes: &[u8]) -> Option<T> {
     let mut object = T::default();
     object
@@ -85,10 +131,10 @@ pub fn leading_object<T: ByteValued + Default>(bytes: &[u8]) -> Option<T> {
 
 /// What became ready while a session waited for more than messages.
 pub struct Ready {
-    /// The socket of the front-end; or no message is to be waited for any more, which [`Connection::receive`] tells.
+    /// The socket of the front-end. It counts as ready too when no message will come, which [`Connection::receive`] reports.
     pub front_end: bool,
-    /// The file.
-    pub file: bool,
+    /// Each of the files.
+    pub files: Vec<bool>,
 }
 
 /// The back-end's end of the socket.
@@ -166,28 +212,30 @@ impl<'a> Connection<'a> {
         Ok(true)
     }
 
-    /// Waits for `events` at the socket, for the end of the process, or for a file, but not longer than `limit`.
+    /// Waits for `events` at the socket, for the end of the process, or for one of `files`, but not longer than `limit`.
     pub fn wait_beside(
         &self,
         events: PollFlags,
-        file: PollFd<'_>,
-        limit: Duration,
+        files: &[PollFd<'_>],
+        limit: Option<Duration>,
     ) -> Result<Ready, MessageError> {
-        let mut fds = [
+        let lost = self.lost.event().unwrap_or(self.stop.as_fd());
+        let own = [
             PollFd::new(&self.socket, events),
             PollFd::new(self.stop, PollFlags::IN),
-            PollFd::from_borrowed_fd(
-                self.lost.event().unwrap_or(self.stop.as_fd()),
-                PollFlags::IN,
-            ),
-            file,
+            PollFd::from_borrowed_fd(lost, PollFlags::IN),
         ];
-        let limit = limit.try_into().ok();
+        let mut fds = own.to_vec();
+        fds.extend_from_slice(files);
+        let limit = limit.and_then(|limit| limit.try_into().ok());
         retry_on_intr(|| poll(&mut fds, limit.as_ref())).map_err(io::Error::from)?;
-        let [own @ .., file] = &fds;
+        let mut ready = fds.iter().map(|fd| !fd.revents().is_empty());
         Ok(Ready {
-            front_end: own.iter().any(|fd| !fd.revents().is_empty()),
-            file: !file.revents().is_empty(),
+            front_end: ready
+                .by_ref()
+                .take(own.len())
+                .fold(false, |any, one| any | one),
+            files: ready.collect(),
         })
     }
 
@@ -243,51 +291,72 @@ impl<'a> Connection<'a> {
         payload: &[u8],
         file: Option<OwnedFd>,
     ) -> Result<(), MessageError> {
-        let flags = VERSION | FLAG_REPLY;
-        send(
-            &self.socket,
-            request,
-            flags,
-            payload,
-            file,
-            SendFlags::empty(),
-        )?;
+        let bytes = encode(request, VERSION | FLAG_REPLY, payload);
+        let mut rest = bytes.as_slice();
+        let mut file = file.as_ref().map(AsFd::as_fd);
+        while !rest.is_empty() {
+            // A file goes with the first byte.
+            let sent = send(&self.socket, rest, file.take(), SendFlags::empty());
+            rest = rest
+                .get(sent.map_err(io::Error::from)?..)
+                .unwrap_or_default();
+        }
         Ok(())
     }
 }
 
-/// Sends one message, with a file or without.
-pub fn send(
-    socket: impl AsFd,
-    request: u32,
-    flags: u32,
-    payload: &[u8],
-    file: Option<OwnedFd>,
-    how: SendFlags,
-) -> io::Result<()> {
-    let size = payload.len() as u32;
-    let mut bytes = Vec::with_capacity(HEADER_SIZE + payload.len());
-    bytes.extend_from_slice(ByteValued::as_slice(&[request, flags, size]));
-    bytes.extend_from_slice(payload);
-    let mut rest = bytes.as_slice();
-    let mut files: Vec<_> = file.iter().map(AsFd::as_fd).collect();
-    while !rest.is_empty() {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        if !files.is_empty() {
-            ancillary.push(SendAncillaryMessage::ScmRights(&files));
-        }
-        let pieces = [IoSlice::new(rest)];
-        let how = how | SendFlags::NOSIGNAL;
-        let sent = retry_on_intr(|| sendmsg(&socket, &pieces, &mut ancillary, how))?;
-        // They went with the first byte.
-        files.clear();
-        rest = rest.get(sent..).unwrap_or_default();
-    }
-    Ok(())
+/// A request of the back-end.
+pub struct BackEndRequest<'a> {
+    /// Number of the request.
+    pub request: u32,
+    /// The front-end is to acknowledge it.
+    pub need_reply: bool,
+    /// The bytes that follow the header.
+    pub payload: &'a [u8],
+    /// A file that goes with it.
+    pub file: Option<BorrowedFd<'a>>,
 }
 
-/// A request of the back-end, which wants no reply.
-pub fn send_backend_request(socket: impl AsFd, request: u32) -> io::Result<()> {
-    send(socket, request, VERSION, &[], None, SendFlags::DONTWAIT)
+impl BackEndRequest<'_> {
+    /// Sends the request, without waiting for room. Returns whether all of it was sent.
+    ///
+    /// # Errors
+    /// Nothing was sent.
+    pub fn send(&self, socket: impl AsFd) -> Result<bool, Errno> {
+        let need_reply = if self.need_reply { FLAG_NEED_REPLY } else { 0 };
+        let bytes = encode(self.request, VERSION | need_reply, self.payload);
+        let sent = send(socket, &bytes, self.file, SendFlags::DONTWAIT)?;
+        Ok(sent == bytes.len())
+    }
+}
+
+fn encode(request: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
+    let size = payload.len() as u32;
+    let mut bytes = Vec::with_capacity(HEADER_SIZE.saturating_add(payload.len()));
+    bytes.extend_from_slice(ByteValued::as_slice(&[request, flags, size]));
+    bytes.extend_from_slice(payload);
+    bytes
+}
+
+/// Sends some of `bytes`, with a file or without. Returns how many.
+fn send(
+    socket: impl AsFd,
+    bytes: &[u8],
+    file: Option<BorrowedFd<'_>>,
+    flags: SendFlags,
+) -> Result<usize, Errno> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if let Some(file) = file.as_slice().first() {
+        ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(file)));
+    }
+    let pieces = [IoSlice::new(bytes)];
+    retry_on_intr(|| {
+        sendmsg(
+            &socket,
+            &pieces,
+            &mut ancillary,
+            flags | SendFlags::NOSIGNAL,
+        )
+    })
 }
