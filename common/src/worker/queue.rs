@@ -37,8 +37,10 @@ pub struct Queue {
     pub(super) kick: Option<Arc<OwnedFd>>,
     call: Option<Arc<CallFile>>,
     error: Option<Arc<CallFile>>,
-    /// SET_VRING_ENABLE: requests of a disabled queue stay in the ring.
+    /// SET_VRING_ENABLE: requests of a disabled queue stay in the ring, or are discarded.
     enabled: bool,
+    /// [`QueueHandler::discards`](super::QueueHandler::discards).
+    pub(super) discards: bool,
     /// The ring may have requests.
     pub(super) pending: bool,
     /// Number of requests that the handler may still take in this batch.
@@ -74,6 +76,7 @@ impl Queue {
             call: None,
             error: None,
             enabled,
+            discards: false,
             pending: true,
             budget: 0,
             batch: 0,
@@ -254,6 +257,19 @@ impl Queue {
         }
     }
 
+    pub(super) fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    /// Returns the requests of a disabled queue to the driver, unprocessed. The handler can take none afterwards.
+    pub(super) fn discard(&mut self) {
+        while let Some(chain) = self.take() {
+            self.complete(chain, 0);
+        }
+        self.batch = self.batch.saturating_sub(self.budget);
+        self.budget = 0;
+    }
+
     /// Ends the batch: nothing more can be taken until the next one.
     fn end_takes(&mut self) {
         (self.budget, self.batch) = (0, 0);
@@ -274,9 +290,9 @@ impl Queue {
         self.error.iter().for_each(|error| error.signal());
     }
 
-    /// Returns whether to call the handler for this queue.
+    /// Returns whether to look for requests on this queue.
     pub(super) fn is_runnable(&self) -> bool {
-        self.pending && self.enabled && self.is_usable()
+        self.pending && (self.enabled || self.discards) && self.is_usable()
     }
 
     /// Returns whether the ring can be read.

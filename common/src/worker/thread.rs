@@ -115,7 +115,10 @@ impl<H: QueueHandler> Thread<H> {
                 continue;
             }
             queue.begin_batch(self.busy_poll.now());
-            self.handler.process(queue);
+            match queue.is_enabled() {
+                true => self.handler.process(queue),
+                false => queue.discard(),
+            }
             queue.publish();
             if queue.took() {
                 took = true;
@@ -237,6 +240,9 @@ impl<H: QueueHandler> Thread<H> {
                 }
                 if let Some(queue) = self.queues.get_mut(index) {
                     queue.greet();
+                    queue.discards = self.handler.discards(index);
+                    self.handler.set_enabled(queue, queue.is_enabled());
+                    queue.publish();
                 }
             }
             Command::Stop(index) => {
@@ -249,7 +255,12 @@ impl<H: QueueHandler> Thread<H> {
             Command::Kick(index, kick) => self.set_kick(index, kick)?,
             Command::Enable(index, enabled) => {
                 if let Some(queue) = self.queues.get_mut(index) {
+                    let was_enabled = queue.is_enabled();
                     queue.set_enabled(enabled);
+                    if enabled != was_enabled {
+                        self.handler.set_enabled(queue, enabled);
+                        queue.publish();
+                    }
                 }
             }
             Command::Call(index, call) => {
