@@ -19,6 +19,7 @@ mod pixels;
 mod protocol;
 mod rectangle;
 mod resource;
+mod resource_table;
 mod saved;
 mod state;
 mod three_d;

@@ -14,7 +14,7 @@ use crate::display::Source;
 use crate::format::{self, Format};
 use crate::protocol::{CURSOR_SIZE, CommandError, MAX_SCANOUTS, MemoryEntry};
 use crate::rectangle::Rectangle;
-use crate::resource::Resources;
+use crate::resource_table::ResourceTable;
 use crate::state::State;
 
 /// Version of the state: [`SavedScanouts`], the number of resources as u64, then a [`SavedResource`] for each.
@@ -157,7 +157,7 @@ pub fn load(state: &mut State, mut bytes: &[u8]) -> Result<(), StateError> {
 
 /// Returns the source of a scanout, if it and the cursor are valid.
 fn checked_source(
-    resources: &Resources,
+    resources: &ResourceTable,
     scanout: &SavedScanout,
 ) -> Result<Option<Source>, StateError> {
     let image = scanout.cursor_image.len();
@@ -175,7 +175,10 @@ fn checked_source(
         ))
 }
 
-fn restore_resource(resources: &mut Resources, saved: &SavedResource) -> Result<(), StateError> {
+fn restore_resource(
+    resources: &mut ResourceTable,
+    saved: &SavedResource,
+) -> Result<(), StateError> {
     let (id, width, height) = (saved.id, saved.width, saved.height);
     let format =
         Format::from_number(saved.format).ok_or(StateError::Contents("an unknown format"))?;

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::display::Display;
-use crate::resource::Resources;
+use crate::resource_table::ResourceTable;
 
 /// The guest's resources and scanouts.
 #[derive(Debug)]
 pub struct State {
-    pub resources: Resources,
+    pub resources: ResourceTable,
     pub display: Display,
     /// Increases whenever a new driver starts, so that the handler can clear the renderer.
     pub generation: u64,
@@ -23,7 +23,7 @@ impl State {
     /// Creates the state of a device whose resources may use `max_hostmem` bytes of host memory.
     pub fn new(max_hostmem: u64) -> io::Result<Self> {
         Ok(Self {
-            resources: Resources::new(max_hostmem),
+            resources: ResourceTable::new(max_hostmem),
             display: Display::new()?,
             generation: 0,
             has_contexts: false,

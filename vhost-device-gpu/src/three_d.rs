@@ -18,7 +18,7 @@ use crate::dmabuf::Dmabuf;
 use crate::format::{Format, PIXEL_SIZE};
 use crate::protocol::{CommandError, Create2d, Create3d};
 use crate::rectangle::Rectangle;
-use crate::resource::Resources;
+use crate::resource_table::ResourceTable;
 use crate::virgl::{Direction, Renderer, TransferBox, VirglError};
 
 /// Values of `pipe_texture_target`: a resource that holds plain bytes, and one that holds an image.
@@ -68,7 +68,7 @@ impl ThreeD {
     /// Executes RESOURCE_CREATE_3D.
     pub fn create(
         &mut self,
-        resources: &mut Resources,
+        resources: &mut ResourceTable,
         command: &Create3d,
     ) -> Result<(), CommandError> {
         let renderer = self.start_renderer()?;
@@ -84,7 +84,7 @@ impl ThreeD {
     /// Executes RESOURCE_CREATE_2D in the renderer.
     pub fn create_2d(
         &mut self,
-        resources: &mut Resources,
+        resources: &mut ResourceTable,
         command: &Create2d,
     ) -> Result<(), CommandError> {
         let command = Create3d {
@@ -197,7 +197,7 @@ impl ThreeD {
     }
 
     /// Attaches all backings again after a change of the guest memory table.
-    pub fn set_memory(&mut self, resources: &Resources, memory: &Arc<GuestMemory>) {
+    pub fn set_memory(&mut self, resources: &ResourceTable, memory: &Arc<GuestMemory>) {
         let Some(renderer) = &mut self.renderer else {
             return;
         };
@@ -230,7 +230,7 @@ fn start(capsets: &Capsets, events: &OwnedFd, timer: &OwnedFd) -> Result<Rendere
 /// renderer.
 pub fn read_back(
     three_d: Option<&mut ThreeD>,
-    resources: &mut Resources,
+    resources: &mut ResourceTable,
     id: u32,
     rectangle: &Rectangle,
 ) -> Result<(), CommandError> {

@@ -131,8 +131,8 @@ mod tests {
         assert!(loaded(&pending(&[key, Event::REPORT])).is_ok());
         assert!(loaded(&pending(&[key])).is_err());
         assert!(loaded(&pending(&[Event::REPORT, Event::REPORT])).is_err());
-        let light = Event::new(EV_LED, 0, 1);
-        assert!(loaded(&pending(&[light, Event::REPORT])).is_err());
+        let led = Event::new(EV_LED, 0, 1);
+        assert!(loaded(&pending(&[led, Event::REPORT])).is_err());
         let wrong: [(Option<i32>, u16, u16); 5] = [
             (None, EV_REL, 0),
             (None, EV_ABS, 0x35),

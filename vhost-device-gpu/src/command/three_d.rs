@@ -10,7 +10,7 @@ use crate::protocol::{
     CapsetInfo, CommandError, CreateContext, GetCapset, Header, IdCommand, Response, Transfer3d,
     read,
 };
-use crate::resource::Resources;
+use crate::resource_table::ResourceTable;
 use crate::three_d::ThreeD;
 use crate::virgl::{Direction, TransferBox};
 
@@ -20,7 +20,7 @@ const MAX_COMMAND_BYTES: u32 = 16 << 20;
 /// Executes a command that requires VIRTIO_GPU_F_VIRGL.
 pub fn process(
     three_d: &mut ThreeD,
-    resources: &mut Resources,
+    resources: &mut ResourceTable,
     header: &Header,
     chain: &mut Chain,
 ) -> Result<Response, CommandError> {
@@ -127,7 +127,7 @@ fn capset(three_d: &mut ThreeD, command: &GetCapset) -> Result<Response, Command
 
 fn transfer(
     three_d: &mut ThreeD,
-    resources: &Resources,
+    resources: &ResourceTable,
     direction: Direction,
     context: u32,
     command: &Transfer3d,

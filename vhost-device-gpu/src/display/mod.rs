@@ -25,7 +25,7 @@ use vhost_device_common::{info_limited, warn_limited};
 use crate::dmabuf::Dmabuf;
 use crate::protocol::MAX_SCANOUTS;
 use crate::rectangle::Rectangle;
-use crate::resource::Resources;
+use crate::resource_table::ResourceTable;
 use link::{DisplayError, Link, MAX_SENT_QUERIES, register};
 pub use message::Query;
 use message::{HEADER_SIZE, Request, message};
@@ -127,7 +127,7 @@ impl Display {
     }
 
     /// Clears what the guest shows.
-    pub fn clear(&mut self, resources: &Resources) {
+    pub fn clear(&mut self, resources: &ResourceTable) {
         self.detach(None, resources);
         for Scanout { cursor, .. } in &mut self.scanouts {
             // The display may not have been told yet that the cursor is hidden.
@@ -141,7 +141,7 @@ impl Display {
     }
 
     /// Removes a resource (`None`: all resources) from all scanouts, before it is destroyed.
-    pub fn detach(&mut self, id: Option<u32>, resources: &Resources) {
+    pub fn detach(&mut self, id: Option<u32>, resources: &ResourceTable) {
         if let Some(outgoing) = self.link.as_mut().and_then(|link| link.outgoing.as_mut()) {
             outgoing.detach(id, resources);
         }
@@ -286,7 +286,7 @@ impl Display {
 
     /// Sends what the socket takes, and receives replies that are due or, if `readable`, all data. Returns the reply
     /// that a command waits for, once it is complete.
-    pub fn advance(&mut self, resources: &Resources, readable: bool) -> Option<Vec<u8>> {
+    pub fn advance(&mut self, resources: &ResourceTable, readable: bool) -> Option<Vec<u8>> {
         let mut reply = None;
         if let Err(error) = self.exchange(resources, readable, &mut reply) {
             self.drop_link(&error);
@@ -295,7 +295,7 @@ impl Display {
     }
 
     /// Sends what the socket takes. [`Display::advance`] receives replies and sends the rest.
-    pub fn send_all(&mut self, resources: &Resources) {
+    pub fn send_all(&mut self, resources: &ResourceTable) {
         loop {
             match self.send(resources) {
                 Ok(true) => {}
@@ -318,7 +318,7 @@ impl Display {
 
     fn exchange(
         &mut self,
-        resources: &Resources,
+        resources: &ResourceTable,
         readable: bool,
         reply: &mut Option<Vec<u8>>,
     ) -> Result<(), DisplayError> {
@@ -341,7 +341,7 @@ impl Display {
     }
 
     /// Sends one message, or a part of it. Returns whether the socket may take more.
-    fn send(&mut self, resources: &Resources) -> Result<bool, DisplayError> {
+    fn send(&mut self, resources: &ResourceTable) -> Result<bool, DisplayError> {
         let next = self.next_message();
         let Some(link) = &mut self.link else {
             return Ok(false);
@@ -515,7 +515,7 @@ mod tests {
     /// A command that waits for the display is on the control queue, which is processed again only after an event.
     #[test]
     fn a_disconnection_noticed_while_the_cursor_moves_is_an_event() {
-        let resources = Resources::new(0);
+        let resources = ResourceTable::new(0);
         let mut display = Display::new().unwrap();
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         display.connect(theirs).unwrap();
@@ -538,7 +538,7 @@ mod tests {
     /// A socket that is not one disconnects the previous display, too.
     #[test]
     fn an_invalid_display_is_an_event_for_commands_that_wait_for_the_previous_one() {
-        let resources = Resources::new(0);
+        let resources = ResourceTable::new(0);
         let mut display = Display::new().unwrap();
         let (_ours, theirs) = UnixStream::pair().unwrap();
         display.connect(theirs).unwrap();

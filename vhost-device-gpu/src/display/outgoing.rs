@@ -11,7 +11,7 @@ use super::message::{HEADER_SIZE, Request, dmabuf_scanout, message};
 use crate::dmabuf::Dmabuf;
 use crate::protocol::CommandError;
 use crate::rectangle::Rectangle;
-use crate::resource::Resources;
+use crate::resource_table::ResourceTable;
 
 /// Size of an UPDATE before its pixels, in bytes: header, scanout, rectangle.
 const UPDATE_HEADER_SIZE: usize = HEADER_SIZE + 20;
@@ -81,7 +81,10 @@ impl Update {
     }
 
     /// Returns the rest of the message, or the start of the rest.
-    fn io_slices<'a>(&'a self, resources: &'a Resources) -> Result<Vec<IoSlice<'a>>, CommandError> {
+    fn io_slices<'a>(
+        &'a self,
+        resources: &'a ResourceTable,
+    ) -> Result<Vec<IoSlice<'a>>, CommandError> {
         let resource = resources.get(self.resource)?;
         let Rectangle {
             x,
@@ -157,7 +160,7 @@ impl Outgoing {
     /// Returns the rest of the message, or the start of the rest.
     pub fn io_slices<'a>(
         &'a self,
-        resources: &'a Resources,
+        resources: &'a ResourceTable,
     ) -> Result<Vec<IoSlice<'a>>, CommandError> {
         match self {
             Self::Bytes { bytes, sent, .. } => {
@@ -188,7 +191,7 @@ impl Outgoing {
 
     /// Copies the rest of the pixels, because the resource with this ID (`None`: any resource) is about to be
     /// destroyed.
-    pub fn detach(&mut self, id: Option<u32>, resources: &Resources) {
+    pub fn detach(&mut self, id: Option<u32>, resources: &ResourceTable) {
         if let Self::Update(update) = self
             && id.is_none_or(|id| id == update.resource)
         {
@@ -218,15 +221,15 @@ mod tests {
     use super::*;
     use crate::format::Format;
 
-    fn resources() -> Resources {
-        let mut resources = Resources::new(1 << 20);
+    fn resources() -> ResourceTable {
+        let mut resources = ResourceTable::new(1 << 20);
         resources
             .create(1, Format::from_number(1).unwrap(), 8, 4000)
             .unwrap();
         resources
     }
 
-    fn sent_in_steps(mut outgoing: Outgoing, resources: &Resources, step: usize) -> Vec<u8> {
+    fn sent_in_steps(mut outgoing: Outgoing, resources: &ResourceTable, step: usize) -> Vec<u8> {
         let mut sent = Vec::new();
         loop {
             let io_slices = outgoing.io_slices(resources).unwrap();
@@ -260,7 +263,10 @@ mod tests {
         assert!(matches!(rest, Outgoing::Update(_)));
         rest.detach(Some(1), &resources);
         assert!(matches!(rest, Outgoing::Bytes { .. }));
-        assert_eq!(sent_in_steps(rest, &Resources::new(0), 4096), whole[123..]);
+        assert_eq!(
+            sent_in_steps(rest, &ResourceTable::new(0), 4096),
+            whole[123..]
+        );
     }
 
     #[test]

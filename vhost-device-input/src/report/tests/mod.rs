@@ -241,7 +241,7 @@ fn an_unplugged_device_releases_keys_and_touches() {
     assert_eq!(
         events[..2],
         [key(KEY_B, 1), Event::REPORT],
-        "the rest of a report that was begun"
+        "the rest of a partly received report"
     );
     let expected = [key(KEY_A, 0), abs(ABS_MT_TRACKING_ID, -1), Event::REPORT];
     assert!(events.ends_with(&expected), "{events:?}");
