@@ -37,7 +37,7 @@ pub enum DisplayError {
 #[derive(Debug)]
 pub struct Link {
     pub socket: UnixStream,
-    /// Its features are known, so messages may be sent.
+    /// Its features are known, or it did not report them in time. Messages may be sent.
     pub ready: bool,
     pub features: u64,
     /// SET_PROTOCOL_FEATURES is to be sent.

@@ -48,7 +48,7 @@ pub fn test_draw(node: Option<&Path>) -> Result<bool, VirglError> {
             // SAFETY: the child must not run the exit handlers of the parent.
             unsafe { libc::_exit(status) }
         }
-        id => Pid::from_raw(id).filter(|_| id > 0),
+        pid => Pid::from_raw(pid).filter(|_| pid > 0),
     };
     let child = child.ok_or_else(|| system(std::io::Error::last_os_error()))?;
     let status = loop {
