@@ -84,3 +84,36 @@ fn logical_block_size(text: &str) -> Result<u32, String> {
         _ => Err("must be 512 or 4096".to_owned()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    /// One disk of several: `--disk file=PATH,read-only,iops=100`.
+    #[derive(Debug, Parser)]
+    #[command(no_binary_name = true)]
+    struct Part {
+        #[arg(long)]
+        file: String,
+        #[command(flatten)]
+        options: DiskOptions,
+    }
+
+    fn parse(text: &str) -> Result<Part, clap::Error> {
+        Part::try_parse_from(text.split(',').map(|part| format!("--{part}")))
+    }
+
+    #[test]
+    fn a_device_with_several_disks_can_parse_the_options_of_each() {
+        let Part { file, options } =
+            parse("file=disk.img,read-only,logical-block-size=4096,bps=1M").unwrap();
+        assert_eq!(file, "disk.img");
+        assert!(options.read_only && !options.direct);
+        assert_eq!(options.logical_block_size, 4096);
+        assert_eq!((options.iops, options.bps), (None, Some(1 << 20)));
+        assert!(parse("file=disk.img,logical-block-size=1024").is_err());
+        assert!(parse("file=disk.img,iops-burst=1").is_err());
+    }
+}

@@ -103,9 +103,9 @@ impl BlockHandler {
         }
     }
 
-    /// Whether to leave a large read, when there is more to do, to another thread. To copy it takes far longer than to hand it over.
-    /// Writes to one file do not go on beside each other.
-    fn shares(&mut self, queue: &mut Queue) -> bool {
+    /// Returns whether to leave a large read to another thread, because there is more to do. Copying the data takes far longer than passing
+    /// on the request. Writes are not left to other threads: the kernel carries out those to one file one after the other.
+    fn leaves_read(&mut self, queue: &mut Queue) -> bool {
         self.left_read =
             !self.left_read && self.engine.under_way() < MAX_LEFT && queue.has_available();
         self.left_read
@@ -156,7 +156,7 @@ impl QueueHandler for BlockHandler {
             budget = budget.saturating_sub(next.bytes());
             match next {
                 Next::Operation(request) if request.is_large_read() && self.is_inline(&request) => {
-                    let here = match self.shares(queue) {
+                    let here = match self.leaves_read(queue) {
                         true => self.engine.submit(request),
                         false => Some(request),
                     };

@@ -23,7 +23,7 @@ const SHORT: Duration = Duration::from_millis(50);
 
 /// What is logged when the image was measured, in the three cases.
 const GROWN: &str = "the disk grows from";
-const SAME: &str = "the disk stays";
+const SAME: &str = "the disk keeps its size";
 const SHRUNK: &str = "the image has only";
 
 impl Device {
