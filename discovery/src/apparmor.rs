@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What AppArmor lets libvirt start: where it is on, libvirt's daemons can execute only the programs that their profiles name.
+//! Finds programs that AppArmor does not allow libvirt to start: where it is enabled, libvirt's daemons can execute only the programs in
+//! their profiles.
 //!
-//! Profiles are read as far as that takes: rules for paths, and the file of the administrator's own rules. Other files that they include
-//! are not read.
+//! Only the rules for paths are read, in the profile and in the administrator's local additions. Other included files are not read.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::root::Root;
 
-/// Has a `Y` where AppArmor is on.
+/// Contains `Y` if AppArmor is enabled.
 const ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
-/// Where profiles are.
+/// The directory of the profiles.
 const PROFILES: &str = "/etc/apparmor.d";
-/// The profiles of the daemons that start back-ends.
+/// The profiles of libvirt's daemons that start back-ends.
 const DAEMONS: [&str; 2] = ["usr.sbin.libvirtd", "usr.sbin.virtqemud"];
-/// Most patterns that one with alternatives stands for.
+/// Limit for the number of patterns that one pattern with alternatives expands to.
 const MAX_ALTERNATIVES: usize = 1000;
 
-/// The profiles that are in force.
+/// The enforced profiles.
 pub(crate) struct Profiles(Vec<Profile>);
 
 struct Profile {
@@ -26,7 +26,7 @@ struct Profile {
     rules: Vec<Rule>,
 }
 
-/// A rule on what can be executed.
+/// A rule that allows or denies execution.
 #[derive(Debug, PartialEq, Eq)]
 struct Rule {
     pattern: String,
@@ -34,7 +34,7 @@ struct Rule {
 }
 
 impl Profiles {
-    /// Those of libvirt in `root`; none if AppArmor is off.
+    /// Reads libvirt's profiles in `root`. Returns none if AppArmor is disabled.
     pub fn read(root: &Root) -> Self {
         let text = |path: &Path| {
             let path = root.resolve(path).ok()?;
@@ -47,7 +47,7 @@ impl Profiles {
         let profile = |daemon: &str| {
             let directory = Path::new(PROFILES);
             let file = directory.join(daemon);
-            // Links in these say so, wherever they lead.
+            // A link in one of these directories is enough, whatever its target.
             let is_off = ["disable", "force-complain"].iter().any(|how| {
                 let link = root.outside(&directory.join(how).join(daemon));
                 fs::symlink_metadata(link).is_ok()
@@ -63,9 +63,9 @@ impl Profiles {
         Self(DAEMONS.into_iter().filter_map(profile).collect())
     }
 
-    /// The files of the profiles that do not let `program` be executed.
+    /// Returns the files of the profiles that do not allow the execution of `program`.
     pub fn refusing<'a>(&'a self, root: &Root, program: &Path) -> Vec<&'a Path> {
-        // Links have been followed when a profile is asked.
+        // AppArmor checks the path after all links have been followed.
         let Ok(program) = root.real(program) else {
             return Vec::new();
         };
@@ -82,7 +82,7 @@ impl Profiles {
     }
 }
 
-/// Whether a profile only logs what it does not allow.
+/// Returns whether a profile is in complain mode.
 fn complains(profile: &str) -> bool {
     let mut heads = profile
         .lines()
@@ -90,7 +90,7 @@ fn complains(profile: &str) -> bool {
     heads.next().is_some_and(|head| head.contains("complain"))
 }
 
-/// The rules on execution that stand `depth` braces deep; those of other profiles stand deeper.
+/// Returns the rules on execution at a nesting depth of `depth` braces. Nested profiles have a greater depth.
 fn rules(text: &str, depth: usize) -> Vec<Rule> {
     let mut rules = Vec::new();
     let mut braces = 0_usize;
@@ -110,7 +110,7 @@ fn rules(text: &str, depth: usize) -> Vec<Rule> {
     rules
 }
 
-/// `[audit] [deny] [owner] PATH PERMISSIONS [-> PROFILE],`, where path and permissions may change places.
+/// Parses `[audit] [deny] [owner] PATH PERMISSIONS [-> PROFILE],`. The permissions can also come before the path.
 fn rule(line: &str) -> Option<Rule> {
     let line = line.strip_suffix(',')?;
     let line = line.split(" -> ").next()?;
@@ -140,13 +140,13 @@ enum Piece {
     One,
     /// `[…]`
     OneOf(Vec<u8>),
-    /// `*`: any number of bytes that are no slashes.
+    /// `*`: any number of bytes except slashes.
     Name,
     /// `**`: any number of bytes.
     Path,
 }
 
-/// Whether `path` is one that `pattern` stands for.
+/// Returns whether `pattern` matches `path`.
 fn matches(pattern: &str, path: &str) -> bool {
     match alternatives(&without_variables(pattern)) {
         Some(patterns) => patterns.iter().any(|pattern| fits(&pieces(pattern), path)),
@@ -154,7 +154,7 @@ fn matches(pattern: &str, path: &str) -> bool {
     }
 }
 
-/// The pattern with `**` for each `@{variable}`, whose values are elsewhere.
+/// Replaces each `@{variable}`, whose value is not known here, with `**`.
 fn without_variables(pattern: &str) -> String {
     let mut text = String::new();
     let mut rest = pattern;
@@ -166,12 +166,12 @@ fn without_variables(pattern: &str) -> String {
     text + rest
 }
 
-/// What `{a,b}` stand for. `None` if that is too much.
+/// Expands each `{a,b}`. Returns `None` if there are too many alternatives.
 fn alternatives(pattern: &str) -> Option<Vec<String>> {
     let mut done = Vec::new();
     let mut left = vec![pattern.to_owned()];
     while let Some(pattern) = left.pop() {
-        // The last one that is opened has no other in it.
+        // The last opening brace contains no other.
         let Some((before, rest)) = pattern.rsplit_once('{') else {
             done.push(pattern);
             continue;
@@ -208,7 +208,7 @@ fn pieces(pattern: &str) -> Vec<Piece> {
 }
 
 fn fits(pieces: &[Piece], path: &str) -> bool {
-    // For each number of bytes of the path, whether the pieces so far fit them.
+    // For each prefix of the path, whether the pieces so far match it.
     let mut fitting = vec![false; path.len() + 1];
     if let Some(empty) = fitting.first_mut() {
         *empty = true;
@@ -222,7 +222,7 @@ fn fits(pieces: &[Piece], path: &str) -> bool {
                 Piece::Name | Piece::Path => true,
                 Piece::Byte(_) | Piece::One | Piece::OneOf(_) => false,
             };
-            // `before`: the byte before this place was taken by this piece.
+            // `before`: this piece matched the byte before this place.
             *now = before || takes_any && *fitted;
             let from_here = if takes_any { *now } else { *fitted };
             before = from_here

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Asking programs what they can do. They are not trusted: each has a time limit, its output a bound,
-//! and nothing of it is left running afterwards.
+//! Queries programs for their capabilities. The programs are not trusted: their time and output are limited, and their processes are
+//! killed afterwards.
 
 use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -21,28 +21,28 @@ use crate::problem::{Problem, QueryError};
 use crate::root::Root;
 use crate::schema::{self, VHostUserBackendCapabilities};
 
-/// Most that a program may print, in bytes.
+/// Limit for the output of a program, in bytes.
 pub const MAX_OUTPUT: usize = 1 << 20;
-/// Most of its errors that is kept, in bytes.
+/// Limit for the part of its stderr that is kept, in bytes.
 const MAX_ERRORS: usize = 4 << 10;
-/// Most characters of its errors that are shown.
+/// Limit for the part of its stderr that is shown, in characters.
 const MAX_SHOWN: usize = 200;
-/// How many programs run at a time.
+/// Number of programs that run at the same time.
 const PARALLEL: usize = 8;
-/// After this time somebody who waits wants to know why.
+/// Time after which the user is told what the query waits for.
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// How to ask.
+/// Parameters of a query.
 #[derive(Clone, Copy, Debug)]
 pub struct Query<'a> {
-    /// How long a program may take.
+    /// Time limit for each program.
     pub time_limit: Duration,
-    /// When this becomes readable, the programs that run are ended.
+    /// When this file becomes readable, the query stops and the running programs are killed.
     pub stop: Option<BorrowedFd<'a>>,
 }
 
-/// Asks the programs of `descriptors`, several at a time. Calls `waiting` with the number of programs
-/// that have not answered, should that take long.
+/// Queries the programs of `descriptors`, several at the same time. Calls `waiting` with the number of programs that have not answered
+/// if they take longer than 2 s. Returns an answer for each descriptor, in the same order.
 pub fn query(
     root: &Root,
     descriptors: &[Descriptor],
@@ -104,11 +104,11 @@ pub fn query(
 }
 
 impl Query<'_> {
-    /// Asks one program. It runs with an empty stdin in a process group of its own, which is killed
-    /// when the program has ended, or when it takes too long.
+    /// Queries one program. It runs with an empty stdin in its own process group, which is killed when the program ends or exceeds the
+    /// time limit.
     ///
     /// # Errors
-    /// It does not answer, or not as it should.
+    /// Fails if the program does not print its capabilities.
     pub fn ask(self, program: &Path) -> Result<VHostUserBackendCapabilities, QueryError> {
         let child = Command::new(program)
             .arg("--print-capabilities")
@@ -130,7 +130,7 @@ impl Query<'_> {
         schema::read(&output).map_err(QueryError::NotCapabilities)
     }
 
-    /// What `child` writes to stdout and stderr until it has ended and nobody can write more.
+    /// Returns what `child` writes to stdout and stderr until it has ended and no process can write to stdout.
     fn listen(self, child: &mut Child) -> Result<(Vec<u8>, Vec<u8>), QueryError> {
         let system = |error: Errno| QueryError::System(error.into());
         let ended = pidfd_open(Pid::from_child(child), PidfdFlags::empty()).map_err(system)?;
@@ -172,7 +172,7 @@ impl Query<'_> {
     }
 }
 
-/// Waits until one of the files is ready, and tells which are.
+/// Waits until at least one of the files is ready. Returns which ones are.
 fn ready<const N: usize>(
     files: [Option<BorrowedFd>; N],
     timeout: Duration,
@@ -188,7 +188,7 @@ fn ready<const N: usize>(
     Ok(files.map(|file| file.is_some() && ready.next().unwrap_or(false)))
 }
 
-/// Reads what there is. Returns false at the end.
+/// Reads what is available. Returns false at the end of the file.
 fn read(file: &mut Option<impl Read>, bytes: &mut Vec<u8>) -> io::Result<bool> {
     let mut buffer = [0; 16 << 10];
     let Some(file) = file else {
@@ -204,7 +204,7 @@ fn read(file: &mut Option<impl Read>, bytes: &mut Vec<u8>) -> io::Result<bool> {
     }
 }
 
-/// The first line that says something, as a continuation of a sentence.
+/// Returns the first line that is not empty, as the continuation of a sentence.
 fn first_line(errors: &[u8]) -> String {
     let errors = String::from_utf8_lossy(errors);
     let line = errors.lines().map(str::trim).find(|line| !line.is_empty());
@@ -214,16 +214,16 @@ fn first_line(errors: &[u8]) -> String {
     })
 }
 
-/// A program and all that it started in its process group; killed when it is dropped.
+/// The process group of a program. It is killed when this is dropped.
 struct Group {
     child: Child,
     is_reaped: bool,
 }
 
 impl Group {
-    /// Kills what is left, and tells how the program ended.
+    /// Kills the processes that are left. Returns the exit status of the program.
     fn end(&mut self) -> io::Result<ExitStatus> {
-        // Until the program is reaped, nobody else can get the number of its group.
+        // No other process group can get this id before the program is reaped.
         if !self.is_reaped {
             let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
             self.is_reaped = true;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What libvirt, or another program that follows the schema, would choke on.
+//! Finds descriptors that libvirt, or another program that follows the schema, cannot handle.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -12,12 +12,10 @@ use crate::problem::{Finding, Problem};
 use crate::root::Root;
 use crate::schema::{VHostUserBackendCapabilities, VHostUserBackendType};
 
-/// Checks what is in `directories`, in the order of the files' paths; asks the programs too, if there
-/// is a `query`.
+/// Checks the files in `directories`. Queries the programs too if there is a `query`. Returns the findings in the order of the paths.
 ///
-/// A file that is overridden or hidden for everybody is not looked at. What counts differs between
-/// libvirt for the system, libvirt for a user, and one who reads all directories; a file is checked if
-/// it counts for one of them.
+/// libvirt's system daemon, libvirt's daemon of a user, and programs that read all directories differ in which files count. A file is
+/// checked if it counts for at least one of them.
 pub fn check(
     root: &Root,
     directories: &Directories,
@@ -92,14 +90,14 @@ pub fn check(
         .collect()
 }
 
-/// Whether libvirt starts the programs of this type. To others it connects.
+/// Returns whether libvirt starts programs of this type. It connects to the others.
 fn is_started(descriptor: &Descriptor) -> bool {
     let started = [VHostUserBackendType::Gpu, VHostUserBackendType::Fs];
     let kind = VHostUserBackendType::from_name(&descriptor.backend.r#type);
     kind.is_some_and(|kind| started.contains(&kind))
 }
 
-/// What can be seen from the descriptor alone.
+/// Returns the problems that the descriptor alone shows.
 fn problems(descriptor: &Descriptor) -> Vec<Problem> {
     let mut problems = Vec::new();
     if !descriptor::is_json(&descriptor.file) {
@@ -115,7 +113,7 @@ fn problems(descriptor: &Descriptor) -> Vec<Problem> {
     problems
 }
 
-/// Where the program does not keep what the descriptor promises.
+/// Returns the contradictions between a descriptor and the capabilities of its program.
 fn contradictions(
     descriptor: &Descriptor,
     capabilities: &VHostUserBackendCapabilities,

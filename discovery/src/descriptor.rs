@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Reading the descriptors, with those files left out that others override or hide.
+//! Reads descriptors. Leaves out the files that other files replace or hide.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -15,37 +15,37 @@ use crate::problem::{Finding, Problem};
 use crate::root::Root;
 use crate::schema::{self, VhostUserBackend};
 
-/// Largest descriptor, in bytes: libvirt's limit.
+/// Limit for the size of a descriptor, in bytes. It is the same as libvirt's.
 pub const MAX_SIZE: u64 = 1 << 20;
 
-/// A descriptor, and the file that it is in.
+/// A descriptor and its file.
 #[derive(Clone, Debug)]
 pub struct Descriptor {
-    /// Where the file is for the host.
+    /// The path of the file on the host.
     pub file: PathBuf,
-    /// What it says.
+    /// The content.
     pub backend: VhostUserBackend,
 }
 
-/// What some directories hold.
+/// The content of some directories.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// The descriptors in the order of their names: the first that fits is the one to use.
+    /// The descriptors in the byte order of their names. The first one that matches is the one to use.
     pub descriptors: Vec<Descriptor>,
-    /// What is wrong with the files that were left out.
+    /// The problems with the files that were left out.
     pub findings: Vec<Finding>,
 }
 
-/// A file that counts: where it is to be shown, and where to be read.
+/// A file that counts: the path to show, and the path to read.
 struct Source {
     shown: PathBuf,
     read: PathBuf,
 }
 
-/// Reads the descriptors in `directories`, which go from general to specific.
+/// Reads the descriptors in `directories`, which are in order from general to specific.
 ///
-/// A file replaces those of the same name in more general directories; if it is empty, the name has
-/// no descriptor. A file that is no descriptor is a finding, and no descriptor takes its place.
+/// A file replaces the files of the same name in more general directories. An empty file hides them. A file that is not a descriptor is a
+/// finding, and still hides the files that it replaces.
 pub fn read(root: &Root, directories: &[PathBuf]) -> Listing {
     let mut findings = Vec::new();
     let mut sources: BTreeMap<OsString, Option<Source>> = BTreeMap::new();
@@ -73,7 +73,7 @@ pub fn read(root: &Root, directories: &[PathBuf]) -> Listing {
                 }
                 Ok(None) => (),
                 Err(problem) => {
-                    // Nobody takes notice of what is not a file; the rest replaces others.
+                    // What is not a regular file is ignored. Everything else replaces other files.
                     if !matches!(problem, Problem::NotAFile) {
                         sources.insert(name.clone(), None);
                     }
@@ -99,7 +99,7 @@ pub fn read(root: &Root, directories: &[PathBuf]) -> Listing {
     }
 }
 
-/// The file that `entry` is or links to; `None` if it is not meant as a descriptor.
+/// Returns the file that `entry` is or links to. Returns `None` if it does not count as a descriptor.
 fn source(root: &Root, directory: &Path, entry: &DirEntry) -> Result<Option<Source>, Problem> {
     let name = entry.file_name();
     if name.as_bytes().starts_with(b".") {
@@ -120,22 +120,22 @@ fn source(root: &Root, directory: &Path, entry: &DirEntry) -> Result<Option<Sour
     }
 }
 
-/// There is nothing behind `entry`.
+/// Handles an entry whose file does not exist.
 fn missing(entry: &DirEntry, error: io::Error) -> Result<Option<Source>, Problem> {
     match entry.file_type() {
         Ok(kind) if kind.is_symlink() => Err(Problem::Dangling(error)),
-        // It was removed just now.
+        // It was removed in the meantime.
         _ if error.kind() == io::ErrorKind::NotFound => Ok(None),
         _ => Err(Problem::Unreadable(error)),
     }
 }
 
-/// Reads a file; `None` if it is empty.
+/// Reads a file. Returns `None` if it is empty.
 fn parse(file: &Path) -> Result<Option<VhostUserBackend>, Problem> {
     let mut text = Vec::new();
     OpenOptions::new()
         .read(true)
-        // Does not wait, should it have become a pipe.
+        // Does not block if the file has been replaced by a pipe.
         .custom_flags(OFlags::NONBLOCK.bits() as i32)
         .open(file)
         .and_then(|file| file.take(MAX_SIZE + 1).read_to_end(&mut text))
@@ -154,16 +154,16 @@ fn parse(file: &Path) -> Result<Option<VhostUserBackend>, Problem> {
         .map_err(Problem::NotADescriptor)
 }
 
-/// Whether `file` is named as a descriptor should be.
+/// Returns whether the name of `file` ends in `.json`.
 pub(crate) fn is_json(file: &Path) -> bool {
     file.extension().is_some_and(|suffix| suffix == "json")
 }
 
 impl Descriptor {
-    /// Where the program is for the host.
+    /// Returns the path of the program on the host.
     ///
     /// # Errors
-    /// It cannot be run, whoever tries.
+    /// Fails if no user can run the program.
     pub fn program(&self, root: &Root) -> Result<PathBuf, Problem> {
         let binary = &self.backend.binary;
         if !Path::new(binary).is_absolute() {

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where descriptors are looked for.
+//! The directories that are searched for descriptors.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-/// Where a distribution installs data files.
+/// Data files of the distribution.
 const DATA: &str = "/usr/share";
-/// Where data files are, the most specific first, if `$XDG_DATA_DIRS` does not say.
+/// Default of `$XDG_DATA_DIRS`, the most specific directory first.
 const DATA_DIRS: &str = "/usr/local/share:/usr/share";
-/// Where an administrator configures the host.
+/// Configuration by the administrator.
 const CONFIG: &str = "/etc";
-/// The folder of the descriptors in each of these.
+/// The directory of the descriptors below each of these.
 const FOLDER: &str = "qemu/vhost-user";
 
-/// The directories that may hold descriptors, from general to specific.
+/// The directories that can contain descriptors, from general to specific.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Directories {
     data: Vec<PathBuf>,
@@ -23,19 +23,17 @@ pub struct Directories {
 }
 
 impl Directories {
-    /// Those of the user whose environment this process has.
+    /// Returns the directories for the environment of this process.
     pub fn from_environment() -> Self {
         Self::new(|name| env::var_os(name))
     }
 
-    /// Those of the user who has these environment variables.
+    /// Returns the directories for these environment variables.
     ///
-    /// `$XDG_DATA_DIRS` (by default `/usr/local/share:/usr/share`) and `$XDG_DATA_HOME` (by default
-    /// `$HOME/.local/share`) are extras: the schema names `/usr/share` alone. The directories of the
-    /// first are as general as that one, in the order of the variable, whose first directory is the most
-    /// specific; where `/usr/share` is not among them, it is more general than they are. The second is
-    /// more specific than these. Values that are empty or relative count as unset, as the XDG Base
-    /// Directory Specification wants.
+    /// The schema names only `/usr/share`. This function adds the directories in `$XDG_DATA_DIRS` (default
+    /// `/usr/local/share:/usr/share`), whose first directory is the most specific one, and `$XDG_DATA_HOME` (default
+    /// `$HOME/.local/share`), which is more specific than they are. If `$XDG_DATA_DIRS` does not contain `/usr/share`, that is the most
+    /// general directory. Values that are empty or relative count as unset, as the XDG Base Directory Specification requires.
     pub fn new(variable: impl Fn(&str) -> Option<OsString>) -> Self {
         let absolute = |path: &PathBuf| path.is_absolute();
         let path = |name| variable(name).map(PathBuf::from).filter(absolute);
@@ -65,7 +63,7 @@ impl Directories {
         }
     }
 
-    /// All of them.
+    /// Returns all directories.
     pub fn all(&self) -> Vec<PathBuf> {
         let mut all = self.data.clone();
         all.push(self.config.clone());
@@ -73,12 +71,12 @@ impl Directories {
         all
     }
 
-    /// Those that libvirt reads for the system's virtual machines.
+    /// Returns the directories that libvirt reads for virtual machines of the system.
     pub fn libvirt_system(&self) -> Vec<PathBuf> {
         vec![Path::new(DATA).join(FOLDER), self.config.clone()]
     }
 
-    /// Those that libvirt reads for a user's virtual machines.
+    /// Returns the directories that libvirt reads for virtual machines of a user.
     pub fn libvirt_session(&self) -> Vec<PathBuf> {
         let mut session = self.libvirt_system();
         session.extend(self.home.clone());

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Finds the vhost-user back-ends that are installed on a host, as QEMU's schema `vhost-user.json`
-//! tells management software to, and checks them.
+//! Finds the vhost-user back-ends that are installed on a host, by the rules of QEMU's schema `vhost-user.json`, and checks them.
 //!
-//! [`directories`] says where descriptors are, [`descriptor`] reads them, [`capabilities`] asks their
-//! programs what they can do, [`check`] finds what is wrong with them.
+//! [`directories`] lists where descriptors are, [`descriptor`] reads them, [`capabilities`] queries their programs, and [`check`] finds
+//! problems with them.
 //!
 //! ```no_run
 //! use std::time::Duration;

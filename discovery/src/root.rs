@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The directory that is taken as `/`.
+//! The directory that is used as `/`.
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
@@ -7,24 +7,24 @@ use std::{fs, io};
 
 use rustix::io::Errno;
 
-/// As many links as the kernel follows in one path.
+/// Limit for the symbolic links in one path. It is the same as the kernel's.
 const MAX_LINKS: usize = 40;
 
-/// The host's own `/`, or a directory that stands for it: all paths then mean what they would mean
-/// after chroot(2), absolute links and `..` too.
+/// The host's own `/`, or a directory in its place: paths, including absolute links and `..`, then have the meaning that they would have
+/// after chroot(2).
 #[derive(Clone, Debug)]
 pub struct Root(Option<PathBuf>);
 
 impl Root {
-    /// The `/` of this process.
+    /// Returns the `/` of this process.
     pub fn host() -> Self {
         Self(None)
     }
 
-    /// `directory` in place of `/`.
+    /// Returns a root that uses `directory` as `/`.
     ///
     /// # Errors
-    /// It does not exist, or is no directory.
+    /// Fails if `directory` does not exist or is not a directory.
     pub fn new(directory: &Path) -> io::Result<Self> {
         let directory = directory.canonicalize()?;
         if !directory.is_dir() {
@@ -33,7 +33,7 @@ impl Root {
         Ok(Self(Some(directory).filter(|path| path != Path::new("/"))))
     }
 
-    /// Where `path` of the root is for the host, if no directory above it is a link.
+    /// Returns the path on the host of `path` in this root, if none of its directories is a link.
     pub fn outside(&self, path: &Path) -> PathBuf {
         match &self.0 {
             Some(root) => root.join(path.strip_prefix("/").unwrap_or(path)),
@@ -41,10 +41,10 @@ impl Root {
         }
     }
 
-    /// Where the file is within the root that `path` leads to, without links.
+    /// Follows all links of `path`. Returns the path in this root.
     ///
     /// # Errors
-    /// It leads nowhere.
+    /// Fails if the file does not exist.
     pub fn real(&self, path: &Path) -> io::Result<PathBuf> {
         let Some(root) = &self.0 else {
             return path.canonicalize();
@@ -54,10 +54,10 @@ impl Root {
         Ok(Path::new("/").join(inside))
     }
 
-    /// Where the file is for the host that `path` leads to within the root.
+    /// Follows all links of `path` within this root. Returns the path on the host.
     ///
     /// # Errors
-    /// It leads nowhere; on the host's own root this is found out only when the file is used.
+    /// Fails if the file does not exist. With the host's own root, the path is returned as it is.
     pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
         let Some(root) = &self.0 else {
             return Ok(path.to_owned());
@@ -89,7 +89,7 @@ impl Root {
     }
 }
 
-/// What to walk through, the first name last.
+/// Returns the names in `path`, the first one last.
 fn names(path: &Path) -> Vec<OsString> {
     let names = path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The JSON that a back-end ships and prints, with the names of QEMU's schema `vhost-user.json`.
+//! The JSON documents of a back-end, with the names of QEMU's schema `vhost-user.json`.
 //!
-//! Names of types and features are strings in the documents, so that one who reads them gets through
-//! those that the schema does not know; the enums say which it does.
+//! Types and features are strings in the documents, so that documents with unknown names can be read. The enums contain the names that
+//! the schema defines.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -23,17 +23,17 @@ macro_rules! names {
         }
 
         impl $enum {
-            /// All of them, in the order of the schema.
+            /// All values, in the order of the schema.
             pub const ALL: &'static [Self] = &[$(Self::$variant),*];
 
-            /// What it is called in JSON.
+            /// Returns the name in JSON.
             pub const fn name(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
                 }
             }
 
-            /// The one that is called `name` in JSON.
+            /// Returns the value with this name in JSON.
             pub fn from_name(name: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|known| known.name() == name)
             }
@@ -42,7 +42,7 @@ macro_rules! names {
 }
 
 names! {
-    /// What kind of device a back-end is.
+    /// Type of the device of a back-end.
     VHostUserBackendType {
         NineP = "9p",
         Balloon = "balloon",
@@ -86,38 +86,38 @@ names! {
     }
 }
 
-/// What a back-end can do on this host: what it prints for `--print-capabilities`.
+/// The capabilities of a back-end on this host, as `--print-capabilities` prints them.
 ///
-/// In the schema this is a union, in which only input devices and GPUs have features. Block devices
-/// print theirs all the same, and other types an empty list.
+/// In the schema this is a union in which only input devices and GPUs have features. Our block device prints features too, and our other
+/// devices print an empty list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VHostUserBackendCapabilities {
-    /// A [`VHostUserBackendType`], or a type that the schema does not know.
+    /// A [`VHostUserBackendType`], or a type that the schema does not define.
     pub r#type: String,
-    /// Features of that type, some of which the schema may not know.
+    /// Features of this type. The schema does not need to define them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub features: Option<Vec<String>>,
 }
 
 impl VHostUserBackendCapabilities {
-    /// Whether `feature` is among the features.
+    /// Returns whether the list of features contains `feature`.
     pub fn has(&self, feature: &str) -> bool {
         let mut features = self.features.iter().flatten();
         features.any(|available| available == feature)
     }
 }
 
-/// How a back-end describes itself: the content of a `50-*.json`.
+/// The descriptor of a back-end: the content of a `50-*.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VhostUserBackend {
-    /// For people. The schema wants it, but nothing depends on it.
+    /// A description for people. The schema requires it.
     #[serde(default)]
     pub description: String,
-    /// A [`VHostUserBackendType`], or a type that the schema does not know.
+    /// A [`VHostUserBackendType`], or a type that the schema does not define.
     pub r#type: String,
     /// Absolute path of the program.
     pub binary: String,
-    /// Words of whoever installed it; without meaning for management software.
+    /// Words with a meaning only for those who installed the descriptor.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tags: Vec<String>,
 }
@@ -125,15 +125,15 @@ pub struct VhostUserBackend {
 /// Reads one of the documents.
 ///
 /// # Errors
-/// It is not one JSON object with the keys that there must be, or libvirt does not take it: some object has a member twice, or some
-/// text is not UTF-8, known to the schema or not.
+/// Fails if `text` is not one JSON object with the required keys, or if libvirt would refuse it: an object has a member twice, or a string
+/// is not UTF-8.
 pub fn read<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
-    // Serde would take an array for a struct as well.
+    // Serde also reads a struct from an array.
     if let [b'[', ..] = text.trim_ascii_start() {
         return Err(Error::custom("an array instead of an object"));
     }
     let document = serde_json::from_slice(text)?;
-    // Serde does not look into what it passes over.
+    // Serde does not check the values that it ignores.
     str::from_utf8(text).map_err(Error::custom)?;
     match serde_json::from_slice::<Unique>(text) {
         Err(error) if error.is_data() => Err(error),
@@ -141,7 +141,7 @@ pub fn read<T: DeserializeOwned>(text: &[u8]) -> serde_json::Result<T> {
     }
 }
 
-/// Any value in which no object has a member twice.
+/// Any value in which no object has the same member twice.
 struct Unique;
 
 impl<'de> Deserialize<'de> for Unique {

@@ -9,47 +9,47 @@ use clap::{Args, Command, CommandFactory, Parser, Subcommand};
 /// Name of the program.
 pub const NAME: &str = "vhost-user-discover";
 
-/// What follows the options in the help text.
+/// The text after the options in the help.
 const AFTER_HELP: &str = "\
-Where it looks, from general to specific:
+Directories that are searched, from general to specific:
   /usr/share/qemu/vhost-user
-  qemu/vhost-user in each directory of $XDG_DATA_DIRS, or in /usr/local/share, and
-  in $XDG_DATA_HOME, or $HOME/.local/share (libvirt does not look there)
+  qemu/vhost-user in each directory of $XDG_DATA_DIRS (default: /usr/local/share and
+  /usr/share), and in $XDG_DATA_HOME (default: $HOME/.local/share); libvirt does not
+  search these
   /etc/qemu/vhost-user
-  $XDG_CONFIG_HOME/qemu/vhost-user, or $HOME/.config/qemu/vhost-user
-A file replaces those of the same name in more general directories, and an empty file hides them. \
-The files are taken in the byte order of their names, and the first that fits is the one to use: hence \
-names like 50-qemu-gpu.json. To prefer a program to others, copy its file to a name with a lower number.
+  $XDG_CONFIG_HOME/qemu/vhost-user (default: $HOME/.config/qemu/vhost-user)
+A file replaces the files of the same name in more general directories, and an empty file hides them. \
+The files are sorted by the bytes of their names, and the first one that matches is used. This is why they \
+have names like 50-qemu-gpu.json. To prefer a program, copy its descriptor to a name with a lower number.
 
-Exit status: 0 if all is well; 1 if something failed, or check found something; 2 if the command line \
-is wrong; 3 if find found nothing.
+Exit status: 0 on success; 1 on failure, or if check found a problem; 2 on a usage error; 3 if find found \
+no back-end.
 
 Examples:
   vhost-user-discover list
   vhost-user-discover find --type gpu --feature virgl
   vhost-user-discover check --root /var/lib/machines/debian";
 
-/// Find the vhost-user back-ends that are installed on this host, and check them.
+/// Find and check the vhost-user back-ends that are installed on this host
 ///
-/// A back-end is a program that gives a virtual machine a device. It is installed together with a
-/// descriptor, a JSON file that names the program and the type of the device, which libvirt and other
-/// management software look for. This program looks for them in the same way.
+/// A vhost-user back-end is a program that provides a device to a virtual machine. It is installed with a
+/// descriptor: a JSON file that contains the type of the device and the path of the program. libvirt and
+/// other management software search for descriptors. This program searches by the same rules.
 #[derive(Debug, Parser)]
 #[command(name = NAME, version, max_term_width = 100, after_long_help = AFTER_HELP)]
 pub struct Arguments {
     #[command(subcommand)]
     pub task: Task,
 
-    /// Take DIR as /, for descriptors, programs, and what the variables name
+    /// Use DIR as / for descriptors, programs and environment variables
     ///
-    /// All paths mean what they mean for a process whose root directory is DIR, links and the
-    /// environment variables among them: with HOME=/home/me, DIR/home/me/.config is a home directory's.
-    /// The programs in DIR run on this host all the same, outside of DIR, as the user that you are:
-    /// only name a DIR whose programs you trust, or use --no-run.
+    /// All paths, links and environment variables have the meaning that they have for a process whose root
+    /// directory is DIR: with HOME=/home/me, DIR/home/me/.config is searched. The programs in DIR still run
+    /// on this host, with your privileges and not confined to DIR: use --no-run unless you trust them.
     #[arg(long, global = true, value_name = "DIR", default_value = "/")]
     pub root: PathBuf,
 
-    /// How long a program may take to say what it can do; then it is killed
+    /// How long a program may take to print its capabilities before it is killed
     #[arg(long, global = true, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
     pub time_limit: Duration,
 }
@@ -58,62 +58,62 @@ pub struct Arguments {
 pub enum Task {
     /// List the back-ends in the order in which they are preferred
     ///
-    /// Each program is run with --print-capabilities to learn its features. A descriptor that cannot
-    /// be read, or whose program does not answer, is a warning.
+    /// Runs each program with --print-capabilities to list its features. Prints a warning for a descriptor
+    /// that cannot be read, or whose program does not answer.
     List(List),
     /// Print the program to use for a device
     ///
-    /// It is the first whose descriptor has the type, and that has the features on this host.
-    /// Without --feature no program is run. If none fits, each candidate is named with the reason.
+    /// It is the first program whose descriptor has the type and that has the features on this host. Runs no
+    /// program without --feature. If no program matches, prints the reason for each candidate.
     Find(Find),
-    /// Check the descriptors and programs for what libvirt would choke on
+    /// Check the descriptors and programs for problems with libvirt
     ///
-    /// Prints nothing if all is well, else each finding with the file and the remedy. One bad
-    /// descriptor is enough, and libvirt finds no back-end of any type.
+    /// Prints each problem with the file and the remedy, and nothing if there is none. A single bad
+    /// descriptor can prevent libvirt from finding any back-end.
     Check(Check),
 }
 
 #[derive(Args, Debug)]
 pub struct List {
-    /// Only those for this type of device, like block, gpu, input or rng
+    /// List only back-ends of this type, such as block, gpu, input or rng
     #[arg(long, value_name = "TYPE")]
     pub r#type: Option<String>,
 
-    /// Only those with this feature, like virgl or read-only; may be given several times
+    /// List only back-ends with this feature, such as virgl or read-only; can be given several times
     #[arg(long, value_name = "FEATURE", conflicts_with = "no_run")]
     pub feature: Vec<String>,
 
     /// Print a JSON array of objects
     ///
-    /// An object has the keys of the descriptor, and: `file`, the descriptor's path; `capabilities`,
-    /// what the program printed; or `error`, why there are none.
+    /// Each object has the keys of the descriptor, the key `file` (the path of the descriptor), and either
+    /// `capabilities` (what the program printed) or `error` (why there are none).
     #[arg(long)]
     pub json: bool,
 
-    /// Do not run the programs; no features are listed
+    /// Do not run the programs, and list no features
     #[arg(long)]
     pub no_run: bool,
 }
 
 #[derive(Args, Debug)]
 pub struct Find {
-    /// The type of the device, like block, gpu, input or rng
+    /// The type of the device, such as block, gpu, input or rng
     #[arg(long, value_name = "TYPE")]
     pub r#type: String,
 
-    /// A feature that it must have, like virgl or read-only; may be given several times
+    /// A feature that the program must have, such as virgl or read-only; can be given several times
     #[arg(long, value_name = "FEATURE")]
     pub feature: Vec<String>,
 }
 
 #[derive(Args, Debug)]
 pub struct Check {
-    /// Do not run the programs; only see whether they are there
+    /// Do not run the programs, only check that they exist
     #[arg(long)]
     pub no_run: bool,
 }
 
-/// The command line, for manual pages and shell completions.
+/// Returns the command line, for manual pages and shell completions.
 pub fn command() -> Command {
     Arguments::command()
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The program `vhost-user-discover`: its command line, and what it does.
+//! The program `vhost-user-discover`.
 
 mod arguments;
 mod text;
@@ -26,19 +26,19 @@ use crate::schema::VHostUserBackendCapabilities;
 pub use arguments::command;
 use arguments::{Arguments, Check, Find, List, NAME, Task};
 
-/// Exit status of `find` when no back-end fits.
+/// Exit status of `find` if no back-end matches.
 const NONE_FOUND: u8 = 3;
 
-/// Why the program could not do what it was asked for: one line.
+/// The reason why the program failed, in one line.
 struct Failure(String);
 
-/// A descriptor, and what its program said, if it was asked.
+/// A descriptor, and the answer of its program if that was queried.
 struct BackEnd {
     descriptor: Descriptor,
     answer: Option<Result<VHostUserBackendCapabilities, Problem>>,
 }
 
-/// The `main` of the program.
+/// Runs the program. Returns its exit status.
 pub fn run() -> ExitCode {
     let outcome = match Arguments::try_parse() {
         Ok(arguments) => carry_out(&arguments),
@@ -64,12 +64,12 @@ fn carry_out(arguments: &Arguments) -> Result<ExitCode, Failure> {
     }
 }
 
-/// What all tasks need.
+/// The parameters of all tasks.
 struct Discovery {
     root: Root,
     directories: Directories,
     time_limit: Duration,
-    /// Becomes readable when a signal tells to end.
+    /// Becomes readable on SIGHUP, SIGINT and SIGTERM.
     stop: UnixStream,
 }
 
@@ -79,7 +79,7 @@ impl Discovery {
             root, time_limit, ..
         } = arguments;
         let unusable = |error| Failure(format!("cannot use --root={}: {error}", root.display()));
-        let failed = |error| Failure(format!("cannot listen to signals: {error}"));
+        let failed = |error| Failure(format!("cannot handle signals: {error}"));
         let (stop, write) = UnixStream::pair().map_err(failed)?;
         for signal in [SIGHUP, SIGINT, SIGTERM] {
             let write = write.try_clone().map_err(failed)?;
@@ -118,7 +118,7 @@ impl Discovery {
         if task.json {
             print(&text::json(&back_ends).map_err(cannot_print)?)?;
         } else if back_ends.is_empty() {
-            message(format!("found none in {}", self.searched()));
+            message(format!("no back-ends found in {}", self.searched()));
         } else {
             print(&text::table(&back_ends))?;
         }
@@ -144,11 +144,11 @@ impl Discovery {
         Ok(ExitCode::from(NONE_FOUND))
     }
 
-    /// The back-ends of the type that is looked for, and why not to take them.
+    /// Returns the back-ends of the requested type, each with the reason not to use it.
     fn candidates(&self, task: &Find) -> Result<Vec<(Descriptor, Option<String>)>, Failure> {
         let descriptors = self.descriptors(Some(&task.r#type));
         if task.feature.is_empty() {
-            // Nothing depends on what the programs say, so they are not run.
+            // The result does not depend on the capabilities, so no program is run.
             let candidates = descriptors.into_iter().map(|descriptor| {
                 let program = descriptor.program(&self.root);
                 (descriptor, program.err().map(|problem| problem.to_string()))
@@ -185,7 +185,7 @@ impl Discovery {
         })
     }
 
-    /// All descriptors, or those of one type; what is wrong with others is a warning.
+    /// Returns all descriptors, or those of one type. Prints a warning for each invalid file.
     fn descriptors(&self, kind: Option<&str>) -> Vec<Descriptor> {
         let mut listing = descriptor::read(&self.root, &self.directories.all());
         for Finding { file, problem } in &listing.findings {
@@ -198,7 +198,7 @@ impl Discovery {
         listing.descriptors
     }
 
-    /// Asks the programs what they can do.
+    /// Queries the programs for their capabilities.
     fn ask(&self, descriptors: Vec<Descriptor>) -> Result<Vec<BackEnd>, Failure> {
         let answers = capabilities::query(&self.root, &descriptors, self.query(), waiting);
         let stopped = |answer: &Result<_, Problem>| answer.as_ref().is_err_and(is_stopped);
@@ -220,7 +220,7 @@ impl Discovery {
         }
     }
 
-    /// Where was looked.
+    /// Returns the directories that were searched, as text.
     fn searched(&self) -> String {
         let directories = self.directories.all().into_iter();
         let outside = directories.map(|path: PathBuf| self.root.outside(&path));
@@ -229,7 +229,7 @@ impl Discovery {
     }
 }
 
-/// Those of `features` that the program does not have.
+/// Returns those of `features` that the program does not have.
 fn lacking<'a>(
     capabilities: &VHostUserBackendCapabilities,
     features: &'a [String],
@@ -248,11 +248,11 @@ fn interrupted() -> Failure {
     Failure("interrupted".to_owned())
 }
 
-/// Says why it takes so long.
+/// Prints what the query waits for.
 fn waiting(left: usize) {
     message(match left {
-        1 => "waiting for a program to say what it can do".to_owned(),
-        _ => format!("waiting for {left} programs to say what they can do"),
+        1 => "waiting for a program to print its capabilities".to_owned(),
+        _ => format!("waiting for {left} programs to print their capabilities"),
     });
 }
 
@@ -262,7 +262,7 @@ fn warn(file: &Path, problem: impl Display) {
 
 fn message(line: impl Display) {
     let line = text::escaped(&line.to_string());
-    // Nobody is left to be told where this fails.
+    // There is no place to report that stderr failed.
     let _ = writeln!(io::stderr(), "{NAME}: {line}");
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What is printed. Descriptors and programs are not trusted: nothing of them reaches a terminal that
-//! the terminal would take for a command.
+//! Formats the output. Descriptors and programs are not trusted: their control characters are escaped, so that they cannot control a
+//! terminal.
 
 use std::fmt::Write;
 use std::os::unix::ffi::OsStrExt;
@@ -12,8 +12,8 @@ use super::BackEnd;
 use crate::problem::Finding;
 use crate::schema::{VHostUserBackendCapabilities, VhostUserBackend};
 
-/// Characters that a terminal does not just show: control characters, and those that change the
-/// direction of writing or break lines.
+/// Returns whether a terminal interprets `character`: control characters, and characters that change the direction of text or break
+/// lines.
 fn is_control(character: char) -> bool {
     character.is_control()
         || matches!(
@@ -22,7 +22,7 @@ fn is_control(character: char) -> bool {
         )
 }
 
-/// `text` with its control characters written like `\u{1b}`.
+/// Returns `text` with control characters written as `\u{1b}`.
 pub fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -35,20 +35,20 @@ pub fn escaped(text: &str) -> String {
     escaped
 }
 
-/// A path, with bytes that are not UTF-8 written like `\xff`.
+/// Returns a path with bytes that are not UTF-8 written as `\xff`.
 pub fn path(path: &Path) -> String {
     let mut text = String::new();
     for chunk in path.as_os_str().as_bytes().utf8_chunks() {
         text += &escaped(chunk.valid());
         for byte in chunk.invalid() {
-            // Writing to a string cannot fail.
+            // Writing to a string does not fail.
             let _ = write!(text, "\\x{byte:02x}");
         }
     }
     text
 }
 
-/// Findings with their remedies.
+/// Formats findings with their remedies.
 pub fn findings(findings: &[Finding]) -> String {
     let mut text = String::new();
     for Finding { file, problem } in findings {
@@ -59,7 +59,7 @@ pub fn findings(findings: &[Finding]) -> String {
     text
 }
 
-/// One line for each back-end, under a heading.
+/// Formats a table with a line for each back-end.
 pub fn table(back_ends: &[BackEnd]) -> String {
     let mut rows = vec![["TYPE", "FEATURES", "PROGRAM", "DESCRIPTOR"].map(str::to_owned)];
     for BackEnd { descriptor, answer } in back_ends {
@@ -95,7 +95,7 @@ pub fn table(back_ends: &[BackEnd]) -> String {
     text
 }
 
-/// What `list --json` prints for a back-end.
+/// An element of the output of `list --json`.
 #[derive(Serialize)]
 struct Item<'a> {
     file: String,
@@ -107,7 +107,7 @@ struct Item<'a> {
     error: Option<String>,
 }
 
-/// The back-ends as a JSON array.
+/// Formats the back-ends as a JSON array.
 pub fn json(back_ends: &[BackEnd]) -> Result<String, serde_json::Error> {
     let items = back_ends.iter().map(|BackEnd { descriptor, answer }| {
         let answer = answer.as_ref();
@@ -121,7 +121,7 @@ pub fn json(back_ends: &[BackEnd]) -> Result<String, serde_json::Error> {
     let plain = serde_json::to_string_pretty(&items.collect::<Vec<_>>())?;
     let mut text = String::with_capacity(plain.len() + 1);
     for character in plain.chars() {
-        // Within JSON only strings have such characters, and strings may have them escaped.
+        // In JSON only strings contain such characters, and they can be escaped there.
         if is_control(character) && character != '\n' {
             let _ = write!(text, "\\u{:04x}", u32::from(character));
         } else {

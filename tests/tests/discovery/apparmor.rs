@@ -58,7 +58,7 @@ fn a_program_that_the_profile_does_not_name_is_a_finding() {
         "/usr/sbin/apparmor_parser",
     ] {
         let (tree, file) = host(LIBVIRTD, binary);
-        let rule = format!("`{binary} PUx,`, is in {PROFILE}");
+        let rule = format!("{PROFILE} has no rule for it, such as `{binary} PUx,`");
         assert_finding(&tree.check(), &file, &rule, "/etc/apparmor.d/local");
     }
 }

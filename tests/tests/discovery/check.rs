@@ -44,9 +44,9 @@ fn files_that_are_no_descriptors() {
     let whole = json!({"description": "d", "type": "gpu", "binary": "/b"}).to_string();
     let correct = "--print-descriptor";
     for (content, problem, remedy) in [
-        ("{", "is no descriptor: EOF", correct),
-        ("\0", "is no descriptor", correct),
-        ("\u{feff}{}", "is no descriptor", correct),
+        ("{", "is not a descriptor: EOF", correct),
+        ("\0", "is not a descriptor", correct),
+        ("\u{feff}{}", "is not a descriptor", correct),
         (r#"["d","gpu","/b"]"#, "an array instead", correct),
         ("{}", "missing field `type`", correct),
         (r#"{"type":"gpu"}"#, "missing field `binary`", correct),
@@ -55,7 +55,7 @@ fn files_that_are_no_descriptors() {
         (&format!("{whole}{whole}"), "trailing characters", correct),
         (
             &r#"{"a":"#.repeat(100_000),
-            "is no descriptor: EOF",
+            "is not a descriptor: EOF",
             correct,
         ),
         (
@@ -73,8 +73,8 @@ fn files_that_are_no_descriptors() {
             "the member \"x\" twice",
             correct,
         ),
-        (" ", "white space", "empty to the last byte"),
-        ("\n\t\r\n", "white space", "empty to the last byte"),
+        (" ", "white space", "make the file empty"),
+        ("\n\t\r\n", "white space", "make the file empty"),
         (
             &format!("{whole}{}", " ".repeat(1 << 20)),
             "larger than 1 MiB",
@@ -107,7 +107,7 @@ fn text_that_is_not_utf_8_wherever_it_is() {
             assert_finding(
                 &tree.check(),
                 &file,
-                "is no descriptor",
+                "is not a descriptor",
                 "--print-descriptor",
             );
         }
@@ -145,7 +145,7 @@ fn a_type_that_libvirt_does_not_know() {
         &ended,
         &file,
         "has the type \"gpio\"",
-        "without the help of libvirt",
+        "start the program without libvirt",
     );
 }
 
@@ -165,7 +165,7 @@ fn links_that_lead_nowhere() {
     assert_finding(
         &tree.check(),
         &gone,
-        "leads nowhere",
+        "broken symbolic link",
         "install what it links to",
     );
 
@@ -174,13 +174,13 @@ fn links_that_lead_nowhere() {
     assert_finding(
         &tree.check(),
         &gone,
-        "leads nowhere",
+        "broken symbolic link",
         "install what it links to",
     );
     fs::remove_file(&gone).unwrap();
     tree.check().assert_silent();
     let circle = tree.link(&format!("{DATA}/README"), "README");
-    assert_finding(&tree.check(), &circle, "leads nowhere", "remove it");
+    assert_finding(&tree.check(), &circle, "broken symbolic link", "remove it");
 }
 
 #[test]
@@ -194,7 +194,7 @@ fn what_is_no_file_hides_nothing() {
         &tree.check(),
         &path,
         "not a regular file",
-        "put an empty file",
+        "create an empty file",
     );
     tree.find().assert_found("50");
 }
@@ -226,7 +226,7 @@ fn files_that_count_whatever_their_suffix() {
     assert_finding(
         &tree.check(),
         &file,
-        "is no descriptor",
+        "is not a descriptor",
         "move it elsewhere",
     );
     // This one hides a name that nobody has.
@@ -238,7 +238,7 @@ fn files_that_count_whatever_their_suffix() {
 fn a_directory_that_can_not_be_read() {
     let tree = Tree::new();
     let file = tree.file(CONFIG, "");
-    assert_finding(&tree.check(), &file, "can not be read", "make it readable");
+    assert_finding(&tree.check(), &file, "cannot be read", "make it readable");
 }
 
 #[test]
@@ -253,18 +253,18 @@ fn programs_that_can_not_be_run() {
         ("./bin/gpu", "relative path \"./bin/gpu\"", absolute),
         (
             "/bin/gone",
-            "/bin/gone, which can not be found",
+            "/bin/gone, which cannot be found",
             "install the program",
         ),
-        ("/bin/dangling", "can not be found", "install the program"),
-        ("/bin/data/gpu", "can not be found", "install the program"),
-        ("/b\0", "can not be found", "install the program"),
+        ("/bin/dangling", "cannot be found", "install the program"),
+        ("/bin/data/gpu", "cannot be found", "install the program"),
+        ("/b\0", "cannot be found", "install the program"),
         (
             "/bin/data",
-            "/bin/data, which is no executable file",
+            "/bin/data, which is not an executable file",
             "chmod 755",
         ),
-        ("/bin", "/bin, which is no executable file", "chmod 755"),
+        ("/bin", "/bin, which is not an executable file", "chmod 755"),
     ] {
         let file = tree.descriptor(&format!("{DATA}/50.json"), "gpu", binary);
         assert_finding(&tree.check(), &file, problem, remedy);
@@ -281,17 +281,21 @@ fn programs_that_do_not_answer_as_they_should() {
             "fails with --print-capabilities",
             "update the program",
         ),
-        ("echo", "prints something else", "update the program"),
-        ("echo '{}{}'", "prints something else", "update the program"),
+        ("echo", "prints something other", "update the program"),
+        (
+            "echo '{}{}'",
+            "prints something other",
+            "update the program",
+        ),
         ("exec yes", "prints more than 1 MiB", "update the program"),
         (
             "echo '{\"type\":\"gpu\"}'",
             "without a list of features",
-            "libvirt uses no GPU back-end without",
+            "libvirt does not use a GPU back-end without",
         ),
         (
             "echo '{\"type\":\"rng\",\"features\":[]}'",
-            "has the type \"gpu\", but its program says \"rng\"",
+            "has the type \"gpu\", but its program reports \"rng\"",
             "correct the type",
         ),
     ] {
@@ -315,7 +319,7 @@ fn what_counts_for_any_version_of_libvirt_is_checked() {
     let tree = Tree::new();
     let bad = tree.file(format!("{CONFIG}/50.json"), "bad");
     tree.back_end(HOME, "50", PLAIN);
-    assert_finding(&tree.check(), &bad, "is no descriptor", "correct it");
+    assert_finding(&tree.check(), &bad, "is not a descriptor", "correct it");
 
     // Nobody reads this one.
     fs::remove_file(bad).unwrap();
@@ -330,11 +334,11 @@ fn what_counts_for_any_version_of_libvirt_is_checked() {
     };
     let bad = tree.file(format!("{DATA}/60.json"), "bad");
     let good = tree.back_end("/opt/share/qemu/vhost-user", "60", PLAIN);
-    assert_finding(&check(), &bad, "is no descriptor", "correct it");
+    assert_finding(&check(), &bad, "is not a descriptor", "correct it");
     fs::remove_file(bad).unwrap();
     check().assert_silent();
     fs::write(&good, "bad").unwrap();
-    assert_finding(&check(), &good, "is no descriptor", "correct it");
+    assert_finding(&check(), &good, "is not a descriptor", "correct it");
     tree.check().assert_silent();
 }
 

@@ -130,7 +130,7 @@ fn find_passes_over_programs_that_are_not_there() {
     tree.back_end(DATA, "50-plain", PLAIN);
     let found = tree.find();
     found.assert_found("50-plain");
-    found.assert_warns(&gone, "can not be found");
+    found.assert_warns(&gone, "cannot be found");
 }
 
 #[test]

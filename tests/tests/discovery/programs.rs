@@ -92,7 +92,7 @@ fn a_slow_program_is_ended_with_all_that_it_started() {
         }
         sleepers.assert_end();
         let warning = format!("{}: names the program", slow.display());
-        let reason = format!("did not answer to --print-capabilities within {seconds} s");
+        let reason = format!("did not answer --print-capabilities within {seconds} s");
         let line = ended.stderr.lines().find(|line| line.contains(&warning));
         assert!(line.unwrap().contains(&reason), "{}", ended.stderr);
         return;
@@ -238,7 +238,7 @@ fn a_program_that_prints_something_else_is_named() {
     ] {
         let error = warning(&Tree::new(), output);
         assert!(
-            error.contains("prints something else than its capabilities"),
+            error.contains("prints something other than its capabilities"),
             "{output}: {error}"
         );
     }
@@ -279,7 +279,7 @@ fn a_program_that_can_not_be_started_is_named() {
     fs::write(tree.path("/usr/libexec/50"), [0x7f; 100]).unwrap();
     tree.descriptor(&format!("{DATA}/50.json"), "gpu", "/usr/libexec/50");
     let ended = tree.list();
-    assert!(ended.stderr.contains("can not be started"), "{ended:?}");
+    assert!(ended.stderr.contains("cannot be started"), "{ended:?}");
 }
 
 #[test]
