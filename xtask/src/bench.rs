@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `cargo xtask bench`: the benchmark program of the tests, on release binaries.
+//! `cargo xtask bench`: runs the benchmark program on release binaries.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ pub fn run(progress: &Progress, arguments: &[String]) -> Result<ExitCode, String
     let needs = match arguments.first().map(String::as_str) {
         Some("block") => IMAGES,
         Some("gpu") => GPU_PEER,
-        // The benchmark program says what there is.
+        // The benchmark program prints the valid arguments.
         _ => &[],
     };
     packages::install(progress, needs)?;
@@ -19,7 +19,7 @@ pub fn run(progress: &Progress, arguments: &[String]) -> Result<ExitCode, String
     program("bench", arguments)
 }
 
-/// Builds what is measured, and what measures it.
+/// Builds the release binaries.
 pub fn build(progress: &Progress) -> Result<(), String> {
     progress.run(
         "Building the release binaries",
@@ -34,7 +34,7 @@ pub fn build(progress: &Progress) -> Result<(), String> {
     )
 }
 
-/// Runs a program of the tests.
+/// Runs a program of the package of the tests.
 pub fn program(name: &str, arguments: &[String]) -> Result<ExitCode, String> {
     let status = cargo(["run", "--release", "--quiet"])
         .args(["--package", "vhost-device-tests", "--bin", name, "--"])

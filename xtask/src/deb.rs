@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `cargo xtask deb`: what `cargo xtask install` installs, as a Debian package.
+//! `cargo xtask deb`: builds a Debian package of what `cargo xtask install` installs.
 
 use std::fs::{self, Permissions};
 use std::io::ErrorKind;
@@ -12,17 +12,17 @@ use crate::packages::{self, PACKAGING};
 use crate::progress::Progress;
 use crate::workspace::target_directory;
 
-/// Where, in the directory of the release binaries, the package's files are put together.
+/// The directory of the package's files, below the release binaries.
 const TREE: &str = "deb";
 
-/// Where the programs are in it.
+/// The directory of the programs in the package.
 const PROGRAMS: &str = "usr/bin";
 
 const NAME: &str = "vhost-device";
-/// The second number is the package's own.
+/// The second number is the version of the packaging.
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "-1");
 
-/// What the package says of itself, after its version, architecture and dependencies.
+/// The fields of the package after its version, architecture and dependencies.
 const DESCRIPTION: &str = concat!(
     "Maintainer: vhost-device developers <vhost-device@example.org>\n",
     "Section: admin\n",
@@ -30,12 +30,12 @@ const DESCRIPTION: &str = concat!(
     "Description: ",
     env!("CARGO_PKG_DESCRIPTION"),
     "\n",
-    " Devices for virtual machines, each a program of its own that QEMU, libvirt\n",
-    " or another VMM connects to by the vhost-user protocol. The guest sees a\n",
-    " VIRTIO device.\n",
+    " Devices for virtual machines. Each device is a program that QEMU, libvirt or\n",
+    " another VMM connects to by the vhost-user protocol. The guest sees a VIRTIO\n",
+    " device.\n",
     " .\n",
-    " The package has the programs, their descriptors for management software,\n",
-    " manual pages, shell completions and templates of systemd units.\n",
+    " The package contains the programs, their descriptors for management\n",
+    " software, manual pages, shell completions and systemd unit templates.\n",
 );
 
 const COPYRIGHT: &str = "\
@@ -45,7 +45,7 @@ Upstream-Name: vhost-device
 Files: *
 Copyright: the vhost-device developers
 License: Apache-2.0 or BSD-3-Clause
- The texts of both licences are in the directory of this file.
+ The texts of both licences are in the same directory as this file.
 ";
 
 pub fn run(progress: &Progress, output: Option<PathBuf>) -> Result<(), String> {
@@ -58,7 +58,7 @@ pub fn run(progress: &Progress, output: Option<PathBuf>) -> Result<(), String> {
         _ => (),
     }
     let directories = Directories {
-        // Debian's own; there, site-functions are below /usr/local.
+        // Debian's zsh searches site-functions only below /usr/local.
         zsh: "/usr/share/zsh/vendor-completions".into(),
         ..Directories::below(Path::new("/usr"))
     };
@@ -69,18 +69,18 @@ pub fn run(progress: &Progress, output: Option<PathBuf>) -> Result<(), String> {
     )?;
     let programs = programs(&tree)?;
     for program in &programs {
-        say(Command::new("strip").arg("--strip-unneeded").arg(program))?;
+        stdout_of(Command::new("strip").arg("--strip-unneeded").arg(program))?;
     }
     let control = format!(
         "Package: {NAME}\nVersion: {VERSION}\nArchitecture: {}\nDepends: {}\n{DESCRIPTION}",
-        say(Command::new("dpkg").arg("--print-architecture"))?.trim(),
+        stdout_of(Command::new("dpkg").arg("--print-architecture"))?.trim(),
         dependencies(&programs)?
     );
     let directory = tree.join("DEBIAN");
     create(&directory)?;
     write(&directory.join("control"), &control)?;
 
-    // dpkg-deb names the file itself where it is given a directory.
+    // dpkg-deb chooses the name of the file if the output is a directory.
     let output = match output {
         Some(output) => output,
         None => target_directory().join("debian"),
@@ -101,7 +101,7 @@ pub fn run(progress: &Progress, output: Option<PathBuf>) -> Result<(), String> {
     Ok(())
 }
 
-/// The programs in the tree.
+/// Returns the programs in the tree.
 fn programs(tree: &Path) -> Result<Vec<PathBuf>, String> {
     let directory = tree.join(PROGRAMS);
     let entries = fs::read_dir(&directory)
@@ -111,39 +111,41 @@ fn programs(tree: &Path) -> Result<Vec<PathBuf>, String> {
         .collect())
 }
 
-/// What the programs need at run time, in the form of the field `Depends`.
+/// Returns the dependencies of the programs, in the syntax of the field `Depends`.
 fn dependencies(programs: &[PathBuf]) -> Result<String, String> {
-    // dpkg-shlibdeps wants to be in the source of a package.
-    let source = tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
+    // dpkg-shlibdeps must run in the source directory of a package.
+    let source = tempfile::tempdir()
+        .map_err(|error| format!("cannot create a temporary directory: {error}"))?;
     create(&source.path().join("debian"))?;
     let control = format!("Source: {NAME}\n\nPackage: {NAME}\nArchitecture: any\n");
     write(&source.path().join("debian/control"), &control)?;
     let mut command = Command::new("dpkg-shlibdeps");
     command.arg("-O").args(programs).current_dir(&source);
-    let said = say(&mut command)?;
-    let fields = said
+    let printed = stdout_of(&mut command)?;
+    let fields = printed
         .lines()
         .find_map(|line| line.strip_prefix("shlibs:Depends="));
-    let fields = fields.ok_or_else(|| format!("dpkg-shlibdeps names no dependencies: {said}"))?;
+    let fields =
+        fields.ok_or_else(|| format!("dpkg-shlibdeps printed no dependencies: {printed}"))?;
     Ok(fields.to_owned())
 }
 
-/// Creates a directory that all can read, whatever the umask.
+/// Creates a directory that is readable for all users, regardless of the umask.
 fn create(directory: &Path) -> Result<(), String> {
     fs::create_dir_all(directory)
         .and_then(|()| fs::set_permissions(directory, Permissions::from_mode(0o755)))
         .map_err(|error| format!("cannot create {}: {error}", directory.display()))
 }
 
-/// Writes a file that all can read, whatever the umask.
+/// Writes a file that is readable for all users, regardless of the umask.
 fn write(path: &Path, content: &str) -> Result<(), String> {
     fs::write(path, content)
         .and_then(|()| fs::set_permissions(path, Permissions::from_mode(0o644)))
         .map_err(|error| format!("cannot write {}: {error}", path.display()))
 }
 
-/// What a program of the host prints.
-fn say(command: &mut Command) -> Result<String, String> {
+/// Runs a program of the host. Returns its output.
+fn stdout_of(command: &mut Command) -> Result<String, String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command
         .output()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `cargo xtask install`: the programs, and what the rest of a host has to know of them.
+//! `cargo xtask install`: installs the programs, with descriptors, manual pages, completions and systemd units.
 
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -19,55 +19,55 @@ use crate::workspace::{cargo, target_directory, workspace};
 
 const SOCKET_UNIT: &str = include_str!("../../systemd/vhost-device@.socket");
 const SERVICE_UNIT: &str = include_str!("../../systemd/vhost-device@.service");
-/// What the service unit has for a program that SIGHUP does not end.
+/// The line of the service unit of a program that handles SIGHUP.
 const RELOAD: &str = "ExecReload=kill -HUP $MAINPID\n";
-/// What it has for one that makes no code while it runs.
+/// The line of the service unit of a program that generates no code at run time.
 const NO_NEW_CODE: &str = "MemoryDenyWriteExecute=yes\n";
 const LICENCES: &[&str] = &["LICENSE-APACHE", "LICENSE-BSD-3-Clause"];
 
-/// Where libvirt, which has these names built in, looks for descriptors.
+/// The directories that libvirt searches for descriptors. They cannot be configured.
 const SEEN_BY_LIBVIRT: &[&str] = &["/usr/share/qemu/vhost-user", "/etc/qemu/vhost-user"];
 
 #[derive(Args, Debug)]
 pub struct Options {
-    /// Directory below which all is installed
+    /// Install below this directory
     #[arg(long, value_name = "DIR", default_value = "/usr/local", value_parser = absolute)]
     prefix: PathBuf,
 
-    /// Write below DIR as if it were the root directory; what is written does not name it
+    /// Write files below DIR instead of the root directory, for packages and tests
     ///
-    /// For packages and tests.
+    /// The installed files do not contain the path DIR.
     #[arg(long, value_name = "DIR")]
     destdir: Option<PathBuf>,
 
-    /// Directory for the descriptors, by which management software finds the devices [default: PREFIX/share/qemu/vhost-user]
+    /// Install the descriptors, with which management software finds the devices, in DIR [default: PREFIX/share/qemu/vhost-user]
     ///
-    /// libvirt looks in /usr/share/qemu/vhost-user and /etc/qemu/vhost-user only, whatever the prefix is.
+    /// libvirt searches only /usr/share/qemu/vhost-user and /etc/qemu/vhost-user.
     #[arg(long, value_name = "DIR", value_parser = absolute)]
     descriptors: Option<PathBuf>,
 
-    /// Put the devices into DIR/vhost-device instead of PREFIX/bin
+    /// Install the devices in DIR/vhost-device instead of PREFIX/bin
     ///
-    /// Where AppArmor is on, libvirt may start those in /usr/bin only, until its profile names others.
+    /// If AppArmor is enabled, libvirt can start only programs in /usr/bin, unless you add a rule to its profile.
     #[arg(long, value_name = "DIR", value_parser = absolute)]
     libexecdir: Option<PathBuf>,
 }
 
-/// A directory whose name needs no quoting, wherever it is written.
+/// Parses the path of a directory. It must not need quoting in any of the installed files.
 fn absolute(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
     let has_parent = path.components().any(|part| part.as_os_str() == "..");
     let is_special = |c: char| c.is_whitespace() || c.is_control() || "\"'\\$%".contains(c);
     if !path.is_absolute() || has_parent || text.contains(is_special) {
         return Err(
-            "must be an absolute path, without `..`, spaces, quotes, `\\`, `$` and `%`".to_owned(),
+            "must be an absolute path without `..`, spaces, quotes, `\\`, `$` and `%`".to_owned(),
         );
     }
-    // As the components are: without doubled or trailing slashes.
+    // Removes double and trailing slashes.
     Ok(path.components().collect())
 }
 
-/// Where files of each kind go.
+/// The directories for each kind of files.
 #[derive(Clone, Debug)]
 pub struct Directories {
     pub tools: PathBuf,
@@ -82,11 +82,11 @@ pub struct Directories {
 }
 
 impl Directories {
-    /// The conventional ones.
+    /// Returns the conventional directories.
     pub fn below(prefix: &Path) -> Self {
         Self {
             tools: prefix.join("bin"),
-            // As libvirt's AppArmor profile wants it, with the prefix /usr.
+            // With the prefix /usr, libvirt's AppArmor profile allows this directory.
             devices: prefix.join("bin"),
             descriptors: prefix.join("share/qemu/vhost-user"),
             manual: prefix.join("share/man/man1"),
@@ -101,7 +101,7 @@ impl Directories {
 
 /// A file to install.
 struct File {
-    /// Where it will be used.
+    /// Its path on the host that uses it.
     path: PathBuf,
     content: Vec<u8>,
     mode: u32,
@@ -116,7 +116,7 @@ impl File {
         }
     }
 
-    /// Writes it below `root`. What is at its place is replaced at once, or not at all.
+    /// Writes the file below `root`. Replaces an existing file atomically.
     fn write(&self, root: &Path) -> Result<(), String> {
         let path = below(root, &self.path);
         let write = || -> std::io::Result<()> {
@@ -137,7 +137,7 @@ fn below(root: &Path, path: &Path) -> PathBuf {
     root.join(path.strip_prefix("/").unwrap_or(path))
 }
 
-/// Makes a directory that all may read, and those that it is in.
+/// Creates a directory and its parents, readable for all users.
 fn make_directory(path: &Path) -> std::io::Result<()> {
     if path.is_dir() {
         return Ok(());
@@ -165,7 +165,7 @@ pub fn run(progress: &Progress, options: &Options) -> Result<(), String> {
         .any(|seen| descriptors == Path::new(seen))
     {
         progress.step(&format!(
-            "libvirt does not look into {}; use --descriptors={} if it is to find the devices",
+            "libvirt does not search {}; use --descriptors={} if libvirt must find the devices",
             descriptors.display(),
             SEEN_BY_LIBVIRT.join(" or ")
         ));
@@ -173,7 +173,7 @@ pub fn run(progress: &Progress, options: &Options) -> Result<(), String> {
     Ok(())
 }
 
-/// Builds all, and writes it below `root`.
+/// Builds everything and writes it below `root`.
 pub fn install(progress: &Progress, directories: &Directories, root: &Path) -> Result<(), String> {
     let mut build = cargo(["build", "--release", "--bins"]);
     for program in PROGRAMS {
@@ -195,7 +195,7 @@ pub fn install(progress: &Progress, directories: &Directories, root: &Path) -> R
     Ok(())
 }
 
-/// Adds what belongs to one program.
+/// Adds the files of one program.
 fn add(program: &Program, directories: &Directories, files: &mut Vec<File>) -> Result<(), String> {
     let built = target_directory().join("release").join(program.name);
     let home = match program.device {
@@ -209,7 +209,7 @@ fn add(program: &Program, directories: &Directories, files: &mut Vec<File>) -> R
         mode: 0o755,
     });
     if let Some(device) = program.device {
-        // One descriptor of a type that it does not know makes libvirt refuse all back-ends.
+        // If one descriptor has an unknown type, libvirt refuses all back-ends.
         if VHostUserBackendType::from_name(device).is_some() {
             let path = directories
                 .descriptors
@@ -245,7 +245,7 @@ fn add(program: &Program, directories: &Directories, files: &mut Vec<File>) -> R
     Ok(())
 }
 
-/// A unit of a device's program.
+/// Returns a unit for the program of a device.
 fn unit(template: &str, program: &Program, device: &str, binary: &Path) -> String {
     let reload = if program.reloads { RELOAD } else { "" };
     let no_new_code = if program.makes_code { "" } else { NO_NEW_CODE };
@@ -257,7 +257,7 @@ fn unit(template: &str, program: &Program, device: &str, binary: &Path) -> Strin
         .replace("@BINARY@", &binary.to_string_lossy())
 }
 
-/// What the program `built` says of itself, with the place where it is going to be.
+/// Returns the descriptor that the program `built` prints, with the path `place`.
 fn descriptor(built: &Path, place: &Path) -> Result<String, String> {
     let failed = |why: String| format!("{} --print-descriptor: {why}", built.display());
     let output = Command::new(built)
@@ -280,9 +280,9 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
 mod tests {
     use super::*;
 
-    /// Mesa compiles shaders, which a unit must let it do.
+    /// Mesa compiles shaders, which the unit must allow.
     #[test]
-    fn only_the_gpu_may_make_code() {
+    fn only_the_unit_of_the_gpu_allows_generated_code() {
         for program in PROGRAMS {
             let Some(device) = program.device else {
                 continue;

@@ -29,9 +29,10 @@ use vhost_device_tests::soak::SoakOptions;
 
 use crate::progress::Progress;
 
-/// See the devices work, test them, measure them, install them.
+/// Show, test, measure and install the devices
 ///
-/// demo, test, coverage, bench and deb install the Debian packages that they need and do not find, when they run as root; else they say which these are.
+/// demo, test, coverage, bench, fuzz and deb need Debian packages. They install the missing ones if they run as root; otherwise they print
+/// which packages to install.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
 struct Arguments {
@@ -41,41 +42,42 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Boot Linux guests in QEMU that use our devices, and show what they see
+    /// Boot Linux guests in QEMU with our devices, and print what the guests see
     ///
-    /// Builds the release binaries, makes a file system image of 256 MiB, starts block on it and rng beside it, boots a guest, and prints
-    /// the guest's view: size, serial, file system, throughput, random numbers. Then a second guest has a screen by gpu, and the picture on it
-    /// is saved in target/demo/screen.png; a third has a keyboard by input. A host without uinput runs that part in User-Mode Linux, which
-    /// takes two minutes to build the first time. All else takes less than two minutes after the build. Processors are emulated, so that it works on every machine; the throughput is that of the emulated guest, not of the
-    /// back-end (see `cargo xtask bench`).
+    /// Builds the release binaries, creates a file system image of 256 MiB, starts block and rng, boots a guest, and prints what the guest
+    /// sees: size, serial number, file system, throughput, random numbers. Then boots a second guest with a GPU and saves its screen in
+    /// target/demo/screen.png, and a third guest with a keyboard. A host without uinput runs the third part in User-Mode Linux, which
+    /// takes two minutes to build once. The rest takes less than two minutes after the build. The processors of the guests are emulated,
+    /// so KVM is not needed; the throughput is limited by the emulation (see `cargo xtask bench`).
     ///
-    /// A part that this host cannot show is left out, and the reason printed. The exit status is 0 if nothing failed.
+    /// Skips a part that this host does not support, and prints the reason. The exit status is 0 if nothing failed.
     Demo,
     /// The part of the demo that runs in User-Mode Linux
     #[command(hide = true)]
     DemoInput {
-        /// Milliseconds since the demo began
+        /// Milliseconds since the start of the demo
         elapsed: u64,
     },
     /// Run every check: format, lints, licences, unit tests, conformance suites, guests
     ///
-    /// Goes on after a failure, so that all failures are seen. The last line is `N passed, N failed, N skipped`; fmt, clippy and the like count as one each.
-    /// The exit status is 0 if nothing failed. The logs of the guests stay in target/guest/logs.
+    /// Continues after a failure, so that it reports all failures. The last line is `N passed, N failed, N skipped`; each of fmt, clippy
+    /// and the other checks counts as one. The exit status is 0 if nothing failed.
     ///
-    /// A test that cannot run here counts as skipped, and its reason is listed; where CI is set in the environment, only the reasons on a
-    /// short list are accepted. What the test programs write stays in target/test-logs.
+    /// A test that cannot run on this host counts as skipped, and its reason is listed. If CI is set in the environment, a skip whose
+    /// reason is not on a short list is a failure. The logs of guests are in target/guest/logs, those of test programs in
+    /// target/test-logs.
     Test(test::Options),
-    /// Say how much of the product's code the tests execute
+    /// Measure how much of the product's code the tests execute
     ///
-    /// Builds all with counters, runs the unit tests and the suites that need no guest, those of input in User-Mode Linux where the host has
-    /// no uinput, and prints a table: lines, functions and regions of each crate. The exit status is 1 if a test fails, or less than 90 % of
-    /// the lines of a crate are executed. Takes LLVM's tools of the compiler's version.
+    /// Builds everything with counters, runs the unit tests and the suites that need no guest, and prints a table of the lines, functions
+    /// and regions of each crate. A host without uinput runs the suite of input in User-Mode Linux. The exit status is 1 if a test fails, or
+    /// if less than 90 % of the lines of a crate are executed. Needs LLVM's tools of the version that the compiler uses.
     Coverage(coverage::Options),
-    /// Measure a device beside other back-ends
+    /// Compare the speed of a device with other back-ends
     ///
     /// Builds the release binaries and runs the benchmark program. `cargo xtask bench block --help` lists its options.
     Bench {
-        /// What to measure, `block` or `gpu`, and options for it
+        /// The device, `block` or `gpu`, and options for it
         #[arg(
             required = true,
             num_args = 1..,
@@ -84,17 +86,17 @@ enum Task {
         )]
         arguments: Vec<String>,
     },
-    /// Run all devices for long, under load and with faults, and see that nothing is lost
+    /// Run all devices for a long time under load and with faults, and check that nothing is lost
     ///
-    /// Builds the release binaries and runs the soak program: every device carries load whose results are verified, while rings are stopped,
-    /// memory changes, front-ends and displays go away, and processes are killed. Prints the progress, and at the end what was carried, which
-    /// faults were injected, and what was lost. The exit status is 1 if anything was. A host without uinput runs input in User-Mode Linux.
+    /// Builds the release binaries and runs the soak program: it verifies the results of every request, while it stops rings, changes the
+    /// memory, disconnects front-ends and displays, and kills processes. Prints the progress, and at the end the load, the injected faults
+    /// and what was lost. The exit status is 1 if anything was lost. A host without uinput runs input in User-Mode Linux.
     Soak(SoakOptions),
-    /// Look for inputs of guests, drivers and front-ends that a device or the core does wrong with
+    /// Search for inputs of guests, drivers and front-ends that break a device or the core
     ///
-    /// Builds the fuzz targets, and runs libFuzzer on each, as many at a time as there are processors. Prints what was executed, how much of
-    /// the program that reached, and what was found: each finding with the file that has the input, and the command that plays it again. The
-    /// exit status is 1 if anything was. What is learnt is kept in target/fuzz/corpus.
+    /// Builds the fuzz targets and runs libFuzzer on each, as many at the same time as there are processors. Prints the number of executions,
+    /// the coverage, and each finding with the file of its input and the command that runs it again. The exit status is 1 if there is a
+    /// finding. The corpus is kept in target/fuzz/corpus.
     Fuzz(fuzz::Options),
     /// Check that no files of a crate import each other in a circle
     ///
@@ -103,13 +105,12 @@ enum Task {
     Modules,
     /// Build the release binaries and install them, with descriptors, manual pages, completions and systemd units
     ///
-    /// Programs go to PREFIX/bin, the rest to the conventional places below PREFIX. Each file that is
-    /// written is named; one of the same name is replaced. Nothing is started or enabled. `cargo xtask deb` makes a package instead, which
-    /// can be removed again.
+    /// Installs programs in PREFIX/bin, and the rest in the conventional directories below PREFIX. Prints the path of each file that it
+    /// writes, and replaces existing files. Starts and enables nothing. `cargo xtask deb` builds a package instead, which can be removed.
     Install(install::Options),
-    /// Make a Debian package of what `install` installs
+    /// Build a Debian package of what `install` installs
     ///
-    /// Its prefix is /usr.
+    /// Uses the prefix /usr.
     Deb {
         /// File or directory for the package [default: target/debian]
         #[arg(long, value_name = "PATH")]
@@ -144,7 +145,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// Prints the help that was asked for, or one line that says what is wrong with the arguments.
+/// Prints the requested help, or one line about the error in the arguments.
 fn refuse(error: &clap::Error) -> ExitCode {
     if error.exit_code() == 0 || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     {

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Manual pages: what clap knows of a command line, and what a program's `manual.roff` adds to that.
+//! Manual pages, generated from the command line and the `manual.roff` of a program.
 
 use clap_mangen::Man;
 
 use crate::programs::Program;
 
-/// What is the same in the pages of all devices.
+/// The sections that the pages of all devices share.
 const DEVICE: &str = include_str!("device.roff");
-/// clap's heading of what follows the options in the help text.
+/// clap's heading of the text after the options.
 const EXTRA: &str = ".SH EXTRA\n";
 const NOTES: &str = ".SH NOTES\n";
 const VERSION: &str = ".SH VERSION\n";
 
-/// A page: the name of its file, and its source.
+/// The file name and the source of a page.
 pub type Page = (String, String);
 
-/// The pages of a program and of its subcommands.
+/// Generates the pages of a program and of its subcommands.
 pub fn pages(program: &Program) -> Result<Vec<Page>, String> {
     let mut command = (program.command)().disable_help_subcommand(true);
     let mut sections = program.manual.to_owned();
@@ -25,7 +25,7 @@ pub fn pages(program: &Program) -> Result<Vec<Page>, String> {
             let common = DEVICE.replace("@PROGRAM@", &name);
             sections += &common.replace("@TYPE@", device);
         }
-        // Its help text says in short what the sections do.
+        // The sections contain the text after the options in more detail.
         None => command = command.after_long_help(None),
     }
     command.build();
@@ -41,7 +41,7 @@ fn add(command: &clap::Command, sections: &str, pages: &mut Vec<Page>) -> Result
     let page = Man::new(command.clone()).manual("vhost-device");
     let mut text = Vec::new();
     page.render(&mut text)
-        .map_err(|error| format!("cannot make the manual page: {error}"))?;
+        .map_err(|error| format!("cannot generate the manual page: {error}"))?;
     let text = String::from_utf8_lossy(&text).replace(EXTRA, NOTES);
     let end = text.find(VERSION).unwrap_or(text.len());
     let (before, version) = text.split_at(end);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Programs of the host, and the Debian packages that have them.
+//! Programs of the host that the tasks need, and the Debian packages that contain them.
 
 use std::fs;
 use std::process::Command;
@@ -11,13 +11,13 @@ use vhost_device_tests::uml;
 
 use crate::progress::Progress;
 
-/// The oldest QEMU that the tests and the demo are known to work with. Debian 12 has it in its backports.
+/// The oldest QEMU that the tests and the demo support. Debian 12 has it in its backports.
 const QEMU_MAJOR: u32 = 10;
 
-/// A program, and the package that has it.
+/// A program, and the package that contains it.
 pub type Need = (&'static str, &'static str);
 
-/// What running a guest takes.
+/// For guests.
 pub const GUEST: &[Need] = &[
     (QEMU, "qemu-system-x86"),
     ("busybox", "busybox-static"),
@@ -27,32 +27,32 @@ pub const GUEST: &[Need] = &[
     ("fio", "fio"),
 ];
 
-/// What a guest with a display shows, and QEMU's display that tells the tests of it.
+/// For guests with a display: a program for the guest, and QEMU's D-Bus display for the tests.
 pub const DISPLAY: &[Need] = &[
     ("modetest", "libdrm-tests"),
     (dbus::MODULE, "qemu-system-modules-opengl"),
 ];
 
-/// What draws in 3D, in a guest and for it: the last two bring the renderer for virgl, and Mesa.
+/// For 3D: a program for the guest, the renderer for virgl, and Mesa.
 pub const THREE_D: &[Need] = &[
     ("kmscube", "kmscube"),
     ("virgl_test_server", "virgl-server"),
     ("eglinfo", "mesa-utils"),
 ];
 
-/// QEMU's programs for images: to compare with, and to share images with.
+/// QEMU's programs for images, for comparison and for tests of locks.
 pub const IMAGES: &[Need] = &[("qemu-storage-daemon", "qemu-utils")];
 
-/// QEMU's own back-end of a GPU: to compare with.
+/// QEMU's own GPU back-end, for comparison.
 pub const GPU_PEER: &[Need] = &[(bench::gpu::QEMU, "qemu-system-gui")];
 
-/// What making a Debian package takes.
+/// For building a Debian package.
 pub const PACKAGING: &[Need] = &[("dpkg-shlibdeps", "dpkg-dev")];
 
-/// What looks at the files that are installed.
+/// For checking installed files.
 pub const INSTALLED: &[Need] = &[("man", "man-db"), ("systemd-analyze", "systemd")];
 
-/// What building User-Mode Linux takes, and what the tests in it use.
+/// For building User-Mode Linux, and for the tests in it.
 pub const USER_MODE_LINUX: &[Need] = &[
     ("gcc", "gcc"),
     ("make", "make"),
@@ -62,22 +62,22 @@ pub const USER_MODE_LINUX: &[Need] = &[
     ("evtest", "evtest"),
 ];
 
-/// What building libFuzzer takes.
+/// For building libFuzzer.
 pub const FUZZING: &[Need] = &[("c++", "g++")];
 
-/// libvirt, whose daemon needs no more than this to run a domain.
+/// For domains of libvirt.
 pub const LIBVIRT: &[Need] = &[
     ("libvirtd", "libvirt-daemon-system"),
     ("virsh", "libvirt-clients"),
 ];
 
-/// Makes sure that there is a kernel for guests.
+/// Downloads a kernel for guests if it is not in the cache.
 pub fn kernel(progress: &Progress, flavour: Flavour) -> Result<Kernel, String> {
     if !Kernel::is_kept(flavour) {
         progress.step("Downloading a kernel for the guest");
     }
     match Kernel::prepare(flavour) {
-        // apt may know of no kernel, or only of some that are gone.
+        // The package lists may be missing or outdated.
         Err(_) if is_root() => {
             progress.run("Updating the package lists", &mut apt(&["update"]))?;
             Kernel::prepare(flavour)
@@ -87,12 +87,12 @@ pub fn kernel(progress: &Progress, flavour: Flavour) -> Result<Kernel, String> {
     .map_err(|error| error.to_string())
 }
 
-/// Makes sure that there is the source of User-Mode Linux, or the kernel itself.
+/// Downloads the source of User-Mode Linux if neither it nor the kernel is in the cache.
 pub fn user_mode_linux(progress: &Progress) -> Result<(), String> {
     if uml::kernel::is_kept() {
         return Ok(());
     }
-    progress.step("Looking for the source of User-Mode Linux");
+    progress.step("Downloading the source of User-Mode Linux");
     match uml::kernel::source() {
         Err(_) if is_root() => {
             progress.run("Updating the package lists", &mut apt(&["update"]))?;
@@ -104,7 +104,7 @@ pub fn user_mode_linux(progress: &Progress) -> Result<(), String> {
     .map_err(|error| error.to_string())
 }
 
-/// Makes sure that the programs are there: installs their packages, or says how.
+/// Installs the packages of missing programs. Without root privileges, fails with the command that installs them.
 pub fn install(progress: &Progress, needs: &[Need]) -> Result<(), String> {
     let missing: Vec<&str> = needs
         .iter()
@@ -115,7 +115,7 @@ pub fn install(progress: &Progress, needs: &[Need]) -> Result<(), String> {
         return Ok(());
     }
     let release = debian_release();
-    // What QEMU brings from there, libdrm among it, needs its companions from there too.
+    // Packages that depend on the backports of QEMU and libdrm must come from the backports too.
     let from_backports = |name: &&str| name.starts_with("qemu") || name.starts_with("libdrm");
     let backports = release == "bookworm" && missing.iter().any(from_backports);
     let mut install = vec!["install", "--yes", "--no-install-recommends"];
@@ -138,7 +138,7 @@ pub fn install(progress: &Progress, needs: &[Need]) -> Result<(), String> {
             format!("echo '{source}' > {list} && ")
         });
         return Err(format!(
-            "Missing: {}. As root, run this, then try again:\n\n    {add}apt-get update && apt-get {}\n",
+            "missing packages: {}; run this as root, then try again:\n\n    {add}apt-get update && apt-get {}\n",
             missing.join(", "),
             install.join(" ")
         ));
@@ -171,13 +171,13 @@ fn is_usable(program: &str) -> bool {
             let version = output(Command::new(path).arg("--version"));
             version.as_deref().and_then(major) >= Some(QEMU_MAJOR)
         }
-        // In the guest it is alone: a BusyBox that needs libraries is of no use, and `ldd` fails for one that needs none.
+        // The guest has no libraries, so BusyBox must be linked statically. `ldd` fails if it is.
         "busybox" => output(Command::new("ldd").arg(path)).is_none(),
         _ => true,
     }
 }
 
-/// The first number in what a program says of its version.
+/// Returns the first number in the output of `--version`.
 fn major(version: &str) -> Option<u32> {
     let number = version.split(|c: char| !c.is_ascii_digit());
     number.filter_map(|number| number.parse().ok()).next()
@@ -191,13 +191,13 @@ fn apt(arguments: &[&str]) -> Command {
     let mut command = Command::new("apt-get");
     command
         .env("DEBIAN_FRONTEND", "noninteractive")
-        // Another apt may be at work: it is waited for.
+        // Waits if another apt is running.
         .args(["-o", "DPkg::Lock::Timeout=300"])
         .args(arguments);
     command
 }
 
-/// The name of Debian's release, like `bookworm`.
+/// Returns the code name of Debian's release, such as `bookworm`.
 fn debian_release() -> String {
     let system = fs::read_to_string("/etc/os-release").unwrap_or_default();
     system
@@ -207,7 +207,7 @@ fn debian_release() -> String {
         .into()
 }
 
-/// What apt has lists of: a line `codename|origin|component|mirror` each.
+/// Returns the package lists of apt, one per line: `codename|origin|component|mirror`.
 fn index_targets() -> Result<String, String> {
     let format = "$(CODENAME)|$(ORIGIN)|$(COMPONENT)|$(REPO_URI)";
     let mut command = apt(&["indextargets", "--format", format, "Created-By: Packages"]);
@@ -216,7 +216,7 @@ fn index_targets() -> Result<String, String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The source of `suite` that apt lacks, if it does: on the mirror that Debian's `release` comes from on this machine.
+/// Returns the source to add if apt does not have `suite`. It uses the mirror of Debian's `release` on this host.
 fn source_to_add(targets: &str, release: &str, suite: &str) -> Result<Option<String>, String> {
     let is_suite = |line: &str| line.split('|').next() == Some(suite);
     if targets.lines().any(is_suite) {
@@ -227,7 +227,7 @@ fn source_to_add(targets: &str, release: &str, suite: &str) -> Result<Option<Str
         .lines()
         .filter_map(|line| line.strip_prefix(&before));
     let mirror = mirrors.next().ok_or_else(|| {
-        format!("apt has no list of Debian's {release}: run `apt-get update`, or add {suite} to its sources")
+        format!("apt does not have the package lists of Debian {release}: run `apt-get update`, or add {suite} to its sources")
     })?;
     Ok(Some(format!("deb {mirror} {suite} main")))
 }
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn backports_come_from_the_mirror_of_this_machine() {
+    fn backports_use_the_mirror_of_the_host() {
         let targets = "nodistro|. nodistro|main|https://deb.nodesource.com/node_20.x/\n\
             bookworm|Docker|main|https://download.docker.com/linux/debian/\n\
             bookworm-security|Debian|main|http://security.mirror.example/\n\
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn backports_that_are_there_are_not_added() {
+    fn existing_backports_are_not_added() {
         let targets = "bookworm|Debian|main|http://mirror.example/debian/\n\
             bookworm-backports|Debian Backports|main|http://mirror.example/debian/\n";
         assert_eq!(
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_without_debians_lists_is_told_so() {
+    fn missing_package_lists_are_an_error() {
         let refusal = source_to_add("", "bookworm", "bookworm-backports").unwrap_err();
         assert!(refusal.contains("apt-get update"), "{refusal}");
     }

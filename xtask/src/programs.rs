@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The programs that are installed: one line each.
+//! The installed programs.
 
 use vhost_device_common::device::Device;
 use vhost_device_common::program;
 
 /// A program of this workspace.
 pub struct Program {
-    /// What it is called.
+    /// Its name.
     pub name: &'static str,
-    /// The package that has it.
+    /// Its package.
     pub package: &'static str,
     /// Its command line.
     pub command: fn() -> clap::Command,
-    /// What device it is, in the schema's terms. None for a tool.
+    /// The type of the device in QEMU's schema. None for a tool.
     pub device: Option<&'static str>,
-    /// Sections of its manual page that its command line does not tell, in the language of roff.
+    /// The sections of its manual page that are not generated from its command line, as roff source.
     pub manual: &'static str,
-    /// SIGHUP has it look again at what its options name.
+    /// It handles SIGHUP: it re-examines the files named by its options.
     pub reloads: bool,
-    /// It, or a library of it, compiles code while it runs.
+    /// It, or a library that it loads, generates code at run time.
     pub makes_code: bool,
 }
 
-/// All programs that are installed.
+/// All installed programs.
 pub const PROGRAMS: &[Program] = &[
     device::<vhost_device_block::Block>(include_str!("../../vhost-device-block/manual.roff")),
     Program {
@@ -42,7 +42,7 @@ pub const PROGRAMS: &[Program] = &[
     },
 ];
 
-/// A device is built from the package of its name.
+/// Returns the entry of a device. The package has the name of the program.
 const fn device<D: Device>(manual: &'static str) -> Program {
     Program {
         name: D::PROGRAM,

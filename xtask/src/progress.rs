@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One line a step, with the time since the start; and the last line of what a long step says, as it says it.
+//! Prints the progress: one line for each step, with the time since the start, and the latest line of output of a long step.
 
 use std::io::{BufRead, BufReader, IsTerminal, Read, Write, stdout};
 use std::process::{Command, Stdio};
@@ -7,23 +7,24 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often a long step is heard of where lines cannot be overwritten.
+/// Interval of the reports on a long step if stdout is not a terminal.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// The clock of a command.
+/// Prints the progress of a task.
 #[derive(Debug)]
 pub struct Progress {
     start: Instant,
 }
 
 impl Progress {
+    /// Starts the clock.
     pub fn start() -> Self {
         Self {
             start: Instant::now(),
         }
     }
 
-    /// A clock that was started `elapsed` ago, by another process.
+    /// Continues the clock of another process, which started it `elapsed` ago.
     pub fn started(elapsed: Duration) -> Self {
         let now = Instant::now();
         Self {
@@ -31,17 +32,17 @@ impl Progress {
         }
     }
 
-    /// The time since the start.
+    /// Returns the time since the start.
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
     }
 
-    /// Says what happens now.
+    /// Prints the beginning of a step.
     pub fn step(&self, what: &str) {
         println!("[{:6.1} s] {what}", self.elapsed().as_secs_f64());
     }
 
-    /// Runs `command` quietly. What it writes is shown one line at a time, and as a whole if it fails.
+    /// Runs `command`. Shows only its latest line of output, and returns all output if it fails.
     pub fn run(&self, what: &str, command: &mut Command) -> Result<(), String> {
         self.step(what);
         let name = command.get_program().to_string_lossy().into_owned();
@@ -58,7 +59,7 @@ impl Progress {
         let terminal = stdout().is_terminal();
         let mut log: Vec<String> = Vec::new();
         let mut shown = Instant::now();
-        // Ends when the command has closed its output.
+        // The loop ends when the command closes its output.
         loop {
             match receiver.recv_timeout(HEARTBEAT) {
                 Ok(line) => log.push(line),
@@ -92,7 +93,7 @@ impl Progress {
     }
 }
 
-/// Sends the lines of `stream` until it ends.
+/// Sends each line of `stream`.
 fn forward(stream: Option<impl Read + Send + 'static>, sender: Sender<String>) {
     let Some(stream) = stream else { return };
     thread::spawn(move || {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `cargo xtask soak`: the soak program of the tests, on release binaries. A host without uinput runs its part for input in User-Mode Linux.
+//! `cargo xtask soak`: runs the soak program on release binaries. A host without uinput runs the part for input in User-Mode Linux.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -12,7 +12,7 @@ use crate::packages::{self, USER_MODE_LINUX};
 use crate::progress::Progress;
 use crate::workspace::target_directory;
 
-/// How much longer User-Mode Linux may take than the run, in seconds: to boot, and to settle all on its one processor.
+/// Additional time for User-Mode Linux, in seconds: it boots, and finishes all work on one processor.
 const MARGIN: u64 = 300;
 
 pub fn run(progress: &Progress, options: &SoakOptions) -> Result<ExitCode, String> {
@@ -36,7 +36,7 @@ pub fn run(progress: &Progress, options: &SoakOptions) -> Result<ExitCode, Strin
     })
 }
 
-/// Starts the part for input in User-Mode Linux, where that can be. It ends with whether nothing was lost.
+/// Starts the part for input in User-Mode Linux. The thread returns whether nothing was lost. Returns None if it cannot start.
 fn in_user_mode_linux(
     progress: &Progress,
     options: &SoakOptions,
@@ -66,7 +66,7 @@ fn in_user_mode_linux(
     let mut child = match start() {
         Ok(child) => child,
         Err(error) => {
-            println!("soak: input is left out: {error}");
+            println!("soak: input is skipped: {error}");
             return None;
         }
     };

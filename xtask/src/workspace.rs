@@ -9,34 +9,35 @@ use vhost_device_tests::guest::find_program;
 
 use crate::progress::Progress;
 
-/// The cargo that runs this, in the root of the workspace.
+/// Returns a command that runs the current cargo in the root of the workspace.
 pub fn cargo<const N: usize>(arguments: [&str; N]) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or("cargo".into()));
     command.args(arguments).current_dir(workspace());
     command
 }
 
+/// Returns the root of the workspace.
 pub fn workspace() -> PathBuf {
     let mut root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     root.pop();
     root
 }
 
-/// The target directory that this program was built into.
+/// Returns the target directory of this program.
 pub fn target_directory() -> PathBuf {
     let this = std::env::current_exe().unwrap_or_default();
     let target = this.parent().and_then(Path::parent);
     target.unwrap_or(Path::new("target")).to_owned()
 }
 
-/// Finds a program that is a crate of its own, or builds it. It is kept in the cache.
+/// Finds the program of a crate on crates.io, or builds it and keeps it in the cache.
 pub fn tool(progress: &Progress, name: &str, version: &str) -> Result<PathBuf, String> {
     let tools = cache::directory()
         .join("tools")
         .join(format!("{name}-{version}"));
     let program = find_program(name).unwrap_or_else(|| tools.join("bin").join(name));
     if !program.is_file() {
-        // Without optimisation it takes a third of the time.
+        // Building takes a third of the time without optimization.
         let mut install = cargo(["install", name, "--locked", "--debug", "--root"]);
         install.arg(&tools).arg(format!("--version=^{version}"));
         progress.run(&format!("Installing {name}"), &mut install)?;

@@ -60,7 +60,7 @@ fn each_file_has_its_place_and_mode_whatever_the_umask() {
             let line = format!("Installing {}\n", path.display());
             assert!(said.contains(&line), "{line} is missing: {said}");
         }
-        assert!(said.contains("libvirt does not look into /usr/local/share/qemu/vhost-user"));
+        assert!(said.contains("libvirt does not search /usr/local/share/qemu/vhost-user"));
     }
 }
 
