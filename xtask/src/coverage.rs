@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `cargo xtask coverage`: how much of the product's code the tests execute, by the compiler's own counters and LLVM's tools.
+//! `cargo xtask coverage`: measures how much of the product's code the tests execute, with the counters of the compiler and LLVM's tools.
 //!
-//! The suites run the real binaries, which are killed, and may open no file once they are in their sandbox. So their counters are in a
-//! file from the start: it is mapped before `main`, which takes relocated counters (`%c` of LLVM), and nothing is written at the end. The
-//! sandbox needs no hole for that. Processes of one executable share a file (`%m`).
+//! The suites run the real binaries, which are killed, and which cannot open files in their sandbox. So the counters are in a file that is
+//! mapped before `main` (`%c` of LLVM, which needs relocatable counters), and nothing is written at the end. The sandbox is the same as in
+//! other builds. Processes of the same executable share a file (`%m`).
 
 mod counts;
 
@@ -22,26 +22,26 @@ use crate::progress::Progress;
 use crate::workspace::{cargo, target_directory, workspace};
 use counts::{Count, Counts, Coverage};
 
-/// Percentage of the lines of each crate that are executed at least.
+/// Lower limit for the executed lines of each crate, in percent.
 const LINES: f64 = 90.0;
-/// Folders of crates that are no product, and are not counted.
+/// Folders of crates that are not counted, because they are not a part of the product.
 const NOT_COUNTED: [&str; 3] = ["fuzz", "tests", "xtask"];
-/// Beginnings of the names of suites that boot something, measure, take long, or install.
+/// Prefixes of suites that are not run, because they boot guests, measure, take long, or install.
 const NOT_RUN: [&str; 5] = ["bench", "guest_", "install", "soak", "uml_"];
-/// This program takes long to build, and is not needed.
+/// This package takes long to build, and is not needed.
 const EXCLUDE_XTASK: [&str; 2] = ["--exclude", "xtask"];
-/// The profile of cargo: what is built for this is kept apart.
+/// The profile of cargo, which keeps these builds apart from others.
 const PROFILE: &str = "coverage";
-/// Where the table is kept.
+/// The document with the table.
 const DOCUMENT: &str = "docs/coverage.md";
 
 #[derive(Args, Debug)]
 pub struct Options {
-    /// Write the table to docs/coverage.md too
+    /// Also write the table to docs/coverage.md
     #[arg(long)]
     write: bool,
 
-    /// Print the lines that were not executed as well
+    /// Also print the lines that were not executed
     #[arg(long)]
     missing: bool,
 }
@@ -92,13 +92,16 @@ pub fn run(progress: &Progress, options: &Options) -> Result<ExitCode, String> {
     }
     let low = |(name, counts): (&String, &Counts)| {
         let percent = counts.lines.percent();
-        (percent < LINES)
-            .then(|| format!("{name}: {percent:.1} % of its lines, less than {LINES} %"))
+        (percent < LINES).then(|| {
+            format!(
+                "{name}: {percent:.1} % of the lines were executed, which is less than {LINES} %"
+            )
+        })
     };
     let low: Vec<String> = coverage.crates.iter().filter_map(low).collect();
     low.iter().for_each(|line| println!("FAILED: {line}"));
     if !failures.is_empty() {
-        println!("FAILED: tests, so that the numbers may be too low");
+        println!("FAILED: some tests, so the numbers can be too low");
     }
     Ok(match low.is_empty() && failures.is_empty() {
         true => ExitCode::SUCCESS,
@@ -106,7 +109,7 @@ pub fn run(progress: &Progress, options: &Options) -> Result<ExitCode, String> {
     })
 }
 
-/// Runs the suite of input, which makes devices by uinput: in User-Mode Linux if the host has none.
+/// Runs the suite of input, which needs uinput, in User-Mode Linux if the host does not have uinput.
 fn input(
     progress: &Progress,
     build: &Build,
@@ -122,17 +125,17 @@ fn input(
         let runner = format!("target.'cfg(all())'.runner = [{program:?}, \"--deadline=3600\"]");
         tests.args(["--config", &runner]);
     }
-    // QEMU decides for its guests.
+    // Guests in QEMU choose the ring format themselves.
     tests.args(["--", "--ignored", "--test-threads=1", "--skip", "guest::"]);
     check("Tests of input", &mut tests);
     Ok(())
 }
 
-/// How cargo is run.
+/// Builds with counters.
 struct Build {
-    /// Calls the compiler with more options.
+    /// A script that runs the compiler with additional options.
     wrapper: PathBuf,
-    /// Where the counters of processes are.
+    /// The directory for the counters of processes.
     profiles: PathBuf,
 }
 
@@ -144,8 +147,8 @@ impl Build {
         cargo
     }
 
-    /// Has a program, and what it starts, keep their counters where they are looked for. Without that they write them into the current
-    /// directory when they end, which ends a back-end in its sandbox by SIGSYS.
+    /// Makes a program and its children keep their counters in [`Self::profiles`]. Otherwise they would write them to the current directory
+    /// at exit, which the sandbox does not allow.
     fn count<'a>(&self, command: &'a mut Command) -> &'a mut Command {
         command.env("LLVM_PROFILE_FILE", self.profiles.join("%m%c.profraw"))
     }
@@ -156,7 +159,7 @@ impl Build {
         tests
     }
 
-    /// Those of the product's crates.
+    /// Returns the command for the unit tests of the product.
     fn unit_tests(&self) -> Command {
         let mut tests = self.tests();
         tests
@@ -172,7 +175,7 @@ impl Build {
         tests
     }
 
-    /// All that run the binaries, but for those that [`NOT_RUN`] names.
+    /// Returns the command for the suites.
     fn suites(&self) -> Result<Command, String> {
         let mut tests = self.tests();
         tests.args(["--package", "vhost-device-tests"]);
@@ -183,7 +186,7 @@ impl Build {
     }
 }
 
-/// The names of the suites that are run.
+/// Returns the names of the suites that are run: all except those in [`NOT_RUN`].
 fn suites() -> Result<Vec<String>, String> {
     let directory = workspace().join("tests/tests");
     let fail = |error| format!("cannot read {}: {error}", directory.display());
@@ -203,7 +206,7 @@ fn suites() -> Result<Vec<String>, String> {
     Ok(suites)
 }
 
-/// Writes what calls the compiler for the crates of the workspace: what these depend on needs no counters.
+/// Writes the script that runs the compiler for the crates of the workspace. Dependencies need no counters.
 fn write_wrapper(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
     let script = "#!/bin/sh\n\
@@ -212,7 +215,7 @@ fn write_wrapper(path: &Path) -> std::io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
-/// Builds, and gives the executables of the product.
+/// Runs a build. Returns the executables of the product.
 fn executables(build: &mut Command) -> Result<Vec<PathBuf>, String> {
     let output = build
         .arg("--message-format=json-render-diagnostics")
@@ -241,16 +244,16 @@ fn executables(build: &mut Command) -> Result<Vec<PathBuf>, String> {
         .collect())
 }
 
-/// LLVM's tools, which must know the format of this compiler.
+/// LLVM's tools. They must have the same version as the compiler's LLVM.
 struct Tools {
     profdata: PathBuf,
     cov: PathBuf,
-    /// The compiler's version.
+    /// The version of the compiler.
     compiler: String,
 }
 
 impl Tools {
-    /// Takes those of the toolchain (`rustup component add llvm-tools`), or else Debian's of the same version.
+    /// Finds the tools of the toolchain (`rustup component add llvm-tools`), or Debian's of the same version.
     fn find(progress: &Progress) -> Result<Self, String> {
         let ask = |arguments: &[&str]| {
             let output = Command::new("rustc").args(arguments).output();
@@ -260,13 +263,13 @@ impl Tools {
         let version = ask(&["-vV"])?;
         let field = |name: &str| version.lines().find_map(|line| line.strip_prefix(name));
         let (Some(host), Some(llvm)) = (field("host: "), field("LLVM version: ")) else {
-            return Err("rustc -vV says nothing of its host and LLVM".into());
+            return Err("rustc -vV does not print its host and the version of LLVM".into());
         };
         let mut tools = Path::new(ask(&["--print", "sysroot"])?.trim()).join("lib/rustlib");
         tools.extend([host, "bin"]);
         if !tools.join("llvm-profdata").is_file() {
             let major = llvm.split('.').next().unwrap_or_default();
-            // The names last as long as this program.
+            // The names are needed until the program ends.
             let program = format!("llvm-profdata-{major}").leak();
             let package: &str = format!("llvm-{major}").leak();
             packages::install(progress, &[(program, package)])?;
@@ -279,7 +282,7 @@ impl Tools {
         })
     }
 
-    /// Puts the counters together.
+    /// Merges the counters and reads the result.
     fn read(&self, profiles: &Path, objects: &[PathBuf]) -> Result<Coverage, String> {
         let merged = profiles.with_file_name("merged.profdata");
         let mut merge = Command::new(&self.profdata);
@@ -293,10 +296,11 @@ impl Tools {
             export.arg("--object").arg(object);
         }
         let export = serde_json::from_slice(&output(&mut export)?);
-        let export = export.map_err(|error| format!("llvm-cov gives no JSON: {error}"))?;
+        let export =
+            export.map_err(|error| format!("cannot read the output of llvm-cov: {error}"))?;
         let root = workspace();
         let mut coverage = counts::read(&export, &root, |file| first_test_line(&root, file));
-        // The suites link what is counted too, and the other way round.
+        // Executables contain code of crates that are not counted.
         coverage
             .crates
             .retain(|name, _| !NOT_COUNTED.contains(&name.as_str()));
@@ -309,7 +313,7 @@ impl Tools {
     }
 }
 
-/// What a program writes, if it goes well.
+/// Runs a program. Returns its output if it succeeds.
 fn output(command: &mut Command) -> Result<Vec<u8>, String> {
     let name = command.get_program().to_string_lossy().into_owned();
     let output = command
@@ -324,7 +328,7 @@ fn output(command: &mut Command) -> Result<Vec<u8>, String> {
     }
 }
 
-/// Where the tests in a file begin: they are the last of it, or a file of their own.
+/// Returns the first line of the tests in a file. They are at its end, or in a file of their own.
 fn first_test_line(root: &Path, file: &str) -> u64 {
     if file.ends_with("/tests.rs") || file.contains("/tests/") {
         return 0;
@@ -339,7 +343,7 @@ fn first_test_line(root: &Path, file: &str) -> u64 {
     }
 }
 
-/// The counts of each crate, and of all.
+/// Formats the counts of each crate, and their sum.
 fn table(crates: &BTreeMap<String, Counts>) -> String {
     let cell = |count: Count| format!("{:5.1} % of {:5}", count.percent(), count.all);
     let row = |name: &str, counts: &Counts| {
@@ -368,7 +372,7 @@ fn table(crates: &BTreeMap<String, Counts>) -> String {
     table + &row("all", &sum)
 }
 
-/// Prints ranges of lines of each file.
+/// Prints the lines of each file that were not executed, as ranges.
 fn print_missing(coverage: &Coverage) {
     for (file, lines) in &coverage.missing {
         let mut ranges: Vec<(u64, u64)> = Vec::new();
@@ -391,7 +395,7 @@ fn print_missing(coverage: &Coverage) {
     }
 }
 
-/// The page of the docs.
+/// Returns the text of the document.
 fn document(table: &str, compiler: &str) -> String {
     let date = date();
     format!("\
@@ -401,16 +405,16 @@ fn document(table: &str, compiler: &str) -> String {
 `cargo xtask coverage --write` wrote this page on {date}, with {compiler}. `--missing` prints the lines that no test executes.
 
 {table}
-A crate is called by its folder. The command fails if less than {LINES} % of the lines of one are executed.
+Each crate is listed by its folder. The command fails if less than {LINES} % of the lines of a crate are executed.
 
-- **How**: everything is built with `-C instrument-coverage`, and counted by LLVM's tools. The suites run the real binaries, in their
-  sandbox. These are killed, and may open no file, so their counters are in a file that is mapped before `main`
-  (`-runtime-counter-relocation`, and `%c` in `LLVM_PROFILE_FILE`); the sandbox is that of every build.
-- **Suites**: the unit tests, and all of `tests/tests` that boots no guest and does not measure or install; for input also `uml_input`, in
-  User-Mode Linux where the host has no uinput.
-- **Not counted**: test modules, `fuzz/`, `tests/` and `xtask/`, which are no product; dependencies.
-- **Not run**: guests in QEMU, benchmarks, long runs, fuzzing, and all but the suites of rings on packed rings. They reach more.
-- A generic function counts once, as what was executed of any of its instances.
+- **Method**: everything is built with `-C instrument-coverage`, and LLVM's tools count. The suites run the real binaries in their sandbox.
+  The binaries are killed and cannot open files, so their counters are in a file that is mapped before `main`
+  (`-runtime-counter-relocation`, and `%c` in `LLVM_PROFILE_FILE`). The sandbox is the same as in other builds.
+- **Run**: the unit tests, and all suites in `tests/tests` that do not boot guests, measure or install; for input also `uml_input`, in
+  User-Mode Linux if the host does not have uinput.
+- **Not counted**: test modules; `fuzz/`, `tests/` and `xtask/`, which are not a part of the product; dependencies.
+- **Not run**: guests in QEMU, benchmarks, long runs, fuzzing, and the suites other than those of rings on packed rings. They execute more.
+- A generic function counts once: a line counts as executed if any instance executes it.
 ")
 }
 
@@ -419,7 +423,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tests_begin_at_their_module_and_may_be_a_file() {
+    fn tests_are_a_module_at_the_end_of_a_file_or_a_file() {
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str, text: &str| {
             fs::write(directory.path().join(name), text).unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `cargo xtask demo`: a guest that uses our devices, and what it sees.
+//! `cargo xtask demo`: boots guests with our devices and prints what they see.
 
 mod back_end;
 mod gpu;
@@ -26,7 +26,7 @@ const RNG: &str = "vhost-device-rng";
 const SERIAL: &str = "demo-disk";
 const IMAGE_MIB: u64 = 256;
 
-/// What the guest does. Each line that begins with @ is shown.
+/// The script that the guest runs. The demo shows the lines that begin with @.
 const SCRIPT: &str = r#"
     echo "@kernel Linux $(uname -r)"
     echo "@size $(($(cat /sys/block/vda/size) / 2048)) MiB"
@@ -51,7 +51,7 @@ const SCRIPT: &str = r#"
 "#;
 
 pub fn run(progress: &Progress) -> Result<ExitCode, String> {
-    // All at once where that can be; else what each part takes.
+    // Installs all packages at once if possible, otherwise only those that the first part needs.
     packages::install(progress, &[GUEST, input::needs()].concat())
         .or_else(|_| packages::install(progress, GUEST))?;
     let kernel = packages::kernel(progress, Flavour::Cloud)?;
@@ -70,12 +70,12 @@ pub fn run(progress: &Progress) -> Result<ExitCode, String> {
     Ok(parts.close())
 }
 
-/// Shows a disk and random numbers in a guest, and what is on the disk afterwards.
+/// Shows a disk and random numbers in a guest, and the content of the disk afterwards.
 fn disk(progress: &Progress, kernel: &Kernel) -> Result<(), String> {
-    let directory =
-        tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
+    let directory = tempfile::tempdir()
+        .map_err(|error| format!("cannot create a temporary directory: {error}"))?;
     let image = directory.path().join("image");
-    progress.step(&format!("Making an ext4 image of {IMAGE_MIB} MiB"));
+    progress.step(&format!("Creating an ext4 image of {IMAGE_MIB} MiB"));
     make_image(directory.path(), &image)?;
 
     let mut disk = BackEnd::start(
@@ -104,7 +104,7 @@ fn disk(progress: &Progress, kernel: &Kernel) -> Result<(), String> {
     let result = guest.and_then(|mut guest| show(progress, &mut guest));
     result.map_err(|error| {
         let wrote = [&disk, &rng].map(|back_end| back_end.program.stderr());
-        format!("{error}\nthe back-ends wrote:\n{}", wrote.concat())
+        format!("{error}\nlog of the back-ends:\n{}", wrote.concat())
     })?;
     disk.end()?;
 
@@ -114,7 +114,7 @@ fn disk(progress: &Progress, kernel: &Kernel) -> Result<(), String> {
             .arg(&image),
     )?;
     progress.step(&format!(
-        "On the host again, the image has: {}",
+        "On the host again, the image contains: {}",
         written.trim()
     ));
     run_quietly(Command::new(tool("e2fsck")?).arg("-fn").arg(&image))?;
@@ -122,7 +122,7 @@ fn disk(progress: &Progress, kernel: &Kernel) -> Result<(), String> {
     Ok(())
 }
 
-/// Shows what the guest sees, as it comes.
+/// Prints what the guest reports.
 fn show(
     progress: &Progress,
     guest: &mut Guest,
@@ -152,7 +152,7 @@ fn show(
     Ok(())
 }
 
-/// The numbers that matter in fio's report.
+/// Returns the throughput from fio's report.
 fn throughput(report: &str) -> String {
     let report: Value = serde_json::from_str(report).unwrap_or_default();
     let sum = |field: &str| -> f64 {
@@ -169,7 +169,7 @@ fn throughput(report: &str) -> String {
     )
 }
 
-/// Makes a file system that has a greeting in it.
+/// Creates a file system that contains a greeting.
 fn make_image(directory: &Path, image: &Path) -> Result<(), String> {
     let content = directory.join("content");
     let write = || -> std::io::Result<()> {
@@ -177,7 +177,7 @@ fn make_image(directory: &Path, image: &Path) -> Result<(), String> {
         fs::write(content.join("from-host"), "greetings from the host\n")?;
         fs::File::create(image)?.set_len(IMAGE_MIB << 20)
     };
-    write().map_err(|error| format!("cannot make the image: {error}"))?;
+    write().map_err(|error| format!("cannot create the image: {error}"))?;
     run_quietly(
         Command::new(tool("mkfs.ext4")?)
             .args(["-q", "-d"])

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Checks that the documents are true where that is cheap: each link leads somewhere, and each command, option, suite, test, variable,
-//! message and metric that they name exists.
+//! Checks the documents: the links, and that each command, option, suite, test, variable, message and metric in them exists.
 
 mod run;
 
@@ -16,16 +15,16 @@ use crate::Arguments;
 use crate::programs::PROGRAMS;
 use crate::workspace::workspace;
 
-/// Options of other programs that the documents name alone.
+/// Options of other programs that the documents mention without the program.
 const FOREIGN: &[&str] = &["--ignored"];
 
-/// A Markdown file, with its path in the workspace.
+/// A Markdown file.
 struct Document {
     path: PathBuf,
     text: String,
 }
 
-/// All Markdown files of the workspace and of its folders.
+/// Reads the Markdown files in the workspace and in its folders.
 fn documents() -> Vec<Document> {
     let mut found = Vec::new();
     let is_visible = |path: &Path| {
@@ -52,7 +51,7 @@ fn entries(directory: &Path) -> Vec<PathBuf> {
     entries.map(|entry| entry.unwrap().path()).collect()
 }
 
-/// The Rust sources below a folder, one after the other, with string literals in one line each.
+/// Returns the Rust sources below a folder, concatenated, with each string literal in one line.
 fn sources(folder: &Path) -> String {
     let mut text = String::new();
     for path in entries(folder) {
@@ -68,7 +67,7 @@ fn sources(folder: &Path) -> String {
     text
 }
 
-/// The sources of all programs that are installed.
+/// Returns the sources of all installed programs.
 fn product() -> String {
     let folders = entries(&workspace()).into_iter().filter(|path| {
         let name = path.file_name().unwrap().to_string_lossy();
@@ -77,12 +76,12 @@ fn product() -> String {
     folders.map(|path| sources(&path.join("src"))).collect()
 }
 
-/// What is between backquotes.
+/// Returns the texts between backquotes.
 fn spans(text: &str) -> impl Iterator<Item = &str> {
     text.split('`').skip(1).step_by(2)
 }
 
-/// The commands in code blocks, and what is in code spans.
+/// Returns the commands in code blocks, and the texts in code spans.
 fn commands(text: &str) -> Vec<String> {
     let joined = text.replace("\\\n", " ");
     let mut found = Vec::new();
@@ -100,7 +99,7 @@ fn commands(text: &str) -> Vec<String> {
     found
 }
 
-/// The examples of a manual page as a code block.
+/// Returns the examples of a manual page as a code block.
 fn examples(manual: &str) -> String {
     let examples = manual.split(".nf\n").skip(1);
     let examples = examples.filter_map(|rest| rest.split(".fi\n").next());
@@ -111,7 +110,7 @@ fn examples(manual: &str) -> String {
     )
 }
 
-/// The manual pages, as far as they are examples.
+/// Returns the examples of all manual pages as documents.
 fn manuals() -> impl Iterator<Item = Document> {
     PROGRAMS.iter().map(|program| Document {
         path: program.name.into(),
@@ -119,7 +118,7 @@ fn manuals() -> impl Iterator<Item = Document> {
     })
 }
 
-/// The long options of a command and of its subcommands.
+/// Returns the long options of a command and of its subcommands.
 fn options(mut command: clap::Command) -> BTreeSet<String> {
     fn add(command: &clap::Command, all: &mut BTreeSet<String>) {
         let longs = command
@@ -136,7 +135,7 @@ fn options(mut command: clap::Command) -> BTreeSet<String> {
     all
 }
 
-/// The options of `cargo xtask` with these arguments.
+/// Returns the options of `cargo xtask` with these arguments.
 fn xtask_options(arguments: &[&str]) -> Result<BTreeSet<String>, String> {
     match arguments {
         ["bench", "block", ..] => Ok(options(BlockOptions::augment_args(clap::Command::new("")))),
@@ -151,7 +150,7 @@ fn xtask_options(arguments: &[&str]) -> Result<BTreeSet<String>, String> {
     }
 }
 
-/// Checks the suites and tests that a command of `cargo test` names.
+/// Checks the suites and tests in the arguments of `cargo test`.
 fn check_tests(arguments: &[&str]) -> Result<(), String> {
     let root = workspace();
     let mut names = String::new();
@@ -190,7 +189,7 @@ fn check_tests(arguments: &[&str]) -> Result<(), String> {
     }
     let is_test = |line: &str| ["fn ", "mod "].iter().any(|start| line.contains(start));
     for filter in filters {
-        // "NAME" stands for any.
+        // "NAME" is a placeholder.
         let mut tests = names.lines().filter(|line| is_test(line));
         if filter != "NAME" && !tests.any(|line| line.contains(filter)) {
             return Err(format!("there is no test {filter}"));
@@ -199,7 +198,7 @@ fn check_tests(arguments: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-/// Checks one command, or what looks like one.
+/// Checks one command, or a text that may be one.
 fn check(command: &str, all: &BTreeSet<String>) -> Result<(), String> {
     let is_variable = |word: &&str| {
         word.split('=').next().is_some_and(|name| {
@@ -283,7 +282,7 @@ fn wrong_commands_are_found() {
     }
 }
 
-/// The anchor that a heading gets.
+/// Returns the anchor of a heading.
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase();
     let kept = kept
@@ -293,7 +292,7 @@ fn anchor(heading: &str) -> String {
 }
 
 #[test]
-fn links_lead_somewhere() {
+fn link_targets_exist() {
     let mut wrong = Vec::new();
     for document in documents() {
         for link in document.text.split("](").skip(1) {
@@ -318,7 +317,7 @@ fn links_lead_somewhere() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// The code spans in the first column of the tables in `text`.
+/// Returns the code spans in the first column of the tables in `text`.
 fn first_column(text: &str) -> Vec<&str> {
     let rows = text.lines().filter_map(|line| line.strip_prefix("| "));
     let found: Vec<&str> = rows
@@ -329,7 +328,7 @@ fn first_column(text: &str) -> Vec<&str> {
     found
 }
 
-/// Asserts that the sources have each piece of these texts, whatever stands where they have an ellipsis.
+/// Asserts that the sources contain each piece of these texts. An ellipsis separates pieces.
 fn assert_in_sources(texts: &[&str]) {
     let sources = product();
     let pieces = texts.iter().flat_map(|text| text.split('…').map(str::trim));
@@ -338,21 +337,21 @@ fn assert_in_sources(texts: &[&str]) {
 }
 
 #[test]
-fn messages_are_those_of_the_programs() {
+fn messages_exist_in_the_programs() {
     let text = fs::read_to_string(workspace().join("docs/troubleshooting.md")).unwrap();
     let (ours, _) = text.split_once("\n## Messages of QEMU").unwrap();
     assert_in_sources(&first_column(ours));
 }
 
 #[test]
-fn metrics_are_those_of_the_programs() {
+fn metrics_exist_in_the_programs() {
     let text = fs::read_to_string(workspace().join("docs/statistics.md")).unwrap();
     let names = first_column(&text);
     assert_in_sources(names.strip_prefix(&["vhost_device_…"]).unwrap());
 }
 
 #[test]
-fn variables_are_those_of_the_tests() {
+fn variables_exist_in_the_tests() {
     const PREFIX: &str = "VHOST_DEVICE_";
     let sources = sources(&workspace().join("tests"));
     for document in documents() {

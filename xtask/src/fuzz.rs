@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `cargo xtask fuzz`: has libFuzzer look for inputs that a device or the core does wrong with.
+//! `cargo xtask fuzz`: runs libFuzzer, which searches for inputs that break a device or the core.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -19,8 +19,7 @@ use crate::packages::{self, FUZZING};
 use crate::progress::Progress;
 use crate::workspace::{cargo, target_directory, workspace};
 
-/// What has the compiler count the edges that are reached, and tell the fuzzer of comparisons: the flags of cargo-fuzz, which is not needed
-/// for more than these.
+/// Compiler flags that count the reached edges and report comparisons to the fuzzer. They are the same as those of cargo-fuzz.
 const FLAGS: [&str; 9] = [
     "--cfg fuzzing",
     "-Cpasses=sancov-module",
@@ -33,37 +32,37 @@ const FLAGS: [&str; 9] = [
     "-Cdebug-assertions",
 ];
 
-/// How often it is said how far a target is.
+/// Interval of the reports on the progress of a target.
 const HEARTBEAT: Duration = Duration::from_secs(10);
-/// Lines of a target that are shown when it found something.
+/// Number of lines of output that are shown for a finding.
 const SHOWN: usize = 80;
 
 #[derive(Args, Debug)]
 pub struct Options {
-    /// How long each target runs
+    /// How long each target runs, in seconds
     #[arg(long, value_name = "N", default_value = "60")]
     seconds: NonZeroU32,
 
-    /// Begin with this random number, instead of another one each time
+    /// Use this seed for random numbers, instead of a different one for each run
     #[arg(long, value_name = "N")]
     seed: Option<NonZeroU32>,
 
-    /// Run only this target; may be given several times
+    /// Run only this target; can be given several times
     #[arg(long = "target", value_name = "NAME", value_parser = PossibleValuesParser::new(TARGETS))]
     targets: Vec<String>,
 
-    /// Play one input of a target, instead of looking for others
+    /// Run one input of a target, instead of searching for new ones
     #[arg(long, value_name = "FILE", requires = "targets")]
     input: Option<PathBuf>,
 }
 
-/// What came of a target.
+/// The result of a target.
 pub struct Outcome {
     pub target: String,
     executions: u64,
-    /// Edges of the program that were reached.
+    /// Number of edges of the program that were reached.
     coverage: u64,
-    /// What was found.
+    /// Description of the finding.
     pub finding: Option<String>,
 }
 
@@ -82,7 +81,7 @@ pub fn run(progress: &Progress, options: &Options) -> Result<ExitCode, String> {
             false => ExitCode::FAILURE,
         });
     }
-    let outcomes = look(progress, &targets, options.seconds, options.seed)?;
+    let outcomes = fuzz_all(progress, &targets, options.seconds, options.seed)?;
     let mut is_good = true;
     println!();
     for outcome in &outcomes {
@@ -105,14 +104,14 @@ pub fn run(progress: &Progress, options: &Options) -> Result<ExitCode, String> {
     })
 }
 
-/// Runs each target for as long; all of them, for `cargo xtask test`. They begin alike each time: what has passed does so again, and
-/// `cargo xtask fuzz` is for looking further.
+/// Runs all targets for `cargo xtask test`. The seed is always the same, so that a run that passed passes again; `cargo xtask fuzz` searches
+/// further.
 pub fn test(progress: &Progress, seconds: NonZeroU32) -> Result<Vec<Outcome>, String> {
     build(progress)?;
-    look(progress, &TARGETS, seconds, NonZeroU32::new(1))
+    fuzz_all(progress, &TARGETS, seconds, NonZeroU32::new(1))
 }
 
-/// Where the targets are built, and what they find is kept.
+/// Returns the directory for the targets, their corpus and their findings.
 fn directory() -> PathBuf {
     target_directory().join("fuzz")
 }
@@ -129,19 +128,19 @@ fn build(progress: &Progress) -> Result<(), String> {
     let mut build = cargo(["build", "--release", "--package", "vhost-device-fuzz"]);
     build
         .args(["--bins", "--features", "libfuzzer"])
-        // Build scripts get no flags where a target is named.
+        // With a target, build scripts are compiled without the flags.
         .args(["--target", &triple(), "--target-dir"])
         .arg(directory())
         .env("RUSTFLAGS", flags)
-        // The sanitizer and the counters of the fuzzer are for nightly compilers only, but work in all.
+        // The flags are allowed only in nightly compilers, but work in all.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_PROFILE_RELEASE_DEBUG", "line-tables-only")
-        // As a release, but without what would take minutes.
+        // Link-time optimization takes minutes.
         .env("CARGO_PROFILE_RELEASE_LTO", "off");
     progress.run("Building the fuzz targets", &mut build)
 }
 
-/// Whether the compiler has what the address sanitizer needs at run time.
+/// Returns whether the compiler has the runtime library of the address sanitizer.
 fn has_address_sanitizer() -> bool {
     let sysroot = Command::new("rustc").args(["--print", "sysroot"]).output();
     let sysroot = sysroot.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
@@ -155,12 +154,12 @@ fn has_address_sanitizer() -> bool {
     files.any(is_runtime)
 }
 
-/// What the targets are built for: the sanitizer wants it to be named.
+/// Returns the compiler target. The sanitizer needs an explicit one.
 fn triple() -> String {
     format!("{}-unknown-linux-gnu", std::env::consts::ARCH)
 }
 
-/// A target's program, with what all ways to run it have.
+/// Returns the program of a target with the common options.
 fn program(target: &str) -> Command {
     let program = directory().join(triple()).join("release").join(target);
     let mut command = Command::new(program);
@@ -168,8 +167,8 @@ fn program(target: &str) -> Command {
     command
 }
 
-/// Runs the targets, as many at a time as there are processors.
-fn look(
+/// Runs the targets, as many at the same time as there are processors.
+fn fuzz_all(
     progress: &Progress,
     targets: &[&str],
     seconds: NonZeroU32,
@@ -180,7 +179,7 @@ fn look(
     let next = || waiting.lock().ok()?.pop_front();
     let work = || -> Result<(), String> {
         while let Some(target) = next() {
-            let outcome = look_for(progress, target, seconds, seed)?;
+            let outcome = fuzz_one(progress, target, seconds, seed)?;
             outcomes
                 .lock()
                 .map_err(|error| error.to_string())?
@@ -202,14 +201,14 @@ fn look(
 }
 
 /// Runs one target.
-fn look_for(
+fn fuzz_one(
     progress: &Progress,
     target: &str,
     seconds: NonZeroU32,
     seed: Option<NonZeroU32>,
 ) -> Result<Outcome, String> {
     let fail = |error: std::io::Error| format!("cannot fuzz {target}: {error}");
-    // What is learnt is kept there; what the repository has is read only.
+    // libFuzzer adds to the first directory of the corpus and only reads the second one, which is in the repository.
     let corpus = directory().join("corpus").join(target);
     let findings = directory().join("findings").join(target);
     for path in [&corpus, &findings] {
@@ -234,7 +233,7 @@ fn look_for(
         coverage: 0,
         finding: None,
     };
-    let mut told = Vec::new();
+    let mut log = Vec::new();
     let mut found = None;
     let mut shown = Instant::now();
     let lines = child
@@ -258,19 +257,19 @@ fn look_for(
                 "  {target}: {executions} executions, {coverage} edges"
             ));
         }
-        // What it does is of no interest when something was found.
-        if !line.starts_with('#') && told.len() < SHOWN {
-            told.push(line);
+        // Lines on the progress are not shown for a finding.
+        if !line.starts_with('#') && log.len() < SHOWN {
+            log.push(line);
         }
     }
     let status = child.wait().map_err(fail)?;
     if !status.success() {
-        for line in &told {
+        for line in &log {
             eprintln!("{line}");
         }
         outcome.finding = Some(match found {
             Some(input) => format!(
-                "{target} goes wrong with the input {input}; to play it again: cargo xtask fuzz --target={target} --input={input}"
+                "{target} fails on the input {input}; to run it again: cargo xtask fuzz --target={target} --input={input}"
             ),
             None => format!("{target} ended: {status}"),
         });
@@ -279,7 +278,7 @@ fn look_for(
 }
 
 impl Outcome {
-    /// Takes note of what a line of libFuzzer says.
+    /// Updates the counts from a line of output of libFuzzer.
     fn read(&mut self, line: &str) {
         let number = |text: &str| text.parse::<u64>().ok();
         let mut words = line.split_whitespace();
@@ -298,7 +297,7 @@ impl Outcome {
     }
 }
 
-/// The file in a line like `artifact_prefix='…'; Test unit written to PATH`.
+/// Returns the file in a line such as `artifact_prefix='…'; Test unit written to PATH`.
 fn written_to(line: &str) -> Option<String> {
     let (_, path) = line.split_once("Test unit written to ")?;
     Some(path.trim().to_owned())
@@ -309,7 +308,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn libfuzzers_lines_are_understood() {
+    fn the_output_of_libfuzzer_is_parsed() {
         let mut outcome = Outcome {
             target: "ring".into(),
             executions: 0,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `cargo xtask test`: every check, one stage after the other.
+//! `cargo xtask test`: runs every check in stages.
 
 mod checks;
 mod jobs;
@@ -25,17 +25,17 @@ use crate::packages::{
 use crate::progress::Progress;
 use crate::workspace::{cargo, target_directory};
 
-/// How long each fuzz target runs, and with `--long`.
+/// How long each fuzz target runs, in seconds, without and with `--long`.
 const FUZZ_SECONDS: NonZeroU32 = NonZeroU32::new(20).unwrap();
 const FUZZ_LONG: NonZeroU32 = NonZeroU32::new(300).unwrap();
 
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Options {
-    /// Leave out what boots a guest in QEMU, or User-Mode Linux, and install nothing
+    /// Do not boot guests in QEMU or User-Mode Linux, and install nothing
     #[arg(long)]
     no_guest: bool,
 
-    /// Kill, migrate, verify and fuzz many times as long: takes hours
+    /// Kill, migrate, verify and fuzz many more times; takes hours
     #[arg(long)]
     long: bool,
 }
@@ -55,7 +55,7 @@ pub fn run(progress: &Progress, options: Options) -> Result<ExitCode, String> {
     })
 }
 
-/// Installs and downloads what guests take.
+/// Installs and downloads what guests need.
 fn prepare(progress: &Progress) -> Result<(), String> {
     packages::install(
         progress,
@@ -69,9 +69,9 @@ fn prepare(progress: &Progress) -> Result<(), String> {
         ]
         .concat(),
     )?;
-    // Not with the others, because QEMU's suite has a newer Mesa and libvirt than the release.
+    // Separately, because the backports of QEMU would bring a newer Mesa and libvirt than the release.
     packages::install(progress, THREE_D)?;
-    // Where libvirt cannot run, its tests are skipped.
+    // The tests of libvirt are skipped if it cannot run.
     if libvirt::obstacle().is_none() {
         packages::install(progress, LIBVIRT)?;
     }
@@ -80,7 +80,7 @@ fn prepare(progress: &Progress) -> Result<(), String> {
     packages::user_mode_linux(progress)
 }
 
-/// Builds all tests, and runs them.
+/// Builds and runs all tests.
 fn suites(stages: &mut Stages, options: Options) {
     let mut suites = None;
     stages.run("build", |progress| {
@@ -108,7 +108,7 @@ fn suites(stages: &mut Stages, options: Options) {
         });
         return;
     }
-    // Builds the release binaries, installs our package where it can, and removes it.
+    // Builds the release binaries, installs our package if it can, and removes it.
     stages.jobs("installation", suites.installation());
     let user_mode_linux = target_directory().join("debug/user-mode-linux");
     stages.check("User-Mode Linux", &mut Command::new(&user_mode_linux));
@@ -122,7 +122,7 @@ fn guests(stages: &mut Stages, suites: &Suites, user_mode_linux: &Path) {
     });
 }
 
-/// Fuzzes each target for a short time. Each counts as one.
+/// Runs each fuzz target for a short time. Each counts as one check.
 fn fuzz(stages: &mut Stages, options: Options) {
     let seconds = if options.long {
         FUZZ_LONG
@@ -134,7 +134,7 @@ fn fuzz(stages: &mut Stages, options: Options) {
             Ok(outcomes) => outcomes,
             Err(message) => {
                 eprintln!("{message}");
-                return Report::failed("the fuzz targets can not be run");
+                return Report::failed("the fuzz targets cannot be run");
             }
         };
         let mut sum = Report::default();

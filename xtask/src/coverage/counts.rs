@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What `llvm-cov export` says of source files, put together per crate.
+//! Reads the output of `llvm-cov export` and sums it up for each crate.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use serde_json::Value;
 
-/// How much of something was executed.
+/// How many of some lines, functions or regions were executed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
     pub covered: u64,
@@ -25,7 +25,7 @@ impl Count {
         count
     }
 
-    /// All of nothing is covered.
+    /// Returns the executed part in percent: 100 if there is nothing to execute.
     pub fn percent(self) -> f64 {
         match self.all {
             0 => 100.0,
@@ -41,7 +41,7 @@ impl Count {
     }
 }
 
-/// How much of a crate, or of all, was executed.
+/// The counts of a crate, or of all crates.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub lines: Count,
@@ -59,19 +59,19 @@ impl Counts {
     }
 }
 
-/// Counts of crates, by the folder that each is in, and the lines of each file that were not executed.
+/// The counts of each crate, by its folder, and the lines of each file that were not executed.
 #[derive(Debug, Default)]
 pub struct Coverage {
     pub crates: BTreeMap<String, Counts>,
     pub missing: BTreeMap<String, Vec<u64>>,
 }
 
-/// Line and column.
+/// A line and a column.
 type Place = (u64, u64);
 
-/// Reads an export of files below `root`. `first_test_line` says where in a file its tests begin: these are not counted.
+/// Reads an export of files below `root`. Ignores the tests of a file, which begin at the line that `first_test_line` returns.
 ///
-/// A generic function is compiled for each crate that uses it, and once more for its tests: it counts once, as what was executed of any.
+/// A generic function is compiled several times. It counts once: a line counts as executed if any instance executes it.
 pub fn read(export: &Value, root: &Path, first_test_line: impl Fn(&str) -> u64) -> Coverage {
     let data = export.pointer("/data/0");
     let list = |name: &str| data.and_then(|data| data.get(name)?.as_array());
@@ -131,12 +131,12 @@ fn relative<'a>(file: &'a str, root: &Path) -> Option<&'a str> {
     Path::new(file).strip_prefix(root).ok()?.to_str()
 }
 
-/// The folder of a crate is the first of a path.
+/// Returns the folder of a crate: the first component of a path.
 fn folder(file: &str) -> String {
     file.split('/').next().unwrap_or_default().into()
 }
 
-/// A region of a function's own file that can be executed.
+/// A region of executable code in the file of a function.
 struct Region {
     start: Place,
     end: Place,
@@ -152,19 +152,19 @@ impl Region {
             end: (number(2)?, number(3)?),
             count: number(4)?,
         };
-        // The others are of macros, or say what lies between regions.
+        // Other regions are in macros, or are gaps between regions.
         (file == 0 && kind == 0).then_some(region)
     }
 }
 
-/// A place from which on a count holds.
+/// A place where a new count begins.
 struct Segment {
     line: u64,
     count: u64,
     has_count: bool,
-    /// A region begins here, and not only the gap between two.
+    /// A region begins here, not a gap between regions.
     begins: bool,
-    /// Nothing that can be executed begins here.
+    /// Code that is not executable begins here.
     skips: bool,
 }
 
@@ -183,13 +183,13 @@ impl Segment {
     }
 }
 
-/// The lines of a file that can be executed, and whether they were: counted as llvm-cov does.
+/// Returns the executable lines of a file, and whether they were executed, by the rules of llvm-cov.
 fn lines(segments: &[Value]) -> BTreeMap<u64, bool> {
     let mut lines = BTreeMap::new();
     let mut before: Option<Segment> = None;
     let mut segments = segments.iter().filter_map(Segment::read).peekable();
     while let Some(first) = segments.peek() {
-        // Lines without a segment are as the one before ends.
+        // Lines without a segment have the count of the last segment before them.
         let line = first.line;
         if let Some(before) = before.as_ref().filter(|before| before.has_count) {
             for between in before.line + 1..line {

@@ -10,7 +10,7 @@ use vhost_device_tests::process::{self, Program, Signal};
 use crate::progress::Progress;
 use crate::workspace::target_directory;
 
-/// A device's program that runs. Dropping it ends it.
+/// The running program of a device. It is killed when this is dropped.
 pub struct BackEnd {
     pub program: Program,
     pub socket: PathBuf,
@@ -18,10 +18,10 @@ pub struct BackEnd {
 }
 
 impl BackEnd {
-    /// Starts a release binary, and waits until it listens.
+    /// Starts a release binary and waits until it listens.
     pub fn start(progress: &Progress, name: &str, options: &[OsString]) -> Result<Self, String> {
-        let directory =
-            tempfile::tempdir().map_err(|error| format!("no temporary directory: {error}"))?;
+        let directory = tempfile::tempdir()
+            .map_err(|error| format!("cannot create a temporary directory: {error}"))?;
         let socket = directory.path().join("socket");
         let mut command = Command::new(target_directory().join("release").join(name));
         command
@@ -39,7 +39,7 @@ impl BackEnd {
         })
     }
 
-    /// Ends it as a manager would.
+    /// Ends the program with SIGTERM, and checks its exit status.
     pub fn end(&mut self) -> Result<(), String> {
         let status = self.program.end(Signal::TERM, process::PATIENCE);
         match status {
@@ -53,7 +53,7 @@ impl BackEnd {
     }
 }
 
-/// A command as one would type it.
+/// Formats a command as a user would type it.
 pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let words: Vec<_> = words.map(|word| word.to_string_lossy()).collect();

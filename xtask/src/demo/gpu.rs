@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The part of the demo that has a screen: a guest writes on it, and QEMU saves what it shows.
+//! The part of the demo with a screen: a guest draws on it, and QEMU saves the picture.
 
 use std::fs;
 use std::path::Path;
@@ -17,10 +17,10 @@ use crate::workspace::target_directory;
 
 pub const GPU: &str = "vhost-device-gpu";
 
-/// How long a picture may take from the guest to the display.
+/// Time limit for a picture to get from the guest to the display.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the guest does: text and bars of colour on its console.
+/// The script that the guest runs: it writes text and coloured bars on the console.
 const SCRIPT: &str = r#"
     until [ -e /dev/fb0 ]; do sleep 0.1; done
     echo "@screen $(tr ',' 'x' < /sys/class/graphics/fb0/virtual_size) on $(cat /sys/class/graphics/fb0/name)"
@@ -45,7 +45,7 @@ const SCRIPT: &str = r#"
 /// A colour of the bars.
 const MAGENTA: [u8; 3] = [170, 0, 170];
 
-/// Shows what a guest draws, and where the picture of it is.
+/// Shows what a guest draws, and saves the picture.
 pub fn run(progress: &Progress) -> Result<(), String> {
     let back_end = BackEnd::start(progress, GPU, &[])?;
     progress.step("Booting a guest with this screen");
@@ -56,7 +56,7 @@ pub fn run(progress: &Progress) -> Result<(), String> {
         .start();
     guest
         .and_then(|mut guest| show(progress, &mut guest))
-        .map_err(|error| format!("{error}\n{GPU} wrote:\n{}", back_end.program.stderr()))
+        .map_err(|error| format!("{error}\nlog of {GPU}:\n{}", back_end.program.stderr()))
 }
 
 fn show(progress: &Progress, guest: &mut Guest) -> Result<(), GuestError> {
@@ -75,7 +75,7 @@ fn show(progress: &Progress, guest: &mut Guest) -> Result<(), GuestError> {
     Ok(())
 }
 
-/// Saves the screen, again and again until the bars are on it.
+/// Saves the screen repeatedly until it shows the bars.
 fn wait_for_picture(guest: &Guest, path: &Path) -> Result<(), GuestError> {
     let dump = json!({ "filename": path, "format": "png" });
     let deadline = Instant::now() + PATIENCE;
@@ -83,7 +83,7 @@ fn wait_for_picture(guest: &Guest, path: &Path) -> Result<(), GuestError> {
         guest.qmp()?.execute("screendump", dump.clone())?;
         let picture = Picture::read(path)?;
         let is_last = |row: usize| picture.row(row).contains(&MAGENTA);
-        // The bars at the bottom are the last that is drawn.
+        // The guest draws the bars at the bottom last.
         if (picture.height / 3..picture.height).any(is_last) {
             return Ok(());
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The part of the demo that needs an input device: uinput makes one, here or, where this host has no uinput, in User-Mode Linux.
+//! The part of the demo with an input device. It needs uinput, and runs in User-Mode Linux if the host does not have uinput.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::OpenOptions;
@@ -17,14 +17,14 @@ use crate::progress::Progress;
 
 pub const INPUT: &str = "vhost-device-input";
 
-/// How long the guest may take, and what it runs in.
+/// Time limits for the guest, and for User-Mode Linux with the guest in it.
 const GUEST_DEADLINE: Duration = Duration::from_secs(120);
 const DEADLINE: Duration = Duration::from_secs(150);
 
-/// The keys to press: h e l l o, by their codes.
+/// The codes of the keys to press: h e l l o.
 const KEYS: [u16; 5] = [35, 18, 38, 38, 24];
 
-/// What the guest does. Machines have a keyboard of that name themselves, which is not on virtio.
+/// The script that the guest runs. The machine has another keyboard, which is not a VIRTIO device.
 const SCRIPT: &str = r#"
     for node in $(ls -d /sys/class/input/event* | xargs -n 1 readlink -f | grep virtio); do
         echo "@name $(cat $node/device/name)"
@@ -38,12 +38,12 @@ const SCRIPT: &str = r#"
     printf '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x11\0\x01\0\x01\0\0\0' > $node
 "#;
 
-/// Whether this host makes input devices.
+/// Returns whether this host has uinput.
 pub fn has_uinput() -> bool {
     OpenOptions::new().write(true).open("/dev/uinput").is_ok()
 }
 
-/// What it takes on this host.
+/// Returns the programs that this part needs on this host.
 pub fn needs() -> &'static [Need] {
     match has_uinput() {
         true => &[("evtest", "evtest")],
@@ -51,14 +51,14 @@ pub fn needs() -> &'static [Need] {
     }
 }
 
-/// Makes sure that this host can show it. Where User-Mode Linux is needed it is built, if it is not kept, and booted once.
+/// Prepares this part. Builds User-Mode Linux if the host needs it and the cache does not contain it, and boots it once.
 pub fn prepare(progress: &Progress) -> Result<(), String> {
     packages::install(progress, needs())?;
     if has_uinput() {
         return Ok(());
     }
     packages::user_mode_linux(progress)?;
-    progress.step("This host makes no input devices: trying User-Mode Linux, which does");
+    progress.step("This host does not have uinput; trying User-Mode Linux");
     match uml::run(OsStr::new("/bin/true"), &[], DEADLINE) {
         Ok(0) => Ok(()),
         Ok(status) => Err(format!("User-Mode Linux ended with status {status}")),
@@ -72,7 +72,7 @@ pub fn run(progress: &Progress) -> Result<(), String> {
     }
     progress.step("Starting User-Mode Linux");
     let this =
-        std::env::current_exe().map_err(|error| format!("where is this program? {error}"))?;
+        std::env::current_exe().map_err(|error| format!("cannot find this program: {error}"))?;
     let arguments = [
         OsString::from("demo-input"),
         OsString::from(progress.elapsed().as_millis().to_string()),
@@ -86,10 +86,10 @@ pub fn run(progress: &Progress) -> Result<(), String> {
     }
 }
 
-/// Shows a keyboard in a guest, on a host that has uinput.
+/// Shows a keyboard in a guest. The host must have uinput.
 pub fn here(progress: &Progress) -> Result<(), String> {
-    let keyboard =
-        Device::create(&devices::KEYBOARD).map_err(|error| format!("no keyboard: {error}"))?;
+    let keyboard = Device::create(&devices::KEYBOARD)
+        .map_err(|error| format!("cannot create a keyboard: {error}"))?;
     let options = [process::option("evdev-path", keyboard.node())];
     let back_end = BackEnd::start(progress, INPUT, &options)?;
     progress.step("Booting a guest with this keyboard");
@@ -102,7 +102,7 @@ pub fn here(progress: &Progress) -> Result<(), String> {
         .start();
     guest
         .and_then(|mut guest| show(progress, &mut guest, &keyboard))
-        .map_err(|error| format!("{error}\n{INPUT} wrote:\n{}", back_end.program.stderr()))
+        .map_err(|error| format!("{error}\nlog of {INPUT}:\n{}", back_end.program.stderr()))
 }
 
 fn show(progress: &Progress, guest: &mut Guest, keyboard: &Device) -> Result<(), GuestError> {
@@ -126,7 +126,7 @@ fn show(progress: &Progress, guest: &mut Guest, keyboard: &Device) -> Result<(),
     };
     let received = keyboard
         .received()
-        .map_err(|error| GuestError::System("read what the keyboard was told".into(), error))?;
+        .map_err(|error| GuestError::System("read the state of the lights".into(), error))?;
     let state = if lit(&received) { "on" } else { "off" };
     let node = Path::new(keyboard.node()).display();
     progress.step(&format!(

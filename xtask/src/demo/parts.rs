@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The parts of the demo: one that cannot be shown, or fails, does not keep the others from being shown.
+//! The parts of the demo. A part that is not supported or fails does not prevent the others.
 
 use std::process::ExitCode;
 
 use crate::progress::Progress;
 
-/// How the parts went.
+/// The results of the parts.
 pub struct Parts<'a> {
     progress: &'a Progress,
-    left_out: Vec<String>,
+    skipped: Vec<String>,
     failed: Vec<String>,
 }
 
@@ -16,12 +16,12 @@ impl<'a> Parts<'a> {
     pub fn new(progress: &'a Progress) -> Self {
         Self {
             progress,
-            left_out: Vec::new(),
+            skipped: Vec::new(),
             failed: Vec::new(),
         }
     }
 
-    /// Shows a part, unless `possible` says why this host cannot.
+    /// Runs a part, unless `possible` contains the reason why the host does not support it.
     pub fn show(
         &mut self,
         name: &str,
@@ -29,20 +29,21 @@ impl<'a> Parts<'a> {
         part: impl FnOnce() -> Result<(), String>,
     ) {
         if let Err(reason) = possible {
-            self.left_out
-                .push(format!("this host cannot show the {name}: {reason}"));
+            self.skipped
+                .push(format!("the host does not support the {name}: {reason}"));
         } else if let Err(reason) = part() {
             self.failed.push(format!("the {name} failed: {reason}"));
         } else {
             return;
         }
-        self.progress.step(&format!("Going on without the {name}"));
+        self.progress
+            .step(&format!("Continuing without the {name}"));
     }
 
-    /// Says what was not shown, and gives the exit status.
+    /// Prints the parts that were not shown. Returns the exit status.
     pub fn close(&self) -> ExitCode {
-        for reason in &self.left_out {
-            self.progress.step(&format!("Left out: {reason}"));
+        for reason in &self.skipped {
+            self.progress.step(&format!("Skipped: {reason}"));
         }
         for reason in &self.failed {
             self.progress.step(&format!("FAILED: {reason}"));
@@ -59,7 +60,7 @@ impl<'a> Parts<'a> {
 mod tests {
     use super::*;
 
-    /// What was shown, and the status, if the second of three parts goes so.
+    /// Runs three parts, of which the second one has this result. Returns the parts that were shown, and whether the demo succeeded.
     fn demo(possible: Result<(), String>, result: Result<(), String>) -> (Vec<u32>, bool) {
         let progress = Progress::start();
         let mut parts = Parts::new(&progress);
@@ -86,13 +87,13 @@ mod tests {
     }
 
     #[test]
-    fn a_part_that_is_impossible_here_is_left_out_and_no_failure() {
+    fn a_part_that_the_host_does_not_support_is_not_a_failure() {
         let reason = Err("no kernel".into());
         assert_eq!(demo(reason, Ok(())), (vec![1, 3], true));
     }
 
     #[test]
-    fn a_part_that_fails_does_not_end_the_demo_but_is_a_failure() {
+    fn the_demo_continues_after_a_part_that_fails_and_then_fails() {
         let reason = Err("the guest did not boot".into());
         assert_eq!(demo(Ok(()), reason), (vec![1, 3], false));
     }

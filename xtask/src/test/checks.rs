@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Checks that run no code of ours: format, lints, documentation, other compilers and targets, licences.
+//! Checks that do not run our programs: format, lints, documentation, modules, other compilers and targets, licences, packages.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,10 +10,10 @@ use crate::modules;
 use crate::progress::Progress;
 use crate::workspace::{cargo, target_directory, tool, workspace};
 
-/// The oldest Rust that builds all.
+/// The oldest supported Rust.
 const OLDEST_RUST: &str = env!("CARGO_PKG_RUST_VERSION");
 
-/// Crates that are of no use outside this workspace.
+/// Crates that are not useful outside this workspace.
 const TOOLS: [&str; 4] = [
     "stand-in-renderer",
     "vhost-device-fuzz",
@@ -21,14 +21,14 @@ const TOOLS: [&str; 4] = [
     "xtask",
 ];
 
-/// What else the devices are for: another C library, another architecture.
+/// Other supported targets: another C library, another architecture.
 const TARGETS: [&str; 2] = ["x86_64-unknown-linux-musl", "aarch64-unknown-linux-gnu"];
 
 pub fn run(stages: &mut Stages) {
     stages.check("fmt", &mut cargo(["fmt", "--all", "--check"]));
     let mut clippy = cargo(["clippy", "--workspace", "--all-targets"]);
     stages.check("clippy", clippy.args(["--", "--deny", "warnings"]));
-    // Private items too: the pages are for those who work on them.
+    // Includes private items, because the documentation is for the developers of this workspace.
     let mut doc = cargo([
         "doc",
         "--workspace",
@@ -49,7 +49,7 @@ pub fn run(stages: &mut Stages) {
     crates(stages);
 }
 
-/// Checks the order of the modules. Each finding is a failure.
+/// Checks the imports between modules. Each finding is a failure.
 fn modules(progress: &Progress) -> Report {
     progress.step("modules");
     match modules::check() {
@@ -62,7 +62,7 @@ fn modules(progress: &Progress) -> Report {
     }
 }
 
-/// Cargo of a toolchain of rustup's, if that is there. Its results are kept apart from others.
+/// Returns a command that runs `cargo check` of a toolchain of rustup, if that is installed. It has its own target directory.
 fn toolchain(name: &str) -> Option<Command> {
     let toolchain = format!("+{name}");
     let output = Command::new("cargo")
@@ -79,7 +79,7 @@ fn toolchain(name: &str) -> Option<Command> {
     })
 }
 
-/// Checks all with the oldest Rust that is promised.
+/// Checks the workspace with the oldest supported Rust.
 fn oldest_rust(progress: &Progress) -> Report {
     match toolchain(OLDEST_RUST) {
         Some(mut check) => stages::check(progress, "oldest Rust", &mut check),
@@ -87,7 +87,7 @@ fn oldest_rust(progress: &Progress) -> Report {
     }
 }
 
-/// Checks all for another target: with its standard library, or with the source of that.
+/// Checks the workspace for another target, with its standard library or the source of it.
 fn other_target(progress: &Progress, target: &str) -> Report {
     let directory = |arguments: &[&str]| {
         let output = Command::new("rustc").args(arguments).output().ok()?;
@@ -115,7 +115,7 @@ fn other_target(progress: &Progress, target: &str) -> Report {
     stages::check(progress, target, check.args(["--target", target]))
 }
 
-/// Checks the licences and sources of the dependencies, and, where the list of these can be had, known faults in them.
+/// Checks the licences and sources of the dependencies, and their security advisories if the database can be fetched.
 fn deny(stages: &mut Stages) {
     let mut program = None;
     stages.run("cargo-deny", |progress| {
@@ -126,7 +126,7 @@ fn deny(stages: &mut Stages) {
             }
             Err(message) => {
                 eprintln!("{message}");
-                Report::failed("cargo-deny can not be installed")
+                Report::failed("cargo-deny cannot be installed")
             }
         }
     });
@@ -152,7 +152,7 @@ fn deny(stages: &mut Stages) {
     });
 }
 
-/// Packs the crates and builds them from that, and tries to publish those whose names are free.
+/// Builds the crates from their packages, and runs a dry run of publishing those whose names are free.
 fn crates(stages: &mut Stages) {
     let mut package = cargo(["package", "--workspace", "--offline", "--allow-dirty"]);
     for tool in TOOLS {

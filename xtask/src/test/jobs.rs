@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Test programs that run side by side, as far as the machine has room for them.
+//! Runs test programs at the same time, as far as the machine has room for them.
 
 use std::collections::VecDeque;
 use std::fs;
@@ -14,28 +14,28 @@ use super::report::Report;
 use crate::progress::Progress;
 use crate::workspace::target_directory;
 
-/// How often it is said what still runs.
+/// Interval of the reports on running jobs.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
-/// How much of the machine a test program takes.
+/// How much of the machine a test program needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Load {
-    /// It mostly waits: two of them fit on a processor.
+    /// It mostly waits. Two of them run on one processor.
     Light,
     /// It keeps a processor busy.
     Heavy,
-    /// It measures time: nothing else runs beside it.
+    /// It measures time. Nothing else runs at the same time.
     Alone,
 }
 
-/// A test program that is yet to run.
+/// A test program to run.
 pub struct Job {
     pub name: String,
     pub command: Command,
     pub load: Load,
 }
 
-/// A job of a command that is alone.
+/// Returns a job that runs alone.
 pub fn command(command: Command, name: &str) -> Job {
     Job {
         name: name.into(),
@@ -69,7 +69,7 @@ impl Room {
     }
 }
 
-/// What a job has come to.
+/// The result of a job.
 struct Ended {
     name: String,
     load: Load,
@@ -78,8 +78,8 @@ struct Ended {
     time: Duration,
 }
 
-/// Runs the jobs, those first that come first where there is room. Each is a line when it ends; what it wrote is shown if it failed, and
-/// kept in the target directory.
+/// Runs the jobs, in order as far as there is room. Prints a line for each job when it ends, and its output if it failed. Keeps the output
+/// in the target directory.
 pub fn run(progress: &Progress, jobs: Vec<Job>) -> Report {
     let mut waiting: VecDeque<Job> = jobs.into();
     let mut room = Room::new();
@@ -96,7 +96,7 @@ pub fn run(progress: &Progress, jobs: Vec<Job>) -> Report {
             running.push(job.name.clone());
             let sender = sender.clone();
             thread::spawn(move || {
-                let _ = sender.send(carry_out(job));
+                let _ = sender.send(run_job(job));
             });
         }
         if running.is_empty() {
@@ -116,7 +116,7 @@ pub fn run(progress: &Progress, jobs: Vec<Job>) -> Report {
     }
 }
 
-/// Says how a job went.
+/// Prints the result of a job.
 fn show(progress: &Progress, ended: &Ended) {
     let Ended {
         name,
@@ -130,7 +130,7 @@ fn show(progress: &Progress, ended: &Ended) {
             println!("{line}");
         }
     }
-    // The programs that have no tests are of no interest.
+    // Programs without tests are not listed.
     if *report != Report::default() {
         progress.step(&format!("  {name}: {report} ({:.1} s)", time.as_secs_f64()));
     }
@@ -138,12 +138,12 @@ fn show(progress: &Progress, ended: &Ended) {
     let file = directory.join(format!("{}.log", name.replace(['/', ' '], "_")));
     let written = fs::create_dir_all(&directory).and_then(|()| fs::write(file, log.join("\n")));
     if let Err(error) = written {
-        eprintln!("cannot keep the log of {name}: {error}");
+        eprintln!("cannot write the log of {name}: {error}");
     }
 }
 
-/// Runs a job to its end.
-fn carry_out(mut job: Job) -> Ended {
+/// Runs a job until it ends.
+fn run_job(mut job: Job) -> Ended {
     let start = Instant::now();
     let log = Arc::new(Mutex::new(Vec::new()));
     let status = job
@@ -179,7 +179,7 @@ fn carry_out(mut job: Job) -> Ended {
     }
 }
 
-/// Copies lines until there are no more.
+/// Copies lines to the log until the end of the stream.
 fn copy(from: impl Read + Send + 'static, log: Arc<Mutex<Vec<String>>>) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         for line in BufReader::new(from).split(b'\n').map_while(Result::ok) {
@@ -222,9 +222,9 @@ mod tests {
     }
 
     #[test]
-    fn what_measures_time_runs_alone() {
+    fn jobs_that_measure_time_run_alone() {
         let directory = tempfile::tempdir().unwrap();
-        // Fails where another one is there.
+        // Fails if another job runs at the same time.
         let script = format!(
             "cd {} && mkdir busy && sleep 0.2 && rmdir busy && echo 'test result: ok. 1 passed; 0 failed'",
             directory.path().display()

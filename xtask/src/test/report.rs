@@ -1,50 +1,50 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What came of a stage: how many passed, which failed, and which were skipped for what reason.
+//! The results of a stage: how many tests passed, which failed, and which were skipped for which reason.
 
 use std::collections::BTreeMap;
 
 use vhost_device_tests::guest::qemu::NOT_FETCHED;
 use vhost_device_tests::skip::{MARK, NAMELESS};
 
-/// The skips that CI accepts, by the beginning of their reason. All else that skips there is a failure: a machine that lacks what the
-/// tests need must not pass for one on which they passed.
+/// The beginnings of the reasons for a skip that CI accepts. Any other skip is a failure in CI, so that a host without the needed programs
+/// does not seem to pass.
 const ACCEPTED: &[&str] = &[
-    // Another back-end, which does not do all that ours do.
+    // Another back-end, which does not support everything that ours support.
     "reference-device does not claim ",
-    // What these devices do not have.
+    // Features that these devices do not have.
     "vhost-device-rng does not claim VhostUserProtocolFeatures(CONFIG)",
     "vhost-device-rng does not claim a second queue",
     "vhost-device-gpu does not claim a second queue",
     "vhost-device-block does not claim VIRTIO_F_IN_ORDER",
     "vhost-device-gpu does not claim VIRTIO_F_IN_ORDER",
-    // Tests of one ring format, in a run on the other.
+    // Tests of one ring format in a run with the other format.
     "vhost-device-block does not claim that of a packed ring",
     "vhost-device-gpu does not claim that of a packed ring",
     "vhost-device-rng does not claim that of a packed ring",
-    // What cannot be fetched without a network.
+    // Downloads that need the network.
     NO_ADVISORIES,
     NO_INDEX,
     NO_TOOLCHAIN,
     NO_TARGET,
     NOT_FETCHED,
-    // Whoever asks for it knows.
+    // Requested by the user.
     NO_GUEST,
 ];
 
-/// Reasons of checks that are no tests.
+/// Reasons of checks that are not tests.
 pub const NO_ADVISORIES: &str = "the database of advisories cannot be fetched";
 pub const NO_INDEX: &str = "the index of crates.io cannot be fetched";
 pub const NO_TOOLCHAIN: &str = "there is no toolchain for Rust ";
 pub const NO_TARGET: &str = "there is no standard library for ";
-pub const NO_GUEST: &str = "left out by --no-guest";
+pub const NO_GUEST: &str = "skipped by --no-guest";
 
-/// How a stage, or a part of it, went.
+/// The results of a stage, or of a part of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Report {
     pub passed: usize,
-    /// The names of all that failed.
+    /// The names of the failed tests.
     pub failed: Vec<String>,
-    /// The reasons of all that were skipped.
+    /// The reasons of the skipped tests.
     pub skipped: Vec<String>,
 }
 
@@ -76,7 +76,7 @@ impl Report {
         self.skipped.extend(other.skipped);
     }
 
-    /// Makes failures of the skips that CI does not accept.
+    /// Turns the skips that CI does not accept into failures.
     pub fn accept_no_other_skips(&mut self) {
         let is_accepted =
             |reason: &String| ACCEPTED.iter().any(|accepted| reason.starts_with(accepted));
@@ -87,7 +87,7 @@ impl Report {
         self.failed.extend(others.into_iter().map(failure));
     }
 
-    /// A line for each reason to skip, with the number of tests.
+    /// Returns a line for each reason for a skip, with the number of tests.
     pub fn reasons(&self) -> Vec<String> {
         let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
         for reason in &self.skipped {
@@ -99,7 +99,7 @@ impl Report {
             .collect()
     }
 
-    /// Reads what the test program `suite` has written, and whether it ended well.
+    /// Reads the output of the test program `suite`, and whether it succeeded.
     pub fn read(suite: &str, log: &[String], success: bool) -> Self {
         let mut report = Self::default();
         let (mut results, mut failed, mut names) = (0, 0, BTreeMap::new());
@@ -112,7 +112,7 @@ impl Report {
                 report.failed.push(format!("{suite}: {test}"));
             } else if let Some((test, reason)) = skipped_test(line) {
                 match test {
-                    // One that does not know its name says so once.
+                    // A test that does not know its name prints this once.
                     NAMELESS => report.skipped.push(reason.into()),
                     test => {
                         names.entry(test).or_insert(reason);
@@ -123,9 +123,9 @@ impl Report {
         report
             .skipped
             .extend(names.into_values().map(str::to_owned));
-        // A test that skips returns, which looks like a pass.
+        // The test program counts a skipped test as passed.
         report.passed = report.passed.saturating_sub(report.skipped.len());
-        // Crashes have no line of their own.
+        // A crash has no line of its own.
         if report.failed.len() < failed || (report.failed.is_empty() && (!success || results == 0))
         {
             report
@@ -151,7 +151,7 @@ impl std::fmt::Display for Report {
     }
 }
 
-/// The numbers of passed and failed tests in a line like `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
+/// Returns the numbers of passed and failed tests in a line such as `test result: ok. 3 passed; 0 failed; 1 ignored; …`.
 fn result_line(line: &str) -> Option<(usize, usize)> {
     let (_, numbers) = line.strip_prefix("test result: ")?.split_once(". ")?;
     let number = |name: &str| {
@@ -161,12 +161,12 @@ fn result_line(line: &str) -> Option<(usize, usize)> {
     Some((number("passed")?, number("failed")?))
 }
 
-/// The name in a line like `test rings::are_round ... FAILED`.
+/// Returns the name in a line such as `test rings::are_round ... FAILED`.
 fn failed_test(line: &str) -> Option<&str> {
     line.strip_prefix("test ")?.strip_suffix(" ... FAILED")
 }
 
-/// The test and the reason in a line of [`vhost_device_tests::skip`].
+/// Returns the test and the reason in a line of [`vhost_device_tests::skip`].
 fn skipped_test(line: &str) -> Option<(&str, &str)> {
     line.strip_prefix(MARK)?.split_once(": ")
 }
@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn tests_that_crash_or_do_not_run_are_a_failure() {
+    fn a_crash_and_a_missing_result_are_failures() {
         assert_eq!(read("running 3 tests", false).failed.len(), 1);
         assert_eq!(read("", true).failed.len(), 1);
         let one_name = "test a ... FAILED\ntest result: FAILED. 0 passed; 2 failed; 0 ignored";

@@ -8,11 +8,11 @@ use super::jobs::{self, Job};
 use super::report::Report;
 use crate::progress::Progress;
 
-/// The stages that have ended.
+/// Runs stages and collects their results.
 pub struct Stages<'a> {
     progress: &'a Progress,
     ended: Vec<(&'static str, Report, Duration)>,
-    /// Only the skips on the list are accepted.
+    /// In CI, only the skips on the list are accepted.
     in_ci: bool,
 }
 
@@ -43,12 +43,12 @@ impl<'a> Stages<'a> {
         is_good
     }
 
-    /// A stage that one quiet command is.
+    /// Runs a stage that consists of one command.
     pub fn check(&mut self, name: &'static str, command: &mut Command) -> bool {
         self.run(name, |progress| check(progress, name, command))
     }
 
-    /// A stage of test programs.
+    /// Runs a stage of test programs.
     pub fn jobs(&mut self, name: &'static str, jobs: Vec<Job>) {
         self.run(name, |progress| {
             progress.step(name);
@@ -56,7 +56,7 @@ impl<'a> Stages<'a> {
         });
     }
 
-    /// Prints what was skipped and what failed, the stages, and their sum, which is the last line. Returns whether nothing failed.
+    /// Prints the skips, the failures, a table of the stages, and the sum in the last line. Returns whether nothing failed.
     pub fn close(self) -> bool {
         println!();
         let mut sum = Report::default();
@@ -85,7 +85,7 @@ impl<'a> Stages<'a> {
     }
 }
 
-/// Runs one quiet command.
+/// Runs one command. Prints its output only if it fails.
 pub fn check(progress: &Progress, name: &str, command: &mut Command) -> Report {
     match progress.run(name, command) {
         Ok(()) => Report::passed(),
@@ -102,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stages_go_on_after_a_failure_and_close_with_it() {
+    fn stages_continue_after_a_failure() {
         let progress = Progress::start();
         let mut stages = Stages::new(&progress, false);
         assert!(!stages.check("false", &mut Command::new("false")));
@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn a_skip_that_is_not_on_the_list_fails_in_ci() {
+    fn a_skip_that_is_not_on_the_list_is_a_failure_in_ci() {
         let progress = Progress::start();
         let mut stages = Stages::new(&progress, true);
         assert!(stages.run("accepted", |_| Report::skipped(NO_ADVISORIES)));

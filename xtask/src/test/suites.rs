@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The test programs of the workspace: one build, and how each of them is run.
+//! The test programs of the workspace: builds them once, and lists how to run each.
 //!
-//! They are run without cargo, which would build much again for each choice of packages, and run one after the other.
+//! They run without cargo, which would build again for each selection of packages, and would run them one after the other.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -13,19 +13,19 @@ use super::report::NO_GUEST;
 use crate::progress::Progress;
 use crate::workspace::cargo;
 
-/// Suites that measure time or processor use: what runs beside them would be measured too.
+/// Suites that measure time or processor use. Other programs would affect the result.
 const ALONE: &[&str] = &["bench", "program", "rng", "worker"];
 
 /// Suites that keep processors busy.
 const HEAVY: &[&str] = &["ring", "soak"];
 
-/// Suites that are run a second time, on packed rings. Those of rings and soak have both formats.
+/// Suites that run a second time on packed rings. The suites ring and soak always use both formats.
 const PACKED: &[&str] = &["block", "rng", "gpu", "dirty_log", "protocol", "sandbox"];
 
-/// Has the tests use packed rings.
+/// The variable that selects packed rings.
 const RING: (&str, &str) = ("VHOST_DEVICE_RING", "packed");
 
-/// What makes tests do for long what they do a few times otherwise.
+/// The variables that `--long` sets for tests, and for tests in guests.
 const LONG: &[(&str, &str)] = &[("VHOST_DEVICE_KILLS", "200")];
 const LONG_IN_GUESTS: &[(&str, &str)] = &[
     ("VHOST_DEVICE_KILLS", "20"),
@@ -36,14 +36,14 @@ const LONG_IN_GUESTS: &[(&str, &str)] = &[
 /// A program with tests.
 #[derive(Debug, PartialEq, Eq)]
 struct Suite {
-    /// The name of the file with the tests, or of the library.
+    /// The name of the suite, or of the library or program with the tests.
     name: String,
-    /// What cargo runs it in.
+    /// The directory in which cargo would run it.
     directory: PathBuf,
     program: PathBuf,
 }
 
-/// All of them.
+/// All test programs.
 pub struct Suites {
     all: Vec<Suite>,
     long: bool,
@@ -54,7 +54,7 @@ impl Suites {
     pub fn build(progress: &Progress, long: bool) -> Result<Self, String> {
         let build = ["build", "--workspace", "--all-targets"];
         progress.run("build", &mut cargo(build))?;
-        // All is built: what it has built is told.
+        // Everything is built. This lists the results.
         let mut list = cargo(build);
         list.args(["--message-format=json", "--quiet"])
             .stderr(Stdio::inherit());
@@ -65,12 +65,12 @@ impl Suites {
         let mut all: Vec<Suite> = text.lines().filter_map(suite).collect();
         all.sort_by(|one, other| one.name.cmp(&other.name));
         match all.as_slice() {
-            [] => Err("cargo has built no tests".into()),
+            [] => Err("cargo built no tests".into()),
             _ => Ok(Self { all, long }),
         }
     }
 
-    /// The tests that need no guest: each suite, and some on packed rings too.
+    /// Returns the jobs that need no guest: each suite, and some again on packed rings.
     pub fn jobs(&self) -> Vec<Job> {
         let mut jobs = Vec::new();
         for suite in &self.all {
@@ -83,7 +83,7 @@ impl Suites {
                 jobs.push(job);
             }
         }
-        // The long ones first, and those that run alone last of all: what is left beside them is nothing.
+        // Heavy jobs first, and those that run alone last.
         jobs.sort_by_key(|job| match job.load {
             Load::Heavy => 0,
             Load::Light => 1,
@@ -92,7 +92,7 @@ impl Suites {
         jobs
     }
 
-    /// The tests of the installation, one after the other: they build the release binaries, and install what is there once.
+    /// Returns the tests of the installation. They run one after the other, because they build and install the same files.
     pub fn installation(&self) -> Vec<Job> {
         let suites = self.all.iter().filter(|suite| suite.name == "install");
         suites
@@ -104,7 +104,7 @@ impl Suites {
             .collect()
     }
 
-    /// The tests with a guest in QEMU, each a job: they take about a processor each. Then those in User-Mode Linux, which has one.
+    /// Returns the suites in User-Mode Linux, and each test with a guest in QEMU as a job. Each needs about one processor.
     pub fn guests(&self, user_mode_linux: &Path) -> Result<Vec<Job>, String> {
         let mut jobs = Vec::new();
         for suite in &self.all {
@@ -123,7 +123,7 @@ impl Suites {
                 if suite.name == "uml_input" {
                     let mut packed = run();
                     packed.name.push_str(" on packed rings");
-                    // QEMU decides for its guests.
+                    // Guests in QEMU choose the ring format themselves.
                     packed
                         .command
                         .env(RING.0, RING.1)
@@ -146,7 +146,7 @@ impl Suites {
         Ok(jobs)
     }
 
-    /// The reasons why what needs a guest is skipped, one for each suite.
+    /// Returns the reason for the skip of each suite that needs a guest.
     pub fn without_guests(&self) -> Vec<String> {
         let is_left_out = |suite: &&Suite| {
             let name = &suite.name;
@@ -171,7 +171,7 @@ impl Suite {
         let mut command = Command::new(&self.program);
         command.current_dir(&self.directory);
         for (name, value) in environment.unwrap_or_default() {
-            // What was asked for in person comes first.
+            // The environment of the user has priority.
             if std::env::var_os(name).is_none() {
                 command.env(name, value);
             }
@@ -183,7 +183,7 @@ impl Suite {
         }
     }
 
-    /// The names of the tests that are ignored unless they are asked for.
+    /// Returns the names of the ignored tests.
     fn tests(&self) -> Result<Vec<String>, String> {
         let mut list = self.job(Load::Light, None).command;
         let output = list.args(["--list", "--ignored"]).output();
@@ -194,7 +194,7 @@ impl Suite {
     }
 }
 
-/// The suite in a message of cargo's about what it has built.
+/// Returns the suite in a message of cargo about a build result.
 fn suite(line: &str) -> Option<Suite> {
     let message: Value = serde_json::from_str(line).ok()?;
     let text = |place| message.pointer(place).and_then(Value::as_str);
@@ -220,7 +220,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn test_programs_are_found_in_what_cargo_says() {
+    fn test_programs_are_found_in_the_messages_of_cargo() {
         let line = r#"{"reason":"compiler-artifact","package_id":"x","manifest_path":"/w/tests/Cargo.toml","target":{"kind":["test"],"name":"ring"},"profile":{"test":true},"executable":"/w/target/debug/deps/ring-1"}"#;
         let expected = Suite {
             name: "ring".into(),
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn each_suite_that_is_special_is_one_that_there_is() {
+    fn each_listed_suite_exists() {
         let directory = crate::workspace::workspace().join("tests/tests");
         for suite in [ALONE, HEAVY, PACKED].concat() {
             let roots = [format!("{suite}.rs"), format!("{suite}/main.rs")];
