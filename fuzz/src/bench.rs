@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A device and its handler, driven without threads: what a worker does, one step after the other.
+//! Runs a device and its handler without threads: does what a worker does, step by step.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,10 +12,10 @@ use vhost_device_common::worker::{EpollPoller, Poller, Queue, Queues, Token};
 use crate::driver::Driver;
 use crate::guest::Guest;
 
-/// Batches that are served together, at most: a ring of 256 may be full four times.
+/// Limit for the batches of one kick: four times a full ring of 256 descriptors.
 const MOST_BATCHES: usize = 16;
 
-/// A device as its program opens it.
+/// Opens a device as its program does.
 pub fn open<D: Device>(arguments: &[String]) -> Result<D, String> {
     let command = D::Options::augment_args(Command::new(D::PROGRAM).no_binary_name(true));
     let matches = command.try_get_matches_from(arguments);
@@ -24,7 +24,7 @@ pub fn open<D: Device>(arguments: &[String]) -> Result<D, String> {
     D::open(options).map_err(|error| error.to_string())
 }
 
-/// Has a device take over a state, if it does; and what it then saves, which it must.
+/// Loads a state into a device. If it accepts the state, it must be able to save and load it again.
 pub fn load<D: Device>(device: &D, state: Option<&[u8]>) {
     if let Some(state) = state
         && device.load(D::STATE_VERSION, state).is_ok()
@@ -33,7 +33,7 @@ pub fn load<D: Device>(device: &D, state: Option<&[u8]>) {
     }
 }
 
-/// Has a device save its state, and take it over after a reset.
+/// Saves the state of a device, and loads it after a reset.
 pub fn save<D: Device>(device: &D) {
     if let Ok(state) = device.save() {
         assert!(state.len() as u64 <= device.max_state_size());
@@ -45,14 +45,14 @@ pub fn save<D: Device>(device: &D) {
     }
 }
 
-/// A queue that starts on the driver's ring of this number.
+/// Starts a queue on a ring of the driver.
 pub fn queue(index: u16, driver: &Driver, guest: &Guest) -> Queue {
     let memory = Arc::clone(&guest.memory);
     let ring = Ring::new(driver.setup(index), memory, driver.base(), None, 0);
     Queue::new(index, ring.expect("the ring is in memory"), true)
 }
 
-/// What a worker has, but for the thread.
+/// A worker without its thread.
 pub struct Bench<'a, H> {
     handler: &'a mut H,
     poller: EpollPoller,
@@ -62,7 +62,7 @@ pub struct Bench<'a, H> {
 impl<'a, H: QueueHandler> Bench<'a, H> {
     pub fn new(handler: &'a mut H, queues: Vec<Queue>) -> Self {
         let mut poller = EpollPoller::new().expect("a poller");
-        // A handler with a poller of its own has nothing to wait for here: its operations end at once.
+        // A handler with its own poller does not wait here, because its operations complete immediately.
         if handler.poller().is_none() {
             handler.watch(&mut poller).expect("files to watch");
         }
@@ -73,7 +73,7 @@ impl<'a, H: QueueHandler> Bench<'a, H> {
         }
     }
 
-    /// The driver kicks.
+    /// Handles a kick by the driver.
     pub fn kick(&mut self, index: u16) {
         let Some(queue) = self.queues.get_mut(index) else {
             return;
@@ -88,7 +88,7 @@ impl<'a, H: QueueHandler> Bench<'a, H> {
         }
     }
 
-    /// Waits, in the way of the handler's own, until it holds no request.
+    /// Waits with the poller of the handler until it holds no request.
     pub fn finish(&mut self, index: u16) {
         while self.held(index) > 0 {
             let mut ready = Vec::new();
@@ -106,7 +106,7 @@ impl<'a, H: QueueHandler> Bench<'a, H> {
         }
     }
 
-    /// Lets the handler go on with what became ready meanwhile.
+    /// Calls the handler for all files that have become ready.
     pub fn wait(&mut self) {
         let mut ready = Vec::new();
         let waited = self.poller.wait(&mut ready, Some(Duration::ZERO));
@@ -118,17 +118,17 @@ impl<'a, H: QueueHandler> Bench<'a, H> {
         }
     }
 
-    /// Tells the handler that what it watches by this number is ready, whether it is or not.
+    /// Calls the handler for this token, whether its file is ready or not.
     pub fn ready(&mut self, token: u32) {
         self.handler.ready(token, &mut self.queues);
     }
 
-    /// Requests that the handler holds.
+    /// Returns the number of requests that the handler holds.
     pub fn held(&mut self, index: u16) -> u16 {
         self.queues.get_mut(index).map_or(0, |queue| queue.held())
     }
 
-    /// Stops a queue: the handler must give back all that it holds.
+    /// Stops a queue. The handler must complete all requests that it holds.
     pub fn stop(&mut self, index: u16) {
         let Some(queue) = self.queues.get_mut(index) else {
             return;

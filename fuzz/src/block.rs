@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Requests to the block device, on an image in memory: they are carried out at once, without threads.
+//! Requests to the block device, on an image in memory, executed without threads.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -21,21 +21,21 @@ use crate::driver::{Driver, Shape};
 use crate::guest::{Guest, Piece, file};
 use crate::split::{Mistake, Start};
 
-/// Bytes of the image: more than are moved at a time by way of a buffer.
+/// The size of the image, in bytes. It is larger than a bounce buffer.
 const IMAGE_SIZE: u64 = 3 << 20;
 const SECTOR: u64 = 512;
 const SERIAL: &str = "fuzzed";
 /// Offset of `writeback` in the config space.
 const WRITEBACK: usize = 32;
 
-/// A driver, and a disk of some kind.
+/// A driver and a disk.
 #[derive(Arbitrary, Debug)]
 pub struct Input {
     disk: Kind,
-    /// What another device has saved, or anything.
+    /// A device state, valid or not.
     state: Option<Vec<u8>>,
     start: Start,
-    /// The driver cannot flush.
+    /// The driver does not negotiate VIRTIO_BLK_F_FLUSH.
     without_flush: bool,
     without_writeback: bool,
     steps: Vec<Step>,
@@ -51,7 +51,7 @@ enum Kind {
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    /// The driver waits with the kick until there are more.
+    /// A request. If the flag is set, the driver does not kick yet.
     Request(Request, bool),
     Err(Mistake),
     WriteBack(bool),
@@ -62,7 +62,7 @@ enum Step {
 struct Request {
     operation: Operation,
     shape: Shape,
-    /// Bytes that the driver adds to what the device reads, and to what it writes; or takes away.
+    /// Numbers of bytes that the driver adds to the readable and to the writable part, or removes.
     wrong: Option<(i8, i8)>,
 }
 
@@ -81,7 +81,7 @@ enum Operation {
 enum Sector {
     Near(u8),
     In(u16),
-    /// Counted back from the end.
+    /// Counted back from the end of the disk.
     Last(u8),
     Any(u64),
 }
@@ -102,7 +102,7 @@ impl Sector {
 enum Count {
     One,
     Few(u8),
-    /// More than a buffer has room for.
+    /// More than fits in a bounce buffer.
     Many(u16),
 }
 
@@ -150,7 +150,7 @@ impl Segment {
     }
 }
 
-/// The disks live as long as the process: one opens no io_uring for each input.
+/// A disk. It lives as long as the process, because creating an io_uring for each input is slow.
 struct Disk {
     image: File,
     device: Block,
@@ -188,16 +188,16 @@ thread_local! {
 }
 
 impl Input {
-    /// Plays it.
+    /// Runs the input.
     ///
     /// # Panics
-    /// The device is not as VIRTIO has it.
+    /// Panics if the device violates the specification.
     pub fn run(self) {
         DISKS.with_borrow_mut(|disks| {
             let mut kind = self.disk;
             if disks[kind as usize].is_none() {
                 let disk = Disk::open(kind).or_else(|error| {
-                    // Files in memory have O_DIRECT since Linux 6.6.
+                    // tmpfs supports O_DIRECT since Linux 6.6.
                     assert_eq!(kind, Kind::Direct, "{error}");
                     eprintln!("without --direct: {error}");
                     kind = Kind::Plain;
@@ -241,7 +241,7 @@ impl Input {
                         continue;
                     }
                     bench.kick(0);
-                    // Large reads may be under way elsewhere.
+                    // Another thread can still work on large reads.
                     bench.finish(0);
                     let answers = driver.answers(0, &guest);
                     let is_apart = driver.is_apart();
@@ -279,7 +279,7 @@ impl Input {
 }
 
 impl Request {
-    /// Makes it available. Gives what the device is to write.
+    /// Makes the request available. Returns the pieces that the device may write.
     fn submit(&self, driver: &mut Driver, guest: &mut Guest) -> Vec<Piece> {
         let (kind, sector) = match &self.operation {
             Operation::Read(sector, _) => (VIRTIO_BLK_T_IN, sector.number()),
@@ -315,7 +315,7 @@ impl Request {
         driver.submit(0, guest, &readable, writable, &self.shape)
     }
 
-    /// Whether the answer is what VIRTIO has it, for a request that is as it should be.
+    /// Checks the answer to a request without mistakes.
     fn check(&self, disk: Kind, image: &File, guest: &Guest, pieces: &[Piece], used: u32) {
         let room: u64 = pieces.iter().map(|piece| u64::from(piece.length)).sum();
         if self.wrong.is_some() || !self.shape.is_plain() {
@@ -346,7 +346,7 @@ impl Request {
             Operation::Read(sector, count) => {
                 let is_good = count.number() > 0 && is_inside(*sector, count.number());
                 if is_good {
-                    assert!(data == content(*sector, data.len()), "other data is read");
+                    assert!(data == content(*sector, data.len()), "wrong data was read");
                 }
                 is_good
             }
@@ -356,7 +356,7 @@ impl Request {
                 if is_good {
                     assert!(
                         data == content(*sector, data.len()),
-                        "other data is written"
+                        "wrong data was written"
                     );
                 }
                 is_good
@@ -399,7 +399,7 @@ impl Request {
     }
 }
 
-/// What is written.
+/// Returns the data of a write.
 fn pattern(count: Count, byte: u8) -> Vec<u8> {
     (0..count.number() * SECTOR)
         .map(|number| byte.wrapping_add((number % 251) as u8))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A driver: puts requests into memory and into a ring, most of them as it should.
+//! A driver, which writes requests to memory and to a ring. Most of them are correct.
 
 use arbitrary::Arbitrary;
 use vhost_device_common::ring::RingSetup;
@@ -8,20 +8,20 @@ use crate::guest::{Address, DATA, Guest, Piece, USER};
 use crate::packed::Packed;
 use crate::split::{Mistake, Places, Split, Start, TABLE_DESCRIPTORS};
 
-/// How a request is spread over memory.
+/// The layout of a request in memory.
 #[derive(Arbitrary, Clone, Debug)]
 pub struct Shape {
     indirect: bool,
-    /// Lengths of the first pieces of each half.
+    /// The lengths of the first pieces of the readable part, and of the writable part.
     cuts: [Vec<u8>; 2],
-    /// A piece that is elsewhere.
+    /// The number of a piece, and its wrong address.
     stray: Option<(u8, Address)>,
-    /// A piece that has another length.
+    /// The number of a piece, and its wrong length.
     length: Option<(u8, u32)>,
 }
 
 impl Shape {
-    /// A shape with all pieces where they should be.
+    /// Creates a random shape without mistakes.
     #[cfg(test)]
     pub fn plain(random: &mut fastrand::Rng) -> Self {
         let cuts = |random: &mut fastrand::Rng| match random.bool() {
@@ -36,7 +36,7 @@ impl Shape {
         }
     }
 
-    /// Whether all pieces are where they should be.
+    /// Returns whether all pieces have the right address and length.
     pub fn is_plain(&self) -> bool {
         self.stray.is_none() && self.length.is_none()
     }
@@ -48,7 +48,7 @@ enum Format {
     Packed(Packed),
 }
 
-/// The same for a ring of either format.
+/// Evaluates an expression for a ring of either format.
 macro_rules! either {
     ($ring:expr, $inner:ident => $value:expr) => {
         match $ring {
@@ -58,23 +58,23 @@ macro_rules! either {
     };
 }
 
-/// A driver with one ring, or two.
+/// A driver with one or two rings.
 pub struct Driver {
     start: Start,
     rings: Vec<Format>,
-    /// Where the next bytes go.
+    /// The address for the next bytes.
     next: u64,
-    /// Bytes that requests take which the device may still hold.
+    /// The memory of requests that the device may still hold, in bytes.
     taken: u64,
-    /// Descriptors of each ring that such requests take.
+    /// The number of descriptors of these requests, for each ring.
     busy: Vec<usize>,
-    /// Descriptors in tables that such requests take.
+    /// The number of descriptors in their indirect tables, for each ring.
     in_tables: Vec<usize>,
-    /// Requests of each ring that are not answered.
+    /// The number of requests that are not completed, for each ring.
     open: Vec<usize>,
-    /// All that the device was given to write.
+    /// All memory that the device may write.
     given: Vec<Piece>,
-    /// The driver wrote nothing but what it should, so that it knows what it gave.
+    /// The driver made no mistake that the device cannot detect, so it knows which memory the device may write.
     is_honest: bool,
 }
 
@@ -97,7 +97,7 @@ impl Driver {
         }
     }
 
-    /// A ring as the front-end tells the device.
+    /// Returns the set-up of a ring that the front-end sends.
     pub fn setup(&self, ring: u16) -> RingSetup {
         let places = Places::new(ring);
         RingSetup {
@@ -112,7 +112,7 @@ impl Driver {
         }
     }
 
-    /// Where the device begins.
+    /// Returns the base of the rings.
     pub fn base(&self) -> u32 {
         match self.start.packed {
             true => Packed::base(self.start),
@@ -120,7 +120,7 @@ impl Driver {
         }
     }
 
-    /// The split ring of a driver that has no other.
+    /// Returns the split ring of a driver with one ring.
     pub fn split(&self) -> &Split {
         match self.rings.first() {
             Some(Format::Split(ring)) => ring,
@@ -128,7 +128,7 @@ impl Driver {
         }
     }
 
-    /// The packed ring of a driver that has no other.
+    /// Returns the packed ring of a driver with one ring.
     pub fn packed(&self) -> &Packed {
         match self.rings.first() {
             Some(Format::Packed(ring)) => ring,
@@ -136,7 +136,7 @@ impl Driver {
         }
     }
 
-    /// Memory for `length` bytes, none of it twice until all was used; `None` if there is not that much.
+    /// Allocates `length` bytes. Uses no memory twice until all was used. Returns `None` if there is not enough memory.
     fn allocate(&mut self, length: u64) -> Option<u64> {
         if length > DATA.end - DATA.start {
             return None;
@@ -151,7 +151,7 @@ impl Driver {
         Some(address)
     }
 
-    /// Pieces for `length` bytes.
+    /// Allocates `length` bytes in pieces.
     fn place(&mut self, length: u64, cuts: &[u8]) -> Vec<Piece> {
         let mut pieces = Vec::new();
         let mut left = length;
@@ -166,7 +166,7 @@ impl Driver {
         pieces
     }
 
-    /// Makes a request available on a ring. Gives the pieces that the device is to write.
+    /// Makes a request available on a ring. Returns the pieces that the device may write.
     pub fn submit(
         &mut self,
         ring_number: u16,
@@ -198,7 +198,7 @@ impl Driver {
             all[usize::from(number) % count].length = length;
         }
         if !shape.is_plain() {
-            // It may have memory of others.
+            // It can overlap with the memory of other requests.
             self.taken = DATA.end;
         }
         let busy = &mut self.busy[usize::from(ring_number)];
@@ -209,10 +209,10 @@ impl Driver {
         } else {
             *busy += count;
         }
-        // Descriptors that are in use cannot be used again, and one of nothing is what was there before.
+        // The driver must not reuse descriptors that are in use, and an empty request would repeat an old descriptor.
         self.is_honest &= count > 0 && *busy <= self.start.size().into();
         self.is_honest &= self.start.indirect || !shape.indirect;
-        // A table that has no room at the end leaves up to half of it unused.
+        // A table that does not fit at the end leaves up to half of the space unused.
         self.is_honest &= *in_tables <= TABLE_DESCRIPTORS / 2;
         self.given.extend(&to_write);
         let readable = to_read.iter().map(|piece| (*piece, false));
@@ -224,12 +224,12 @@ impl Driver {
         to_write
     }
 
-    /// Whether requests since [`Driver::settle`] have no memory in common.
+    /// Returns whether the requests since [`Driver::settle`] do not overlap in memory.
     pub fn is_apart(&self) -> bool {
         self.taken <= DATA.end - DATA.start
     }
 
-    /// What the device gave back on a ring since the last time: names, and how much it wrote.
+    /// Returns the requests that the device completed on a ring since the last call: head or buffer id, and the written length.
     pub fn answers(&mut self, ring: u16, guest: &Guest) -> Vec<(u16, u32)> {
         let answers = either!(&mut self.rings[usize::from(ring)], ring => ring.answers(guest));
         let open = &mut self.open[usize::from(ring)];
@@ -237,32 +237,32 @@ impl Driver {
         answers
     }
 
-    /// Whether all requests were answered.
+    /// Returns whether all requests are completed.
     pub fn is_empty(&mut self, guest: &Guest) -> bool {
         (0..self.rings.len()).for_each(|ring| drop(self.answers(ring as u16, guest)));
         self.open.iter().all(|open| *open == 0)
     }
 
-    /// The device is done with all requests.
+    /// Marks all requests as completed, so that their memory can be used again.
     pub fn settle(&mut self) {
         self.taken = 0;
         self.busy.fill(0);
         self.in_tables.fill(0);
     }
 
-    /// Writes something wrong, about a ring.
+    /// Makes a mistake on a ring.
     pub fn err(&mut self, ring: u16, guest: &mut Guest, mistake: Mistake) {
         let is_harmless = matches!(mistake, Mistake::NoInterrupt(_) | Mistake::UsedEvent(_));
         self.is_honest &= is_harmless;
         either!(&mut self.rings[usize::from(ring)], ring => ring.err(guest, mistake));
     }
 
-    /// Whether the driver did nothing wrong so far that the device could not tell.
+    /// Returns whether the driver has not made a mistake that the device cannot detect.
     pub fn is_honest(&self) -> bool {
         self.is_honest
     }
 
-    /// Checks that the device wrote what it was given to write, and the ring, and nothing else.
+    /// Checks that the device wrote only to the memory that it may write, and to the rings.
     pub fn assert_untouched(&self, guest: &mut Guest) {
         if !self.is_honest {
             return;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Commands to the GPU device (2D), and a display that answers as it should, or not.
+//! Commands to the GPU device (2D), and a display that answers correctly or not.
 
 use std::cell::RefCell;
 use std::io::{Read, Write};
@@ -16,17 +16,17 @@ use crate::driver::{Driver, Shape};
 use crate::guest::{Address, Guest};
 use crate::split::{Mistake, Start};
 
-/// Memory that resources may take: not much, so that the limit is met.
+/// Memory limit for resources. It is low, so that inputs reach it.
 const MAX_HOSTMEM: &str = "--max-hostmem=1M";
 const CONTROL: u16 = 0;
 const CURSOR: u16 = 1;
-/// Bytes of the header of a command.
+/// The size of the header of a command, in bytes.
 const HEADER: usize = 24;
 
 /// A driver and a display.
 #[derive(Arbitrary, Debug)]
 pub struct Input {
-    /// What another device has saved, or anything.
+    /// A device state, valid or not.
     state: Option<Vec<u8>>,
     start: Start,
     steps: Vec<Step>,
@@ -36,15 +36,15 @@ pub struct Input {
 enum Step {
     Control(Command, Form),
     Cursor(Cursor, Form),
-    /// The driver does something wrong, on the cursor queue if so said.
+    /// The driver makes a mistake, on the cursor queue if the flag is set.
     Err(bool, Mistake),
     Connect,
     Disconnect,
-    /// The display reads, and answers what it was asked.
+    /// The display reads its requests and answers them.
     Answer,
-    /// The display sends anything.
+    /// The display sends arbitrary bytes.
     Send(Vec<u8>),
-    /// The display sends the beginning of an answer.
+    /// The display sends a part of an answer.
     Begin(u8, u16),
     /// The front-end sends the same memory again.
     Memory,
@@ -52,13 +52,13 @@ enum Step {
     Config(u16, u16),
 }
 
-/// What is around a command.
+/// How a command is sent.
 #[derive(Arbitrary, Debug)]
 struct Form {
     fence: Option<u64>,
     room: Room,
     shape: Shape,
-    /// Bytes at the end that are left out.
+    /// Number of bytes that are removed at the end.
     cut: Option<u8>,
 }
 
@@ -79,7 +79,7 @@ impl Room {
     }
 }
 
-/// The number of a resource: most often one of few.
+/// The id of a resource. Most are one of a few.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Id {
     Few(u8),
@@ -95,7 +95,7 @@ impl Id {
     }
 }
 
-/// A length or a place in a picture.
+/// A length or a coordinate in a picture.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Length {
     Zero,
@@ -131,7 +131,7 @@ enum Command {
     DisplayInfo,
     Edid(u8),
     Create(Id, u8, Length, Length),
-    /// One that all else can be done with.
+    /// Creates a resource that all other commands can use.
     CreateGood(Id, u8),
     Unref(Id),
     Scanout(u8, Id, Rectangle),
@@ -150,7 +150,7 @@ enum Command {
 const FORMATS: [u32; 9] = [1, 2, 3, 4, 67, 68, 121, 134, 5];
 
 impl Command {
-    /// Its number, and the words after the header.
+    /// Returns the type of the command, and the words after the header.
     fn parts(&self) -> (u32, Vec<u32>) {
         let format = |number: u8| FORMATS[usize::from(number) % FORMATS.len()];
         let good = |number: u8| FORMATS[usize::from(number) % 8];
@@ -271,7 +271,7 @@ impl Cursor {
     }
 }
 
-/// The whole command, as it lies in memory.
+/// Returns the bytes of a command.
 fn bytes((kind, words): &(u32, Vec<u32>), form: &Form) -> Vec<u8> {
     let flags = form.fence.map_or(0, |_| gpu::VIRTIO_GPU_FLAG_FENCE);
     let mut bytes = [*kind, flags].map(u32::to_le_bytes).concat();
@@ -283,19 +283,19 @@ fn bytes((kind, words): &(u32, Vec<u32>), form: &Form) -> Vec<u8> {
     bytes
 }
 
-/// The front-end's display.
+/// The display of the front-end.
 #[derive(Default)]
 struct Peer {
     socket: Option<UnixStream>,
-    /// What was sent to it and not yet looked at.
+    /// Received bytes that are not handled yet.
     sent: Vec<u8>,
 }
 
-/// Sizes of the answers that a display gives, by the number of the request.
+/// The requests that a display answers, and the sizes of the answers.
 const ANSWERS: [(u32, usize); 3] = [(1, 8), (3, 408), (11, 1056)];
 
 impl Peer {
-    /// Reads what there is. Gives the requests that want an answer.
+    /// Reads what is available. Returns the requests that expect an answer.
     fn read(&mut self) -> Vec<u32> {
         let Some(socket) = &mut self.socket else {
             return Vec::new();
@@ -334,7 +334,7 @@ impl Peer {
     }
 }
 
-/// An answer to one of the questions.
+/// Returns an answer to a request.
 fn answer(request: u32) -> Vec<u8> {
     let size = ANSWERS.iter().find(|(number, _)| *number == request);
     let size = size.map_or(0, |(_, size)| *size);
@@ -348,14 +348,14 @@ thread_local! {
 }
 
 impl Input {
-    /// Plays it.
+    /// Runs the input.
     ///
     /// # Panics
-    /// The device is not as VIRTIO has it.
+    /// Panics if the device violates the specification.
     pub fn run(self) {
         DEVICE.with_borrow_mut(|device| {
             let device = device.get_or_insert_with(|| {
-                open(&[MAX_HOSTMEM.to_owned()]).expect("the device takes this option")
+                open(&[MAX_HOSTMEM.to_owned()]).expect("the device accepts this option")
             });
             self.run_on(device);
             device.reset();
@@ -436,7 +436,7 @@ impl Input {
             }
             match bench.held(CONTROL) {
                 0 if driver.is_empty(&guest) => driver.settle(),
-                // One command waits for the display at most, and with it those of its batch that are answered.
+                // At most one command waits for the display, together with the completed commands of its batch.
                 held => assert!(held <= 64),
             }
         }

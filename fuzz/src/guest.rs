@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The memory of a guest that lives as long as the process, and is as good as new for each input.
+//! The memory of a guest. It is mapped once per process, and cleared for each input.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
@@ -9,34 +9,34 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::vhost_user::message::VhostUserMemoryRegion;
 use vhost_device_common::memory::{GuestMemory, MemoryError};
 
-/// What the guest's first address is in the front-end.
+/// The address of guest address 0 in the front-end.
 pub const USER: u64 = 0x7f00_0000_0000;
-/// Guest address, address in the front-end and size of each region. The second begins where the first ends, but not for the
-/// front-end; the third ends with the last address that a region may have.
+/// The guest address, address in the front-end and size of each region. The second region follows the first one in the guest, but not in
+/// the front-end. The third region ends at the highest possible address.
 pub const REGIONS: [(u64, u64, u64); 3] = [
     (0, USER, 0x1_0000),
     (0x1_0000, 2 * USER, 0x8000),
     (HIGH, 3 * USER, 0x1fff),
 ];
-/// Where the third region begins.
+/// The guest address of the third region.
 const HIGH: u64 = u64::MAX - 0x1fff;
-/// Memory that is no ring: in the first region, and all of the second.
+/// The memory for requests, which is a part of the first region and the whole second region.
 pub const DATA: std::ops::Range<u64> = 0x8000..0x1_8000;
 
-/// A file for guest memory.
+/// Creates a file for guest memory.
 pub fn file(size: u64) -> OwnedFd {
     let file = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a file in memory");
     ftruncate(&file, size).expect("a file in memory can have any size");
     file
 }
 
-/// The files that the memory of all guests is in.
+/// Returns the files of the memory of all guests.
 pub fn files() -> &'static [OwnedFd; 3] {
     static FILES: OnceLock<[OwnedFd; 3]> = OnceLock::new();
     FILES.get_or_init(|| REGIONS.map(|(_, _, size)| file(size)))
 }
 
-/// A piece of guest memory, or not of it.
+/// A range of guest addresses, which need not be memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
     pub address: u64,
@@ -49,15 +49,15 @@ impl Piece {
     }
 }
 
-/// The memory of a guest, and what should be in it.
+/// The memory of a guest, and its expected content.
 pub struct Guest {
     pub memory: Arc<GuestMemory>,
-    /// All regions behind each other: what the driver wrote.
+    /// The expected content of all regions, concatenated.
     shadow: Vec<u8>,
 }
 
 impl Guest {
-    /// Memory that is all zero.
+    /// Clears the memory.
     pub fn new() -> Self {
         static MEMORY: OnceLock<Arc<GuestMemory>> = OnceLock::new();
         let memory = MEMORY.get_or_init(|| {
@@ -81,7 +81,7 @@ impl Guest {
         Self { memory, shadow }
     }
 
-    /// Where in the shadow the bytes at `address` are, as far as they are in one region.
+    /// Returns the place in the shadow of the bytes at `address`, up to the end of the region.
     fn place(address: u64, length: usize) -> Option<std::ops::Range<usize>> {
         let mut start = 0;
         for (guest, _, size) in REGIONS {
@@ -97,7 +97,7 @@ impl Guest {
         None
     }
 
-    /// The driver writes, as far as there is memory.
+    /// Writes as the driver, up to the first address that is not memory.
     pub fn write(&mut self, address: u64, bytes: &[u8]) {
         let (mut address, mut left) = (address, bytes);
         while let Some(slice) = self.memory.slice_up_to(address, left.len())
@@ -111,7 +111,7 @@ impl Guest {
         }
     }
 
-    /// The device should write this, as far as there is memory. Returns whether there is.
+    /// Expects that the device writes this, up to the first address that is not memory. Returns whether all of it is memory.
     pub fn expect(&mut self, address: u64, bytes: &[u8]) -> bool {
         let (mut address, mut bytes) = (address, bytes);
         while !bytes.is_empty() {
@@ -126,7 +126,7 @@ impl Guest {
         true
     }
 
-    /// What is there; `None` if it is not all memory.
+    /// Reads memory. Returns `None` if some of it is not memory.
     pub fn read(&self, address: u64, length: usize) -> Option<Vec<u8>> {
         let mut bytes = vec![0; length];
         let mut done = 0;
@@ -139,7 +139,7 @@ impl Guest {
         Some(bytes)
     }
 
-    /// The little-endian number at an address of a ring, which is all in the first region.
+    /// Reads a little-endian number of a ring, which is in the first region.
     pub fn number<const N: usize>(&self, address: u64) -> u64 {
         let mut bytes = [0; 8];
         let slice = self.memory.slice(address, N).expect("a ring's address");
@@ -147,20 +147,20 @@ impl Guest {
         u64::from_le_bytes(bytes)
     }
 
-    /// The device may write here from now on: whatever is there is right.
+    /// Accepts the current content of memory that the device may write.
     pub fn give(&mut self, address: u64, length: u64) {
         let (mut address, mut left) = (address, length as usize);
         while let Some(slice) = self.memory.slice_up_to(address, left)
             && left > 0
         {
-            let place = Self::place(address, slice.len()).expect("what is memory has a shadow");
+            let place = Self::place(address, slice.len()).expect("memory has a shadow");
             slice.copy_to(&mut self.shadow[place]);
             address = address.wrapping_add(slice.len() as u64);
             left -= slice.len();
         }
     }
 
-    /// Whether the memory is what the driver wrote.
+    /// Checks that the memory has the expected content.
     pub fn assert_untouched(&self) {
         let mut place = 0;
         for (address, _, size) in REGIONS {
@@ -171,14 +171,14 @@ impl Guest {
             if now != then {
                 let first = now.iter().zip(then).position(|(now, then)| now != then);
                 let first = address + first.unwrap_or(0) as u64;
-                panic!("the device wrote at {first:#x}, which it was not given");
+                panic!("the device wrote at {first:#x}, where it must not write");
             }
             place += now.len();
         }
     }
 }
 
-/// An address that a hostile driver would choose.
+/// An address that a malicious driver would choose.
 #[derive(Clone, Copy, Debug)]
 pub struct Address(pub u64);
 
@@ -190,7 +190,7 @@ impl<'a> Arbitrary<'a> for Address {
             0 => bytes.arbitrary()?,
             1 => REGIONS[1].0 + offset,
             2 => HIGH + offset % 0x2000,
-            // About the end of a region.
+            // Near the end of a region.
             3 => [0x1_0000, 0x1_8000, u64::MAX][offset as usize % 3] - (offset >> 8),
             4 => offset % 0x4000,
             _ => DATA.start + offset % 0x8000,

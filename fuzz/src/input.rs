@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The input device: what the guest asks about it by the config space, the buffers that it gives for events, and the events that
-//! it sends.
+//! The input device: queries of the guest in the config space, its buffers for events, and the events that it sends.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -19,17 +18,17 @@ use crate::split::{Mistake, Start};
 
 const EVENTS: u16 = 0;
 const STATUS: u16 = 1;
-/// What tells the handler that it is time to look for a node that is gone.
+/// The token of the timer after which the handler looks for a node that was removed.
 const RETRY: u32 = 1;
 const CONFIG_SIZE: usize = 136;
 /// Event types that a guest can send.
 const FROM_GUEST: [u16; 4] = [0x11, 0x12, 0x14, 0x15];
-/// Event types that a device may have codes of.
+/// Event types with codes.
 const KINDS: [u16; 9] = [1, 2, 3, 4, 5, 0x11, 0x12, 0x14, 0x15];
 const ABS: u16 = 3;
-/// Values of `select`, most of which say something.
+/// Values of `select`. Most of them are valid.
 const SELECTS: [u8; 8] = [0, 1, 2, 3, 0x10, 0x11, 0x12, 0x13];
-/// Bytes of an answer on an axis.
+/// The size of the answer about an axis, in bytes.
 const AXIS_SIZE: u8 = 20;
 
 /// A device and its guest.
@@ -41,7 +40,7 @@ pub struct Input {
     properties: Vec<u8>,
     codes: Vec<(u8, Vec<u8>)>,
     axes: Vec<(u8, [i32; 5])>,
-    /// What another device has saved, or anything.
+    /// A device state, valid or not.
     state: Option<Vec<u8>>,
     start: Start,
     steps: Vec<Step>,
@@ -49,23 +48,23 @@ pub struct Input {
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    /// The guest asks.
+    /// The guest selects an answer in the config space.
     Select(u8, u8),
     /// The front-end writes any part of the config space.
     WriteConfig(u16, Vec<u8>),
-    /// The guest gives a buffer for an event.
+    /// The guest makes a buffer for an event available.
     Buffer(Room, Shape),
     /// The guest sends an event.
     Send(Sent, Shape),
     SendAny(Vec<u8>, Shape),
     Err(bool, Mistake),
-    /// The device has events.
+    /// The host device sends events.
     Happen(Vec<Happened>),
-    /// What the device sends is no events.
+    /// The host device sends arbitrary bytes.
     HappenAny(Vec<u8>),
     Unplug,
     Plug,
-    /// What is held when somebody asks.
+    /// Sets the state of the keys and axes that the host device reports.
     Hold(Vec<Happened>),
     Reset,
 }
@@ -98,7 +97,7 @@ impl Happened {
             Self::Of(kind, code, value) => {
                 Event::new(KINDS[usize::from(kind) % KINDS.len()], code.into(), value)
             }
-            // The axes of touches.
+            // The axes of touch points.
             Self::Touch(code, value) => Event::new(ABS, 0x2f + u16::from(code) % 16, value.into()),
             Self::Report => Event::REPORT,
             Self::Dropped => Event::new(0, 3, 0),
@@ -107,7 +106,7 @@ impl Happened {
     }
 }
 
-/// What is at the device's path.
+/// The node at the path of the host device.
 #[derive(Default)]
 struct Path {
     node: Option<UnixStream>,
@@ -132,7 +131,7 @@ impl Source for Fake {
     }
 }
 
-/// Both ends of a node: the device's and ours.
+/// Creates a node. Returns the end of the device, and ours.
 fn pair() -> (UnixStream, UnixStream) {
     let (node, ours) = UnixStream::pair().expect("a pair of sockets");
     for socket in [&node, &ours] {
@@ -142,10 +141,10 @@ fn pair() -> (UnixStream, UnixStream) {
 }
 
 impl Input {
-    /// Plays it.
+    /// Runs the input.
     ///
     /// # Panics
-    /// The device is not as VIRTIO has it.
+    /// Panics if the device violates the specification.
     pub fn run(self) {
         let identity = self.identity();
         let (node, mut ours) = pair();
@@ -214,7 +213,7 @@ impl Input {
                 }
                 Step::Unplug => {
                     heard(&mut ours, &identity);
-                    // Nobody has the other end of this one.
+                    // The other end is closed.
                     ours = pair().1;
                     bench.wait();
                     bench.kick(EVENTS);
@@ -225,7 +224,7 @@ impl Input {
                     heard(&mut ours, &identity);
                     ours = other;
                     bench.wait();
-                    // The time to look for it.
+                    // The timer expires.
                     bench.ready(RETRY);
                     bench.kick(EVENTS);
                 }
@@ -235,7 +234,7 @@ impl Input {
                     check(&device.config(), &identity, 0, 0);
                 }
             }
-            // Buffers for events are given back as soon as there is one, others at once.
+            // The device does not hold buffers.
             assert_eq!(bench.held(EVENTS) + bench.held(STATUS), 0);
             if driver.is_empty(&guest) {
                 driver.settle();
@@ -281,7 +280,7 @@ impl Input {
     }
 }
 
-/// Whether the config space answers this selection.
+/// Checks the answer in the config space to a selection.
 fn check(config: &[u8], identity: &Identity, select: u8, subsel: u8) {
     assert_eq!(config.len(), CONFIG_SIZE);
     assert_eq!(config[..2], [select, subsel]);
@@ -311,13 +310,13 @@ fn check(config: &[u8], identity: &Identity, select: u8, subsel: u8) {
     }
 }
 
-/// What the device was told: only what it has, each in a report of its own.
+/// Checks the events that the host device received: each must be supported, and in its own report.
 fn heard(node: &mut UnixStream, identity: &Identity) {
     let mut bytes = vec![0; 1 << 16];
     while let Ok(count) = node.read(&mut bytes)
         && count > 0
     {
-        assert_eq!(count % (2 * Event::HOST_SIZE), 0, "half of a report");
+        assert_eq!(count % (2 * Event::HOST_SIZE), 0, "an incomplete report");
         let events: Vec<_> = Event::from_host(&bytes[..count]).collect();
         for pair in events.chunks_exact(2) {
             assert!(FROM_GUEST.contains(&pair[0].kind), "{pair:?}");

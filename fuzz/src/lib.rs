@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Hostile guests and front-ends, made of arbitrary bytes: what `cargo xtask fuzz` has libFuzzer look for.
+//! Malicious guests and front-ends, generated from arbitrary bytes by libFuzzer (`cargo xtask fuzz`).
 //!
-//! Each target has an `Input`, which is made of bytes in such a way that most of them are a guest or a front-end that does as it
-//! should, with a mistake here and there. `Input::run` plays it, and panics where the device is wrong: it ends, writes
-//! where it may not, keeps what it should give back, or says what is not so.
+//! Each target has an `Input`. Most inputs are a guest or a front-end that is correct except for a few mistakes. `Input::run` runs it and
+//! panics if the device fails: it panics itself, writes where it must not, keeps what it must return, or returns a wrong result.
 
 #![allow(
     clippy::expect_used,

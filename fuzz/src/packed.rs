@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The driver's side of a packed ring (VIRTIO 1.3, 2.8), right or wrong.
+//! The driver's side of a packed ring (VIRTIO 1.3, 2.8), with mistakes.
 
 use virtio_bindings::virtio_ring::{
     VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE, VRING_PACKED_DESC_F_AVAIL,
@@ -16,13 +16,13 @@ const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 const AVAILABLE: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
 const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
 
-/// Where a descriptor has its buffer id, and its flags.
+/// The offsets of the buffer id and of the flags in a descriptor.
 const ID: u64 = 12;
 const FLAGS: u64 = 14;
-/// Bytes of both event suppression structures.
+/// The size of an event suppression structure, in bytes.
 const EVENT_SIZE: u64 = 4;
 
-/// A place in the ring, and the wrap counter of its round.
+/// A position in the ring, and its wrap counter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Position {
     index: u16,
@@ -41,7 +41,7 @@ impl Position {
     }
 }
 
-/// When the device wants a kick.
+/// When the device requests a kick.
 #[derive(Clone, Copy, Debug)]
 pub enum Wish {
     At(u16),
@@ -49,19 +49,19 @@ pub enum Wish {
     Never,
 }
 
-/// The ring.
+/// A packed ring.
 pub struct Packed {
     size: u16,
     places: Places,
     next: Position,
     next_used: Position,
     next_table: u64,
-    /// Buffer ids that the device has, and how many descriptors each takes.
+    /// The buffer ids of requests that are not completed, and their numbers of descriptors.
     open: Vec<(u16, u16)>,
 }
 
 impl Packed {
-    /// A ring that is empty.
+    /// Creates an empty ring.
     pub fn new(places: Places, start: Start, guest: &mut Guest) -> Self {
         let size = start.size();
         let next = Position {
@@ -69,7 +69,7 @@ impl Packed {
             wrap: start.index() >= 0x8000,
         };
         if !next.wrap {
-            // The round before has used it, which tells base 0 from the beginning.
+            // The last descriptor is used in the previous round, which distinguishes base 0 from a new ring.
             let flags = AVAILABLE | USED;
             let last = places.descriptors + DESCRIPTOR_SIZE * u64::from(size - 1);
             guest.write(last + FLAGS, &flags.to_le_bytes());
@@ -84,7 +84,7 @@ impl Packed {
         }
     }
 
-    /// Where the device begins.
+    /// Returns the base of the ring.
     pub fn base(start: Start) -> u32 {
         let bits = (start.index() % start.size()) | (start.index() & 0x8000);
         u32::from(bits) | u32::from(bits) << 16
@@ -94,18 +94,18 @@ impl Packed {
         self.places.descriptors + DESCRIPTOR_SIZE * u64::from(index)
     }
 
-    /// The descriptor at a place, whose wrap counter is in bit 15.
+    /// Returns the memory of a descriptor. Bit 15 of `place` is its wrap counter.
     pub fn descriptor(&self, place: u16) -> Piece {
         Piece::new(self.place(place & 0x7fff), DESCRIPTOR_SIZE as u32)
     }
 
-    /// The device's event suppression.
+    /// Returns the memory of the event suppression of the device.
     pub fn device_event(&self) -> Piece {
         Piece::new(self.places.used, EVENT_SIZE as u32)
     }
 
-    /// Whether the driver wants a call when the descriptors from one place up to another are used; `None` if it asks for one at a
-    /// descriptor that the ring has not.
+    /// Returns whether the driver requests a call when the descriptors `from..to` are used. Returns `None` if it requests one for a descriptor
+    /// that does not exist.
     pub fn wants_call(&self, guest: &Guest, event_index: bool, from: u16, to: u16) -> Option<bool> {
         let position = |bits: u16| Position {
             index: bits & 0x7fff,
@@ -126,7 +126,7 @@ impl Packed {
         (event.index < self.size).then_some(false)
     }
 
-    /// Checks that the device wants a kick for the descriptor at a place, for any, or for none.
+    /// Checks for which descriptors the device requests a kick.
     pub fn expect_wish(&self, guest: &Guest, wish: Wish) {
         let flags = guest.number::<2>(self.places.used + 2) as u32;
         match wish {
@@ -139,7 +139,7 @@ impl Packed {
         }
     }
 
-    /// Lets the device write the ring, and its event suppression.
+    /// Accepts what the device wrote to the ring and to its event suppression.
     pub fn give_used(&self, guest: &mut Guest) {
         let length = DESCRIPTOR_SIZE * u64::from(self.size);
         guest.give(self.places.descriptors, length);
@@ -179,9 +179,9 @@ impl Packed {
         self.next = self.next.after(1, self.size);
     }
 
-    /// Does something wrong.
+    /// Makes a mistake.
     pub fn err(&mut self, guest: &mut Guest, mistake: Mistake) {
-        // Counted back from the newest.
+        // `back` counts back from the newest descriptor.
         let newest = |back: u8| {
             let back = u16::from(back) % self.size + 1;
             self.place((self.next.index + self.size - back) % self.size)
@@ -218,7 +218,7 @@ impl Packed {
         }
     }
 
-    /// What the device gave back since the last time: buffer ids, and how much it wrote.
+    /// Returns the used descriptors since the last call: buffer ids and written lengths.
     pub fn answers(&mut self, guest: &Guest) -> Vec<(u16, u32)> {
         let mut answers = Vec::new();
         while !self.open.is_empty() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The driver's side of a split ring (VIRTIO 1.3, 2.7), right or wrong; and what a device is to make of it.
+//! The driver's side of a split ring (VIRTIO 1.3, 2.7), with mistakes, and what the device must do with it.
 
 use arbitrary::Arbitrary;
 use vhost_device_common::ring::MAX_INDIRECT_DESCRIPTORS;
@@ -10,22 +10,22 @@ use virtio_bindings::virtio_ring::{
 
 use crate::guest::{Guest, Piece};
 
-/// Where the parts of a ring of 256 descriptors at most are: after as many bytes as each ring has.
+/// The offsets of the parts of a ring with at most 256 descriptors, and the size of a ring.
 const AVAILABLE: u64 = 0x1000;
 const USED: u64 = 0x1400;
 const RING_SIZE: u64 = 0x2000;
-/// Tables of indirect descriptors, as many bytes for each ring.
+/// The address of the tables of indirect descriptors, and their size for each ring.
 const TABLES: u64 = 0x4000;
 const TABLES_SIZE: u64 = 0x2000;
 pub const DESCRIPTOR_SIZE: u64 = 16;
-/// Descriptors that there is room for in the tables of a ring.
+/// The number of descriptors that fit in the tables of a ring.
 pub const TABLE_DESCRIPTORS: usize = (TABLES_SIZE / DESCRIPTOR_SIZE) as usize;
 
 const NEXT: u16 = VRING_DESC_F_NEXT as u16;
 const WRITE: u16 = VRING_DESC_F_WRITE as u16;
 const INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
-/// Where the parts of one ring are.
+/// The addresses of the parts of one ring.
 #[derive(Clone, Copy, Debug)]
 pub struct Places {
     pub descriptors: u64,
@@ -45,7 +45,7 @@ impl Places {
         }
     }
 
-    /// Room for a table, where there is some: after `next`, or where the first table was.
+    /// Returns the address of a table of `length` bytes: `next`, or the address of the first table if it does not fit there.
     pub fn table(&self, next: &mut u64, length: u64) -> u64 {
         if length > (self.tables + TABLES_SIZE).saturating_sub(*next) {
             *next = self.tables;
@@ -56,11 +56,11 @@ impl Places {
     }
 }
 
-/// How a ring begins.
+/// The initial state of a ring.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub struct Start {
     size: u8,
-    /// Index of the available and used entries that come first.
+    /// The index of the first available and used entries.
     index: u16,
     pub event_index: bool,
     pub indirect: bool,
@@ -68,7 +68,7 @@ pub struct Start {
 }
 
 impl Start {
-    /// A ring with enough descriptors for some requests, and indirect ones.
+    /// Creates a random start with enough descriptors for some requests, and with indirect descriptors.
     #[cfg(test)]
     pub fn new(random: &mut fastrand::Rng) -> Self {
         Self {
@@ -80,7 +80,7 @@ impl Start {
         }
     }
 
-    /// Descriptors in the ring.
+    /// Returns the number of descriptors in the ring.
     pub fn size(&self) -> u16 {
         match self.packed {
             true => u16::from(self.size) + 1,
@@ -88,51 +88,51 @@ impl Start {
         }
     }
 
-    /// Index of the first available entry.
+    /// Returns the index of the first available entry.
     pub fn index(&self) -> u16 {
         self.index
     }
 }
 
-/// Something that a driver writes where it should not.
+/// A mistake of a driver.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 pub enum Mistake {
     Address(u8, u64),
     Length(u8, u32),
     Flags(u8, u8),
     Next(u8, u16),
-    /// An entry of the available ring, counted back from the last.
+    /// A wrong entry of the available ring, counted back from the last one.
     Head(u8, u16),
     AvailableIndex(u16),
-    /// Goes back, or forth, by a little.
+    /// The available index moves by a few entries in either direction.
     AvailableStep(i8),
     NoInterrupt(bool),
     UsedEvent(u16),
-    /// Anywhere in the first region: the rings and the tables.
+    /// Writes to the rings and the tables.
     Anything(u16, u16),
 }
 
-/// What the descriptors of a chain come to, halves apart.
+/// The readable and the writable pieces of a chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Walked {
     pub readable: Vec<Piece>,
     pub writable: Vec<Piece>,
 }
 
-/// The ring: one of two that there may be.
+/// A split ring.
 pub struct Split {
     start: Start,
     places: Places,
-    /// Index that the driver has made available.
+    /// The index up to which the driver has made requests available.
     available: u16,
-    /// Index up to which the driver has seen what was given back.
+    /// The index up to which the driver has seen used entries.
     used: u16,
     next_descriptor: u16,
     next_table: u64,
 }
 
 impl Split {
-    /// A ring that is empty.
+    /// Creates an empty ring.
     pub fn new(places: Places, start: Start, guest: &mut Guest) -> Self {
         guest.write(places.available + 2, &start.index.to_le_bytes());
         guest.write(places.used + 2, &start.index.to_le_bytes());
@@ -154,7 +154,7 @@ impl Split {
         self.places.used
     }
 
-    /// Lets the device write the used ring.
+    /// Accepts what the device wrote to the used ring.
     pub fn give_used(&self, guest: &mut Guest) {
         guest.give(self.used(), 4 + 8 * u64::from(self.start.size()) + 2);
     }
@@ -203,9 +203,9 @@ impl Split {
         );
     }
 
-    /// Does something wrong.
+    /// Makes a mistake.
     pub fn err(&mut self, guest: &mut Guest, mistake: Mistake) {
-        // Counted back from the newest.
+        // `back` counts back from the newest descriptor.
         let field = |back: u8, field: u64| {
             let number = self
                 .next_descriptor
@@ -247,17 +247,17 @@ impl Split {
         }
     }
 
-    /// The driver's index, as it is in the ring.
+    /// Reads the available index in the ring.
     pub fn available_index(&self, guest: &Guest) -> u16 {
         guest.number::<2>(self.available() + 2) as u16
     }
 
-    /// The device's index, as it is in the ring.
+    /// Reads the used index in the ring.
     pub fn used_index(&self, guest: &Guest) -> u16 {
         guest.number::<2>(self.used() + 2) as u16
     }
 
-    /// What the device gave back since the last time: heads, and how much it wrote.
+    /// Returns the used entries since the last call: heads and written lengths.
     pub fn answers(&mut self, guest: &Guest) -> Vec<(u16, u32)> {
         let count = self.used_index(guest).wrapping_sub(self.used);
         let mut answers = Vec::new();
@@ -270,24 +270,24 @@ impl Split {
         answers
     }
 
-    /// The available entry with this index.
+    /// Reads the available entry with this index.
     pub fn head(&self, guest: &Guest, index: u16) -> u16 {
         guest.number::<2>(self.available() + 4 + 2 * self.slot(index)) as u16
     }
 
-    /// The device should complete a request, as the used entry with this index.
+    /// Expects a used entry with this index.
     pub fn expect_used(&self, guest: &mut Guest, index: u16, head: u16, length: u32) {
         let entry = self.used() + 4 + 8 * self.slot(index);
         guest.expect(entry, &u32::from(head).to_le_bytes());
         guest.expect(entry + 4, &length.to_le_bytes());
     }
 
-    /// The device should show the driver this index.
+    /// Expects this used index.
     pub fn expect_used_index(&self, guest: &mut Guest, index: u16) {
         guest.expect(self.used() + 2, &index.to_le_bytes());
     }
 
-    /// The device should want a kick for the request with this index, or none at all.
+    /// Expects that the device requests a kick for the request with this index, or no kick.
     pub fn expect_wish(&self, guest: &mut Guest, wish: Option<u16>) {
         if self.start.event_index {
             let event = self.used() + 4 + 8 * u64::from(self.start.size());
@@ -300,7 +300,7 @@ impl Split {
         }
     }
 
-    /// Whether the driver is to be told that the used index went from `before` to `after`.
+    /// Returns whether the driver requests a call when the used index changes from `before` to `after`.
     pub fn wants_call(&self, guest: &Guest, before: u16, after: u16) -> bool {
         if before == after {
             return false;
@@ -308,7 +308,7 @@ impl Split {
         if self.start.event_index {
             let event =
                 guest.number::<2>(self.available() + 4 + 2 * u64::from(self.start.size())) as u16;
-            // One of the entries before..after has the index that the driver waits for.
+            // The driver waits for one of the entries before..after.
             let count = after.wrapping_sub(before);
             event.wrapping_sub(before) < count
         } else {
@@ -316,7 +316,7 @@ impl Split {
         }
     }
 
-    /// Follows the chain at `head`; `None` if it is not one.
+    /// Follows the chain at `head`. Returns `None` if it is not valid.
     pub fn walk(&self, guest: &Guest, head: u16) -> Option<Walked> {
         let mut walked = Walked::default();
         let mut table = (self.places.descriptors, u64::from(self.start.size()));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The inputs that fuzzing begins with, and some random ones, as plain tests: they need neither libFuzzer nor its compiler flags.
+//! Runs the seeds of the fuzz targets, and some random inputs, without libFuzzer and its compiler flags.
 
 #![cfg(test)]
 
@@ -10,14 +10,14 @@ use std::sync::{Mutex, PoisonError};
 use arbitrary::{Arbitrary, Unstructured};
 use vhost_device_fuzz::{block, gpu, input, ring, session};
 
-/// Random inputs of each target, and their bytes at most.
+/// The number of random inputs of each target, and their maximum size in bytes.
 const RANDOM: usize = 100;
 const MOST_BYTES: usize = 1024;
 
-/// Targets have the process for themselves: they look at its memory and its files.
+/// Only one target runs at a time, because they check the memory and the open files of the process.
 static ALONE: Mutex<()> = Mutex::new(());
 
-fn play<I: for<'a> Arbitrary<'a>>(target: &str, run: fn(I)) {
+fn run_all<I: for<'a> Arbitrary<'a>>(target: &str, run: fn(I)) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let seeds = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("seeds")
@@ -39,25 +39,25 @@ fn play<I: for<'a> Arbitrary<'a>>(target: &str, run: fn(I)) {
 
 #[test]
 fn block_survives_its_seeds() {
-    play("block", block::Input::run);
+    run_all("block", block::Input::run);
 }
 
 #[test]
 fn gpu_survives_its_seeds() {
-    play("gpu", gpu::Input::run);
+    run_all("gpu", gpu::Input::run);
 }
 
 #[test]
 fn input_survives_its_seeds() {
-    play("input", input::Input::run);
+    run_all("input", input::Input::run);
 }
 
 #[test]
 fn ring_survives_its_seeds() {
-    play("ring", ring::Input::run);
+    run_all("ring", ring::Input::run);
 }
 
 #[test]
 fn session_survives_its_seeds() {
-    play("session", session::Input::run);
+    run_all("session", session::Input::run);
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Rings and chains over the memory of any guest. What the ring takes, reads, writes and publishes is compared with what
-//! VIRTIO says of the same memory.
+//! Rings and chains in the memory of a malicious guest. Compares what the ring takes, reads, writes and publishes with a model that follows
+//! the VIRTIO specification.
 
 mod packed;
 
@@ -18,18 +18,18 @@ use crate::driver::{Driver, Shape};
 use crate::guest::{Guest, Piece, file};
 use crate::split::{Mistake, Start, Walked};
 
-/// Bytes that are read or written at once, at most.
+/// Limit for one read or write, in bytes.
 const MOST: usize = 1 << 14;
-/// Requests that a device may hold in this test.
+/// Limit for the requests that the device holds.
 const MOST_HELD: usize = 64;
 
-/// What happens to a ring.
+/// The events of a ring.
 #[derive(Arbitrary, Debug)]
 pub struct Input {
     start: Start,
-    /// The front-end notes requests in flight.
+    /// The front-end has a file for requests in flight.
     notes: bool,
-    /// The guest migrates: what the device writes is logged.
+    /// The guest migrates: writes of the device are logged.
     logs: bool,
     steps: Vec<Step>,
 }
@@ -38,10 +38,10 @@ pub struct Input {
 enum Step {
     /// The driver makes a request available.
     Submit(Vec<u8>, u16, Shape),
-    /// The driver does something wrong.
+    /// The driver makes a mistake.
     Err(Mistake),
     Take,
-    /// The device does something with a request that it holds.
+    /// The device reads a request that it holds. The first number selects the request, here and below.
     Read(u8, u16),
     SkipReadable(u8, u16),
     Write(u8, u16, u8),
@@ -54,27 +54,27 @@ enum Step {
     WantKick,
     /// The front-end sends the same memory again.
     SetMemory,
-    /// The process ends, and another takes its place.
+    /// The process is killed and started again.
     Restart,
-    /// The device gives a request back untouched.
+    /// The device puts a request back.
     PutBack(u8),
-    /// The queue stops while the device holds requests over, and goes on.
+    /// The queue stops while the device suspends its requests, and starts again.
     Stop,
 }
 
-/// The address of what is no memory: the only one that no region can have.
+/// The address of a piece that is not memory. No region can contain it.
 const NOWHERE: u64 = u64::MAX;
 
-/// A half of a request that the device holds.
+/// The readable or the writable half of a request that the device holds.
 #[derive(Clone, Debug)]
 struct Half {
     pieces: Vec<Piece>,
-    /// Bytes that were taken from the front.
+    /// Number of bytes that were consumed from the front.
     done: u64,
-    /// Bytes at the end that are not in view.
+    /// Number of bytes that were split off at the end.
     aside: u64,
     length: u64,
-    /// Something that is no memory was met: what is in view then is not defined.
+    /// The device hit a piece that is not memory. What it accesses afterwards is not defined.
     is_broken: bool,
 }
 
@@ -90,7 +90,7 @@ impl Half {
                 address = address.wrapping_add(slice.len() as u64);
                 left -= slice.len() as u32;
             }
-            // What comes after it is no memory, wherever it is.
+            // The rest is not memory.
             known.push(Piece::new(NOWHERE, left));
         }
         known.retain(|piece| piece.length > 0);
@@ -107,7 +107,7 @@ impl Half {
         self.length - self.done - self.aside
     }
 
-    /// The pieces of `length` bytes, `from` bytes after the beginning of this half.
+    /// Returns the pieces of `length` bytes at offset `from`.
     fn pieces(&self, from: u64, length: u64) -> Vec<Piece> {
         let mut from = from;
         let mut left = length;
@@ -128,36 +128,36 @@ impl Half {
         pieces
     }
 
-    /// Whether all of it is memory.
+    /// Returns whether all of it is memory.
     fn is_memory(&self) -> bool {
         self.pieces.iter().all(|piece| piece.address != NOWHERE)
     }
 }
 
-/// A request that the device holds, and what it should be.
+/// A request that the device holds, and its model.
 struct Held {
     chain: Chain,
     head: u16,
     readable: Half,
     writable: Half,
-    /// What was written.
+    /// The pieces that were written.
     written: Vec<Piece>,
-    /// Where it was taken from the available ring; `None` if it was taken again.
+    /// The number of taken requests when it was taken from the available ring. `None` if it was taken again.
     taken_at: Option<u64>,
 }
 
-/// A request that is to be taken again. The device reads it anew where it is noted as in flight only.
+/// The head of a request that the device must take again, and its descriptors, unless the device reads them again.
 type Again = (u16, Option<Walked>);
 
 impl Held {
-    /// What is to be taken again. It may not be what the driver has there by then.
+    /// Returns the request as the device must take it again. The driver can have changed its descriptors in the ring.
     fn again(&self) -> Again {
         let (readable, writable) = (self.readable.pieces.clone(), self.writable.pieces.clone());
         (self.head, Some(Walked { readable, writable }))
     }
 }
 
-/// The device's side, and what it should be.
+/// The ring of the device, and its model.
 struct Model {
     guest: Guest,
     driver: Driver,
@@ -169,22 +169,22 @@ struct Model {
     next_used: u16,
     published: u16,
     held: Vec<Held>,
-    /// Heads that a device after this one would take again, in their order; with those that were completed.
+    /// The heads that the next device would take again, in order, and whether each is completed.
     in_flight: Vec<(u16, bool)>,
-    /// Those that are still to be taken again.
+    /// The heads that this device must still take again.
     recovered: VecDeque<Again>,
-    /// Requests that were taken from the available ring.
+    /// The number of requests that were taken from the available ring.
     taken: u64,
     wants_kick: bool,
-    /// A request was made available before it was given back.
+    /// The driver made a head available again before it was used.
     repeats: bool,
 }
 
 impl Input {
-    /// Plays it.
+    /// Runs the input.
     ///
     /// # Panics
-    /// The ring is not as VIRTIO has it.
+    /// Panics if the ring violates the specification.
     pub fn run(self) {
         if self.start.packed {
             return packed::run(self);
@@ -236,16 +236,16 @@ fn ring(driver: &Driver, guest: &Guest, inflight: &Option<InflightFile>, index: 
     Ring::new(setup, memory, index.into(), inflight.as_ref(), 0).expect("the ring is in memory")
 }
 
-/// Where the used ring is.
+/// The beginning of the used ring.
 const USED_RING: Piece = Piece {
     address: 0x1400,
     length: 4,
 };
-/// Bytes of guest memory for which there is a bit in a log of two bytes.
+/// The guest memory that a log of two bytes covers, in bytes.
 const LOGGED: u64 = 16 * PAGE;
 const PAGE: u64 = 4096;
 
-/// The log of dirty pages, which is too short for all of the memory.
+/// A log of dirty pages that does not cover all memory.
 struct Log(OwnedFd);
 
 impl Log {
@@ -261,7 +261,7 @@ impl Log {
         assert_eq!(rustix::io::pwrite(&self.0, &[0; 2], 0), Ok(2));
     }
 
-    /// Whether all pages of a piece are marked, as far as they can be.
+    /// Returns whether all pages of a piece that the log covers are marked.
     fn has(&self, piece: Piece) -> bool {
         let mut bits = [0; 2];
         let read = rustix::io::pread(&self.0, &mut bits, 0);
@@ -305,9 +305,14 @@ impl Model {
             Step::WantKick => return self.want_kick(),
             Step::SetMemory => {
                 let nothing = self.ring.set_memory(Arc::default());
-                assert!(nothing.is_err(), "a ring that is in no memory");
+                assert!(
+                    nothing.is_err(),
+                    "the ring accepts memory that does not contain it"
+                );
                 let memory = Arc::clone(&self.guest.memory);
-                self.ring.set_memory(memory).expect("it is the same");
+                self.ring
+                    .set_memory(memory)
+                    .expect("the memory is the same");
             }
             Step::Restart => self.restart(),
             Step::PutBack(which) => self.put_back(which),
@@ -319,7 +324,7 @@ impl Model {
         true
     }
 
-    /// Whether a request is there; `None` if the driver's index is wrong.
+    /// Returns whether a request is available. Returns `None` if the available index is wrong.
     fn look(&mut self) -> Option<bool> {
         if self.seen == self.next_available && self.recovered.is_empty() {
             let index = self.driver.split().available_index(&self.guest);
@@ -389,7 +394,7 @@ impl Model {
         true
     }
 
-    /// A request that is held, or none.
+    /// Selects a held request, if there is one.
     fn which(&mut self, which: u8) -> Option<(&mut Held, &mut Guest)> {
         let count = self.held.len();
         let place = usize::from(which).checked_rem(count)?;
@@ -518,7 +523,7 @@ impl Model {
         }
         let bytes = pattern(length, byte);
         let outcome = held.chain.write_tail(&bytes);
-        // As much is written as there is room for.
+        // The device writes as many bytes as fit.
         let room = half.aside.min(bytes.len() as u64);
         let pieces = half.pieces(half.length - half.aside, room);
         let is_memory = expect(guest, &pieces, &bytes[..room as usize]);
@@ -537,14 +542,14 @@ impl Model {
         let held = self.held.remove(usize::from(which) % self.held.len());
         self.ring.complete(held.chain, written);
         if let Some(log) = &self.log {
-            assert!(log.has(USED_RING), "the used ring is not logged");
+            assert!(log.has(USED_RING), "the used ring was not logged");
             let whole = |piece: &Piece| {
                 self.guest
                     .read(piece.address, piece.length as usize)
                     .is_some()
             };
             for piece in held.written.iter().filter(|piece| whole(piece)) {
-                assert!(log.has(*piece), "{piece:?} is written and not logged");
+                assert!(log.has(*piece), "{piece:?} was written and not logged");
             }
         }
         let most = u32::try_from(held.writable.length).unwrap_or(u32::MAX);
@@ -589,7 +594,7 @@ impl Model {
         self.look().is_some()
     }
 
-    /// The last one taken goes back into the ring, any other one is the next to be taken.
+    /// Puts a request back: to the available ring if it is the last one taken from there, otherwise to the front of the recovered ones.
     fn put_back(&mut self, which: u8) {
         let Some(place) = usize::from(which).checked_rem(self.held.len()) else {
             return;
@@ -608,7 +613,7 @@ impl Model {
         self.ring.put_back(held.chain);
     }
 
-    /// The ring goes on in the same process.
+    /// Stops the ring and starts it again in the same process.
     fn stop(&mut self) {
         if self.repeats || !self.driver.is_honest() {
             return;
@@ -633,11 +638,11 @@ impl Model {
         self.taken = 0;
     }
 
-    /// Another device takes over what this one leaves.
+    /// Starts another device, which recovers the requests in flight.
     fn restart(&mut self) {
         let heads = self.in_flight.iter().map(|(head, _)| (*head, None));
         let heads: VecDeque<_> = heads.collect();
-        // What is noted of a driver that uses a descriptor twice is nothing to rely on.
+        // The file for requests in flight is not reliable if the driver uses a descriptor twice.
         if self.inflight.is_none() || self.repeats || !self.driver.is_honest() {
             return;
         }
@@ -667,7 +672,7 @@ fn pattern(length: u16, byte: u8) -> Vec<u8> {
         .collect()
 }
 
-/// The device should write `bytes` to these pieces, until one is no memory. Returns whether all are.
+/// Expects that the device writes `bytes` to these pieces, up to the first one that is not memory. Returns whether all are memory.
 fn expect(guest: &mut Guest, pieces: &[Piece], bytes: &[u8]) -> bool {
     let mut rest = bytes;
     pieces.iter().all(|piece| {

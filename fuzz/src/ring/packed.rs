@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The same with a packed ring: what a driver that does as it should makes available is taken in its order, with its contents, and
-//! given back.
+//! Packed rings. If the driver makes no mistakes, the device must take its requests in order, with their content, and complete them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -17,12 +16,12 @@ use crate::packed::Wish;
 /// A request that was made available.
 #[derive(Clone)]
 struct Made {
-    /// What is to be read, if it is where it should be.
+    /// The readable content, if the pieces have the right addresses.
     readable: Option<Vec<u8>>,
     writable: u64,
-    /// Its number, if the device had it before and gave it back.
+    /// Its number, if the device took it before and put it back.
     number: Option<usize>,
-    /// It is not in the ring any more.
+    /// It is no longer in the ring.
     is_again: bool,
 }
 
@@ -30,7 +29,7 @@ struct Made {
 struct Held {
     chain: Chain,
     writable: u64,
-    /// Its number among all that were taken.
+    /// Its number in the order of taking.
     number: usize,
     is_again: bool,
 }
@@ -41,19 +40,19 @@ struct Model {
     ring: Ring,
     waiting: VecDeque<Made>,
     held: Vec<Held>,
-    /// What was written for those that were completed and not published.
+    /// The written lengths of requests that were completed and not published.
     completed: Vec<u32>,
     inflight: Option<InflightFile>,
     log: Option<Log>,
-    /// Where the next descriptor is that the driver is to see used.
+    /// The position of the next descriptor to publish.
     published: u16,
     wants_kick: bool,
-    /// What a device after this one would take again, with its number; completed or not.
+    /// The requests that the next device would take again: number, request, and whether it is completed.
     in_flight: Vec<(usize, Made, bool)>,
     taken: usize,
 }
 
-/// Plays an input.
+/// Runs an input.
 pub fn run(input: Input) {
     let mut guest = Guest::new();
     let driver = Driver::new(1, input.start, &mut guest);
@@ -90,17 +89,17 @@ pub fn run(input: Input) {
     model.driver.assert_untouched(&mut model.guest);
 }
 
-/// The ring, which is in memory. It goes on at `base`.
+/// Starts the ring at `base`.
 fn ring(driver: &Driver, guest: &Guest, inflight: &Option<InflightFile>, base: u32) -> Ring {
     let mut setup = driver.setup(0);
     let event = driver.packed().device_event();
     setup.used_log = guest.memory.is_logged().then_some(event.address);
     let memory = Arc::clone(&guest.memory);
     let ring = Ring::new(setup, memory, base, inflight.as_ref(), 0);
-    ring.expect("the ring is in memory, and can go on")
+    ring.expect("the ring is in memory and its base is valid")
 }
 
-/// Where the device marks the next descriptor used.
+/// Returns the position of the next used descriptor.
 fn next_used(ring: &Ring) -> u16 {
     (ring.base() >> 16) as u16
 }
@@ -108,7 +107,7 @@ fn next_used(ring: &Ring) -> u16 {
 impl Model {
     fn assert_logged(&self, piece: Piece) {
         if let Some(log) = &self.log {
-            assert!(log.has(piece), "{piece:?} is written and not logged");
+            assert!(log.has(piece), "{piece:?} was written and not logged");
         }
     }
 
@@ -195,9 +194,14 @@ impl Model {
             }
             Step::SetMemory => {
                 let nothing = self.ring.set_memory(Arc::default());
-                assert!(nothing.is_err(), "a ring that is in no memory");
+                assert!(
+                    nothing.is_err(),
+                    "the ring accepts memory that does not contain it"
+                );
                 let memory = Arc::clone(&self.guest.memory);
-                self.ring.set_memory(memory).expect("it is the same");
+                self.ring
+                    .set_memory(memory)
+                    .expect("the memory is the same");
             }
             Step::Restart => self.restart(),
             Step::PutBack(which) => self.put_back(which),
@@ -218,7 +222,10 @@ impl Model {
             return false;
         };
         let Some(mut chain) = chain else {
-            assert!(!is_honest || self.waiting.is_empty(), "nothing is there");
+            assert!(
+                !is_honest || self.waiting.is_empty(),
+                "no request was taken"
+            );
             return true;
         };
         let made = self.waiting.pop_front();
@@ -252,7 +259,7 @@ impl Model {
         true
     }
 
-    /// Checks that the device wants a kick for the next descriptor.
+    /// Checks that the device requests a kick for the next descriptor.
     fn expect_kick(&self) {
         let place = self.ring.base() as u16;
         self.expect_wish(match self.driver.setup(0).event_index {
@@ -261,7 +268,7 @@ impl Model {
         });
     }
 
-    /// Checks what the device has just said of kicks, and that its write is logged.
+    /// Checks the event suppression that the device has just written, and that the write is logged.
     fn expect_wish(&self, wish: Wish) {
         let ring = self.driver.packed();
         ring.expect_wish(&self.guest, wish);
@@ -294,7 +301,7 @@ impl Model {
         }
     }
 
-    /// It is the next to be taken. The last one taken from the ring is there again.
+    /// Puts a request back: to the ring if it is the last one taken from there. It is the next one to take.
     fn put_back(&mut self, which: u8) {
         let Some(place) = usize::from(which).checked_rem(self.held.len()) else {
             return;
@@ -305,7 +312,7 @@ impl Model {
         if let Some(mut made) = self.forget(held.number) {
             made.number = (!is_last).then_some(held.number);
             made.is_again = !is_last;
-            // What is taken again comes before all that is in the ring.
+            // Requests that are taken again come before those in the ring.
             let again = self.waiting.iter().take_while(|made| made.is_again);
             let place = if is_last { again.count() } else { 0 };
             self.waiting.insert(place, made);
@@ -319,13 +326,13 @@ impl Model {
         }
     }
 
-    /// What was made available as the request of this number, which is in flight no more.
+    /// Removes the request with this number from those in flight. Returns it.
     fn forget(&mut self, number: usize) -> Option<Made> {
         let place = self.in_flight.iter().position(|note| note.0 == number)?;
         Some(self.in_flight.remove(place).1)
     }
 
-    /// The queue stops while requests are held over, and goes on in the same process.
+    /// Stops the queue while requests are suspended, and starts it again in the same process.
     fn stop(&mut self) {
         if !self.driver.is_honest() {
             return;
@@ -356,12 +363,12 @@ impl Model {
         assert_eq!(self.ring.base(), base);
     }
 
-    /// Another device goes on where this one stops, or ends without a word.
+    /// Starts another device, after this one stopped or was killed.
     fn restart(&mut self) {
         let has_kept = self.waiting.front().is_some_and(|made| made.is_again);
         let is_noted = self.inflight.is_some() || !has_kept;
         let is_done = self.held.is_empty() && self.completed.is_empty() && is_noted;
-        // What is noted of a driver that does wrong is nothing to rely on.
+        // The file for requests in flight is not reliable if the driver makes mistakes.
         if !is_done && (self.inflight.is_none() || !self.driver.is_honest()) {
             return;
         }
@@ -373,7 +380,7 @@ impl Model {
         }
         self.held.clear();
         self.completed.clear();
-        // Those that are to be taken again are noted among those that are held.
+        // The requests to take again are in flight, like the held ones.
         let is_again = |made: &Made| made.number.is_some();
         let again = self
             .waiting

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The device behind the session.
+//! The device of the session.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -13,7 +13,7 @@ use super::QUEUES;
 
 const CONFIG_SIZE: usize = 32;
 
-/// A device that gives back what it reads, and keeps the last request of each batch for a while.
+/// A device that copies the readable part of a request to the writable part. It holds the last request of each batch until the next one.
 #[derive(Debug, Default)]
 pub struct Echo<const ONE_PER_QUEUE: bool> {
     config: Mutex<[u8; CONFIG_SIZE]>,
@@ -78,7 +78,7 @@ impl<const ONE_PER_QUEUE: bool> Device for Echo<ONE_PER_QUEUE> {
     }
 }
 
-/// Works on all queues.
+/// The handler of all queues.
 #[derive(Default)]
 pub struct Kept {
     chains: Vec<(u16, Chain)>,
@@ -92,7 +92,7 @@ impl Kept {
         queue.complete(chain, outcome.map_or(0, |()| length as u32));
     }
 
-    /// Gives back what is kept of a queue.
+    /// Completes the held request of a queue.
     fn release(&mut self, queue: &mut Queue) {
         let index = queue.index();
         for (_, chain) in self.chains.extract_if(.., |(kept, _)| *kept == index) {

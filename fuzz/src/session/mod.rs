@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A front-end that says what it likes, and the session that answers it: messages, files, memory, and rings that start and
-//! stop on threads of their own.
+//! A malicious front-end and the session that serves it: messages, files, memory, and rings that start and stop on their own threads.
 
 mod echo;
 
@@ -28,43 +27,43 @@ use crate::guest::{Guest, REGIONS, file, files};
 use crate::split::{Mistake, Start};
 
 const QUEUES: u16 = 2;
-/// Bytes of a state, at most: a pipe has room for more.
+/// Limit for the size of a device state, in bytes. It is less than the capacity of a pipe.
 const STATE_SIZE: usize = 2048;
-/// Descriptors of a ring, as far as the file for requests in flight goes.
+/// The number of descriptors of a ring in the file for requests in flight.
 const INFLIGHT_SIZE: u16 = 256;
-/// Messages of one input, at most: as many as a socket has room for, with their answers.
+/// Limit for the messages of one input. They fit into a socket, with their answers.
 const MOST_MESSAGES: usize = 40;
-/// Room for answers.
+/// The size of the send buffer for answers, in bytes.
 const SEND_BUFFER: usize = 1 << 20;
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// Protocol features that are offered to a device with a config space.
 const OFFERED: u64 =
     1 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16 | 1 << 19;
-/// Bytes of the log of dirty pages.
+/// The size of the log of dirty pages, in bytes.
 const LOG_SIZE: u64 = 4096;
 const FLAG_REPLY: u32 = 1 << 2;
 const FLAG_NEED_REPLY: u32 = 1 << 3;
 
-/// What a front-end does.
+/// The actions of a front-end.
 #[derive(Arbitrary, Debug)]
 pub struct Input {
-    /// Each queue has a thread of its own.
+    /// Each queue has its own thread.
     threads: bool,
     start: Start,
-    /// Requests that are in the rings before anything is said.
+    /// Requests that are in the rings before the first message.
     requests: Vec<(bool, Vec<u8>, u8, Shape)>,
     mistake: Option<(bool, Mistake)>,
-    /// Begins with all that makes the rings run.
+    /// The first messages start both rings.
     opening: bool,
-    /// What the device writes is logged, and its memory is such that it can be.
+    /// Writes of the device are logged, and the log covers its memory.
     log: bool,
-    /// What there is to load: of a device, or anything.
+    /// A device state to load, and whether it has a valid header.
     state: (bool, Vec<u8>),
     messages: Vec<Message>,
 }
 
-/// A message, most often as it should be.
+/// A message. Most are correct.
 #[derive(Arbitrary, Debug)]
 struct Message {
     request: Request,
@@ -76,17 +75,17 @@ struct Message {
 enum Wrong {
     Flags(u32),
     Size(u32),
-    /// Bytes at the end are left out, or some are added, in the message and in what its header says.
+    /// Bytes are removed from the payload or added to it, and the size in the header matches.
     Payload(i8),
-    /// Other files come with it.
+    /// It has other files.
     Files(Vec<Kind>),
-    /// It comes in two pieces, of which the second has a file.
+    /// It is sent in two pieces, the second one with a file.
     Cut(u8, Option<Kind>),
-    /// It is not sent to its end.
+    /// Its end is not sent.
     Short(u8),
 }
 
-/// Which file is sent.
+/// A kind of file to send.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Kind {
     Memory(u8),
@@ -97,14 +96,14 @@ enum Kind {
     Null,
     Directory,
     Log,
-    /// A pipe with a state in it.
+    /// A pipe that contains a device state.
     State,
 }
 
-/// A place that the front-end says is memory.
+/// A memory region of the front-end.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Region {
-    /// One of those that there are.
+    /// An existing region.
     Good(u8),
     Moved(u8, i16, i16),
     Offset(u8, u16),
@@ -120,7 +119,7 @@ impl Region {
         usize::from(number) % REGIONS.len()
     }
 
-    /// Guest address, size, address in the front-end, offset.
+    /// Returns the guest address, the size, the address in the front-end and the offset.
     fn words(self) -> [u64; 4] {
         let (guest, user, size) = REGIONS[self.number()];
         match self {
@@ -140,7 +139,7 @@ impl Region {
     }
 }
 
-/// The number of a queue: most often of one that there is.
+/// The number of a queue. Most exist.
 #[derive(Arbitrary, Clone, Copy, Debug)]
 enum Number {
     Good(bool),
@@ -162,7 +161,7 @@ enum Request {
     SetFeatures(u64),
     GetProtocolFeatures,
     SetProtocolFeatures(u32),
-    /// All that are offered.
+    /// All offered features.
     SetProtocolFeaturesGood,
     SetOwner,
     ResetOwner,
@@ -175,10 +174,10 @@ enum Request {
     AddMemReg(Region),
     RemMemReg(Region),
     SetVringNum(Number, u32),
-    /// The ring's right size.
+    /// The right size of the ring.
     SetVringNumGood(bool),
     SetVringAddr(Number, [u64; 3]),
-    /// Where the ring is, or a little beside it.
+    /// The right address of the ring, or one with a small offset.
     SetVringAddrGood(bool, i8),
     SetVringBase(Number, u32),
     SetVringBaseGood(bool),
@@ -190,7 +189,7 @@ enum Request {
     SetBackendReqFd(Option<Kind>),
     GetInflight(u16, u16, bool),
     SetInflight(u16, u16, u64, u64, Option<Kind>),
-    /// As it was made.
+    /// The right file for requests in flight.
     SetInflightGood,
     SetGpuSocket(Kind),
     SetLogBase(u64, u64, Option<Kind>),
@@ -203,7 +202,7 @@ enum Request {
     Other(u8, Vec<u8>, Option<Kind>),
 }
 
-/// A message as it is sent: request, payload, files.
+/// The parts of a message: request, payload, files.
 type Parts = (u32, Vec<u8>, Vec<Kind>);
 
 fn words<const N: usize>(words: [u64; N]) -> Vec<u8> {
@@ -374,7 +373,7 @@ fn inflight(length: u64, offset: u64, queues: u16, size: u16) -> Vec<u8> {
     payload
 }
 
-/// All that makes both rings run.
+/// Returns the messages that start both rings.
 fn opening(start: Start, log: bool) -> Vec<Request> {
     let left_out = u64::from(!start.indirect) << 28
         | u64::from(!start.event_index) << 29
@@ -389,7 +388,7 @@ fn opening(start: Start, log: bool) -> Vec<Request> {
         requests.push(Request::SetMemTable(regions, None));
         requests.push(Request::SetLogBaseGood);
     } else {
-        // No log has room for this one.
+        // The log cannot cover this region.
         regions.push(Region::Good(2));
         requests.push(Request::SetMemTable(regions, None));
     }
@@ -406,7 +405,7 @@ fn opening(start: Start, log: bool) -> Vec<Request> {
     requests
 }
 
-/// One file of each kind, for as long as the process lives.
+/// One file of each kind. They stay open until the process ends.
 struct Files {
     event: OwnedFd,
     inflight: OwnedFd,
@@ -451,13 +450,13 @@ impl Files {
     }
 }
 
-/// Where messages go, and where the state of the device is that may go with them.
+/// The socket of the front-end, and the file with a device state.
 struct FrontEnd<'a> {
     socket: &'a UnixStream,
     state: &'a OwnedFd,
 }
 
-/// Sends bytes, and files with them. Returns whether there was room.
+/// Sends bytes with files. Returns whether all bytes were sent.
 fn send(front_end: &FrontEnd<'_>, bytes: &[u8], kinds: &[Kind]) -> bool {
     let FrontEnd { socket, state } = front_end;
     let kinds = kinds.iter().copied();
@@ -477,7 +476,7 @@ fn send(front_end: &FrontEnd<'_>, bytes: &[u8], kinds: &[Kind]) -> bool {
 }
 
 impl Message {
-    /// Sends it; returns its request number, or nothing where what follows is no message.
+    /// Sends the message. Returns its request number, or `None` if the session cannot parse what follows.
     fn send(&self, front_end: &FrontEnd<'_>, parts: Parts) -> Option<u32> {
         let (request, mut payload, mut files) = parts;
         let mut flags = 1 | if self.need_reply { FLAG_NEED_REPLY } else { 0 };
@@ -510,14 +509,14 @@ impl Message {
 }
 
 impl Input {
-    /// Plays it.
+    /// Runs the input.
     ///
     /// # Panics
-    /// The session answers what it was not asked, or keeps a file.
+    /// Panics if the session sends an answer without a request, or leaks a file.
     pub fn run(self) {
         Files::get();
         let mut guest = Guest::new();
-        // The device before this one had nothing under way.
+        // No requests are in flight.
         let length = file_size(false, QUEUES, INFLIGHT_SIZE);
         let zeroes = vec![0; length];
         let _ = rustix::io::pwrite(&Files::get().inflight, &zeroes, 0);
@@ -537,7 +536,7 @@ impl Input {
                 socket: &front_end,
                 state: &state,
             };
-            let sent = self.say(&end, &driver);
+            let sent = self.send_all(&end, &driver);
             front_end.shutdown(Shutdown::Write).expect("a socket");
             let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER);
             let stop = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
@@ -550,10 +549,10 @@ impl Input {
             let _ = front_end.read_to_end(&mut replies);
             check(&replies, sent.as_deref());
         }
-        assert_eq!(lowest_file(), before, "the session keeps a file");
+        assert_eq!(lowest_file(), before, "the session leaks a file");
     }
 
-    /// A pipe with what there is to load, and its end.
+    /// Returns a pipe that contains the device state.
     fn state(&self) -> io::Result<OwnedFd> {
         let (state, end) = rustix::pipe::pipe()?;
         let (is_good, part) = &self.state;
@@ -573,8 +572,8 @@ impl Input {
         Ok(state)
     }
 
-    /// Sends all messages. Gives the requests that may be answered, if one can tell.
-    fn say(&self, front_end: &FrontEnd<'_>, driver: &Driver) -> Option<Vec<u32>> {
+    /// Sends all messages. Returns the requests that can be answered, or `None` if that is not known.
+    fn send_all(&self, front_end: &FrontEnd<'_>, driver: &Driver) -> Option<Vec<u32>> {
         let mut sent = Vec::new();
         let opening = match self.opening {
             true => opening(self.start, self.log),
@@ -594,7 +593,7 @@ impl Input {
     }
 }
 
-/// The checksum of IEEE 802.3.
+/// Computes the CRC-32 of IEEE 802.3.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |sum, byte| {
         (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
@@ -603,31 +602,31 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// The number that the next file would have.
+/// Returns the number that the next file descriptor will have.
 fn lowest_file() -> i32 {
     let event = eventfd(0, EventfdFlags::CLOEXEC).expect("an eventfd");
     event.as_raw_fd()
 }
 
-/// Whether there is one answer for each request at most, in their order.
+/// Checks that there is at most one answer for each request, in the same order.
 fn check(replies: &[u8], sent: Option<&[u32]>) {
     let number = |bytes: &[u8]| u32::from_ne_bytes(bytes.try_into().unwrap_or_default());
     let mut sent = sent.map(<[u32]>::iter);
     let mut rest = replies;
     while !rest.is_empty() {
-        assert!(rest.len() >= 12, "half of a reply");
+        assert!(rest.len() >= 12, "an incomplete reply");
         let [request, flags, size] = [0, 4, 8].map(|place| number(&rest[place..place + 4]));
         assert_eq!(flags, 1 | FLAG_REPLY);
-        assert!(rest.len() >= 12 + size as usize, "half of a reply");
+        assert!(rest.len() >= 12 + size as usize, "an incomplete reply");
         let was_sent = sent
             .as_mut()
             .is_none_or(|sent| sent.any(|sent| *sent == request));
-        assert!(was_sent, "request {request} is answered, and was not sent");
+        assert!(was_sent, "request {request} was answered but not sent");
         rest = &rest[12 + size as usize..];
     }
 }
 
-/// Serves a front-end with a device of its own.
+/// Serves a front-end with a new device.
 fn echo<const ONE_PER_QUEUE: bool>(socket: UnixStream, stop: &OwnedFd) -> Result<(), MessageError> {
     let statistics = Statistics::new("echo", &["request"]);
     serve(
