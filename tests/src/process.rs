@@ -278,6 +278,13 @@ impl Program {
         self.wait(within)
     }
 
+    /// Starts `command`, and waits until somebody listens at `socket`.
+    pub fn serve(command: &mut Command, socket: &Path) -> Result<Self, ProcessError> {
+        let mut program = Self::spawn(command)?;
+        program.wait_for_listener(socket)?;
+        Ok(program)
+    }
+
     /// Waits until somebody listens at `path`. It does not connect, so the program sees nothing of it.
     pub fn wait_for_listener(&mut self, path: &Path) -> Result<(), ProcessError> {
         self.wait_until("listen on its socket", PATIENCE, || listens(path))
@@ -402,6 +409,11 @@ impl Program {
     /// The memory that the program has for itself now, in bytes: what is no file, and shared with nobody.
     pub fn anonymous_bytes(&self) -> Result<u64, ProcessError> {
         self.memory("RssAnon:")
+    }
+
+    /// By how many bytes [`Program::anonymous_bytes`] has grown since it was `before`.
+    pub fn anonymous_growth(&self, before: u64) -> Result<u64, ProcessError> {
+        Ok(self.anonymous_bytes()?.saturating_sub(before))
     }
 
     fn memory(&self, field: &str) -> Result<u64, ProcessError> {

@@ -108,10 +108,8 @@ impl Running {
         let mut command = command(target.name()).unwrap_or_else(|error| panic!("{error}"));
         command.args(arguments).arg(option("socket-path", &socket));
         configure(directory.path(), &mut command);
-        let mut program = Program::spawn(&mut command).unwrap_or_else(|error| panic!("{error}"));
-        program
-            .wait_for_listener(&socket)
-            .unwrap_or_else(|error| panic!("{error}"));
+        let mut program =
+            Program::serve(&mut command, &socket).unwrap_or_else(|error| panic!("{error}"));
         if target.claims(Claim::NoLeak) {
             program
                 .expect_no_leak()

@@ -45,8 +45,7 @@ impl Gpu {
             .env("RUST_LOG", "trace")
             .arg(process::option("socket-path", &socket))
             .args(options);
-        let mut program = Program::spawn(&mut command).unwrap();
-        program.wait_for_listener(&socket).unwrap();
+        let program = Program::serve(&mut command, &socket).unwrap();
         Self { program, directory }
     }
 

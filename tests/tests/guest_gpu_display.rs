@@ -35,8 +35,7 @@ impl Gpu {
         if let Some(renderer) = renderer {
             renderer.configure(command.arg("--virgl"));
         }
-        let mut program = Program::spawn(&mut command).unwrap();
-        program.wait_for_listener(&socket).unwrap();
+        let program = Program::serve(&mut command, &socket).unwrap();
         Self { program, directory }
     }
 

@@ -77,8 +77,7 @@ fn spawn(directory: &Path, serial: &str) -> Program {
         .arg(process::option("socket-path", &socket))
         .arg(process::option("blk-file", directory.join("image")))
         .arg(process::option("serial", serial));
-    let mut program = Program::spawn(&mut command).unwrap();
-    program.wait_for_listener(&socket).unwrap();
+    let program = Program::serve(&mut command, &socket).unwrap();
     program
 }
 

@@ -71,8 +71,7 @@ impl Block {
             .arg(process::option("socket-path", &socket))
             .arg(process::option("blk-file", image))
             .args(options);
-        let mut program = Program::spawn(&mut command).unwrap();
-        program.wait_for_listener(&socket).unwrap();
+        let program = Program::serve(&mut command, &socket).unwrap();
         Self { program, directory }
     }
 

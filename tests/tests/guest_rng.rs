@@ -38,8 +38,7 @@ impl Rng {
             .arg(process::option("socket-path", &socket))
             .arg(process::option("rng-source", &rng))
             .args(options);
-        let mut program = Program::spawn(&mut command).unwrap();
-        program.wait_for_listener(&socket).unwrap();
+        let program = Program::serve(&mut command, &socket).unwrap();
         Self { program, directory }
     }
 

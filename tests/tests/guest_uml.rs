@@ -37,8 +37,7 @@ impl BackEnd {
         let mut command = command(name).unwrap();
         command.arg(option("socket-path", &socket));
         arguments(work.path(), &mut command);
-        let mut program = Program::spawn(&mut command).unwrap();
-        program.wait_for_listener(&socket).unwrap();
+        let program = Program::serve(&mut command, &socket).unwrap();
         Self { work, program }
     }
 

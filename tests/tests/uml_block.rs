@@ -143,8 +143,7 @@ impl Disk {
             .arg(option("blk-file", &device.node))
             .arg(option("socket-path", &socket))
             .args(arguments);
-        let mut program = Program::spawn(&mut command).unwrap();
-        program.wait_for_listener(&socket).unwrap();
+        let mut program = Program::serve(&mut command, &socket).unwrap();
         program.expect_no_leak().unwrap();
         let front_end = FrontEnd::connect(&socket, &Options::default()).unwrap();
         let queue = front_end.queue(0, 256).unwrap();

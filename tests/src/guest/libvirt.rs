@@ -16,9 +16,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::output::{CONSOLE_LOG, Logs, Output, SCRIPT_LOG, print};
-use super::{
-    GuestError, KERNEL_COMMAND_LINE, Machine, QEMU, find_program, initramfs, kernel, system,
-};
+use super::{GuestError, KERNEL_COMMAND_LINE, Machine, QEMU, find_program, kernel, system};
 use crate::process::{PATIENCE, Program};
 
 /// How long libvirt may take for a command. It runs QEMU to learn what that can do before it starts the first domain.
@@ -165,13 +163,7 @@ impl Machine {
         prepare(files.path(), logs.directory())
             .map_err(system("prepare directories for libvirt"))?;
         let initramfs = files.path().join("lib/initramfs");
-        initramfs::write(
-            &initramfs,
-            &kernel,
-            &self.modules,
-            &self.programs,
-            &self.script,
-        )?;
+        self.write_initramfs(&initramfs, &kernel)?;
         // A copy, because libvirt lends it to QEMU's user.
         let image = files.path().join("lib/boot/image");
         fs::copy(&kernel.image, &image).map_err(system("copy the kernel"))?;

@@ -247,19 +247,18 @@ impl Machine {
         self
     }
 
+    /// Writes the initial RAM file system with the machine's modules, programs and script.
+    fn write_initramfs(&self, path: &Path, kernel: &kernel::Kernel) -> Result<(), GuestError> {
+        initramfs::write(path, kernel, &self.modules, &self.programs, &self.script)
+    }
+
     /// Starts the machine.
     pub fn start(self) -> Result<Guest, GuestError> {
         let kernel = kernel::Kernel::prepare(self.flavour)?;
         let logs = Logs::create(&self.name, self.deadline)?;
         let files = tempfile::tempdir().map_err(system("create a temporary directory"))?;
         let initramfs = files.path().join("initramfs");
-        initramfs::write(
-            &initramfs,
-            &kernel,
-            &self.modules,
-            &self.programs,
-            &self.script,
-        )?;
+        self.write_initramfs(&initramfs, &kernel)?;
 
         let memory = self.memory;
         let qmp = files.path().join("qmp");

@@ -95,8 +95,7 @@ impl Drop for Small {
 fn start(variant: Variant, image: &Path) -> Device {
     let sockets = tempfile::tempdir().unwrap();
     let socket = sockets.path().join("socket");
-    let mut program = Program::spawn(&mut variant.command(image, &socket, &[])).unwrap();
-    program.wait_for_listener(&socket).unwrap();
+    let mut program = Program::serve(&mut variant.command(image, &socket, &[]), &socket).unwrap();
     program.expect_no_leak().unwrap();
     Device {
         program,

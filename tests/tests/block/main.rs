@@ -138,8 +138,7 @@ impl Variant {
         let image = directory.path().join("image");
         let mut command = self.command(&image, &socket, arguments);
         prepare(&mut command);
-        let mut program = Program::spawn(&mut command).unwrap();
-        program.wait_for_listener(&socket).unwrap();
+        let mut program = Program::serve(&mut command, &socket).unwrap();
         program.expect_no_leak().unwrap();
         Device {
             program,

@@ -52,8 +52,7 @@ fn inheriting(file: impl Into<OwnedFd>, arguments: &[&str]) -> (Command, PathBuf
 }
 
 fn serve((mut command, socket, sockets): (Command, PathBuf, TempDir), image: PathBuf) -> Disk {
-    let mut program = Program::spawn(&mut command).unwrap();
-    program.wait_for_listener(&socket).unwrap();
+    let program = Program::serve(&mut command, &socket).unwrap();
     Disk::connect(Device {
         program,
         socket,

@@ -2,8 +2,9 @@
 //! Discard and write-zeroes: what the guest reads afterwards, and what storage the host gets back.
 
 use vhost_device_tests::front_end::block::{
-    DISCARD, Request, SECTOR_SIZE, UNMAP, WRITE_ZEROES, segment,
+    Completion, DISCARD, Request, SECTOR_SIZE, UNMAP, WRITE_ZEROES, segment,
 };
+use vhost_device_tests::front_end::{BlockDriver, Result};
 
 use crate::{Disk, IMAGE_SIZE, SECTORS, Variant, assert_same, noise, ok};
 
@@ -37,15 +38,20 @@ fn clear(image: &mut [u8], sector: u64, sectors: u32) {
     image[start..start + sectors as usize * SECTOR_SIZE].fill(0);
 }
 
-fn discarded_storage_goes_back_to_the_host(variant: Variant) {
-    let (mut disk, mut image) = full_disk(variant, &["--discard=unmap"]);
+/// A request for 512 KiB gives as much storage back to the host.
+fn assert_frees(disk: &mut Disk, request: impl FnOnce(&mut BlockDriver) -> Result<Completion>) {
     let before = disk.device.allocated();
-    ok(disk.driver.discard(512, 1024).unwrap());
+    ok(request(&mut disk.driver).unwrap());
     let after = disk.device.allocated();
     assert!(
         before - after >= (512 << 10) - SLACK,
         "{before} bytes before, {after} after"
     );
+}
+
+fn discarded_storage_goes_back_to_the_host(variant: Variant) {
+    let (mut disk, mut image) = full_disk(variant, &["--discard=unmap"]);
+    assert_frees(&mut disk, |driver| driver.discard(512, 1024));
     // A hole in a file reads as zeroes.
     clear(&mut image, 512, 1024);
     disk.assert_contents(&image);
@@ -124,13 +130,7 @@ fn write_zeroes_reads_back_as_zeroes_with_and_without_unmap(variant: Variant) {
 
 fn write_zeroes_with_unmap_gives_storage_back(variant: Variant) {
     let (mut disk, mut image) = full_disk(variant, &[]);
-    let before = disk.device.allocated();
-    ok(disk.driver.write_zeroes(512, 1024, UNMAP).unwrap());
-    let after = disk.device.allocated();
-    assert!(
-        before - after >= (512 << 10) - SLACK,
-        "{before} bytes before, {after} after"
-    );
+    assert_frees(&mut disk, |driver| driver.write_zeroes(512, 1024, UNMAP));
     clear(&mut image, 512, 1024);
     disk.assert_contents(&image);
 }

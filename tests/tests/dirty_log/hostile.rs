@@ -11,10 +11,7 @@ use crate::{END, HIGH, PATIENCE, REGION_SIZE, Ring, Scene, USUAL, new_log};
 fn started<'a>(scene: &Scene, target: &'a dyn Target) -> Ring<'a> {
     let mut ring = scene.ring(target);
     ring.make_room(scene, 2);
-    scene
-        .front_end
-        .start(0, &ring.queue, ring.queue.options().start())
-        .unwrap();
+    ring.start(&scene.front_end);
     ring
 }
 
@@ -28,9 +25,7 @@ fn work(ring: &mut Ring) {
 fn a_log_that_becomes_shorter_ends_the_connection_only(target: &dyn Target) {
     let running = target.start();
     let scene = Scene::new(&running, USUAL);
-    let log = new_log();
-    scene.front_end.set_log(&log).unwrap();
-    scene.front_end.log_writes(true).unwrap();
+    let log = scene.start_log();
     let mut ring = started(&scene, target);
     ftruncate(log.file(), 0).unwrap();
     while ring.add() {}
@@ -64,9 +59,7 @@ fn a_used_ring_may_be_logged_where_no_bit_is(target: &dyn Target) {
 fn memory_without_bits_does_no_harm(target: &dyn Target) {
     let running = target.start();
     let mut scene = Scene::new(&running, USUAL);
-    let log = new_log();
-    scene.front_end.set_log(&log).unwrap();
-    scene.front_end.log_writes(true).unwrap();
+    let log = scene.start_log();
     scene.front_end.add_region(1 << 40, 1 << 16).unwrap();
     let mut ring = started(&scene, target);
     let (outside, inside) = (1 << 40, HIGH + REGION_SIZE as u64 - 1);
@@ -99,9 +92,7 @@ fn memory_without_bits_does_no_harm(target: &dyn Target) {
 fn a_log_that_is_too_small_is_refused(target: &dyn Target) {
     let running = target.start();
     let scene = Scene::new(&running, USUAL);
-    let log = new_log();
-    scene.front_end.set_log(&log).unwrap();
-    scene.front_end.log_writes(true).unwrap();
+    let log = scene.start_log();
     let mut ring = started(&scene, target);
     let small = vhost_device_tests::front_end::DirtyLog::new(HIGH + REGION_SIZE as u64 - (8 << 12));
     let region = small.region();

@@ -93,15 +93,24 @@ impl Scene {
             ..defaults
         };
         let front_end = running.connect_with(&options);
-        let (mut low, mut high) = (front_end.memory().clone(), front_end.memory().clone());
-        low.remove(HIGH);
-        high.remove(LOW);
+        let (low, high) = (
+            front_end.memory().without(HIGH),
+            front_end.memory().without(LOW),
+        );
         Scene {
             front_end,
             low,
             high,
             mode,
         }
+    }
+
+    /// Has the device log what it writes, in a new log.
+    fn start_log(&self) -> DirtyLog {
+        let log = new_log();
+        self.front_end.set_log(&log).unwrap();
+        self.front_end.log_writes(true).unwrap();
+        log
     }
 
     /// How many queues take requests, of some.
@@ -195,6 +204,12 @@ impl Ring<'_> {
             self.idle.push(self.slots.len());
             self.slots.push(Slot::new(scene, self.target));
         }
+    }
+
+    /// Starts it as ring 0.
+    fn start(&self, front_end: &FrontEnd) {
+        let start = self.queue.options().start();
+        front_end.start(0, &self.queue, start).unwrap();
     }
 
     /// Adds a request, if there is room. Where the device writes, nothing is yet of what is expected.

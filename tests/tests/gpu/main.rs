@@ -57,8 +57,7 @@ impl Device {
         command.env_remove("RUST_LOG").args(arguments);
         command.arg(option("socket-path", &socket));
         configure(&mut command);
-        let mut program = Program::spawn(&mut command).unwrap();
-        program.wait_for_listener(&socket).unwrap();
+        let mut program = Program::serve(&mut command, &socket).unwrap();
         // What the libraries of 3D keep for the next time is theirs.
         if !arguments.contains(&"--virgl") {
             program.expect_no_leak().unwrap();

@@ -67,9 +67,7 @@ fn spawn(directory: &Path, prepare: impl FnOnce(&mut Command)) -> Program {
         .arg(process::option("socket-path", &socket))
         .arg(process::option("blk-file", directory.join("image")));
     prepare(&mut command);
-    let mut program = Program::spawn(&mut command).unwrap();
-    program.wait_for_listener(&socket).unwrap();
-    program
+    Program::serve(&mut command, &socket).unwrap()
 }
 
 fn random(size: usize) -> Vec<u8> {

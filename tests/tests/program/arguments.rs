@@ -91,9 +91,11 @@ fn an_option_given_twice_is_a_usage_error(binary: &Binary) {
 #[test]
 fn a_serial_of_twenty_bytes_is_accepted() {
     let setup = Setup::new(&BLOCK);
-    let mut program =
-        Program::spawn(setup.listening().arg("--serial=exactly 20 bytes ok!")).unwrap();
-    program.wait_for_listener(&setup.socket()).unwrap();
+    let _program = Program::serve(
+        setup.listening().arg("--serial=exactly 20 bytes ok!"),
+        &setup.socket(),
+    )
+    .unwrap();
 }
 
 fn a_missing_image_is_a_failure_before_the_socket_exists(binary: &Binary) {

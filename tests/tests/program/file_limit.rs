@@ -24,8 +24,8 @@ fn limited(command: &mut Command, soft: u64, hard: u64) -> &mut Command {
 
 fn the_soft_limit_becomes_the_hard_one(binary: &Binary) {
     let setup = Setup::new(binary);
-    let mut program = Program::spawn(limited(&mut setup.listening(), 32, 4000)).unwrap();
-    program.wait_for_listener(&setup.socket()).unwrap();
+    let program =
+        Program::serve(limited(&mut setup.listening(), 32, 4000), &setup.socket()).unwrap();
     let limits = fs::read_to_string(format!("/proc/{}/limits", program.id())).unwrap();
     let files = limits
         .lines()
@@ -57,8 +57,7 @@ fn queues_beyond_a_low_soft_limit_work() {
     let setup = Setup::new(&BLOCK);
     let mut command = setup.listening();
     command.arg("--num-queues=16");
-    let mut program = Program::spawn(limited(&mut command, 32, 4000)).unwrap();
-    program.wait_for_listener(&setup.socket()).unwrap();
+    let program = Program::serve(limited(&mut command, 32, 4000), &setup.socket()).unwrap();
     let front_end = FrontEnd::connect(&setup.socket(), &Options::default()).unwrap();
     assert_eq!(start_queues(&front_end, 16), 16, "{}", program.stderr());
 }
@@ -73,8 +72,8 @@ fn a_queue_that_gets_no_files_names_the_limit() {
             File::create(setup.path("log")).unwrap().into(),
             2,
         );
-        let mut program = Program::spawn(limited(&mut command, hard, hard)).unwrap();
-        program.wait_for_listener(&setup.socket()).unwrap();
+        let mut program =
+            Program::serve(limited(&mut command, hard, hard), &setup.socket()).unwrap();
         let front_end = FrontEnd::connect(&setup.socket(), &Options::default()).unwrap();
         assert!(start_queues(&front_end, 16) < 16);
         let log = setup.path("log");

@@ -213,8 +213,7 @@ fn lines_after(binary: &Binary, cause: impl Fn(&Setup)) -> Vec<String> {
         // The kernel takes its time to give back the memory of many rings of io_uring.
         command.arg("--io-engine=threads");
     }
-    let mut program = Program::spawn(&mut command).unwrap();
-    program.wait_for_listener(&setup.socket()).unwrap();
+    let program = Program::serve(&mut command, &setup.socket()).unwrap();
     cause(&setup);
     program.stderr().lines().map(str::to_owned).collect()
 }

@@ -193,8 +193,7 @@ impl<'a> Setup<'a> {
 
     /// The program, listening.
     fn serve(&self) -> Program {
-        let mut program = Program::spawn(&mut self.listening()).unwrap();
-        program.wait_for_listener(&self.socket()).unwrap();
+        let program = Program::serve(&mut self.listening(), &self.socket()).unwrap();
         program
     }
 }

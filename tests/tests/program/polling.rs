@@ -21,9 +21,11 @@ struct Running {
 
 impl Running {
     fn start(setup: &Setup, poll_us: &str) -> Self {
-        let mut program =
-            Program::spawn(setup.listening().arg(format!("--poll-us={poll_us}"))).unwrap();
-        program.wait_for_listener(&setup.socket()).unwrap();
+        let program = Program::serve(
+            setup.listening().arg(format!("--poll-us={poll_us}")),
+            &setup.socket(),
+        )
+        .unwrap();
         let front_end = FrontEnd::connect(&setup.socket(), &Options::default()).unwrap();
         let queue = front_end.queue(0, 16).unwrap();
         let chain = read_request(&front_end, 512);

@@ -212,8 +212,7 @@ fn socket_mode(binary: &Binary, umask: &str, arguments: &[&str]) -> u32 {
         .arg(process::binary(binary.name).unwrap())
         .args(setup.listening().get_args())
         .args(arguments);
-    let mut program = Program::spawn(&mut command).unwrap();
-    program.wait_for_listener(&setup.socket()).unwrap();
+    let _program = Program::serve(&mut command, &setup.socket()).unwrap();
     let metadata = fs::symlink_metadata(setup.socket()).unwrap();
     assert!(metadata.file_type().is_socket());
     metadata.permissions().mode() & 0o7777

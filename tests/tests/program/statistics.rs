@@ -20,8 +20,7 @@ fn counting(setup: &Setup, change: impl FnOnce(&mut Command)) -> Program {
     let mut command = setup.listening();
     command.arg(option("stats-socket", stats_socket(setup)));
     change(&mut command);
-    let mut program = Program::spawn(&mut command).unwrap();
-    program.wait_for_listener(&setup.socket()).unwrap();
+    let mut program = Program::serve(&mut command, &setup.socket()).unwrap();
     program.expect_no_leak().unwrap();
     program
 }

@@ -54,8 +54,7 @@ fn counting(setup: &Setup) -> Command {
 }
 
 fn serve(setup: &Setup) -> Program {
-    let mut program = Program::spawn(&mut counting(setup)).unwrap();
-    program.wait_for_listener(&setup.socket()).unwrap();
+    let program = Program::serve(&mut counting(setup), &setup.socket()).unwrap();
     program
 }
 
@@ -91,8 +90,7 @@ fn statistics_are_served_beside_an_inherited_socket(binary: &Binary) {
         .arg(option("stats-socket", stats_socket(&setup)))
         .arg("--socket-mode=0600");
     inherit(&mut command, theirs.into(), NUMBER);
-    let mut program = Program::spawn(&mut command).unwrap();
-    program.wait_for_listener(&stats_socket(&setup)).unwrap();
+    let mut program = Program::serve(&mut command, &stats_socket(&setup)).unwrap();
     assert_serves(&ours);
     assert_serves_statistics(&stats_socket(&setup));
     assert_eq!(mode(&stats_socket(&setup)), 0o600);
@@ -114,8 +112,7 @@ for_each_program!(
 fn the_mode_of_the_sockets_is_that_of_the_statistics_too() {
     let setup = Setup::new(&BLOCK);
     let mut command = counting(&setup);
-    let mut program = Program::spawn(command.arg("--socket-mode=0666")).unwrap();
-    program.wait_for_listener(&setup.socket()).unwrap();
+    let program = Program::serve(command.arg("--socket-mode=0666"), &setup.socket()).unwrap();
     assert_eq!(mode(&stats_socket(&setup)), 0o666);
     drop(program);
     let mut program = serve(&setup);

@@ -92,8 +92,11 @@ fn an_option_wins_over_a_passed_socket(binary: &Binary) {
     let setup = Setup::new(binary);
     let passed = setup.path("passed");
     let listener = UnixListener::bind(&passed).unwrap();
-    let mut program = Program::spawn(&mut activated(&setup.listening(), listener, "1")).unwrap();
-    program.wait_for_listener(&setup.socket()).unwrap();
+    let mut program = Program::serve(
+        &mut activated(&setup.listening(), listener, "1"),
+        &setup.socket(),
+    )
+    .unwrap();
     assert_serves(&UnixStream::connect(setup.socket()).unwrap());
 
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -228,8 +231,7 @@ fn a_program_that_can_not_start_is_never_ready(binary: &Binary) {
 fn assert_serves_in_spite_of(setup: &Setup, notify: &OsStr) {
     let mut command = setup.listening();
     command.env("NOTIFY_SOCKET", notify);
-    let mut program = Program::spawn(&mut command).unwrap();
-    program.wait_for_listener(&setup.socket()).unwrap();
+    let mut program = Program::serve(&mut command, &setup.socket()).unwrap();
     assert_serves(&UnixStream::connect(setup.socket()).unwrap());
     assert_eq!(program.end(Signal::TERM, END).unwrap().code(), Some(0));
     let stderr = program.stderr();
@@ -288,8 +290,7 @@ fn systemd_socket_activate_starts_the_program_at_the_first_connection(binary: &B
         .arg("--setenv=LLVM_PROFILE_FILE")
         .arg(program.get_program())
         .args(program.get_args());
-    let mut program = Program::spawn(&mut command).unwrap();
-    program.wait_for_listener(&setup.socket()).unwrap();
+    let mut program = Program::serve(&mut command, &setup.socket()).unwrap();
     for _ in 0..3 {
         assert_serves(&UnixStream::connect(setup.socket()).unwrap());
     }

@@ -237,11 +237,7 @@ fn settings_that_are_repeated_leave_nothing(target: &dyn Target) {
     }
     let (held, bytes) = before.unwrap();
     assert_eq!(running.program.resources().unwrap(), held);
-    let grown = running
-        .program
-        .anonymous_bytes()
-        .unwrap()
-        .saturating_sub(bytes);
+    let grown = running.program.anonymous_growth(bytes).unwrap();
     let left = ROUNDS - WARM_UP;
     assert!(grown < 256 << 10, "{left} rounds left {grown} bytes");
 }
@@ -276,11 +272,7 @@ fn rings_that_come_and_go_leave_nothing(target: &dyn Target) {
     }
     let (held, bytes) = before.unwrap();
     running.program.wait_for_resources(held).unwrap();
-    let grown = running
-        .program
-        .anonymous_bytes()
-        .unwrap()
-        .saturating_sub(bytes);
+    let grown = running.program.anonymous_growth(bytes).unwrap();
     assert!(grown < 1 << 20, "rings left {grown} bytes");
 }
 
@@ -304,11 +296,7 @@ fn a_flood_of_messages_is_bounded_by_the_socket(target: &dyn Target) {
         connection.set_timeout(Duration::from_millis(50)).unwrap();
         let bytes = message(request, VERSION | NEED_REPLY, &payload).repeat(100);
         while connection.send_bytes(&bytes, &[]).is_ok() {}
-        let grown = running
-            .program
-            .anonymous_bytes()
-            .unwrap()
-            .saturating_sub(before);
+        let grown = running.program.anonymous_growth(before).unwrap();
         assert!(
             grown < 1 << 20,
             "{request:?} without end takes {grown} bytes"

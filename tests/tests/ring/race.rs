@@ -78,6 +78,13 @@ impl Scribbler<'_> {
         packed.to_bytes()
     }
 
+    /// Changes a byte of a command that the device may be reading.
+    fn scribble_on_a_command(&mut self) {
+        let [readable, _] = *self.random.choice(self.requests).unwrap();
+        let place = readable.address + self.random.u64(0..u64::from(readable.length));
+        self.memory.write_u8(place, self.random.u8(..));
+    }
+
     fn scribble_packed(&mut self) {
         let slot = u64::from(self.random.u16(0..SIZE));
         let Layout {
@@ -95,12 +102,7 @@ impl Scribbler<'_> {
                 let place = self.area + 16 * self.random.u64(0..256);
                 self.memory.write(place, &descriptor);
             }
-            22..24 => {
-                // A byte of a command, that the device may be reading.
-                let [readable, _] = *self.random.choice(self.requests).unwrap();
-                let place = readable.address + self.random.u64(0..u64::from(readable.length));
-                self.memory.write_u8(place, self.random.u8(..));
-            }
+            22..24 => self.scribble_on_a_command(),
             24..28 => {
                 let place = descriptors + 16 * slot + self.random.u64(0..16);
                 self.memory.write_u8(place, self.random.u8(..));
@@ -140,12 +142,7 @@ impl Scribbler<'_> {
                 let head = self.random.u16(0..SIZE);
                 self.memory.write_u16(avail + 4 + 2 * slot, head);
             }
-            24..26 => {
-                // A byte of a command, that the device may be reading.
-                let [readable, _] = *self.random.choice(self.requests).unwrap();
-                let place = readable.address + self.random.u64(0..u64::from(readable.length));
-                self.memory.write_u8(place, self.random.u8(..));
-            }
+            24..26 => self.scribble_on_a_command(),
             26 => self.memory.write_u16(avail, self.random.u16(..)),
             27 => {
                 let used_event = avail + 4 + 2 * u64::from(SIZE);
@@ -274,11 +271,7 @@ fn submissions_without_end_are_bounded_by_the_ring(target: &dyn Target) {
         "requests are lost"
     );
     assert!(!scene.victim.wait_error(Duration::ZERO), "ERR");
-    let grown = running
-        .program
-        .anonymous_bytes()
-        .unwrap()
-        .saturating_sub(bytes);
+    let grown = running.program.anonymous_growth(bytes).unwrap();
     assert!(grown < 1 << 20, "it takes {grown} bytes more");
     let now = running.program.resources().unwrap().threads;
     assert!(now <= threads + 16, "{threads} threads became {now}");

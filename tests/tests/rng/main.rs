@@ -56,8 +56,7 @@ impl Device {
         command.env_remove("RUST_LOG").args(arguments);
         command.arg(option("socket-path", &socket));
         command.args(source.map(|source| option("rng-source", source)));
-        let mut program = Program::spawn(&mut command).unwrap();
-        program.wait_for_listener(&socket).unwrap();
+        let mut program = Program::serve(&mut command, &socket).unwrap();
         program.expect_no_leak().unwrap();
         Self {
             program,

@@ -75,11 +75,7 @@ fn status_events_of_any_value_do_no_harm() {
         // Nobody else takes what was set.
         device.received().unwrap();
     }
-    let grown = input
-        .program
-        .anonymous_bytes()
-        .unwrap()
-        .saturating_sub(bytes);
+    let grown = input.program.anonymous_growth(bytes).unwrap();
     assert!(grown < 1 << 20, "{EVENTS} events left {grown} bytes");
     assert!(node.keys().unwrap().is_empty(), "a guest can not type");
     driver.set_report(&[(EV_LED, LED_CAPSL, 1)]);

@@ -72,8 +72,7 @@ impl Input {
             .arg(option("evdev-path", path))
             .arg(option("socket-path", &socket))
             .args(options.iter().map(OsStr::new));
-        let mut program = Program::spawn(&mut command).unwrap();
-        program.wait_for_listener(&socket).unwrap();
+        let mut program = Program::serve(&mut command, &socket).unwrap();
         program.expect_no_leak().unwrap();
         Self {
             program,
