@@ -193,8 +193,7 @@ impl<'a> Setup<'a> {
 
     /// The program, listening.
     fn serve(&self) -> Program {
-        let program = Program::serve(&mut self.listening(), &self.socket()).unwrap();
-        program
+        Program::serve(&mut self.listening(), &self.socket()).unwrap()
     }
 }
 

@@ -54,8 +54,7 @@ fn counting(setup: &Setup) -> Command {
 }
 
 fn serve(setup: &Setup) -> Program {
-    let program = Program::serve(&mut counting(setup), &setup.socket()).unwrap();
-    program
+    Program::serve(&mut counting(setup), &setup.socket()).unwrap()
 }
 
 fn assert_serves_statistics(path: &Path) {
