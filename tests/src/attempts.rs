@@ -235,7 +235,7 @@ fn wait_until_confined(program: &mut Program, thread: i32) {
 }
 
 /// Reading a file fails in this thread, and nothing else happens.
-pub fn assert_can_not_read(intruder: &mut Intruder, path: &Path) {
+pub fn assert_cannot_read(intruder: &mut Intruder, path: &Path) {
     assert_eq!(
         open(intruder, path, libc::O_RDONLY),
         -i64::from(libc::EACCES),

@@ -55,7 +55,7 @@ fn each_engine_place_and_ring_format_reads_what_was_written() {
 }
 
 #[test]
-fn a_byte_that_changes_behind_the_back_of_the_device_is_found() {
+fn a_byte_changed_outside_the_device_is_found() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     let mut program = Program::spawn(&mut verify(
         directory.path(),
@@ -97,7 +97,7 @@ fn a_byte_that_changes_behind_the_back_of_the_device_is_found() {
 }
 
 #[test]
-fn what_can_not_be_done_is_said_in_one_line() {
+fn an_impossible_run_is_reported_in_one_line() {
     for (arguments, what) in [
         (
             &["--verify", "--rows=nothing"][..],

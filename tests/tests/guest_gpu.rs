@@ -122,13 +122,13 @@ const BANDS: [[u8; 3]; 4] = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [64, 32, 16]
 
 #[test]
 #[ignore = "boots a guest"]
-fn what_is_in_the_frame_buffer_is_on_the_screen_and_stays_there_through_pause_and_reset() {
+fn the_screen_shows_the_frame_buffer_through_pause_and_reset() {
     show_bands("split", "");
 }
 
 #[test]
 #[ignore = "boots a guest"]
-fn it_does_so_on_packed_rings() {
+fn bands_are_shown_on_packed_rings() {
     show_bands("packed", ",packed=on");
 }
 

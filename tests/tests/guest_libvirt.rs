@@ -77,8 +77,7 @@ fn spawn(directory: &Path, serial: &str) -> Program {
         .arg(process::option("socket-path", &socket))
         .arg(process::option("blk-file", directory.join("image")))
         .arg(process::option("serial", serial));
-    let program = Program::serve(&mut command, &socket).unwrap();
-    program
+    Program::serve(&mut command, &socket).unwrap()
 }
 
 /// Runs a program of the host, which must end well, and returns its stdout.
@@ -133,7 +132,7 @@ fn domain_reads_and_writes_its_disk() {
 
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
-fn io_of_a_domain_goes_on_after_the_back_end_is_restarted() {
+fn io_of_a_domain_continues_after_the_back_end_is_restarted() {
     // The serial number is asked for each time, so it tells which back-end answers.
     let script = r#"
         dd if=/dev/vda of=/tmp/part bs=1M count=8 iflag=direct

@@ -114,7 +114,7 @@ fn a_device_that_is_not_there_is_a_failure() {
 }
 
 #[test]
-fn what_is_no_evdev_node_is_a_failure() {
+fn a_file_that_is_no_evdev_node_is_a_failure() {
     let (directory, file) = path("file");
     File::create_new(&file).unwrap();
     let fifo = directory.path().join("fifo");

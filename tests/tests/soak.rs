@@ -78,7 +78,7 @@ fn a_request_that_is_not_answered_is_a_loss() {
 }
 
 #[test]
-fn what_can_not_be_run_is_said_in_one_line() {
+fn an_unknown_scenario_is_reported_in_one_line() {
     let output = soak(&["--only=nothing"]).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8_lossy(&output.stderr);

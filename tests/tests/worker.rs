@@ -196,7 +196,7 @@ fn a_handler_takes_nothing_from_a_disabled_queue() {
 }
 
 #[test]
-fn the_session_is_heard_before_all_queues_of_a_thread_are_served() {
+fn session_messages_come_before_the_remaining_queues_of_a_thread() {
     let shared = Arc::new(Shared::default());
     let (front_end, server) = serve(&shared, 0);
     let memory = front_end.memory();
@@ -228,7 +228,7 @@ fn the_session_is_heard_before_all_queues_of_a_thread_are_served() {
 }
 
 #[test]
-fn a_driver_that_goes_on_late_is_called_before_the_last_request_is_done() {
+fn a_driver_gets_an_early_call() {
     for features in [0, EVENT_IDX, RING_PACKED, RING_PACKED | EVENT_IDX] {
         let shared = Arc::new(Shared::default());
         let (front_end, server) = serve(&shared, features);

@@ -122,7 +122,7 @@ fn the_capacity_is_the_size_of_the_image_in_whole_blocks() {
 }
 
 #[test]
-fn an_image_smaller_than_a_block_is_refused_with_what_to_do() {
+fn an_image_smaller_than_a_block_is_refused_with_a_remedy() {
     for (size, block) in [(0, "512"), (511, "512"), (4095, "4096")] {
         let directory = tempfile::tempdir().unwrap();
         let (image, socket) = (
@@ -162,7 +162,7 @@ fn the_capacity_may_need_more_than_32_bits() {
 }
 
 #[test]
-fn block_size_and_topology_tell_the_blocks_of_guest_and_host() {
+fn block_size_and_topology_report_the_blocks_of_guest_and_host() {
     for block in [512, 4096] {
         let (device, front_end) = start(IMAGE_SIZE, &[&format!("--logical-block-size={block}")]);
         assert_eq!(field(&front_end, 20, 4), block, "blk_size");
@@ -265,7 +265,7 @@ fn writeback_is_on_until_the_driver_clears_it() {
 
 /// Section 5.2.5.2 demands it of a device with which CONFIG_WCE is agreed, but FLUSH is not.
 #[test]
-fn writeback_is_off_for_a_driver_that_can_not_flush() {
+fn writeback_is_off_for_a_driver_that_cannot_flush() {
     let device = Variant::THREADS.start(&vec![0; IMAGE_SIZE], &[]);
     let front_end = device.connect_without(bits(&[VIRTIO_BLK_F_FLUSH]));
     assert_eq!(writeback(&front_end), 0);
@@ -307,7 +307,7 @@ fn writeback_is_on_again_for_the_next_connection() {
 
 /// What was to be written through is not to be written back by whoever goes on with the guest.
 #[test]
-fn writeback_goes_on_in_another_process() {
+fn writeback_continues_in_another_process() {
     let (_here, here) = start(IMAGE_SIZE, &[]);
     let (_there, there) = start(IMAGE_SIZE, &[]);
     for value in [0, 1, 0] {

@@ -123,13 +123,13 @@ fn a_driver_that_can_flush_gets_write_back_caching(variant: Variant) {
     assert_write_back(&device, &mut driver(&front_end));
 }
 
-fn a_driver_that_can_not_flush_gets_write_through_caching(variant: Variant) {
+fn a_driver_that_cannot_flush_gets_write_through_caching(variant: Variant) {
     let Some(device) = start(variant) else { return };
     let front_end = device.connect_without(WITHOUT_CACHING);
     assert_write_through(&device, &mut driver(&front_end));
 }
 
-fn a_driver_that_could_choose_but_can_not_flush_gets_write_through_caching(variant: Variant) {
+fn a_driver_that_could_choose_but_cannot_flush_gets_write_through_caching(variant: Variant) {
     let Some(device) = start(variant) else { return };
     let front_end = device.connect_without(FLUSH);
     assert_write_through(&device, &mut driver(&front_end));
@@ -181,8 +181,8 @@ fn write_back_caching_is_the_default_for_the_next_connection(variant: Variant) {
 crate::for_each_engine!(
     a_flush_brings_all_writes_to_the_disk,
     a_driver_that_can_flush_gets_write_back_caching,
-    a_driver_that_can_not_flush_gets_write_through_caching,
-    a_driver_that_could_choose_but_can_not_flush_gets_write_through_caching,
+    a_driver_that_cannot_flush_gets_write_through_caching,
+    a_driver_that_could_choose_but_cannot_flush_gets_write_through_caching,
     the_driver_chooses_the_caching_at_any_time,
     all_is_written_when_the_driver_turns_write_back_caching_off,
     write_zeroes_is_stable_with_write_through_caching,

@@ -110,7 +110,7 @@ fn reads_and_writes_of_parts_of_sectors_fail(variant: Variant) {
     assert_each_fails(variant, &[], &requests);
 }
 
-fn what_lies_beyond_the_last_whole_block_is_out_of_reach(variant: Variant) {
+fn bytes_after_the_last_whole_block_cannot_be_reached(variant: Variant) {
     let image = noise(2, 2 * 4096 + 1024);
     let mut disk = variant.disk(&image, &["--logical-block-size=4096"]);
     ok(disk.driver.read(8, 4096).unwrap());
@@ -240,7 +240,7 @@ fn discards_and_write_zeroes_outside_the_disk_fail(variant: Variant) {
 }
 
 /// Each in turn among 15 good ones.
-fn one_bad_segment_keeps_all_others_from_being_carried_out(variant: Variant) {
+fn one_bad_segment_fails_the_whole_request(variant: Variant) {
     for (bad, status) in [
         (segment(SECTORS, 1, 0), IOERR),
         (segment(u64::MAX, u32::MAX, 0), IOERR),
@@ -489,7 +489,7 @@ fn writes_that_the_host_refuses_fail(variant: Variant) {
 }
 
 /// A device that has failed many requests still carries out others, and has not written about each.
-fn many_errors_do_no_harm(variant: Variant) {
+fn many_failing_requests_do_no_harm(variant: Variant) {
     let mut disk = variant.disk(&vec![0; IMAGE_SIZE], &[]);
     disk.device.file().set_len(512).unwrap();
     for _ in 0..2000 {
@@ -505,13 +505,13 @@ fn many_errors_do_no_harm(variant: Variant) {
 crate::for_each_variant!(
     reads_and_writes_outside_the_disk_fail,
     reads_and_writes_of_parts_of_sectors_fail,
-    what_lies_beyond_the_last_whole_block_is_out_of_reach,
+    bytes_after_the_last_whole_block_cannot_be_reached,
     nothing_writes_to_a_read_only_disk,
     unknown_requests_are_unsupported,
     unknown_flags_of_segments_are_unsupported,
     discards_and_write_zeroes_without_whole_segments_fail,
     discards_and_write_zeroes_outside_the_disk_fail,
-    one_bad_segment_keeps_all_others_from_being_carried_out,
+    one_bad_segment_fails_the_whole_request,
     segments_may_be_as_long_as_the_config_space_says_and_no_longer,
     a_header_that_is_too_short_is_an_error,
     a_request_without_room_for_a_status_is_given_back_empty,
@@ -519,5 +519,5 @@ crate::for_each_variant!(
     data_in_the_wrong_direction_is_an_error,
     reads_past_the_end_of_an_image_that_shrank_fail,
     writes_that_the_host_refuses_fail,
-    many_errors_do_no_harm,
+    many_failing_requests_do_no_harm,
 );

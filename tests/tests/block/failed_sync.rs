@@ -140,7 +140,7 @@ fn assert_told_once(device: &Device) {
     assert_eq!(stderr.matches(LINE).count(), 1, "{stderr}");
 }
 
-fn after_a_failed_flush_all_fail_until_the_image_is_opened_anew(variant: Variant) {
+fn after_a_failed_flush_all_flushes_fail_until_the_image_is_reopened(variant: Variant) {
     let Some(small) = Small::with_device() else {
         return;
     };
@@ -165,7 +165,7 @@ fn after_a_failed_flush_all_fail_until_the_image_is_opened_anew(variant: Variant
     ok(driver.flush().unwrap());
 }
 
-fn what_fails_when_write_back_caching_is_turned_off_is_not_forgotten(variant: Variant) {
+fn a_failed_flush_when_caching_is_turned_off_is_reported_later(variant: Variant) {
     let Some(small) = Small::with_device() else {
         return;
     };
@@ -181,7 +181,7 @@ fn what_fails_when_write_back_caching_is_turned_off_is_not_forgotten(variant: Va
     assert_told_once(&device);
 }
 
-fn after_a_write_through_write_that_was_not_kept_all_fail(variant: Variant) {
+fn after_a_lost_write_through_write_all_writes_fail(variant: Variant) {
     let Some(small) = Small::with_device() else {
         return;
     };
@@ -199,7 +199,7 @@ fn after_a_write_through_write_that_was_not_kept_all_fail(variant: Variant) {
     assert_told_once(&device);
 }
 
-fn what_fails_when_the_image_is_handed_over_is_not_forgotten(variant: Variant) {
+fn a_failed_flush_at_handover_is_reported_later(variant: Variant) {
     let Some(small) = Small::with_device() else {
         return;
     };
@@ -223,7 +223,7 @@ fn what_fails_when_the_image_is_handed_over_is_not_forgotten(variant: Variant) {
 }
 
 /// Nothing is lost that was written: the guest knows of this one.
-fn after_a_write_through_write_for_which_there_was_no_room_others_succeed(variant: Variant) {
+fn after_a_write_through_write_without_space_others_succeed(variant: Variant) {
     let Some(small) = Small::new() else { return };
     let device = start(variant, &small.file());
     let front_end = device.connect();
@@ -239,9 +239,9 @@ fn after_a_write_through_write_for_which_there_was_no_room_others_succeed(varian
 }
 
 crate::for_each_engine!(
-    after_a_failed_flush_all_fail_until_the_image_is_opened_anew,
-    what_fails_when_write_back_caching_is_turned_off_is_not_forgotten,
-    after_a_write_through_write_that_was_not_kept_all_fail,
-    what_fails_when_the_image_is_handed_over_is_not_forgotten,
-    after_a_write_through_write_for_which_there_was_no_room_others_succeed,
+    after_a_failed_flush_all_flushes_fail_until_the_image_is_reopened,
+    a_failed_flush_when_caching_is_turned_off_is_reported_later,
+    after_a_lost_write_through_write_all_writes_fail,
+    a_failed_flush_at_handover_is_reported_later,
+    after_a_write_through_write_without_space_others_succeed,
 );

@@ -283,7 +283,7 @@ fn threads_do_the_io_where_no_memory_may_be_locked() {
 }
 
 #[test]
-fn who_asks_for_io_uring_is_told_that_no_memory_may_be_locked() {
+fn io_uring_without_locked_memory_is_refused_with_the_reason() {
     let variant = Variant::IO_URING;
     if !variant.is_possible() {
         return skip("this host has no io_uring");

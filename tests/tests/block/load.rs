@@ -194,7 +194,7 @@ fn the_engine_that_was_asked_for_does_the_work(variant: Variant) {
 }
 
 /// Some of the large ones may be carried out by another thread meanwhile, and overtake the others.
-fn large_and_small_requests_at_once_have_each_their_own_data(variant: Variant) {
+fn concurrent_requests_of_all_sizes_keep_their_own_data(variant: Variant) {
     const DEPTH: usize = 32;
     const LARGE: usize = 128 << 10;
     let mut image = noise(1, DEPTH * LARGE);
@@ -382,7 +382,7 @@ fn the_program_ends_in_time_and_keeps_what_it_acknowledged(variant: Variant) {
 }
 
 /// Nothing is left of connections that end in the midst of requests, and the next one finds a disk that works.
-fn connections_that_go_away_leave_nothing_behind(variant: Variant) {
+fn closed_connections_leave_no_resources_behind(variant: Variant) {
     let mut device = start_empty(variant);
     let before = device.program.resources().unwrap();
     for _ in 0..10 {
@@ -426,11 +426,11 @@ fn a_killed_device_can_be_started_again_at_once(variant: Variant) {
 crate::for_each_variant!(
     all_queues_work_at_once,
     the_engine_that_was_asked_for_does_the_work,
-    large_and_small_requests_at_once_have_each_their_own_data,
+    concurrent_requests_of_all_sizes_keep_their_own_data,
     a_full_ring_of_1024_requests_is_carried_out,
     large_requests_keep_their_place_when_the_engine_is_full,
     good_and_bad_requests_of_all_kinds_share_a_full_ring,
     the_program_ends_in_time_and_keeps_what_it_acknowledged,
-    connections_that_go_away_leave_nothing_behind,
+    closed_connections_leave_no_resources_behind,
     a_killed_device_can_be_started_again_at_once,
 );

@@ -69,7 +69,7 @@ fn readers_share_an_image(variant: Variant) {
 }
 
 /// It is the file that is locked, whatever its name.
-fn another_name_of_the_image_is_no_way_around(variant: Variant) {
+fn another_name_of_a_locked_image_is_refused_too(variant: Variant) {
     let device = variant.start(&vec![0; IMAGE_SIZE], READ_WRITE);
     for (name, is_hard) in [("hard", true), ("symbolic", false)] {
         let link = device.image.with_file_name(name);
@@ -82,7 +82,7 @@ fn another_name_of_the_image_is_no_way_around(variant: Variant) {
     }
 }
 
-fn an_ended_device_lets_go_of_its_image(variant: Variant) {
+fn a_device_that_ends_releases_its_image(variant: Variant) {
     for signal in [Signal::TERM, Signal::KILL] {
         let mut device = variant.start(&vec![0; IMAGE_SIZE], READ_WRITE);
         device.program.end(signal, PATIENCE).unwrap();
@@ -121,7 +121,7 @@ fn an_image_is_handed_over_when_its_guest_stops(variant: Variant) {
 }
 
 /// Nobody can take the image away from a guest that only pauses.
-fn an_image_that_nobody_waits_for_is_kept(variant: Variant) {
+fn an_image_without_a_waiting_process_stays_locked(variant: Variant) {
     let device = variant.start(&vec![0; IMAGE_SIZE], READ_WRITE);
     let front_end = device.connect();
     let queue = front_end.queue(0, 16).unwrap();
@@ -135,7 +135,7 @@ fn an_image_that_nobody_waits_for_is_kept(variant: Variant) {
     assert!(start_second(variant, &device.image, READ_WRITE).is_none());
 }
 
-fn a_guest_that_does_not_migrate_after_all_keeps_its_image(variant: Variant) {
+fn a_guest_whose_migration_is_cancelled_keeps_its_image(variant: Variant) {
     let device = variant.start(&vec![0; IMAGE_SIZE], READ_WRITE);
     let front_end = device.connect();
     let (_second, sockets) = start_second(variant, &device.image, INCOMING).unwrap();
@@ -221,11 +221,11 @@ crate::for_each_variant!(
     a_second_writer_is_refused,
     a_reader_and_a_writer_exclude_each_other,
     readers_share_an_image,
-    another_name_of_the_image_is_no_way_around,
-    an_ended_device_lets_go_of_its_image,
+    another_name_of_a_locked_image_is_refused_too,
+    a_device_that_ends_releases_its_image,
     an_image_is_handed_over_when_its_guest_stops,
-    an_image_that_nobody_waits_for_is_kept,
-    a_guest_that_does_not_migrate_after_all_keeps_its_image,
+    an_image_without_a_waiting_process_stays_locked,
+    a_guest_whose_migration_is_cancelled_keeps_its_image,
     qemu_img_can_look_at_an_image_in_use,
     qemu_is_refused_to_write_to_an_image_in_use,
     an_image_that_qemu_writes_to_is_refused,

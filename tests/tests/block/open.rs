@@ -86,7 +86,7 @@ fn writable() -> OpenOptions {
 }
 
 #[test]
-fn an_inherited_file_is_served_though_nothing_names_it_any_more() {
+fn an_inherited_deleted_file_is_served() {
     for way in WAYS {
         let contents = noise(1, IMAGE_SIZE);
         let (_directory, path) = image(&contents);
@@ -143,7 +143,7 @@ fn memory_that_is_a_file_is_served() {
 }
 
 #[test]
-fn an_inherited_file_must_be_open_for_what_is_done_with_it() {
+fn an_inherited_file_must_be_open_for_reading_and_writing() {
     let (_directory, path) = image(&[0; IMAGE_SIZE]);
     let read_only = || File::open(&path).unwrap();
     for way in WAYS {
@@ -159,7 +159,7 @@ fn an_inherited_file_must_be_open_for_what_is_done_with_it() {
 }
 
 #[test]
-fn a_file_that_is_only_a_place_is_opened() {
+fn a_file_inherited_with_o_path_is_opened() {
     let (_directory, path) = image(&[0; IMAGE_SIZE]);
     let place = writable().custom_flags(libc::O_PATH).open(&path).unwrap();
     let mut disk = serve(inheriting(place, &["--blk-fd=7"]), path.clone());
@@ -175,7 +175,7 @@ fn an_inherited_file_that_another_program_writes_to_is_refused() {
 }
 
 #[test]
-fn a_number_that_is_no_image_is_refused() {
+fn an_inherited_file_that_is_no_image_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let socket = UnixListener::bind(directory.path().join("listener")).unwrap();
     assert_refused(

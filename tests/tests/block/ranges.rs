@@ -187,7 +187,7 @@ fn write_zeroes_takes_several_segments(variant: Variant) {
 }
 
 /// A file system in memory has no call for it, so zeroes are written, a part at a time.
-fn zeroes_are_written_where_the_file_system_can_not_make_them(variant: Variant) {
+fn zeroes_are_written_where_the_file_system_cannot_make_them(variant: Variant) {
     const SIZE: usize = 5 << 20;
     let mut image = noise(3, SIZE);
     let variant = variant.in_memory();
@@ -234,6 +234,6 @@ crate::for_each_variant!(
     write_zeroes_without_unmap_keeps_the_storage,
     write_zeroes_allocates_a_hole,
     write_zeroes_takes_several_segments,
-    zeroes_are_written_where_the_file_system_can_not_make_them,
+    zeroes_are_written_where_the_file_system_cannot_make_them,
     nothing_of_a_range_is_lost_with_o_direct,
 );

@@ -123,7 +123,7 @@ fn more_room_than_the_serial_number_needs_stays_untouched(variant: Variant) {
 }
 
 /// The second word of the header says nothing that matters.
-fn the_reserved_word_of_the_header_is_not_looked_at(variant: Variant) {
+fn the_reserved_word_of_the_header_is_ignored(variant: Variant) {
     let image = noise(9, IMAGE_SIZE);
     let mut disk = variant.disk(&image, &[]);
     for kind in [IN, OUT, FLUSH, GET_ID] {
@@ -155,5 +155,5 @@ crate::for_each_variant!(
     a_read_only_disk_can_be_read_and_flushed,
     the_serial_number_has_20_bytes_filled_with_zeroes,
     more_room_than_the_serial_number_needs_stays_untouched,
-    the_reserved_word_of_the_header_is_not_looked_at,
+    the_reserved_word_of_the_header_is_ignored,
 );

@@ -54,7 +54,7 @@ impl Device {
 }
 
 /// Whoever replaced the file, as `cp --remove-destination` and many tools do, is to know that the guest does not see the new one.
-fn a_path_that_names_another_file_is_told_of(variant: Variant) {
+fn a_path_that_names_another_file_is_reported(variant: Variant) {
     const OTHER: &str = "another file now";
     const GONE: &str = "no file any more";
     let mut device = variant.start(&noise(1, IMAGE_SIZE), &[]);
@@ -87,7 +87,7 @@ fn assert_not_told(channel: &mut RawConnection) {
     assert!(matches!(channel.receive(), Err(Error::Timeout(_))));
 }
 
-fn a_driver_is_told_and_uses_what_is_new(variant: Variant) {
+fn a_driver_is_notified_and_can_use_the_new_part(variant: Variant) {
     let image = noise(1, IMAGE_SIZE);
     let mut disk = variant.disk(&image, &[]);
     let channel = disk.front_end.back_end_channel().unwrap();
@@ -224,7 +224,7 @@ fn an_image_grows_without_a_front_end_or_without_a_channel_to_one(variant: Varia
     assert_told(&channel);
 }
 
-fn requests_go_on_while_the_image_grows(variant: Variant) {
+fn requests_continue_while_the_image_grows(variant: Variant) {
     const DEPTH: usize = 32;
     const GROWTHS: usize = 100;
     let mut device = variant.start(&noise(1, IMAGE_SIZE), &[]);
@@ -322,12 +322,12 @@ fn an_image_is_measured_when_it_is_taken_over(variant: Variant) {
 }
 
 crate::for_each_variant![
-    a_path_that_names_another_file_is_told_of,
-    a_driver_is_told_and_uses_what_is_new,
+    a_path_that_names_another_file_is_reported,
+    a_driver_is_notified_and_can_use_the_new_part,
     an_image_may_grow_more_than_once_and_in_whole_blocks_only,
     a_guest_keeps_its_size_when_the_image_shrinks,
     an_image_grows_without_a_front_end_or_without_a_channel_to_one,
-    requests_go_on_while_the_image_grows,
+    requests_continue_while_the_image_grows,
     a_read_only_image_grows,
     an_image_is_measured_when_it_is_taken_over,
 ];

@@ -172,7 +172,7 @@ fn all_bytes_of_a_large_request_are_moved(variant: Variant) {
 
 /// Others do the same, and no driver makes such requests.
 #[test]
-fn requests_of_more_than_2_gib_are_refused() {
+fn requests_of_more_than_2_gib_fail() {
     let directory = Variant::THREADS.directory();
     let image = std::fs::File::create(directory.path().join("image")).unwrap();
     image.set_len(2 * MOST).unwrap();

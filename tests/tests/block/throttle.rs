@@ -81,13 +81,13 @@ fn watch(device: &Device, depth: usize, length: usize) -> (u64, Duration, Durati
     (answered, start.elapsed(), WATCHED)
 }
 
-fn no_more_requests_go_than_iops_allows(variant: Variant) {
+fn no_more_requests_pass_than_iops_allows(variant: Variant) {
     let device = variant.start(&[7; MEBIBYTE], &["--iops=800", "--iops-burst=40"]);
     let (answered, most, least) = watch(&device, 32, 4096);
     assert_rate(answered, 800, 40, most, least);
 }
 
-fn no_more_bytes_go_than_bps_allows(variant: Variant) {
+fn no_more_bytes_pass_than_bps_allows(variant: Variant) {
     let device = variant.start(&[7; MEBIBYTE], &["--bps=8M", "--bps-burst=256K"]);
     let length = 64 << 10;
     let (answered, most, least) = watch(&device, 16, length);
@@ -119,7 +119,7 @@ fn a_high_limit_is_reached(variant: Variant) {
     assert_rate(answered, 5000, 500, most, least);
 }
 
-fn writes_and_ranges_count_too(variant: Variant) {
+fn writes_and_ranges_are_throttled_too(variant: Variant) {
     let device = variant.start(&[7; MEBIBYTE], &["--iops=10", "--iops-burst=1"]);
     let front_end = device.connect();
     let mut driver = driver(&front_end);
@@ -133,7 +133,7 @@ fn writes_and_ranges_count_too(variant: Variant) {
     assert!(start.elapsed() >= 11 * Duration::from_millis(100));
 }
 
-fn what_was_not_used_may_go_at_once_later(variant: Variant) {
+fn unused_quota_can_be_used_in_a_burst(variant: Variant) {
     const DEPTH: usize = 128;
     let device = variant.start(&[7; MEBIBYTE], &["--iops=20", "--iops-burst=100"]);
     let front_end = device.connect();
@@ -147,7 +147,7 @@ fn what_was_not_used_may_go_at_once_later(variant: Variant) {
     assert!(start.elapsed() >= Duration::from_millis(50 * (DEPTH as u64 - 100)));
 }
 
-fn a_request_beyond_the_burst_goes_and_the_next_one_waits_for_it(variant: Variant) {
+fn a_request_larger_than_the_burst_passes_and_delays_the_next_one(variant: Variant) {
     let device = variant.start(&[7; MEBIBYTE], &["--bps=1M", "--bps-burst=16K"]);
     let front_end = device.connect();
     let mut driver = driver(&front_end);
@@ -183,7 +183,7 @@ fn flushes_and_get_id_do_not_wait(variant: Variant) {
     assert!(driver.read(0, 512).is_err());
 }
 
-fn what_is_refused_is_not_charged_for_its_bytes(variant: Variant) {
+fn a_refused_request_does_not_use_the_byte_limit(variant: Variant) {
     let device = variant.start(&[7; MEBIBYTE], &["--bps=1M", "--bps-burst=64K"]);
     let front_end = device.connect();
     let mut driver = driver(&front_end);
@@ -225,7 +225,7 @@ fn a_flood_of_large_requests_leaves_small_ones_their_share_of_bytes(variant: Var
     assert!(bytes[0] >= bytes[1] / 4, "{bytes:?}");
 }
 
-fn a_flood_leaves_one_request_at_a_time_its_turn(variant: Variant) {
+fn a_flood_on_one_queue_leaves_a_turn_to_single_requests(variant: Variant) {
     // By bytes it waits for one large request each time, which takes 1/16 s.
     let device = variant.start(&[7; MEBIBYTE], &["--bps=16M"]);
     let bytes = compete(&device, &[(4, MEBIBYTE), (1, 4096), (4, MEBIBYTE)]);
@@ -387,7 +387,7 @@ fn each_request_is_answered_once(variant: Variant) {
 }
 
 #[test]
-fn a_burst_without_a_limit_and_limits_that_are_none_are_usage_errors() {
+fn a_burst_without_a_limit_and_invalid_limits_are_usage_errors() {
     let variant = Variant::THREADS;
     let directory = variant.directory();
     let image = directory.path().join("image");
@@ -416,17 +416,17 @@ fn a_burst_without_a_limit_and_limits_that_are_none_are_usage_errors() {
 }
 
 crate::for_each_variant![
-    no_more_requests_go_than_iops_allows,
-    no_more_bytes_go_than_bps_allows,
+    no_more_requests_pass_than_iops_allows,
+    no_more_bytes_pass_than_bps_allows,
     both_limits_hold_at_once,
     a_high_limit_is_reached,
-    writes_and_ranges_count_too,
-    what_was_not_used_may_go_at_once_later,
-    a_request_beyond_the_burst_goes_and_the_next_one_waits_for_it,
+    writes_and_ranges_are_throttled_too,
+    unused_quota_can_be_used_in_a_burst,
+    a_request_larger_than_the_burst_passes_and_delays_the_next_one,
     flushes_and_get_id_do_not_wait,
-    what_is_refused_is_not_charged_for_its_bytes,
+    a_refused_request_does_not_use_the_byte_limit,
     a_flood_of_large_requests_leaves_small_ones_their_share_of_bytes,
-    a_flood_leaves_one_request_at_a_time_its_turn,
+    a_flood_on_one_queue_leaves_a_turn_to_single_requests,
     waiting_takes_no_processor_time,
     a_ring_stops_at_once_and_what_waits_is_carried_out_by_the_next_process,
     the_program_ends_at_once_and_other_messages_are_served_while_requests_wait,

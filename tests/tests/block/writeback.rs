@@ -98,7 +98,7 @@ impl Guest {
     }
 }
 
-fn the_choice_survives_a_crash_and_a_lost_connection(variant: Variant) {
+fn the_caching_mode_survives_a_crash_and_a_lost_connection(variant: Variant) {
     for fate in [Fate::Killed, Fate::Disconnected] {
         for choices in [&[][..], &[0], &[1], &[0, 1], &[1, 0]] {
             let mut guest = Guest::start(variant, true);
@@ -152,7 +152,7 @@ fn a_pause_changes_nothing(variant: Variant) {
 }
 
 /// A driver that begins anew reads QEMU's copy of the field, which a reset does not change.
-fn the_choice_survives_a_reset(variant: Variant) {
+fn the_caching_mode_survives_a_reset(variant: Variant) {
     let mut guest = Guest::start(variant, false);
     for choice in [0, 1] {
         set_writeback(guest.front_end(), choice);
@@ -166,7 +166,7 @@ fn the_choice_survives_a_reset(variant: Variant) {
 }
 
 /// It may be of a program of another kind, or broken.
-fn a_file_that_says_nothing_sensible_is_none(variant: Variant) {
+fn an_invalid_note_in_the_inflight_file_is_ignored(variant: Variant) {
     use std::os::unix::fs::FileExt;
     for fill in [0x00, 0x01, 0xff] {
         let mut guest = Guest::start(variant, true);
@@ -204,10 +204,10 @@ fn a_new_ring_begins_with_write_back(variant: Variant) {
 }
 
 crate::for_each_engine!(
-    the_choice_survives_a_crash_and_a_lost_connection,
+    the_caching_mode_survives_a_crash_and_a_lost_connection,
     without_a_file_writes_are_written_through_until_the_driver_chooses,
     a_pause_changes_nothing,
-    the_choice_survives_a_reset,
-    a_file_that_says_nothing_sensible_is_none,
+    the_caching_mode_survives_a_reset,
+    an_invalid_note_in_the_inflight_file_is_ignored,
     a_new_ring_begins_with_write_back,
 );

@@ -22,7 +22,7 @@ fn work(ring: &mut Ring) {
     ring.finish();
 }
 
-fn a_log_that_becomes_shorter_ends_the_connection_only(target: &dyn Target) {
+fn a_truncated_log_ends_only_its_connection(target: &dyn Target) {
     let running = target.start();
     let scene = Scene::new(&running, USUAL);
     let log = scene.start_log();
@@ -36,7 +36,7 @@ fn a_log_that_becomes_shorter_ends_the_connection_only(target: &dyn Target) {
 }
 
 /// Not in the log at all, at its very end, or wrapping around.
-fn a_used_ring_may_be_logged_where_no_bit_is(target: &dyn Target) {
+fn a_used_ring_may_be_logged_outside_the_log(target: &dyn Target) {
     let running = target.start();
     let scene = Scene::new(&running, USUAL);
     let log = new_log();
@@ -111,8 +111,8 @@ fn a_log_that_is_too_small_is_refused(target: &dyn Target) {
 }
 
 crate::for_each_device![
-    a_log_that_becomes_shorter_ends_the_connection_only,
-    a_used_ring_may_be_logged_where_no_bit_is,
+    a_truncated_log_ends_only_its_connection,
+    a_used_ring_may_be_logged_outside_the_log,
     memory_without_bits_does_no_harm,
     a_log_that_is_too_small_is_refused,
 ];

@@ -129,7 +129,7 @@ fn copy_while_running(
     (log, old)
 }
 
-fn a_guest_at_work_arrives_whole(target: &dyn Target) {
+fn a_working_guest_arrives_complete(target: &dyn Target) {
     let running = target.start();
     let scene = Scene::new(&running, USUAL);
     let rings = (0..scene.queues(target)).map(|index| {
@@ -197,4 +197,4 @@ fn arrive(scene: &Scene, guest: &Guest, log: &DirtyLog, mut shadow: Shadow) {
     }
 }
 
-crate::for_each_device![a_guest_at_work_arrives_whole];
+crate::for_each_device![a_working_guest_arrives_complete];

@@ -31,7 +31,7 @@ fn request_pages(ring: &Ring) -> Pages {
     &data_pages(ring) | &ring.used_descriptors()
 }
 
-fn all_that_changes_is_logged_and_little_else(target: &dyn Target) {
+fn all_changed_pages_are_logged_and_few_others(target: &dyn Target) {
     let running = target.start();
     for mode in MODES {
         let scene = Scene::new(&running, mode);
@@ -108,7 +108,7 @@ fn a_ring_that_starts_late_is_logged(target: &dyn Target) {
 }
 
 /// A log may begin anywhere in its file.
-fn a_log_has_its_place_in_its_file(target: &dyn Target) {
+fn a_log_may_start_at_an_offset_in_its_file(target: &dyn Target) {
     let running = target.start();
     for offset in [8, 4096, 4103] {
         let scene = Scene::new(&running, USUAL);
@@ -127,8 +127,8 @@ fn a_log_has_its_place_in_its_file(target: &dyn Target) {
 }
 
 crate::for_each_device![
-    all_that_changes_is_logged_and_little_else,
+    all_changed_pages_are_logged_and_few_others,
     the_used_ring_is_logged_where_the_front_end_says,
     a_ring_that_starts_late_is_logged,
-    a_log_has_its_place_in_its_file,
+    a_log_may_start_at_an_offset_in_its_file,
 ];

@@ -50,7 +50,7 @@ fn host(profile: &str, binary: &str) -> (Tree, PathBuf) {
 }
 
 #[test]
-fn a_program_that_the_profile_does_not_name_is_a_finding() {
+fn a_program_outside_the_profile_is_a_finding() {
     for binary in [
         "/usr/libexec/vhost-device/vhost-device-gpu",
         "/usr/local/bin/vhost-device-gpu",
@@ -64,7 +64,7 @@ fn a_program_that_the_profile_does_not_name_is_a_finding() {
 }
 
 #[test]
-fn a_program_that_the_profile_names_is_none() {
+fn a_program_in_the_profile_is_no_finding() {
     for binary in [
         "/usr/bin/vhost-device-gpu",
         "/usr/lib/qemu/vhost-user-gpu",
@@ -76,7 +76,7 @@ fn a_program_that_the_profile_names_is_none() {
 }
 
 #[test]
-fn the_rule_that_is_asked_for_helps() {
+fn the_suggested_rule_is_accepted() {
     let binary = "/usr/local/bin/vhost-device-gpu";
     let (tree, _) = host(LIBVIRTD, binary);
     let local = "/etc/apparmor.d/local/usr.sbin.libvirtd";

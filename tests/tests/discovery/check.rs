@@ -88,7 +88,7 @@ fn files_that_are_no_descriptors() {
 }
 
 #[test]
-fn text_that_is_not_utf_8_wherever_it_is() {
+fn text_that_is_not_utf_8_is_a_finding() {
     for (before, after) in [
         (
             r#"{"description":"d","type":"gpu","binary":"/b","x":""#,
@@ -184,7 +184,7 @@ fn links_that_lead_nowhere() {
 }
 
 #[test]
-fn what_is_no_file_hides_nothing() {
+fn a_directory_hides_no_descriptor() {
     let tree = Tree::new();
     tree.back_end(DATA, "50", PLAIN);
     let path = tree.place(format!("{CONFIG}/50.json"));
@@ -235,14 +235,14 @@ fn files_that_count_whatever_their_suffix() {
 }
 
 #[test]
-fn a_directory_that_can_not_be_read() {
+fn a_directory_that_cannot_be_read() {
     let tree = Tree::new();
     let file = tree.file(CONFIG, "");
     assert_finding(&tree.check(), &file, "cannot be read", "make it readable");
 }
 
 #[test]
-fn programs_that_can_not_be_run() {
+fn programs_that_cannot_be_run() {
     let tree = Tree::new();
     tree.file("/bin/data", "data");
     tree.link("/bin/dangling", "/bin/gone");
@@ -314,7 +314,7 @@ fn a_slow_program() {
 }
 
 #[test]
-fn what_counts_for_any_version_of_libvirt_is_checked() {
+fn files_that_any_version_of_libvirt_reads_are_checked() {
     // libvirt for the system does not read the home directory, so what replaces a file there does not help it.
     let tree = Tree::new();
     let bad = tree.file(format!("{CONFIG}/50.json"), "bad");
@@ -343,7 +343,7 @@ fn what_counts_for_any_version_of_libvirt_is_checked() {
 }
 
 #[test]
-fn each_finding_is_told_once_and_in_the_order_of_the_files() {
+fn each_finding_is_reported_once_in_the_order_of_the_files() {
     let tree = Tree::new();
     let home = tree.file(format!("{HOME}/10.json"), "bad");
     let data = tree.file(format!("{DATA}/60.json"), "bad");

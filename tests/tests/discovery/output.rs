@@ -134,7 +134,7 @@ fn find_passes_over_programs_that_are_not_there() {
 }
 
 #[test]
-fn nothing_of_a_descriptor_or_program_commands_the_terminal() {
+fn control_characters_of_descriptors_and_programs_are_escaped() {
     let tree = Tree::new();
     let hostile = "\u{1b}[2J\u{9b}31m\u{202e}\n";
     let write = |name: &str, kind: &str, binary: &str| {
@@ -199,7 +199,7 @@ fn a_root_that_does_not_exist_has_exit_status_1() {
 }
 
 #[test]
-fn output_that_can_not_be_written_is_a_failure() {
+fn output_that_cannot_be_written_is_a_failure() {
     let tree = Tree::new();
     tree.back_end(DATA, "50", PLAIN);
     let mut command = std::process::Command::new("sh");

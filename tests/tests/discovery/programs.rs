@@ -78,7 +78,7 @@ fn warning(tree: &Tree, script: &str) -> String {
 }
 
 #[test]
-fn a_slow_program_is_ended_with_all_that_it_started() {
+fn a_slow_program_is_ended_with_its_children() {
     for seconds in [1.0, 4.0, 16.0] {
         let tree = Tree::new();
         let sleepers = Sleepers::new(&tree);
@@ -101,7 +101,7 @@ fn a_slow_program_is_ended_with_all_that_it_started() {
 }
 
 #[test]
-fn what_a_program_leaves_behind_is_ended() {
+fn children_of_a_program_are_ended() {
     let tree = Tree::new();
     let list = tree.path("/sleepers");
     let sleepers = Sleepers::new(&tree);
@@ -138,7 +138,7 @@ fn a_program_whose_child_keeps_stdout_open_is_slow() {
 }
 
 #[test]
-fn a_signal_ends_what_runs() {
+fn a_signal_ends_the_running_programs() {
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
         let tree = Tree::new();
         let sleepers = Sleepers::new(&tree);
@@ -159,7 +159,7 @@ fn a_signal_ends_what_runs() {
 }
 
 #[test]
-fn whoever_waits_is_told_why() {
+fn a_wait_for_a_slow_program_is_reported() {
     let tree = Tree::new();
     tree.back_end(DATA, "50", &format!("exec sleep {SLEEP}"));
     tree.back_end(DATA, "60", PLAIN);
@@ -205,7 +205,7 @@ fn more_programs_than_run_at_a_time_are_asked() {
 }
 
 #[test]
-fn a_failing_program_is_told_with_its_first_line() {
+fn a_failing_program_is_reported_with_its_first_line() {
     let tree = Tree::new();
     let error = warning(
         &tree,
@@ -252,7 +252,7 @@ fn a_program_that_prints_without_end_is_ended() {
 }
 
 #[test]
-fn a_program_that_fails_at_length_is_not_told_at_length() {
+fn a_long_error_of_a_program_is_shortened() {
     let tree = Tree::new();
     let script = "head -c 3000000 /dev/zero | tr '\\0' x >&2; exit 1";
     let error = warning(&tree, script);
@@ -272,7 +272,7 @@ fn a_program_has_an_empty_stdin_and_one_argument() {
 }
 
 #[test]
-fn a_program_that_can_not_be_started_is_named() {
+fn a_program_that_cannot_be_started_is_named() {
     let tree = Tree::new();
     tree.program("/usr/libexec/50", "");
     // No format that the kernel runs.

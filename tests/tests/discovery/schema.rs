@@ -187,7 +187,7 @@ fn capabilities_of_all_kinds_are_read() {
 }
 
 #[test]
-fn what_our_back_ends_print_is_of_the_schema() {
+fn our_back_ends_print_output_that_matches_the_schema() {
     let schema = Schema::read();
     let types = &schema.enums["VHostUserBackendType"];
     let mut seen = Vec::new();

@@ -65,7 +65,7 @@ fn a_display_without_edid_is_not_asked_for_it() {
 }
 
 #[test]
-fn what_is_asked_before_the_display_is_greeted_is_asked_when_it_is() {
+fn requests_before_the_handshake_are_sent_after_it() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     let mut display = ManualDisplay::connect(&driver);
@@ -77,7 +77,7 @@ fn what_is_asked_before_the_display_is_greeted_is_asked_when_it_is() {
 }
 
 #[test]
-fn an_answer_may_come_in_pieces_and_between_pictures() {
+fn an_answer_may_arrive_in_pieces_and_between_updates() {
     use std::io::Write;
     let device = Device::start(&[]);
     let mut driver = device.connect();
@@ -99,7 +99,7 @@ fn an_answer_may_come_in_pieces_and_between_pictures() {
 }
 
 #[test]
-fn an_answer_is_not_lost_that_comes_while_the_cursor_changes() {
+fn an_answer_during_cursor_updates_is_not_lost() {
     const TIMES: u8 = 200;
     let device = Device::start(&[]);
     let mut driver = device.connect();
@@ -126,7 +126,7 @@ fn an_answer_is_not_lost_that_comes_while_the_cursor_changes() {
 }
 
 #[test]
-fn a_display_whose_answer_has_another_size_is_left_at_once() {
+fn a_display_whose_answer_has_the_wrong_size_is_dropped_at_once() {
     for (size, payload) in [(407, 407), (409, 409), (0, 0), (u32::MAX, 10), (1056, 1056)] {
         let device = Device::start(&[]);
         let mut driver = device.connect();
@@ -241,7 +241,7 @@ fn a_second_display_is_used_instead_of_the_first() {
 }
 
 #[test]
-fn a_display_that_comes_while_a_flush_waits_is_what_it_waits_for() {
+fn a_waiting_flush_continues_on_a_new_display() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     let _stuck = ManualDisplay::greeted(&driver, 3);
@@ -255,7 +255,7 @@ fn a_display_that_comes_while_a_flush_waits_is_what_it_waits_for() {
 }
 
 #[test]
-fn what_a_display_did_not_answer_is_asked_of_the_next_one() {
+fn unanswered_requests_go_to_the_next_display() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     let mut first = ManualDisplay::greeted(&driver, 3);
@@ -285,7 +285,7 @@ fn what_a_display_did_not_answer_is_asked_of_the_next_one() {
 }
 
 #[test]
-fn files_that_are_no_display_are_none() {
+fn files_other_than_stream_sockets_are_not_used_as_displays() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     let directory = tempfile::tempdir().unwrap();
@@ -330,7 +330,7 @@ fn a_headless_device_keeps_the_socket_of_a_display_and_says_nothing_until_it_is_
 }
 
 #[test]
-fn a_display_that_was_given_up_is_kept_open_until_the_device_is_reset() {
+fn a_dropped_display_stays_open_until_the_device_is_reset() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     let mut display = ManualDisplay::greeted(&driver, 3);
@@ -347,7 +347,7 @@ fn a_display_that_was_given_up_is_kept_open_until_the_device_is_reset() {
 }
 
 #[test]
-fn a_screen_that_nobody_looks_at_has_an_edid_with_its_mode() {
+fn a_headless_device_reports_an_edid_with_its_mode() {
     let device = Device::start(&["--headless"]);
     let mut driver = device.connect();
     for scanout in [0, 15] {

@@ -135,7 +135,7 @@ fn a_piece_may_lie_in_two_regions_that_touch() {
 }
 
 #[test]
-fn of_a_backing_that_is_shorter_than_the_picture_what_is_there_can_be_used() {
+fn a_backing_shorter_than_the_picture_can_be_used_in_part() {
     let (_device, mut driver, display) = shown();
     let picture = pattern(SIDE * SIDE);
     driver.draw(&[FREE], &bytes(&picture));
@@ -167,7 +167,7 @@ fn of_a_backing_that_is_shorter_than_the_picture_what_is_there_can_be_used() {
 }
 
 #[test]
-fn offsets_are_in_bytes_and_have_nothing_to_do_with_the_place() {
+fn transfer_offsets_are_in_bytes_and_independent_of_the_rectangle() {
     let (_device, mut driver, display) = shown();
     let source = pattern(2048);
     driver.front_end.memory().write(FREE, &bytes(&source));
@@ -188,7 +188,7 @@ fn offsets_are_in_bytes_and_have_nothing_to_do_with_the_place() {
 }
 
 #[test]
-fn a_backing_stays_until_it_is_detached() {
+fn a_backing_stays_attached_until_detached() {
     let (_device, mut driver, display) = shown();
     let picture = pattern(SIDE * SIDE);
     driver.draw(&[FREE], &bytes(&picture));
@@ -212,7 +212,7 @@ fn a_backing_stays_until_it_is_detached() {
 }
 
 #[test]
-fn a_length_that_no_memory_has_does_no_harm() {
+fn a_backing_longer_than_guest_memory_does_no_harm() {
     let (_device, mut driver, _display) = shown();
     let length = 3 << 30;
     let entries = vec![(FREE, length); 1000];

@@ -59,7 +59,7 @@ fn large_resources_are_bounded_and_one_that_does_not_fit_harms_no_other() {
 }
 
 #[test]
-fn more_than_the_host_has_is_refused_even_where_it_is_allowed() {
+fn more_memory_than_the_host_has_is_refused_despite_max_hostmem() {
     let device = Device::start(&["--headless", "--max-hostmem=4194304G"]);
     let mut driver = device.connect();
     for resource in 1..4 {
@@ -83,7 +83,7 @@ fn fill_with_backings(driver: &mut GpuDriver) -> u32 {
 }
 
 #[test]
-fn resources_that_come_and_go_leave_nothing() {
+fn destroyed_resources_leave_no_memory_behind() {
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());
     let entries = [words(&[1, 100]), vec![0; 1600]].concat();
@@ -110,7 +110,7 @@ fn resources_that_come_and_go_leave_nothing() {
 }
 
 #[test]
-fn front_ends_that_come_and_go_leave_nothing() {
+fn front_ends_that_disconnect_leave_no_resources_behind() {
     let mut device = Device::start(&["--max-hostmem=1M"]);
     let before = device.program.resources().unwrap();
     let visit = |device: &Device| {
@@ -131,7 +131,7 @@ fn front_ends_that_come_and_go_leave_nothing() {
 }
 
 #[test]
-fn of_many_displays_only_the_last_one_is_kept() {
+fn only_the_last_of_many_displays_is_kept() {
     let mut device = Device::start(&[]);
     let driver = device.connect();
     let first = ManualDisplay::greeted(&driver, 3);

@@ -20,7 +20,7 @@ fn a_fence_comes_back_with_its_number() {
 }
 
 #[test]
-fn what_can_not_be_is_refused() {
+fn invalid_commands_are_refused() {
     let device = Device::start(&["--headless", "--max-hostmem=1M"]);
     let mut driver = device.connect();
     driver.create(1, B8G8R8X8, 16, 16);
@@ -233,7 +233,7 @@ fn a_command_without_room_for_its_response_is_carried_out_or_refused_and_the_nex
 }
 
 #[test]
-fn memory_of_resources_is_given_back() {
+fn memory_of_destroyed_resources_is_freed() {
     let device = Device::start(&["--headless", "--max-hostmem=1M"]);
     let mut driver = device.connect();
     for _ in 0..100 {

@@ -24,7 +24,7 @@ fn update(driver: &mut GpuDriver, scanout: u32, resource: u32) {
 }
 
 #[test]
-fn cursors_that_can_not_be_are_ignored() {
+fn invalid_cursors_are_ignored() {
     let image = pattern(64 * 64);
     let (_device, mut driver, display) = with_image(&image);
     for (resource, (width, height)) in (2..).zip([(63, 64), (64, 65), (32, 128), (1, 1), (128, 32)])
@@ -57,7 +57,7 @@ fn cursor_commands_are_refused_on_the_control_queue() {
 }
 
 #[test]
-fn a_cursor_that_is_moved_before_it_has_an_image_has_none_for_the_next_display_either() {
+fn a_cursor_moved_before_it_has_an_image_has_none_on_the_next_display() {
     let image = pattern(64 * 64);
     let (_device, mut driver, display) = with_image(&image);
     driver.move_cursor(0, [8, 9], 1);
@@ -100,7 +100,7 @@ fn a_cursor_may_be_outside_the_picture() {
 }
 
 #[test]
-fn of_the_moves_that_a_display_has_no_room_for_it_is_told_the_last() {
+fn a_slow_display_gets_only_the_last_cursor_move() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     let mut display = ManualDisplay::greeted(&driver, 3);

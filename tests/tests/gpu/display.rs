@@ -20,7 +20,7 @@ use crate::answers::wait_until_given_up;
 use crate::{B8G8R8X8, Device, ManualDisplay, QUIET, bytes, pass_display, pattern, reset};
 
 #[test]
-fn a_display_that_comes_back_is_told_all_that_is_shown() {
+fn a_display_that_reconnects_gets_the_whole_picture() {
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());
     let picture = pattern(64 * 64);
@@ -38,7 +38,7 @@ fn a_display_that_comes_back_is_told_all_that_is_shown() {
 }
 
 #[test]
-fn a_driver_that_begins_anew_finds_nothing_of_the_one_before() {
+fn a_restarted_driver_finds_no_state_of_the_previous_one() {
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());
     driver.create(1, B8G8R8X8, 64, 64);
@@ -78,7 +78,7 @@ fn a_driver_that_begins_anew_finds_nothing_of_the_one_before() {
 
 /// A packed ring is at its beginning again after each two rounds.
 #[test]
-fn a_driver_that_begins_where_the_control_queue_stopped_finds_nothing_either() {
+fn a_driver_that_restarts_at_the_old_base_finds_no_old_state() {
     let device = Device::start(&[]);
     let options = Options {
         features: Options::default().features | RING_PACKED,
@@ -194,7 +194,7 @@ fn a_flush_is_answered_when_a_slow_display_has_the_picture_and_not_before() {
 }
 
 #[test]
-fn what_is_answered_before_a_flush_that_waits_comes_back_with_it() {
+fn commands_answered_before_a_waiting_flush_return_with_it() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     let mut display = ManualDisplay::showing(&mut driver, 1000, 1000);
@@ -282,7 +282,7 @@ fn a_queue_stops_at_once_although_the_display_is_stuck() {
 }
 
 #[test]
-fn a_display_that_talks_nonsense_is_left_and_the_next_one_is_used() {
+fn a_display_with_invalid_messages_is_dropped_and_the_next_one_is_used() {
     let device = Device::start(&[]);
     for nonsense in [
         words(&[2, 4, 8, 3, 0]),

@@ -222,7 +222,7 @@ fn a_picture_is_shown_from_its_buffer_and_a_flush_waits_for_that() {
 }
 
 #[test]
-fn what_the_library_or_the_display_does_not_know_of_modifiers_is_left_out() {
+fn modifiers_are_left_out_if_the_library_or_the_display_has_none() {
     let renderer = StandIn::new("", &["resource_get_info_ext"]).unwrap();
     let device = start(&renderer, &[]);
     let (mut driver, mut display) = started(&device, FEATURES);
@@ -241,7 +241,7 @@ fn what_the_library_or_the_display_does_not_know_of_modifiers_is_left_out() {
 }
 
 #[test]
-fn what_can_not_be_shared_is_sent_as_pixels() {
+fn pictures_that_cannot_be_shared_are_sent_as_pixels() {
     let none: &[&str] = &[];
     for (settings, without, arguments) in [
         ("unshared", none, none),
@@ -405,7 +405,7 @@ fn a_queue_stops_at_once_although_the_display_shows_nothing() {
 }
 
 #[test]
-fn a_display_that_answers_nonsense_is_left_and_the_next_one_is_used() {
+fn a_display_with_invalid_answers_is_dropped_and_the_next_one_is_used() {
     let renderer = StandIn::new("", &[]).unwrap();
     let device = start(&renderer, &[]);
     let (mut driver, mut display, _file) = shown(&device);
@@ -432,7 +432,7 @@ fn a_display_that_answers_nonsense_is_left_and_the_next_one_is_used() {
 }
 
 #[test]
-fn buffers_end_with_what_they_are_of() {
+fn buffers_are_closed_with_their_resources() {
     let renderer = StandIn::new("", &[]).unwrap();
     let device = start(&renderer, &[]);
     let (mut driver, mut display, _file) = shown(&device);

@@ -131,7 +131,7 @@ fn commands_and_responses_may_be_in_many_pieces() {
 }
 
 #[test]
-fn more_than_the_command_and_its_response_need_makes_no_difference() {
+fn surplus_buffer_space_makes_no_difference() {
     for_each_ring(|driver| {
         for (command, size) in commands() {
             let command = [command, vec![0xff; 30]].concat();
@@ -159,7 +159,7 @@ fn commands_that_are_cut_short_are_refused() {
 }
 
 #[test]
-fn a_response_that_does_not_fit_is_replaced_by_what_does() {
+fn a_response_that_does_not_fit_is_replaced_by_a_short_one() {
     for_each_ring(|driver| {
         let question = command(number::GET_DISPLAY_INFO, &[]);
         for room in 1..HEADER_SIZE {

@@ -44,7 +44,7 @@ fn sixteen_scanouts_show_sixteen_parts_of_a_picture() {
 }
 
 #[test]
-fn a_resource_that_is_gone_is_not_shown_any_more() {
+fn a_destroyed_resource_is_no_longer_shown() {
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());
     driver.create(1, B8G8R8X8, 8, 8);

@@ -91,7 +91,7 @@ fn carry_out(driver: &mut GpuDriver, count: usize) {
 /// A ring comes to its beginning again: a split one after 65,536 requests, a packed one after two rounds. Its driver goes on there, or
 /// is another one; then its rings are elsewhere.
 #[test]
-fn a_driver_that_begins_where_the_one_before_it_stopped_finds_nothing_of_it() {
+fn a_new_driver_at_the_old_base_finds_no_old_resources() {
     let device = Device::start(&["--headless"]);
     for (ring, requests) in [(0, 0x1_0000), (RING_PACKED, 128)] {
         let mut options = Options::default();
@@ -132,7 +132,7 @@ fn assert_shown(display: &Display, pixels: &[u32]) {
 }
 
 #[test]
-fn a_guest_goes_on_with_its_pictures_scanouts_cursor_and_uuids() {
+fn a_migrated_guest_keeps_its_pictures_scanouts_cursor_and_uuids() {
     let (here, there) = (Device::start(&[]), Device::start(&[]));
     let mut driver = here.connect();
     let pages = draw(&mut driver);
@@ -176,7 +176,7 @@ fn attach_one(resource: u32) -> Vec<u8> {
 }
 
 #[test]
-fn what_was_shown_before_gives_way_to_what_is_loaded() {
+fn loaded_state_replaces_what_was_shown() {
     let (here, there) = (Device::start(&[]), Device::start(&[]));
     let mut driver = here.connect();
     draw(&mut driver);
@@ -217,7 +217,7 @@ fn what_was_shown_before_gives_way_to_what_is_loaded() {
 }
 
 #[test]
-fn a_device_that_was_saved_goes_on() {
+fn a_saved_device_continues() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     draw(&mut driver);
@@ -331,7 +331,7 @@ fn no_content_of_a_state_does_harm() {
 }
 
 #[test]
-fn what_the_renderer_has_is_not_saved_and_the_guest_goes_on() {
+fn renderer_state_is_not_saved_and_the_guest_continues() {
     let stand_in = StandIn::new("", &[]).unwrap();
     let device = crate::dmabuf::start(&stand_in, &[]);
     // A guest that has no use for 3D is saved.
@@ -373,7 +373,7 @@ fn restarted(driver: GpuDriver) -> GpuDriver {
 
 /// A front-end that cannot take the state along would migrate the guest without its pictures.
 #[test]
-fn a_guest_is_not_migrated_by_what_is_written_to_its_memory_alone() {
+fn a_guest_cannot_migrate_without_the_state_of_the_device() {
     let device = Device::start(&["--headless"]);
     assert_eq!(device.connect().front_end.offered() & LOG_ALL, 0);
 }

@@ -77,7 +77,7 @@ fn assert_in_order(driver: &mut GpuDriver, responses: Vec<(u64, u64)>) {
 }
 
 #[test]
-fn late_fences_hold_what_is_fenced_and_nothing_else_and_come_back_in_order() {
+fn late_fences_hold_back_only_fenced_commands_and_return_in_order() {
     let renderer = StandIn::new("late", &[]).unwrap();
     let (_device, mut driver) = late(&renderer);
     let responses = send_fenced(&mut driver, 1..9);

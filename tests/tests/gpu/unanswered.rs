@@ -24,7 +24,7 @@ fn wait_until_heard(driver: &mut GpuDriver, display: &mut ManualDisplay) {
 
 /// libkrun's display is such a one.
 #[test]
-fn a_display_that_does_not_tell_its_features_is_used_without_any() {
+fn a_display_that_does_not_report_features_is_used_without_any() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     let mut display = ManualDisplay::connect(&driver);
@@ -46,7 +46,7 @@ fn a_display_that_does_not_tell_its_features_is_used_without_any() {
 }
 
 #[test]
-fn a_display_that_answers_nothing_is_waited_for_once_and_told_what_is_shown() {
+fn a_display_that_never_answers_delays_the_guest_once_and_gets_updates() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     let (display, socket) = Display::new(Answers {
@@ -77,7 +77,7 @@ fn a_display_that_answers_nothing_is_waited_for_once_and_told_what_is_shown() {
 }
 
 #[test]
-fn features_that_come_late_are_used() {
+fn features_reported_late_are_used() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     let mut display = ManualDisplay::connect(&driver);
@@ -99,7 +99,7 @@ fn features_that_come_late_are_used() {
 
 /// QEMU does not answer when there is no such scanout.
 #[test]
-fn an_edid_that_is_not_answered_delays_neither_the_guest_nor_the_next_question() {
+fn an_unanswered_edid_request_delays_neither_the_guest_nor_the_next_request() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     let mut display = ManualDisplay::greeted(&driver, 3);
@@ -123,7 +123,7 @@ fn an_edid_that_is_not_answered_delays_neither_the_guest_nor_the_next_question()
 }
 
 #[test]
-fn an_answer_that_comes_too_late_is_not_that_to_the_next_question() {
+fn a_late_answer_is_not_taken_for_the_next_one() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     let mut display = ManualDisplay::greeted(&driver, 3);
@@ -148,7 +148,7 @@ fn an_answer_that_comes_too_late_is_not_that_to_the_next_question() {
 }
 
 #[test]
-fn a_display_that_is_silent_for_long_is_asked_a_bounded_number_of_questions_and_heard_again() {
+fn a_silent_display_gets_a_bounded_number_of_requests_and_is_used_when_it_answers() {
     let device = Device::start(&[]);
     let mut driver = device.connect();
     let mut display = ManualDisplay::greeted(&driver, 3);

@@ -138,7 +138,7 @@ fn colours_in(bytes: &[u8]) -> Vec<u32> {
 }
 
 #[test]
-fn the_sets_of_capabilities_are_those_that_are_counted() {
+fn num_capsets_matches_the_capability_sets() {
     let Some(device) = start(&["--headless"]) else {
         return;
     };
@@ -172,7 +172,7 @@ fn the_sets_of_capabilities_are_those_that_are_counted() {
 }
 
 #[test]
-fn what_is_drawn_is_shown_where_it_is_flushed() {
+fn drawing_appears_in_the_flushed_rectangle() {
     let Some(device) = start(&[]) else {
         return;
     };
@@ -260,7 +260,7 @@ fn a_resource_of_3d_can_be_a_cursor() {
 }
 
 #[test]
-fn what_is_created_in_2d_can_be_used_by_contexts() {
+fn a_2d_resource_can_be_used_by_contexts() {
     let Some(device) = start(&[]) else {
         return;
     };
@@ -456,7 +456,7 @@ fn mappings(device: &Device) -> usize {
 }
 
 #[test]
-fn a_driver_that_does_not_want_3d_has_none() {
+fn a_driver_that_declines_3d_gets_none() {
     let Some(device) = start(&["--headless"]) else {
         return;
     };
@@ -476,7 +476,7 @@ fn a_driver_that_does_not_want_3d_has_none() {
 }
 
 #[test]
-fn two_hundred_guests_that_come_and_go_leave_nothing() {
+fn two_hundred_guests_leave_no_resources_behind() {
     let Some(device) = start(&["--headless"]) else {
         return;
     };

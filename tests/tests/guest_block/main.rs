@@ -144,7 +144,7 @@ fn whole_disk_read_equals_the_image() {
 
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
-fn qemu_has_nothing_to_complain_of() {
+fn qemu_prints_no_error() {
     let block = Block::start(4, &[]);
     let script = r#"
         dd if=/dev/vda of=/tmp/disk bs=1M
@@ -275,7 +275,7 @@ fn write_zeroes_makes_zeroes() {
 
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
-fn read_only_image_can_not_be_written() {
+fn read_only_image_cannot_be_written() {
     let block = Block::start(4, &["--read-only"]);
     let before = md5(&block.image());
     let script = r#"

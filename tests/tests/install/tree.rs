@@ -66,7 +66,7 @@ fn each_file_has_its_place_and_mode_whatever_the_umask() {
 
 #[test]
 #[ignore = "builds release binaries"]
-fn directories_are_as_told() {
+fn directories_follow_the_options() {
     let tree = tempfile::tempdir().unwrap();
     succeed(
         xtask()
@@ -275,7 +275,7 @@ fn systemd_accepts_the_units() {
 
 #[test]
 #[ignore = "builds release binaries"]
-fn a_file_that_is_there_is_replaced_at_once() {
+fn an_existing_file_is_replaced_atomically() {
     let tree = install();
     let licence = tree
         .path()

@@ -218,7 +218,7 @@ fn paragraph(help: &str, name: &str) -> Option<String> {
     )
 }
 
-fn what_cannot_be_printed_is_a_failure(binary: &Binary) {
+fn a_failure_to_print_is_an_error(binary: &Binary) {
     for option in [
         "--help",
         "-h",
@@ -253,7 +253,7 @@ for_each_program!(
     an_option_given_twice_is_a_usage_error,
     version_is_printed_and_nothing_else_done,
     help_explains_each_option_with_its_unit_and_default,
-    what_cannot_be_printed_is_a_failure,
+    a_failure_to_print_is_an_error,
     nothing_is_written_to_stdout_while_serving,
 );
 

@@ -132,7 +132,7 @@ fn connections_are_served_one_after_the_other(binary: &Binary) {
     assert!(program.status().unwrap().is_none());
 }
 
-fn a_second_connection_waits_until_the_first_is_gone(binary: &Binary) {
+fn a_second_connection_waits_for_the_end_of_the_first(binary: &Binary) {
     let setup = Setup::new(binary);
     let _program = setup.serve();
     let first = UnixStream::connect(setup.socket()).unwrap();
@@ -176,6 +176,6 @@ for_each_program!(
     sigterm_ends_the_program_and_removes_the_socket,
     sigint_ends_the_program_and_removes_the_socket,
     connections_are_served_one_after_the_other,
-    a_second_connection_waits_until_the_first_is_gone,
+    a_second_connection_waits_for_the_end_of_the_first,
     the_program_stays_in_the_foreground,
 );

@@ -89,7 +89,7 @@ fn a_program_whose_log_nobody_reads_can_start(binary: &Binary) {
     assert_ends(&mut program);
 }
 
-fn a_program_that_cannot_say_why_ends_all_the_same(binary: &Binary) {
+fn a_program_that_cannot_write_to_stderr_still_ends(binary: &Binary) {
     let setup = Setup::new(binary);
     let bad_options: [&[&str]; 2] = [&["--no-such-option"], &["--fd=999"]];
     for (options, code) in bad_options.into_iter().zip([2, 1]) {
@@ -275,7 +275,7 @@ for_each_program!(
     stderr_is_non_blocking_for_the_program_alone,
     a_log_that_nobody_reads_stops_nothing,
     a_program_whose_log_nobody_reads_can_start,
-    a_program_that_cannot_say_why_ends_all_the_same,
+    a_program_that_cannot_write_to_stderr_still_ends,
     lines_that_were_dropped_are_counted_in_their_place,
     the_last_line_comes_out,
     a_log_on_a_full_disk_stops_nothing,

@@ -101,7 +101,7 @@ fn a_thread_that_does_not_poll_waits_for_the_kick(binary: &Binary) {
     }
 }
 
-fn requests_that_come_seldom_are_waited_for_asleep_unless_told_otherwise(binary: &Binary) {
+fn a_thread_sleeps_between_rare_requests_unless_told_to_poll(binary: &Binary) {
     let setup = Setup::new(binary);
     let [learned, never, always] = ["auto", "off", "10000"]
         .map(|poll_us| Running::start(&setup, poll_us).cost_of_seldom_requests());
@@ -114,5 +114,5 @@ fn requests_that_come_seldom_are_waited_for_asleep_unless_told_otherwise(binary:
 for_each_program_with_a_file!(
     a_thread_that_polls_needs_no_kick,
     a_thread_that_does_not_poll_waits_for_the_kick,
-    requests_that_come_seldom_are_waited_for_asleep_unless_told_otherwise,
+    a_thread_sleeps_between_rare_requests_unless_told_to_poll,
 );

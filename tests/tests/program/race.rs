@@ -53,7 +53,7 @@ fn setups(binary: &Binary) -> Vec<Setup<'_>> {
     (0..PROGRAMS).map(|_| Setup::new(binary)).collect()
 }
 
-fn of_programs_started_at_once_one_has_the_socket(binary: &Binary) {
+fn only_one_of_programs_started_at_once_gets_the_socket(binary: &Binary) {
     let setups = setups(binary);
     let path = setups[0].socket();
     for round in 0..ROUNDS {
@@ -69,7 +69,7 @@ fn of_programs_started_at_once_one_has_the_socket(binary: &Binary) {
     }
 }
 
-fn of_programs_started_at_once_one_has_the_socket_for_statistics(binary: &Binary) {
+fn only_one_of_programs_started_at_once_gets_the_statistics_socket(binary: &Binary) {
     let setups = setups(binary);
     let path = stats_socket(&setups[0]);
     for round in 0..ROUNDS / 2 {
@@ -115,8 +115,8 @@ fn a_directory_that_stays_locked_keeps_no_program_from_starting(binary: &Binary)
 }
 
 for_each_program!(
-    of_programs_started_at_once_one_has_the_socket,
-    of_programs_started_at_once_one_has_the_socket_for_statistics,
+    only_one_of_programs_started_at_once_gets_the_socket,
+    only_one_of_programs_started_at_once_gets_the_statistics_socket,
     programs_started_at_once_in_one_directory_all_live,
     a_directory_that_stays_locked_keeps_no_program_from_starting,
 );

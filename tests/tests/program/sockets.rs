@@ -49,7 +49,7 @@ fn a_front_end_that_leaves_a_connected_fd_with_rings_running_ends_the_program(bi
     assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(0));
 }
 
-fn a_connected_fd_that_ended_before_the_start_is_no_failure(binary: &Binary) {
+fn a_connected_fd_closed_before_the_start_is_no_failure(binary: &Binary) {
     let setup = Setup::new(binary);
     let (_, theirs) = UnixStream::pair().unwrap();
     let mut program = Program::spawn(&mut with_fd(&setup, theirs)).unwrap();
@@ -247,7 +247,7 @@ fn socket_mode_is_honoured_whatever_the_umask(binary: &Binary) {
 for_each_program!(
     a_connected_fd_is_served_until_its_end,
     a_front_end_that_leaves_a_connected_fd_with_rings_running_ends_the_program,
-    a_connected_fd_that_ended_before_the_start_is_no_failure,
+    a_connected_fd_closed_before_the_start_is_no_failure,
     signals_end_the_program_on_a_connected_fd,
     connections_to_a_listening_fd_are_served_one_after_the_other,
     an_fd_that_is_not_open_is_refused,

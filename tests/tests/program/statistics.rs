@@ -143,7 +143,7 @@ fn requests_that_are_carried_out_at_once_are_counted_by_type() {
 }
 
 #[test]
-fn all_that_statistics_need_is_let_through_by_the_sandbox() {
+fn the_sandbox_allows_what_statistics_need() {
     requests_are_counted_by_type(false, &["--sandbox=log"]);
 }
 

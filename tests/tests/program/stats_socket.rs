@@ -124,7 +124,7 @@ fn the_mode_of_the_sockets_is_that_of_the_statistics_too() {
 }
 
 #[test]
-fn a_path_that_can_not_be_used_is_refused_and_leaves_nothing() {
+fn a_path_that_cannot_be_used_is_refused_and_leaves_nothing() {
     let setup = Setup::new(&BLOCK);
     let refuse = |path: &Path| {
         let mut command = setup.listening();
@@ -223,7 +223,7 @@ fn other_requests_are_refused() {
 }
 
 #[test]
-fn clients_that_mean_no_good_keep_nobody_waiting_for_long() {
+fn malicious_clients_delay_others_only_briefly() {
     let setup = Setup::new(&BLOCK);
     let mut program = serve(&setup);
     program.expect_no_leak().unwrap();

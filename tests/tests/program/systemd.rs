@@ -110,7 +110,7 @@ fn an_option_wins_over_a_passed_socket(binary: &Binary) {
     assert_serves(&ours);
 }
 
-fn any_other_number_of_sockets_than_one_is_refused(binary: &Binary) {
+fn more_or_fewer_sockets_than_one_are_refused(binary: &Binary) {
     for count in ["0", "2", "4294967297", "-1", "one", ""] {
         let setup = Setup::new(binary);
         let listener = UnixListener::bind(setup.socket()).unwrap();
@@ -151,7 +151,7 @@ fn sockets_for_another_process_are_ignored(binary: &Binary) {
     }
 }
 
-fn the_mode_of_a_passed_socket_can_not_be_set(binary: &Binary) {
+fn the_mode_of_a_passed_socket_cannot_be_set(binary: &Binary) {
     let setup = Setup::new(binary);
     let listener = UnixListener::bind(setup.socket()).unwrap();
     let mut command = setup.command();
@@ -216,7 +216,7 @@ fn systemd_may_listen_in_the_abstract_namespace(binary: &Binary) {
     assert_eq!(notifications.next(), "READY=1");
 }
 
-fn a_program_that_can_not_start_is_never_ready(binary: &Binary) {
+fn a_program_that_cannot_start_is_never_ready(binary: &Binary) {
     let setup = Setup::new(binary);
     let notifications = Notifications::at_path(&setup.path("notify"));
     fs::remove_file(setup.image()).unwrap();
@@ -228,7 +228,7 @@ fn a_program_that_can_not_start_is_never_ready(binary: &Binary) {
 }
 
 /// A NOTIFY_SOCKET that cannot be used is warned of, and the program serves.
-fn assert_serves_in_spite_of(setup: &Setup, notify: &OsStr) {
+fn assert_serves_despite(setup: &Setup, notify: &OsStr) {
     let mut command = setup.listening();
     command.env("NOTIFY_SOCKET", notify);
     let mut program = Program::serve(&mut command, &setup.socket()).unwrap();
@@ -258,7 +258,7 @@ fn a_notify_socket_that_nobody_listens_on_is_no_reason_to_fail(binary: &Binary) 
         setup.path("stale").as_os_str(),
         stream.as_os_str(),
     ] {
-        assert_serves_in_spite_of(&setup, notify);
+        assert_serves_despite(&setup, notify);
     }
 }
 
@@ -269,7 +269,7 @@ fn a_notify_socket_that_nobody_reads_from_is_no_reason_to_fail(binary: &Binary) 
     let sender = UnixDatagram::unbound().unwrap();
     sender.set_nonblocking(true).unwrap();
     while sender.send_to(b"STATUS=", &path).is_ok() {}
-    assert_serves_in_spite_of(&setup, path.as_os_str());
+    assert_serves_despite(&setup, path.as_os_str());
 }
 
 fn systemd_socket_activate_starts_the_program_at_the_first_connection(binary: &Binary) {
@@ -303,10 +303,10 @@ for_each_program!(
     a_passed_socket_is_served_and_left_in_place,
     a_passed_connection_is_served_until_its_end,
     an_option_wins_over_a_passed_socket,
-    any_other_number_of_sockets_than_one_is_refused,
+    more_or_fewer_sockets_than_one_are_refused,
     a_passed_file_that_is_no_unix_stream_socket_is_refused,
     sockets_for_another_process_are_ignored,
-    the_mode_of_a_passed_socket_can_not_be_set,
+    the_mode_of_a_passed_socket_cannot_be_set,
     systemd_hears_when_the_socket_listens_and_when_the_program_ends,
     systemd_hears_that_the_socket_it_passed_is_served,
     systemd_hears_that_a_connection_is_served,
@@ -319,5 +319,5 @@ for_each_program!(
 mod with_a_file {
     use super::*;
 
-    for_each_program_with_a_file!(a_program_that_can_not_start_is_never_ready);
+    for_each_program_with_a_file!(a_program_that_cannot_start_is_never_ready);
 }

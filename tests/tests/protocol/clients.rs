@@ -22,7 +22,7 @@ use crate::{Message, PATIENCE, Peer, ring_start, start};
 /// How long a program that is asked to end may take, when it has nothing to finish.
 const END: Duration = Duration::from_secs(2);
 
-fn clients_that_say_nothing_cost_nothing(target: &dyn Target) {
+fn silent_clients_use_no_resources(target: &dyn Target) {
     const CLIENTS: usize = 60;
     const TIME: Duration = Duration::from_millis(300);
     if !claims(target, Claim::NoLeak) {
@@ -77,7 +77,7 @@ fn a_client_that_never_ends_its_message_does_not_keep_the_program(target: &dyn T
 }
 
 /// Hundreds of connections at once, of which each does something else. None of them keeps the next one from being served.
-fn a_storm_of_connections_leaves_nothing(target: &dyn Target) {
+fn a_storm_of_connections_leaves_no_resources_behind(target: &dyn Target) {
     const THREADS: u64 = 4;
     const CONNECTIONS: usize = 100;
     let running = target.start();
@@ -210,7 +210,7 @@ fn settings(peer: &Peer, memory: &Region, files: &[BorrowedFd<'_>; 2]) -> Vec<Me
 }
 
 /// What is set replaces what was set before, whether it could be used or not (CVE-2019-14818, CVE-2020-10726).
-fn settings_that_are_repeated_leave_nothing(target: &dyn Target) {
+fn repeated_settings_leave_no_resources_behind(target: &dyn Target) {
     const ROUNDS: usize = 300;
     const WARM_UP: usize = 50;
     if !claims(target, Claim::NoLeak) {
@@ -243,7 +243,7 @@ fn settings_that_are_repeated_leave_nothing(target: &dyn Target) {
 }
 
 /// The same of a ring that runs, is started and stopped.
-fn rings_that_come_and_go_leave_nothing(target: &dyn Target) {
+fn restarted_rings_leave_no_resources_behind(target: &dyn Target) {
     const ROUNDS: usize = 150;
     const WARM_UP: usize = 50;
     if !claims(target, Claim::NoLeak) {
@@ -306,10 +306,10 @@ fn a_flood_of_messages_is_bounded_by_the_socket(target: &dyn Target) {
 }
 
 crate::for_each_target![
-    clients_that_say_nothing_cost_nothing,
+    silent_clients_use_no_resources,
     a_client_that_never_ends_its_message_does_not_keep_the_program,
-    a_storm_of_connections_leaves_nothing,
-    settings_that_are_repeated_leave_nothing,
-    rings_that_come_and_go_leave_nothing,
+    a_storm_of_connections_leaves_no_resources_behind,
+    repeated_settings_leave_no_resources_behind,
+    restarted_rings_leave_no_resources_behind,
     a_flood_of_messages_is_bounded_by_the_socket,
 ];

@@ -88,7 +88,7 @@ fn flags_of_a_read_are_ignored(target: &dyn Target) {
 }
 
 /// The protocol has a reply of no bytes for this.
-fn a_read_out_of_any_config_space_fails(target: &dyn Target) {
+fn a_read_far_outside_the_config_space_fails(target: &dyn Target) {
     let running = target.start();
     if !has_config(&Peer::new(&running), target) {
         return;
@@ -121,7 +121,7 @@ fn a_read_out_of_any_config_space_fails(target: &dyn Target) {
 }
 
 /// Each way in which size field and payload can disagree.
-fn a_read_with_a_size_that_is_not_there_fails(target: &dyn Target) {
+fn a_config_read_shorter_than_its_size_fails(target: &dyn Target) {
     let running = target.start();
     if !has_config(&Peer::new(&running), target) {
         return;
@@ -141,7 +141,7 @@ fn a_read_with_a_size_that_is_not_there_fails(target: &dyn Target) {
     Peer::new(&running);
 }
 
-fn what_is_written_is_read_back(target: &dyn Target) {
+fn written_config_bytes_are_read_back(target: &dyn Target) {
     let (_running, peer) = start(target);
     if !has_config(&peer, target) {
         return;
@@ -202,7 +202,7 @@ fn a_write_changes_nothing_else(target: &dyn Target) {
 }
 
 /// It is refused or ignored, but not carried out.
-fn what_can_not_be_written_stays_as_it_is(target: &dyn Target) {
+fn read_only_config_fields_cannot_be_changed(target: &dyn Target) {
     let running = target.start();
     let peer = Peer::new(&running);
     if !has_config(&peer, target) {
@@ -265,11 +265,11 @@ crate::for_each_target![
     any_part_of_the_config_space_can_be_read,
     reads_past_the_end_give_zeroes,
     flags_of_a_read_are_ignored,
-    a_read_out_of_any_config_space_fails,
-    a_read_with_a_size_that_is_not_there_fails,
-    what_is_written_is_read_back,
+    a_read_far_outside_the_config_space_fails,
+    a_config_read_shorter_than_its_size_fails,
+    written_config_bytes_are_read_back,
     flags_of_a_write_do_no_harm,
     a_write_changes_nothing_else,
-    what_can_not_be_written_stays_as_it_is,
+    read_only_config_fields_cannot_be_changed,
     a_write_that_is_malformed_is_refused,
 ];

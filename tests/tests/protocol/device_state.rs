@@ -56,7 +56,7 @@ fn carry_out(target: &dyn Target, front_end: &FrontEnd, base: u16) -> u16 {
     front_end.stop(0).unwrap() as u16
 }
 
-fn a_device_goes_on_in_another_process(target: &dyn Target) {
+fn a_device_continues_in_another_process(target: &dyn Target) {
     if !has_state(target) {
         return;
     }
@@ -79,7 +79,7 @@ fn a_device_goes_on_in_another_process(target: &dyn Target) {
     carry_out(target, &source, base);
 }
 
-fn nothing_is_transferred_while_a_ring_runs(target: &dyn Target) {
+fn a_transfer_is_refused_while_a_ring_runs(target: &dyn Target) {
     if !has_state(target) {
         return;
     }
@@ -126,7 +126,7 @@ fn a_malformed_request_for_a_transfer_is_refused(target: &dyn Target) {
     running.program.wait_for_resources(before).unwrap();
 }
 
-fn an_outcome_is_that_of_the_last_transfer(target: &dyn Target) {
+fn a_check_reports_the_last_transfer(target: &dyn Target) {
     let Some((_running, peer)) = start_with_state(target) else {
         return;
     };
@@ -144,7 +144,7 @@ fn an_outcome_is_that_of_the_last_transfer(target: &dyn Target) {
     assert_ne!(connection.check_device_state().unwrap(), 0, "after a reset");
 }
 
-fn what_is_no_whole_state_of_the_device_is_refused(target: &dyn Target) {
+fn an_incomplete_or_foreign_state_is_refused(target: &dyn Target) {
     let Some((mut running, peer)) = start_with_state(target) else {
         return;
     };
@@ -185,7 +185,7 @@ fn what_is_no_whole_state_of_the_device_is_refused(target: &dyn Target) {
     );
 }
 
-fn no_change_of_a_state_goes_unseen_and_no_content_does_harm(target: &dyn Target) {
+fn any_change_of_a_state_is_detected_and_no_content_does_harm(target: &dyn Target) {
     let Some((mut running, peer)) = start_with_state(target) else {
         return;
     };
@@ -243,7 +243,7 @@ fn no_change_of_a_state_goes_unseen_and_no_content_does_harm(target: &dyn Target
     running.program.wait_for_resources(before).unwrap();
 }
 
-fn a_writer_without_end_is_cut_off(target: &dyn Target) {
+fn an_endless_state_is_cut_off(target: &dyn Target) {
     let Some((_running, peer)) = start_with_state(target) else {
         return;
     };
@@ -289,7 +289,7 @@ fn stuck(peer: &Peer) -> [Box<dyn Fn() -> Stuck + '_>; 2] {
     [Box::new(save), Box::new(load)]
 }
 
-fn messages_are_served_while_a_transfer_stands(target: &dyn Target) {
+fn messages_are_served_during_a_stuck_transfer(target: &dyn Target) {
     let Some((_running, peer)) = start_with_state(target) else {
         return;
     };
@@ -308,7 +308,7 @@ fn messages_are_served_while_a_transfer_stands(target: &dyn Target) {
     }
 }
 
-fn a_check_of_a_transfer_that_stands_has_an_end(target: &dyn Target) {
+fn a_check_of_a_stuck_transfer_times_out(target: &dyn Target) {
     let Some((mut running, peer)) = start_with_state(target) else {
         return;
     };
@@ -445,7 +445,7 @@ fn a_reset_or_a_ring_that_starts_ends_a_transfer(target: &dyn Target) {
     }
 }
 
-fn nothing_is_left_of_a_transfer_whose_front_end_goes_away(target: &dyn Target) {
+fn a_transfer_of_a_lost_front_end_leaves_no_resources_behind(target: &dyn Target) {
     let Some((mut running, peer)) = start_with_state(target) else {
         return;
     };
@@ -470,19 +470,19 @@ fn nothing_is_left_of_a_transfer_whose_front_end_goes_away(target: &dyn Target) 
 }
 
 crate::for_each_target![
-    a_device_goes_on_in_another_process,
-    nothing_is_transferred_while_a_ring_runs,
+    a_device_continues_in_another_process,
+    a_transfer_is_refused_while_a_ring_runs,
     a_malformed_request_for_a_transfer_is_refused,
-    an_outcome_is_that_of_the_last_transfer,
-    what_is_no_whole_state_of_the_device_is_refused,
-    no_change_of_a_state_goes_unseen_and_no_content_does_harm,
-    a_writer_without_end_is_cut_off,
-    messages_are_served_while_a_transfer_stands,
-    a_check_of_a_transfer_that_stands_has_an_end,
+    a_check_reports_the_last_transfer,
+    an_incomplete_or_foreign_state_is_refused,
+    any_change_of_a_state_is_detected_and_no_content_does_harm,
+    an_endless_state_is_cut_off,
+    messages_are_served_during_a_stuck_transfer,
+    a_check_of_a_stuck_transfer_times_out,
     a_check_waits_for_a_slow_peer,
     a_reader_that_closes_early_ends_a_transfer,
     a_file_for_the_other_direction_fails,
     another_transfer_ends_the_first,
     a_reset_or_a_ring_that_starts_ends_a_transfer,
-    nothing_is_left_of_a_transfer_whose_front_end_goes_away,
+    a_transfer_of_a_lost_front_end_leaves_no_resources_behind,
 ];

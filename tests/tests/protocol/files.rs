@@ -155,7 +155,7 @@ fn a_kick_of_any_kind_costs_nothing_while_there_is_nothing_to_do(target: &dyn Ta
 }
 
 /// A driver that cannot be called has its requests carried out all the same; it is the front-end's own loss.
-fn a_call_that_can_not_be_made_does_no_harm(target: &dyn Target) {
+fn a_call_that_fails_does_no_harm(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
@@ -265,7 +265,7 @@ fn a_socket_or_pipe_that_is_not_read_keeps_no_ring_from_working(target: &dyn Tar
 }
 
 /// A front-end can have its eventfds block again, whatever the back-end has set them to.
-fn a_call_that_blocks_does_not_keep_a_ring_from_stopping(target: &dyn Target) {
+fn a_blocking_call_eventfd_does_not_keep_a_ring_from_stopping(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
@@ -302,7 +302,7 @@ fn a_call_that_blocks_does_not_keep_a_ring_from_stopping(target: &dyn Target) {
 }
 
 /// The same for the one that tells of a ring which cannot start.
-fn a_file_for_errors_that_blocks_keeps_no_message_from_being_answered(target: &dyn Target) {
+fn a_blocking_err_eventfd_delays_no_message(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
@@ -338,7 +338,7 @@ fn is_closed(end: impl AsFd) -> bool {
 }
 
 /// A new kick takes the place of the old one, which is let go of: in the worker, and in what it waits with.
-fn a_kick_that_is_replaced_is_let_go_of(target: &dyn Target) {
+fn a_replaced_kick_eventfd_is_closed(target: &dyn Target) {
     if !claims(target, Claim::NoLeak) {
         return;
     }
@@ -366,7 +366,7 @@ fn a_kick_that_is_replaced_is_let_go_of(target: &dyn Target) {
 }
 
 /// GET_VRING_BASE ends the use of the kick eventfd.
-fn the_kick_of_a_stopped_ring_is_let_go_of(target: &dyn Target) {
+fn the_kick_eventfd_of_a_stopped_ring_is_closed(target: &dyn Target) {
     if !claims(target, Claim::NoLeak) {
         return;
     }
@@ -478,13 +478,13 @@ fn a_back_end_without_room_for_a_connection_waits(target: &dyn Target) {
 
 crate::for_each_target![
     a_kick_of_any_kind_costs_nothing_while_there_is_nothing_to_do,
-    a_call_that_can_not_be_made_does_no_harm,
+    a_call_that_fails_does_no_harm,
     a_call_may_be_a_socket_or_a_pipe,
     a_socket_or_pipe_that_is_not_read_keeps_no_ring_from_working,
-    a_call_that_blocks_does_not_keep_a_ring_from_stopping,
-    a_file_for_errors_that_blocks_keeps_no_message_from_being_answered,
-    a_kick_that_is_replaced_is_let_go_of,
-    the_kick_of_a_stopped_ring_is_let_go_of,
+    a_blocking_call_eventfd_does_not_keep_a_ring_from_stopping,
+    a_blocking_err_eventfd_delays_no_message,
+    a_replaced_kick_eventfd_is_closed,
+    the_kick_eventfd_of_a_stopped_ring_is_closed,
     a_message_whose_files_are_lost_ends_its_connection,
     a_back_end_without_room_for_a_connection_waits,
 ];

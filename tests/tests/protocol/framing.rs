@@ -255,7 +255,7 @@ fn an_unknown_request_is_refused_if_an_acknowledgement_was_asked_for(target: &dy
     }
 }
 
-fn an_unknown_request_ends_its_connection_only(target: &dyn Target) {
+fn an_unknown_request_ends_only_its_connection(target: &dyn Target) {
     let running = target.start();
     for request in unknown_requests(target) {
         let peer = Peer::new(&running);
@@ -280,5 +280,5 @@ crate::for_each_target![
     a_message_may_be_cut_anywhere,
     a_piece_may_hold_the_end_of_one_message_and_the_start_of_the_next,
     an_unknown_request_is_refused_if_an_acknowledgement_was_asked_for,
-    an_unknown_request_ends_its_connection_only,
+    an_unknown_request_ends_only_its_connection,
 ];

@@ -62,7 +62,7 @@ fn a_short_payload_is_refused(target: &dyn Target) {
 }
 
 /// A back-end may ignore the bytes, or refuse the message.
-fn a_long_payload_does_no_harm(target: &dyn Target) {
+fn a_payload_that_is_too_long_does_no_harm(target: &dyn Target) {
     let running = target.start();
     for (request, size) in PAYLOADS
         .into_iter()
@@ -89,7 +89,7 @@ fn a_long_payload_does_no_harm(target: &dyn Target) {
     Peer::new(&running);
 }
 
-fn a_payload_larger_than_any_ends_its_connection_before_it_comes(target: &dyn Target) {
+fn a_header_with_a_huge_size_ends_its_connection_at_once(target: &dyn Target) {
     let running = target.start();
     for size in [u32::MAX, 1 << 31, 1 << 24, 0x1_0000] {
         let peer = Peer::new(&running);
@@ -115,7 +115,7 @@ fn assert_flags_end_a_connection(target: &dyn Target, flags: &[u32]) {
     Peer::new(&running);
 }
 
-fn a_message_that_is_no_request_of_version_1_ends_its_connection(target: &dyn Target) {
+fn a_message_without_version_1_ends_its_connection(target: &dyn Target) {
     assert_flags_end_a_connection(target, &[0, 2, 3, NEED_REPLY, 2 | NEED_REPLY, !VERSION]);
 }
 
@@ -137,14 +137,14 @@ fn reserved_flags_do_no_harm(target: &dyn Target) {
     Peer::new(&running);
 }
 
-fn a_reply_as_a_request_ends_its_connection(target: &dyn Target) {
+fn a_message_with_the_reply_flag_ends_its_connection(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
     assert_flags_end_a_connection(target, &[VERSION | REPLY, VERSION | REPLY | NEED_REPLY]);
 }
 
-fn an_end_in_the_middle_of_a_message_ends_its_connection_only(target: &dyn Target) {
+fn a_message_cut_short_ends_only_its_connection(target: &dyn Target) {
     let running = target.start();
     let region = Region::new(0, 4096);
     let table = message(
@@ -161,7 +161,7 @@ fn an_end_in_the_middle_of_a_message_ends_its_connection_only(target: &dyn Targe
     Peer::new(&running);
 }
 
-fn a_front_end_that_leaves_before_the_answer_does_no_harm(target: &dyn Target) {
+fn a_front_end_that_disconnects_before_the_reply_does_no_harm(target: &dyn Target) {
     let running = target.start();
     for _ in 0..50 {
         let connection = RawConnection::connect(&running.socket).unwrap();
@@ -187,7 +187,7 @@ fn a_front_end_that_never_reads_does_no_harm(target: &dyn Target) {
 }
 
 /// Bytes that mean nothing, and well-formed headers before bytes that mean nothing.
-fn garbage_ends_its_connection_only(target: &dyn Target) {
+fn garbage_ends_only_its_connection(target: &dyn Target) {
     const CONNECTIONS: u64 = 100;
     let running = target.start();
     for seed in 0..CONNECTIONS {
@@ -212,7 +212,7 @@ fn garbage_ends_its_connection_only(target: &dyn Target) {
     Peer::new(&running);
 }
 
-fn files_that_no_message_needs_are_closed(target: &dyn Target) {
+fn files_that_a_message_does_not_use_are_closed(target: &dyn Target) {
     if !claims(target, Claim::NoLeak) {
         return;
     }
@@ -331,7 +331,7 @@ fn eventfds_that_are_replaced_are_closed(target: &dyn Target) {
     running.program.wait_for_resources(before).unwrap();
 }
 
-fn nothing_is_left_of_a_connection(target: &dyn Target) {
+fn a_connection_leaves_no_resources_behind(target: &dyn Target) {
     if !claims(target, Claim::NoLeak) {
         return;
     }
@@ -365,17 +365,17 @@ fn nothing_is_left_of_a_connection(target: &dyn Target) {
 
 crate::for_each_target![
     a_short_payload_is_refused,
-    a_long_payload_does_no_harm,
-    a_payload_larger_than_any_ends_its_connection_before_it_comes,
-    a_message_that_is_no_request_of_version_1_ends_its_connection,
+    a_payload_that_is_too_long_does_no_harm,
+    a_header_with_a_huge_size_ends_its_connection_at_once,
+    a_message_without_version_1_ends_its_connection,
     reserved_flags_do_no_harm,
-    a_reply_as_a_request_ends_its_connection,
-    an_end_in_the_middle_of_a_message_ends_its_connection_only,
-    a_front_end_that_leaves_before_the_answer_does_no_harm,
+    a_message_with_the_reply_flag_ends_its_connection,
+    a_message_cut_short_ends_only_its_connection,
+    a_front_end_that_disconnects_before_the_reply_does_no_harm,
     a_front_end_that_never_reads_does_no_harm,
-    garbage_ends_its_connection_only,
-    files_that_no_message_needs_are_closed,
+    garbage_ends_only_its_connection,
+    files_that_a_message_does_not_use_are_closed,
     files_with_a_later_piece_of_a_message_are_closed,
     eventfds_that_are_replaced_are_closed,
-    nothing_is_left_of_a_connection,
+    a_connection_leaves_no_resources_behind,
 ];

@@ -100,7 +100,7 @@ fn a_malformed_description_is_refused(target: &dyn Target) {
 }
 
 /// Its requests would be lost in a crash, and nobody would know.
-fn a_ring_that_the_file_has_no_room_for_does_not_start(target: &dyn Target) {
+fn a_ring_larger_than_its_inflight_region_does_not_start(target: &dyn Target) {
     if !has_inflight(target) {
         return;
     }
@@ -128,7 +128,7 @@ fn a_ring_that_the_file_has_no_room_for_does_not_start(target: &dyn Target) {
 }
 
 /// What is in the file is the front-end's: nothing of it is taken on trust.
-fn nonsense_in_the_file_does_no_harm(target: &dyn Target) {
+fn invalid_contents_of_the_inflight_file_do_no_harm(target: &dyn Target) {
     const SIZE: u16 = 64;
     if !has_inflight(target) {
         return;
@@ -157,7 +157,7 @@ fn nonsense_in_the_file_does_no_harm(target: &dyn Target) {
 }
 
 /// A front-end can cut the file short that it has shared: whoever touches what is gone gets SIGBUS.
-fn a_file_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
+fn a_truncated_inflight_file_ends_only_its_connection(target: &dyn Target) {
     const SIZE: u16 = 64;
     if !has_inflight(target) {
         return;
@@ -206,9 +206,9 @@ fn a_file_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
 }
 
 crate::for_each_target![
-    a_file_that_is_cut_short_ends_its_connection_only,
-    nonsense_in_the_file_does_no_harm,
-    a_ring_that_the_file_has_no_room_for_does_not_start,
+    a_truncated_inflight_file_ends_only_its_connection,
+    invalid_contents_of_the_inflight_file_do_no_harm,
+    a_ring_larger_than_its_inflight_region_does_not_start,
     a_file_has_room_for_what_was_asked_and_is_empty,
     a_malformed_description_is_refused,
 ];

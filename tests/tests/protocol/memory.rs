@@ -131,7 +131,7 @@ fn a_malformed_table_is_refused(target: &dyn Target) {
 }
 
 /// As User-Mode Linux sends it. Only whole regions are room.
-fn a_table_may_have_room_for_more_regions_than_it_has(target: &dyn Target) {
+fn a_table_may_be_padded_for_more_regions(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
@@ -185,7 +185,7 @@ fn a_table_of_more_regions_than_front_ends_send_does_no_harm(target: &dyn Target
 }
 
 /// Two ranges of guest addresses that are the same memory.
-fn memory_may_be_there_twice(target: &dyn Target) {
+fn two_regions_may_share_their_memory(target: &dyn Target) {
     let running = target.start();
     let options = Options {
         memory: vec![(0, 1 << 20)],
@@ -479,7 +479,7 @@ fn a_malformed_region_is_refused(target: &dyn Target) {
     });
 }
 
-fn a_region_that_was_not_added_can_not_be_removed(target: &dyn Target) {
+fn a_region_that_was_not_added_cannot_be_removed(target: &dyn Target) {
     if !has_slots(&Peer::new(&target.start()), target) || !claims(target, Claim::RingChecks) {
         return;
     }
@@ -533,10 +533,10 @@ fn requests_in_memory_that_was_added_are_carried_out(target: &dyn Target) {
 crate::for_each_target![
     a_table_of_as_many_regions_as_front_ends_send_is_accepted,
     a_malformed_table_is_refused,
-    a_table_may_have_room_for_more_regions_than_it_has,
+    a_table_may_be_padded_for_more_regions,
     a_table_of_no_regions_does_no_harm,
     a_table_of_more_regions_than_front_ends_send_does_no_harm,
-    memory_may_be_there_twice,
+    two_regions_may_share_their_memory,
     a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused,
     a_region_that_starts_inside_a_huge_page_is_served,
     a_region_of_a_character_device_is_mapped,
@@ -544,6 +544,6 @@ crate::for_each_target![
     as_many_regions_as_there_are_slots_can_be_added,
     a_region_is_removed_whatever_its_offset,
     a_malformed_region_is_refused,
-    a_region_that_was_not_added_can_not_be_removed,
+    a_region_that_was_not_added_cannot_be_removed,
     requests_in_memory_that_was_added_are_carried_out,
 ];

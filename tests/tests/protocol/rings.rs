@@ -74,7 +74,7 @@ fn an_index_without_a_queue_is_refused(target: &dyn Target) {
 }
 
 /// There is no reply that says no, so the connection may end; the next is served.
-fn the_base_of_a_ring_that_is_not_there_is_not_answered_with_one(target: &dyn Target) {
+fn the_base_of_a_missing_ring_is_not_reported(target: &dyn Target) {
     let (running, peer) = start(target);
     let reply = peer.connection.ask(
         FrontendReq::GET_VRING_BASE,
@@ -86,7 +86,7 @@ fn the_base_of_a_ring_that_is_not_there_is_not_answered_with_one(target: &dyn Ta
     Peer::new(&running);
 }
 
-fn a_ring_size_that_can_not_be_is_refused(target: &dyn Target) {
+fn an_invalid_ring_size_is_refused(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
@@ -121,7 +121,7 @@ fn every_power_of_two_up_to_32768_is_a_ring_size(target: &dyn Target) {
 }
 
 /// A split ring counts in 16 bits. The base of a packed one has 32.
-fn a_base_that_is_no_index_is_refused(target: &dyn Target) {
+fn a_base_of_more_than_16_bits_is_refused(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) || !is_split(target) {
         return;
     }
@@ -137,7 +137,7 @@ fn a_base_that_is_no_index_is_refused(target: &dyn Target) {
 }
 
 /// A ring is enabled or not.
-fn a_ring_that_is_neither_enabled_nor_disabled_is_refused(target: &dyn Target) {
+fn an_enable_value_other_than_0_and_1_is_refused(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
@@ -153,7 +153,7 @@ fn a_ring_that_is_neither_enabled_nor_disabled_is_refused(target: &dyn Target) {
 
 /// A base that is far from what the driver has made available is a corrupt ring, whoever is wrong. The driver of a packed ring says nowhere
 /// how far it is.
-fn a_base_that_the_driver_knows_nothing_of_stops_its_ring(target: &dyn Target) {
+fn a_base_far_from_the_available_index_stops_its_ring(target: &dyn Target) {
     if !claims(target, Claim::BrokenRing) || !is_split(target) {
         return;
     }
@@ -176,7 +176,7 @@ fn a_base_that_the_driver_knows_nothing_of_stops_its_ring(target: &dyn Target) {
 
 /// Rings of which one cannot start, because its guest chose addresses that cannot be, and all others can: with a table that comes
 /// last, the table is in force, and they start.
-fn a_ring_that_can_not_start_keeps_no_other_from_it(target: &dyn Target) {
+fn a_ring_that_cannot_start_does_not_stop_the_others(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
@@ -238,7 +238,7 @@ fn is_refused(peer: &Peer, memory: &GuestMemory, queue: &Queue, layout: Layout) 
 }
 
 /// It is the guest that chooses them, so that the connection must not suffer.
-fn ring_addresses_that_can_not_be_are_refused(target: &dyn Target) {
+fn ring_addresses_that_cannot_be_are_refused(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
@@ -337,7 +337,7 @@ fn ring_addresses_that_can_not_be_are_refused(target: &dyn Target) {
 }
 
 /// The same without acknowledgements: a guest that chooses such addresses must not end the connection, which could end its front-end.
-fn ring_addresses_that_can_not_be_spare_the_connection(target: &dyn Target) {
+fn ring_addresses_that_cannot_be_spare_the_connection(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
@@ -356,7 +356,7 @@ fn ring_addresses_that_can_not_be_spare_the_connection(target: &dyn Target) {
 }
 
 /// What describes a ring stays as it is while the ring runs.
-fn a_running_ring_can_not_be_changed(target: &dyn Target) {
+fn a_running_ring_cannot_be_changed(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
@@ -501,16 +501,16 @@ fn the_base_of_a_ring_that_never_started_is_its_beginning(target: &dyn Target) {
 crate::for_each_target![
     the_number_of_queues_is_one_that_indices_reach,
     an_index_without_a_queue_is_refused,
-    the_base_of_a_ring_that_is_not_there_is_not_answered_with_one,
-    a_ring_size_that_can_not_be_is_refused,
-    a_base_that_is_no_index_is_refused,
-    a_base_that_the_driver_knows_nothing_of_stops_its_ring,
-    a_ring_that_is_neither_enabled_nor_disabled_is_refused,
-    a_ring_that_can_not_start_keeps_no_other_from_it,
+    the_base_of_a_missing_ring_is_not_reported,
+    an_invalid_ring_size_is_refused,
+    a_base_of_more_than_16_bits_is_refused,
+    a_base_far_from_the_available_index_stops_its_ring,
+    an_enable_value_other_than_0_and_1_is_refused,
+    a_ring_that_cannot_start_does_not_stop_the_others,
     every_power_of_two_up_to_32768_is_a_ring_size,
-    ring_addresses_that_can_not_be_are_refused,
-    ring_addresses_that_can_not_be_spare_the_connection,
-    a_running_ring_can_not_be_changed,
+    ring_addresses_that_cannot_be_are_refused,
+    ring_addresses_that_cannot_be_spare_the_connection,
+    a_running_ring_cannot_be_changed,
     a_file_that_is_no_eventfd_is_refused,
     no_eventfd_is_needed,
     rings_can_be_enabled_and_disabled_before_anything_else,

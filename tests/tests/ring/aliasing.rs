@@ -17,7 +17,7 @@ const MOMENT: Duration = Duration::from_millis(5);
 
 /// The response over the command, wholly and partly: what is needed of the one is read before the other is written, or at least
 /// nothing else suffers.
-fn a_request_may_be_where_its_answer_is(target: &dyn Target) {
+fn a_request_may_overlap_its_response(target: &dyn Target) {
     let running = target.start();
     for mode in usual(target) {
         let (front_end, mut queue) = mode.start(&running, SIZE, 0);
@@ -67,7 +67,7 @@ fn settle(queue: &Queue) {
 }
 
 /// The device writes its answers over the ring that they are asked by.
-fn buffers_in_the_ring_itself_harm_that_ring_only(target: &dyn Target) {
+fn buffers_inside_the_ring_harm_only_that_ring(target: &dyn Target) {
     let running = target.start();
     usual(target).for_each(|mode| write_to_the_ring_itself(target, &running, mode));
 }
@@ -119,7 +119,7 @@ fn write_to_the_ring_itself(target: &dyn Target, running: &Running, mode: Mode) 
 }
 
 /// Parts of a ring on one another, and on those of another ring.
-fn rings_that_lie_on_one_another_harm_no_other(target: &dyn Target) {
+fn overlapping_rings_harm_no_other_ring(target: &dyn Target) {
     let running = target.start();
     usual(target).for_each(|mode| lay_on_one_another(target, &running, mode));
 }
@@ -192,7 +192,7 @@ fn lay_on_one_another(target: &dyn Target, running: &Running, mode: Mode) {
 
 crate::for_each_target![
     Claim::BrokenRing =>
-    a_request_may_be_where_its_answer_is,
-    buffers_in_the_ring_itself_harm_that_ring_only,
-    rings_that_lie_on_one_another_harm_no_other,
+    a_request_may_overlap_its_response,
+    buffers_inside_the_ring_harm_only_that_ring,
+    overlapping_rings_harm_no_other_ring,
 ];

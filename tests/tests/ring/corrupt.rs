@@ -382,7 +382,7 @@ fn requests_before_a_corrupt_one_are_carried_out(target: &dyn Target) {
 }
 
 /// Some devices give such a request back, others stop the ring.
-fn a_chain_that_makes_no_sense_does_no_harm(target: &dyn Target) {
+fn a_meaningless_chain_does_no_harm(target: &dyn Target) {
     if !claims(target, Claim::BrokenRing) {
         return;
     }
@@ -478,7 +478,7 @@ fn a_chain_that_makes_no_sense_does_no_harm(target: &dyn Target) {
 }
 
 /// Descriptors of no bytes between those of a good request.
-fn buffers_of_no_bytes_do_no_harm(target: &dyn Target) {
+fn empty_buffers_do_no_harm(target: &dyn Target) {
     if !claims(target, Claim::BrokenRing) {
         return;
     }
@@ -531,7 +531,7 @@ fn bad_places(memory: &GuestMemory, length: u32) -> Vec<(&'static str, u64, u32)
 }
 
 /// The one request fails, and its ring goes on.
-fn a_buffer_outside_guest_memory_fails_its_request_only(target: &dyn Target) {
+fn a_buffer_outside_guest_memory_fails_only_its_request(target: &dyn Target) {
     if !claims(target, Claim::BadBuffer) {
         return;
     }
@@ -654,9 +654,9 @@ crate::for_each_target![
     an_available_index_that_jumps_stops_its_ring,
     a_head_outside_the_table_stops_its_ring,
     requests_before_a_corrupt_one_are_carried_out,
-    a_chain_that_makes_no_sense_does_no_harm,
-    buffers_of_no_bytes_do_no_harm,
-    a_buffer_outside_guest_memory_fails_its_request_only,
+    a_meaningless_chain_does_no_harm,
+    empty_buffers_do_no_harm,
+    a_buffer_outside_guest_memory_fails_only_its_request,
     the_err_eventfd_outlives_stop_and_reset,
     a_corrupt_ring_without_an_err_eventfd_does_no_harm,
 ];

@@ -48,7 +48,7 @@ fn front_end() {
 }
 
 /// SIGKILL at any moment: nothing is left of the front-end, and the next one is served.
-fn a_front_end_that_is_killed_leaves_nothing(target: &dyn Target) {
+fn a_killed_front_end_leaves_no_resources_behind(target: &dyn Target) {
     const KILLS: usize = 6;
     let mut running = target.start();
     let before = running.program.resources().unwrap();
@@ -85,5 +85,5 @@ fn is_busy(front_end: &mut Program) -> bool {
 
 crate::for_each_target![
     Claim::NoLeak =>
-    a_front_end_that_is_killed_leaves_nothing
+    a_killed_front_end_leaves_no_resources_behind
 ];

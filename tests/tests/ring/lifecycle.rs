@@ -10,7 +10,7 @@ use vhost_device_tests::target::{Claim, Request, Target, assert_works, claims, s
 
 use crate::{Load, QUIET, assert_quiet, modes, push, usual, while_repeating};
 
-fn what_was_available_before_the_start_is_carried_out_without_a_kick(target: &dyn Target) {
+fn requests_available_before_the_start_need_no_kick(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
         let front_end = mode.connect(&running);
@@ -70,7 +70,7 @@ fn enabling_twice_changes_nothing(target: &dyn Target) {
     }
 }
 
-fn a_stop_gives_the_index_after_the_last_request(target: &dyn Target) {
+fn a_stop_returns_the_index_after_the_last_request(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
         let front_end = mode.connect(&running);
@@ -137,7 +137,7 @@ fn a_stopped_ring_does_nothing(target: &dyn Target) {
     }
 }
 
-fn a_ring_goes_on_where_it_stopped(target: &dyn Target) {
+fn a_ring_continues_where_it_stopped(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
         let (front_end, mut queue) = mode.start(&running, 16, 0xfff0);
@@ -215,7 +215,7 @@ fn set_base(front_end: &FrontEnd, base: u32) -> bool {
 }
 
 /// Nothing is lost by a set-up that ends without a kick file.
-fn a_disabled_ring_that_is_told_where_it_is_goes_on_when_it_is_enabled(target: &dyn Target) {
+fn a_disabled_ring_that_gets_its_own_base_continues_when_enabled(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
@@ -236,7 +236,7 @@ fn a_disabled_ring_that_is_told_where_it_is_goes_on_when_it_is_enabled(target: &
     }
 }
 
-fn a_base_that_is_not_where_an_enabled_ring_is_is_refused(target: &dyn Target) {
+fn a_base_other_than_the_position_of_an_enabled_ring_is_refused(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
@@ -268,7 +268,7 @@ fn the_memory_table_can_be_sent_again_while_requests_run(target: &dyn Target) {
     }
 }
 
-fn an_end_of_the_connection_with_requests_on_their_way_does_no_harm(target: &dyn Target) {
+fn a_disconnect_with_requests_in_flight_does_no_harm(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
         for _ in 0..5 {
@@ -306,20 +306,20 @@ fn nothing_is_written_to_guest_memory_after_the_next_connection_is_served(target
 }
 
 crate::for_each_target![
-    what_was_available_before_the_start_is_carried_out_without_a_kick,
+    requests_available_before_the_start_need_no_kick,
     a_ring_does_nothing_before_it_is_enabled,
     a_disabled_ring_does_nothing_until_it_is_enabled_again,
     enabling_twice_changes_nothing,
-    a_stop_gives_the_index_after_the_last_request,
+    a_stop_returns_the_index_after_the_last_request,
     a_stop_leaves_no_request_half_done,
     a_stopped_ring_does_nothing,
-    a_ring_goes_on_where_it_stopped,
+    a_ring_continues_where_it_stopped,
     a_ring_can_be_started_elsewhere_with_another_size,
     a_disabled_ring_that_is_set_up_again_begins_anew,
-    a_disabled_ring_that_is_told_where_it_is_goes_on_when_it_is_enabled,
-    a_base_that_is_not_where_an_enabled_ring_is_is_refused,
+    a_disabled_ring_that_gets_its_own_base_continues_when_enabled,
+    a_base_other_than_the_position_of_an_enabled_ring_is_refused,
     the_stop_of_a_ring_leaves_the_others_running,
     the_memory_table_can_be_sent_again_while_requests_run,
-    an_end_of_the_connection_with_requests_on_their_way_does_no_harm,
+    a_disconnect_with_requests_in_flight_does_no_harm,
     nothing_is_written_to_guest_memory_after_the_next_connection_is_served,
 ];

@@ -65,7 +65,7 @@ fn remove_the_region_of_a_ring(target: &dyn Target, running: &Running, mode: Mod
 }
 
 /// The same memory is there again: the ring goes on with what has become available meanwhile.
-fn a_ring_whose_region_comes_back_goes_on(target: &dyn Target) {
+fn a_ring_whose_region_returns_continues(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
         let (front_end, low, high) = connect(&running, mode);
@@ -131,7 +131,7 @@ fn remove_the_memory_of_requests(target: &dyn Target, running: &Running, mode: M
 }
 
 /// The table is replaced by others, with and without what requests and rings lie in, as fast as that goes, while requests run.
-fn tables_that_change_without_end_do_no_harm(target: &dyn Target) {
+fn constant_memory_changes_do_no_harm(target: &dyn Target) {
     if !claims(target, Claim::BadBuffer) {
         return;
     }
@@ -167,7 +167,7 @@ fn change_tables(target: &dyn Target, running: &Running, mode: Mode) {
 crate::for_each_target![
     Claim::BrokenRing =>
     a_ring_whose_region_is_removed_pauses,
-    a_ring_whose_region_comes_back_goes_on,
+    a_ring_whose_region_returns_continues,
     requests_whose_memory_goes_are_answered,
-    tables_that_change_without_end_do_no_harm,
+    constant_memory_changes_do_no_harm,
 ];

@@ -64,7 +64,7 @@ fn each_used_request_is_signalled_once(target: &dyn Target) {
 }
 
 /// The signals of a device that does not look at the flag would have come before the one that is waited for.
-fn no_interrupt_is_respected(target: &dyn Target) {
+fn the_no_interrupt_flag_is_respected(target: &dyn Target) {
     if !claims(target, Claim::NoInterrupt) {
         return;
     }
@@ -343,7 +343,7 @@ crate::for_each_target![
     a_ring_that_stops_while_its_thread_polls_asks_for_kicks,
     a_call_file_is_signalled_once_when_it_is_first_used,
     each_used_request_is_signalled_once,
-    no_interrupt_is_respected,
+    the_no_interrupt_flag_is_respected,
     a_call_comes_when_the_used_index_passes_used_event_and_only_then,
     a_call_comes_for_an_event_in_the_middle_of_a_batch,
     no_kick_is_lost,

@@ -113,7 +113,7 @@ fn chains_of_all_lengths_share_a_ring(target: &dyn Target) {
     }
 }
 
-fn requests_go_on_with_the_wrap_counters_of_the_base(target: &dyn Target) {
+fn a_ring_starts_with_the_wrap_counters_of_its_base(target: &dyn Target) {
     let running = target.start();
     let front_end = PACKED.connect(&running);
     for base in [0x8000, 0, 5, 0x8005, 15, 0x800f] {
@@ -244,7 +244,7 @@ fn a_call_comes_for_the_descriptor_of_the_event_and_only_then(target: &dyn Targe
 }
 
 /// Without EVENT_IDX there are no events for single descriptors; a driver that asks for one all the same must not wait for ever.
-fn events_that_mean_nothing_are_taken_for_a_wish(target: &dyn Target) {
+fn invalid_event_suppression_flags_enable_calls(target: &dyn Target) {
     let running = target.start();
     let mode = Mode {
         event_idx: false,
@@ -469,14 +469,14 @@ crate::for_each_target![
     Claim::Packed =>
     a_ring_may_have_any_number_of_descriptors,
     chains_of_all_lengths_share_a_ring,
-    requests_go_on_with_the_wrap_counters_of_the_base,
+    a_ring_starts_with_the_wrap_counters_of_its_base,
     a_ring_starts_with_wrap_counters_of_one,
     base_0_is_the_beginning_of_a_ring_that_was_never_used,
     base_0_is_the_second_round_of_a_ring_whose_chains_lie_across_its_end,
     a_base_outside_the_ring_is_refused,
     disabled_events_are_respected,
     a_call_comes_for_the_descriptor_of_the_event_and_only_then,
-    events_that_mean_nothing_are_taken_for_a_wish,
+    invalid_event_suppression_flags_enable_calls,
     a_corrupt_chain_stops_its_ring,
     an_indirect_table_that_was_not_agreed_on_stops_its_ring,
     any_id_comes_back_as_it_was,

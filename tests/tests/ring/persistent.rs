@@ -14,7 +14,7 @@ use crate::corrupt::{HOLE, SIZE, Scene};
 use crate::{Mode, PATIENCE, USUAL, usual};
 
 /// Neither with bad requests, nor with bad rings.
-fn a_guest_can_not_fill_the_log(target: &dyn Target) {
+fn a_guest_cannot_fill_the_log(target: &dyn Target) {
     if !claims(target, Claim::ShortLog) {
         return;
     }
@@ -167,7 +167,7 @@ fn random_rings_do_no_harm(target: &dyn Target) {
 }
 
 /// A front-end can cut the file short that it has shared: whoever touches what is gone gets SIGBUS.
-fn memory_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
+fn truncated_memory_ends_only_its_connection(target: &dyn Target) {
     if !claims(target, Claim::LostMemory) {
         return;
     }
@@ -204,8 +204,8 @@ fn memory_that_is_cut_short_ends_its_connection_only(target: &dyn Target) {
 }
 
 crate::for_each_target![
-    memory_that_is_cut_short_ends_its_connection_only,
-    a_guest_can_not_fill_the_log,
+    truncated_memory_ends_only_its_connection,
+    a_guest_cannot_fill_the_log,
     a_ring_whose_memory_is_taken_away_does_no_harm,
     random_rings_do_no_harm,
 ];

@@ -243,7 +243,7 @@ fn race(target: &dyn Target, running: &Running, mode: Mode, seed: u64) {
 
 /// Drivers that make requests available as fast as they can, the same ones while the device has them, and look at nothing that comes
 /// back (CVE-2016-5403). No more than the ring's size is on its way at a time.
-fn submissions_without_end_are_bounded_by_the_ring(target: &dyn Target) {
+fn endless_submissions_are_bounded_by_the_ring(target: &dyn Target) {
     const ROUNDS: u16 = 2000;
     let running = target.start();
     let mut scene = Scene::new(target, &running, USUAL);
@@ -289,5 +289,5 @@ fn submissions_without_end_are_bounded_by_the_ring(target: &dyn Target) {
 crate::for_each_target![
     Claim::BrokenRing =>
     a_ring_that_changes_while_it_is_read_does_no_harm,
-    submissions_without_end_are_bounded_by_the_ring,
+    endless_submissions_are_bounded_by_the_ring,
 ];

@@ -48,7 +48,7 @@ fn more_requests_than_an_index_can_count_are_carried_out(target: &dyn Target) {
 }
 
 /// As many requests as fit, made available with one store and one kick.
-fn a_full_ring_is_carried_out(target: &dyn Target) {
+fn all_requests_of_a_full_ring_are_carried_out(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
         let (front_end, mut queue) = mode.start(&running, 256, 0);
@@ -256,7 +256,7 @@ crate::for_each_target![
     rings_of_every_size_work,
     indices_wrap,
     more_requests_than_an_index_can_count_are_carried_out,
-    a_full_ring_is_carried_out,
+    all_requests_of_a_full_ring_are_carried_out,
     readable_bytes_may_be_cut_anywhere,
     writable_bytes_may_be_cut_anywhere,
     both_may_be_in_many_pieces,

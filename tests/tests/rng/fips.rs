@@ -177,7 +177,7 @@ fn biased_bits_fail() {
 }
 
 #[test]
-fn bits_that_follow_each_other_fail() {
+fn correlated_bits_fail() {
     let mut random = fastrand::Rng::with_seed(3);
     let mut last = 0;
     // As many ones as zeroes, but each bit is like the one before in 55 of 100 cases.
@@ -191,7 +191,7 @@ fn bits_that_follow_each_other_fail() {
 }
 
 #[test]
-fn one_long_run_fails() {
+fn a_run_of_26_equal_bits_fails() {
     let mut bytes = vec![0; BLOCK];
     fastrand::Rng::with_seed(4).fill(&mut bytes);
     assert_eq!(failures(&bytes), []);

@@ -171,7 +171,7 @@ fn connect_with_state(device: &Device, state: &[u8]) -> Driver {
 }
 
 #[test]
-fn the_quota_goes_on_in_another_process() {
+fn the_quota_continues_in_another_process() {
     let arguments = ["--max-bytes=100", LONG];
     let (here, there) = (Device::start(&arguments), Device::start(&arguments));
     let mut driver = here.connect();
@@ -183,7 +183,7 @@ fn the_quota_goes_on_in_another_process() {
 }
 
 #[test]
-fn the_next_period_begins_in_another_process_when_it_would_have_here() {
+fn the_next_period_begins_at_the_same_time_in_another_process() {
     let arguments = quota(100, Duration::from_secs(2));
     let arguments = arguments.each_ref().map(String::as_str);
     let here = Device::start(&arguments);

@@ -133,7 +133,7 @@ fn a_request_that_points_outside_guest_memory_gets_nothing_and_takes_nothing() {
 }
 
 #[test]
-fn the_next_connection_goes_on_where_the_last_one_ended() {
+fn the_next_connection_continues_where_the_last_one_ended() {
     let source = words(1 << 12);
     let device = Device::with_source(&source, &[]);
     let mut seen = Vec::new();

@@ -104,7 +104,7 @@ fn requests_wait_for_somebody_to_write_to_a_fifo() {
 }
 
 #[test]
-fn a_fifo_that_was_left_alone_for_long_is_read_as_soon_as_there_is_a_byte() {
+fn an_idle_fifo_is_read_as_soon_as_it_has_a_byte() {
     let mut device = with_fifo();
     let mut driver = device.connect();
     driver.submit(64);

@@ -6,8 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 
 use vhost_device_tests::attempts::{
-    Attempt, CREATE, EXECUTABLE, FORBIDDEN, PROGRAMS_AND_SOCKETS, SESSION, assert_can_not_read,
-    open,
+    Attempt, CREATE, EXECUTABLE, FORBIDDEN, PROGRAMS_AND_SOCKETS, SESSION, assert_cannot_read, open,
 };
 use vhost_device_tests::intruder::Outcome;
 
@@ -34,13 +33,13 @@ fn programs_and_sockets_end_the_process_in_all_threads(device: &Device) {
 }
 
 /// Each in another thread: they have the same table for these.
-fn what_no_device_does_ends_the_process(device: &Device) {
+fn forbidden_operations_end_the_process(device: &Device) {
     for (attempt, thread) in FORBIDDEN.iter().zip(device.threads.iter().cycle()) {
         assert_ends(device, attempt, thread);
     }
 }
 
-fn code_can_not_be_made(device: &Device) {
+fn code_cannot_be_made(device: &Device) {
     let threads: Vec<_> = match device.compiles {
         true => vec!["control"],
         false => device.threads.to_vec(),
@@ -48,7 +47,7 @@ fn code_can_not_be_made(device: &Device) {
     assert_each_ends(device, EXECUTABLE, &threads);
 }
 
-fn what_only_the_session_does_ends_the_process_elsewhere(device: &Device) {
+fn operations_of_the_session_end_the_process_in_other_threads(device: &Device) {
     let others: Vec<_> = device
         .threads
         .iter()
@@ -58,7 +57,7 @@ fn what_only_the_session_does_ends_the_process_elsewhere(device: &Device) {
     assert_each_ends(device, SESSION, &others);
 }
 
-fn files_can_not_be_read(device: &Device) {
+fn files_cannot_be_read(device: &Device) {
     let mut scene = device.start();
     let file = scene.directory().join("file");
     fs::write(&file, "of value").unwrap();
@@ -70,13 +69,13 @@ fn files_can_not_be_read(device: &Device) {
             Path::new("/proc/self/mem"),
             Path::new("/"),
         ] {
-            assert_can_not_read(&mut intruder, path);
+            assert_cannot_read(&mut intruder, path);
         }
     }
     scene.assert_serves();
 }
 
-fn files_can_not_be_made(device: &Device) {
+fn files_cannot_be_made(device: &Device) {
     if !device.opens_files {
         return assert_each_ends(device, &[CREATE], device.threads);
     }
@@ -91,7 +90,7 @@ fn files_can_not_be_made(device: &Device) {
     scene.assert_serves();
 }
 
-fn the_report_of_a_violation_can_not_be_prevented(device: &Device) {
+fn a_violation_is_always_reported(device: &Device) {
     for thread in &device.threads[1..] {
         let mut scene = device.start();
         let mut intruder = scene.enter(thread);
@@ -125,16 +124,16 @@ fn assert_ended(scene: &mut Scene) {
 
 for_each_device!(
     programs_and_sockets_end_the_process_in_all_threads,
-    what_no_device_does_ends_the_process,
-    code_can_not_be_made,
-    what_only_the_session_does_ends_the_process_elsewhere,
-    files_can_not_be_read,
-    files_can_not_be_made,
-    the_report_of_a_violation_can_not_be_prevented,
+    forbidden_operations_end_the_process,
+    code_cannot_be_made,
+    operations_of_the_session_end_the_process_in_other_threads,
+    files_cannot_be_read,
+    files_cannot_be_made,
+    a_violation_is_always_reported,
 );
 
 #[test]
-fn the_renderer_finds_its_libraries_but_can_not_write_there() {
+fn the_renderer_finds_its_libraries_but_cannot_write_there() {
     if !GPU_WITH_3D.is_possible() {
         return;
     }

@@ -167,7 +167,7 @@ for_each_device!(
 );
 
 #[test]
-fn a_kernel_without_seccomp_is_refused_but_with_off() {
+fn a_kernel_without_seccomp_is_refused_unless_the_sandbox_is_off() {
     if !RNG.is_possible() {
         return;
     }

@@ -81,14 +81,14 @@ fn all_threads_are_confined(device: &Device) {
     assert_confined(program, true);
 }
 
-fn who_can_connect_finds_the_process_confined(device: &Device) {
+fn the_process_is_confined_before_it_accepts_a_connection(device: &Device) {
     let running = device.target.start();
     assert_confined(&running.program, true);
 }
 
 for_each_device!(
     all_threads_are_confined,
-    who_can_connect_finds_the_process_confined
+    the_process_is_confined_before_it_accepts_a_connection
 );
 
 #[test]

@@ -182,7 +182,7 @@ fn one_byte_can_be_written_and_read_too() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn a_guest_can_not_change_the_answer() {
+fn a_guest_cannot_change_the_answer() {
     let device = Device::create(&devices::KEYBOARD).unwrap();
     let input = Input::start(&device);
     let front_end = input.connect();

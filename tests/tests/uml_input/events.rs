@@ -194,7 +194,7 @@ fn a_gamepad_plays_and_a_lid_closes() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn a_guest_that_starts_is_told_how_the_device_stands() {
+fn a_starting_guest_gets_the_state_of_the_device() {
     let device = Device::create(&devices::TOUCHSCREEN).unwrap();
     let node = Node::open(device.node()).unwrap();
     device.report(&ten_fingers(70)).unwrap();
@@ -303,7 +303,7 @@ fn the_guest_repeats_held_keys_itself() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn an_event_waits_for_a_buffer_that_can_hold_it() {
+fn an_event_waits_for_a_buffer_large_enough() {
     let device = Device::create(&devices::MOUSE).unwrap();
     let input = Input::start(&device);
     let mut driver = Driver::with_queue(&input, 64);

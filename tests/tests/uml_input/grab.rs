@@ -43,7 +43,7 @@ fn the_host_sees_all_of_a_device_that_is_not_grabbed() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn the_device_is_the_host_s_again_when_the_back_end_ends() {
+fn the_device_is_released_when_the_back_end_ends() {
     for signal in [Signal::TERM, Signal::KILL] {
         let (device, node, mut input) = start(&devices::KEYBOARD);
         let mut driver = Driver::connect(&input);
@@ -74,7 +74,7 @@ fn the_device_stays_grabbed_between_two_guests() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn the_key_that_started_the_back_end_comes_up_on_the_host_first() {
+fn the_key_that_started_the_back_end_is_released_on_the_host_first() {
     let device = Device::create(&devices::KEYBOARD).unwrap();
     let node = Node::open(device.node()).unwrap();
     let press = |value| report(&[(EV_KEY, KEY_ENTER, value)]);

@@ -85,7 +85,7 @@ fn status_events_of_any_value_do_no_harm() {
 /// Each leaves while events are on their way to it.
 #[test]
 #[ignore = "needs uinput"]
-fn front_ends_that_leave_while_events_happen_leave_nothing() {
+fn front_ends_that_leave_during_events_leave_no_resources_behind() {
     const FRONT_ENDS: usize = 20;
     let device = Device::create(&devices::KEYBOARD).unwrap();
     let mut input = Input::start(&device);
@@ -110,7 +110,7 @@ fn front_ends_that_leave_while_events_happen_leave_nothing() {
 /// The guest's buffers for events are its ring, or the memory of its front-end goes, while events come.
 #[test]
 #[ignore = "needs uinput"]
-fn events_over_the_ring_itself_harm_that_ring_only() {
+fn event_buffers_inside_the_ring_harm_only_that_ring() {
     let (device, node, input) = start(&devices::KEYBOARD);
     let mut driver = Driver::with_queue(&input, 16);
     let layout = *driver.events.layout();

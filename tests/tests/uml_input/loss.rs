@@ -43,7 +43,7 @@ fn flood(device: &Device, input: &Input, make: impl Fn(i32) -> Report) -> i32 {
 
 #[test]
 #[ignore = "needs uinput"]
-fn whole_reports_are_dropped_for_a_slow_guest_with_one_warning() {
+fn a_slow_guest_loses_whole_reports_with_one_warning() {
     let (device, node, input) = start(&devices::MOUSE);
     let mut driver = Driver::with_queue(&input, 64);
     let count = flood(&device, &input, movement);
@@ -72,7 +72,7 @@ fn whole_reports_are_dropped_for_a_slow_guest_with_one_warning() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn no_key_sticks_after_a_drop() {
+fn no_key_stays_down_after_dropped_events() {
     let (device, node, input) = start(&devices::KEYBOARD);
     let mut driver = Driver::with_queue(&input, 64);
     device.report(&report(&[(EV_KEY, KEY_A, 1)])).unwrap();
@@ -97,7 +97,7 @@ fn no_key_sticks_after_a_drop() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn touches_agree_after_a_drop() {
+fn touches_agree_after_dropped_events() {
     let (device, node, input) = start(&devices::TOUCHSCREEN);
     let mut driver = Driver::with_queue(&input, 64);
     device.report(&ten_fingers(100)).unwrap();
@@ -207,7 +207,7 @@ fn touches_agree_after_the_kernel_has_dropped_events() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn nothing_old_is_told_to_a_guest_that_connects() {
+fn a_guest_that_connects_gets_no_old_events() {
     let (device, node, input) = start(&devices::KEYBOARD);
     // For nobody, and for a guest that took nothing.
     let type_b = || {
@@ -252,7 +252,7 @@ fn a_ring_that_stops_and_starts_loses_no_state() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn switches_that_changed_while_nobody_was_there_are_told() {
+fn switches_that_changed_without_a_guest_are_reported() {
     let (device, node, input) = start(&devices::SWITCHES);
     let closed = report(&[(EV_SW, SW_LID, 1)]);
     device.report(&closed).unwrap();
@@ -293,7 +293,7 @@ fn assert_completed(driver: &mut Driver, guest: &mut Guest, node: &Node) {
 
 #[test]
 #[ignore = "needs uinput"]
-fn a_ring_that_stops_within_a_report_goes_on_within_it() {
+fn a_ring_stopped_within_a_report_continues_within_it() {
     let (device, node, input) = start(&devices::TOUCHSCREEN);
     let mut driver = within_a_report(&device, &input);
     let base = driver.front_end.stop(0).unwrap();
@@ -308,7 +308,7 @@ fn a_ring_that_stops_within_a_report_goes_on_within_it() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn a_device_that_goes_within_a_report_ends_it() {
+fn a_device_unplugged_within_a_report_completes_it() {
     let device = Device::create(&devices::TOUCHSCREEN).unwrap();
     let input = Input::start(&device);
     let mut driver = within_a_report(&device, &input);
@@ -328,7 +328,7 @@ fn a_device_that_goes_within_a_report_ends_it() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn touches_agree_however_often_events_are_lost() {
+fn touches_agree_after_repeated_losses() {
     let (device, node, mut input) = start(&devices::TOUCHSCREEN);
     let mut driver = Driver::connect(&input);
     let mut guest = Guest::default();

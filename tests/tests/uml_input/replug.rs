@@ -97,7 +97,7 @@ fn touches_end_when_the_device_goes() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn events_go_on_when_the_device_is_back_under_another_number() {
+fn events_continue_when_the_device_returns_under_another_number() {
     let device = Device::create(&devices::MOUSE).unwrap();
     let link = Link::to(&device);
     let input = Input::start_with(&link.path, &[]);
@@ -162,7 +162,7 @@ fn the_same_device_is_taken_and_grabbed_again() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn a_key_that_is_down_when_the_device_comes_back_is_told() {
+fn a_key_held_when_the_device_returns_is_reported() {
     let (_input, mut driver, device, _link) = replug(&devices::KEYBOARD, &devices::KEYBOARD);
     driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, 1)]));
     driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, 0)]));

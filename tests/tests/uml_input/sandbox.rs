@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use vhost_device_tests::attempts::{
-    CREATE, EXECUTABLE, FORBIDDEN, PROGRAMS_AND_SOCKETS, assert_can_not_read,
+    CREATE, EXECUTABLE, FORBIDDEN, PROGRAMS_AND_SOCKETS, assert_cannot_read,
 };
 use vhost_device_tests::evdev::{Device, devices};
 use vhost_device_tests::intruder::{self, Intruder};
@@ -39,7 +39,7 @@ fn programs_and_sockets_end_the_process_in_all_threads() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn what_no_device_does_ends_the_process() {
+fn forbidden_operations_end_the_process() {
     let device = Device::create(&devices::KEYBOARD).unwrap();
     let attempts = FORBIDDEN.iter().chain(EXECUTABLE).chain([&CREATE]);
     for (attempt, thread) in attempts.zip(THREADS.iter().cycle()) {
@@ -64,7 +64,7 @@ fn no_file_can_be_opened() {
         let id = input.program.id();
         let mut intruder = Intruder::enter(id, intruder::thread(id, thread).unwrap()).unwrap();
         for path in [&*file, Path::new("/dev/uinput"), device.node()] {
-            assert_can_not_read(&mut intruder, path);
+            assert_cannot_read(&mut intruder, path);
         }
     }
 }

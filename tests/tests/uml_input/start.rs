@@ -35,7 +35,7 @@ fn assert_refused(path: &Path, words: &[&str]) {
 
 #[test]
 #[ignore = "needs uinput"]
-fn what_is_no_evdev_node_is_refused() {
+fn a_file_that_is_no_evdev_node_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     assert_refused(&directory.path().join("missing"), &["No such file"]);
     let file = directory.path().join("file");
@@ -48,7 +48,7 @@ fn what_is_no_evdev_node_is_refused() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn a_device_that_somebody_has_grabbed_is_refused_unless_it_need_not_be_grabbed() {
+fn a_grabbed_device_is_refused_without_no_grab() {
     let device = Device::create(&devices::KEYBOARD).unwrap();
     let node = Node::open(device.node()).unwrap();
     node.grab(true).unwrap();
@@ -60,7 +60,7 @@ fn a_device_that_somebody_has_grabbed_is_refused_unless_it_need_not_be_grabbed()
 
 #[test]
 #[ignore = "needs uinput"]
-fn two_back_ends_can_not_have_one_device() {
+fn two_back_ends_cannot_have_one_device() {
     let device = Device::create(&devices::MOUSE).unwrap();
     let _input = Input::start(&device);
     assert_refused(device.node(), &["grabbed"]);
@@ -137,7 +137,7 @@ fn a_node_that_can_only_be_read_has_events_and_no_lights() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn a_node_that_can_not_be_read_is_refused() {
+fn a_node_that_cannot_be_read_is_refused() {
     let device = Device::create(&devices::KEYBOARD).unwrap();
     let mut input = start_as_nobody(&device, 0o600);
     let status = input.program.wait(PATIENCE).unwrap();

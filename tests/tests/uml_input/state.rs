@@ -24,7 +24,7 @@ fn save(driver: &Driver) -> Vec<u8> {
 
 #[test]
 #[ignore = "needs uinput"]
-fn a_guest_is_told_how_the_keys_of_the_other_device_are() {
+fn a_migrated_guest_gets_the_keys_of_the_new_device() {
     let here = Device::create(&devices::KEYBOARD).unwrap();
     let input = Input::start(&here);
     let mut driver = Driver::connect(&input);
@@ -52,7 +52,7 @@ fn a_guest_is_told_how_the_keys_of_the_other_device_are() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn a_report_whose_beginning_the_guest_has_gets_its_end() {
+fn a_partly_delivered_report_is_completed_after_migration() {
     let here = Device::create(&devices::MOUSE).unwrap();
     let input = Input::start(&here);
     let mut driver = Driver::with_queue(&input, 1);
@@ -74,7 +74,7 @@ fn a_report_whose_beginning_the_guest_has_gets_its_end() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn what_is_selected_in_the_config_space_stays_selected() {
+fn the_config_selection_is_migrated() {
     let device = Device::create(&devices::KEYBOARD).unwrap();
     let input = Input::start(&device);
     let front_end = input.connect();

@@ -45,7 +45,7 @@ fn lights_go_on_and_off() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn the_guest_is_not_told_of_what_it_has_set() {
+fn the_guest_gets_no_echo_of_what_it_sets() {
     let device = Device::create(&devices::KEYBOARD).unwrap();
     // Then the kernel gives back to all readers what is set.
     let input = Input::start_with(device.node(), &["--no-grab"]);
@@ -122,7 +122,7 @@ fn effects_are_played() {
 
 #[test]
 #[ignore = "needs uinput"]
-fn a_guest_can_not_type_or_set_what_the_device_has_not() {
+fn a_guest_cannot_type_or_set_what_the_device_has_not() {
     let device = Device::create(&devices::KEYBOARD).unwrap();
     let node = Node::open(device.node()).unwrap();
     let input = Input::start_with(device.node(), &["--no-grab"]);

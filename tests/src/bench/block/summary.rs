@@ -191,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn runs_that_can_not_be_compared_are_refused() {
+    fn runs_that_cannot_be_compared_are_refused() {
         let files = [file(false, 1e3), file(true, 1e3)];
         let paths = files.each_ref().map(|file| file.path().to_owned());
         assert!(Summary::read(&paths).is_err());

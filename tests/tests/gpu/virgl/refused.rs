@@ -4,7 +4,7 @@
 use super::*;
 
 #[test]
-fn what_can_not_be_is_refused_in_3d_too() {
+fn invalid_3d_commands_are_refused() {
     let Some(device) = start(&["--headless", "--max-hostmem=1M"]) else {
         return;
     };
