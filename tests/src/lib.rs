@@ -15,6 +15,7 @@
 pub mod attempts;
 pub mod bench;
 pub mod cache;
+pub mod ended;
 pub mod evdev;
 pub mod front_end;
 pub mod guest;

@@ -6,8 +6,6 @@
 //! With [`Program::expect_no_leak`] it is a panic when the program ended before that, or holds more then than it did at first: so each
 //! test of a back-end that means no good is one of what is left behind, too.
 
-mod ended;
-
 use std::env;
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -25,8 +23,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 pub use rustix::process::Signal;
 use rustix::process::{Pid, PidfdFlags, kill_process, pidfd_open};
 use thiserror::Error;
-
-pub use ended::{Ended, assert_refused, run};
 
 /// Names the directory that holds the binaries under test, instead of the one that this executable was built into.
 pub const BIN_DIR: &str = "VHOST_DEVICE_BIN_DIR";

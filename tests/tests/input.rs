@@ -15,7 +15,8 @@ use std::process::Command;
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vhost_device_tests::process::{self, option, run};
+use vhost_device_tests::ended::{self, run};
+use vhost_device_tests::process::{self, option};
 
 const BINARY: &str = "vhost-device-input";
 const USAGE: i32 = 2;
@@ -36,7 +37,7 @@ fn assert_refused(command: &mut Command, code: i32, word: impl AsRef<OsStr>) {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
     let socket = directory.path().join("socket");
-    process::assert_refused(command.arg(option("socket-path", &socket)), code, word);
+    ended::assert_refused(command.arg(option("socket-path", &socket)), code, word);
     assert!(socket.symlink_metadata().is_err(), "{command:?}: a socket");
 }
 

@@ -3,9 +3,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{
-    ABS_MT_SLOT, ABS_MT_TOOL_Y, ABS_MT_TRACKING_ID, EV_ABS, EV_KEY, EV_SW, Event, Node, Report,
-};
+use super::codes::{ABS_MT_SLOT, ABS_MT_TOOL_Y, ABS_MT_TRACKING_ID, EV_ABS, EV_KEY, EV_SW};
+use super::event::{Event, Report};
+use super::node::Node;
 
 /// What a guest makes of events: the state of its own input device.
 #[derive(Debug, Default)]

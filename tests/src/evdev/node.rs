@@ -7,7 +7,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use super::{ABS_MT_SLOT, EV_KEY, Event};
+use super::codes::{ABS_MT_SLOT, EV_KEY, FF_RUMBLE};
+use super::event::Event;
 
 /// An ioctl's number, as `_IOC` puts it together.
 pub(super) const fn ioctl_number(direction: u32, group: u8, number: u8, size: usize) -> u64 {
@@ -156,18 +157,7 @@ impl Node {
     pub fn upload_rumble(&self) -> io::Result<u16> {
         let mut effect = [0; size_of::<libc::ff_effect>()];
         // Type, number (-1: a new one), direction, trigger (2), length and delay; then the strengths of both motors.
-        let words = [
-            super::FF_RUMBLE,
-            u16::MAX,
-            0,
-            0,
-            0,
-            500,
-            0,
-            0,
-            0x8000,
-            0x4000,
-        ];
+        let words = [FF_RUMBLE, u16::MAX, 0, 0, 0, 500, 0, 0, 0x8000, 0x4000];
         for (place, word) in effect.chunks_exact_mut(2).zip(words) {
             place.copy_from_slice(&word.to_ne_bytes());
         }

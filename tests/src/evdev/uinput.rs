@@ -8,8 +8,9 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+use super::codes::{EV_ABS, EV_FF, EV_KEY, EV_LED, EV_MSC, EV_REL, EV_REP, EV_SND, EV_SW};
+use super::event::Event;
 use super::node::{NONE, READ, WRITE, ioctl, ioctl_number, ioctl_value, read_events};
-use super::{EV_ABS, EV_REP, Event};
 
 /// Where programs make devices.
 const UINPUT: &str = "/dev/uinput";
@@ -22,14 +23,14 @@ const UI_GET_SYSNAME: u8 = 44;
 const UI_SET_EVBIT: u8 = 100;
 /// UI_SET_KEYBIT, and so on to UI_SET_FFBIT.
 const UI_SET_BITS: &[(u16, u8)] = &[
-    (super::EV_KEY, 101),
-    (super::EV_REL, 102),
-    (super::EV_ABS, 103),
-    (super::EV_MSC, 104),
-    (super::EV_LED, 105),
-    (super::EV_SND, 106),
-    (super::EV_FF, 107),
-    (super::EV_SW, 109),
+    (EV_KEY, 101),
+    (EV_REL, 102),
+    (EV_ABS, 103),
+    (EV_MSC, 104),
+    (EV_LED, 105),
+    (EV_SND, 106),
+    (EV_FF, 107),
+    (EV_SW, 109),
 ];
 const UI_SET_PROPBIT: u8 = 110;
 const UI_BEGIN_FF_UPLOAD: u8 = 200;

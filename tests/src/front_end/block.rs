@@ -13,9 +13,9 @@ pub use virtio_bindings::virtio_blk::{
 };
 
 use super::descriptor::Buffer;
+use super::error::{Error, Result};
 use super::memory::GuestMemory;
 use super::queue::Queue;
-use super::{Error, Result};
 
 /// Bytes in a sector, the unit of request addresses whatever the block size is.
 pub const SECTOR_SIZE: usize = 512;

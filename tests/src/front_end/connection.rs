@@ -16,7 +16,7 @@ use rustix::net::{
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
 
-use super::{Error, Result};
+use super::error::{Error, Result};
 
 /// Header flag: protocol version 1, present in every message.
 pub const VERSION: u32 = 1;

@@ -65,6 +65,15 @@ impl Buffer {
     }
 }
 
+/// A chain that the device has used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Used {
+    /// Head descriptor of the chain, or its id in a packed ring, as [`super::Queue::add`] returned it.
+    pub head: u16,
+    /// Bytes that the device says it wrote.
+    pub length: u32,
+}
+
 /// A descriptor as it lies in the ring or in an indirect table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Descriptor {

@@ -19,12 +19,12 @@ use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use virtio_bindings::virtio_config::{VIRTIO_F_IN_ORDER, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1};
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 
-use super::connection::{DEFAULT_TIMEOUT, VERSION};
+use super::connection::{DEFAULT_TIMEOUT, RawConnection, VERSION};
 use super::dirty_log::{DirtyLog, LOG_ALL, LOG_RING};
+use super::error::{Error, Result};
 use super::memory::{GuestMemory, Region};
 use super::queue::{Queue, QueueOptions};
 use super::watchdog::Watchdog;
-use super::{Error, RawConnection, Result};
 
 /// Feature bit 30: the back-end has protocol features.
 pub const PROTOCOL_FEATURES: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();

@@ -10,7 +10,7 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost::VhostUserDirtyLogRegion;
 use vm_memory::{FileOffset, MmapRegion, VolatileMemory};
 
-use super::GuestMemory;
+use super::memory::{GuestMemory, Region};
 
 /// Feature bit 26, VHOST_F_LOG_ALL: what the device writes is logged.
 pub const LOG_ALL: u64 = 1 << 26;
@@ -106,7 +106,7 @@ pub struct Shadow {
 impl Shadow {
     /// Copies all of `memory`.
     pub fn new(memory: &GuestMemory) -> Self {
-        let copy = |region: &std::sync::Arc<super::memory::Region>| {
+        let copy = |region: &std::sync::Arc<Region>| {
             memory.read_vec(region.guest_address(), region.size() as usize)
         };
         Shadow {

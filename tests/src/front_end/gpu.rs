@@ -13,7 +13,10 @@ use std::time::Duration;
 use vhost::vhost_user::message::FrontendReq;
 
 use super::connection::VERSION;
-use super::{Buffer, FrontEnd, Queue, Result};
+use super::descriptor::Buffer;
+use super::device::FrontEnd;
+use super::error::Result;
+use super::queue::Queue;
 
 /// How long a device may take for what takes no time, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);

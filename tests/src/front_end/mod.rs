@@ -20,6 +20,7 @@ pub mod connection;
 pub mod descriptor;
 pub mod device;
 pub mod dirty_log;
+mod error;
 pub mod gpu;
 pub mod memory;
 pub mod packed;
@@ -30,37 +31,9 @@ mod watchdog;
 
 pub use block::BlockDriver;
 pub use connection::{RawConnection, Reply};
-pub use descriptor::Buffer;
+pub use descriptor::{Buffer, Used};
 pub use device::{FrontEnd, Options};
 pub use dirty_log::{DirtyLog, Shadow};
+pub use error::{Error, Result};
 pub use memory::GuestMemory;
-pub use queue::{Queue, QueueOptions, Used};
-
-/// What can go wrong between a front-end and the back-end that it talks to.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The `vhost` crate's front-end refused, or was refused by, the back-end.
-    #[error("vhost-user: {0}")]
-    Vhost(#[from] vhost::Error),
-    /// A system call failed.
-    #[error(transparent)]
-    Io(#[from] std::io::Error),
-    /// Nothing came before the deadline.
-    #[error("the back-end did not answer within {0:?}")]
-    Timeout(std::time::Duration),
-    /// The back-end closed the connection.
-    #[error("the back-end closed the connection")]
-    Closed,
-    /// The back-end sent something that is not vhost-user.
-    #[error("the back-end sent {0}")]
-    Malformed(String),
-}
-
-impl From<rustix::io::Errno> for Error {
-    fn from(errno: rustix::io::Errno) -> Self {
-        Error::Io(errno.into())
-    }
-}
-
-/// A result of this module.
-pub type Result<T> = std::result::Result<T, Error>;
+pub use queue::{Queue, QueueOptions};

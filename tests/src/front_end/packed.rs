@@ -8,8 +8,7 @@ use virtio_bindings::virtio_ring::{
     VRING_PACKED_EVENT_FLAG_DISABLE, VRING_PACKED_EVENT_FLAG_ENABLE,
 };
 
-use super::descriptor::{Buffer, DESCRIPTOR_SIZE, Descriptor, NEXT, write_descriptor};
-use super::queue::Used;
+use super::descriptor::{Buffer, DESCRIPTOR_SIZE, Descriptor, NEXT, Used, write_descriptor};
 
 /// Descriptor flag: available in the round that the bit stands for.
 pub const AVAILABLE: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;

@@ -14,22 +14,13 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::descriptor::{Buffer, DESCRIPTOR_SIZE, Descriptor, INDIRECT, write_descriptor};
+use super::descriptor::{Buffer, DESCRIPTOR_SIZE, Descriptor, INDIRECT, Used, write_descriptor};
 use super::memory::{GuestMemory, Region};
 use super::packed::{self, PackedRing};
 use super::split::{self, SplitRing};
 
 /// How long to sleep between two looks at a ring.
 const LOOK_INTERVAL: Duration = Duration::from_micros(100);
-
-/// A chain that the device has used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Used {
-    /// Head descriptor of the chain, or its id in a packed ring, as [`Queue::add`] returned it.
-    pub head: u16,
-    /// Bytes that the device says it wrote.
-    pub length: u32,
-}
 
 /// What a queue looks like.
 #[derive(Debug, Clone, Copy)]

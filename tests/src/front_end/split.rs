@@ -5,8 +5,7 @@ use std::sync::atomic::{AtomicU16, Ordering, fence};
 
 use virtio_bindings::virtio_ring::{VRING_AVAIL_F_NO_INTERRUPT, VRING_USED_F_NO_NOTIFY};
 
-use super::descriptor::{Descriptor, write_descriptor};
-use super::queue::Used;
+use super::descriptor::{Descriptor, Used, write_descriptor};
 
 /// Bytes of an entry of the used ring.
 const USED_ENTRY_SIZE: usize = 8;

@@ -11,7 +11,9 @@ use vhost::vhost_user::message::{
     FrontendReq, VhostTransferStateDirection as Direction, VhostTransferStatePhase as Phase,
 };
 
-use super::{FrontEnd, RawConnection, Result};
+use super::connection::RawConnection;
+use super::device::FrontEnd;
+use super::error::Result;
 
 /// Directions of SET_DEVICE_STATE_FD.
 pub const SAVE: u32 = 0;

@@ -20,7 +20,8 @@ use rustix::net::{
 use rustix::process::{getgid, getpid, getuid};
 use serde_json::json;
 
-use super::{GuestError, Qmp, system};
+use super::error::{GuestError, system};
+use super::qmp::Qmp;
 
 /// QEMU's module that this takes.
 pub const MODULE: &str = "/usr/lib/x86_64-linux-gnu/qemu/ui-dbus.so";

@@ -10,8 +10,9 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Component, Path, PathBuf};
 use std::process::Command;
 
+use super::error::{GuestError, system};
+use super::host::{find_program, output};
 use super::kernel::Kernel;
-use super::{GuestError, find_program, output, system};
 
 const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;

@@ -13,7 +13,8 @@ use std::process::Command;
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::{GuestError, output, system};
+use super::error::{GuestError, system};
+use super::host::{find_program, output};
 use crate::cache;
 
 /// Which of Debian's kernels.
@@ -166,7 +167,7 @@ fn unpack(cache: &Path, release: &str) -> Result<(), GuestError> {
     )?;
     // modprobe reads the modules where they are on an installed system of today.
     output(
-        Command::new(super::find_program("depmod").unwrap_or("depmod".into()))
+        Command::new(find_program("depmod").unwrap_or("depmod".into()))
             .arg("--basedir")
             .arg(&root)
             .arg(release),

@@ -9,6 +9,8 @@
 //! The logs of the last run of each machine stay in `guest/logs/NAME` of Cargo's target directory; when a test panics they are printed.
 
 pub mod dbus;
+mod error;
+mod host;
 mod initramfs;
 pub mod kernel;
 pub mod libvirt;
@@ -18,21 +20,23 @@ pub mod qemu;
 mod qmp;
 
 use std::ffi::OsString;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use thiserror::Error;
 
+pub use self::error::GuestError;
+pub(crate) use self::error::system;
+pub use self::host::find_program;
+pub(crate) use self::host::{output, target_directory};
 use self::kernel::Flavour;
 pub use self::output::Output;
 use self::output::{CONSOLE_LOG, Logs, SCRIPT_LOG};
 use self::qemu::NewQemu;
 pub use self::qmp::Qmp;
-use crate::process::{ProcessError, Program, listens};
+use crate::process::{Program, listens};
 
 /// The program that runs guests.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -43,96 +47,6 @@ const MIGRATION_INTERVAL: Duration = Duration::from_millis(50);
 /// Linux in the guest: console on the first serial port, a panic ends the machine, and nothing that only costs time under emulation.
 const KERNEL_COMMAND_LINE: &str =
     "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off tsc=reliable";
-
-/// Why a guest could not be started, or did not do what was waited for.
-#[derive(Error)]
-pub enum GuestError {
-    /// The operating system refused.
-    #[error("cannot {0}: {1}")]
-    System(String, #[source] io::Error),
-    /// A program of the host is missing.
-    #[error("{0} is not installed: `cargo xtask test` as root installs what guests need")]
-    NotInstalled(String),
-    /// A program of the host that prepares something failed.
-    #[error("`{command}` failed ({status}):\n{stderr}")]
-    Command {
-        /// What was run.
-        command: String,
-        /// How it ended.
-        status: std::process::ExitStatus,
-        /// What it wrote to stderr.
-        stderr: String,
-    },
-    /// No kernel package can be had.
-    #[error("no kernel for the guest: {0}")]
-    NoKernel(String),
-    /// A program that runs the guest could not be started or watched.
-    #[error(transparent)]
-    Program(#[from] ProcessError),
-    /// The guest did not do what was waited for.
-    #[error("the guest {0}")]
-    Guest(String),
-    /// QEMU refused a QMP command, or its answer made no sense.
-    #[error("QMP {command}: {answer}")]
-    Qmp {
-        /// The command.
-        command: String,
-        /// What came back.
-        answer: String,
-    },
-}
-
-/// The same as the message, because tests unwrap.
-impl std::fmt::Debug for GuestError {
-    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        std::fmt::Display::fmt(self, formatter)
-    }
-}
-
-pub(crate) fn system(what: impl Into<String>) -> impl FnOnce(io::Error) -> GuestError {
-    let what = what.into();
-    move |error| GuestError::System(what, error)
-}
-
-/// Runs a program of the host to its end and returns its stdout.
-pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>, GuestError> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => GuestError::NotInstalled(name.clone()),
-            _ => GuestError::System(format!("run {name}"), error),
-        })?;
-    if !output.status.success() {
-        return Err(GuestError::Command {
-            command: format!("{command:?}").replace('"', ""),
-            status: output.status,
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        });
-    }
-    Ok(output.stdout)
-}
-
-/// Finds a program of the host, also where only root's `PATH` leads.
-pub fn find_program(name: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&path)
-        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
-        .map(|directory| directory.join(name))
-        .find(|path| path.is_file())
-}
-
-/// The target directory that this executable was built into.
-pub(crate) fn target_directory() -> Result<PathBuf, GuestError> {
-    let executable = std::env::current_exe().map_err(system("find this executable"))?;
-    let profile = executable
-        .ancestors()
-        .skip(1)
-        .find(|directory| !directory.ends_with("deps"));
-    let target = profile.and_then(Path::parent);
-    Ok(target.unwrap_or(Path::new("/tmp")).to_owned())
-}
 
 /// A virtual machine that is yet to start.
 #[derive(Debug)]

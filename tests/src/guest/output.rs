@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{GuestError, system, target_directory};
+use super::error::{GuestError, system};
+use super::host::target_directory;
 
 /// What the kernel writes, to the first serial port.
 pub(super) const CONSOLE_LOG: &str = "console.log";

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, BufReader};
 use std::path::Path;
 
-use super::{GuestError, system};
+use super::error::{GuestError, system};
 
 /// A picture of red, green, blue.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
-use super::{GuestError, system};
+use super::error::{GuestError, system};
 
 /// How long QEMU may take to answer.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::loss::{Loss, patience};
 use super::report::Sample;
-use super::{Loss, patience};
 use crate::process::{Program, Resources, Signal, command, listens, option};
 
 /// How long the process may take to end after SIGTERM. The protocol's conventions say "quickly"; this is what managers wait.

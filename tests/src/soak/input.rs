@@ -11,9 +11,9 @@ use fastrand::Rng;
 use super::back_end::BackEnd;
 use super::fault::Fault;
 use super::link::{Link, MOVING_SIZE};
+use super::loss::{Loss, patience};
 use super::report::Tally;
 use super::scenario::{Lives, Scenario, Start};
-use super::{Loss, patience};
 use crate::evdev::{
     Description, Device, EV_ABS, EV_KEY, EV_LED, EV_MSC, Event, Guest, Node, Report, devices,
 };

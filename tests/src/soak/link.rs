@@ -1,42 +1,31 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A back-end, the connection to it, and its rings; and the faults that are the same for each device.
+//! A back-end, the connection to it, and its rings.
 
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost::vhost_user::message::{FrontendReq, VhostUserInflight};
+use vhost::vhost_user::message::VhostUserInflight;
 
 use super::back_end::BackEnd;
-use super::fault::Fault;
-use super::log::Logging;
-use super::report::Tally;
-use super::scenario::{Lives, Scenario};
-use super::{Loss, patience};
+use super::loss::{Loss, patience};
+use super::report::{Starts, Tally};
 use crate::front_end::connection::{VERSION, message};
 use crate::front_end::device::RING_PACKED;
-use crate::front_end::memory::Region;
-use crate::front_end::state::HEADER_SIZE;
-use crate::front_end::{FrontEnd, GuestMemory, Options, Queue, QueueOptions};
+use crate::front_end::{DirtyLog, FrontEnd, GuestMemory, Options, Queue, QueueOptions};
 
 /// Where the memory that comes and goes is, each time somewhere else: no driver uses an address again while requests point there.
 const MOVING: u64 = 1 << 36;
 /// Its size.
 pub const MOVING_SIZE: usize = 4 << 20;
 
-/// How often all rings were started, in each format.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Starts {
-    /// As split rings.
-    pub split: u64,
-    /// As packed rings.
-    pub packed: u64,
-}
+/// What is logged: since when, and where.
+pub type Logging = Option<(Instant, DirtyLog)>;
 
 /// A connected device. Each driver that begins chooses between split and packed rings, and stays with them until it begins anew.
 pub struct Link {
@@ -53,12 +42,12 @@ pub struct Link {
     /// What the device has under way, for another one.
     inflight: (VhostUserInflight, File),
     /// The memory that comes and goes, when it is there.
-    moving: Option<u64>,
+    pub(super) moving: Option<u64>,
     next_moving: u64,
     /// What the device logs.
     pub(super) logging: Logging,
     /// Others that are connected.
-    garbage: Vec<UnixStream>,
+    pub(super) garbage: Vec<UnixStream>,
 }
 
 impl Link {
@@ -128,7 +117,7 @@ impl Link {
         self.moving
     }
 
-    fn start_all(&mut self, bases: &[u32]) -> Result<(), Loss> {
+    pub(super) fn start_all(&mut self, bases: &[u32]) -> Result<(), Loss> {
         match self.is_packed() {
             true => self.starts.packed += 1,
             false => self.starts.split += 1,
@@ -144,7 +133,7 @@ impl Link {
         (0..bases.len()).try_for_each(|index| self.enable(index, true))
     }
 
-    fn start(&self, index: usize, base: u32) -> Result<(), Loss> {
+    pub(super) fn start(&self, index: usize, base: u32) -> Result<(), Loss> {
         let (queue, front_end) = (&self.queues[index], &self.front_end);
         front_end.configure(index, queue, base)?;
         if self.logging.is_some() {
@@ -154,17 +143,17 @@ impl Link {
         Ok(())
     }
 
-    fn enable(&self, index: usize, enabled: bool) -> Result<(), Loss> {
+    pub(super) fn enable(&self, index: usize, enabled: bool) -> Result<(), Loss> {
         Ok(self.front_end.call().set_vring_enable(index, enabled)?)
     }
 
     /// Starts all rings after those of a back-end that is gone: where they go on is in the file of requests in flight.
-    fn start_unknown(&mut self) -> Result<(), Loss> {
+    pub(super) fn start_unknown(&mut self) -> Result<(), Loss> {
         self.start_all(&vec![0; self.queues.len()])
     }
 
     /// Stops a ring. All that the device has taken of it must have come back.
-    fn stop(&self, index: usize) -> Result<u32, Loss> {
+    pub(super) fn stop(&self, index: usize) -> Result<u32, Loss> {
         let base = self.front_end.stop(index)?;
         // Of a packed ring it says both: where the next available descriptor is, and the next used one.
         let used = match self.is_packed() {
@@ -179,14 +168,14 @@ impl Link {
         }
     }
 
-    fn stop_all(&self) -> Result<Vec<u32>, Loss> {
+    pub(super) fn stop_all(&self) -> Result<Vec<u32>, Loss> {
         (0..self.queues.len())
             .map(|index| self.enable(index, false).and_then(|()| self.stop(index)))
             .collect()
     }
 
     /// Connects to the same back-end, or another one, with the same memory.
-    fn connect(&mut self) -> Result<(), Loss> {
+    pub(super) fn connect(&mut self) -> Result<(), Loss> {
         let options = Options {
             timeout: patience(),
             features: self.front_end.features(),
@@ -199,7 +188,7 @@ impl Link {
     }
 
     /// Ends the connection, and looks at what the process holds without one.
-    fn disconnect(&mut self, tally: &Tally) -> Result<(), Loss> {
+    pub(super) fn disconnect(&mut self, tally: &Tally) -> Result<(), Loss> {
         self.front_end.disconnect();
         self.garbage.clear();
         tally.sample(self.back_end.wait_until_idle()?);
@@ -207,7 +196,7 @@ impl Link {
     }
 
     /// Rings as if they were new, for a driver that begins anew, and may choose the other format.
-    fn renew(&mut self, random: &mut Rng) -> Result<(), Loss> {
+    pub(super) fn renew(&mut self, random: &mut Rng) -> Result<(), Loss> {
         if random.bool() {
             std::mem::swap(&mut self.queues, &mut self.others);
             let features = self.front_end.features() ^ RING_PACKED;
@@ -227,13 +216,13 @@ impl Link {
     }
 
     /// Nothing is under way.
-    fn renew_inflight(&mut self) -> Result<(), Loss> {
+    pub(super) fn renew_inflight(&mut self) -> Result<(), Loss> {
         let (old, _) = self.inflight;
         self.inflight = inflight(&self.front_end, old.num_queues, old.queue_size)?;
         Ok(())
     }
 
-    fn add_moving(&mut self) -> u64 {
+    pub(super) fn add_moving(&mut self) -> u64 {
         let address = self.next_moving;
         self.next_moving += MOVING_SIZE as u64;
         self.moving = Some(address);
@@ -241,7 +230,7 @@ impl Link {
     }
 
     /// Others connect, say something, and may stay until the next front-end connects.
-    fn send_garbage(&mut self, random: &mut Rng) -> Result<(), Loss> {
+    pub(super) fn send_garbage(&mut self, random: &mut Rng) -> Result<(), Loss> {
         for _ in 0..random.usize(1..4) {
             let stream = UnixStream::connect(self.back_end.socket())?;
             stream.set_write_timeout(Some(Duration::from_millis(100)))?;
@@ -270,143 +259,4 @@ fn inflight(
     let (inflight, file) = front_end.call().get_inflight_fd(&wanted)?;
     // The copy is not inherited by programs that are started.
     Ok((inflight, file.try_clone()?))
-}
-
-/// Injects a fault into a device under load, and mends it.
-pub fn inject(
-    scenario: &mut dyn Scenario,
-    fault: Fault,
-    random: &mut Rng,
-    tally: &Tally,
-) -> Result<(), Loss> {
-    let count = scenario.link().queues.len();
-    let index = random.usize(..count);
-    match fault {
-        Fault::GetVringBase => {
-            let base = scenario.link().stop(index)?;
-            scenario.collect(tally)?;
-            scenario.link().start(index, base)?;
-            scenario.link().enable(index, true)?;
-        }
-        Fault::SetVringEnable => {
-            let front_end = &scenario.link().front_end;
-            front_end.call().set_vring_enable(index, false)?;
-            std::thread::sleep(Duration::from_millis(random.u64(..5)));
-            let front_end = &scenario.link().front_end;
-            front_end.call().set_vring_enable(index, true)?;
-        }
-        Fault::SetVringKick => {
-            let link = scenario.link();
-            let (queue, front_end) = (&link.queues[index], &link.front_end);
-            front_end.call().set_vring_call(index, queue.call_fd())?;
-            front_end.call().set_vring_kick(index, queue.kick_fd())?;
-            front_end.call().set_vring_err(index, queue.error_fd())?;
-        }
-        Fault::Kick => {
-            for _ in 0..random.u32(1..100) {
-                scenario.link().queues[index].kick_anyway();
-            }
-        }
-        Fault::ResetDevice => {
-            let raw = scenario.link().front_end.raw()?;
-            let refused = raw.acknowledged(FrontendReq::RESET_DEVICE, &[], &[])?;
-            if refused != 0 {
-                return Err(Loss(format!("{refused} for RESET_DEVICE")));
-            }
-            scenario.collect(tally)?;
-            scenario.link().renew(random)?;
-            scenario.forget(fault)?;
-        }
-        Fault::DriverReset => {
-            scenario.link().stop_all()?;
-            scenario.collect(tally)?;
-            scenario.link().renew(random)?;
-            scenario.forget(fault)?;
-        }
-        Fault::AddMemReg | Fault::RemMemReg => {
-            let link = scenario.link();
-            match link.moving.take() {
-                Some(address) => link.front_end.remove_region(address)?,
-                None => {
-                    let address = link.add_moving();
-                    link.front_end.add_region(address, MOVING_SIZE)?;
-                }
-            }
-        }
-        Fault::SetMemTable => {
-            let link = scenario.link();
-            let mut memory = link.memory().clone();
-            if random.bool() {
-                match link.moving.take() {
-                    Some(address) => _ = memory.remove(address),
-                    None => {
-                        _ = memory.add(Region::new(link.add_moving(), MOVING_SIZE));
-                    }
-                }
-            }
-            link.front_end.replace_memory(memory)?;
-        }
-        Fault::SetLogBase => {
-            scenario.collect(tally)?;
-            let link = scenario.link();
-            match link.logging.is_some() && random.bool() {
-                true => link.stop_log()?,
-                false => link.log()?,
-            }
-        }
-        Fault::Reconnect => {
-            let bases = scenario.link().stop_all()?;
-            scenario.collect(tally)?;
-            scenario.link().disconnect(tally)?;
-            scenario.link().connect()?;
-            scenario.link().start_all(&bases)?;
-            scenario.connected(false, false)?;
-        }
-        Fault::Vanish => {
-            scenario.link().disconnect(tally)?;
-            scenario.collect(tally)?;
-            scenario.link().connect()?;
-            scenario.link().start_unknown()?;
-            scenario.connected(false, false)?;
-        }
-        Fault::Sigterm | Fault::Sigkill => {
-            replace_process(scenario, fault, tally)?;
-            scenario.link().connect()?;
-            scenario.link().start_unknown()?;
-            scenario.connected(true, false)?;
-        }
-        Fault::DeviceState => {
-            let bases = scenario.link().stop_all()?;
-            scenario.collect(tally)?;
-            let state = scenario.link().front_end.save_state()?;
-            let is_new = scenario.lives() == Lives::Many;
-            match is_new {
-                true => replace_process(scenario, Fault::Sigterm, tally)?,
-                false => scenario.link().disconnect(tally)?,
-            }
-            let link = scenario.link();
-            link.connect()?;
-            link.front_end.load_state(&state)?;
-            link.renew_inflight()?;
-            link.start_all(&bases)?;
-            scenario.connected(is_new, state.len() > HEADER_SIZE)?;
-        }
-        Fault::Garbage => scenario.link().send_garbage(random)?,
-        _ => scenario.inject(fault, tally)?,
-    }
-    Ok(())
-}
-
-/// Ends the process, by SIGKILL or SIGTERM, and starts another one.
-fn replace_process(scenario: &mut dyn Scenario, signal: Fault, tally: &Tally) -> Result<(), Loss> {
-    let back_end = &mut scenario.link().back_end;
-    match signal {
-        Fault::Sigkill => back_end.kill()?,
-        _ => back_end.terminate()?,
-    }
-    tally.reborn();
-    scenario.link().garbage.clear();
-    scenario.collect(tally)?;
-    scenario.inspect()?;
-    scenario.link().back_end.start_again()
 }

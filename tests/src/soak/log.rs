@@ -3,17 +3,14 @@
 
 use std::time::Instant;
 
-use super::Loss;
 use super::link::Link;
+use super::loss::Loss;
 use crate::front_end::dirty_log::{LOG_ALL, PAGE_SIZE};
 use crate::front_end::queue::Layout;
 use crate::front_end::{Buffer, DirtyLog};
 
 /// End of all guest addresses, far beyond the memory that comes and goes.
 const END: u64 = 1 << 38;
-
-/// What is logged: since when, and where.
-pub type Logging = Option<(Instant, DirtyLog)>;
 
 /// Whether all pages of some bytes are marked.
 fn has(log: &DirtyLog, address: u64, length: u64) -> bool {

@@ -4,9 +4,10 @@
 //! Each `Scenario` has a back-end process of its own, and a thread that carries load, injects a `Fault`, and goes on, until the time
 //! is over. A [`Loss`] is what must not be: a wrong byte, a request that is not answered, a process that ends, files or memory that grow.
 //!
-//! - [`scenario`]: what a device implements, and the thread that drives it;
+//! - [`scenario`]: what a device implements;
+//! - [`drive`]: the thread that drives a scenario;
 //! - [`fault`]: the faults, each named as the specification names what brings it about;
-//! - [`link`](mod@link): a back-end and the connection to it, and the faults that are the same for each device;
+//! - [`link`](mod@link): a back-end and the connection to it; `inject`: the faults that are the same for each device;
 //! - [`log`]: the log of dirty pages;
 //! - [`back_end`]: the process, how it is ended and started again, and what it holds when it has nothing to do;
 //! - [`block`], [`rng`], [`gpu`], [`input`]: the load of each device, and what it is compared with;
@@ -14,36 +15,30 @@
 
 pub mod back_end;
 pub mod block;
+pub mod drive;
 pub mod fault;
 pub mod gpu;
+mod inject;
 pub mod input;
 pub mod link;
 pub mod log;
+mod loss;
 pub mod report;
 pub mod rng;
 pub mod scenario;
 
-use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use thiserror::Error;
 use vmm_sys_util::signal::register_signal_handler;
 
-use crate::front_end::Error;
-use crate::process::ProcessError;
+pub use loss::Loss;
+use loss::set_patience;
 use report::{Report, Tally};
 use scenario::{Lives, Start};
-
-/// What is answered later than this is lost: seconds.
-static PATIENCE: AtomicU64 = AtomicU64::new(60);
-
-/// What is answered later than this is lost.
-fn patience() -> Duration {
-    Duration::from_secs(PATIENCE.load(Ordering::Relaxed))
-}
 
 /// How often the progress is printed.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -114,47 +109,6 @@ fn minutes(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Something was lost, or cannot be told. What, and by how much.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Loss(pub String);
-
-impl Loss {
-    /// Nobody waits any longer for `what`.
-    fn late(what: &str) -> Self {
-        Loss(format!("{what} is not answered within {:?}", patience()))
-    }
-}
-
-impl fmt::Debug for Loss {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str(&self.0)
-    }
-}
-
-impl From<Error> for Loss {
-    fn from(error: Error) -> Self {
-        Loss(error.to_string())
-    }
-}
-
-impl From<vhost::Error> for Loss {
-    fn from(error: vhost::Error) -> Self {
-        Loss(format!("vhost-user: {error}"))
-    }
-}
-
-impl From<ProcessError> for Loss {
-    fn from(error: ProcessError) -> Self {
-        Loss(error.to_string())
-    }
-}
-
-impl From<std::io::Error> for Loss {
-    fn from(error: std::io::Error) -> Self {
-        Loss(error.to_string())
-    }
-}
-
 /// Why there is no run.
 #[derive(Debug, Error)]
 pub enum SoakError {
@@ -216,7 +170,7 @@ pub fn run(options: &SoakOptions) -> Result<Report, SoakError> {
     }
     let seed = options.first_random_number();
     let duration = options.duration();
-    PATIENCE.store(options.patience, Ordering::Relaxed);
+    set_patience(options.patience);
     println!("soak: {} s, --seed={seed}", duration.as_secs());
     let begin = Instant::now();
     let end = begin + duration;
@@ -228,7 +182,7 @@ pub fn run(options: &SoakOptions) -> Result<Report, SoakError> {
             let theirs = tally.clone();
             let thread = std::thread::spawn(move || {
                 let stop = || Instant::now() >= end || INTERRUPTED.load(Ordering::Relaxed);
-                scenario::drive(start, seed, &theirs, &stop);
+                drive::drive(start, seed, &theirs, &stop);
             });
             (tally, thread)
         })

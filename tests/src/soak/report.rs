@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::fault::Fault;
-use super::link::Starts;
 
 /// Faults that are shown when something is lost.
 const HISTORY: usize = 24;
@@ -18,6 +17,15 @@ const WARM_UP: Duration = Duration::from_secs(60);
 
 /// A process without a connection may grow by as much in a run, in bytes, as fitted to the samples: what an allocator does.
 const GROWTH: f64 = (2 << 20) as f64;
+
+/// How often all rings were started, in each format.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Starts {
+    /// As split rings.
+    pub split: u64,
+    /// As packed rings.
+    pub packed: u64,
+}
 
 /// What a process held when nobody was connected.
 #[derive(Clone, Copy, Debug)]

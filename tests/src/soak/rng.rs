@@ -16,9 +16,9 @@ use tempfile::TempDir;
 use super::back_end::BackEnd;
 use super::fault::Fault;
 use super::link::{Link, MOVING_SIZE};
+use super::loss::{Loss, patience};
 use super::report::Tally;
 use super::scenario::{Lives, Scenario, Start};
-use super::{Loss, patience};
 use crate::front_end::{Buffer, GuestMemory, Used};
 use crate::process::{Resources, option};
 

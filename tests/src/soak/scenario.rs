@@ -1,20 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a device implements to be run for long, and the thread that does it.
+//! What a device implements to be run for long.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use fastrand::Rng;
 
-use super::Loss;
 use super::fault::Fault;
 use super::link::Link;
+use super::loss::Loss;
 use super::report::Tally;
-
-/// The longest time between two faults, in milliseconds.
-const PAUSE: u64 = 300;
-
-/// How often all that is under way is waited for, and all is compared: once in so many faults.
-const SETTLE: u32 = 10;
 
 /// Whether the process is ended and started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +21,7 @@ pub enum Lives {
 
 impl Lives {
     /// The faults for a device, with those that only it knows.
-    fn faults(self, own: &[Fault]) -> Vec<Fault> {
+    pub(super) fn faults(self, own: &[Fault]) -> Vec<Fault> {
         let deadly = match self {
             Self::One => &[],
             Self::Many => Fault::DEADLY,
@@ -93,56 +87,4 @@ pub trait Scenario {
 
     /// Waits until nothing is under way, and compares everything.
     fn settle(&mut self, tally: &Tally) -> Result<(), Loss>;
-}
-
-/// Runs a scenario until `stop` says so, or something is lost.
-pub fn drive(start: Start, seed: u64, tally: &Tally, stop: &dyn Fn() -> bool) {
-    // Faults and load have their own random numbers: the faults come in the same order, however fast the machine is.
-    let name = tally.name();
-    let mix = name.bytes().fold(seed, |mix, byte| {
-        mix.wrapping_mul(0x100_0000_01b3) ^ u64::from(byte)
-    });
-    let mut random = Rng::with_seed(mix);
-    let load = random.fork();
-    let mut scenario = match start(load) {
-        Ok(scenario) => scenario,
-        Err(Loss(what)) => return tally.lose(what, ""),
-    };
-    let result = run(scenario.as_mut(), &mut random, tally, stop);
-    if let Err(Loss(what)) = result {
-        let log = scenario.link().back_end.log();
-        tally.lose(what, &log);
-    }
-}
-
-fn run(
-    scenario: &mut dyn Scenario,
-    random: &mut Rng,
-    tally: &Tally,
-    stop: &dyn Fn() -> bool,
-) -> Result<(), Loss> {
-    let mut faults = scenario.lives().faults(scenario.own_faults());
-    faults.retain(|fault| *fault != Fault::DeviceState || scenario.can_be_saved());
-    while !stop() {
-        let pause = Duration::from_millis(random.u64(..PAUSE));
-        let fault = faults[random.usize(..faults.len())];
-        let settles = random.u32(..SETTLE) == 0;
-        let mut own = random.fork();
-        scenario.load(Instant::now() + pause, tally)?;
-        tally.fault(fault);
-        super::link::inject(scenario, fault, &mut own, tally)
-            .map_err(|Loss(what)| Loss(format!("{fault}: {what}")))?;
-        scenario.link().back_end.check()?;
-        tally.started(scenario.link().starts());
-        if settles || fault.is_reset() {
-            scenario.settle(tally)?;
-        }
-    }
-    scenario.settle(tally)?;
-    tally.fault(Fault::Reconnect);
-    super::link::inject(scenario, Fault::Reconnect, random, tally)?;
-    tally.check_growth().map_err(Loss)?;
-    tally.fault(Fault::Sigterm);
-    scenario.link().back_end.terminate()?;
-    scenario.inspect()
 }

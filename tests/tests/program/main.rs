@@ -27,9 +27,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
+use vhost_device_tests::ended::{assert_refused, run};
 use vhost_device_tests::front_end::block::{self, Request, RequestArea};
 use vhost_device_tests::front_end::{Buffer, FrontEnd};
-use vhost_device_tests::process::{self, PATIENCE, Program, assert_refused, option, run};
+use vhost_device_tests::process::{self, PATIENCE, Program, option};
 
 const IMAGE_SIZE: u64 = 1 << 20;
 

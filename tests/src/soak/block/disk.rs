@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::front_end::block::SECTOR_SIZE;
-use crate::soak::Loss;
+use crate::soak::loss::Loss;
 
 /// What a sector of zeroes counts as.
 const ZEROES: u32 = 0;

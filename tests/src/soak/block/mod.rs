@@ -15,9 +15,9 @@ use tempfile::TempDir;
 use super::back_end::BackEnd;
 use super::fault::Fault;
 use super::link::{Link, MOVING_SIZE};
+use super::loss::{Loss, patience};
 use super::report::Tally;
 use super::scenario::{Lives, Scenario, Start};
-use super::{Loss, patience};
 use crate::front_end::block::{
     DISCARD, FLUSH, GET_ID, HEADER_SIZE, ID_SIZE, IN, IOERR, NO_STATUS, OK, OUT, SECTOR_SIZE,
     UNMAP, UNSUPP, WRITE_ZEROES, header, segment,

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::guest::target_directory;
-use crate::soak::Loss;
+use crate::soak::loss::Loss;
 use crate::target::{Block as Target, Target as _};
 
 /// A directory in memory.

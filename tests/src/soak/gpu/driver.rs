@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::front_end::Buffer;
 use crate::front_end::gpu::{HEADER_SIZE, fenced_command, number, words};
 use crate::soak::link::Link;
-use crate::soak::{Loss, patience};
+use crate::soak::loss::{Loss, patience};
 
 /// Bytes of the longest command, and of the longest response.
 const COMMAND: u64 = 8 << 10;

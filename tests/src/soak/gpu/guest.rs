@@ -4,8 +4,8 @@
 use super::screen::{Picture, Rectangle};
 use super::{Gpu, LIMIT, PAGE, SHOWN};
 use crate::front_end::gpu::{number, words};
-use crate::soak::Loss;
 use crate::soak::link::{Link, MOVING_SIZE};
+use crate::soak::loss::Loss;
 
 /// Resources that there may be, and their most pixels in a row and rows.
 const RESOURCES: u32 = 24;

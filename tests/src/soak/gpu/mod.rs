@@ -14,10 +14,10 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use vhost::vhost_user::message::FrontendReq;
 
-use super::Loss;
 use super::back_end::BackEnd;
 use super::fault::Fault;
 use super::link::{Link, MOVING_SIZE};
+use super::loss::Loss;
 use super::report::Tally;
 use super::scenario::{Lives, Scenario, Start};
 use crate::front_end::gpu::{Answers, Display, number, words};

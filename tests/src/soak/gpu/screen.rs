@@ -2,7 +2,7 @@
 //! What a display shows, and what of the guest's it should show.
 
 use crate::front_end::gpu::Shown;
-use crate::soak::Loss;
+use crate::soak::loss::Loss;
 
 /// Scanouts of a display.
 pub const SCANOUTS: usize = 16;

@@ -5,7 +5,7 @@ use std::ffi::OsStr;
 use std::process::Command;
 use std::time::Duration;
 
-use super::{PATIENCE, Program};
+use crate::process::{PATIENCE, Program};
 
 /// What a program that ended by itself has left behind.
 #[derive(Debug)]

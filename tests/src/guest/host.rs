@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Programs and directories of the host.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::error::{GuestError, system};
+
+/// Runs a program of the host to its end and returns its stdout.
+pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>, GuestError> {
+    let name = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => GuestError::NotInstalled(name.clone()),
+            _ => GuestError::System(format!("run {name}"), error),
+        })?;
+    if !output.status.success() {
+        return Err(GuestError::Command {
+            command: format!("{command:?}").replace('"', ""),
+            status: output.status,
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        });
+    }
+    Ok(output.stdout)
+}
+
+/// Finds a program of the host, also where only root's `PATH` leads.
+pub fn find_program(name: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .chain(["/usr/sbin", "/sbin", "/usr/bin", "/bin"].map(PathBuf::from))
+        .map(|directory| directory.join(name))
+        .find(|path| path.is_file())
+}
+
+/// The target directory that this executable was built into.
+pub(crate) fn target_directory() -> Result<PathBuf, GuestError> {
+    let executable = std::env::current_exe().map_err(system("find this executable"))?;
+    let profile = executable
+        .ancestors()
+        .skip(1)
+        .find(|directory| !directory.ends_with("deps"));
+    let target = profile.and_then(Path::parent);
+    Ok(target.unwrap_or(Path::new("/tmp")).to_owned())
+}
