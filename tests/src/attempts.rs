@@ -244,7 +244,7 @@ pub fn assert_cannot_read(intruder: &mut Intruder, path: &Path) {
     );
 }
 
-/// Opens a file in this thread, and closes it. Gives what the kernel says.
+/// Opens a file in this thread, and closes it. Returns what the kernel says.
 pub fn open(intruder: &mut Intruder, path: &Path, flags: i32) -> i64 {
     let path = intruder.path(path).unwrap();
     let outcome = intruder.call(libc::SYS_openat, &[AT_FDCWD, path, flags as u64, 0o600]);

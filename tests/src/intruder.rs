@@ -29,7 +29,7 @@ pub enum Outcome {
     Ended,
 }
 
-/// A thread that was taken over. Dropping this lets it go on where it was.
+/// A thread that was taken over. Dropping this lets it continue where it was.
 #[derive(Debug)]
 pub struct Intruder {
     process: i32,

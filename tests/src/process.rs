@@ -4,7 +4,7 @@
 //! [`command`] finds a binary of this workspace, [`inherit`] hands it a file descriptor, [`Program::spawn`] starts it. A [`Program`] is
 //! killed and reaped when it is dropped; when that happens because the test panics, what it wrote to stdout and stderr is printed.
 //! With [`Program::expect_no_leak`] it is a panic when the program ended before that, or holds more then than it did at first: so each
-//! test of a back-end that means no good is one of what is left behind, too.
+//! test of a back-end that is malicious also checks what is left behind.
 
 use std::env;
 use std::ffi::OsString;
@@ -27,10 +27,10 @@ use thiserror::Error;
 /// Names the directory that holds the binaries under test, instead of the one that this executable was built into.
 pub const BIN_DIR: &str = "VHOST_DEVICE_BIN_DIR";
 
-/// Has the tests that kill a program, to see how another goes on, do so this many times.
+/// Has the tests that kill a program, to see how another continues, do so this many times.
 pub const KILLS: &str = "VHOST_DEVICE_KILLS";
 
-/// How long a program may take to do what takes no time, on a busy machine.
+/// Time limit for operations that normally finish at once; generous, for busy machines.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// How often something that can only be looked at is looked at again.

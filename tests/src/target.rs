@@ -20,11 +20,11 @@ use crate::skip;
 pub enum Claim {
     /// A message that arrives in pieces is put together.
     Pieces,
-    /// A refused request gets a NAK if an acknowledgement was asked for, and the connection goes on.
+    /// A refused request gets a NAK if an acknowledgement was asked for, and the connection continues.
     Refusal,
-    /// A request that is not known gets a NAK if an acknowledgement was asked for, and the connection goes on.
+    /// A request that is not known gets a NAK if an acknowledgement was asked for, and the connection continues.
     Unknown,
-    /// What a message has no use for is closed, and nothing is left of a connection that ended.
+    /// What a message does not use is closed, and nothing is left of a connection that ended.
     NoLeak,
     /// What the protocol says about ring set-up is checked, not only what the implementation happens to need.
     RingChecks,
@@ -352,7 +352,7 @@ impl Target for Block {
 
 /// Containers often forbid io_uring.
 fn has_io_uring() -> bool {
-    // SAFETY: no memory is passed; where the call is allowed, it fails for want of it.
+    // SAFETY: no memory is passed; where the call is allowed, it fails for lack of it.
     unsafe {
         libc::syscall(
             libc::SYS_io_uring_setup,

@@ -106,7 +106,7 @@ fn wait_for_io(guest: &mut Guest) {
     while requests() < enough {}
 }
 
-/// Checks what fio wrote on one of the machines. Gives how many bytes it verified.
+/// Checks what fio wrote on one of the machines. Returns how many bytes it verified.
 fn check(guest: &Guest) -> u64 {
     let output = guest.output();
     assert_eq!(output.values("wrong").count(), 0, "what was read is wrong");

@@ -108,7 +108,7 @@ impl Drop for Loop {
         let number = name.trim_start_matches("/dev/loop").parse().unwrap_or(0);
         let control = File::open("/dev/loop-control").unwrap();
         let end = Instant::now() + PATIENCE;
-        // It takes a moment until the program has let go of it.
+        // It takes a moment until the program has released it.
         while ask::<LOOP_CTL_REMOVE>(&control, number) == Err(Errno::BUSY) && Instant::now() < end {
             thread::sleep(Duration::from_millis(2));
         }
@@ -203,7 +203,7 @@ fn a_discard_reaches_the_device_and_storage_is_given_back() {
     });
 }
 
-/// Writes and discards that are on their way at once, of each so many: with three descriptors each they fit the queue.
+/// Writes and discards that are in flight at once, of each so many: with three descriptors each they fit the queue.
 const ROUNDS: u64 = 40;
 
 fn request(kind: u32, sector: u64, data: &[u8]) -> Request<'_> {

@@ -117,7 +117,7 @@ impl QueueHandler for Idle {
     }
 }
 
-/// A driver that makes some requests available at once and goes on when the last one is done.
+/// A driver that makes some requests available at once and continues when the last one is done.
 struct LateDriver {
     front_end: FrontEnd,
     ring: Ring,

@@ -2,7 +2,7 @@
 //! Benchmarks: our back-ends and others, side by side, by the same front-end.
 //!
 //! A measurement starts one back-end, connects, warms up, counts for a window of time and ends the back-end.
-//! Back-ends take turns within a row and rows take turns within a round, so that whatever else goes on in
+//! Back-ends take turns within a row and rows take turns within a round, so that whatever else continues in
 //! the machine meets all of them; what is reported are medians over the rounds, and ratios within a round.
 //!
 //! - [`block`], [`gpu`]: what is measured of each device;
@@ -118,7 +118,7 @@ impl BenchError {
     }
 }
 
-/// Gives what fails once SIGINT or SIGTERM has come.
+/// Returns what fails once SIGINT or SIGTERM has come.
 fn until_interrupted() -> Result<impl Fn() -> Result<(), BenchError>, BenchError> {
     static INTERRUPTED: AtomicBool = AtomicBool::new(false);
     extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {

@@ -44,7 +44,7 @@ struct Echo {
 }
 
 impl Echo {
-    /// Copies what can be read to where it can be written. Gives the number of bytes written.
+    /// Copies what can be read to where it can be written. Returns the number of bytes written.
     fn answer(chain: Chain, memory: &GuestMemoryMmap) -> io::Result<u32> {
         let mut reader = chain.clone().reader(memory).map_err(io::Error::other)?;
         let mut writer = chain.writer(memory).map_err(io::Error::other)?;

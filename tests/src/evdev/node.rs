@@ -37,7 +37,7 @@ pub(super) fn ioctl_value(file: RawFd, number: u64, value: usize) -> io::Result<
 
 const EVIOCGVERSION: u8 = 0x01;
 
-/// What an axis is and how it stands (`struct input_absinfo`).
+/// The range and state of an axis (`struct input_absinfo`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Value {
     /// Where it stands.

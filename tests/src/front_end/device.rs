@@ -239,7 +239,7 @@ impl FrontEnd {
         self.protocol_features
     }
 
-    /// Has a driver that begins anew agree on these features, of those offered. No ring may run.
+    /// Has a driver that starts again agree on these features, of those offered. No ring may run.
     pub fn set_features(&mut self, features: u64) -> Result<()> {
         self.features = self.offered & features;
         self.call().set_features(self.features)?;
@@ -373,14 +373,14 @@ impl FrontEnd {
         Ok(())
     }
 
-    /// Has the back-end log what it writes, or not any more. Rings are another matter: [`FrontEnd::log_ring`].
+    /// Makes the back-end log what it writes, or not any more. Rings are another matter: [`FrontEnd::log_ring`].
     pub fn log_writes(&self, on: bool) -> Result<()> {
         let log = if on { LOG_ALL } else { 0 };
         self.call().set_features(self.features | log)?;
         Ok(())
     }
 
-    /// Has the back-end log what it writes to the used ring of ring `index`, by guest address `log`, or not any more.
+    /// Makes the back-end log what it writes to the used ring of ring `index`, by guest address `log`, or not any more.
     pub fn log_ring(&self, index: usize, ring: &VringConfigData, log: Option<u64>) -> Result<()> {
         let ring = VringConfigData {
             flags: if log.is_some() { LOG_RING } else { 0 },

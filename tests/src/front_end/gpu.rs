@@ -18,7 +18,7 @@ use super::device::FrontEnd;
 use super::error::Result;
 use super::queue::Queue;
 
-/// How long a device may take for what takes no time, on a busy machine.
+/// Time limit for operations that normally finish at once; generous, for busy machines.
 const PATIENCE: Duration = Duration::from_secs(20);
 /// Bytes set aside for a command, for its response, and for a command of the cursor queue.
 const AREA: u64 = 1 << 20;
@@ -184,7 +184,7 @@ impl GpuDriver {
 
     /// Sends a command of the cursor queue, and waits until it is carried out.
     pub fn run_cursor(&mut self, command: &[u8]) {
-        // A command of the control queue may be under way.
+        // A command of the control queue may be in flight.
         let place = self.area + 2 * AREA;
         self.front_end.memory().write(place, command);
         let chain = [Buffer::readable(place, command.len() as u32)];
@@ -197,7 +197,7 @@ impl GpuDriver {
         assert_eq!(used.length, 0);
     }
 
-    /// Makes a resource that is backed by `pages` of guest memory, each from another place. Gives where these are.
+    /// Makes a resource that is backed by `pages` of guest memory, each from another place. Returns where these are.
     pub fn create(&mut self, number: u32, format: u32, width: u32, height: u32) -> Vec<u64> {
         self.done(number::CREATE_2D, &words(&[number, format, width, height]));
         self.attach(number, u64::from(width) * u64::from(height) * 4)
@@ -222,7 +222,7 @@ impl GpuDriver {
         self.done(number::UNREF, &words(&[number, 0]));
     }
 
-    /// Backs a resource by pages for `size` bytes, each from another place. Gives where these are.
+    /// Backs a resource by pages for `size` bytes, each from another place. Returns where these are.
     pub fn attach(&mut self, number: u32, size: u64) -> Vec<u64> {
         const PAGE: u64 = 4096;
         let count = size.div_ceil(PAGE);
@@ -357,7 +357,7 @@ pub struct Display {
 }
 
 impl Display {
-    /// Makes a display. Gives the other end of its socket too, for the device.
+    /// Makes a display. Returns the other end of its socket too, for the device.
     pub fn new(answers: Answers) -> (Self, UnixStream) {
         let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
         let (sender, shown) = channel();

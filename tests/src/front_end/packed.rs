@@ -149,7 +149,7 @@ impl PackedRing {
         self.ids.last().copied()
     }
 
-    /// Adds a chain of descriptors, whose `next` means nothing. Gives its id.
+    /// Adds a chain of descriptors, whose `next` means nothing. Returns its id.
     #[inline]
     pub(super) fn add(
         &mut self,

@@ -97,7 +97,7 @@ struct IndirectTables {
 }
 
 impl IndirectTables {
-    /// Fills the table of the chain with this number. Gives the descriptor of the table.
+    /// Fills the table of the chain with this number. Returns the descriptor of the table.
     #[inline]
     fn write(
         &self,

@@ -97,7 +97,7 @@ impl SplitRing {
         (self.free > 0).then_some(self.free_head)
     }
 
-    /// Adds a chain of descriptors: of each is told its place in the chain, and the index of the one behind it. Gives its head.
+    /// Adds a chain of descriptors: of each is told its place in the chain, and the index of the one behind it. Returns its head.
     #[inline]
     pub(super) fn add(
         &mut self,

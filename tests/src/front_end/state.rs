@@ -31,7 +31,7 @@ pub fn pipe() -> (OwnedFd, OwnedFd) {
 }
 
 impl FrontEnd {
-    /// Has the device save its state, whose queues are stopped.
+    /// Makes the device save its state, whose queues are stopped.
     pub fn save_state(&self) -> Result<Vec<u8>> {
         let (ours, theirs) = pipe();
         self.call()
@@ -42,7 +42,7 @@ impl FrontEnd {
         Ok(state)
     }
 
-    /// Has the device load a state; its queues are stopped.
+    /// Makes the device load a state; its queues are stopped.
     pub fn load_state(&self, state: &[u8]) -> Result<()> {
         let (theirs, ours) = pipe();
         self.call()
@@ -58,7 +58,7 @@ impl FrontEnd {
 }
 
 impl RawConnection {
-    /// Sends SET_DEVICE_STATE_FD. Gives what it is answered with.
+    /// Sends SET_DEVICE_STATE_FD. Returns the answer.
     pub fn set_device_state(&self, direction: u32, phase: u32, file: BorrowedFd) -> Result<u64> {
         let payload = [direction, phase].map(u32::to_ne_bytes).concat();
         let reply = self.ask(FrontendReq::SET_DEVICE_STATE_FD, &payload, &[file])?;
@@ -66,13 +66,13 @@ impl RawConnection {
         Ok(reply.u64())
     }
 
-    /// Sends CHECK_DEVICE_STATE. Gives what it is answered with: 0 for a state that came through.
+    /// Sends CHECK_DEVICE_STATE. Returns the answer: 0 for a state that came through.
     pub fn check_device_state(&self) -> Result<u64> {
         let reply = self.ask(FrontendReq::CHECK_DEVICE_STATE, &[], &[])?;
         Ok(reply.u64())
     }
 
-    /// Has the device load `state`. Gives whether it has.
+    /// Makes the device load `state`. Returns whether it has.
     pub fn loads(&self, state: &[u8]) -> bool {
         let (theirs, ours) = pipe();
         let answer = self.set_device_state(LOAD, 0, theirs.as_fd());
@@ -82,7 +82,7 @@ impl RawConnection {
         self.check_device_state().expect("an outcome") == 0
     }
 
-    /// Has the device save its state.
+    /// Makes the device save its state.
     pub fn saved(&self) -> Vec<u8> {
         let (ours, theirs) = pipe();
         let answer = self.set_device_state(SAVE, 0, theirs.as_fd());

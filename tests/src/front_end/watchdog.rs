@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Ends a wait on a socket that has no time limit of its own.
 //!
-//! The `vhost` crate repeats a read that timed out for ever, so a limit on the socket does not end
+//! The `vhost` crate repeats a read that timed out forever, so a limit on the socket does not end
 //! its wait: shutting the socket down does.
 
 use std::net::Shutdown;

@@ -253,7 +253,7 @@ impl Guest {
         self.logs.output()
     }
 
-    /// Has the guest migrate to the machine that waits for it at the socket `path`, and this machine end. Gives what QEMU tells of it.
+    /// Has the guest migrate to the machine that waits for it at the socket `path`, and this machine end. Returns what QEMU tells of it.
     pub fn migrate(&mut self, path: &Path) -> Result<Value, GuestError> {
         while !listens(path).map_err(system("look for the other machine"))? {
             if self.logs.left().is_zero() {

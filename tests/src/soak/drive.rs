@@ -14,7 +14,7 @@ use super::scenario::{Scenario, Start};
 /// The longest time between two faults, in milliseconds.
 const PAUSE: u64 = 300;
 
-/// How often all that is under way is waited for, and all is compared: once in so many faults.
+/// How often all that is in flight is waited for, and all is compared: once in so many faults.
 const SETTLE: u32 = 10;
 
 /// Runs a scenario until `stop` says so, or something is lost.

@@ -14,9 +14,9 @@ pub enum Fault {
     SetVringKick,
     /// The device is kicked for nothing.
     Kick,
-    /// The device begins anew.
+    /// The device starts again.
     ResetDevice,
-    /// All rings stop, and the driver begins anew, as QEMU resets most devices.
+    /// All rings stop, and the driver starts again, as QEMU resets most devices.
     DriverReset,
     /// Memory comes.
     AddMemReg,
@@ -88,7 +88,7 @@ impl Fault {
 }
 
 impl Fault {
-    /// Whether the driver begins anew by it: what it was told before does not count.
+    /// Whether the driver starts again by it: what it was told before does not count.
     pub fn is_reset(self) -> bool {
         matches!(self, Self::ResetDevice | Self::DriverReset)
     }

@@ -16,7 +16,7 @@ use super::scenario::{Lives, Scenario};
 use crate::front_end::memory::Region;
 use crate::front_end::state::HEADER_SIZE;
 
-/// Injects a fault into a device under load, and mends it.
+/// Injects a fault into a device under load, and repairs it.
 pub fn inject(
     scenario: &mut dyn Scenario,
     fault: Fault,

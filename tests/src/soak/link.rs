@@ -27,7 +27,7 @@ pub const MOVING_SIZE: usize = 4 << 20;
 /// What is logged: since when, and where.
 pub type Logging = Option<(Instant, DirtyLog)>;
 
-/// A connected device. Each driver that begins chooses between split and packed rings, and stays with them until it begins anew.
+/// A connected device. Each driver that begins chooses between split and packed rings, and stays with them until it starts again.
 pub struct Link {
     /// The process.
     pub back_end: BackEnd,
@@ -39,7 +39,7 @@ pub struct Link {
     others: Vec<Queue>,
     /// How often the rings were started.
     starts: Starts,
-    /// What the device has under way, for another one.
+    /// What the device has in flight, for another one.
     inflight: (VhostUserInflight, File),
     /// The memory that comes and goes, when it is there.
     pub(super) moving: Option<u64>,
@@ -126,7 +126,7 @@ impl Link {
         self.front_end
             .call()
             .set_inflight_fd(inflight, file.as_raw_fd())?;
-        // Enabled when all have started, as by QEMU: a driver may begin anew where some of them had stopped.
+        // Enabled when all have started, as by QEMU: a driver may start again where some of them had stopped.
         for (index, base) in bases.iter().enumerate() {
             self.start(index, *base)?;
         }
@@ -147,7 +147,7 @@ impl Link {
         Ok(self.front_end.call().set_vring_enable(index, enabled)?)
     }
 
-    /// Starts all rings after those of a back-end that is gone: where they go on is in the file of requests in flight.
+    /// Starts all rings after those of a back-end that is gone: where they continue is in the file of requests in flight.
     pub(super) fn start_unknown(&mut self) -> Result<(), Loss> {
         self.start_all(&vec![0; self.queues.len()])
     }
@@ -195,7 +195,7 @@ impl Link {
         Ok(())
     }
 
-    /// Rings as if they were new, for a driver that begins anew, and may choose the other format.
+    /// Rings as if they were new, for a driver that starts again, and may choose the other format.
     pub(super) fn renew(&mut self, random: &mut Rng) -> Result<(), Loss> {
         if random.bool() {
             std::mem::swap(&mut self.queues, &mut self.others);
@@ -215,7 +215,7 @@ impl Link {
         self.start_all(&bases)
     }
 
-    /// Nothing is under way.
+    /// Nothing is in flight.
     pub(super) fn renew_inflight(&mut self) -> Result<(), Loss> {
         let (old, _) = self.inflight;
         self.inflight = inflight(&self.front_end, old.num_queues, old.queue_size)?;

@@ -20,7 +20,7 @@ fn has(log: &DirtyLog, address: u64, length: u64) -> bool {
 }
 
 impl Link {
-    /// Has the device log, in another log than before, if it does such a thing.
+    /// Makes the device log, in another log than before, if it does such a thing.
     pub fn log(&mut self) -> Result<(), Loss> {
         if self.front_end.offered() & LOG_ALL == 0 {
             return Ok(());
@@ -35,7 +35,7 @@ impl Link {
         Ok(())
     }
 
-    /// Has the device log no more.
+    /// Makes the device log no more.
     pub fn stop_log(&mut self) -> Result<(), Loss> {
         if self.logging.take().is_some() {
             self.front_end.log_writes(false)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Long runs: every device under load whose results are verified, while one fault after the other is injected. Nothing may be lost.
 //!
-//! Each `Scenario` has a back-end process of its own, and a thread that carries load, injects a `Fault`, and goes on, until the time
+//! Each `Scenario` has a back-end process of its own, and a thread that carries load, injects a `Fault`, and continues, until the time
 //! is over. A [`Loss`] is what must not be: a wrong byte, a request that is not answered, a process that ends, files or memory that grow.
 //!
 //! - [`scenario`]: what a device implements;

@@ -22,7 +22,7 @@ use super::scenario::{Lives, Scenario, Start};
 use crate::front_end::{Buffer, GuestMemory, Used};
 use crate::process::{Resources, option};
 
-/// Requests under way.
+/// Requests in flight.
 const DEPTH: usize = 64;
 /// Most bytes of one.
 const LARGEST: u32 = 8 << 10;
@@ -84,7 +84,7 @@ impl Source {
     }
 }
 
-/// A request under way.
+/// A request in flight.
 struct Pending {
     head: u16,
     place: usize,

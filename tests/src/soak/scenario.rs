@@ -59,13 +59,13 @@ pub trait Scenario {
         true
     }
 
-    /// Carries load until then, and compares what comes back. Requests may stay under way.
+    /// Carries load until then, and compares what comes back. Requests may stay in flight.
     fn load(&mut self, until: Instant, tally: &Tally) -> Result<(), Loss>;
 
     /// Takes all that the device has given back, while rings are stopped or the process is gone.
     fn collect(&mut self, tally: &Tally) -> Result<(), Loss>;
 
-    /// The driver begins anew, by `fault`: nothing that was under way comes back.
+    /// The driver starts again, by `fault`: nothing that was in flight comes back.
     fn forget(&mut self, fault: Fault) -> Result<(), Loss>;
 
     /// The process is gone, and no other one started: looks at what it left.
@@ -73,7 +73,7 @@ pub trait Scenario {
         Ok(())
     }
 
-    /// The connection (or, if `is_new`, the process) is another one, and its rings run. With `has_state`, it goes on with all that the old one knew.
+    /// The connection (or, if `is_new`, the process) is another one, and its rings run. With `has_state`, it continues with all that the old one knew.
     fn connected(&mut self, is_new: bool, has_state: bool) -> Result<(), Loss> {
         let _ = (is_new, has_state);
         Ok(())
@@ -85,6 +85,6 @@ pub trait Scenario {
         Err(Loss(format!("{fault} is not for this device")))
     }
 
-    /// Waits until nothing is under way, and compares everything.
+    /// Waits until nothing is in flight, and compares everything.
     fn settle(&mut self, tally: &Tally) -> Result<(), Loss>;
 }

@@ -24,7 +24,7 @@ pub struct Device<'a> {
 }
 
 /// Boots a guest that has these devices, and runs `script` in it, in BusyBox's shell; there, `$work` is a directory with what is in
-/// `work`, which can be written. Gives the script's exit status. All ends after `deadline`.
+/// `work`, which can be written. Returns the script's exit status. All ends after `deadline`.
 pub fn run(
     devices: &[Device<'_>],
     script: &str,

@@ -179,7 +179,7 @@ fn block_size_and_topology_report_the_blocks_of_guest_and_host() {
     }
 }
 
-/// With header and status. A driver without indirect descriptors waits for ever for room that the ring does not have.
+/// With header and status. A driver without indirect descriptors waits forever for room that the ring does not have.
 #[test]
 fn a_request_of_seg_max_segments_fits_the_largest_ring_and_one_of_128() {
     for (size, expected) in [
@@ -305,7 +305,7 @@ fn writeback_is_on_again_for_the_next_connection() {
     assert_eq!(writeback(&device.connect()), 1);
 }
 
-/// What was to be written through is not to be written back by whoever goes on with the guest.
+/// What was to be written through is not to be written back by whoever continues with the guest.
 #[test]
 fn writeback_continues_in_another_process() {
     let (_here, here) = start(IMAGE_SIZE, &[]);

@@ -21,7 +21,7 @@ use crate::durability::unwritten_pages_in;
 use crate::load::Load;
 use crate::{Device, PATIENCE, Place, Variant, assert_same};
 
-/// Requests under way.
+/// Requests in flight.
 pub const DEPTH: usize = 128;
 /// How many of them are flushes, where there are any.
 pub const FLUSHES: usize = 4;
@@ -43,13 +43,13 @@ impl Variant {
 
 /// A part of the image that one write at a time goes to.
 struct Part {
-    /// How often it has been written, the write under way among them.
+    /// How often it has been written, the write in flight among them.
     version: u64,
     /// What was acknowledged last.
     acknowledged: Vec<u8>,
 }
 
-/// A driver that keeps requests under way, on devices that are killed one after the other.
+/// A driver that keeps requests in flight, on devices that are killed one after the other.
 pub struct Crashes {
     pub device: Device,
     variant: Variant,
@@ -64,7 +64,7 @@ pub struct Crashes {
     memory: GuestMemory,
     pub load: Load,
     parts: Vec<Part>,
-    /// Parts without a write under way, the longest so first.
+    /// Parts without a write in flight, the longest so first.
     idle: VecDeque<usize>,
     /// For each request that is a write, the part that it goes to. The other requests are flushes.
     writes: Vec<usize>,
@@ -83,7 +83,7 @@ pub struct Crashes {
 }
 
 impl Crashes {
-    /// Keeps [`DEPTH`] requests under way, so many of them flushes. For each flush some parts of the image stay idle for a while.
+    /// Keeps [`DEPTH`] requests in flight, so many of them flushes. For each flush some parts of the image stay idle for a while.
     pub fn start(variant: Variant, flushes: usize) -> Self {
         let writes = DEPTH - flushes;
         let parts = writes + 64 * flushes;
@@ -319,7 +319,7 @@ impl Crashes {
     }
 }
 
-/// Kills at random moments; what the front-end says of where the ring goes on is wrong.
+/// Kills at random moments; what the front-end says of where the ring continues is wrong.
 fn kill_at_random(variant: Variant, flushes: usize) {
     let mut random = Rng::with_seed(11);
     let mut crashes = Crashes::start(variant, flushes);

@@ -481,7 +481,7 @@ fn writes_that_the_host_refuses_fail(variant: Variant) {
     // Of this one, a part may be written.
     let completion = disk.driver.write(half - 8, &[7; 8192]).unwrap();
     assert_failed(&completion, IOERR, "a write that is refused in part");
-    // All others go on.
+    // All others continue.
     image[..4096].fill(8);
     ok(disk.driver.write(0, &[8; 4096]).unwrap());
     let data = ok(disk.driver.read(0, 4096).unwrap());

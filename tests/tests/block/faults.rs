@@ -39,7 +39,7 @@ impl Crashes {
     /// Starts a device that is to be killed when it has done `step` for the `passage`th time. Returns whether it was.
     fn is_killed_after(&mut self, step: Step, passage: u64) -> bool {
         self.environment = vec![(KILL_AFTER, format!("{}:{passage}", step.name()))];
-        // QEMU has it go on there.
+        // QEMU has it continue there.
         self.restart(self.load.queue().used_base());
         self.work(None, MOST);
         let is_killed = self.answered < MOST;

@@ -175,7 +175,7 @@ impl Scattered {
         }
     }
 
-    /// Carries it out; gives the used length, the writable bytes before the last, and the status.
+    /// Carries it out; returns the used length, the writable bytes before the last, and the status.
     fn run(&self, memory: &GuestMemory, queue: &mut Queue) -> (u32, Vec<u8>, u32) {
         queue.submit(&self.chain);
         assert!(queue.wait_used(PATIENCE), "not answered: {:?}", self.chain);

@@ -24,7 +24,7 @@ const DESCRIPTORS: u16 = 3;
 /// How long the program may take to end after SIGTERM.
 const END: Duration = Duration::from_secs(2);
 
-/// Requests on their way at once.
+/// Requests in flight at once.
 pub struct Load {
     queue: Queue,
     memory: GuestMemory,
@@ -110,7 +110,7 @@ pub fn read(sector: u64, length: usize) -> Request<'static> {
     }
 }
 
-/// Writes and reads again and again in places of its own, with `depth` requests on their way.
+/// Writes and reads again and again in places of its own, with `depth` requests in flight.
 pub fn write_and_verify(load: &mut Load, first: u64, seed: u64, rounds: usize) {
     const LENGTH: usize = 4096;
     let depth = load.areas.len();
@@ -344,7 +344,7 @@ fn start_empty(variant: Variant) -> Device {
     variant.start(&vec![0; IN_FLIGHT * IN_FLIGHT_LENGTH], &[])
 }
 
-/// Sends so many large writes that some are on their way for a while. Each waits for the disk.
+/// Sends so many large writes that some are in flight for a while. Each waits for the disk.
 fn send_writes(device: &Device) -> (FrontEnd, Load) {
     let front_end = device.connect_without(WITHOUT_CACHING);
     let mut load = Load::new(&front_end, 0, IN_FLIGHT, IN_FLIGHT_LENGTH as u32);
@@ -356,7 +356,7 @@ fn send_writes(device: &Device) -> (FrontEnd, Load) {
     (front_end, load)
 }
 
-/// Panics unless each write that was acknowledged is in the image. Gives how many were.
+/// Panics unless each write that was acknowledged is in the image. Returns how many were.
 fn assert_acknowledged(device: &Device, load: &mut Load) -> usize {
     let image = device.contents();
     let mut acknowledged = 0;
@@ -373,7 +373,7 @@ fn the_program_ends_in_time_and_keeps_what_it_acknowledged(variant: Variant) {
     for signal in [Signal::TERM, Signal::INT] {
         let mut device = start_empty(variant);
         let (_front_end, mut load) = send_writes(&device);
-        // Some are done, and others are on their way.
+        // Some are done, and others are in flight.
         assert!(load.queue.wait_used(PATIENCE));
         let status = device.program.end(signal, END).unwrap();
         assert_eq!(status.code(), Some(0), "{signal:?}");
@@ -381,7 +381,7 @@ fn the_program_ends_in_time_and_keeps_what_it_acknowledged(variant: Variant) {
     }
 }
 
-/// Nothing is left of connections that end in the midst of requests, and the next one finds a disk that works.
+/// Nothing is left of connections that end in the middle of requests, and the next one finds a disk that works.
 fn closed_connections_leave_no_resources_behind(variant: Variant) {
     let mut device = start_empty(variant);
     let before = device.program.resources().unwrap();

@@ -38,7 +38,7 @@ use vhost_device_tests::process::{Program, command, option};
 use vhost_device_tests::skip::skip;
 use vhost_device_tests::target::{Block, Target};
 
-/// How long a back-end may take for what takes no time, on a busy machine.
+/// Time limit for operations that normally finish at once; generous, for busy machines.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Size of the image where nothing else is said.
@@ -262,7 +262,7 @@ fn noise(seed: u64, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// Panics unless the request succeeded and wrote all its data. Gives the data.
+/// Panics unless the request succeeded and wrote all its data. Returns the data.
 fn ok(completion: Completion) -> Vec<u8> {
     let Completion {
         status,
@@ -305,7 +305,7 @@ fn run(test: fn(Variant), variant: Variant) {
     }
 }
 
-/// Makes of each function that takes a [`Variant`] a test for each I/O engine, with the image on a disk.
+/// Turns each function that takes a [`Variant`] into a test for each I/O engine, with the image on a disk.
 macro_rules! for_each_engine {
     ($($test:ident),+ $(,)?) => {
         mod io_uring {
@@ -318,7 +318,7 @@ macro_rules! for_each_engine {
 }
 use for_each_engine;
 
-/// Makes of each function that takes a [`Variant`] a test for each variant.
+/// Turns each function that takes a [`Variant`] into a test for each variant.
 macro_rules! for_each_variant {
     ($($test:ident),+ $(,)?) => {
         crate::for_each_engine!($($test),+);

@@ -27,12 +27,12 @@ const SAME: &str = "the disk keeps its size";
 const SHRUNK: &str = "the image has only";
 
 impl Device {
-    /// Gives the image this length.
+    /// Sets the length of the image.
     fn set_length(&self, length: usize) {
         self.file().set_len(length as u64).unwrap();
     }
 
-    /// Has the image measured, of which `line` is logged. Gives the whole line.
+    /// Has the image measured, of which `line` is logged. Returns the whole line.
     fn measure(&mut self, line: &'static str) -> String {
         let log = |program: &Program| -> Vec<String> {
             let stderr = program.stderr();
@@ -53,7 +53,7 @@ impl Device {
     }
 }
 
-/// Whoever replaced the file, as `cp --remove-destination` and many tools do, is to know that the guest does not see the new one.
+/// Anyone who replaced the file, as `cp --remove-destination` and many tools do, is to know that the guest does not see the new one.
 fn a_path_that_names_another_file_is_reported(variant: Variant) {
     const OTHER: &str = "another file now";
     const GONE: &str = "no file any more";

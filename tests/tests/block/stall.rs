@@ -15,7 +15,7 @@ use crate::{Device, PATIENCE, Variant, assert_same, driver, noise, ok, skip};
 const PIECE: u32 = 24 << 20;
 /// Bytes of a large request.
 const LARGE: u64 = 256 << 20;
-/// How many of them are under way at once.
+/// How many of them are in flight at once.
 const DEPTH: usize = 8;
 /// How long an answer may take on a busy machine. That is far less than the requests take together.
 const SOON: Duration = Duration::from_millis(500);
@@ -73,7 +73,7 @@ impl Large {
     }
 }
 
-/// Waits until `count` requests have come back, and asks for something all the while. Gives the longest time that an answer took.
+/// Waits until `count` requests have come back, and asks for something all the while. Returns the longest time that an answer took.
 fn slowest_answer(front_end: &FrontEnd, queue: &mut Queue, mut count: usize) -> Duration {
     let end = Instant::now() + LONG;
     let mut slowest = Duration::ZERO;

@@ -30,7 +30,7 @@ const AT_ONCE: Duration = Duration::from_secs(2);
 /// A limit so low that nothing more is allowed while a test runs, once it is reached.
 const NEARLY_NOTHING: &str = "--bps=1K";
 
-/// Keeps `depth` reads of `length` bytes under way until `end`. Gives how many were answered.
+/// Keeps `depth` reads of `length` bytes in flight until `end`. Returns how many were answered.
 fn flood(load: &mut Load, depth: usize, length: usize, end: Instant) -> u64 {
     let mut answered = 0;
     for number in 0..depth {
@@ -72,7 +72,7 @@ fn assert_rate(amount: u64, rate: u64, burst: u64, most: Duration, least: Durati
     );
 }
 
-/// Watches a flood of reads. Gives how many were answered, and how long that took with and without the start.
+/// Watches a flood of reads. Returns how many were answered, and how long that took with and without the start.
 fn watch(device: &Device, depth: usize, length: usize) -> (u64, Duration, Duration) {
     let front_end = device.connect();
     let mut load = reads(&front_end, 0, depth, length);
@@ -196,7 +196,7 @@ fn a_refused_request_does_not_use_the_byte_limit(variant: Variant) {
     assert!(start.elapsed() < 2 * AT_ONCE, "50 MiB would take 50 s");
 }
 
-/// On each queue, so many requests of so many bytes under way. Gives the bytes of each.
+/// On each queue, so many requests of so many bytes in flight. Returns the bytes of each.
 fn compete(device: &Device, queues: &[(usize, usize)]) -> Vec<u64> {
     let front_end = device.connect();
     let loads: Vec<_> = queues
@@ -287,7 +287,7 @@ fn options(features: u64) -> Options {
     }
 }
 
-/// A ring stops while 64 requests wait, and goes on without limits in another process.
+/// A ring stops while 64 requests wait, and continues without limits in another process.
 fn stop_and_go_on(variant: Variant, features: u64) {
     const DEPTH: usize = 64;
     let mut device = variant.start(&[7; MEBIBYTE], &["--iops=1"]);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The driver's choice between write-back and write-through caching (VIRTIO 1.3, 5.2.5): QEMU tells it once, and keeps a copy of the field
-//! that it never reads again. So the choice must not be lost while that front-end goes on.
+//! that it never reads again. So the choice must not be lost while that front-end continues.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -16,7 +16,7 @@ use crate::config::{set_writeback, writeback};
 use crate::durability::unwritten_pages_in;
 use crate::{Device, IMAGE_SIZE, PATIENCE, Variant, driver, noise, ok};
 
-/// What becomes of the device while its front-end goes on.
+/// What becomes of the device while its front-end continues.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Killed,
@@ -65,7 +65,7 @@ impl Guest {
         writeback(self.front_end())
     }
 
-    /// The front-end connects again, and goes on where the ring was.
+    /// The front-end connects again, and continues where the ring was.
     fn go_on(&mut self, fate: Fate) {
         self.front_end = None;
         if let Fate::Killed = fate {
@@ -134,7 +134,7 @@ fn without_a_file_writes_are_written_through_until_the_driver_chooses(variant: V
     }
 }
 
-/// A ring that is stopped and goes on, as when a virtual machine is paused, is no reason to know less.
+/// A ring that is stopped and continues, as when a virtual machine is paused, is no reason to know less.
 fn a_pause_changes_nothing(variant: Variant) {
     let mut guest = Guest::start(variant, false);
     for choice in [None, Some(0), Some(1)] {
@@ -151,7 +151,7 @@ fn a_pause_changes_nothing(variant: Variant) {
     }
 }
 
-/// A driver that begins anew reads QEMU's copy of the field, which a reset does not change.
+/// A driver that starts again reads QEMU's copy of the field, which a reset does not change.
 fn the_caching_mode_survives_a_reset(variant: Variant) {
     let mut guest = Guest::start(variant, false);
     for choice in [0, 1] {

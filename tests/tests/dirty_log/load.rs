@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Migrations while requests are on their way: the log is switched on, replaced, and switched off, and the driver does not notice.
+//! Migrations while requests are in flight: the log is switched on, replaced, and switched off, and the driver does not notice.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -11,7 +11,7 @@ use vhost_device_tests::target::Target;
 
 use crate::{DirtyLog, PATIENCE, Ring, Scene, USUAL, new_log};
 
-/// Requests on their way on each ring.
+/// Requests in flight on each ring.
 const DEPTH: usize = 32;
 /// Requests that are answered from one step of a migration to the next.
 const STEP: u64 = 100;
@@ -108,7 +108,7 @@ fn log_rings(scene: &Scene, guest: &Guest, on: bool) {
     }
 }
 
-/// Copies pages in rounds while the guest runs; each second time a new log replaces the old one. Gives the last log, and those before it.
+/// Copies pages in rounds while the guest runs; each second time a new log replaces the old one. Returns the last log, and those before it.
 fn copy_while_running(
     scene: &Scene,
     guest: &Guest,
@@ -166,7 +166,7 @@ fn a_working_guest_arrives_complete(target: &dyn Target) {
             if number % 2 == 0 {
                 arrive(&scene, &guest, &log, shadow);
             } else {
-                // The migration is cancelled, and the guest goes on here.
+                // The migration is cancelled, and the guest continues here.
                 scene.front_end.log_writes(false).unwrap();
                 log_rings(&scene, &guest, false);
             }
@@ -181,7 +181,7 @@ fn a_working_guest_arrives_complete(target: &dyn Target) {
     });
 }
 
-/// The guest stops, the last pages are copied, and it goes on here without logging.
+/// The guest stops, the last pages are copied, and it continues here without logging.
 fn arrive(scene: &Scene, guest: &Guest, log: &DirtyLog, mut shadow: Shadow) {
     let paused = guest.pause();
     let bases: Vec<u32> = (0..paused.rings.len())

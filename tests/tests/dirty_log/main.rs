@@ -23,7 +23,7 @@ use vhost_device_tests::front_end::{
 use vhost_device_tests::target::{Running, Target};
 use virtio_bindings::virtio_ring::{VRING_PACKED_EVENT_FLAG_DESC, VRING_PACKED_EVENT_FLAG_ENABLE};
 
-/// How long a back-end may take for what takes no time, on a busy machine.
+/// Time limit for operations that normally finish at once; generous, for busy machines.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Where the driver's own memory begins, where the device writes, and the size of each.
@@ -105,7 +105,7 @@ impl Scene {
         }
     }
 
-    /// Has the device log what it writes, in a new log.
+    /// Makes the device log what it writes, in a new log.
     fn start_log(&self) -> DirtyLog {
         let log = new_log();
         self.front_end.set_log(&log).unwrap();
@@ -217,7 +217,7 @@ impl Ring<'_> {
         self.add_over(true).is_some()
     }
 
-    /// Adds a request, if there is room. Where the device writes, the answer to another one may be left. Gives the pages that the driver
+    /// Adds a request, if there is room. Where the device writes, the answer to another one may be left. Returns the pages that the driver
     /// wrote to in the device's region.
     fn add_over(&mut self, clears: bool) -> Option<Pages> {
         let index = self.idle.pop()?;
@@ -245,7 +245,7 @@ impl Ring<'_> {
         self.queue.kick();
     }
 
-    /// Takes and checks what the device has used. Gives how many that were.
+    /// Takes and checks what the device has used. Returns their number.
     fn take(&mut self) -> u64 {
         let mut taken = 0;
         while let Some(used) = self.queue.take_used() {
@@ -340,7 +340,7 @@ impl Ring<'_> {
     }
 }
 
-/// Makes of each function that takes a [`Target`] a test for each device.
+/// Turns each function that takes a [`Target`] into a test for each device.
 macro_rules! for_each_device {
     ($($tests:tt)+) => {
         vhost_device_tests::tests_with!(block, Block { io_engine: "auto" }, $($tests)+);

@@ -309,7 +309,7 @@ fn files_other_than_stream_sockets_are_not_used_as_displays() {
     assert_next_display_works(&mut driver);
 }
 
-/// QEMU waits for ever on a display socket whose other end is closed, with one CPU, until the guest is reset.
+/// QEMU waits forever on a display socket whose other end is closed, with one CPU, until the guest is reset.
 #[test]
 fn a_headless_device_keeps_the_socket_of_a_display_and_says_nothing_until_it_is_reset() {
     let device = Device::start(&["--headless"]);

@@ -108,7 +108,7 @@ fn a_slow_display_gets_only_the_last_cursor_move() {
     driver.set_scanout(0, 1, [0, 0, 1000, 1000]);
     assert_eq!(display.receive().0, 7);
     driver.send_flush(1, [0, 0, 1000, 1000]);
-    // The picture is on its way.
+    // The picture is in flight.
     let mut start = [0; 32];
     display.0.read_exact(&mut start).unwrap();
     (0..1000).for_each(|x| driver.move_cursor(0, [x, 5], 1));

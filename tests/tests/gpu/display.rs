@@ -156,7 +156,7 @@ fn a_stuck_display_delays_the_guest_but_stops_neither_it_nor_the_front_end() {
     driver.send(&flush, 4096);
     let start = Instant::now();
     driver.front_end.config(0, 16).unwrap();
-    // The cursor queue goes on meanwhile.
+    // The cursor queue continues meanwhile.
     driver.move_cursor(0, [1, 1], 0);
     assert!(
         start.elapsed() < Duration::from_millis(900),

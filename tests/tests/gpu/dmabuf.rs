@@ -380,7 +380,7 @@ fn a_display_that_never_shows_anything_delays_the_guest_once() {
     driver.flush(1, [30, 20, 8, 8]);
     assert!(start.elapsed() < AT_ONCE, "it is waited for again");
     assert!(!display.is_told_something_within(Duration::from_millis(30)));
-    // When it goes on, it is told what it missed, and waited for.
+    // When it continues, it is told what it missed, and waited for.
     display.answer_update();
     let missed = display.told();
     missed.assert(DMABUF_UPDATE, &[0, 10, 10, 28, 18]);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Random commands: whatever the guest does, the device goes on, and the display is told nothing that makes no sense.
+//! Random commands: whatever the guest does, the device continues, and the display is told nothing that makes no sense.
 
 use std::collections::BTreeSet;
 use std::io::Write;

@@ -32,7 +32,7 @@ use vhost_device_tests::front_end::gpu::{Answers, Display, GpuDriver, words};
 use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::process::{PATIENCE, Program, command, option};
 
-/// How long to look for what must not happen.
+/// How long to watch for something that must not happen.
 const QUIET: Duration = Duration::from_millis(50);
 
 /// Blue, green, red, unused; in this order in memory.

@@ -52,7 +52,7 @@ fn part(pixels: &[u32]) -> Vec<u32> {
     rows.flat_map(|row| &row[2..10]).copied().collect()
 }
 
-/// Draws on two scanouts and sets a cursor. Gives where the picture that both show is.
+/// Draws on two scanouts and sets a cursor. Returns where the picture that both show is.
 fn draw(driver: &mut GpuDriver) -> Vec<u64> {
     let pages = driver.create_drawn(5, B8G8R8X8, [16, 32], &bytes(&pattern(512)));
     driver.set_scanout(0, 5, [0, 0, 16, 32]);
@@ -88,7 +88,7 @@ fn carry_out(driver: &mut GpuDriver, count: usize) {
     }
 }
 
-/// A ring comes to its beginning again: a split one after 65,536 requests, a packed one after two rounds. Its driver goes on there, or
+/// A ring comes to its beginning again: a split one after 65,536 requests, a packed one after two rounds. Its driver continues there, or
 /// is another one; then its rings are elsewhere.
 #[test]
 fn a_new_driver_at_the_old_base_finds_no_old_resources() {
@@ -145,7 +145,7 @@ fn a_migrated_guest_keeps_its_pictures_scanouts_cursor_and_uuids() {
     let display = driver.connect_display(Answers::default());
     assert_shown(&display, &pattern(512));
     assert_eq!(uuid(&mut driver, 5), known);
-    // The guest goes on drawing, in the same memory.
+    // The guest continues drawing, in the same memory.
     let picture: Vec<u32> = pattern(512).iter().map(|pixel| !pixel).collect();
     driver.draw(&pages, &bytes(&picture));
     driver.transfer(5, 16, [0, 0, 16, 32]);
@@ -334,7 +334,7 @@ fn no_content_of_a_state_does_harm() {
 fn renderer_state_is_not_saved_and_the_guest_continues() {
     let stand_in = StandIn::new("", &[]).unwrap();
     let device = crate::dmabuf::start(&stand_in, &[]);
-    // A guest that has no use for 3D is saved.
+    // A guest that does not use 3D is saved.
     let options = Options {
         features: !(1 << VIRTIO_GPU_F_VIRGL),
         ..Options::default()
@@ -361,7 +361,7 @@ fn renderer_state_is_not_saved_and_the_guest_continues() {
     assert!(log.contains("3D, which can not be saved"), "{log}");
 }
 
-/// Has the queues go on where they stopped.
+/// Has the queues continue where they stopped.
 fn restarted(driver: GpuDriver) -> GpuDriver {
     for (index, queue) in [&driver.control, &driver.cursor].into_iter().enumerate() {
         // They stand already, which changes nothing.

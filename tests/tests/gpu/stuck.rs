@@ -33,7 +33,7 @@ fn sigterm_ends_the_program_in_good_order_while_the_renderer_is_stuck() {
     assert_eq!(status.code(), Some(0), "{status}");
 }
 
-/// Makes commands in the context available whose fences are these, each of another kind: 3D, and 2D that waits for what was before. Gives where
+/// Makes commands in the context available whose fences are these, each of another kind: 3D, and 2D that waits for what was before. Returns where
 /// the responses will be.
 fn send_fenced(driver: &mut GpuDriver, fences: std::ops::Range<u64>) -> Vec<(u64, u64)> {
     let memory = driver.front_end.memory().clone();
@@ -113,7 +113,7 @@ fn a_queue_that_stops_waits_a_while_for_late_fences_and_answers_them() {
             .stderr()
             .contains("renderer unresponsive for 1 s")
     );
-    // The driver goes on, with fences that are done.
+    // The driver continues, with fences that are done.
     renderer.finish_fences().unwrap();
     driver.front_end.start(0, &driver.control, base).unwrap();
     driver.done(number::CREATE_3D, &picture(1, 64, 32, 0));

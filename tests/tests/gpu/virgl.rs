@@ -495,7 +495,7 @@ fn two_hundred_guests_leave_no_resources_behind() {
     for cycle in 0..200 {
         let mut driver = device.connect();
         work(&mut driver);
-        // A driver that begins anew, on the same connection.
+        // A driver that starts again, on the same connection.
         driver.front_end.stop(0).unwrap();
         driver.front_end.stop(1).unwrap();
         driver.control = driver.front_end.queue(0, 64).unwrap();

@@ -27,7 +27,7 @@ const INTERVAL: Duration = Duration::from_millis(2);
 const GET_INFLIGHT_FD: u32 = 31;
 const SET_INFLIGHT_FD: u32 = 32;
 
-/// Steps that a device kills itself after, in turn. After the first at least, something is under way.
+/// Steps that a device kills itself after, in turn. After the first at least, something is in flight.
 const STEPS: [Step; 4] = [
     Step::Taken,
     Step::CarriedOut,

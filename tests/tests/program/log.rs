@@ -137,7 +137,7 @@ fn lines_that_were_dropped_are_counted_in_their_place(binary: &Binary) {
     assert!(lines[told].contains(": warn: "), "{}", lines[told]);
     let seen = lines[..told].len() + dropped(&lines[told]).unwrap();
     assert!(seen >= MESSAGES, "{seen} lines of {MESSAGES}");
-    // The log goes on.
+    // The log continues.
     program.signal(Signal::USR1).unwrap();
     read_until(&mut reader, |line| line.contains("statistics:"));
     assert_ends(&mut program);

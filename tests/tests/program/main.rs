@@ -250,7 +250,7 @@ fn read_request(front_end: &FrontEnd, length: u32) -> Vec<Buffer> {
     area.prepare(front_end.memory(), &read).chain
 }
 
-/// Makes of each function that takes a [`Binary`] a test for each program that works on a file.
+/// Turns each function that takes a [`Binary`] into a test for each program that works on a file.
 macro_rules! for_each_program_with_a_file {
     ($($test:ident),+ $(,)?) => {
         mod block {
@@ -263,7 +263,7 @@ macro_rules! for_each_program_with_a_file {
 }
 use for_each_program_with_a_file;
 
-/// Makes of each function that takes a [`Binary`] a test for each program.
+/// Turns each function that takes a [`Binary`] into a test for each program.
 macro_rules! for_each_program {
     ($($test:ident),+ $(,)?) => {
         mod block {

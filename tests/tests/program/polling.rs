@@ -8,7 +8,7 @@ use vhost_device_tests::process::{PATIENCE, Program};
 
 use crate::{Binary, Setup, for_each_program_with_a_file, read_request};
 
-/// How long to look for what must not happen.
+/// How long to watch for something that must not happen.
 const QUIET: Duration = Duration::from_millis(100);
 
 /// A program with a ring that is started, and a request for it.

@@ -15,7 +15,7 @@ use crate::{Binary, END, Setup, assert_serves, exists, for_each_program};
 const ROUNDS: usize = 20;
 const PROGRAMS: usize = 4;
 
-/// Starts programs at once, each with its options, and gives the one that goes on. The others must say that there is another.
+/// Starts programs at once, each with its options, and gives the one that continues. The others must say that there is another.
 fn start_all(setups: &[Setup], options: impl Fn(&Setup) -> Vec<OsString>) -> Program {
     let mut programs: Vec<_> = setups
         .iter()

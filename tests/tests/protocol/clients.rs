@@ -47,7 +47,7 @@ fn silent_clients_use_no_resources(target: &dyn Target) {
     running.program.wait_for_resources(idle).unwrap();
 }
 
-/// The program ends when it is asked to, although its client neither speaks nor goes, or is in the midst of a message.
+/// The program ends when it is asked to, although its client neither speaks nor goes, or is in the middle of a message.
 fn a_client_that_never_ends_its_message_does_not_keep_the_program(target: &dyn Target) {
     if !claims(target, Claim::NoLeak) {
         return;

@@ -46,7 +46,7 @@ fn assert_closed(file: &OwnedFd) {
     assert_eq!(poll(&mut fds, Some(&limit)), Ok(1), "it is still open");
 }
 
-/// Has the connection carry out a request, with all memory and a queue that run from `base` on. Gives the base that it stops at.
+/// Makes the connection carry out a request, with all memory and a queue that run from `base` on. Returns the base that it stops at.
 fn carry_out(target: &dyn Target, front_end: &FrontEnd, base: u16) -> u16 {
     let mut options = front_end.queue_options(16);
     options.base = base;
@@ -65,7 +65,7 @@ fn a_device_continues_in_another_process(target: &dyn Target) {
     let source = FrontEnd::connect(&here.socket, &options).unwrap();
     let base = carry_out(target, &source, 0);
     let state = source.save_state().unwrap();
-    // The one that was saved goes on as well.
+    // The one that was saved continues as well.
     let base = carry_out(target, &source, base);
     let state_of_more = source.save_state().unwrap();
 
@@ -267,7 +267,7 @@ fn an_endless_state_is_cut_off(target: &dyn Target) {
     }
 }
 
-/// Begins a transfer that cannot go on: the other end of its file is returned, and what keeps that end from moving.
+/// Begins a transfer that cannot continue: the other end of its file is returned, and what keeps that end from moving.
 type Stuck = (OwnedFd, Option<OwnedFd>);
 
 /// A reader that never reads, and a writer that never closes.

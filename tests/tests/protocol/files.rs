@@ -45,7 +45,7 @@ impl Scene {
         }
     }
 
-    /// Starts the ring with `file` instead of the eventfd that `request` would have. Gives whether no message was refused.
+    /// Starts the ring with `file` instead of the eventfd that `request` would have. Returns whether no message was refused.
     fn start(&self, request: FrontendReq, file: BorrowedFd<'_>) -> bool {
         ring_start(&self.peer, &self.memory, &self.queue)
             .into_iter()
@@ -337,7 +337,7 @@ fn is_closed(end: impl AsFd) -> bool {
     poll(&mut fds, Some(&limit)).unwrap() == 1
 }
 
-/// A new kick takes the place of the old one, which is let go of: in the worker, and in what it waits with.
+/// A new kick takes the place of the old one, which is released: in the worker, and in what it waits with.
 fn a_replaced_kick_eventfd_is_closed(target: &dyn Target) {
     if !claims(target, Claim::NoLeak) {
         return;
@@ -392,7 +392,7 @@ fn set_file_limit(program: &Program, limit: u64) -> u64 {
     old.unwrap().current.unwrap()
 }
 
-/// Lets a program open `room` files more, and no others. Gives the limit that it had.
+/// Lets a program open `room` files more, and no others. Returns the limit that it had.
 fn leave_room(program: &Program, room: usize) -> u64 {
     let numbers = fs::read_dir(format!("/proc/{}/fd", program.id())).unwrap();
     let open: HashSet<u64> = numbers

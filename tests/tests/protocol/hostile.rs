@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Front-ends that mean no good, or leave in the middle. Whatever they do, the next one is served, and nothing of theirs is left: the
+//! Front-ends that are malicious, or leave in the middle. Whatever they do, the next one is served, and nothing of theirs is left: the
 //! harness compares files, threads, mappings and memory at the end of each test with those at its start.
 //!
 //! Where what of the protocol is sent as it should not be:
 //! - headers, sizes, short and long payloads, requests out of the air, files that no message has a use for, and ends in the middle: here;
 //!   pieces of messages, and requests that are not known: `framing`;
 //! - files of the wrong kind, full, closed, blocking, too many to be received, and too many to be opened: `files`;
-//! - clients in crowds, silent, without end, and settings that are repeated for ever: `clients`; front-ends that are killed: `killed` of
+//! - clients in crowds, silent, without end, and settings that are repeated forever: `clients`; front-ends that are killed: `killed` of
 //!   the suite `ring`;
 //! - memory tables and slots: `memory`; memory that goes under rings and requests: `memory_changes` of the suite `ring`;
 //! - vrings, by index, size, base, address and order: `rings`; features, status, reset and the channel of the back-end: `features`; the

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The file in which requests under way are noted (INFLIGHT_SHMFD).
+//! The file in which requests in flight are noted (INFLIGHT_SHMFD).
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;

@@ -31,7 +31,7 @@ use vhost_device_tests::front_end::{Error, GuestMemory, Queue, QueueOptions, Raw
 use vhost_device_tests::target::{Claim, Running, Target};
 use vmm_sys_util::eventfd::EventFd;
 
-/// How long a back-end may take for what takes no time, on a busy machine.
+/// Time limit for operations that normally finish at once; generous, for busy machines.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Feature bit 30: the back-end has protocol features.
@@ -155,7 +155,7 @@ impl Peer {
         self.done(message.request, &message.payload, &message.fds());
     }
 
-    /// Sends a message that may be refused. Gives the acknowledgement.
+    /// Sends a message that may be refused. Returns the acknowledgement.
     fn offer(&self, message: &Message) -> Result<u64, Error> {
         self.acknowledged(message.request, &message.payload, &message.fds())
     }
@@ -175,7 +175,7 @@ impl Peer {
         }
     }
 
-    /// Stops a ring. Gives its base (GET_VRING_BASE).
+    /// Stops a ring. Returns its base (GET_VRING_BASE).
     #[track_caller]
     fn stop(&self, index: u32) -> u32 {
         let reply = self.ask(FrontendReq::GET_VRING_BASE, &payload::vring_state(index, 0));
@@ -344,7 +344,7 @@ fn wait_until_read(connection: &RawConnection) {
     }
 }
 
-/// Makes of each function that takes a [`Target`] a test for each back-end.
+/// Turns each function that takes a [`Target`] into a test for each back-end.
 macro_rules! for_each_target {
     ($($tests:tt)+) => {
         vhost_device_tests::tests_with!(block, Block { io_engine: "auto" }, $($tests)+);

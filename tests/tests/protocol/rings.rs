@@ -211,7 +211,7 @@ fn a_ring_that_cannot_start_does_not_stop_the_others(target: &dyn Target) {
     request.run(&mut good, 1);
 }
 
-/// Sends the messages that start ring 0 at `layout`, with an acknowledgement for each. Gives whether one was refused.
+/// Sends the messages that start ring 0 at `layout`, with an acknowledgement for each. Returns whether one was refused.
 fn is_refused(peer: &Peer, memory: &GuestMemory, queue: &Queue, layout: Layout) -> bool {
     let first = &memory.regions()[0];
     let user = |address: u64| {

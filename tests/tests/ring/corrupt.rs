@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Drivers that mean no good. Such a driver loses its request, or the ring that it has corrupted; nobody else notices.
+//! Drivers that are malicious. Such a driver loses its request, or the ring that it has corrupted; nobody else notices.
 //!
 //! Where what a driver can do wrong is done:
 //! - indices, heads, chains and indirect tables that cannot be, buffers outside guest memory, without bytes, or of too many: here;
@@ -211,7 +211,7 @@ impl Scene {
         start(&self.front_end, 0, &self.victim);
     }
 
-    /// Stops ring 0, and starts it as a driver does that begins anew.
+    /// Stops ring 0, and starts it as a driver does that starts again.
     pub fn restart(&mut self) {
         self.front_end.stop(0).unwrap();
         self.victim.reset();
@@ -230,7 +230,7 @@ impl Scene {
         });
     }
 
-    /// The session and the other ring go on.
+    /// The session and the other ring continue.
     pub fn assert_others_live(&mut self, target: &dyn Target, what: &str) {
         let features = self
             .front_end
@@ -530,7 +530,7 @@ fn bad_places(memory: &GuestMemory, length: u32) -> Vec<(&'static str, u64, u32)
     ]
 }
 
-/// The one request fails, and its ring goes on.
+/// The one request fails, and its ring continues.
 fn a_buffer_outside_guest_memory_fails_only_its_request(target: &dyn Target) {
     if !claims(target, Claim::BadBuffer) {
         return;

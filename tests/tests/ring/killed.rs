@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Front-ends that are killed while many of their requests are on their way.
+//! Front-ends that are killed while many of their requests are in flight.
 
 use std::env;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::{Load, Mode, PATIENCE, usual};
 const TARGET: &str = "VHOST_DEVICE_TEST_TARGET";
 const SOCKET: &str = "VHOST_DEVICE_TEST_SOCKET";
 const PACKED: &str = "VHOST_DEVICE_TEST_PACKED";
-/// What it prints when its requests are on their way.
+/// What it prints when its requests are in flight.
 const BUSY: &str = "requests are on their way";
 
 /// Requests that a queue has at a time.
@@ -71,7 +71,7 @@ fn a_killed_front_end_leaves_no_resources_behind(target: &dyn Target) {
     }
 }
 
-/// Waits until a front-end has requests on their way.
+/// Waits until a front-end has requests in flight.
 fn is_busy(front_end: &mut Program) -> bool {
     let deadline = std::time::Instant::now() + PATIENCE;
     while !front_end.stdout().contains(BUSY) {

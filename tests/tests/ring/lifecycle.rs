@@ -206,7 +206,7 @@ fn a_disabled_ring_that_is_set_up_again_begins_anew(target: &dyn Target) {
     }
 }
 
-/// SET_VRING_BASE of ring 0; gives whether it is carried out.
+/// SET_VRING_BASE of ring 0; returns whether it is carried out.
 fn set_base(front_end: &FrontEnd, base: u32) -> bool {
     let request = FrontendReq::SET_VRING_BASE;
     let payload = payload::vring_state(0, base);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Rings as a driver meets them: requests in any form, notifications, start and stop, and drivers that mean no good.
+//! Rings as a driver meets them: requests in any form, notifications, start and stop, and drivers that are malicious.
 //!
 //! Nothing here depends on the device, so that all tests run against several back-ends. What a target does not claim is skipped, and
 //! the skip printed.
@@ -26,10 +26,10 @@ use vhost_device_tests::front_end::{
 };
 use vhost_device_tests::target::{Claim, Request, Running, Target};
 
-/// How long a back-end may take for what takes no time, on a busy machine.
+/// Time limit for operations that normally finish at once; generous, for busy machines.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long to look for what must not happen.
+/// How long to watch for something that must not happen.
 const QUIET: Duration = Duration::from_millis(50);
 
 /// Descriptors in an indirect table where nothing else is said.
@@ -132,7 +132,7 @@ impl Mode {
     }
 }
 
-/// Requests that are sent again and again, so that some are always on their way.
+/// Requests that are sent again and again, so that some are always in flight.
 struct Load<'a> {
     requests: Vec<Request<'a>>,
     /// For the head of a chain: the request that it belongs to.
@@ -142,7 +142,7 @@ struct Load<'a> {
 }
 
 impl<'a> Load<'a> {
-    /// As many as `most` requests on their way at once.
+    /// As many as `most` requests in flight at once.
     fn new(target: &'a dyn Target, memory: &'a GuestMemory, queue: &Queue, most: usize) -> Self {
         let requests: Vec<_> = (0..most).map(|_| Request::new(target, memory)).collect();
         let size = usize::from(queue.options().size);
@@ -174,7 +174,7 @@ impl<'a> Load<'a> {
         queue.publish();
     }
 
-    /// Takes and checks what the device has used. Gives how many that were.
+    /// Takes and checks what the device has used. Returns their number.
     fn take(&mut self, queue: &mut Queue) -> u32 {
         let mut taken = 0;
         while let Some(used) = queue.take_used() {
@@ -186,7 +186,7 @@ impl<'a> Load<'a> {
         taken
     }
 
-    /// Takes and checks all that are on their way.
+    /// Takes and checks all that are in flight.
     fn drain(&mut self, queue: &mut Queue) {
         while self.idle.len() < self.requests.len() {
             let missing = self.requests.len() - self.idle.len();
@@ -226,7 +226,7 @@ fn calls(queue: &Queue) -> u64 {
     queue.call_fd().read().unwrap_or(0)
 }
 
-/// Nothing more comes back than was taken. The call for what came back before may still be on its way.
+/// Nothing more comes back than was taken. The call for what came back before may still be in flight.
 fn assert_quiet(queue: &Queue) {
     let end = Instant::now() + QUIET;
     while Instant::now() < end {
@@ -267,7 +267,7 @@ fn while_repeating(mut work: impl FnMut() + Send, meanwhile: impl FnOnce()) {
     });
 }
 
-/// Makes of each function that takes a [`Target`] a test for each back-end.
+/// Turns each function that takes a [`Target`] into a test for each back-end.
 macro_rules! for_each_target {
     ($($tests:tt)+) => {
         vhost_device_tests::tests_with!(block, Block { io_engine: "auto" }, $($tests)+);

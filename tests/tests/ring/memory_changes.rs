@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Memory that the front-end takes away while rings run: under a ring, and under requests that are on their way.
+//! Memory that the front-end takes away while rings run: under a ring, and under requests in flight.
 
 use std::time::Duration;
 
@@ -64,7 +64,7 @@ fn remove_the_region_of_a_ring(target: &dyn Target, running: &Running, mode: Mod
     );
 }
 
-/// The same memory is there again: the ring goes on with what has become available meanwhile.
+/// The same memory is there again: the ring continues with what has become available meanwhile.
 fn a_ring_whose_region_returns_continues(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
@@ -91,7 +91,7 @@ fn a_ring_whose_region_returns_continues(target: &dyn Target) {
     }
 }
 
-/// Each request is either carried out, in the memory that it still holds, or fails for want of it; and all come back.
+/// Each request is either carried out, in the memory that it still holds, or fails for lack of it; and all come back.
 fn requests_whose_memory_goes_are_answered(target: &dyn Target) {
     if !claims(target, Claim::BadBuffer) {
         return;

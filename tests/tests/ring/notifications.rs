@@ -26,7 +26,7 @@ const WITHOUT_EVENT_IDX: Mode = Mode {
     indirect: false,
 };
 
-/// Waits for a signal. Gives how many there were since the last look.
+/// Waits for a signal. Returns their number since the last look.
 fn wait_calls(queue: &Queue) -> u64 {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
@@ -299,7 +299,7 @@ fn a_ring_without_a_kick_eventfd_is_polled(target: &dyn Target) {
     }
 }
 
-/// Whoever goes on with the ring waits for a kick.
+/// Anyone who continues with the ring waits for a kick.
 fn a_ring_that_stops_while_its_thread_polls_asks_for_kicks(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;

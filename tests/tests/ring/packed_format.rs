@@ -243,7 +243,7 @@ fn a_call_comes_for_the_descriptor_of_the_event_and_only_then(target: &dyn Targe
     }
 }
 
-/// Without EVENT_IDX there are no events for single descriptors; a driver that asks for one all the same must not wait for ever.
+/// Without EVENT_IDX there are no events for single descriptors; a driver that asks for one all the same must not wait forever.
 fn invalid_event_suppression_flags_enable_calls(target: &dyn Target) {
     let running = target.start();
     let mode = Mode {

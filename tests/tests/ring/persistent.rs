@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Drivers and front-ends that mean no good, for longer: again and again, and at random.
+//! Drivers and front-ends that are malicious, for longer: again and again, and at random.
 
 use std::os::fd::AsFd;
 

@@ -220,7 +220,7 @@ fn race(target: &dyn Target, running: &Running, mode: Mode, seed: u64) {
                 2 => scene.assert_others_live(target, "a changing ring"),
                 _ => {
                     let base = scene.front_end.stop(0).unwrap();
-                    // Mostly it goes on from there, which only a split ring with that index can do.
+                    // Mostly it continues from there, which only a split ring with that index can do.
                     let goes_on = random.u8(..) < 200;
                     let mut place = || 1 << 15 & random.u32(..) | random.u32(0..u32::from(SIZE));
                     let base = match mode.packed {
@@ -242,7 +242,7 @@ fn race(target: &dyn Target, running: &Running, mode: Mode, seed: u64) {
 }
 
 /// Drivers that make requests available as fast as they can, the same ones while the device has them, and look at nothing that comes
-/// back (CVE-2016-5403). No more than the ring's size is on its way at a time.
+/// back (CVE-2016-5403). No more than the ring's size is in flight at a time.
 fn endless_submissions_are_bounded_by_the_ring(target: &dyn Target) {
     const ROUNDS: u16 = 2000;
     let running = target.start();

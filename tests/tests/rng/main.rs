@@ -17,10 +17,10 @@ use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::{Buffer, FrontEnd, Options, Queue, QueueOptions};
 use vhost_device_tests::process::{Program, command, option};
 
-/// How long a back-end may take for what takes no time, on a busy machine.
+/// Time limit for operations that normally finish at once; generous, for busy machines.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long to look for what must not happen.
+/// How long to watch for something that must not happen.
 const QUIET: Duration = Duration::from_millis(50);
 
 /// The most that one request gets.
@@ -123,7 +123,7 @@ impl Driver {
         Buffer::writable(self.area, length)
     }
 
-    /// Sends a request, and waits until it is answered. Gives how many bytes were written.
+    /// Sends a request, and waits until it is answered. Returns how many bytes were written.
     fn carry_out(&mut self, chain: &[Buffer]) -> u32 {
         let head = self.queue.submit(chain);
         assert!(

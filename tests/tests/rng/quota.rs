@@ -157,7 +157,7 @@ fn requests_that_wait_get_their_bytes_when_the_next_period_begins() {
     assert!(seen.len() > 3000);
 }
 
-/// Stops a device. Gives what another one needs to go on with its guest.
+/// Stops a device. Returns what another one needs to continue with its guest.
 fn save(driver: &Driver) -> Vec<u8> {
     driver.front_end.stop(0).unwrap();
     driver.front_end.save_state().unwrap()

@@ -175,7 +175,7 @@ fn mode(mode: &str) -> std::ffi::OsString {
     option("sandbox", mode)
 }
 
-/// Makes of each function that takes a [`Device`] a test for each device.
+/// Turns each function that takes a [`Device`] into a test for each device.
 macro_rules! for_each_device {
     ($($test:ident),+ $(,)?) => {
         for_each_device!(@ block BLOCK [$($test)+]);

@@ -22,7 +22,7 @@ pub fn statuses(process: u32) -> Vec<BTreeMap<String, String>> {
     tasks.map(status).collect()
 }
 
-/// All threads have given up what they have no use for.
+/// All threads have given up what they do not use.
 #[track_caller]
 pub fn assert_confined(program: &Program, had_privileges: bool) {
     for status in statuses(program.id()) {

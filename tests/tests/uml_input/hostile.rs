@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Guests and front-ends that mean no good, on the rings of an input device. What does not depend on the device is tested with the others,
+//! Guests and front-ends that are malicious, on the rings of an input device. What does not depend on the device is tested with the others,
 //! in the suites `ring` and `protocol`.
 
 use std::time::Duration;
@@ -26,7 +26,7 @@ fn a_corrupt_ring_stops_alone() {
     driver.assert_gets(&device, &press(1));
     drop(driver);
     let mut driver = Driver::with_queue(&input, 16);
-    // The device has no use for a buffer before there is an event; then it looks. What the guest sets is still set.
+    // The device does not use a buffer before there is an event; then it looks. What the guest sets is still set.
     driver.events.publish_nonsense();
     device.report(&press(0)).unwrap();
     assert!(driver.events.wait_error(PATIENCE), "ERR is not signalled");
@@ -82,7 +82,7 @@ fn status_events_of_any_value_do_no_harm() {
     assert!(node.lights().unwrap().contains(&LED_CAPSL));
 }
 
-/// Each leaves while events are on their way to it.
+/// Each one disconnects while it receives events.
 #[test]
 #[ignore = "needs uinput"]
 fn front_ends_that_leave_during_events_leave_no_resources_behind() {

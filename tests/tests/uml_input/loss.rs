@@ -27,7 +27,7 @@ fn movement(number: i32) -> Report {
     movement
 }
 
-/// Makes reports until the back-end has dropped some, at a pace at which it can read them. Gives how many.
+/// Makes reports until the back-end has dropped some, at a rate at which it can read them. Returns how many.
 fn flood(device: &Device, input: &Input, make: impl Fn(i32) -> Report) -> i32 {
     let mut count = 0;
     wait_until("the back-end drops reports", || {
@@ -65,7 +65,7 @@ fn a_slow_guest_loses_whole_reports_with_one_warning() {
     let mut guest = Guest::default();
     guest.take(&[press]);
     guest.assert_agrees(&node);
-    // It goes on as before.
+    // It continues as before.
     driver.assert_gets(&device, &report(&[(EV_REL, REL_WHEEL, 1)]));
     assert_eq!(input.logged(WARNING), 1);
 }
@@ -352,7 +352,7 @@ fn touches_agree_after_repeated_losses() {
     for _ in 0..20 {
         let lost: Vec<Report> = (0..200).map(|_| touch()).collect();
         overflow(&mut input, &device, lost);
-        // More happens while the back-end finds out how the device stands.
+        // More happens while the back-end finds out the state of the device.
         for _ in 0..50 {
             device.report(&touch()).unwrap();
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A guest that goes on with another device (DEVICE_STATE).
+//! A guest that continues with another device (DEVICE_STATE).
 
 use vhost_device_tests::evdev::{
     Device, EV_KEY, EV_REL, Event, KEY_A, KEY_B, Node, REL_X, REL_Y, Report, devices, report,
@@ -15,7 +15,7 @@ fn keys(keys: &[(u16, i32)]) -> Report {
     report(&events.collect::<Vec<_>>())
 }
 
-/// Stops a guest. Gives what another device needs to go on with it.
+/// Stops a guest. Returns what another device needs to continue with it.
 fn save(driver: &Driver) -> Vec<u8> {
     driver.front_end.stop(0).unwrap();
     driver.front_end.stop(1).unwrap();

@@ -15,7 +15,7 @@ use super::load::{Load, Measured, Places, Window};
 use crate::front_end::GuestMemory;
 use crate::front_end::block::SECTOR_SIZE;
 
-/// Runs `load` on `image`. Gives the CPU time that this process took in the window, too.
+/// Runs `load` on `image`. Returns the CPU time that this process took in the window, too.
 pub fn run(image: &Image, load: Load, window: Window) -> io::Result<(Measured, Duration)> {
     let file = OpenOptions::new()
         .read(true)
@@ -37,7 +37,7 @@ pub fn run(image: &Image, load: Load, window: Window) -> io::Result<(Measured, D
     };
     let measured = driver.run(window);
     if measured.is_err() {
-        // What is still under way may write to it.
+        // What is still in flight may write to it.
         std::mem::forget(driver.memory);
     }
     measured
@@ -111,7 +111,7 @@ impl Driver {
     }
 
     fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
-        // SAFETY: the buffer is the request's own, in memory that stays mapped until all have ended: for ever after an error.
+        // SAFETY: the buffer is the request's own, in memory that stays mapped until all have ended: forever after an error.
         unsafe { self.ring.submission().push(entry) }.map_err(io::Error::other)
     }
 }

@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use super::BlockOptions;
 use crate::bench::{BenchError, at};
 
-/// Bytes written between two looks at whether to go on. Linux keeps what is written at once in one piece of its page cache, and each
+/// Bytes written between two looks at whether to continue. Linux keeps what is written at once in one piece of its page cache, and each
 /// small write to a large piece takes ext4 long: this is what reading ahead makes.
 const CHUNK: usize = 128 << 10;
 

@@ -29,7 +29,7 @@ const IMAGE_SIZE: usize = 32 << 20;
 const CROWDED: u64 = 2048;
 /// Sectors of the largest request.
 const LARGEST: u64 = 128;
-/// Queues, and requests under way on each.
+/// Queues, and requests in flight on each.
 const QUEUES: usize = 2;
 const DEPTH: usize = 32;
 const QUEUE_SIZE: u16 = 128;
@@ -174,7 +174,7 @@ impl Storage {
     }
 }
 
-/// A request under way.
+/// A request in flight.
 struct Pending {
     area: usize,
     prepared: Prepared,
@@ -183,7 +183,7 @@ struct Pending {
     write: Option<u32>,
 }
 
-/// A queue, and what is under way there.
+/// A queue, and what is in flight there.
 struct Lane {
     queue: Queue,
     areas: Vec<RequestArea>,
@@ -248,7 +248,7 @@ impl Driver {
     }
 
     /// Carries out what `next` says, as much of it at a time as there is room for, until it says nothing more. What would
-    /// meet a write that is under way is left out.
+    /// meet a write that is in flight is left out.
     fn drive(
         &mut self,
         disk: &mut Disk,
@@ -280,7 +280,7 @@ impl Driver {
             } else if progress.elapsed() > LIMIT {
                 return Err(format!("a request took longer than {LIMIT:?}").into());
             } else {
-                // Not for long: it may be another queue that goes on.
+                // Not for long: it may be another queue that continues.
                 waiting.queue.wait_used(Duration::from_millis(1));
             }
         }

@@ -33,7 +33,7 @@ pub struct Display {
 }
 
 impl Display {
-    /// Makes a display whose thread runs on `cpu`. Gives the other end of its socket too.
+    /// Makes a display whose thread runs on `cpu`. Returns the other end of its socket too.
     pub fn new(cpu: usize) -> io::Result<(Self, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
         let socket = ours.try_clone()?;

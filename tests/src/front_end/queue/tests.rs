@@ -35,7 +35,7 @@ fn pair(options: QueueOptions) -> (Queue, DeviceQueue, GuestMemoryMmap, GuestMem
     (queue, device, theirs, memory)
 }
 
-/// Has the device use all it sees, in the reverse order; the length is the number of buffers.
+/// Makes the device use all it sees, in the reverse order; the length is the number of buffers.
 fn serve(device: &mut DeviceQueue, memory: &GuestMemoryMmap) -> Vec<Vec<Buffer>> {
     let mut chains: Vec<_> = device
         .iter(memory)

@@ -14,7 +14,7 @@ const ZEROES: u32 = 0;
 struct Sector {
     /// The last one that was acknowledged.
     acknowledged: u32,
-    /// Those that are under way, or of which nobody knows what became of them.
+    /// Those that are in flight, or of which nobody knows what became of them.
     others: Vec<u32>,
     /// How many requests read it now; a write counts as all that there can be.
     busy: u16,
@@ -106,7 +106,7 @@ impl Disk {
         Some((self.last_write, data))
     }
 
-    /// Takes sectors for a request that makes zeroes of them. Gives its number.
+    /// Takes sectors for a request that makes zeroes of them. Returns its number.
     pub fn begin_zeroes(&mut self, sectors: &Range<u64>) -> Option<u32> {
         self.begin(sectors, ZEROES).then_some(ZEROES)
     }
@@ -127,7 +127,7 @@ impl Disk {
         }
     }
 
-    /// Fails unless each sector has what one of the permitted writes wrote. What was seen where nothing is under way is there to stay.
+    /// Fails unless each sector has what one of the permitted writes wrote. What was seen where nothing is in flight is there to stay.
     pub fn check(&mut self, first: u64, bytes: &[u8]) -> Result<(), Loss> {
         let mut expected = [0; SECTOR_SIZE];
         for (number, seen) in (first..).zip(bytes.chunks_exact(SECTOR_SIZE)) {

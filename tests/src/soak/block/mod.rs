@@ -27,7 +27,7 @@ use crate::process::{Resources, option};
 use disk::Disk;
 pub use variant::{VARIANTS, Variant};
 
-/// Queues, and requests under way on each.
+/// Queues, and requests in flight on each.
 const QUEUES: usize = 2;
 const DEPTH: usize = 32;
 /// Bytes of the image.
@@ -46,7 +46,7 @@ pub fn start(variant: Variant, lives: Lives) -> (String, Start) {
     (lives.name(variant.name), Box::new(start))
 }
 
-/// A request under way.
+/// A request in flight.
 struct Pending {
     /// Number of the memory that it uses.
     place: usize,
@@ -241,7 +241,7 @@ impl Block {
         }
     }
 
-    /// Takes what came back on a queue. Gives how much that was.
+    /// Takes what came back on a queue. Returns how much that was.
     fn take(&mut self, queue: usize, tally: &Tally) -> Result<usize, Loss> {
         let mut count = 0;
         while let Some(used) = self.link.queues[queue].take_used() {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The driver's side of a GPU under load: one command at a time, which may still be under way when a fault comes.
+//! The driver's side of a GPU under load: one command at a time, which may still be in flight when a fault comes.
 
 use std::time::{Duration, Instant};
 
@@ -51,7 +51,7 @@ impl Driver {
         }
     }
 
-    /// Nothing that was under way comes back.
+    /// Nothing that was in flight comes back.
     pub fn forget(&mut self) {
         self.under_way = None;
     }
@@ -81,7 +81,7 @@ impl Driver {
         Ok(())
     }
 
-    /// The response to the command that is under way, when it has come.
+    /// The response to the command that is in flight, when it has come.
     pub fn receive(&mut self) -> Result<Option<Response>, Loss> {
         let Some(used) = self.link.queues[0].take_used() else {
             return Ok(None);
@@ -113,7 +113,7 @@ impl Driver {
         }))
     }
 
-    /// Waits for the command that is under way.
+    /// Waits for the command that is in flight.
     pub fn finish(&mut self) -> Result<Option<Response>, Loss> {
         while let Some((_, since)) = &self.under_way {
             if since.elapsed() > patience() {

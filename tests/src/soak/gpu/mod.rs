@@ -246,7 +246,7 @@ impl Scenario for Gpu {
         while Instant::now() < until {
             self.step(tally)?;
         }
-        // One is under way whatever comes next.
+        // One is in flight whatever comes next.
         let number = self.any().unwrap_or(1);
         self.driver
             .send(number::FLUSH, &words(&[0, 0, 1, 1, number, 0]))
@@ -260,7 +260,7 @@ impl Scenario for Gpu {
         self.driver.forget();
         self.clear();
         match fault {
-            // The display goes on, and shows nothing.
+            // The display continues, and shows nothing.
             Fault::DriverReset => {
                 self.cursors = [None; SHOWN];
                 Ok(())
