@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What code that has taken over a thread of a back-end may try, and what must come of it.
+//! System calls that code in a compromised thread of a back-end may try, and the required result.
 
 use std::ffi::c_long;
 use std::io;
@@ -25,9 +25,9 @@ pub struct Attempt {
 #[derive(Clone, Copy, Debug)]
 enum Argument {
     Number(u64),
-    /// A path. Nothing is there, so that nothing is harmed where it is not refused.
+    /// A path that does not exist, so that no attempt does harm where it is not refused.
     Nowhere,
-    /// The process that has started this one.
+    /// The parent process.
     Parent,
 }
 
@@ -51,7 +51,7 @@ const fn attempt<const N: usize>(
     }
 }
 
-/// Programs, sockets and rings of io_uring, which no thread of any device may make.
+/// Programs, sockets and io_uring rings, which no thread of any device may create.
 pub const PROGRAMS_AND_SOCKETS: &[Attempt] = &[
     attempt("execve", libc::SYS_execve, [Nowhere]),
     attempt("execveat", libc::SYS_execveat, [Number(AT_FDCWD), Nowhere]),
@@ -73,7 +73,7 @@ pub const PROGRAMS_AND_SOCKETS: &[Attempt] = &[
             Number(libc::SOCK_STREAM as u64),
         ],
     ),
-    // What these make does all of the above, past the filters.
+    // These would allow all of the above, past the filters.
     attempt("io_uring_setup", libc::SYS_io_uring_setup, [Number(1)]),
     attempt(
         "io_uring_register",
@@ -82,7 +82,7 @@ pub const PROGRAMS_AND_SOCKETS: &[Attempt] = &[
     ),
 ];
 
-/// What no thread of any device may do either.
+/// Other calls that no thread of any device may make.
 pub const FORBIDDEN: &[Attempt] = &[
     attempt("connect", libc::SYS_connect, [Number(0)]),
     attempt(
@@ -131,7 +131,7 @@ pub const FORBIDDEN: &[Attempt] = &[
     attempt("truncate", libc::SYS_truncate, [Nowhere]),
 ];
 
-/// What only a device that compiles code may do.
+/// Calls that only a device that compiles code may make.
 pub const EXECUTABLE: &[Attempt] = &[
     attempt(
         "mmap",
@@ -150,7 +150,7 @@ pub const EXECUTABLE: &[Attempt] = &[
     ),
 ];
 
-/// What the thread that serves the front-end does, and no other.
+/// Calls that only the thread that serves the front-end makes.
 pub const SESSION: &[Attempt] = &[
     attempt("accept4", libc::SYS_accept4, [Number(u64::MAX)]),
     attempt("recvmsg", libc::SYS_recvmsg, [Number(u64::MAX)]),
@@ -171,7 +171,7 @@ impl Attempt {
     /// Makes the call.
     ///
     /// # Errors
-    /// The thread cannot be used any more.
+    /// The thread can no longer be used.
     pub fn make(&self, intruder: &mut Intruder) -> io::Result<Outcome> {
         let path = intruder.path("/nonexistent/file")?;
         let arguments = self.arguments.map(|argument| match argument {
@@ -182,7 +182,7 @@ impl Attempt {
         intruder.call(self.number, &arguments)
     }
 
-    /// Makes the call in a thread of `program` with this name. It must end the process, which must say what for.
+    /// Makes the call in the thread of `program` with this name. It must end the process, and the process must report the call.
     pub fn assert_ends(&self, program: &mut Program, thread: &str) {
         let id = intruder::thread(program.id(), thread).unwrap();
         wait_until_confined(program, id);
@@ -210,7 +210,7 @@ impl Attempt {
     }
 }
 
-/// Waits until a thread that may just have started has a filter beside those of the one that started it.
+/// Waits until a thread that may have just started has one filter more than the thread that started it.
 fn wait_until_confined(program: &mut Program, thread: i32) {
     let process = program.id();
     let filters = |thread: i32| -> io::Result<Option<u32>> {
@@ -223,7 +223,7 @@ fn wait_until_confined(program: &mut Program, thread: i32) {
         return;
     }
     let is_confined = || {
-        // Kernels before 5.9 do not tell.
+        // Kernels before 5.9 do not report this.
         Ok(filters(first)?.is_none_or(|first| {
             let own = filters(thread).ok().flatten();
             own.is_some_and(|own| own > first)
@@ -234,7 +234,7 @@ fn wait_until_confined(program: &mut Program, thread: i32) {
         .unwrap();
 }
 
-/// Reading a file fails in this thread, and nothing else happens.
+/// Asserts that reading a file fails in this thread, and nothing else happens.
 pub fn assert_cannot_read(intruder: &mut Intruder, path: &Path) {
     assert_eq!(
         open(intruder, path, libc::O_RDONLY),
@@ -244,7 +244,7 @@ pub fn assert_cannot_read(intruder: &mut Intruder, path: &Path) {
     );
 }
 
-/// Opens a file in this thread, and closes it. Returns what the kernel says.
+/// Opens a file in this thread, and closes it. Returns the answer of the kernel.
 pub fn open(intruder: &mut Intruder, path: &Path, flags: i32) -> i64 {
     let path = intruder.path(path).unwrap();
     let outcome = intruder.call(libc::SYS_openat, &[AT_FDCWD, path, flags as u64, 0o600]);

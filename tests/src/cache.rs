@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where that is kept which tests download or build, and which is the same for each clone of this repository: kernels, and tools of xtask's.
+//! The cache of files that tests download or build, shared by all clones of this repository: kernels, and tools of xtask.
 
 use std::ffi::OsString;
 use std::fs;
@@ -9,10 +9,10 @@ use rustix::fs::{Access, access};
 
 use crate::guest::target_directory;
 
-/// Names the directory, instead of the user's cache.
+/// Environment variable that names another cache directory.
 pub const CACHE: &str = "VHOST_DEVICE_CACHE";
 
-/// The directory: `vhost-device` in the user's cache (`XDG_CACHE_HOME`, `~/.cache`), or, where that cannot be written, `cache` in the
+/// Returns the directory: `vhost-device` in the user's cache (`XDG_CACHE_HOME`, `~/.cache`), or, if that cannot be written, `cache` in the
 /// target directory.
 pub fn directory() -> PathBuf {
     let candidates = candidates(|name| std::env::var_os(name));
@@ -66,7 +66,7 @@ mod tests {
             with(&[home, ("XDG_CACHE_HOME", "/cache")]),
             user("/cache/vhost-device")
         );
-        // The specification has it ignored.
+        // The specification says to ignore it.
         assert_eq!(
             with(&[home, ("XDG_CACHE_HOME", "cache")]),
             user("/home/a/.cache/vhost-device")

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Code of a guest that has taken over a thread of a program: it makes system calls there, in the program as it is, by ptrace(2).
+//! Simulates code of a guest that has taken over a thread of a program: it makes system calls in that thread through ptrace(2).
 
 use std::ffi::{CString, c_long, c_void};
 use std::fs::{self, File};
@@ -13,19 +13,19 @@ use std::time::Instant;
 
 use crate::process::PATIENCE;
 
-/// Below the stack pointer of a thread, out of the way of what it may have put there.
+/// Offset below the stack pointer of a thread, outside of what the thread may have stored there.
 const BELOW_STACK: u64 = 8 << 10;
 /// Bytes of `syscall`.
 const SYSCALL: [u8; 2] = [0x0f, 0x05];
 
-/// What became of a system call.
+/// The result of a system call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was carried out, or refused: the kernel's answer, a negative number of an error.
+    /// The call returned this value: the kernel's answer, negative for an error.
     Returned(i64),
-    /// The thread was told that it may not make that call, and left to what it does then.
+    /// The thread received SIGSYS for the call.
     Trapped,
-    /// The process was ended for it.
+    /// The kernel ended the process.
     Ended,
 }
 
@@ -39,7 +39,7 @@ pub struct Intruder {
     left: bool,
 }
 
-/// A thread of a process that has this name, or will have it soon.
+/// Returns the thread of a process with this name, which may appear soon.
 pub fn thread(process: u32, name: &str) -> io::Result<i32> {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -72,7 +72,7 @@ fn find(process: u32, name: &str) -> io::Result<Option<i32>> {
 }
 
 impl Intruder {
-    /// Takes a thread of `process` over while it waits in a system call. That needs the right to trace processes.
+    /// Takes over a thread of `process` while it waits in a system call. This needs the right to trace processes.
     pub fn enter(process: u32, thread: i32) -> io::Result<Self> {
         loop {
             if let Some(intruder) = Self::try_enter(process, thread)? {
@@ -82,7 +82,7 @@ impl Intruder {
         }
     }
 
-    /// The same, or nothing if the thread is at work.
+    /// Does the same, unless the thread is running.
     fn try_enter(process: u32, thread: i32) -> io::Result<Option<Self>> {
         let memory = File::options()
             .read(true)
@@ -109,7 +109,7 @@ impl Intruder {
         Ok((code == SYSCALL).then_some(intruder))
     }
 
-    /// Where the thread's own system call is.
+    /// Returns the address of the thread's own system call.
     fn call_address(&self) -> u64 {
         self.registers.rip - SYSCALL.len() as u64
     }
@@ -120,7 +120,7 @@ impl Intruder {
         let mut registers = libc::user_regs_struct {
             rip: self.call_address(),
             rax: number as u64,
-            // Not in a system call, which the kernel would make again.
+            // The thread is not in a system call, so the kernel does not restart one.
             orig_rax: u64::MAX,
             rdi: argument(0),
             rsi: argument(1),
@@ -146,7 +146,7 @@ impl Intruder {
                 Ok(Outcome::Returned(result))
             }
             Some(signal) => {
-                // The step has ended too, which must not be told to the thread.
+                // The step has ended too; the thread must not receive its signal.
                 // SAFETY: the request takes numbers.
                 unsafe { trace(libc::PTRACE_CONT, self.thread, 0, signal as usize)? };
                 if self.wait()?.is_some() {
@@ -163,13 +163,13 @@ impl Intruder {
         }
     }
 
-    /// Puts a path into the thread's memory, and gives its address.
+    /// Writes a path to the thread's memory, and returns its address.
     pub fn path(&self, path: impl AsRef<Path>) -> io::Result<u64> {
         let path = CString::new(path.as_ref().as_os_str().as_bytes())?;
         self.bytes(path.as_bytes_with_nul())
     }
 
-    /// Puts up to 4 KiB into the thread's memory, where the ones before were, and gives their address.
+    /// Writes up to 4 KiB to the thread's memory, over earlier bytes, and returns their address.
     pub fn bytes(&self, bytes: &[u8]) -> io::Result<u64> {
         let address = (self.registers.rsp - BELOW_STACK) & !15;
         self.write(address, bytes)?;
@@ -203,7 +203,7 @@ impl Intruder {
 
     /// Waits until the thread has stopped for a signal, or has ended.
     fn wait(&self) -> io::Result<Option<i32>> {
-        // How the process ended is left to be seen by others.
+        // The exit status of the process is left for its parent.
         let options = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL;
         // SAFETY: all zeroes is a value of this plain structure, to which the kernel writes.
         let info = unsafe {
@@ -218,7 +218,7 @@ impl Intruder {
             libc::CLD_EXITED | libc::CLD_KILLED | libc::CLD_DUMPED
         );
         if has_ended && self.thread != self.process {
-            // Nobody else does so for a thread that is traced; until then its process has not ended.
+            // Nobody else reaps a traced thread; until then its process has not ended.
             // SAFETY: the status is not wanted.
             unsafe { libc::waitpid(self.thread, null_mut(), libc::__WALL) };
         }
@@ -242,7 +242,7 @@ impl Drop for Intruder {
 }
 
 /// # Safety
-/// `data` must be what the request takes.
+/// `data` must be valid for the request.
 unsafe fn trace(request: u32, thread: i32, address: usize, data: usize) -> io::Result<()> {
     let (address, data): (*mut c_void, *mut c_void) = (
         null_mut::<c_void>().with_addr(address),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A vhost-user front-end in user space, and what the test suites and benchmarks share.
+//! A vhost-user front-end in user space, and the shared code of test suites and benchmarks.
 
 #![allow(
     unsafe_code,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Programs under test: where they are, how they start and end.
+//! Programs under test: finding, starting and ending them.
 //!
 //! [`command`] finds a binary of this workspace, [`inherit`] hands it a file descriptor, [`Program::spawn`] starts it. A [`Program`] is
-//! killed and reaped when it is dropped; when that happens because the test panics, what it wrote to stdout and stderr is printed.
-//! With [`Program::expect_no_leak`] it is a panic when the program ended before that, or holds more then than it did at first: so each
+//! killed and reaped when it is dropped; if the test panics, its stdout and stderr are printed.
+//! After [`Program::expect_no_leak`], dropping it panics if the program has ended before, or holds more than at first. So each
 //! test of a back-end that is malicious also checks what is left behind.
 
 use std::env;
@@ -24,28 +24,28 @@ pub use rustix::process::Signal;
 use rustix::process::{Pid, PidfdFlags, kill_process, pidfd_open};
 use thiserror::Error;
 
-/// Names the directory that holds the binaries under test, instead of the one that this executable was built into.
+/// Environment variable that names the directory of the binaries under test, instead of that of this executable.
 pub const BIN_DIR: &str = "VHOST_DEVICE_BIN_DIR";
 
-/// Has the tests that kill a program, to see how another continues, do so this many times.
+/// Environment variable with the number of kills in tests that kill a program.
 pub const KILLS: &str = "VHOST_DEVICE_KILLS";
 
 /// Time limit for operations that normally finish at once; generous, for busy machines.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How often something that can only be looked at is looked at again.
+/// Polling interval.
 const INTERVAL: Duration = Duration::from_millis(2);
 
-/// By how many bytes the memory of a program's own may have grown in a test: allocators keep some of what was freed.
+/// Growth of a program's anonymous memory that a test tolerates, in bytes: allocators keep some freed memory.
 const GROWTH: u64 = 16 << 20;
 
-/// How much of a program's output is shown when a test fails: its end, in characters.
+/// Length of the output of a program that is shown when a test fails: its end, in characters.
 const SHOWN: usize = 16 << 10;
 
-/// Set by the kernel in the flags column of `/proc/net/unix` for a socket that listens.
+/// Flag in `/proc/net/unix` of a socket that listens.
 const ACCEPTS_CONNECTIONS: u32 = 1 << 16;
 
-/// Why a program could not be found, started, or did not do what was waited for.
+/// Why a program could not be found, started, or did not do what was expected.
 #[derive(Debug, Error)]
 pub enum ProcessError {
     /// The binary has not been built.
@@ -59,35 +59,35 @@ pub enum ProcessError {
     /// The deadline passed.
     #[error("{program} did not {what} within {within:?}; it wrote to stderr:\n{stderr}")]
     Deadline {
-        /// The program that was waited for.
+        /// The program.
         program: String,
-        /// What it should have done.
+        /// What it was expected to do.
         what: &'static str,
-        /// The time that it had.
+        /// The time limit.
         within: Duration,
-        /// What it wrote to stderr until then.
+        /// Its stderr until then.
         stderr: String,
     },
-    /// The program ended although it should have gone on.
+    /// The program ended too early.
     #[error("{program} ended ({status}) before it could {what}; it wrote to stderr:\n{stderr}")]
     Ended {
-        /// The program that ended.
+        /// The program.
         program: String,
-        /// What it should have done.
+        /// What it was expected to do.
         what: &'static str,
         /// How it ended.
         status: ExitStatus,
-        /// What it wrote to stderr.
+        /// Its stderr.
         stderr: String,
     },
-    /// The program keeps what it should have given back.
+    /// The program holds resources that it should have released.
     #[error("{program} had {before:?}, and has {after:?} now")]
     Leak {
         /// The program.
         program: String,
-        /// What it should have.
+        /// Expected resources.
         before: Resources,
-        /// What it has.
+        /// Actual resources.
         after: Resources,
     },
 }
@@ -96,7 +96,7 @@ fn system(what: &'static str) -> impl FnOnce(io::Error) -> ProcessError {
     move |error| ProcessError::System(what, error)
 }
 
-/// The path of the workspace's binary `name`: in the directory that [`BIN_DIR`] names, else in the one that this executable was built into.
+/// Returns the path of the workspace's binary `name`: in the directory that [`BIN_DIR`] names, else in that of this executable.
 pub fn binary(name: &str) -> Result<PathBuf, ProcessError> {
     let directory = match env::var_os(BIN_DIR) {
         Some(directory) => PathBuf::from(directory),
@@ -118,12 +118,12 @@ pub fn binary(name: &str) -> Result<PathBuf, ProcessError> {
     }
 }
 
-/// A command that runs the workspace's binary `name`.
+/// Returns a command that runs the workspace's binary `name`.
 pub fn command(name: &str) -> Result<Command, ProcessError> {
     Ok(Command::new(binary(name)?))
 }
 
-/// Lets the program that `command` starts have `file` as its file descriptor `number`.
+/// Makes the program that `command` starts inherit `file` as file descriptor `number`.
 pub fn inherit(command: &mut Command, file: OwnedFd, number: RawFd) {
     let place = move || {
         let source = file.as_raw_fd();
@@ -143,8 +143,8 @@ pub fn inherit(command: &mut Command, file: OwnedFd, number: RawFd) {
     unsafe { command.pre_exec(place) };
 }
 
-/// Has the program that `command` starts run without memory that it can write to and then execute, as units with
-/// `MemoryDenyWriteExecute=yes` do. Fails on a kernel that cannot do that (before Linux 6.3).
+/// Makes the program that `command` starts run without memory that is both writable and executable, like units with
+/// `MemoryDenyWriteExecute=yes`. Fails on kernels that do not support this (before Linux 6.3).
 pub fn deny_write_execute(command: &mut Command) -> io::Result<()> {
     /// `PR_SET_MDWE` and `PR_MDWE_REFUSE_EXEC_GAIN` of prctl(2), and `PR_GET_MDWE`.
     const SET: libc::c_int = 65;
@@ -163,14 +163,14 @@ pub fn deny_write_execute(command: &mut Command) -> io::Result<()> {
     Ok(())
 }
 
-/// What a process holds.
+/// Resources of a process.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Resources {
     /// Open file descriptors.
     pub files: usize,
     /// Threads.
     pub threads: usize,
-    /// Mappings that are shared with others: guest memory, requests in flight, and the rings of io_uring.
+    /// Shared mappings: guest memory, requests in flight, and io_uring rings.
     pub mappings: usize,
 }
 
@@ -182,12 +182,12 @@ pub struct Program {
     exit: OwnedFd,
     stdout: File,
     stderr: File,
-    /// What it held at first, and the bytes of memory of its own, if it is to hold no more in the end.
+    /// Its resources and anonymous memory at first, if it must hold no more in the end.
     at_first: Option<(Resources, u64)>,
 }
 
 impl Program {
-    /// Starts `command`. Its stdin is what the command says, stdout and stderr are captured.
+    /// Starts `command`. The command sets its stdin; stdout and stderr are captured.
     pub fn spawn(command: &mut Command) -> Result<Self, ProcessError> {
         let stdout = tempfile::tempfile().map_err(system("create a file for stdout"))?;
         let stderr = tempfile::tempfile().map_err(system("create a file for stderr"))?;
@@ -218,7 +218,7 @@ impl Program {
         }
     }
 
-    /// The process id.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -234,7 +234,7 @@ impl Program {
         Ok(())
     }
 
-    /// How the program ended, or `None` while it runs.
+    /// Returns how the program ended, or `None` while it runs.
     pub fn status(&mut self) -> Result<Option<ExitStatus>, ProcessError> {
         self.child
             .try_wait()
@@ -274,14 +274,14 @@ impl Program {
         self.wait(within)
     }
 
-    /// Starts `command`, and waits until somebody listens at `socket`.
+    /// Starts `command`, and waits until a program listens at `socket`.
     pub fn serve(command: &mut Command, socket: &Path) -> Result<Self, ProcessError> {
         let mut program = Self::spawn(command)?;
         program.wait_for_listener(socket)?;
         Ok(program)
     }
 
-    /// Waits until somebody listens at `path`. It does not connect, so the program sees nothing of it.
+    /// Waits until a program listens at `path`. It does not connect, so the program does not notice.
     pub fn wait_for_listener(&mut self, path: &Path) -> Result<(), ProcessError> {
         self.wait_until("listen on its socket", PATIENCE, || listens(path))
     }
@@ -314,12 +314,12 @@ impl Program {
         }
     }
 
-    /// What the program has written to stdout.
+    /// Returns what the program has written to stdout.
     pub fn stdout(&self) -> String {
         contents(&self.stdout)
     }
 
-    /// What the program has written to stderr, with the lines that its thread for the log had to write just now.
+    /// Returns the stderr of the program, including lines that its log thread is about to write.
     pub fn stderr(&self) -> String {
         let deadline = Instant::now() + PATIENCE;
         while has_log_to_write(self.id()) && Instant::now() < deadline {
@@ -328,12 +328,12 @@ impl Program {
         contents(&self.stderr)
     }
 
-    /// What the program holds now.
+    /// Returns the resources of the program.
     pub fn resources(&self) -> Result<Resources, ProcessError> {
         resources(self.id())
     }
 
-    /// Waits until the program holds no more than `most`, as it does a moment after a connection has ended.
+    /// Waits until the program holds no more than `most`, which takes a moment after a connection has ended.
     pub fn wait_for_resources(&mut self, most: Resources) -> Result<(), ProcessError> {
         let id = self.id();
         let mut last = most;
@@ -353,19 +353,19 @@ impl Program {
         }
     }
 
-    /// From now on the program must not end by itself, and when this is dropped it must come to hold no more than it does now, all
-    /// connections to it being closed. It is a panic if not. A program that was sent a signal is not asked for that.
+    /// From now on the program must not end by itself, and must hold no more than now when this is dropped and all
+    /// connections to it are closed; otherwise dropping it panics. A program that was sent a signal is exempt.
     pub fn expect_no_leak(&mut self) -> Result<(), ProcessError> {
         self.at_first = Some((self.resources()?, self.anonymous_bytes()?));
         Ok(())
     }
 
-    /// Takes back [`Program::expect_no_leak`], for a test that ends the program, or makes it do what it does not do by itself.
+    /// Reverts [`Program::expect_no_leak`], for a test that ends the program, or makes it do something unusual.
     pub fn expect_anything(&mut self) {
         self.at_first = None;
     }
 
-    /// What is wrong with a program that has been used as [`Program::expect_no_leak`] says.
+    /// Returns how a program violates [`Program::expect_no_leak`].
     fn leak(&mut self) -> Option<String> {
         let (before, bytes) = self.at_first.take()?;
         if let Err(error) = self.wait_for_resources(before) {
@@ -378,11 +378,11 @@ impl Program {
         }
     }
 
-    /// The processor time that the program has taken so far.
+    /// Returns the processor time that the program has taken so far.
     pub fn processor_time(&self) -> Result<Duration, ProcessError> {
         let read = || {
             let stat = fs::read_to_string(format!("/proc/{}/stat", self.id()))?;
-            // The name of the program, in parentheses, may have anything in it.
+            // The name of the program, in parentheses, may contain anything.
             let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
             let times = fields.split_whitespace().skip(11).take(2);
             let ticks = times.map(|field| field.parse::<u64>());
@@ -392,22 +392,22 @@ impl Program {
         Ok(Duration::from_secs(1) * ticks as u32 / rustix::param::clock_ticks_per_second() as u32)
     }
 
-    /// The memory that the program occupies now, in bytes.
+    /// Returns the memory that the program occupies now, in bytes.
     pub fn resident_bytes(&self) -> Result<u64, ProcessError> {
         self.memory("VmRSS:")
     }
 
-    /// The most memory that the program has occupied so far, in bytes.
+    /// Returns the most memory that the program has occupied so far, in bytes.
     pub fn peak_resident_bytes(&self) -> Result<u64, ProcessError> {
         self.memory("VmHWM:")
     }
 
-    /// The memory that the program has for itself now, in bytes: what is no file, and shared with nobody.
+    /// Returns the anonymous memory of the program, in bytes.
     pub fn anonymous_bytes(&self) -> Result<u64, ProcessError> {
         self.memory("RssAnon:")
     }
 
-    /// By how many bytes [`Program::anonymous_bytes`] has grown since it was `before`.
+    /// Returns by how many bytes [`Program::anonymous_bytes`] has grown since it was `before`.
     pub fn anonymous_growth(&self, before: u64) -> Result<u64, ProcessError> {
         Ok(self.anonymous_bytes()?.saturating_sub(before))
     }
@@ -435,7 +435,7 @@ impl Program {
     }
 }
 
-/// Whether a back-end's thread for the log is at work, or may be one that has not yet given itself its name.
+/// Returns whether a back-end's log thread is running, or may not have set its name yet.
 fn has_log_to_write(id: u32) -> bool {
     let is_at_work = |task: io::Result<fs::DirEntry>| {
         let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
@@ -449,7 +449,7 @@ fn has_log_to_write(id: u32) -> bool {
     tasks.is_ok_and(|mut tasks| tasks.any(|task| is_at_work(task) == Some(true)))
 }
 
-/// What a process holds now.
+/// Returns the resources of a process.
 fn resources(id: u32) -> Result<Resources, ProcessError> {
     let count = |list: &str| -> io::Result<usize> {
         let mut entries = fs::read_dir(format!("/proc/{id}/{list}"))?;
@@ -496,7 +496,7 @@ impl Drop for Program {
     }
 }
 
-/// Whether somebody listens at the socket `path`, which must be the path that was bound.
+/// Returns whether a program listens at the socket `path`, which must be the path that was bound.
 pub fn listens(path: &Path) -> io::Result<bool> {
     let mut table = Vec::new();
     File::open("/proc/net/unix")?.read_to_end(&mut table)?;
@@ -511,7 +511,7 @@ pub fn listens(path: &Path) -> io::Result<bool> {
     }))
 }
 
-/// How often a test kills its program: `few` times, or as often as [`KILLS`] says.
+/// Returns how often a test kills its program: `few` times, or as often as [`KILLS`] says.
 pub fn kills(few: u64) -> u64 {
     let kills = env::var(KILLS).ok();
     kills.map_or(few, |kills| {
@@ -521,7 +521,7 @@ pub fn kills(few: u64) -> u64 {
     })
 }
 
-/// `--NAME=VALUE`, for a value that need not be UTF-8.
+/// Returns `--NAME=VALUE`, for a value that need not be UTF-8.
 pub fn option(name: &str, value: impl AsRef<std::ffi::OsStr>) -> OsString {
     let mut option = OsString::from(format!("--{name}="));
     option.push(value);

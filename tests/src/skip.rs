@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Tests that do not apply to this host, or to the back-end they run against.
+//! Tests that do not apply to this host, or to the back-end under test.
 //!
-//! A test that skips says so here, once, and returns without having tested anything. `cargo test` then calls it passed; `cargo xtask test`
+//! A test that skips reports it here, once, and returns without testing anything. `cargo test` counts it as passed; `cargo xtask test`
 //! reads the line and counts it as skipped. In CI it accepts only the reasons on its list.
 
 use std::cell::Cell;
 use std::io::{self, Write};
 
-/// What the line begins with: `SKIPPED test: reason`.
+/// Prefix of the line: `SKIPPED test: reason`.
 pub const MARK: &str = "SKIPPED ";
 
 /// Stands for the name of a test that does not know it.
@@ -32,7 +32,7 @@ pub fn skip(reason: &str) {
 pub fn skip_test(test: &str, reason: &str) {
     let thread = std::thread::current();
     let name = thread.name().filter(|name| *name != "main").unwrap_or(test);
-    // Written at once, so that what others write does not come between.
+    // In one write, so that other output does not split the line.
     let line = format!("{MARK}{name}: {reason}\n");
     let _ = io::stderr().write_all(line.as_bytes());
 }

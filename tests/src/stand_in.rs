@@ -52,7 +52,7 @@ impl StandIn {
         std::fs::write(self.directory.path().join("done"), [])
     }
 
-    /// How many times a function was called.
+    /// Returns how many times a function was called.
     pub fn calls(&self, function: &str) -> usize {
         let log = std::fs::read_to_string(self.log()).unwrap_or_default();
         let names = log.lines().map(|line| line.split(' ').next());

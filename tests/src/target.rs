@@ -49,10 +49,10 @@ pub type Configure<'a> = &'a dyn Fn(&Path, &mut Command);
 
 /// A back-end that the suites can run against.
 pub trait Target: Sync {
-    /// Its program, by which it is called when something is skipped.
+    /// Returns its program, by which it is called when something is skipped.
     fn name(&self) -> &'static str;
 
-    /// Whether this host can run it.
+    /// Returns whether this host can run it.
     fn is_possible(&self) -> bool {
         true
     }
@@ -65,13 +65,13 @@ pub trait Target: Sync {
     /// Starts it, listening, after something was changed about its command, or about the directory where its files are.
     fn start_with(&self, configure: Configure<'_>) -> Running;
 
-    /// Whether it claims to do this.
+    /// Returns whether it claims to do this.
     fn claims(&self, claim: Claim) -> bool;
 
     /// Range of the config space that the driver can write, which takes zeroes and ones: offset and size.
     fn writable_config(&self) -> (u32, usize);
 
-    /// How many of its queues, from the first on, take the request that [`Request::write`] writes.
+    /// Returns how many of its queues, from the first on, take the request that [`Request::write`] writes.
     fn request_queues(&self) -> usize {
         usize::MAX
     }
@@ -79,10 +79,10 @@ pub trait Target: Sync {
     /// Readable and writable bytes of the request that [`Request::write`] writes.
     fn request_size(&self) -> (usize, usize);
 
-    /// Whether the device has failed a request: it returned it with `used`, and `last` is the last byte that it could write.
+    /// Returns whether the device has failed a request: it returned it with `used`, and `last` is the last byte that it could write.
     fn has_failed(&self, used: Used, last: u8) -> bool;
 
-    /// The readable bytes of a request, and what its writable bytes are when it has been carried out. Both differ from `tag` to `tag`, but
+    /// Returns the readable bytes of a request, and what its writable bytes are when it has been carried out. Both differ from `tag` to `tag`, but
     /// for a device that does not look at what it can read.
     fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>);
 }
@@ -124,18 +124,18 @@ impl Running {
 }
 
 impl Running {
-    /// A front-end that has negotiated by these options.
+    /// Returns a front-end that has negotiated by these options.
     pub fn connect_with(&self, options: &Options) -> FrontEnd {
         FrontEnd::connect(&self.socket, options).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// A front-end that has negotiated by the default options.
+    /// Returns a front-end that has negotiated by the default options.
     pub fn connect(&self) -> FrontEnd {
         self.connect_with(&Options::default())
     }
 }
 
-/// Whether `target` claims this; the running test is skipped if it does not.
+/// Returns whether `target` claims this; the running test is skipped if it does not.
 pub fn claims(target: &dyn Target, claim: Claim) -> bool {
     let claims = target.claims(claim);
     if !claims {
@@ -235,12 +235,12 @@ impl<'a> Request<'a> {
         self.assert_done(queue.take_used_within(PATIENCE));
     }
 
-    /// The readable bytes.
+    /// Returns the readable bytes.
     pub fn readable(&self) -> Buffer {
         self.readable
     }
 
-    /// The writable bytes.
+    /// Returns the writable bytes.
     pub fn writable(&self) -> Buffer {
         self.writable
     }

@@ -49,7 +49,7 @@ impl Gpu {
         Self { program, directory }
     }
 
-    /// A machine with this device of `properties`, without any other display.
+    /// Returns a machine with this device of `properties`, without any other display.
     fn machine(&self, name: &str, properties: &str, script: &str) -> Machine {
         let socket = self.directory.path().join("socket");
         Machine::new(name, format!("{SETUP}{script}"))
@@ -58,7 +58,7 @@ impl Gpu {
             .vhost_user(&format!("vhost-user-gpu-pci,id=gpu{properties}"), &socket)
     }
 
-    /// What the guest shows now on output `head` of the device, whose id is `gpu`.
+    /// Returns what the guest shows now on output `head` of the device, whose id is `gpu`.
     fn screen(&self, guest: &Guest, head: u32) -> Picture {
         let path = self.directory.path().join("screen.png");
         let dump = json!({ "filename": path, "format": "png", "device": "gpu", "head": head });

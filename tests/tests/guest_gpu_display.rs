@@ -124,7 +124,7 @@ const DRAW: &str = r#"
     while :; do cat /tmp/picture > /dev/fb0; sleep 0.2; done
 "#;
 
-/// Whether what the guest draws is in a buffer.
+/// Returns whether what the guest draws is in a buffer.
 fn is_drawn(buffer: &File) -> bool {
     let mut bytes = vec![0; 640 * 480 * 4];
     if buffer.read_exact_at(&mut bytes, 0).is_err() {

@@ -41,7 +41,7 @@ fn machine(name: &str, socket: &Path, script: &str) -> Machine {
         .argument("virtio-9p-pci,fsdev=host,mount_tag=host")
 }
 
-/// Colours of the screen, row by row, and its width.
+/// Returns colours of the screen, row by row, and its width.
 fn screen(guest: &Guest) -> (usize, Vec<[u8; 3]>) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("screen.png");
@@ -63,7 +63,7 @@ fn screen(guest: &Guest) -> (usize, Vec<[u8; 3]>) {
     (info.width as usize, pixels.collect())
 }
 
-/// The back-end, with Mesa's software renderer in place of a GPU.
+/// Returns the back-end, with Mesa's software renderer in place of a GPU.
 fn start(socket: &Path) -> Program {
     let mut command = process::command("vhost-device-gpu").unwrap();
     command

@@ -56,7 +56,7 @@ impl Block {
         self.directory.path().join("image")
     }
 
-    /// The disk in libvirt's XML; `reconnect` is what the source has inside.
+    /// Returns the disk in libvirt's XML; `reconnect` is what the source has inside.
     fn disk(&self, reconnect: &str) -> String {
         let socket = self.directory.path().join("shared/socket");
         format!(
@@ -87,7 +87,7 @@ fn run(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The machine `name`; where libvirt cannot run, the test is skipped.
+/// Returns the machine `name`; where libvirt cannot run, the test is skipped.
 fn machine(name: &str, script: &str) -> Option<Machine> {
     if let Some(obstacle) = libvirt::obstacle() {
         skip_test(name, &format!("libvirt cannot run here: {obstacle}"));
@@ -169,7 +169,7 @@ fn io_of_a_domain_continues_after_the_back_end_is_restarted() {
     );
 }
 
-/// The arguments of the processes that run `program`, joined.
+/// Returns the arguments of the processes that run `program`, joined.
 fn command_lines(program: &Path) -> Vec<String> {
     let processes = fs::read_dir("/proc").unwrap();
     let lines = processes.filter_map(|process| {

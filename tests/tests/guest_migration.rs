@@ -93,7 +93,7 @@ impl Block {
         assert!(started.contains(format), "{started}");
     }
 
-    /// How often the back-end was told to log what it writes.
+    /// Returns how often the back-end was told to log what it writes.
     fn times_logged(&self) -> usize {
         self.program.stderr().matches("writes is logged").count()
     }

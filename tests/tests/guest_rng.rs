@@ -72,7 +72,7 @@ impl Rng {
         self.directory.path().join("source")
     }
 
-    /// A machine whose `/dev/hwrng` is this device.
+    /// Returns a machine whose `/dev/hwrng` is this device.
     fn machine(&self, name: &str, script: &str) -> Machine {
         let script = format!(
             r#"
@@ -87,7 +87,7 @@ impl Rng {
     }
 }
 
-/// The words as bytes.
+/// Returns the words as bytes.
 fn bytes(words: std::ops::Range<u32>) -> Vec<u8> {
     words.flat_map(u32::to_le_bytes).collect()
 }

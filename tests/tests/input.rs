@@ -49,7 +49,7 @@ fn assert_path_refused(path: &Path) {
     }
 }
 
-/// A path in a directory of its own.
+/// Returns a path in a directory of its own.
 fn path(name: &str) -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(name);

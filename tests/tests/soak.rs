@@ -10,7 +10,7 @@ use std::process::{Command, Output};
 
 use vhost_device_tests::process::{BIN_DIR, binary};
 
-/// The soak program with these arguments.
+/// Returns the soak program with these arguments.
 fn soak(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_soak"));
     command.args(arguments);

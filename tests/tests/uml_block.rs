@@ -70,12 +70,12 @@ impl Loop {
         fs::write(self.attribute("queue/discard_max_bytes"), bytes.to_string()).unwrap();
     }
 
-    /// Bytes of storage that its file occupies.
+    /// Returns bytes of storage that its file occupies.
     fn allocated(&self) -> u64 {
         self.file.metadata().unwrap().blocks() * 512
     }
 
-    /// A file that the kernel has of it.
+    /// Returns a file that the kernel has of it.
     fn attribute(&self, name: &str) -> PathBuf {
         let device = self.node.file_name().unwrap();
         Path::new("/sys/block").join(device).join(name)
@@ -86,7 +86,7 @@ impl Loop {
         text.trim().parse().unwrap()
     }
 
-    /// How many discards it has carried out.
+    /// Returns how many discards it has carried out.
     fn discards(&self) -> u64 {
         let stat = fs::read_to_string(self.attribute("stat")).unwrap();
         stat.split_whitespace().nth(11).unwrap().parse().unwrap()
@@ -159,7 +159,7 @@ impl Disk {
         self.front_end.offered() & 1 << feature != 0
     }
 
-    /// A field of four bytes in the config space.
+    /// Returns a field of four bytes in the config space.
     fn field(&self, offset: u32) -> u64 {
         let bytes = self.front_end.config(offset, 4).unwrap();
         u32::from_le_bytes(bytes.try_into().unwrap()).into()

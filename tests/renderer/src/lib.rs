@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Stands in for libvirglrenderer: has the functions that `vhost-device-gpu` calls, and keeps each texture in a memfd, whose file it gives
-//! out in place of a dma-buf. It draws nothing but one colour.
+//! A stand-in for libvirglrenderer. It has the functions that `vhost-device-gpu` calls, and keeps each texture in a memfd, whose file it
+//! returns in place of a dma-buf. It can draw only one colour.
 //!
-//! `STAND_IN` is a list of what is to be different, with commas between: the names of functions that fail, or one of the words of
-//! `Settings`. What is called since the last start is written to the file that `STAND_IN_LOG` names, a line each.
+//! `STAND_IN` is a comma-separated list of settings: names of functions that fail, or words of `Settings`. Each call since the last start is
+//! written as a line to the file that `STAND_IN_LOG` names.
 
 #![allow(
     unsafe_code,
@@ -24,14 +24,14 @@ use std::sync::{LazyLock, Mutex, MutexGuard, PoisonError};
 use libc::{EINVAL, iovec};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
-/// A command of SUBMIT_3D, which the number of a resource and a pixel follow: has all of the resource that pixel.
+/// A command of SUBMIT_3D, followed by the number of a resource and a pixel: fills the resource with that pixel.
 pub const FILL: u32 = 0x5a;
-/// Rows of textures begin at multiples of this, in bytes.
+/// Row stride of textures: a multiple of this many bytes.
 pub const ROW: u32 = 256;
-/// The modifier of the formats of all textures, if nothing else is said.
+/// The modifier of all texture formats unless `modifier=` is given.
 pub const MODIFIER: u64 = 0x0100_0000_0000_0002;
 
-/// `struct virgl_renderer_callbacks`, as far as it is used.
+/// `struct virgl_renderer_callbacks`, as far as needed.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Callbacks {
@@ -90,28 +90,28 @@ pub struct InfoExt {
     modifier: u64,
 }
 
-/// What is different.
+/// The settings.
 struct Settings {
     fails: Vec<String>,
-    /// `planes=`: of each texture.
+    /// `planes=`: planes of each texture.
     planes: usize,
-    /// `offset=`: where the pixels begin in a buffer.
+    /// `offset=`: where the pixels start in a buffer.
     offset: c_int,
-    /// `fourcc=`: of all formats.
+    /// `fourcc=`: the format code of all formats.
     fourcc: Option<u32>,
-    /// `modifier=`: of all formats.
+    /// `modifier=`: the modifier of all formats.
     modifier: u64,
-    /// `unshared`: textures are not for others, which `virgl_renderer_resource_get_info_ext` says.
+    /// `unshared`: textures cannot be shared, as `virgl_renderer_resource_get_info_ext` reports.
     is_shared: bool,
-    /// `missing`: the function that gives a file gives none.
+    /// `missing`: the function that returns a file returns none.
     has_files: bool,
-    /// `late`: fences are not done until there is a file `done` beside the log.
+    /// `late`: fences complete only once a file `done` exists beside the log.
     is_late: bool,
-    /// `afterwards`: functions fail only after a first start, by which the program found that it can draw.
+    /// `afterwards`: functions fail only after a first start, during which the program found that it can draw.
     fails_afterwards: bool,
-    /// `blank`: what is drawn is nowhere to be seen.
+    /// `blank`: nothing that is drawn becomes visible.
     is_blank: bool,
-    /// `stuck`: commands never end, and no handler may run when the process does: those of Mesa take away what commands use.
+    /// `stuck`: commands never return, and exit handlers must not run: Mesa's handlers would free what commands use.
     is_stuck: bool,
     log: Option<Mutex<File>>,
 }
@@ -155,7 +155,7 @@ static SETTINGS: LazyLock<Settings> = LazyLock::new(|| {
     settings
 });
 
-/// Whether there is no file of this name beside the log.
+/// Returns whether no file of this name exists beside the log.
 fn is_before(name: &str) -> bool {
     let log = std::env::var_os("STAND_IN_LOG").map(PathBuf::from);
     !log.is_some_and(|log| log.with_file_name(name).exists())
@@ -164,7 +164,7 @@ fn is_before(name: &str) -> bool {
 /// How often this process has started the renderer.
 static STARTS: AtomicU32 = AtomicU32::new(0);
 
-/// Writes to the log, and says whether the call is to fail.
+/// Writes to the log, and returns whether the call is to fail.
 fn called(name: &str, number: u32) -> bool {
     if let Some(log) = &SETTINGS.log {
         let mut log = log.lock().unwrap_or_else(PoisonError::into_inner);
@@ -216,7 +216,7 @@ fn failure(fails: bool) -> c_int {
     if fails { EINVAL } else { 0 }
 }
 
-/// Ends the process as an invalid access does.
+/// Ends the process like an invalid memory access.
 extern "C" fn fault() {
     std::process::abort();
 }
@@ -403,7 +403,7 @@ pub unsafe extern "C" fn virgl_renderer_submit_cmd(
     failure(called("submit_cmd", context as u32))
 }
 
-/// Has all of a resource one pixel.
+/// Fills a resource with one pixel.
 fn fill(resource: u32, pixel: u32) -> Option<()> {
     let renderer = renderer();
     let texture = renderer.textures.get(&resource)?;
@@ -412,7 +412,7 @@ fn fill(resource: u32, pixel: u32) -> Option<()> {
     texture.file.write_all_at(&all, 0).ok()
 }
 
-/// Carries out commands of virglrenderer's: surfaces, CLEAR, and BLIT of the first pixel to all of another resource.
+/// Executes virglrenderer commands: surfaces, CLEAR, and BLIT of the first pixel to the whole of another resource.
 fn carry_out(mut words: &[u32]) -> Option<()> {
     let mut surface = 0;
     while let [head, rest @ ..] = words {
@@ -461,7 +461,7 @@ impl Memory {
         )
     }
 
-    /// Does `copy` with each piece of a range; false where the range is not all there.
+    /// Calls `copy` with each piece of a range. Returns false if the range is incomplete.
     fn each(&self, mut offset: usize, mut size: usize, mut copy: impl FnMut(&mut [u8])) -> bool {
         for (start, length) in &self.0 {
             if offset >= *length {
@@ -480,7 +480,7 @@ impl Memory {
     }
 }
 
-/// Copies between a texture and iovecs: those of the call, or those that are attached.
+/// Copies between a texture and iovecs: those of the call, or the attached ones.
 unsafe fn transfer(
     resource: u32,
     row: u32,
@@ -575,7 +575,7 @@ pub unsafe extern "C" fn virgl_renderer_transfer_read_iov(
 
 fn info(texture: &Texture) -> Info {
     let arguments = &texture.arguments;
-    // As DRM calls what lies in memory as blue, green, red, and so on.
+    // DRM's name for bytes in the order blue, green, red.
     let fourcc = match arguments.format {
         1 => u32::from_le_bytes(*b"AR24"),
         2 => u32::from_le_bytes(*b"XR24"),
@@ -590,7 +590,7 @@ fn info(texture: &Texture) -> Info {
         depth: 1,
         flags: arguments.flags,
         texture: arguments.handle + 1000,
-        // Not what the buffer has.
+        // Not the stride of the buffer.
         stride: arguments.width * 4,
         fourcc: SETTINGS.fourcc.unwrap_or(fourcc),
     }

@@ -39,12 +39,12 @@ impl Histogram {
         self.total += other.total;
     }
 
-    /// Number of values.
+    /// Returns the number of values.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// The value, in nanoseconds, that `percent` of all values do not exceed; 0 without values.
+    /// Returns the value, in nanoseconds, that `percent` of all values do not exceed; 0 without values.
     pub fn percentile(&self, percent: f64) -> f64 {
         let rank = ((self.total as f64 * percent / 100.0).ceil() as u64).max(1);
         let mut seen = 0;

@@ -2,12 +2,12 @@
 //! Benchmarks: our back-ends and others, side by side, by the same front-end.
 //!
 //! A measurement starts one back-end, connects, warms up, counts for a window of time and ends the back-end.
-//! Back-ends take turns within a row and rows take turns within a round, so that whatever else continues in
-//! the machine meets all of them; what is reported are medians over the rounds, and ratios within a round.
+//! Back-ends take turns within a row and rows take turns within a round, so that other activity of
+//! the machine affects all of them; the report has medians over the rounds, and ratios within a round.
 //!
-//! - [`block`], [`gpu`]: what is measured of each device;
-//! - [`running`]: a back-end, and what it consumes;
-//! - [`histogram`]: latencies; [`summary`]: what all reports have.
+//! - [`block`], [`gpu`]: the benchmark of each device;
+//! - [`running`]: a running back-end, and its consumption;
+//! - [`histogram`]: latencies; [`summary`]: the common parts of all reports.
 
 pub mod block;
 pub mod gpu;
@@ -27,10 +27,10 @@ use vmm_sys_util::signal::register_signal_handler;
 use crate::process::ProcessError;
 use running::Running;
 
-/// How long a load runs before it is counted.
+/// Warm-up time of a load.
 const WARM_UP: Duration = Duration::from_millis(150);
 
-/// How long a benchmark takes, and where its numbers go.
+/// Duration of a benchmark, and where its results are written.
 #[derive(Debug, Clone, Args)]
 pub struct CommonOptions {
     /// Measurements of each row and back-end; the median counts
@@ -39,10 +39,10 @@ pub struct CommonOptions {
     /// Seconds a measurement
     #[arg(long, value_name = "S", default_value_t = 1.0, value_parser = seconds)]
     pub seconds: f64,
-    /// One round of 0.2 s: to see that everything works
+    /// One round of 0.2 s, to check that everything works
     #[arg(long, conflicts_with_all = ["rounds", "seconds"])]
     pub quick: bool,
-    /// Write all numbers to this file
+    /// Write all results to this file
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
 }
@@ -67,7 +67,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 /// Why a benchmark ended early.
 #[derive(Debug, Error)]
 pub enum BenchError {
-    /// The options leave nothing to measure.
+    /// The options select nothing to measure.
     #[error("no {0} matches")]
     Nothing(&'static str),
     /// SIGINT or SIGTERM.
@@ -85,15 +85,15 @@ pub enum BenchError {
         peer: &'static str,
         /// What happened.
         cause: String,
-        /// What the back-end had to say.
+        /// The stderr of the back-end.
         stderr: String,
     },
-    /// A file of ours could not be used.
+    /// A file could not be used.
     #[error("{}: {cause}", path.display())]
     File {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the system.
         cause: io::Error,
     },
 }
@@ -118,7 +118,7 @@ impl BenchError {
     }
 }
 
-/// Returns what fails once SIGINT or SIGTERM has come.
+/// Returns a function that fails after SIGINT or SIGTERM.
 fn until_interrupted() -> Result<impl Fn() -> Result<(), BenchError>, BenchError> {
     static INTERRUPTED: AtomicBool = AtomicBool::new(false);
     extern "C" fn interrupt(_: libc::c_int, _: *mut libc::siginfo_t, _: *mut libc::c_void) {

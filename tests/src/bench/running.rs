@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A back-end that runs, and what it consumes.
+//! A running back-end, and its consumption.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::process::{PATIENCE, ProcessError, Program, Signal};
 
-/// A back-end that runs.
+/// A running back-end.
 #[derive(Debug)]
 pub struct Running {
     /// Time from the start of the program to the connection.
@@ -29,7 +29,7 @@ impl Running {
                 Err(_) if started.elapsed() < PATIENCE && program.status()?.is_none() => {
                     std::thread::sleep(Duration::from_micros(20));
                 }
-                // Waits no longer: this makes the error that names the program and shows its stderr.
+                // Does not wait any longer: this creates the error that names the program and includes its stderr.
                 Err(_) => {
                     program.wait_until("listen on its socket", Duration::ZERO, || Ok(false))?;
                     unreachable!("the condition never holds");
@@ -43,12 +43,12 @@ impl Running {
         })
     }
 
-    /// The connection that was made at the start. It can be taken once.
+    /// Returns the connection that was made at the start. It can be taken once.
     pub fn take_stream(&mut self) -> UnixStream {
         self.stream.take().expect("taken once")
     }
 
-    /// CPU time that all threads of the process, ended ones too, have used so far.
+    /// Returns CPU time that all threads of the process, ended ones too, have used so far.
     pub fn cpu_time(&self) -> io::Result<Duration> {
         let mut clock = 0;
         // SAFETY: the call writes the clock id to a live variable.
@@ -72,7 +72,7 @@ impl Running {
         self.program.peak_resident_bytes()
     }
 
-    /// Anonymous memory that is resident now: the pages that the process itself costs, in bytes.
+    /// Returns the anonymous memory that is resident now: the pages that the process itself needs, in bytes.
     pub fn own_resident(&self) -> io::Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.program.id()))?;
         status
@@ -88,7 +88,7 @@ impl Running {
             .ok_or_else(|| io::Error::other("no RssAnon in the status of the process"))
     }
 
-    /// What it wrote to stderr, to go with an error.
+    /// Returns its stderr, to be shown with an error.
     pub fn stderr(&self) -> String {
         self.program.stderr()
     }

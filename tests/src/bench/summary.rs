@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What all reports have: the machine, the date, medians.
+//! The common parts of all reports: the machine, the date, medians.
 
 use std::fmt::{self, Display};
 use std::fs;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-/// The machine, and how busy it was at the start.
+/// The machine, and its load at the start.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Machine {
     cpu: String,
@@ -38,7 +38,7 @@ impl Display for Spread {
 }
 
 impl Machine {
-    /// What it is, without what it was doing; of the kernel the version that the world knows.
+    /// Description without the load; of the kernel only the upstream version.
     pub fn name(&self) -> String {
         let polling = if self.idle_cpus_poll {
             ", idle CPUs poll"
@@ -50,7 +50,7 @@ impl Machine {
         format!("{}, {} CPUs, Linux {kernel}{polling}", self.cpu, self.cores)
     }
 
-    /// This one.
+    /// Describes this machine.
     pub fn this(idle_cpus_poll: bool) -> Self {
         let line = |path: &str, prefix: &str| {
             let text = fs::read_to_string(path).unwrap_or_default();
@@ -80,7 +80,7 @@ impl Display for Machine {
     }
 }
 
-/// Now, for people.
+/// Returns the current date, for people.
 pub fn date() -> String {
     let output = Command::new("date")
         .args(["-u", "+%Y-%m-%d %H:%M UTC"])
@@ -89,12 +89,12 @@ pub fn date() -> String {
     text.unwrap_or_default()
 }
 
-/// Median of numbers; the mean of the middle two of an even count, 0 of none.
+/// Returns the median of numbers; the mean of the middle two of an even count, 0 without numbers.
 pub fn median(numbers: &[f64]) -> f64 {
     spread(numbers).median
 }
 
-/// Median, smallest and largest of numbers.
+/// Returns the median, minimum and maximum of numbers.
 pub fn spread(numbers: &[f64]) -> Spread {
     let mut sorted = numbers.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -114,7 +114,7 @@ pub fn spread(numbers: &[f64]) -> Spread {
     Spread { median, min, max }
 }
 
-/// A duration for people.
+/// Returns a duration for people.
 pub fn duration(duration: Duration) -> String {
     match duration.as_secs() {
         seconds @ 0..60 => format!("{seconds} s"),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Compares our back-ends with others, side by side. `bench block --help` lists the options.
+//! Compares our back-ends with others. `bench block --help` lists the options.
 
 use std::fmt::{self, Display};
 use std::fs::File;
@@ -15,7 +15,7 @@ use vhost_device_tests::bench::block::{self, BlockOptions, verify};
 use vhost_device_tests::bench::gpu::{self, GpuOptions};
 use vhost_device_tests::bench::{BenchError, CommonOptions};
 
-/// Compare our back-ends with others, side by side
+/// Compare our back-ends with others
 #[derive(Debug, Parser)]
 struct Arguments {
     #[command(subcommand)]
@@ -24,9 +24,9 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Device {
-    /// vhost-device-block with qemu-storage-daemon in three settings
+    /// Compare vhost-device-block with qemu-storage-daemon in three settings
     Block(BlockOptions),
-    /// vhost-device-gpu with QEMU's vhost-user-gpu, in 2D
+    /// Compare vhost-device-gpu with QEMU's vhost-user-gpu, in 2D
     Gpu(GpuOptions),
 }
 
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Prints the help that was asked for, or one line that says what is wrong with the arguments.
+/// Prints the requested help, or one line that says what is wrong with the arguments.
 fn refuse(error: &clap::Error) -> ExitCode {
     if error.exit_code() == 0 || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
     {
@@ -91,7 +91,7 @@ fn block(options: &BlockOptions) -> Result<(), Box<dyn std::error::Error>> {
     }
 }
 
-/// A report, and what was to be reached, if that is asked for.
+/// Prints a report, and the targets on request.
 struct WithTargets(Report, bool);
 
 impl Display for WithTargets {
@@ -110,7 +110,7 @@ fn report<R: Display>(
     run: impl FnOnce() -> Result<R, BenchError>,
     json: fn(&R) -> serde_json::Value,
 ) -> Result<R, Box<dyn std::error::Error>> {
-    // A report that cannot be written is better known before the measurements.
+    // Opened first, so that a report that cannot be written is noticed before the measurements.
     let file = options.json.as_ref().map(File::create).transpose()?;
     let report = run()?;
     print!("{report}");

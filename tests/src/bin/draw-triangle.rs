@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Draws a triangle with OpenGL ES, on no screen, and says who drew it and what came out: `renderer NAME`, then `pixels` with the colour of two
-//! corners and a checksum of all. Mesa's libraries are opened when it runs, so that it builds without them.
+//! Draws a triangle with OpenGL ES off-screen, and prints who drew it and the result: `renderer NAME`, then `pixels` with the colours of two
+//! corners and a checksum of all pixels. It loads Mesa's libraries at run time, so that it builds without them.
 
 #![allow(
     unsafe_code,
@@ -32,7 +32,7 @@ const VERTEX_SHADER: &CStr =
     c"attribute vec2 place; void main() { gl_Position = vec4(place, 0.0, 1.0); }";
 const FRAGMENT_SHADER: &CStr = c"void main() { gl_FragColor = vec4(1.0, 0.5, 0.0, 1.0); }";
 
-/// Opens a library and finds a function in it.
+/// Loads a library and finds a function in it.
 fn find(library: &CStr, name: &CStr) -> *mut c_void {
     // SAFETY: both are strings; the library is not closed.
     let function = unsafe {
@@ -44,7 +44,7 @@ fn find(library: &CStr, name: &CStr) -> *mut c_void {
     function
 }
 
-/// Calls a function of a library, with arguments of C's types.
+/// Calls a function of a library, with arguments of C types.
 macro_rules! call {
     ($library:literal, $name:literal, ($($value:expr => $type:ty),*) $(-> $result:ty)?) => {{
         let function = find($library, $name);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A disk on our core that answers each request at once, without data: what the core costs, to be compared with null-co in QEMU.
+//! A disk on our core that answers each request at once, without data. It measures the cost of the core, to be compared with QEMU's null-co.
 
 use std::io;
 use std::process::ExitCode;
@@ -44,7 +44,7 @@ struct Null;
 impl QueueHandler for Null {
     fn process(&mut self, queue: &mut Queue) {
         while let Some(mut chain) = queue.take() {
-            // The status is the last byte; all before it counts as written, as it does with null-co.
+            // The status is the last byte; the bytes before it count as written, as with null-co.
             let written = u32::try_from(chain.writable_len()).unwrap_or(u32::MAX);
             let answered = chain
                 .split_tail(1)

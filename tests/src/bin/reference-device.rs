@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A vhost-user device that is no work of this project's core: `vhost-user-backend` and `virtio-queue` do all of it.
+//! A vhost-user device that does not use this project's core: `vhost-user-backend` and `virtio-queue` do all the work.
 //!
-//! It has two queues. The bytes that a request can be read from are copied to the bytes that it can be written to, as many as fit.
-//! Its config space is 16 bytes that the driver can write. The suites that need no particular device run against it as well as against
-//! our own, so that they hold what the specifications say rather than what our core does.
+//! It has two queues. It copies the readable bytes of a request to the writable ones, as many as fit.
+//! Its config space is 16 bytes that the driver can write. The device-independent suites run against it as well as against
+//! our own devices, so that they test the specifications and not the behaviour of our core.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -33,7 +33,7 @@ const CONFIG_SIZE: usize = 16;
 #[derive(Parser)]
 #[command(about = "A vhost-user device that echoes, for the conformance suites")]
 struct Options {
-    /// Listen here; connections are served one after the other
+    /// Listen on this socket; connections are served one after the other
     #[arg(long, value_name = "PATH")]
     socket_path: PathBuf,
 }
@@ -44,7 +44,7 @@ struct Echo {
 }
 
 impl Echo {
-    /// Copies what can be read to where it can be written. Returns the number of bytes written.
+    /// Copies the readable bytes to the writable ones. Returns the number of bytes written.
     fn answer(chain: Chain, memory: &GuestMemoryMmap) -> io::Result<u32> {
         let mut reader = chain.clone().reader(memory).map_err(io::Error::other)?;
         let mut writer = chain.writer(memory).map_err(io::Error::other)?;
@@ -134,7 +134,7 @@ impl VhostUserBackendMut for Echo {
                 };
                 drop(state);
                 let head = chain.head_index();
-                // A request that cannot be carried out is given back with nothing written.
+                // A request that fails is returned with no bytes written.
                 let written = Self::answer(chain, &memory).unwrap_or(0);
                 vring.add_used(head, written).map_err(io::Error::other)?;
                 if vring.needs_notification().map_err(io::Error::other)? {

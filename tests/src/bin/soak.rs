@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Runs all devices for long, under load and with faults. The exit status is 1 if anything was lost.
+//! Runs all devices for a long time, under load and with faults. The exit status is 1 if anything was lost.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use vhost_device_tests::soak::{self, SoakOptions};
 
-/// Run all devices under load, inject faults, and see that nothing is lost
+/// Run all devices under load, inject faults, and check that nothing is lost
 #[derive(Debug, Parser)]
 #[command(name = "soak")]
 struct Arguments {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Runs a program in User-Mode Linux. Cargo can run tests by it, that need devices which the host's kernel has not:
+//! Runs a program in User-Mode Linux. Cargo can use it as the runner of tests that need devices which the host's kernel does not have:
 //! `cargo test --config 'target."cfg(all())".runner = "target/debug/user-mode-linux"' …`.
 
 use std::ffi::OsString;
@@ -12,14 +12,14 @@ use vhost_device_tests::uml;
 
 /// Run a program of this host in User-Mode Linux, as root
 ///
-/// The kernel is built first, if that has not been done: this takes two minutes. The host's files can only be read, those below the target
-/// directory written too. The exit status is that of the program, or 125 if it could not be run.
+/// If necessary, the kernel is built first, which takes two minutes. The program can read the files of the host, and write only below the target
+/// directory. The exit status is that of the program, or 125 if it could not be run.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// End all after this many seconds
+    /// End the run after this many seconds
     #[arg(long, value_name = "N", default_value_t = 900)]
     deadline: u64,
-    /// The program and its arguments; without it, the kernel is built
+    /// The program and its arguments; without a program, only the kernel is built
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     program: Vec<OsString>,
 }

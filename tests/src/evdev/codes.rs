@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Event types and codes, named and numbered as in Linux' `input-event-codes.h`: those that tests use.
+//! Event types and codes that tests use, named and numbered as in `input-event-codes.h` of Linux.
 
 #![allow(missing_docs, reason = "the names are Linux' and say all")]
 

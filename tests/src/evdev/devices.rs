@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Real devices, one of each kind, as Linux describes them.
+//! Real devices, one of each kind, as Linux reports them.
 
 use super::codes::*;
 use super::uinput::{Axis, Description};

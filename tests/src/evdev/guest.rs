@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a guest knows of an input device by the events that it got.
+//! The state of an input device as a guest knows it from its events.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,7 +7,7 @@ use super::codes::{ABS_MT_SLOT, ABS_MT_TOOL_Y, ABS_MT_TRACKING_ID, EV_ABS, EV_KE
 use super::event::{Event, Report};
 use super::node::Node;
 
-/// What a guest makes of events: the state of its own input device.
+/// The state of the guest's input device.
 #[derive(Debug, Default)]
 pub struct Guest {
     /// Keys that are down.
@@ -16,14 +16,14 @@ pub struct Guest {
     pub switches: BTreeSet<u16>,
     /// Axes that have moved.
     pub axes: BTreeMap<u16, i32>,
-    /// The slot that events of touches are about.
+    /// The current slot of touch events.
     pub slot: i32,
     /// Axes of touches, by slot.
     pub touches: BTreeMap<(i32, u16), i32>,
 }
 
 impl Guest {
-    /// Takes in reports.
+    /// Applies reports.
     pub fn take(&mut self, reports: &[Report]) {
         for event in reports.iter().flatten() {
             let Event { kind, code, value } = *event;
@@ -42,13 +42,13 @@ impl Guest {
         }
     }
 
-    /// An axis of the touch in a slot.
+    /// Returns an axis of the touch in a slot.
     pub fn touch(&self, slot: i32, code: u16) -> i32 {
         let nothing = if code == ABS_MT_TRACKING_ID { -1 } else { 0 };
         self.touches.get(&(slot, code)).copied().unwrap_or(nothing)
     }
 
-    /// Panics unless all is as on the host's device.
+    /// Panics unless the state agrees with the host's device.
     #[track_caller]
     pub fn assert_agrees(&self, node: &Node) {
         if let Some(difference) = self.difference(node) {
@@ -56,7 +56,7 @@ impl Guest {
         }
     }
 
-    /// What of it is not as on the host's device.
+    /// Returns a difference from the host's device.
     pub fn difference(&self, node: &Node) -> Option<String> {
         let keys: BTreeSet<u16> = node.keys().unwrap().into_iter().collect();
         if self.keys != keys {

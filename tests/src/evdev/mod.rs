@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Input devices as Linux has them: nodes that a program reads, and devices that a program makes.
+//! Input devices of Linux: nodes that a program reads, and devices that a program creates.
 //!
-//! A [`Device`] is made with uinput from a [`Description`], of which [`devices`] has some of real devices. A [`Node`] reads any of them, and asks
-//! the kernel what it is and how its keys and axes are.
+//! A [`Device`] is created with uinput from a [`Description`]; [`devices`] has descriptions of real devices. A [`Node`] reads the events of any device,
+//! and asks the kernel for its capabilities and state.
 
 mod codes;
 pub mod devices;

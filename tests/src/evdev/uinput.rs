@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Devices that a program makes (Linux, `Documentation/input/uinput.rst`).
+//! Devices that a program creates (Linux, `Documentation/input/uinput.rst`).
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -12,7 +12,7 @@ use super::codes::{EV_ABS, EV_FF, EV_KEY, EV_LED, EV_MSC, EV_REL, EV_REP, EV_SND
 use super::event::Event;
 use super::node::{NONE, READ, WRITE, ioctl, ioctl_number, ioctl_value, read_events};
 
-/// Where programs make devices.
+/// The device file of uinput.
 const UINPUT: &str = "/dev/uinput";
 
 const GROUP: u8 = b'U';
@@ -38,7 +38,7 @@ const UI_END_FF_UPLOAD: u8 = 201;
 const UI_BEGIN_FF_ERASE: u8 = 202;
 const UI_END_FF_ERASE: u8 = 203;
 
-/// What the kernel wants to be done: an effect uploaded, or erased.
+/// A request of the kernel: upload or erase an effect.
 const EV_UINPUT: u16 = 0x0101;
 const UI_FF_UPLOAD: u16 = 1;
 const UI_FF_ERASE: u16 = 2;
@@ -48,39 +48,39 @@ const UI_FF_ERASE: u16 = 2;
 pub struct Axis {
     /// `ABS_*`
     pub code: u16,
-    /// The least value.
+    /// Minimum.
     pub minimum: i32,
-    /// The greatest value.
+    /// Maximum.
     pub maximum: i32,
-    /// Changes that are smaller are noise.
+    /// Smaller changes are noise.
     pub fuzz: i32,
-    /// Values that are nearer to the middle are in the middle.
+    /// Values nearer to the middle count as the middle.
     pub flat: i32,
     /// Units a millimetre, or a radian.
     pub resolution: i32,
 }
 
-/// What a device is.
+/// Description of a device.
 #[derive(Clone, Debug)]
 pub struct Description {
-    /// What it calls itself.
+    /// Its name.
     pub name: &'static str,
     /// Bus, vendor, product, version.
     pub ids: [u16; 4],
     /// `INPUT_PROP_*`
     pub properties: &'static [u16],
-    /// Codes by event type, but those of axes.
+    /// Codes by event type, except those of axes.
     pub codes: &'static [(u16, RangeInclusive<u16>)],
     /// Axes.
     pub axes: &'static [Axis],
     /// Whether the kernel repeats keys that are held.
     pub repeats: bool,
-    /// How many effects of force feedback it holds.
+    /// Number of force-feedback effects it holds.
     pub effects: u32,
 }
 
 impl Description {
-    /// A device that has nothing.
+    /// A device without capabilities.
     pub const NOTHING: Description = Description {
         name: "",
         ids: [0; 4],
@@ -92,7 +92,7 @@ impl Description {
     };
 }
 
-/// A device that exists as long as this.
+/// A device that exists until this is dropped.
 #[derive(Debug)]
 pub struct Device {
     uinput: File,
@@ -100,7 +100,7 @@ pub struct Device {
 }
 
 impl Device {
-    /// Makes a device.
+    /// Creates a device.
     pub fn create(description: &Description) -> io::Result<Self> {
         let uinput = OpenOptions::new()
             .read(true)
@@ -162,20 +162,20 @@ impl Device {
         Ok(Device { uinput, node })
     }
 
-    /// Its node, like `/dev/input/event3`.
+    /// Returns its node, like `/dev/input/event3`.
     pub fn node(&self) -> &Path {
         &self.node
     }
 
-    /// Does what makes the events of one report, and ends the report.
+    /// Emits the events of one report, and ends the report.
     pub fn report(&self, events: &[Event]) -> io::Result<()> {
         let mut bytes: Vec<u8> = events.iter().flat_map(|event| event.to_host()).collect();
         bytes.extend(Event::REPORT.to_host());
         (&self.uinput).write_all(&bytes)
     }
 
-    /// What programs have set on the device since the last time: lights, sounds, effects. Effects that programs
-    /// upload or remove meanwhile are taken, or forgotten.
+    /// Returns what programs have set on the device since the last call: lights, sounds, effects. Accepts effects that programs
+    /// upload or erase meanwhile.
     pub fn received(&self) -> io::Result<Vec<Event>> {
         let mut events = read_events(&self.uinput)?;
         for event in &events {
@@ -195,7 +195,7 @@ impl Device {
         Ok(events)
     }
 
-    /// Agrees to a request of the kernel's. The structure of each begins with the number of the request and the result.
+    /// Acknowledges a request of the kernel. The structure of each begins with the number of the request and the result.
     fn agree(&self, request: i32, begin: u8, end: u8, size: usize) -> io::Result<()> {
         let mut bytes = vec![0; size];
         bytes[..4].copy_from_slice(&request.to_le_bytes());
@@ -208,7 +208,7 @@ impl Device {
     }
 }
 
-/// The ioctl that gives a device a code of an event type.
+/// Returns the ioctl that gives a device a code of an event type.
 fn set_bit(kind: u16) -> u8 {
     let found = UI_SET_BITS.iter().find(|(known, _)| *known == kind);
     found.map_or_else(
@@ -217,7 +217,7 @@ fn set_bit(kind: u16) -> u8 {
     )
 }
 
-/// The node of the device that was made with `uinput`.
+/// Returns the node of the device that was made with `uinput`.
 fn find_node(uinput: &File) -> io::Result<PathBuf> {
     let mut name = [0; 64];
     let number = ioctl_number(READ, GROUP, UI_GET_SYSNAME, name.len());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! virtio-blk requests (VIRTIO 1.3, section 5.2.6) with the bytes in any framing.
+//! virtio-blk requests (VIRTIO 1.3, section 5.2.6), with their bytes in any framing.
 //!
 //! A request has bytes that the device reads (16 of header, then the data of a write) and bytes that it
 //! writes (the data of a read, then one of status). VIRTIO leaves open how descriptors divide them.
@@ -25,17 +25,17 @@ pub const HEADER_SIZE: u32 = 16;
 pub const ID_SIZE: usize = 20;
 /// Flag of a discard or write-zeroes segment: unmap.
 pub const UNMAP: u32 = 1;
-/// What the status byte is set to before a request is submitted; no device writes it.
+/// Value of the status byte before a request is submitted; no device writes it.
 pub const NO_STATUS: u8 = 0xee;
 
-/// How the bytes of a request are divided over descriptors.
+/// How the bytes of a request are divided among descriptors.
 #[derive(Debug, Clone, Copy, Default)]
 pub enum Framing<'a> {
     /// A descriptor each for header, data (if any) and status.
     #[default]
     Separate,
     /// Lengths of the pieces of the readable bytes (header and data to write) and of the writable bytes
-    /// (data read and status); what they leave over is one more piece.
+    /// (data read and status); the remaining bytes are one more piece.
     Pieces {
         /// Header, then data to write.
         readable: &'a [u32],
@@ -44,7 +44,7 @@ pub enum Framing<'a> {
     },
 }
 
-/// A request as a driver means it.
+/// A request as a driver specifies it.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Request<'a> {
     /// Type: [`IN`], [`OUT`], [`FLUSH`]… or any other number.
@@ -59,7 +59,7 @@ pub struct Request<'a> {
     pub framing: Framing<'a>,
 }
 
-/// What a device made of a request.
+/// The result of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Completion {
     /// The status byte, or [`NO_STATUS`].
@@ -70,7 +70,7 @@ pub struct Completion {
     pub data: Vec<u8>,
 }
 
-/// The 16 bytes of a header.
+/// Returns the 16 bytes of a header.
 pub fn header(kind: u32, sector: u64) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..4].copy_from_slice(&kind.to_le_bytes());
@@ -78,7 +78,7 @@ pub fn header(kind: u32, sector: u64) -> [u8; 16] {
     bytes
 }
 
-/// The 16 bytes of a segment of DISCARD or WRITE_ZEROES.
+/// Returns the 16 bytes of a segment of DISCARD or WRITE_ZEROES.
 pub fn segment(sector: u64, sectors: u32, flags: u32) -> [u8; 16] {
     let mut bytes = [0; 16];
     bytes[..8].copy_from_slice(&sector.to_le_bytes());
@@ -101,7 +101,7 @@ pub struct Prepared {
 }
 
 impl Prepared {
-    /// The result after the device used the chain with `length`.
+    /// Returns the result after the device used the chain with `length`.
     pub fn completion(&self, memory: &GuestMemory, length: u32) -> Completion {
         Completion {
             status: memory.read_u8(self.status),
@@ -120,7 +120,7 @@ pub struct RequestArea {
 }
 
 impl RequestArea {
-    /// Room for `size` bytes of data in each direction.
+    /// Creates an area for `size` bytes of data in each direction.
     pub fn new(memory: &GuestMemory, size: u32) -> Self {
         let page = 4096;
         let room = u64::from(size).next_multiple_of(page);
@@ -174,7 +174,7 @@ impl RequestArea {
 /// One request at a time on one queue.
 #[derive(Debug)]
 pub struct BlockDriver {
-    /// The queue; between requests it may be used for anything.
+    /// The queue; it may be used for anything between requests.
     pub queue: Queue,
     memory: GuestMemory,
     area: RequestArea,
@@ -182,7 +182,7 @@ pub struct BlockDriver {
 }
 
 impl BlockDriver {
-    /// A driver for requests of up to `largest` bytes.
+    /// Creates a driver for requests of up to `largest` bytes.
     pub fn new(memory: &GuestMemory, queue: Queue, largest: u32) -> Self {
         BlockDriver {
             queue,
@@ -192,22 +192,22 @@ impl BlockDriver {
         }
     }
 
-    /// How long a request may take.
+    /// Sets the time limit of a request.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;
     }
 
-    /// Guest memory.
+    /// Returns guest memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
     }
 
-    /// The memory that requests are written to.
+    /// Returns the memory that requests are written to.
     pub fn area(&self) -> &RequestArea {
         &self.area
     }
 
-    /// Writes a request to guest memory without submitting it, to be changed first.
+    /// Writes a request to guest memory without submitting it, so that it can be changed first.
     pub fn prepare(&self, request: &Request) -> Prepared {
         self.area.prepare(&self.memory, request)
     }
@@ -264,7 +264,7 @@ impl BlockDriver {
         })
     }
 
-    /// Asks for the serial number.
+    /// Reads the serial number (GET_ID).
     pub fn get_id(&mut self) -> Result<Completion> {
         self.request(&Request {
             kind: GET_ID,

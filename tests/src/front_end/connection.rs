@@ -48,7 +48,7 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// The payload as the protocol's u64, which acknowledgements are too. Panics when it is not 8 bytes.
+    /// Returns the payload as the protocol's u64, which acknowledgements are too. Panics when it is not 8 bytes.
     pub fn u64(&self) -> u64 {
         match self.payload.as_slice().try_into() {
             Ok(bytes) => u64::from_ne_bytes(bytes),
@@ -57,7 +57,7 @@ impl Reply {
     }
 }
 
-/// A connection without any knowledge of what is valid.
+/// A connection that checks nothing.
 #[derive(Debug)]
 pub struct RawConnection {
     socket: UnixStream,
@@ -70,7 +70,7 @@ impl RawConnection {
         Self::from_stream(UnixStream::connect(path)?)
     }
 
-    /// Connects to the socket at `path`, which may come into being within `limit`.
+    /// Connects to the socket at `path`, which may appear within `limit`.
     pub fn connect_within(path: &Path, limit: Duration) -> Result<Self> {
         let deadline = Instant::now() + limit;
         loop {
@@ -92,12 +92,12 @@ impl RawConnection {
         Ok(connection)
     }
 
-    /// The socket.
+    /// Returns the socket.
     pub fn socket(&self) -> &UnixStream {
         &self.socket
     }
 
-    /// How long [`RawConnection::receive`] waits for the next bytes, and a send for room.
+    /// Sets how long [`RawConnection::receive`] waits for the next bytes, and how long sending waits for room.
     pub fn set_timeout(&mut self, timeout: Duration) -> Result<()> {
         self.socket.set_read_timeout(Some(timeout))?;
         self.socket.set_write_timeout(Some(timeout))?;
@@ -206,7 +206,7 @@ impl RawConnection {
         );
     }
 
-    /// Sends a message that asks for an acknowledgement, and receives whatever answers it.
+    /// Sends a message that asks for an acknowledgement, and receives the answer, whatever it is.
     pub fn answer(
         &self,
         request: impl Into<u32>,
@@ -217,7 +217,7 @@ impl RawConnection {
         self.receive()
     }
 
-    /// Whether the back-end closes the connection within `limit`. What it still sends is dropped.
+    /// Returns whether the back-end closes the connection within `limit`. What it still sends is dropped.
     pub fn closed(&self, limit: Duration) -> bool {
         let deadline = Instant::now() + limit;
         let mut scratch = [0; 4096];
@@ -269,7 +269,7 @@ impl RawConnection {
     }
 }
 
-/// The bytes of one message; the header's size is the payload's.
+/// Returns the bytes of one message; the header's size is the payload's.
 pub fn message(request: impl Into<u32>, flags: u32, payload: &[u8]) -> Vec<u8> {
     [
         header(request, flags, payload.len() as u32).as_slice(),
@@ -278,7 +278,7 @@ pub fn message(request: impl Into<u32>, flags: u32, payload: &[u8]) -> Vec<u8> {
     .concat()
 }
 
-/// The bytes of a header with any size field.
+/// Returns the bytes of a header with any size field.
 pub fn header(request: impl Into<u32>, flags: u32, size: u32) -> [u8; HEADER_SIZE] {
     let mut bytes = [0; HEADER_SIZE];
     bytes[..4].copy_from_slice(&request.into().to_ne_bytes());
@@ -287,21 +287,21 @@ pub fn header(request: impl Into<u32>, flags: u32, size: u32) -> [u8; HEADER_SIZ
     bytes
 }
 
-/// Payloads of the protocol as bytes.
+/// Encodes payloads of the protocol.
 pub mod payload {
     use vhost::VhostUserMemoryRegionInfo;
 
-    /// SET_FEATURES, SET_PROTOCOL_FEATURES, SET_STATUS, and the vring file descriptor messages.
+    /// Encodes SET_FEATURES, SET_PROTOCOL_FEATURES, SET_STATUS, and the vring file descriptor messages.
     pub fn u64(value: u64) -> Vec<u8> {
         value.to_ne_bytes().to_vec()
     }
 
-    /// SET_VRING_NUM, SET_VRING_BASE, GET_VRING_BASE, SET_VRING_ENABLE.
+    /// Encodes SET_VRING_NUM, SET_VRING_BASE, GET_VRING_BASE, SET_VRING_ENABLE.
     pub fn vring_state(index: u32, value: u32) -> Vec<u8> {
         [index, value].map(u32::to_ne_bytes).concat()
     }
 
-    /// SET_VRING_ADDR; the addresses are user addresses.
+    /// Encodes SET_VRING_ADDR; the addresses are user addresses.
     pub fn vring_addresses(
         index: u32,
         flags: u32,
@@ -319,7 +319,7 @@ pub mod payload {
         bytes
     }
 
-    /// One memory region of 32 bytes.
+    /// Encodes one memory region in 32 bytes.
     pub fn region(info: &VhostUserMemoryRegionInfo) -> Vec<u8> {
         [
             info.guest_phys_addr,
@@ -331,19 +331,19 @@ pub mod payload {
         .concat()
     }
 
-    /// SET_MEM_TABLE.
+    /// Encodes SET_MEM_TABLE.
     pub fn memory_table(regions: &[VhostUserMemoryRegionInfo]) -> Vec<u8> {
         let mut bytes = vring_state(regions.len() as u32, 0);
         bytes.extend(regions.iter().flat_map(region));
         bytes
     }
 
-    /// ADD_MEM_REG and REM_MEM_REG.
+    /// Encodes ADD_MEM_REG and REM_MEM_REG.
     pub fn single_region(info: &VhostUserMemoryRegionInfo) -> Vec<u8> {
         [u64(0), region(info)].concat()
     }
 
-    /// GET_CONFIG and SET_CONFIG.
+    /// Encodes GET_CONFIG and SET_CONFIG.
     pub fn config(offset: u32, flags: u32, bytes: &[u8]) -> Vec<u8> {
         let fields = [offset, bytes.len() as u32, flags].map(u32::to_ne_bytes);
         [fields.concat().as_slice(), bytes].concat()

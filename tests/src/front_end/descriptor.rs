@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a driver puts into a ring: descriptors, and the buffers that they stand for (VIRTIO 1.3, sections 2.7.5 and 2.8.13).
+//! The contents of a ring: descriptors, and the buffers that they describe (VIRTIO 1.3, sections 2.7.5 and 2.8.13).
 
 use virtio_bindings::virtio_ring::{VRING_DESC_F_INDIRECT, VRING_DESC_F_NEXT, VRING_DESC_F_WRITE};
 
@@ -25,7 +25,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// A buffer that the device reads.
+    /// Creates a buffer that the device reads.
     pub fn readable(address: u64, length: u32) -> Self {
         Buffer {
             address,
@@ -34,7 +34,7 @@ impl Buffer {
         }
     }
 
-    /// A buffer that the device writes.
+    /// Creates a buffer that the device writes.
     pub fn writable(address: u64, length: u32) -> Self {
         Buffer {
             address,
@@ -43,7 +43,7 @@ impl Buffer {
         }
     }
 
-    /// The same bytes as consecutive buffers of these lengths; what they leave over follows as one more.
+    /// Splits the buffer into consecutive buffers of these lengths; the remaining bytes are one more buffer.
     pub fn split(self, lengths: &[u32]) -> Vec<Buffer> {
         let mut rest = self;
         let mut pieces: Vec<Buffer> = lengths
@@ -74,7 +74,7 @@ pub struct Used {
     pub length: u32,
 }
 
-/// A descriptor as it lies in the ring or in an indirect table.
+/// A descriptor in a ring or an indirect table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Descriptor {
     /// Guest address of the buffer.
@@ -88,7 +88,7 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// The descriptor of a buffer that nothing follows.
+    /// Creates the descriptor of a buffer without a successor.
     #[inline]
     pub fn of(buffer: &Buffer) -> Self {
         Descriptor {
@@ -99,7 +99,7 @@ impl Descriptor {
         }
     }
 
-    /// The descriptor of a table of so many descriptors.
+    /// Creates the descriptor of a table with this many descriptors.
     #[inline]
     pub fn of_table(address: u64, count: usize) -> Self {
         Descriptor {
@@ -110,7 +110,7 @@ impl Descriptor {
         }
     }
 
-    /// The same, followed by descriptor `next` of its chain.
+    /// Returns the same descriptor, followed by descriptor `next` of its chain.
     #[inline]
     pub fn followed_by(self, next: u16) -> Self {
         Descriptor {
@@ -120,7 +120,7 @@ impl Descriptor {
         }
     }
 
-    /// The 16 bytes of the descriptor.
+    /// Returns the 16 bytes of the descriptor.
     pub fn to_bytes(self) -> [u8; DESCRIPTOR_SIZE] {
         let mut bytes = [0; DESCRIPTOR_SIZE];
         bytes[..8].copy_from_slice(&self.address.to_le_bytes());

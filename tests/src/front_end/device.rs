@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A negotiated device with started rings, by way of the `vhost` crate's `Frontend`.
+//! A negotiated device with started rings, through the `vhost` crate's `Frontend`.
 //!
-//! That crate is an independent implementation of the protocol, so that ours is not tested by itself.
+//! That crate is an independent implementation of the protocol, so that ours is not only tested against itself.
 
 use std::ops::{Deref, DerefMut};
 use std::os::fd::AsRawFd;
@@ -37,13 +37,13 @@ pub const INDIRECT_DESC: u64 = 1 << VIRTIO_RING_F_INDIRECT_DESC;
 /// Feature bit 34: packed rings.
 pub const RING_PACKED: u64 = 1 << VIRTIO_F_RING_PACKED;
 
-/// Feature bit 35: requests come back in the order in which they were made available.
+/// Feature bit 35: requests are returned in the order in which they were made available.
 pub const IN_ORDER: u64 = 1 << VIRTIO_F_IN_ORDER;
 
-/// Environment variable that says which rings are used where a test says nothing: `split` (if it is not set) or `packed`.
+/// Environment variable with the default ring format: `split` (if it is not set) or `packed`.
 const RING: &str = "VHOST_DEVICE_RING";
 
-/// [`RING_PACKED`] if packed rings are used where a test says nothing, else nothing.
+/// Returns [`RING_PACKED`] if packed rings are the default, else 0.
 pub fn usual_format() -> u64 {
     match std::env::var(RING).as_deref() {
         Ok("packed") => RING_PACKED,
@@ -61,17 +61,17 @@ pub struct Options {
     pub protocol_features: VhostUserProtocolFeatures,
     /// With REPLY_ACK accepted, ask for an acknowledgement of every message.
     pub need_reply: bool,
-    /// How the memory is announced: with ADD_MEM_REG (needs CONFIGURE_MEM_SLOTS), else SET_MEM_TABLE.
+    /// Announce the memory with ADD_MEM_REG (needs CONFIGURE_MEM_SLOTS) instead of SET_MEM_TABLE.
     pub memory_slots: bool,
     /// Regions of guest memory: guest address, size in bytes.
     pub memory: Vec<(u64, usize)>,
-    /// How long a message may take to be answered, and the socket to appear.
+    /// Time limit for the answer to a message, and for the socket to appear.
     pub timeout: Duration,
 }
 
 impl Default for Options {
-    /// All features but ring reset (40), and packed rings (34) unless the environment asks for them, and no logging; the protocol features that
-    /// this front-end has a use for; 64 MiB of memory in two regions with a hole between them.
+    /// All features except ring reset (40), logging, and packed rings (34) unless the environment asks for them; the protocol features that
+    /// this front-end uses; 64 MiB of memory in two regions with a hole between them.
     fn default() -> Self {
         Options {
             features: !(RING_PACKED | 1 << 40 | LOG_ALL) | usual_format(),
@@ -93,7 +93,7 @@ impl Default for Options {
     }
 }
 
-/// A connection to a back-end with which features and memory are agreed.
+/// A connection to a back-end, with negotiated features and memory.
 pub struct FrontEnd {
     frontend: Frontend,
     socket: UnixStream,
@@ -106,7 +106,7 @@ pub struct FrontEnd {
     queue_count: usize,
 }
 
-/// The `vhost` crate's front-end during one call; a back-end that does not answer in time ends it.
+/// The `vhost` crate's front-end during one call; a call that is not answered in time ends with an error.
 pub struct Call {
     frontend: Frontend,
     watchdog: Arc<Watchdog>,
@@ -203,7 +203,7 @@ impl FrontEnd {
         let _ = self.socket.shutdown(std::net::Shutdown::Both);
     }
 
-    /// The `vhost` crate's front-end, for one call: `front_end.call().get_features()`.
+    /// Returns the `vhost` crate's front-end, for one call: `front_end.call().get_features()`.
     pub fn call(&self) -> Call {
         self.watchdog.arm(self.timeout);
         Call {
@@ -212,41 +212,41 @@ impl FrontEnd {
         }
     }
 
-    /// A raw connection on the same socket, for messages that the `vhost` crate has not, or would not send.
+    /// Returns a raw connection on the same socket, for messages that the `vhost` crate does not have, or would not send.
     pub fn raw(&self) -> Result<RawConnection> {
         let mut raw = RawConnection::from_stream(self.socket.try_clone()?)?;
         raw.set_timeout(self.timeout)?;
         Ok(raw)
     }
 
-    /// Guest memory.
+    /// Returns guest memory.
     pub fn memory(&self) -> &GuestMemory {
         &self.memory
     }
 
-    /// All VIRTIO features that the back-end offered.
+    /// Returns all VIRTIO features that the back-end offered.
     pub fn offered(&self) -> u64 {
         self.offered
     }
 
-    /// The VIRTIO features agreed on.
+    /// Returns the VIRTIO features agreed on.
     pub fn features(&self) -> u64 {
         self.features
     }
 
-    /// The protocol features agreed on.
+    /// Returns the protocol features agreed on.
     pub fn protocol_features(&self) -> VhostUserProtocolFeatures {
         self.protocol_features
     }
 
-    /// Has a driver that starts again agree on these features, of those offered. No ring may run.
+    /// Negotiates these features, of those offered, for a driver that starts again. No ring may run.
     pub fn set_features(&mut self, features: u64) -> Result<()> {
         self.features = self.offered & features;
         self.call().set_features(self.features)?;
         Ok(())
     }
 
-    /// Number of queues that the back-end has (1 without MQ).
+    /// Returns the number of queues that the back-end has (1 without MQ).
     pub fn queue_count(&self) -> usize {
         self.queue_count
     }
@@ -276,15 +276,15 @@ impl FrontEnd {
         Ok(())
     }
 
-    /// Takes a region of memory out and tells the back-end with REM_MEM_REG.
+    /// Removes a region of memory and tells the back-end with REM_MEM_REG.
     pub fn remove_region(&mut self, guest_address: u64) -> Result<()> {
         let region = self.memory.remove(guest_address);
         self.call().remove_mem_region(&region.info())?;
         Ok(())
     }
 
-    /// What a queue of this size needs to be to match the features agreed on; chains of two or more
-    /// buffers are indirect if that was.
+    /// Returns the options of a queue of this size for the negotiated features; chains of two or more
+    /// buffers are indirect if that was negotiated.
     pub fn queue_options(&self, size: u16) -> QueueOptions {
         QueueOptions {
             size,
@@ -303,19 +303,19 @@ impl FrontEnd {
         }
     }
 
-    /// Makes a queue of `size` descriptors by the features agreed on, and starts it as ring `index`.
+    /// Creates a queue of `size` descriptors for the negotiated features, and starts it as ring `index`.
     pub fn queue(&self, index: usize, size: u16) -> Result<Queue> {
         self.queue_with(index, self.queue_options(size))
     }
 
-    /// Makes a queue and starts it as ring `index`.
+    /// Creates a queue and starts it as ring `index`.
     pub fn queue_with(&self, index: usize, options: QueueOptions) -> Result<Queue> {
         let queue = Queue::new(&self.memory, options);
         self.start(index, &queue, options.start())?;
         Ok(queue)
     }
 
-    /// Starts `queue` as ring `index` at `base`: all the vring messages, then enables it.
+    /// Starts `queue` as ring `index` at `base`: sends all vring messages, then enables it.
     pub fn start(&self, index: usize, queue: &Queue, base: u32) -> Result<()> {
         self.configure(index, queue, base)?;
         self.call().set_vring_kick(index, queue.kick_fd())?;
@@ -325,7 +325,7 @@ impl FrontEnd {
         Ok(())
     }
 
-    /// The vring messages of [`FrontEnd::start`] up to, but without, the kick eventfd.
+    /// Sends the vring messages of [`FrontEnd::start`] up to, but without, the kick eventfd.
     pub fn configure(&self, index: usize, queue: &Queue, base: u32) -> Result<()> {
         self.call().set_vring_num(index, queue.options().size)?;
         self.set_base(index, base)?;
@@ -336,7 +336,7 @@ impl FrontEnd {
         Ok(())
     }
 
-    /// SET_VRING_BASE. The `vhost` crate has it for split rings only.
+    /// Sends SET_VRING_BASE. The `vhost` crate supports it for split rings only.
     fn set_base(&self, index: usize, base: u32) -> Result<()> {
         if let Ok(base) = u16::try_from(base) {
             return Ok(self.call().set_vring_base(index, base)?);
@@ -352,7 +352,7 @@ impl FrontEnd {
         }
     }
 
-    /// The addresses of a ring as SET_VRING_ADDR wants them.
+    /// Returns the addresses of a ring for SET_VRING_ADDR.
     pub fn ring_addresses(&self, queue: &Queue) -> VringConfigData {
         let layout = queue.layout();
         VringConfigData {
@@ -366,21 +366,21 @@ impl FrontEnd {
         }
     }
 
-    /// Gives the back-end another log of dirty pages.
+    /// Sets another log of dirty pages.
     pub fn set_log(&self, log: &DirtyLog) -> Result<()> {
         assert!(self.has(VhostUserProtocolFeatures::LOG_SHMFD));
         self.call().set_log_base(0, Some(log.region()))?;
         Ok(())
     }
 
-    /// Makes the back-end log what it writes, or not any more. Rings are another matter: [`FrontEnd::log_ring`].
+    /// Switches logging of writes on or off, except for rings: [`FrontEnd::log_ring`].
     pub fn log_writes(&self, on: bool) -> Result<()> {
         let log = if on { LOG_ALL } else { 0 };
         self.call().set_features(self.features | log)?;
         Ok(())
     }
 
-    /// Makes the back-end log what it writes to the used ring of ring `index`, by guest address `log`, or not any more.
+    /// Switches logging of writes to the used ring of ring `index`, at guest address `log`, on or off.
     pub fn log_ring(&self, index: usize, ring: &VringConfigData, log: Option<u64>) -> Result<()> {
         let ring = VringConfigData {
             flags: if log.is_some() { LOG_RING } else { 0 },
@@ -396,7 +396,7 @@ impl FrontEnd {
         Ok(self.call().get_vring_base(index)?)
     }
 
-    /// `size` bytes of the configuration space at `offset`.
+    /// Reads `size` bytes of the configuration space at `offset`.
     pub fn config(&self, offset: u32, size: u32) -> Result<Vec<u8>> {
         let room = vec![0; size as usize];
         let (_, bytes) =
@@ -412,7 +412,7 @@ impl FrontEnd {
         Ok(())
     }
 
-    /// The device status (protocol feature STATUS).
+    /// Reads the device status (protocol feature STATUS).
     pub fn status(&self) -> Result<u64> {
         assert!(self.has(VhostUserProtocolFeatures::STATUS));
         Ok(self.raw()?.ask(FrontendReq::GET_STATUS, &[], &[])?.u64())
@@ -430,7 +430,7 @@ impl FrontEnd {
         }
     }
 
-    /// Gives the back-end a channel for its own requests; this end receives them
+    /// Sets up a channel for the back-end's own requests; this end receives them
     /// (CONFIG_CHANGE_MSG is request 2). Close it by dropping it.
     pub fn back_end_channel(&self) -> Result<RawConnection> {
         let (ours, theirs) = UnixStream::pair()?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a front-end does while its guest migrates: it has the pages logged that the device writes to, and copies them.
+//! What a front-end does while its guest migrates: it enables logging of the pages that the device writes, and copies them.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -16,13 +16,13 @@ use super::memory::{GuestMemory, Region};
 pub const LOG_ALL: u64 = 1 << 26;
 /// Flag of SET_VRING_ADDR: what the device writes to the used ring is logged.
 pub const LOG_RING: u32 = 1;
-/// Bytes of guest memory that a bit of the log stands for.
+/// Bytes of guest memory per bit of the log.
 pub const PAGE_SIZE: u64 = 4096;
 
 /// Pages, by their number.
 pub type Pages = BTreeSet<u64>;
 
-/// The pages of `length` bytes at a guest address.
+/// Returns the pages of `length` bytes at a guest address.
 pub fn pages(address: u64, length: u64) -> Pages {
     match length {
         0 => Pages::new(),
@@ -39,12 +39,12 @@ pub struct DirtyLog {
 }
 
 impl DirtyLog {
-    /// A log for all guest addresses below `end`.
+    /// Creates a log for all guest addresses below `end`.
     pub fn new(end: u64) -> Self {
         Self::at_offset(0, end.div_ceil(8 * PAGE_SIZE) as usize)
     }
 
-    /// A log of `size` bytes that begins `offset` bytes into its memfd.
+    /// Creates a log of `size` bytes that begins `offset` bytes into its memfd.
     pub fn at_offset(offset: usize, size: usize) -> Self {
         let memfd = memfd_create("dirty-log", MemfdFlags::CLOEXEC).expect("memfd_create");
         ftruncate(&memfd, (offset + size) as u64).expect("size the memfd");
@@ -56,12 +56,12 @@ impl DirtyLog {
         }
     }
 
-    /// The memfd.
+    /// Returns the memfd.
     pub fn file(&self) -> &File {
         self.mapping.file_offset().expect("made with a file").file()
     }
 
-    /// The log as SET_LOG_BASE describes it.
+    /// Returns the log as SET_LOG_BASE describes it.
     pub fn region(&self) -> VhostUserDirtyLogRegion {
         VhostUserDirtyLogRegion {
             mmap_size: self.size as u64,
@@ -70,7 +70,7 @@ impl DirtyLog {
         }
     }
 
-    /// Whether the page of a guest address is marked.
+    /// Returns whether the page of a guest address is marked.
     pub fn has(&self, address: u64) -> bool {
         let page = address / PAGE_SIZE;
         let offset = self.offset + (page / 8) as usize;
@@ -79,13 +79,13 @@ impl DirtyLog {
         byte.load(Ordering::SeqCst) >> (page % 8) & 1 != 0
     }
 
-    /// Takes what is marked out of the log.
+    /// Takes the marked pages out of the log.
     pub fn take(&self) -> Pages {
         let mut pages = Pages::new();
         for index in 0..self.size {
             let byte = self.mapping.get_atomic_ref::<AtomicU8>(self.offset + index);
             let byte = byte.expect("inside the log");
-            // Most are empty: those are not written to.
+            // Most words are zero: those are not written.
             if byte.load(Ordering::SeqCst) != 0 {
                 let bits = byte.swap(0, Ordering::SeqCst);
                 let marked = (0..8).filter(|bit| bits >> bit & 1 != 0);
@@ -96,10 +96,10 @@ impl DirtyLog {
     }
 }
 
-/// Guest memory at the other end of a migration.
+/// Guest memory at the destination of a migration.
 pub struct Shadow {
     memory: GuestMemory,
-    /// For each region its contents.
+    /// The contents of each region.
     copies: Vec<Vec<u8>>,
 }
 
@@ -115,7 +115,7 @@ impl Shadow {
         }
     }
 
-    /// Copies these pages, of which some may be no memory.
+    /// Copies these pages, some of which may not be in memory.
     pub fn copy(&mut self, pages: &Pages) {
         for page in pages {
             let address = page * PAGE_SIZE;
@@ -129,7 +129,7 @@ impl Shadow {
         }
     }
 
-    /// The pages that are not as they are in the memory that was copied.
+    /// Returns the pages that differ from the memory that was copied.
     pub fn differences(&self) -> Pages {
         let mut different = Pages::new();
         for (region, copy) in self.memory.regions().iter().zip(&self.copies) {

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Errors of the front-end.
 
-/// What can go wrong between a front-end and the back-end that it talks to.
+/// Errors between a front-end and its back-end.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The `vhost` crate's front-end refused, or was refused by, the back-end.
+    /// The `vhost` crate's front-end refused a call, or the back-end refused it.
     #[error("vhost-user: {0}")]
     Vhost(#[from] vhost::Error),
     /// A system call failed.
     #[error(transparent)]
     Io(#[from] std::io::Error),
-    /// Nothing came before the deadline.
+    /// Nothing was received before the deadline.
     #[error("the back-end did not answer within {0:?}")]
     Timeout(std::time::Duration),
     /// The back-end closed the connection.
@@ -27,5 +27,5 @@ impl From<rustix::io::Errno> for Error {
     }
 }
 
-/// A result of this module.
+/// The result type of this module.
 pub type Result<T> = std::result::Result<T, Error>;

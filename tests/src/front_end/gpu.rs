@@ -20,7 +20,7 @@ use super::queue::Queue;
 
 /// Time limit for operations that normally finish at once; generous, for busy machines.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// Bytes set aside for a command, for its response, and for a command of the cursor queue.
+/// Bytes reserved for a command, for its response, and for a command of the cursor queue.
 const AREA: u64 = 1 << 20;
 /// Bytes of the header of a command and of a response.
 pub const HEADER_SIZE: usize = 24;
@@ -65,17 +65,17 @@ pub mod number {
     };
 }
 
-/// Words as they lie in a command.
+/// Returns words as they lie in a command.
 pub fn words(words: &[u32]) -> Vec<u8> {
     words.iter().flat_map(|word| word.to_le_bytes()).collect()
 }
 
-/// A command: its header, and what follows.
+/// Creates a command of a header and a body.
 pub fn command(kind: u32, body: &[u8]) -> Vec<u8> {
     fenced_command(kind, 0, 0, body)
 }
 
-/// A command with flags, and the number of its fence.
+/// Creates a command with flags, and the number of its fence.
 pub fn fenced_command(kind: u32, flags: u32, fence: u64, body: &[u8]) -> Vec<u8> {
     let mut bytes = words(&[kind, flags]);
     bytes.extend(fence.to_le_bytes());
@@ -92,18 +92,18 @@ pub struct Response {
 }
 
 impl Response {
-    /// How the command went.
+    /// Returns the type of the response.
     pub fn kind(&self) -> u32 {
         u32::from_le_bytes(self.bytes[..4].try_into().expect("a header"))
     }
 
-    /// What follows the header.
+    /// Returns the bytes after the header.
     pub fn body(&self) -> &[u8] {
         &self.bytes[HEADER_SIZE..]
     }
 }
 
-/// A driver with one command at a time.
+/// A driver that sends one command at a time.
 pub struct GpuDriver {
     /// The connection.
     pub front_end: FrontEnd,
@@ -142,7 +142,7 @@ impl GpuDriver {
         display
     }
 
-    /// Makes a command available, with room for a response of `room` bytes.
+    /// Makes a command available, with `room` bytes for its response.
     pub fn send(&mut self, command: &[u8], room: u32) {
         let memory = self.front_end.memory();
         memory.write(self.area, command);
@@ -182,7 +182,7 @@ impl GpuDriver {
         assert_eq!(response.bytes.len(), HEADER_SIZE);
     }
 
-    /// Sends a command of the cursor queue, and waits until it is carried out.
+    /// Sends a command of the cursor queue, and waits until it is complete.
     pub fn run_cursor(&mut self, command: &[u8]) {
         // A command of the control queue may be in flight.
         let place = self.area + 2 * AREA;
@@ -197,7 +197,7 @@ impl GpuDriver {
         assert_eq!(used.length, 0);
     }
 
-    /// Makes a resource that is backed by `pages` of guest memory, each from another place. Returns where these are.
+    /// Creates a resource that is backed by `pages` of guest memory, which are not contiguous. Returns their addresses.
     pub fn create(&mut self, number: u32, format: u32, width: u32, height: u32) -> Vec<u64> {
         self.done(number::CREATE_2D, &words(&[number, format, width, height]));
         self.attach(number, u64::from(width) * u64::from(height) * 4)
@@ -222,7 +222,7 @@ impl GpuDriver {
         self.done(number::UNREF, &words(&[number, 0]));
     }
 
-    /// Backs a resource by pages for `size` bytes, each from another place. Returns where these are.
+    /// Backs a resource with pages for `size` bytes, which are not contiguous. Returns their addresses.
     pub fn attach(&mut self, number: u32, size: u64) -> Vec<u64> {
         const PAGE: u64 = 4096;
         let count = size.div_ceil(PAGE);
@@ -238,7 +238,7 @@ impl GpuDriver {
         pages
     }
 
-    /// What is in the pages that back a resource.
+    /// Returns what is in the pages that back a resource.
     pub fn look(&self, pages: &[u64]) -> Vec<u8> {
         let memory = self.front_end.memory();
         pages
@@ -301,7 +301,7 @@ impl GpuDriver {
     }
 }
 
-/// What a display was told.
+/// A message that a display received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Shown {
     /// SET_PROTOCOL_FEATURES.
@@ -320,7 +320,7 @@ pub enum Shown {
     Unknown(u32),
 }
 
-/// What a display answers, as payloads without their headers; it is silent where there is nothing.
+/// The answers of a display, as payloads without headers; it does not answer if there is none.
 #[derive(Clone, Debug)]
 pub struct Answers {
     /// To GET_PROTOCOL_FEATURES.
@@ -346,12 +346,12 @@ impl Default for Answers {
     }
 }
 
-/// A display that notes what it is told, and answers what it is asked.
+/// A display that records its messages, and answers requests.
 #[derive(Debug)]
 pub struct Display {
     shown: Receiver<Shown>,
     socket: UnixStream,
-    /// Milliseconds that it waits before it reads a message.
+    /// Delay before it reads a message, in milliseconds.
     delay: Arc<AtomicU64>,
     thread: Option<JoinHandle<()>>,
 }
@@ -377,7 +377,7 @@ impl Display {
         (display, theirs)
     }
 
-    /// What the display is told next.
+    /// Waits for the next message to the display.
     pub fn next(&self) -> Shown {
         match self.shown.recv_timeout(PATIENCE) {
             Ok(shown) => shown,
@@ -391,7 +391,7 @@ impl Display {
             .store(delay.as_millis() as u64, Ordering::Relaxed);
     }
 
-    /// What the display is told next, if that is soon.
+    /// Waits for the next message to the display for a limited time.
     pub fn next_within(&self, limit: Duration) -> Option<Shown> {
         self.shown.recv_timeout(limit).ok()
     }

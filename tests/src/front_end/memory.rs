@@ -17,17 +17,17 @@ use vm_memory::{
 #[derive(Debug)]
 pub struct Region {
     mapping: GuestRegionMmap,
-    /// Bytes handed out by the bump allocator.
+    /// Bytes allocated so far.
     allocated: AtomicU64,
 }
 
 impl Region {
-    /// A region of `size` bytes at `guest_address`, in a memfd of its own.
+    /// Creates a region of `size` bytes at `guest_address`, in a memfd of its own.
     pub fn new(guest_address: u64, size: usize) -> Self {
         Self::at_offset(guest_address, size, 0)
     }
 
-    /// Like [`Region::new`], with the region's first byte `mmap_offset` bytes into the memfd.
+    /// Creates a region like [`Region::new`], with its first byte `mmap_offset` bytes into the memfd.
     pub fn at_offset(guest_address: u64, size: usize, mmap_offset: u64) -> Self {
         let memfd = memfd_create("guest-memory", MemfdFlags::CLOEXEC).expect("memfd_create");
         ftruncate(&memfd, mmap_offset + size as u64).expect("size the memfd");
@@ -40,13 +40,13 @@ impl Region {
         }
     }
 
-    /// Like [`Region::new`], in huge pages of 2 MiB, of which `size` is a multiple. `None` if the host has none to give.
+    /// Creates a region like [`Region::new`], in huge pages of 2 MiB, of which `size` is a multiple. `None` if the host has none.
     pub fn huge(guest_address: u64, size: usize) -> Option<Self> {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
         let memfd = memfd_create("guest-memory", flags).ok()?;
         ftruncate(&memfd, size as u64).ok()?;
         let file = FileOffset::new(File::from(memfd), 0);
-        // The pages are reserved, so that they are there when they are touched.
+        // The pages are reserved, so that touching them cannot fail.
         let mapping =
             MmapRegion::build(Some(file), size, PROT_READ | PROT_WRITE, MAP_SHARED).ok()?;
         Some(Region {
@@ -55,27 +55,27 @@ impl Region {
         })
     }
 
-    /// The first guest address.
+    /// Returns the first guest address.
     pub fn guest_address(&self) -> u64 {
         self.mapping.start_addr().raw_value()
     }
 
-    /// The size in bytes.
+    /// Returns the size in bytes.
     pub fn size(&self) -> u64 {
         self.mapping.len()
     }
 
-    /// The address of the first byte in this process: the "user address" of the protocol.
+    /// Returns the address of the first byte in this process: the "user address" of the protocol.
     pub fn user_address(&self) -> u64 {
         self.mapping.as_ptr() as u64
     }
 
-    /// The region as SET_MEM_TABLE and ADD_MEM_REG describe it, with the memfd to send along.
+    /// Returns the region as SET_MEM_TABLE and ADD_MEM_REG describe it, with the memfd to send along.
     pub fn info(&self) -> VhostUserMemoryRegionInfo {
         VhostUserMemoryRegionInfo::from_guest_region(&self.mapping).expect("a region with a file")
     }
 
-    /// The memfd.
+    /// Returns the memfd.
     pub fn file(&self) -> &File {
         self.mapping
             .file_offset()
@@ -123,7 +123,7 @@ impl GuestMemory {
         }
     }
 
-    /// The regions, in the order in which they were added.
+    /// Returns the regions, in the order in which they were added.
     pub fn regions(&self) -> &[Arc<Region>] {
         &self.regions
     }
@@ -135,7 +135,7 @@ impl GuestMemory {
         region
     }
 
-    /// Takes out the region that starts at `guest_address`. Rings and buffers in it stay mapped here.
+    /// Removes the region that starts at `guest_address`. Rings and buffers in it stay mapped here.
     pub fn remove(&mut self, guest_address: u64) -> Arc<Region> {
         let index = self
             .regions
@@ -145,14 +145,14 @@ impl GuestMemory {
         self.regions.remove(index)
     }
 
-    /// The same memory without the region that starts at `guest_address`.
+    /// Returns the same memory without the region that starts at `guest_address`.
     pub fn without(&self, guest_address: u64) -> GuestMemory {
         let mut rest = self.clone();
         rest.remove(guest_address);
         rest
     }
 
-    /// The region that holds all `length` bytes at `guest_address`. Panics when there is none.
+    /// Returns the region that holds all `length` bytes at `guest_address`. Panics when there is none.
     pub fn region(&self, guest_address: u64, length: u64) -> &Arc<Region> {
         self.regions
             .iter()
@@ -160,7 +160,7 @@ impl GuestMemory {
             .unwrap_or_else(|| panic!("no guest memory at {guest_address:#x}, {length} bytes"))
     }
 
-    /// Guest address of `size` unused bytes in the first region that has them. Never freed.
+    /// Allocates `size` unused bytes in the first region that has them, and returns their guest address. They are never freed.
     pub fn allocate(&self, size: u64, alignment: u64) -> u64 {
         self.regions
             .iter()
@@ -196,7 +196,7 @@ impl GuestMemory {
             .expect("checked by region()");
     }
 
-    /// `length` bytes of guest memory as a vector.
+    /// Reads `length` bytes of guest memory into a vector.
     pub fn read_vec(&self, guest_address: u64, length: usize) -> Vec<u8> {
         let mut bytes = vec![0; length];
         self.read(guest_address, &mut bytes);
@@ -208,22 +208,22 @@ impl GuestMemory {
         self.write(guest_address, &vec![byte; length]);
     }
 
-    /// A byte of guest memory.
+    /// Reads a byte of guest memory.
     pub fn read_u8(&self, guest_address: u64) -> u8 {
         u8::from_le_bytes(self.read_array(guest_address))
     }
 
-    /// A little-endian 16-bit integer in guest memory.
+    /// Reads a little-endian 16-bit integer in guest memory.
     pub fn read_u16(&self, guest_address: u64) -> u16 {
         u16::from_le_bytes(self.read_array(guest_address))
     }
 
-    /// A little-endian 32-bit integer in guest memory.
+    /// Reads a little-endian 32-bit integer in guest memory.
     pub fn read_u32(&self, guest_address: u64) -> u32 {
         u32::from_le_bytes(self.read_array(guest_address))
     }
 
-    /// A little-endian 64-bit integer in guest memory.
+    /// Reads a little-endian 64-bit integer in guest memory.
     pub fn read_u64(&self, guest_address: u64) -> u64 {
         u64::from_le_bytes(self.read_array(guest_address))
     }
@@ -248,7 +248,7 @@ impl GuestMemory {
         self.write(guest_address, &value.to_le_bytes());
     }
 
-    /// The user address (address in this process) of a guest address, as SET_VRING_ADDR wants it.
+    /// Returns the user address (address in this process) of a guest address, for SET_VRING_ADDR.
     pub fn user_address(&self, guest_address: u64) -> u64 {
         let region = self.region(guest_address, 1);
         region.user_address() + region.offset(guest_address).raw_value()

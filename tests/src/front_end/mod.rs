@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The front-end (VMM and driver side) of a vhost-user connection.
 //!
-//! Pieces, in the order in which a test uses them:
+//! Modules, in the order in which a test uses them:
 //! - [`memory`]: guest memory in shared memfds, with a bump allocator for rings and buffers;
 //! - [`connection`]: [`RawConnection`], which sends any bytes and any file descriptors, well-formed or not;
 //! - [`device`]: [`FrontEnd`], which negotiates and starts rings through the `vhost` crate's `Frontend`;
-//! - [`queue`]: [`Queue`], the driver's side of a queue; [`split`] and [`packed`]: its ring, with raw access for malformed ones;
-//!   [`descriptor`]: what lies in it;
-//! - [`dirty_log`]: what a front-end does with the memory of a guest that migrates;
+//! - [`queue`]: [`Queue`], the driver's side of a queue; [`split`] and [`packed`]: its ring, with raw access for malformed contents;
+//!   [`descriptor`]: the contents of a ring;
+//! - [`dirty_log`]: the memory of a guest that migrates;
 //! - [`block`]: virtio-blk requests in any framing;
 //! - [`gpu`]: virtio-gpu commands, and a display for the device;
 //! - [`state`]: saving and loading the state of a device.
 //!
-//! Misuse by a test panics; what the back-end does wrong is returned as an [`Error`], or panics with
-//! a message that names it where no later step could be meaningful.
+//! Misuse by a test panics. Errors of the back-end are returned as an [`Error`], or panic with
+//! a message that names them where the test cannot continue.
 
 pub mod block;
 pub mod connection;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The driver's side of a packed ring (VIRTIO 1.3, section 2.8): what [`super::Queue`] does where one was negotiated.
+//! The driver's side of a packed ring (VIRTIO 1.3, section 2.8), as used by [`super::Queue`].
 
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
@@ -10,25 +10,25 @@ use virtio_bindings::virtio_ring::{
 
 use super::descriptor::{Buffer, DESCRIPTOR_SIZE, Descriptor, NEXT, Used, write_descriptor};
 
-/// Descriptor flag: available in the round that the bit stands for.
+/// Descriptor flag: available in the round with this wrap counter.
 pub const AVAILABLE: u16 = 1 << VRING_PACKED_DESC_F_AVAIL;
-/// Descriptor flag: used in the round that the bit stands for.
+/// Descriptor flag: used in the round with this wrap counter.
 pub const USED: u16 = 1 << VRING_PACKED_DESC_F_USED;
 
 /// Bytes of an event suppression structure.
 pub const EVENT_SIZE: usize = 4;
 
-/// A place in the ring, and the wrap counter of the round that it is reached in.
+/// A position in the ring, and its wrap counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// Which descriptor.
+    /// Index of the descriptor.
     pub index: u16,
     /// The wrap counter.
     pub wrap: bool,
 }
 
 impl Position {
-    /// Index in bits 0 to 14, wrap counter in bit 15.
+    /// Decodes a position: index in bits 0 to 14, wrap counter in bit 15.
     pub fn from_bits(bits: u16) -> Self {
         Position {
             index: bits & 0x7fff,
@@ -36,12 +36,12 @@ impl Position {
         }
     }
 
-    /// The same bits.
+    /// Encodes the position in the same bits.
     pub fn bits(self) -> u16 {
         self.index | u16::from(self.wrap) << 15
     }
 
-    /// The place `count` descriptors on in a ring of `size`.
+    /// Returns the position `count` descriptors later in a ring of `size`.
     pub fn after(self, count: u16, size: u16) -> Self {
         let sum = u32::from(self.index) + u32::from(count);
         let wraps = sum >= u32::from(size);
@@ -51,18 +51,18 @@ impl Position {
         }
     }
 
-    /// The flags that make a descriptor here available.
+    /// Returns the flags that make a descriptor here available.
     pub fn available(self) -> u16 {
         if self.wrap { AVAILABLE } else { USED }
     }
 
-    /// The flags that mark a descriptor here used.
+    /// Returns the flags that mark a descriptor here used.
     pub fn used(self) -> u16 {
         if self.wrap { AVAILABLE | USED } else { 0 }
     }
 }
 
-/// Where the parts of the ring are in this process.
+/// Addresses of the parts of the ring in this process.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pointers {
     /// `size` descriptors.
@@ -81,14 +81,14 @@ pub struct PackedRing {
     pointers: Pointers,
     next_available: Position,
     next_used: Position,
-    /// Ids that no chain has.
+    /// Ids that no chain uses.
     ids: Vec<u16>,
-    /// For the id of an outstanding chain: how many descriptors it has, else 0.
+    /// Number of descriptors of the outstanding chain with this id, else 0.
     outstanding: Box<[u16]>,
     free: u16,
-    /// The first descriptor that the device does not see yet, and the flags that show it, and all behind it.
+    /// The first descriptor that the device does not see yet, and the flags that publish it and all after it.
     unpublished: Option<(u16, u16)>,
-    /// Where the ring was at the last decision to kick, and how many descriptors came since.
+    /// Position at the last decision to kick, and number of descriptors since.
     kicked: Position,
     unkicked: u16,
 }
@@ -125,7 +125,7 @@ impl PackedRing {
         ring
     }
 
-    /// Makes it what it is at the start of another driver.
+    /// Resets the ring to its state at the start of a driver.
     pub(super) fn begin(&mut self, base: u16) {
         *self = Self::new(self.size, self.event_idx, base, self.pointers);
     }
@@ -134,22 +134,22 @@ impl PackedRing {
         self.free
     }
 
-    /// Where the next chain goes.
+    /// Returns where the next chain goes.
     pub fn next_available(&self) -> Position {
         self.next_available
     }
 
-    /// Where the next used descriptor is looked for.
+    /// Returns the position at which the next used descriptor is expected.
     pub fn next_used(&self) -> Position {
         self.next_used
     }
 
-    /// The id that the next chain gets, if there is room for one.
+    /// Returns the id that the next chain gets, if there is room for one.
     pub(super) fn next_id(&self) -> Option<u16> {
         self.ids.last().copied()
     }
 
-    /// Adds a chain of descriptors, whose `next` means nothing. Returns its id.
+    /// Adds a chain of descriptors, whose `next` is ignored. Returns its id.
     #[inline]
     pub(super) fn add(
         &mut self,
@@ -166,7 +166,7 @@ impl PackedRing {
             let last = position + 1 == count;
             let flags =
                 self.next_available.available() | entry.flags & !NEXT | if last { 0 } else { NEXT };
-            // The device goes by the id in the last descriptor.
+            // The device uses the id in the last descriptor.
             let entry_id = if last { id } else { u16::MAX };
             let hidden = position == 0 && self.unpublished.is_none();
             if hidden {
@@ -190,10 +190,10 @@ impl PackedRing {
         }
     }
 
-    /// Whether the device wants to be kicked for what was published since the last time.
+    /// Returns whether the device wants a kick for what was published since the last call.
     #[inline]
     pub(super) fn wants_kick(&mut self) -> bool {
-        // The descriptors must be visible before the device's wish is read.
+        // The descriptors must be visible before the device's event suppression is read.
         fence(Ordering::SeqCst);
         let count = std::mem::take(&mut self.unkicked);
         let from = std::mem::replace(&mut self.kicked, self.next_available);
@@ -219,7 +219,7 @@ impl PackedRing {
         self.flags(self.next_used.index) & (AVAILABLE | USED) == self.next_used.used()
     }
 
-    /// Whether all chains are used, which are of one descriptor each.
+    /// Returns whether all chains are used, if each has one descriptor.
     pub(super) fn has_used_all(&self) -> bool {
         let mut position = self.next_used;
         while position != self.next_available {
@@ -261,13 +261,13 @@ impl PackedRing {
     #[inline]
     pub(super) fn want_no_interrupt(&self) {
         let flags = self.event(self.pointers.driver_event, 1);
-        // The device reads this for each batch: it is not written again in vain.
+        // The device reads this for each batch: it is not written without need.
         if flags.load(Ordering::Relaxed) != (VRING_PACKED_EVENT_FLAG_DISABLE as u16).to_le() {
             self.set_driver_event(0, VRING_PACKED_EVENT_FLAG_DISABLE as u16);
         }
     }
 
-    /// Writes the driver's event suppression: place with wrap counter, then flags.
+    /// Writes the driver's event suppression: position with wrap counter, then flags.
     #[inline]
     pub fn set_driver_event(&self, position: u16, flags: u16) {
         let event = self.pointers.driver_event;
@@ -276,7 +276,7 @@ impl PackedRing {
         self.event(event, 1).store(flags.to_le(), Ordering::Release);
     }
 
-    /// The device's event suppression: place with wrap counter, and flags.
+    /// Reads the device's event suppression: position with wrap counter, and flags.
     #[inline]
     pub fn device_event(&self) -> (u16, u16) {
         let event = self.pointers.device_event;
@@ -285,7 +285,7 @@ impl PackedRing {
         (position, flags)
     }
 
-    /// Length, id and flags of a descriptor.
+    /// Reads length, id and flags of a descriptor.
     #[inline]
     pub fn descriptor(&self, index: u16) -> (u32, u16, u16) {
         assert!(index < self.size);
@@ -303,7 +303,7 @@ impl PackedRing {
         (u32::from_le(length), u16::from_le(id), self.flags(index))
     }
 
-    /// Writes a descriptor, whatever it was; its own flags and `next` are not looked at.
+    /// Writes any descriptor; its own flags and `next` are ignored.
     #[inline]
     pub fn set_descriptor(&self, index: u16, descriptor: Descriptor, id: u16, flags: u16) {
         assert!(index < self.size);
@@ -332,14 +332,14 @@ impl PackedRing {
     }
 }
 
-/// The descriptor of a buffer in an indirect table, where the id means nothing.
+/// Creates the descriptor of a buffer in an indirect table, where the id has no meaning.
 #[inline]
 pub(super) fn indirect(buffer: &Buffer) -> Descriptor {
     let descriptor = Descriptor::of(buffer);
     with_id(descriptor, u16::MAX, descriptor.flags)
 }
 
-/// A descriptor with its fields in the order of packed rings.
+/// Returns a descriptor with its fields in the order of packed rings.
 #[inline]
 fn with_id(descriptor: Descriptor, id: u16, flags: u16) -> Descriptor {
     Descriptor {

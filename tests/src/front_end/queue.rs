@@ -3,8 +3,8 @@
 //!
 //! [`Queue::add`] writes a chain, [`Queue::publish`] makes all chains added since visible with one
 //! store, [`Queue::kick`] notifies if the device asked for it, [`Queue::take_used`] and
-//! [`Queue::wait_used`] bring them back. None of these allocates or locks, and only a kick or a wait
-//! enters the kernel. The rings have what a driver would not do: to write anything anywhere.
+//! [`Queue::wait_used`] return them. None of these allocates or locks, and only a kick or a wait
+//! enters the kernel. The rings give access for what no driver would do: writing anything anywhere.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::Arc;
@@ -19,10 +19,10 @@ use super::memory::{GuestMemory, Region};
 use super::packed::{self, PackedRing};
 use super::split::{self, SplitRing};
 
-/// How long to sleep between two looks at a ring.
+/// Interval at which a ring is polled.
 const LOOK_INTERVAL: Duration = Duration::from_micros(100);
 
-/// What a queue looks like.
+/// Options of a queue.
 #[derive(Debug, Clone, Copy)]
 pub struct QueueOptions {
     /// Number of descriptors, up to 32768; a power of two if the ring is split.
@@ -34,7 +34,7 @@ pub struct QueueOptions {
     /// VIRTIO_RING_F_INDIRECT_DESC was negotiated: put each chain of two or more into an indirect table
     /// with room for this many descriptors. 0 for none.
     pub indirect: u16,
-    /// Value of the avail and used index at the start; in a packed ring the place where it starts, with the wrap counter in bit 15.
+    /// Value of the avail and used index at the start; in a packed ring the position where it starts, with the wrap counter in bit 15.
     pub base: u16,
 }
 
@@ -62,13 +62,13 @@ pub struct Layout {
 }
 
 impl QueueOptions {
-    /// The base that SET_VRING_BASE needs for a ring that starts at `base`.
+    /// Returns the base for SET_VRING_BASE of a ring that starts at `base`.
     pub fn start(&self) -> u32 {
         let base = u32::from(self.base);
         if self.packed { base | base << 16 } else { base }
     }
 
-    /// Bytes of the three parts of such a ring.
+    /// Returns the sizes of the three parts of such a ring, in bytes.
     fn sizes(&self) -> [u64; 3] {
         let descriptors = usize::from(self.size) * DESCRIPTOR_SIZE;
         let (avail, used) = match self.packed {
@@ -86,7 +86,7 @@ enum Ring {
     Packed(PackedRing),
 }
 
-/// A table of descriptors for each chain that the ring can hold.
+/// One table of descriptors for each chain that the ring can hold.
 #[derive(Debug)]
 struct IndirectTables {
     /// Descriptors of each.
@@ -128,7 +128,7 @@ pub struct Queue {
     ring: Ring,
     layout: Layout,
     indirect: IndirectTables,
-    /// Keep the memory behind the ring and its tables mapped.
+    /// Keep the memory of the ring and its tables mapped.
     _regions: Vec<Arc<Region>>,
     kick: EventFd,
     call: EventFd,
@@ -152,7 +152,7 @@ impl Queue {
         Self::at(memory, options, layout)
     }
 
-    /// Puts a ring at these guest addresses.
+    /// Places a ring at these guest addresses.
     pub fn at(memory: &GuestMemory, options: QueueOptions, layout: Layout) -> Self {
         assert!(
             (options.packed || options.size.is_power_of_two()) && options.size <= 0x8000,
@@ -215,17 +215,17 @@ impl Queue {
         }
     }
 
-    /// What the queue was made with.
+    /// Returns the options of the queue.
     pub fn options(&self) -> &QueueOptions {
         &self.options
     }
 
-    /// Where the ring lies.
+    /// Returns the guest addresses of the ring.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// The split ring, for what a driver would not do.
+    /// Returns the split ring, for what no driver would do.
     pub fn split(&self) -> &SplitRing {
         match &self.ring {
             Ring::Split(ring) => ring,
@@ -233,7 +233,7 @@ impl Queue {
         }
     }
 
-    /// The packed ring, for what a driver would not do.
+    /// Returns the packed ring, for what no driver would do.
     pub fn packed(&self) -> &PackedRing {
         match &self.ring {
             Ring::Packed(ring) => ring,
@@ -241,22 +241,22 @@ impl Queue {
         }
     }
 
-    /// The eventfd that tells the device of new chains.
+    /// Returns the eventfd that tells the device of new chains.
     pub fn kick_fd(&self) -> &EventFd {
         &self.kick
     }
 
-    /// The eventfd that the device signals for used chains.
+    /// Returns the eventfd that the device signals for used chains.
     pub fn call_fd(&self) -> &EventFd {
         &self.call
     }
 
-    /// The eventfd that the device signals when the ring is broken.
+    /// Returns the eventfd that the device signals when the ring is broken.
     pub fn error_fd(&self) -> &EventFd {
         &self.error
     }
 
-    /// Number of descriptors that no chain holds.
+    /// Returns the number of free descriptors.
     pub fn free_descriptors(&self) -> u16 {
         match &self.ring {
             Ring::Split(ring) => ring.free_descriptors(),
@@ -264,7 +264,7 @@ impl Queue {
         }
     }
 
-    /// Where the device is, as GET_VRING_BASE has it, if it holds nothing: after the last chain that [`Queue::take_used`] has returned.
+    /// Returns the position of a device that holds no request, as GET_VRING_BASE reports it: after the last chain that [`Queue::take_used`] has returned.
     pub fn used_base(&self) -> u32 {
         match &self.ring {
             Ring::Split(ring) => ring.next_used().into(),
@@ -275,12 +275,12 @@ impl Queue {
         }
     }
 
-    /// Number of kicks sent.
+    /// Returns the number of kicks sent.
     pub fn kicks(&self) -> u64 {
         self.kicks
     }
 
-    /// Number of calls noticed (signals that arrived before one was noticed count as one).
+    /// Returns the number of calls noticed (signals that arrived before one was noticed count as one).
     pub fn calls(&self) -> u64 {
         self.calls
     }
@@ -325,7 +325,7 @@ impl Queue {
         }
     }
 
-    /// Notifies the device of what was published since the last call, if it wants to be. Returns whether it did.
+    /// Notifies the device of what was published since the last call, if the device wants it. Returns whether it did.
     #[inline]
     pub fn kick(&mut self) -> bool {
         let wanted = match &mut self.ring {
@@ -338,7 +338,7 @@ impl Queue {
         wanted
     }
 
-    /// Notifies the device whether it wants it or not.
+    /// Notifies the device in any case.
     pub fn kick_anyway(&mut self) {
         self.kick.write(1).expect("write an eventfd");
         self.kicks += 1;
@@ -352,7 +352,7 @@ impl Queue {
         head
     }
 
-    /// The next used chain, if there is one. Panics when the device returns what was not outstanding.
+    /// Takes the next used chain, if there is one. Panics when the device returns a chain that was not outstanding.
     #[inline]
     pub fn take_used(&mut self) -> Option<Used> {
         match &mut self.ring {
@@ -369,7 +369,7 @@ impl Queue {
     }
 
     /// Waits until the device has used a chain that [`Queue::take_used`] has not returned, asking for
-    /// an interrupt before it sleeps. False when there was none before the deadline.
+    /// an interrupt before it sleeps. Returns false if there was none before the deadline.
     pub fn wait_used(&mut self, limit: Duration) -> bool {
         let mut deadline = None;
         loop {
@@ -384,7 +384,7 @@ impl Queue {
         }
     }
 
-    /// Asks for an interrupt at the next used chain. True when one is there already.
+    /// Asks for an interrupt at the next used chain. Returns true if one is there already.
     #[inline]
     pub fn arm_interrupt(&mut self) -> bool {
         if self.has_used() {
@@ -394,7 +394,7 @@ impl Queue {
             Ring::Split(ring) => ring.want_interrupt(),
             Ring::Packed(ring) => ring.want_interrupt(),
         }
-        // The wish must be visible before the ring is looked at for the last time.
+        // The request must be visible before the ring is read for the last time.
         fence(Ordering::SeqCst);
         self.has_used()
     }
@@ -408,7 +408,7 @@ impl Queue {
         }
     }
 
-    /// Whether a used chain waits to be taken.
+    /// Returns whether a used chain waits to be taken.
     #[inline]
     pub fn has_used(&self) -> bool {
         match &self.ring {
@@ -417,12 +417,12 @@ impl Queue {
         }
     }
 
-    /// Waits, by looking at the ring, until the device has used a chain that [`Queue::take_used`] has not returned. Asks for nothing.
+    /// Polls the ring until the device has used a chain that [`Queue::take_used`] has not returned. Does not ask for an interrupt.
     pub fn poll_used(&self, limit: Duration) -> bool {
         look(limit, || self.has_used())
     }
 
-    /// Whether the device has used all chains that were published, of one descriptor each.
+    /// Returns whether the device has used all published chains, if each has one descriptor.
     pub fn has_used_all(&self) -> bool {
         match &self.ring {
             Ring::Split(ring) => ring.has_used_all(),
@@ -430,29 +430,29 @@ impl Queue {
         }
     }
 
-    /// Waits, by looking at it, until the device's used index of a split ring is `index`. False when it was not in time.
+    /// Polls a split ring until the device's used index is `index`. Returns false after the time limit.
     pub fn wait_used_index(&self, index: u16, limit: Duration) -> bool {
         look(limit, || self.split().used_index() == index)
     }
 
-    /// Waits for a signal on the call eventfd, and takes it. False when none came before the deadline.
-    /// Says nothing about used chains and asks for nothing.
+    /// Waits for a signal on the call eventfd, and takes it. Returns false if there was none before the deadline.
+    /// Does not check for used chains, and does not ask for an interrupt.
     pub fn wait_call(&mut self, limit: Duration) -> bool {
         if !readable(&self.call, limit) {
             return false;
         }
-        // Another reader of a shared file description is the only way to find it empty now.
+        // Only another reader of the shared file description can have emptied it now.
         let signalled = self.call.read().is_ok();
         self.calls += u64::from(signalled);
         signalled
     }
 
-    /// Waits for a signal on the error eventfd, and takes it. False when none came before the deadline.
+    /// Waits for a signal on the error eventfd, and takes it. Returns false if there was none before the deadline.
     pub fn wait_error(&self, limit: Duration) -> bool {
         readable(&self.error, limit) && self.error.read().is_ok()
     }
 
-    /// Forgets all outstanding chains and begins again where it began, as after a device reset. The eventfds stay.
+    /// Forgets all outstanding chains and starts again at the initial position, as after a device reset. The eventfds stay.
     pub fn reset(&mut self) {
         let base = self.options.base;
         match &mut self.ring {
@@ -462,7 +462,7 @@ impl Queue {
     }
 
     /// Makes `head`, a chain written with [`SplitRing::set_descriptor`], the next available one and kicks.
-    /// Only [`SplitRing::used_index`] and [`SplitRing::used_entry`] see it come back.
+    /// Only [`SplitRing::used_index`] and [`SplitRing::used_entry`] show its return.
     pub fn publish_raw(&mut self, head: u16) {
         let Ring::Split(ring) = &mut self.ring else {
             panic!("the ring is packed");
@@ -472,7 +472,7 @@ impl Queue {
         self.kick_anyway();
     }
 
-    /// Makes available what breaks the ring, and kicks: a head outside the table, or, in a packed ring, an indirect table of one byte.
+    /// Makes something available that breaks the ring, and kicks: a head outside the table, or, in a packed ring, an indirect table of one byte.
     pub fn publish_nonsense(&mut self) {
         let Ring::Packed(ring) = &self.ring else {
             return self.publish_raw(0xffff);
@@ -487,7 +487,7 @@ impl Queue {
     }
 }
 
-/// Looks from time to time whether something `is_so`. False when it was not in time.
+/// Polls until a condition holds. Returns false after the time limit.
 fn look(limit: Duration, is_so: impl Fn() -> bool) -> bool {
     let deadline = Instant::now() + limit;
     while !is_so() {
@@ -499,7 +499,7 @@ fn look(limit: Duration, is_so: impl Fn() -> bool) -> bool {
     true
 }
 
-/// An eventfd that no program started meanwhile inherits.
+/// Creates an eventfd that other programs do not inherit.
 fn eventfd() -> EventFd {
     EventFd::new(EFD_NONBLOCK | libc::EFD_CLOEXEC).expect("eventfd")
 }

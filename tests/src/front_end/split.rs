@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The driver's side of a split ring (VIRTIO 1.3, section 2.7): what [`super::Queue`] does where no packed one was negotiated.
+//! The driver's side of a split ring (VIRTIO 1.3, section 2.7), as used by [`super::Queue`].
 
 use std::sync::atomic::{AtomicU16, Ordering, fence};
 
@@ -10,17 +10,17 @@ use super::descriptor::{Descriptor, Used, write_descriptor};
 /// Bytes of an entry of the used ring.
 const USED_ENTRY_SIZE: usize = 8;
 
-/// Bytes of the avail ring with its used_event.
+/// Returns bytes of the avail ring with its used_event.
 pub(super) fn avail_size(size: u16) -> usize {
     6 + 2 * usize::from(size)
 }
 
-/// Bytes of the used ring with its avail_event.
+/// Returns bytes of the used ring with its avail_event.
 pub(super) fn used_size(size: u16) -> usize {
     6 + USED_ENTRY_SIZE * usize::from(size)
 }
 
-/// Where the parts of the ring are in this process.
+/// Addresses of the parts of the ring in this process.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pointers {
     /// `size` descriptors.
@@ -37,9 +37,9 @@ pub struct SplitRing {
     size: u16,
     event_idx: bool,
     pointers: Pointers,
-    /// Our own copy of the descriptors' `next`, which links the free ones too.
+    /// Own copy of the descriptors' `next`, which also links the free ones.
     next: Box<[u16]>,
-    /// For the head of an outstanding chain: how many descriptors it has, else 0.
+    /// Number of descriptors of the outstanding chain with this head, else 0.
     outstanding: Box<[u16]>,
     free_head: u16,
     free: u16,
@@ -47,14 +47,14 @@ pub struct SplitRing {
     next_avail: u16,
     /// Avail index at the last decision to kick.
     kicked_avail: u16,
-    /// Used index up to which entries are taken.
+    /// Used index up to which entries were taken.
     next_used: u16,
     /// Used index when it was last read from the ring.
     seen_used: u16,
 }
 
 impl SplitRing {
-    /// Makes ring memory look as it would after `base` chains have come and gone.
+    /// Initialises ring memory as it would be after `base` chains.
     pub(super) fn new(size: u16, event_idx: bool, base: u16, pointers: Pointers) -> Self {
         let ring = SplitRing {
             size,
@@ -78,7 +78,7 @@ impl SplitRing {
         ring
     }
 
-    /// Makes it what it is at the start of another driver.
+    /// Resets the ring to its state at the start of a driver.
     pub(super) fn begin(&mut self, base: u16) {
         *self = Self::new(self.size, self.event_idx, base, self.pointers);
     }
@@ -92,12 +92,12 @@ impl SplitRing {
         self.next_used
     }
 
-    /// The head that the next chain gets, if there is room for one.
+    /// Returns the head that the next chain gets, if there is room for one.
     pub(super) fn next_head(&self) -> Option<u16> {
         (self.free > 0).then_some(self.free_head)
     }
 
-    /// Adds a chain of descriptors: of each is told its place in the chain, and the index of the one behind it. Returns its head.
+    /// Adds a chain of descriptors, made by a function that gets the place in the chain and the index of the next descriptor. Returns its head.
     #[inline]
     pub(super) fn add(
         &mut self,
@@ -131,10 +131,10 @@ impl SplitRing {
         self.set_avail_index(self.next_avail);
     }
 
-    /// Whether the device wants to be kicked for what was published since the last time.
+    /// Returns whether the device wants a kick for what was published since the last call.
     #[inline]
     pub(super) fn wants_kick(&mut self) -> bool {
-        // The store of the avail index must be visible before the device's wish is read.
+        // The store of the avail index must be visible before the device's request is read.
         fence(Ordering::SeqCst);
         let old = std::mem::replace(&mut self.kicked_avail, self.next_avail);
         if self.event_idx {
@@ -149,7 +149,7 @@ impl SplitRing {
         self.used_index() != self.next_used
     }
 
-    /// Whether all chains are used that were published.
+    /// Returns whether all published chains are used.
     pub(super) fn has_used_all(&self) -> bool {
         self.used_index() == self.avail_index()
     }
@@ -189,7 +189,7 @@ impl SplitRing {
         }
     }
 
-    /// With EVENT_IDX the event that has passed does that.
+    /// Does nothing with EVENT_IDX: the event that has passed suppresses interrupts.
     #[inline]
     pub(super) fn want_no_interrupt(&self) {
         if !self.event_idx {
@@ -213,13 +213,13 @@ impl SplitRing {
             .store(head.to_le(), Ordering::Relaxed);
     }
 
-    /// Writes the avail index, whatever was added. Chains added later follow what was added, not this.
+    /// Writes any avail index. Chains that are added later follow the last added chain, not this index.
     #[inline]
     pub fn set_avail_index(&self, index: u16) {
         self.avail_field(2).store(index.to_le(), Ordering::Release);
     }
 
-    /// The avail index as the device sees it.
+    /// Returns the avail index as the device sees it.
     pub fn avail_index(&self) -> u16 {
         u16::from_le(self.avail_field(2).load(Ordering::Relaxed))
     }
@@ -242,13 +242,13 @@ impl SplitRing {
             .store(index.to_le(), Ordering::Relaxed);
     }
 
-    /// The device's VIRTQ_USED_F_NO_NOTIFY and unknown flags.
+    /// Returns the device's VIRTQ_USED_F_NO_NOTIFY and unknown flags.
     #[inline]
     pub fn used_flags(&self) -> u16 {
         u16::from_le(self.used_field(0).load(Ordering::Relaxed))
     }
 
-    /// The device's avail_event: it wants a kick when the avail index passes it.
+    /// Returns the device's avail_event: it wants a kick when the avail index passes it.
     #[inline]
     pub fn avail_event(&self) -> u16 {
         u16::from_le(
@@ -257,13 +257,13 @@ impl SplitRing {
         )
     }
 
-    /// The device's used index.
+    /// Returns the device's used index.
     #[inline]
     pub fn used_index(&self) -> u16 {
         u16::from_le(self.used_field(2).load(Ordering::Acquire))
     }
 
-    /// Entry `slot` (modulo the size) of the used ring: descriptor and length.
+    /// Returns entry `slot` (modulo the size) of the used ring: descriptor and length.
     #[inline]
     pub fn used_entry(&self, slot: u16) -> (u32, u32) {
         let slot = usize::from(slot & (self.size - 1));
@@ -292,7 +292,7 @@ impl SplitRing {
     }
 }
 
-/// vring_need_event of the specification: did the step from `old` to `new` pass `event`?
+/// Returns whether the step from `old` to `new` passes `event` (vring_need_event of the specification).
 #[inline]
 fn needs_event(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)

@@ -19,19 +19,19 @@ use super::error::Result;
 pub const SAVE: u32 = 0;
 /// See [`SAVE`].
 pub const LOAD: u32 = 1;
-/// What SET_DEVICE_STATE_FD is answered with when it has begun: no file is returned.
+/// The answer to SET_DEVICE_STATE_FD for a transfer that has begun: no file is returned.
 pub const BEGUN: u64 = 0x100;
 
 /// Bytes of a state before the device's part.
 pub const HEADER_SIZE: usize = 44;
 
-/// A pipe: the end to read from, and the end to write to.
+/// Creates a pipe. Returns its read end and its write end.
 pub fn pipe() -> (OwnedFd, OwnedFd) {
     pipe_with(PipeFlags::CLOEXEC).expect("a pipe")
 }
 
 impl FrontEnd {
-    /// Makes the device save its state, whose queues are stopped.
+    /// Saves the state of the device, whose queues are stopped.
     pub fn save_state(&self) -> Result<Vec<u8>> {
         let (ours, theirs) = pipe();
         self.call()
@@ -42,12 +42,12 @@ impl FrontEnd {
         Ok(state)
     }
 
-    /// Makes the device load a state; its queues are stopped.
+    /// Loads a state into the device, whose queues are stopped.
     pub fn load_state(&self, state: &[u8]) -> Result<()> {
         let (theirs, ours) = pipe();
         self.call()
             .set_device_state_fd(Direction::LOAD, Phase::STOPPED, theirs)?;
-        // One that is refused may not be read to its end.
+        // The device may not read a state that it refuses to its end.
         let _ = File::from(ours).write_all(state);
         self.check_state()
     }
@@ -66,13 +66,13 @@ impl RawConnection {
         Ok(reply.u64())
     }
 
-    /// Sends CHECK_DEVICE_STATE. Returns the answer: 0 for a state that came through.
+    /// Sends CHECK_DEVICE_STATE. Returns the answer: 0 for a successful transfer.
     pub fn check_device_state(&self) -> Result<u64> {
         let reply = self.ask(FrontendReq::CHECK_DEVICE_STATE, &[], &[])?;
         Ok(reply.u64())
     }
 
-    /// Makes the device load `state`. Returns whether it has.
+    /// Loads `state` into the device. Returns whether it was accepted.
     pub fn loads(&self, state: &[u8]) -> bool {
         let (theirs, ours) = pipe();
         let answer = self.set_device_state(LOAD, 0, theirs.as_fd());
@@ -82,7 +82,7 @@ impl RawConnection {
         self.check_device_state().expect("an outcome") == 0
     }
 
-    /// Makes the device save its state.
+    /// Saves the state of the device.
     pub fn saved(&self) -> Vec<u8> {
         let (ours, theirs) = pipe();
         let answer = self.set_device_state(SAVE, 0, theirs.as_fd());
@@ -96,7 +96,7 @@ impl RawConnection {
     }
 }
 
-/// A state of this device type and version, header and all.
+/// Creates a state of this device type and version, with its header.
 pub fn sealed(device: &str, version: u32, part: &[u8]) -> Vec<u8> {
     let mut state = b"vhdstate".to_vec();
     state.extend(1u32.to_le_bytes());

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Ends a wait on a socket that has no time limit of its own.
+//! Limits the time of a wait on a socket that has no limit of its own.
 //!
 //! The `vhost` crate repeats a read that timed out forever, so a limit on the socket does not end
-//! its wait: shutting the socket down does.
+//! its wait. Shutting the socket down does.
 
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
@@ -38,12 +38,12 @@ impl Watchdog {
         }
     }
 
-    /// Gives the work that starts now `limit`, until [`Watchdog::disarm`].
+    /// Limits the work that starts now to `limit`, until [`Watchdog::disarm`].
     pub(super) fn arm(&self, limit: Duration) {
         self.set(State::Until(Instant::now() + limit));
     }
 
-    /// The work ended in time.
+    /// Ends the limit.
     pub(super) fn disarm(&self) {
         self.set(State::Idle);
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What QEMU's display shows, over D-Bus and without a bus: a listener of its first screen. As much of D-Bus as that takes.
+//! The contents of QEMU's display, through D-Bus without a bus: a listener for its first screen. It implements as much of D-Bus as this needs.
 //!
-//! Unlike a screen dump it has the cursor, and is given the buffers of a GPU as they are.
+//! Unlike a screen dump it includes the cursor, and receives the buffers of a GPU.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IoSlice, IoSliceMut, Read, Write};
@@ -23,15 +23,15 @@ use serde_json::json;
 use super::error::{GuestError, system};
 use super::qmp::Qmp;
 
-/// QEMU's module that this takes.
+/// QEMU's module for this.
 pub const MODULE: &str = "/usr/lib/x86_64-linux-gnu/qemu/ui-dbus.so";
-/// QEMU's argument for a display of this kind, where there is no GPU.
+/// QEMU's argument for such a display, without a GPU.
 pub const DISPLAY: &str = "dbus,p2p=yes,gl=on,rendernode=/dev/null";
 
 /// Kinds of messages.
 const CALL: u8 = 1;
 const RETURN: u8 = 2;
-/// Flag of a message: nobody waits for an answer.
+/// Flag of a message: no reply is expected.
 const NO_REPLY: u8 = 1;
 /// Fields of a header.
 const PATH: u8 = 1;
@@ -41,19 +41,19 @@ const REPLY_SERIAL: u8 = 5;
 const SIGNATURE: u8 = 8;
 const FILES: u8 = 9;
 
-/// Something that QEMU shows: a call of `org.qemu.Display1.Listener`.
+/// Something that QEMU displays: a call of `org.qemu.Display1.Listener`.
 #[derive(Debug)]
 pub struct Shown {
     /// The name of the method.
     pub member: String,
-    /// Its arguments, as D-Bus lays them out.
+    /// Its arguments, as encoded by D-Bus.
     pub arguments: Vec<u8>,
-    /// The file that came with it.
+    /// The file that was sent with it.
     pub file: Option<File>,
 }
 
 impl Shown {
-    /// The argument of 32 bits that begins at a byte.
+    /// Returns the argument of 32 bits that begins at a byte.
     pub fn word(&self, at: usize) -> u32 {
         u32::from_ne_bytes(self.arguments[at..at + 4].try_into().expect("4 bytes"))
     }
@@ -69,7 +69,7 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Has QEMU tell of its first screen.
+    /// Registers a listener for QEMU's first screen.
     pub fn connect(qmp: &mut Qmp) -> Result<Self, GuestError> {
         let (caller, theirs) = UnixStream::pair().map_err(system("make a pair of sockets"))?;
         qmp.execute_with_file("getfd", json!({ "fdname": "dbus" }), theirs.as_fd())?;
@@ -96,7 +96,7 @@ impl Listener {
         })
     }
 
-    /// What QEMU shows next, if that is soon enough.
+    /// Waits for the next message of QEMU for a limited time.
     pub fn next(&self, within: Duration) -> Option<Shown> {
         self.shown.recv_timeout(within).ok()
     }
@@ -111,7 +111,7 @@ impl Drop for Listener {
     }
 }
 
-/// Says who this is, as GDBus wants to know it, and that files may be passed.
+/// Authenticates, as GDBus requires, and negotiates file passing.
 fn authenticate(mut socket: &UnixStream) -> io::Result<()> {
     let credentials = UCred {
         pid: getpid(),
@@ -129,7 +129,7 @@ fn authenticate(mut socket: &UnixStream) -> io::Result<()> {
     )?;
     let id = getuid().as_raw().to_string();
     let id: String = id.bytes().map(|byte| format!("{byte:02x}")).collect();
-    // Nothing follows the answers until it is asked for.
+    // Nothing follows the answers until it is requested.
     let mut answers = BufReader::new(socket.try_clone()?);
     for (line, expected) in [
         (format!("AUTH EXTERNAL {id}"), "OK "),
@@ -263,7 +263,7 @@ fn serve(mut socket: &UnixStream, shown: &Sender<Shown>) -> io::Result<()> {
     }
 }
 
-/// The name of the method among the fields of a header.
+/// Returns the name of the method among the fields of a header.
 fn member(fields: &[u8]) -> Option<String> {
     let mut at = 0usize;
     loop {

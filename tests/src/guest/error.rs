@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Why a guest could not be started, or did not do what was expected.
+//! Errors of guests.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::process::ProcessError;
 
-/// Why a guest could not be started, or did not do what was waited for.
+/// Why a guest could not be started, or did not do what was expected.
 #[derive(Error)]
 pub enum GuestError {
     /// The operating system refused.
@@ -26,26 +26,26 @@ pub enum GuestError {
         /// What it wrote to stderr.
         stderr: String,
     },
-    /// No kernel package can be had.
+    /// No kernel package is available.
     #[error("no kernel for the guest: {0}")]
     NoKernel(String),
     /// A program that runs the guest could not be started or watched.
     #[error(transparent)]
     Program(#[from] ProcessError),
-    /// The guest did not do what was waited for.
+    /// The guest did not do what was expected.
     #[error("the guest {0}")]
     Guest(String),
-    /// QEMU refused a QMP command, or its answer made no sense.
+    /// QEMU refused a QMP command, or its answer was invalid.
     #[error("QMP {command}: {answer}")]
     Qmp {
         /// The command.
         command: String,
-        /// What came back.
+        /// The answer.
         answer: String,
     },
 }
 
-/// The same as the message, because tests unwrap.
+/// Prints the message, because tests unwrap.
 impl std::fmt::Debug for GuestError {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         std::fmt::Display::fmt(self, formatter)

@@ -27,7 +27,7 @@ pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>, GuestError> {
     Ok(output.stdout)
 }
 
-/// Finds a program of the host, also where only root's `PATH` leads.
+/// Finds a program of the host, also in directories that are only in root's `PATH`.
 pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -36,7 +36,7 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// The target directory that this executable was built into.
+/// Returns the target directory that this executable was built into.
 pub(crate) fn target_directory() -> Result<PathBuf, GuestError> {
     let executable = std::env::current_exe().map_err(system("find this executable"))?;
     let profile = executable

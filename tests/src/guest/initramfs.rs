@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The guest's root file system: BusyBox, kernel modules, programs of this host with their libraries, and the script.
 //!
-//! It is a cpio archive in the `newc` format (Linux, `Documentation/driver-api/early-userspace/buffer-format.rst`), not compressed: emulated
-//! processors are slow at unpacking. For the same reason modules are decompressed here.
+//! It is a cpio archive in the `newc` format (Linux, `Documentation/driver-api/early-userspace/buffer-format.rst`), uncompressed, because emulated
+//! processors unpack slowly. For the same reason modules are decompressed here.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ use super::kernel::Kernel;
 const DIRECTORY: u32 = 0o040_755;
 const EXECUTABLE: u32 = 0o100_755;
 
-/// The guest's first process. Markers go to the second serial port; reading its settings back makes sure that all has left it at the end.
+/// The guest's first process. Markers go to the second serial port; reading its settings back makes sure that all output is sent at the end.
 const INIT: &str = r#"#!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/programs:/bin HOME=/
@@ -72,7 +72,7 @@ pub fn write(
         } else {
             read(module)?
         };
-        // The number keeps the order in which they are to be loaded.
+        // The number gives the order in which they are loaded.
         add(
             Path::new(&format!("modules/{index:03}-{name}")),
             EXECUTABLE,
@@ -100,7 +100,7 @@ fn read(path: &Path) -> Result<Vec<u8>, GuestError> {
     fs::read(path).map_err(system(format!("read {}", path.display())))
 }
 
-/// The files of `modules` and of those that they need, in the order in which they are to be loaded.
+/// Returns the files of `modules` and of their dependencies, in the order in which they must be loaded.
 fn module_files(kernel: &Kernel, modules: &[String]) -> Result<Vec<PathBuf>, GuestError> {
     let mut files = Vec::new();
     for module in modules {
@@ -111,7 +111,7 @@ fn module_files(kernel: &Kernel, modules: &[String]) -> Result<Vec<PathBuf>, Gue
                 .arg(&kernel.root)
                 .arg(module),
         )?;
-        // `insmod FILE`, or `builtin NAME` for what the kernel has anyway.
+        // `insmod FILE`, or `builtin NAME` for a module that is built into the kernel.
         for line in String::from_utf8_lossy(&listing).lines() {
             if let Some(file) = line.strip_prefix("insmod ") {
                 let file = PathBuf::from(file.trim());
@@ -124,7 +124,7 @@ fn module_files(kernel: &Kernel, modules: &[String]) -> Result<Vec<PathBuf>, Gue
     Ok(files)
 }
 
-/// The shared libraries of a program, and the loader.
+/// Returns the shared libraries of a program, and the loader.
 fn shared_libraries(program: &Path) -> Result<Vec<PathBuf>, GuestError> {
     let listing = output(Command::new("ldd").arg(program))?;
     Ok(String::from_utf8_lossy(&listing)
@@ -152,7 +152,7 @@ impl<W: Write> Archive<W> {
 
     /// Adds a file or directory, and the directories above it.
     fn add(&mut self, path: &Path, mode: u32, data: &[u8]) -> io::Result<()> {
-        // Names in the archive have no root.
+        // Names in the archive have no leading slash.
         let path: PathBuf = path
             .components()
             .filter(|component| matches!(component, Component::Normal(_)))

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The kernel that guests run: Debian's own, unpacked into the [`cache`].
+//! The kernel of guests: Debian's own, unpacked into the [`cache`].
 //!
-//! The package is downloaded and unpacked, not installed: that needs no root, changes nothing of the system, builds no initramfs for a
-//! machine that will never boot it, and takes two seconds. No version is named here: the newest that apt offers is taken, and kept until
+//! The package is downloaded and unpacked, not installed: this needs no root, does not change the system, builds no initramfs for a
+//! machine that will never boot it, and takes two seconds. No version is pinned: the newest one that apt offers is used, and kept until
 //! `guest` in the cache is removed.
 //!
-//! The flavour is `cloud`, with all the virtio drivers but the one for GPUs, which only the plain one has: three times the size.
+//! The flavour is `cloud`, which has all virtio drivers except the one for GPUs; only the generic one, three times the size, has that.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ pub enum Flavour {
 }
 
 impl Flavour {
-    /// What the names of its packages end in.
+    /// Returns what the names of its packages end in.
     fn suffix(self) -> &'static str {
         match self {
             Self::Cloud => "-cloud-amd64",
@@ -42,7 +42,7 @@ impl Flavour {
     }
 }
 
-/// How many versions to try: apt's lists can name some that the archive has dropped.
+/// How many versions to try: apt's lists can name versions that the archive no longer has.
 const CANDIDATES: usize = 3;
 
 /// An unpacked kernel package.
@@ -57,10 +57,10 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// The kernel that is kept here, or the newest that apt has. Many processes may call this at once; one downloads.
+    /// Returns the cached kernel, or the newest that apt has. Many processes may call this at once; one downloads.
     pub fn prepare(flavour: Flavour) -> Result<Self, GuestError> {
         let cache = directory();
-        // Also where the cache cannot be written.
+        // Also used where the cache cannot be written.
         if let Some(kernel) = Self::kept(&cache, flavour)? {
             return Ok(kernel);
         }
@@ -75,7 +75,7 @@ impl Kernel {
         }
     }
 
-    /// Whether a kernel is kept here already, so that [`Kernel::prepare`] needs no network.
+    /// Returns whether a kernel is cached, so that [`Kernel::prepare`] needs no network.
     pub fn is_kept(flavour: Flavour) -> bool {
         matches!(Self::kept(&directory(), flavour), Ok(Some(_)))
     }
@@ -129,12 +129,12 @@ impl Kernel {
     }
 }
 
-/// Where kernels are kept.
+/// Returns the directory of kernels.
 fn directory() -> PathBuf {
     cache::directory().join("guest")
 }
 
-/// Whether a release is one kernel's, and not the name of a package that follows a series, like `6.12-cloud-amd64`.
+/// Returns whether a release names one kernel, and not a package that follows a series, like `6.12-cloud-amd64`.
 fn is_version(release: &str) -> bool {
     release.bytes().filter(|byte| *byte == b'.').count() >= 2
 }
@@ -142,7 +142,7 @@ fn is_version(release: &str) -> bool {
 /// Downloads a package into `directory`, which is empty.
 pub(crate) fn download(package: &str, directory: &Path) -> Result<PathBuf, GuestError> {
     let mut download = Command::new("apt-get");
-    // As root, apt would otherwise become a user that cannot write here.
+    // As root, apt would switch to a user that cannot write here.
     download.args(["-qq", "-o", "APT::Sandbox::User=root", "download"]);
     output(download.arg(package).current_dir(directory))?;
     fs::read_dir(directory)
@@ -165,7 +165,7 @@ fn unpack(cache: &Path, release: &str) -> Result<(), GuestError> {
             .arg(package)
             .arg(&root),
     )?;
-    // modprobe reads the modules where they are on an installed system of today.
+    // modprobe reads the modules where current systems install them.
     output(
         Command::new(find_program("depmod").unwrap_or("depmod".into()))
             .arg("--basedir")
@@ -175,7 +175,7 @@ fn unpack(cache: &Path, release: &str) -> Result<(), GuestError> {
     fs::rename(&root, cache.join(release)).map_err(system("keep the kernel"))
 }
 
-/// The numbers in a release, which order releases by age.
+/// Returns the numbers in a release, which order releases by age.
 fn numbers(release: &str) -> Vec<u64> {
     release
         .trim_end_matches("amd64")

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The same guests, run by libvirt: its system daemon, as root, with QEMU as the user `libvirt-qemu`.
+//! The same guests, run by libvirt's system daemon, as root, with QEMU as the user `libvirt-qemu`.
 //!
-//! The daemon is private to a test. It lives in namespaces of its own, where `/run` and libvirt's directories are others than the host's: it
-//! neither meets nor disturbs a daemon of the host, systemd, D-Bus, control groups or the firewall. It is used through `virsh` only.
+//! The daemon is private to a test. It runs in its own namespaces, with its own `/run` and libvirt directories: it
+//! does not interact with a daemon of the host, systemd, D-Bus, control groups or the firewall. It is used through `virsh` only.
 
 use std::fs::{self, Permissions};
 use std::io::{self, PipeWriter};
@@ -19,7 +19,7 @@ use super::output::{CONSOLE_LOG, Logs, Output, SCRIPT_LOG, print};
 use super::{GuestError, KERNEL_COMMAND_LINE, Machine, QEMU, find_program, kernel, system};
 use crate::process::{PATIENCE, Program};
 
-/// How long libvirt may take for a command. It runs QEMU to learn what that can do before it starts the first domain.
+/// Time limit of a libvirt command. libvirt runs QEMU to query its capabilities before it starts the first domain.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(120);
 
 /// How often libvirt is asked whether a domain has shut down.
@@ -28,8 +28,8 @@ const INTERVAL: Duration = Duration::from_millis(100);
 /// Namespaces for the daemon. When their first process ends, the kernel ends all the others: virtual machines too.
 const NAMESPACES: [&str; 5] = ["--mount", "--net", "--pid", "--mount-proc", "--kill-child"];
 
-/// The first process in the namespaces: makes the directories private, and stays as long as its stdin is open. It is a shell because it has
-/// to reap what the daemon leaves behind. Control groups are taken away because libvirt would make some of the whole host's.
+/// The first process in the namespaces: makes the directories private, and runs as long as its stdin is open. It is a shell because it has
+/// to reap the children of the daemon. Control groups are hidden because libvirt would create some in those of the whole host.
 const INIT: &str = r#"
 set -e
 [ ! -d "$1/over-etc" ] || mount -t overlay overlay -o "lowerdir=$1/over-etc:/etc" /etc
@@ -43,15 +43,15 @@ libvirtd &
 cat
 "#;
 
-/// Settings of libvirt's driver for QEMU: who owned a file is not written to it, logs are written without a daemon for that, and AppArmor,
-/// which is the whole host's, gets no profiles.
+/// Settings of libvirt's QEMU driver: file ownership is not recorded in the file, logs are written without a daemon, and AppArmor,
+/// which is shared with the host, gets no profiles.
 const SETTINGS: &str = r#"
 remember_owner = 0
 stdio_handler = "file"
 security_driver = "none"
 "#;
 
-/// Why this host cannot run libvirt's system daemon in namespaces of its own, if it cannot.
+/// Returns why this host cannot run libvirt's system daemon in its own namespaces, if it cannot.
 pub fn obstacle() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("libvirt's system daemon needs root".into());
@@ -67,7 +67,7 @@ pub fn obstacle() -> Option<String> {
     }
 }
 
-/// A libvirt daemon. Dropping it ends it, with all that it has started.
+/// A libvirt daemon. Dropping it ends it, with all its children.
 #[derive(Debug)]
 struct Daemon {
     /// While this is open, the daemon's namespaces live.
@@ -135,7 +135,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         self.lifeline = None;
-        // The first process of the namespaces is gone when all the others are.
+        // When the first process of the namespaces has ended, all others have too.
         let _ = self.program.wait(PATIENCE);
     }
 }
@@ -149,8 +149,8 @@ pub struct Domain {
 }
 
 impl Machine {
-    /// Starts the machine in a libvirt of its own, with `devices` in libvirt's XML. It can have no arguments for QEMU. `descriptors` of
-    /// vhost-user back-ends, by the names of their files, are beside what is in `/etc/qemu/vhost-user`.
+    /// Starts the machine in its own libvirt, with `devices` in libvirt's XML. It cannot have arguments for QEMU. `descriptors` of
+    /// vhost-user back-ends, by file name, are added to those in `/etc/qemu/vhost-user`.
     pub fn start_in_libvirt(
         self,
         devices: &str,
@@ -164,7 +164,7 @@ impl Machine {
             .map_err(system("prepare directories for libvirt"))?;
         let initramfs = files.path().join("lib/initramfs");
         self.write_initramfs(&initramfs, &kernel)?;
-        // A copy, because libvirt lends it to QEMU's user.
+        // A copy, because libvirt changes its owner to QEMU's user.
         let image = files.path().join("lib/boot/image");
         fs::copy(&kernel.image, &image).map_err(system("copy the kernel"))?;
         for (name, text) in descriptors {
@@ -228,7 +228,7 @@ impl Machine {
     }
 }
 
-/// Makes the private directories, and lets QEMU's user read what it has to.
+/// Creates the private directories, and lets QEMU's user read what it needs.
 fn prepare(files: &Path, logs: &Path) -> io::Result<()> {
     for name in ["run", "etc", "lib", "lib/boot", "cache"] {
         let directory = files.join(name);
@@ -286,7 +286,7 @@ impl Drop for Domain {
     }
 }
 
-/// How the domain has ended, if it has. While it runs, libvirt keeps a file with QEMU's process id.
+/// Returns how the domain has ended, if it has. While it runs, libvirt keeps a file with QEMU's process id.
 fn ended(daemon: &Daemon, name: &str) -> Option<String> {
     let file = format!("run/libvirt/qemu/{name}.pid");
     let runs = daemon.files.path().join(file).exists();

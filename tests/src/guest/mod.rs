@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A real QEMU with a real Linux guest.
+//! A real QEMU with a Linux guest.
 //!
-//! A [`Machine`] says what the guest has: a shell script, kernel modules, programs of this host, vhost-user devices. [`Machine::start`] builds
-//! the initramfs and starts QEMU on a [`kernel`] of Debian's. In the guest, the script runs with `set -e`; its output comes to the host line
-//! by line, and a line `@name value` is a marker that [`Guest::wait`] waits for. The kernel's messages go to a port of their own, so that they
-//! never cut a marker in two. When the script ends, the guest powers off.
+//! A [`Machine`] specifies a guest: a shell script, kernel modules, programs of this host, vhost-user devices. [`Machine::start`] builds
+//! the initramfs and starts QEMU with a [`kernel`] of Debian. In the guest, the script runs with `set -e`; the host receives its output line
+//! by line, and a line `@name value` is a marker that [`Guest::wait`] waits for. The kernel's messages use another port, so that they
+//! never split a marker. When the script ends, the guest powers off.
 //!
-//! The logs of the last run of each machine stay in `guest/logs/NAME` of Cargo's target directory; when a test panics they are printed.
+//! The logs of the last run of each machine stay in `guest/logs/NAME` of Cargo's target directory; they are printed when a test panics.
 
 pub mod dbus;
 mod error;
@@ -41,14 +41,14 @@ use crate::process::{Program, listens};
 /// The program that runs guests.
 pub const QEMU: &str = "qemu-system-x86_64";
 
-/// How often a migration is looked at.
+/// Interval at which the state of a migration is queried.
 const MIGRATION_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Linux in the guest: console on the first serial port, a panic ends the machine, and nothing that only costs time under emulation.
+/// Kernel command line: console on the first serial port, a panic ends the machine, and no features that only cost time under emulation.
 const KERNEL_COMMAND_LINE: &str =
     "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off tsc=reliable";
 
-/// A virtual machine that is yet to start.
+/// A virtual machine that has not been started.
 #[derive(Debug)]
 pub struct Machine {
     name: String,
@@ -65,7 +65,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// A machine with one processor and 512 MiB that runs `script`. Its logs are kept under `name`, which no other machine may have.
+    /// Creates a machine with one processor and 512 MiB that runs `script`. Its logs are kept under `name`, which must be unique.
     pub fn new(name: &str, script: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -82,13 +82,13 @@ impl Machine {
         }
     }
 
-    /// Loads the kernel module `name`, and all that it needs, before the script starts.
+    /// Loads the kernel module `name` and its dependencies before the script starts.
     pub fn module(mut self, name: &str) -> Self {
         self.modules.push(name.into());
         self
     }
 
-    /// Copies this host's program `name` with its libraries into the guest, to `/programs`. BusyBox is always there, and its shell
+    /// Copies this host's program `name` with its libraries to `/programs` in the guest. BusyBox is always there, and its shell
     /// prefers its own programs: one that it has too must be called by its path.
     pub fn program(mut self, name: &str) -> Self {
         self.programs.push(name.into());
@@ -100,7 +100,7 @@ impl Machine {
         self.vhost_user_on(device, socket, "")
     }
 
-    /// The same with a back-end that may go away: QEMU looks ten times a second whether another has come.
+    /// Adds a device whose back-end may disconnect: QEMU tries to reconnect ten times a second.
     pub fn vhost_user_reconnecting(self, device: &str, socket: &Path) -> Self {
         self.vhost_user_on(device, socket, ",reconnect-ms=100")
     }
@@ -119,7 +119,7 @@ impl Machine {
         self
     }
 
-    /// Has the machine wait for a guest that migrates to it, by the socket `path`, instead of booting one.
+    /// Makes the machine wait for an incoming migration on the socket `path`, instead of booting.
     pub fn incoming(self, path: &Path) -> Self {
         self.argument("-incoming")
             .argument(joined("unix:", path, ""))
@@ -131,19 +131,19 @@ impl Machine {
         self
     }
 
-    /// Leaves room for memory to be plugged in while the guest runs: two slots, 2 GiB in all.
+    /// Reserves room for hot-plugging memory: two slots, 2 GiB in all.
     pub fn memory_slots(mut self) -> Self {
         self.memory_slots = ",slots=2,maxmem=2G";
         self
     }
 
-    /// Lets the guest reboot, instead of ending the machine when it does.
+    /// Lets the guest reboot; by default a reboot ends the machine.
     pub fn reboots(mut self) -> Self {
         self.reboots = true;
         self
     }
 
-    /// Boots another of Debian's kernels than the one for virtual machines without a screen.
+    /// Boots Debian's generic kernel instead of the one for virtual machines without a screen.
     pub fn kernel(mut self, flavour: Flavour) -> Self {
         self.flavour = flavour;
         self
@@ -155,7 +155,7 @@ impl Machine {
         self
     }
 
-    /// How long the guest may live, instead of four minutes.
+    /// Sets the time limit of the guest, which is four minutes by default.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
@@ -179,7 +179,7 @@ impl Machine {
         let mut command = qemu::command(self.qemu.as_ref())?;
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
-            // Emulated processors run everywhere; KVM is not there, or does not work, on many machines that run tests.
+            // Emulated processors run everywhere; many machines that run tests have no working KVM.
             .args(["-machine", "q35,accel=tcg"])
             .args(["-cpu", "max"])
             .args(["-m", &format!("{memory}{}", self.memory_slots)])
@@ -221,7 +221,7 @@ fn joined(before: &str, path: &Path, after: &str) -> OsString {
     joined
 }
 
-/// A virtual machine that runs. Dropping it ends it.
+/// A running virtual machine. Dropping it ends it.
 #[derive(Debug)]
 pub struct Guest {
     qemu: Program,
@@ -248,12 +248,12 @@ impl Guest {
         Ok(self.logs.output())
     }
 
-    /// What the script has written so far on this machine.
+    /// Returns what the script has written so far on this machine.
     pub fn output(&self) -> Output {
         self.logs.output()
     }
 
-    /// Has the guest migrate to the machine that waits for it at the socket `path`, and this machine end. Returns what QEMU tells of it.
+    /// Migrates the guest to the machine that waits at the socket `path`, and ends this machine. Returns QEMU's statistics.
     pub fn migrate(&mut self, path: &Path) -> Result<Value, GuestError> {
         while !listens(path).map_err(system("look for the other machine"))? {
             if self.logs.left().is_zero() {
@@ -290,12 +290,12 @@ impl Guest {
         Qmp::connect(&self.qmp)
     }
 
-    /// What QEMU has written to stderr.
+    /// Returns what QEMU has written to stderr.
     pub fn qemu_stderr(&self) -> String {
         self.qemu.stderr()
     }
 
-    /// The processor time that QEMU has taken so far.
+    /// Returns the processor time that QEMU has taken so far.
     pub fn qemu_processor_time(&self) -> Result<Duration, GuestError> {
         Ok(self.qemu.processor_time()?)
     }

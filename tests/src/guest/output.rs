@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a guest writes to its two serial ports: the kernel's messages, and the script's output with its markers.
+//! The output of a guest on its two serial ports: the kernel's messages, and the script's output with its markers.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,20 +14,20 @@ pub(super) const CONSOLE_LOG: &str = "console.log";
 /// What the script writes, to the second serial port.
 pub(super) const SCRIPT_LOG: &str = "script.log";
 
-/// How often the script's output is looked at.
+/// Interval at which the script's output is read.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// The logs of a guest that runs. Dropping them prints them if the test panics.
+/// The logs of a running guest. Dropping them prints them if the test panics.
 #[derive(Debug)]
 pub(super) struct Logs {
     directory: PathBuf,
     deadline: Instant,
-    /// How many lines of the script's output have been looked at.
+    /// Number of lines of the script's output that were read.
     seen: usize,
 }
 
 impl Logs {
-    /// Empty logs of the guest `name`, which may live for `lifetime` from now.
+    /// Creates empty logs of the guest `name`, whose time limit is `lifetime`.
     pub(super) fn create(name: &str, lifetime: Duration) -> Result<Self, GuestError> {
         let directory = target_directory()?.join("guest/logs").join(name);
         fs::create_dir_all(&directory)
@@ -43,24 +43,24 @@ impl Logs {
         })
     }
 
-    /// Where they are.
+    /// Returns where they are.
     pub(super) fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// How long the guest may still live.
+    /// Returns how long the guest may still live.
     pub(super) fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Waits for the next marker `@name value` and returns its value. `ended` says how the guest's machine has ended, if it has.
+    /// Waits for the next marker `@name value` and returns its value. `ended` returns how the guest's machine has ended, if it has.
     pub(super) fn wait(
         &mut self,
         name: &str,
         mut ended: impl FnMut() -> Result<Option<String>, GuestError>,
     ) -> Result<String, GuestError> {
         loop {
-            // Asked for first: what an ended machine has written is all there.
+            // Checked first: the output of an ended machine is complete.
             let ended = ended()?;
             for line in self.lines().split_off(self.seen) {
                 self.seen += 1;
@@ -95,17 +95,17 @@ impl Logs {
         }
     }
 
-    /// What the script has written.
+    /// Returns what the script has written.
     pub(super) fn output(&self) -> Output {
         Output(self.lines())
     }
 
-    /// An error of this guest; `what` completes "the guest …".
+    /// Creates an error of this guest; `what` completes "the guest …".
     pub(super) fn trouble(&self, what: String) -> GuestError {
         GuestError::Guest(format!("{what} (logs: {})", self.directory.display()))
     }
 
-    /// The whole lines that the script has written.
+    /// Returns the whole lines that the script has written.
     fn lines(&self) -> Vec<String> {
         let log = fs::read(self.directory.join(SCRIPT_LOG)).unwrap_or_default();
         let text = String::from_utf8_lossy(&log);
@@ -146,7 +146,7 @@ fn marker(line: &str) -> Option<(&str, &str)> {
 pub struct Output(Vec<String>);
 
 impl Output {
-    /// The values of all markers `@name value`, in the order in which they came.
+    /// Returns the values of all markers `@name value`, in order.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
         let markers = self.0.iter().filter_map(|line| marker(line));
         markers
@@ -154,7 +154,7 @@ impl Output {
             .map(|(_, value)| value)
     }
 
-    /// The value of the first marker `@name value`.
+    /// Returns the value of the first marker `@name value`.
     pub fn value(&self, name: &str) -> Result<&str, GuestError> {
         let found = self
             .0

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a guest's screen shows, from the file that QEMU or libvirt dumps it to.
+//! The contents of a guest's screen, from the file that QEMU or libvirt writes.
 
 use std::fs::File;
 use std::io::{self, BufReader};
@@ -49,7 +49,7 @@ impl Picture {
         })
     }
 
-    /// This picture, and another one to the right of it. What is lower than the higher one of them is black there.
+    /// Returns this picture with another one to its right. The lower one is padded with black.
     pub fn beside(&self, right: &Self) -> Self {
         let (width, height) = (self.width + right.width, self.height.max(right.height));
         let mut pixels = vec![[0; 3]; width * height];
@@ -65,12 +65,12 @@ impl Picture {
         }
     }
 
-    /// Row `row` from the top.
+    /// Returns row `row` from the top.
     pub fn row(&self, row: usize) -> &[[u8; 3]] {
         &self.pixels[row * self.width..][..self.width]
     }
 
-    /// The pixels in the corners: top left, top right, bottom left, bottom right.
+    /// Returns the pixels in the corners: top left, top right, bottom left, bottom right.
     pub fn corners(&self) -> [[u8; 3]; 4] {
         let (top, bottom) = (self.row(0), self.row(self.height - 1));
         [
@@ -81,7 +81,7 @@ impl Picture {
         ]
     }
 
-    /// Whether the upper half is the bars of the SMPTE test pattern, from the left.
+    /// Returns whether the upper half shows the bars of the SMPTE test pattern, from the left.
     pub fn has_bars(&self) -> bool {
         const BARS: [[u8; 3]; 7] = [
             [192, 192, 192],
@@ -102,7 +102,7 @@ impl Picture {
         })
     }
 
-    /// Whether the picture is of bands of the same height, in these colours from the top.
+    /// Returns whether the picture consists of bands of equal height, in these colours from the top.
     pub fn is_bands(&self, colours: &[[u8; 3]]) -> bool {
         let band = self.height / colours.len();
         (0..self.height).all(|row| {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use super::error::{GuestError, system};
 
-/// How long QEMU may take to answer.
+/// Time limit for an answer of QEMU.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// A connection to QEMU's control socket.
@@ -21,7 +21,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Qmp(BufReader<UnixStream>);
 
 impl Qmp {
-    /// Connects and leaves the negotiation behind.
+    /// Connects and negotiates.
     pub(super) fn connect(path: &Path) -> Result<Self, GuestError> {
         let connect = || {
             let stream = UnixStream::connect(path)?;
@@ -37,7 +37,7 @@ impl Qmp {
 
     /// Runs `command` and returns its answer.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, GuestError> {
-        // In one piece: QEMU does what it is told, and may be gone, as soon as it has the last brace.
+        // Sent in one piece: QEMU executes it, and may end, as soon as it has the last brace.
         let request = format!(
             "{}\n",
             json!({ "execute": command, "arguments": arguments })
@@ -49,7 +49,7 @@ impl Qmp {
         self.answer(command)
     }
 
-    /// The same, for a command that takes a file.
+    /// Returns the same, for a command that takes a file.
     pub fn execute_with_file(
         &mut self,
         command: &str,
@@ -82,7 +82,7 @@ impl Qmp {
                     answer: error.to_string(),
                 });
             }
-            // An event, of which QEMU sends some at any time.
+            // An event, which QEMU may send at any time.
         }
     }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A back-end process that is ended and started again, and what it holds when it has nothing to do.
+//! A back-end process that is ended and started again, and its resources when it is idle.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -12,10 +12,10 @@ use super::loss::{Loss, patience};
 use super::report::Sample;
 use crate::process::{Program, Resources, Signal, command, listens, option};
 
-/// How long the process may take to end after SIGTERM. The protocol's conventions say "quickly"; this is what managers wait.
+/// Time limit for ending after SIGTERM. The protocol's conventions say "quickly"; this is what managers wait.
 const END: Duration = Duration::from_secs(10);
 
-/// How much of a log is shown.
+/// Length of the log that is shown.
 const SHOWN: usize = 4 << 10;
 
 /// A back-end.
@@ -24,16 +24,16 @@ pub struct BackEnd {
     arguments: Vec<OsString>,
     program: Program,
     socket: PathBuf,
-    /// What it may hold when nobody is connected.
+    /// Resources that it may hold without a connection.
     most: Resources,
-    /// What a first connection may leave behind: libraries open files and start threads.
+    /// Resources that the first connection may leave behind: libraries open files and start threads.
     keeps: Resources,
     began: Instant,
     _directory: TempDir,
 }
 
 impl BackEnd {
-    /// Starts the program `name`. Its first connection may leave as much behind as `keeps`.
+    /// Starts the program `name`. Its first connection may leave `keeps` behind.
     pub fn start(
         name: &'static str,
         arguments: Vec<OsString>,
@@ -55,17 +55,17 @@ impl BackEnd {
         })
     }
 
-    /// Where it listens.
+    /// Returns its socket.
     pub fn socket(&self) -> &Path {
         &self.socket
     }
 
-    /// When the process was started.
+    /// Returns when the process was started.
     pub fn began(&self) -> Instant {
         self.began
     }
 
-    /// An error if the process has ended by itself.
+    /// Fails if the process has ended by itself.
     pub fn check(&mut self) -> Result<(), Loss> {
         match self.program.status()? {
             None => Ok(()),
@@ -80,7 +80,7 @@ impl BackEnd {
         Ok(())
     }
 
-    /// Asks the process to end, which it must do in time and with status 0.
+    /// Sends SIGTERM; the process must end in time and with status 0.
     pub fn terminate(&mut self) -> Result<(), Loss> {
         self.check()?;
         let status = self.program.end(Signal::TERM, END)?;
@@ -98,7 +98,7 @@ impl BackEnd {
         Ok(())
     }
 
-    /// Waits until the process, which nobody is connected to, holds no more than when it was new.
+    /// Waits until the process, without a connection, holds no more than when it was new.
     pub fn wait_until_idle(&mut self) -> Result<Sample, Loss> {
         let deadline = Instant::now() + patience();
         let most = self.most;
@@ -130,7 +130,7 @@ impl BackEnd {
         })
     }
 
-    /// The end of what the process wrote to stderr.
+    /// Returns the end of what the process wrote to stderr.
     pub fn log(&self) -> String {
         let log = self.program.stderr();
         let start = log.char_indices().rev().nth(SHOWN);

@@ -88,7 +88,7 @@ impl Fault {
 }
 
 impl Fault {
-    /// Whether the driver starts again by it: what it was told before does not count.
+    /// Returns whether the driver starts again by it: what it was told before does not count.
     pub fn is_reset(self) -> bool {
         matches!(self, Self::ResetDevice | Self::DriverReset)
     }

@@ -40,7 +40,7 @@ pub fn names() -> impl Iterator<Item = String> {
     all.flat_map(|lives| DEVICES.map(|(name, _)| lives.name(name)))
 }
 
-/// Whether this host lets devices be made; if not, says so.
+/// Returns whether this host lets devices be made; if not, says so.
 pub fn is_possible() -> bool {
     let opened = File::options().write(true).open(UINPUT);
     if let Err(error) = &opened {
@@ -49,7 +49,7 @@ pub fn is_possible() -> bool {
     opened.is_ok()
 }
 
-/// How to start the scenario.
+/// Returns how to start the scenario.
 pub fn start(name: &str, description: &'static Description, lives: Lives) -> (String, Start) {
     let start =
         move |random| Ok(Box::new(Input::new(description, lives, random)?) as Box<dyn Scenario>);

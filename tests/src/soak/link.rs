@@ -97,17 +97,17 @@ impl Link {
         Ok(link)
     }
 
-    /// How often the rings were started.
+    /// Returns how often the rings were started.
     pub fn starts(&self) -> Starts {
         self.starts
     }
 
-    /// Whether the rings that run are packed.
+    /// Returns whether the rings that run are packed.
     fn is_packed(&self) -> bool {
         self.front_end.features() & RING_PACKED != 0
     }
 
-    /// Guest memory.
+    /// Returns guest memory.
     pub fn memory(&self) -> &GuestMemory {
         self.front_end.memory()
     }
@@ -249,7 +249,7 @@ impl Link {
     }
 }
 
-/// A file for the requests in flight of rings that begin.
+/// Returns a file for the requests in flight of rings that begin.
 fn inflight(
     front_end: &FrontEnd,
     queues: u16,

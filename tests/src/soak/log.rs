@@ -12,7 +12,7 @@ use crate::front_end::{Buffer, DirtyLog};
 /// End of all guest addresses, far beyond the memory that comes and goes.
 const END: u64 = 1 << 38;
 
-/// Whether all pages of some bytes are marked.
+/// Returns whether all pages of some bytes are marked.
 fn has(log: &DirtyLog, address: u64, length: u64) -> bool {
     (address & !(PAGE_SIZE - 1)..address + length)
         .step_by(PAGE_SIZE as usize)

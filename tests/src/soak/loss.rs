@@ -11,7 +11,7 @@ use crate::process::ProcessError;
 /// What is answered later than this is lost: seconds.
 static PATIENCE: AtomicU64 = AtomicU64::new(60);
 
-/// What is answered later than this is lost.
+/// Returns what is answered later than this is lost.
 pub(super) fn patience() -> Duration {
     Duration::from_secs(PATIENCE.load(Ordering::Relaxed))
 }

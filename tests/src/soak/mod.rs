@@ -64,13 +64,13 @@ pub struct SoakOptions {
 }
 
 impl SoakOptions {
-    /// The time under load.
+    /// Returns the time under load.
     pub fn duration(&self) -> Duration {
         let minutes = || Duration::from_secs_f64(60.0 * self.minutes);
         self.seconds.map_or_else(minutes, Duration::from_secs)
     }
 
-    /// The start of all random numbers: any, if none is given.
+    /// Returns the start of all random numbers: any, if none is given.
     pub fn first_random_number(&self) -> u64 {
         self.seed.unwrap_or_else(|| fastrand::u64(..1_000_000))
     }
@@ -79,18 +79,18 @@ impl SoakOptions {
         self.only.is_empty() || self.only.iter().any(|text| name.contains(text.as_str()))
     }
 
-    /// Whether input is to be run.
+    /// Returns whether input is to be run.
     pub fn wants_input(&self) -> bool {
         input::names().any(|name| self.wants(&name))
     }
 
-    /// Whether nothing else is to be run.
+    /// Returns whether nothing else is to be run.
     pub fn wants_only_input(&self) -> bool {
         let mut texts = self.only.iter();
         !self.only.is_empty() && texts.all(|text| text.starts_with("input"))
     }
 
-    /// The same as arguments of the program.
+    /// Returns the same as arguments of the program.
     pub fn arguments(&self) -> Vec<String> {
         let mut arguments = vec![
             format!("--seconds={}", self.duration().as_secs()),
@@ -127,7 +127,7 @@ extern "C" fn interrupt(_: i32, _: *mut libc::siginfo_t, _: *mut libc::c_void) {
     INTERRUPTED.store(true, Ordering::Relaxed);
 }
 
-/// All scenarios by their names.
+/// Returns all scenarios by their names.
 fn scenarios() -> Vec<(String, Start)> {
     let mut all = Vec::new();
     let three_d = gpu::has_three_d();
@@ -208,7 +208,7 @@ pub fn run(options: &SoakOptions) -> Result<Report, SoakError> {
     Ok(report)
 }
 
-/// What a panic says.
+/// Returns what a panic says.
 fn message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());

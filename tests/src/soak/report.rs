@@ -72,7 +72,7 @@ impl Tally {
         }
     }
 
-    /// What the scenario is called.
+    /// Returns what the scenario is called.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -143,7 +143,7 @@ impl Tally {
     }
 }
 
-/// How much the samples grow in all, by the straight line that fits them best.
+/// Returns how much the samples grow in all, by the straight line that fits them best.
 fn growth(samples: &[Sample]) -> f64 {
     let points: Vec<(f64, f64)> = samples
         .iter()
@@ -176,7 +176,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// A run with `seed` begins.
+    /// Creates a run with `seed` begins.
     pub fn new(seed: u64, tallies: Vec<Arc<Tally>>) -> Self {
         Self {
             seed,
@@ -199,7 +199,7 @@ impl Report {
         self.sum(|tally| tally.bytes.load(Ordering::Relaxed))
     }
 
-    /// How often rings were started, in a format.
+    /// Returns how often rings were started, in a format.
     pub fn starts(&self, format: fn(&Starts) -> u64) -> u64 {
         self.sum(|tally| format(&tally.state().starts))
     }
@@ -208,7 +208,7 @@ impl Report {
         self.sum(|tally| tally.state().faults.values().sum())
     }
 
-    /// How much was lost.
+    /// Returns how much was lost.
     pub fn lost(&self) -> u64 {
         self.sum(|tally| tally.state().lost.len() as u64)
     }

@@ -34,7 +34,7 @@ const AHEAD: u64 = 1 << 20;
 /// What is looked at of the quota, beside the whole life of the process.
 const WINDOW: Duration = Duration::from_secs(1);
 
-/// How to start the scenario.
+/// Returns how to start the scenario.
 pub fn start(lives: Lives) -> (String, Start) {
     let start = move |random| Ok(Box::new(Entropy::new(lives, random)?) as Box<dyn Scenario>);
     (lives.name("rng"), Box::new(start))
@@ -221,7 +221,7 @@ impl Entropy {
         Ok(())
     }
 
-    /// Since it began, and since the window began, no more periods may have begun than fit. What is taken now was given after `before`, or is
+    /// Asserts that since it began, and since the window began, no more periods may have begun than fit. What is taken now was given after `before`, or is
     /// in the window that ends here.
     fn check_quota(&mut self, before: Instant) -> Result<(), Loss> {
         let most = |since: Instant, more: u64| {
@@ -285,7 +285,7 @@ impl Scenario for Entropy {
         Ok(())
     }
 
-    /// The process is gone: the next one begins with the start of the file.
+    /// Returns the process is gone: the next one begins with the start of the file.
     fn inspect(&mut self) -> Result<(), Loss> {
         self.position = 0;
         self.source.begin_anew()

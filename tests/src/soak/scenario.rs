@@ -20,7 +20,7 @@ pub enum Lives {
 }
 
 impl Lives {
-    /// The faults for a device, with those that only it knows.
+    /// Returns the faults for a device, with those that only it knows.
     pub(super) fn faults(self, own: &[Fault]) -> Vec<Fault> {
         let deadly = match self {
             Self::One => &[],
@@ -29,7 +29,7 @@ impl Lives {
         [Fault::COMMON, own, deadly].concat()
     }
 
-    /// The name of a scenario for a device.
+    /// Returns the name of a scenario for a device.
     pub fn name(self, device: &str) -> String {
         match self {
             Self::One => device.to_owned(),
@@ -43,18 +43,18 @@ pub type Start = Box<dyn FnOnce(Rng) -> Result<Box<dyn Scenario>, Loss> + Send>;
 
 /// A device under load.
 pub trait Scenario {
-    /// The back-end and the connection to it.
+    /// Returns the back-end and the connection to it.
     fn link(&mut self) -> &mut Link;
 
-    /// Whether its process is ended and started again.
+    /// Returns whether its process is ended and started again.
     fn lives(&self) -> Lives;
 
-    /// The faults that only this device knows. One that is there twice comes twice as often.
+    /// Returns the faults that only this device knows. One that is there twice comes twice as often.
     fn own_faults(&self) -> &'static [Fault] {
         &[]
     }
 
-    /// Whether its state can be saved, whatever the guest does.
+    /// Returns whether its state can be saved, whatever the guest does.
     fn can_be_saved(&self) -> bool {
         true
     }
@@ -65,15 +65,15 @@ pub trait Scenario {
     /// Takes all that the device has given back, while rings are stopped or the process is gone.
     fn collect(&mut self, tally: &Tally) -> Result<(), Loss>;
 
-    /// The driver starts again, by `fault`: nothing that was in flight comes back.
+    /// Returns the driver starts again, by `fault`: nothing that was in flight comes back.
     fn forget(&mut self, fault: Fault) -> Result<(), Loss>;
 
-    /// The process is gone, and no other one started: looks at what it left.
+    /// Returns the process is gone, and no other one started: looks at what it left.
     fn inspect(&mut self) -> Result<(), Loss> {
         Ok(())
     }
 
-    /// The connection (or, if `is_new`, the process) is another one, and its rings run. With `has_state`, it continues with all that the old one knew.
+    /// Returns the connection (or, if `is_new`, the process) is another one, and its rings run. With `has_state`, it continues with all that the old one knew.
     fn connected(&mut self, is_new: bool, has_state: bool) -> Result<(), Loss> {
         let _ = (is_new, has_state);
         Ok(())

@@ -40,12 +40,12 @@ const NOT_BUILT: &[&str] = &[
     "tools/testing",
 ];
 
-/// What has `name` in the directory that all is kept in.
+/// Returns what has `name` in the directory that all is kept in.
 fn kept(name: &str) -> PathBuf {
     cache::directory().join("uml").join(name)
 }
 
-/// The executable's name follows the options and the processor, so that changed ones are built.
+/// Returns the executable's name follows the options and the processor, so that changed ones are built.
 fn image(state: Option<LargeState>) -> PathBuf {
     let mut hash = DefaultHasher::new();
     CONFIG.hash(&mut hash);
@@ -53,18 +53,18 @@ fn image(state: Option<LargeState>) -> PathBuf {
     kept(&format!("{PACKAGE}-{:016x}{suffix}", hash.finish()))
 }
 
-/// Whether the kernel is kept, so that [`prepare`] takes no time.
+/// Returns whether the kernel is kept, so that [`prepare`] takes no time.
 pub fn is_kept() -> bool {
     image(LargeState::of_host()).is_file()
 }
 
-/// The package with the source, downloaded if it is not kept.
+/// Returns the package with the source, downloaded if it is not kept.
 pub fn source() -> Result<PathBuf, GuestError> {
     let _lock = lock()?;
     download_source()
 }
 
-/// The kernel, an executable of the host. If none is kept it is built, which takes two minutes; what `make` says of it goes to stdout.
+/// Returns the kernel, an executable of the host. If none is kept it is built, which takes two minutes; what `make` says of it goes to stdout.
 /// Many processes may call this at once; one builds.
 pub fn prepare() -> Result<PathBuf, GuestError> {
     let state = LargeState::of_host();
@@ -104,7 +104,7 @@ fn download_source() -> Result<PathBuf, GuestError> {
     Ok(package)
 }
 
-/// An empty directory. What an interrupted build has left in it is of no use.
+/// Returns an empty directory. What an interrupted build has left in it is of no use.
 fn work() -> Result<PathBuf, GuestError> {
     let work = kept("build");
     remove(&work)?;

@@ -77,14 +77,14 @@ pub fn run(program: &OsStr, arguments: &[OsString], deadline: Duration) -> Resul
     })
 }
 
-/// An empty directory that the machine can write to, unlike the host's own for temporary files.
+/// Returns an empty directory that the machine can write to, unlike the host's own for temporary files.
 pub fn work() -> Result<tempfile::TempDir, GuestError> {
     let place = target_directory()?.join("uml");
     fs::create_dir_all(&place).map_err(system(format!("create {}", place.display())))?;
     tempfile::tempdir_in(place).map_err(system("create a temporary directory"))
 }
 
-/// A machine with so many MiB of memory and the host's files, whose own files are in `work` and whose first process is `init`.
+/// Returns a machine with so many MiB of memory and the host's files, whose own files are in `work` and whose first process is `init`.
 fn machine(kernel: &Path, memory: u64, work: &Path, init: &Path) -> Command {
     let mut command = Command::new(kernel);
     command
@@ -101,7 +101,7 @@ fn machine(kernel: &Path, memory: u64, work: &Path, init: &Path) -> Command {
     command
 }
 
-/// An argument of the kernel that has a path in it.
+/// Returns an argument of the kernel that has a path in it.
 fn argument(before: &str, path: &Path, after: &str) -> OsString {
     let mut argument = OsString::from(before);
     argument.push(path);
@@ -161,7 +161,7 @@ fn assign(script: &mut OsString, before: &str, name: impl AsRef<OsStr>, value: i
     script.push("\n");
 }
 
-/// A word for the shell.
+/// Returns a word for the shell.
 fn quoted(word: impl AsRef<OsStr>) -> OsString {
     let mut quoted = vec![b'\''];
     for byte in word.as_ref().as_bytes() {
@@ -174,7 +174,7 @@ fn quoted(word: impl AsRef<OsStr>) -> OsString {
     OsString::from_vec(quoted)
 }
 
-/// The bytes that can be written to a file system.
+/// Returns the bytes that can be written to a file system.
 fn room(path: &str) -> u64 {
     rustix::fs::statvfs(path).map_or(0, |system| system.f_bavail * system.f_frsize)
 }

@@ -18,7 +18,7 @@ pub const SOURCE: &str = "arch/x86/um/user-offsets.c";
 pub struct LargeState(u32);
 
 impl LargeState {
-    /// The state of this host's processor, if it is large: CPUID leaf 0xD.
+    /// Creates the state of this host's processor, if it is large: CPUID leaf 0xD.
     pub fn of_host() -> Option<Self> {
         #[cfg(target_arch = "x86_64")]
         {
@@ -29,17 +29,17 @@ impl LargeState {
         None
     }
 
-    /// A state of `size` bytes, if it is large.
+    /// Creates a state of `size` bytes, if it is large.
     fn new(size: u32) -> Option<Self> {
         (size > ROOM).then_some(Self(size))
     }
 
-    /// What the name of a kernel with room for it ends in.
+    /// Returns what the name of a kernel with room for it ends in.
     pub fn suffix(self) -> String {
         format!("-xsave{}", self.0)
     }
 
-    /// The option that gives the kernel's stack room too: the state is on it while a signal is handled.
+    /// Returns the option that gives the kernel's stack room too: the state is on it while a signal is handled.
     pub fn option(self) -> &'static str {
         "CONFIG_KERNEL_STACK_ORDER=4\n"
     }

@@ -39,7 +39,7 @@ fn bits(features: &[u32]) -> u64 {
     features.iter().fold(0, |bits, feature| bits | 1 << feature)
 }
 
-/// A little-endian field of the config space.
+/// Returns a little-endian field of the config space.
 fn field(front_end: &FrontEnd, offset: u32, size: u32) -> u64 {
     let mut bytes = front_end.config(offset, size).unwrap();
     assert_eq!(bytes.len(), size as usize);

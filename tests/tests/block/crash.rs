@@ -35,7 +35,7 @@ const FEW_KILLS: u64 = 20;
 const INTERVAL: Duration = Duration::from_millis(1);
 
 impl Variant {
-    /// Whether requests are carried out one after the other.
+    /// Returns whether requests are carried out one after the other.
     fn is_in_order(self) -> bool {
         self.engine == "auto" && self.place == Place::Memory
     }
@@ -132,7 +132,7 @@ impl Crashes {
         crashes
     }
 
-    /// What is written to a part for the `version`th time.
+    /// Returns what is written to a part for the `version`th time.
     fn contents(part: usize, version: u64) -> Vec<u8> {
         let word = version << 16 | part as u64;
         word.to_ne_bytes().repeat(SIZE / size_of::<u64>())

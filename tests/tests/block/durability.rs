@@ -76,7 +76,7 @@ pub fn unwritten_pages_in(file: &File, range: Range<u64>) -> io::Result<u64> {
     Ok(counts.dirty + counts.writeback)
 }
 
-/// A running device whose image is all on its disk, or `None` where that cannot be seen.
+/// Returns a running device whose image is all on its disk, or `None` where that cannot be seen.
 fn start(variant: Variant) -> Option<Device> {
     let device = variant.start(&noise(1, IMAGE_SIZE), &[]);
     device.file().sync_all().unwrap();

@@ -55,7 +55,7 @@ impl Small {
         Some(small)
     }
 
-    /// The same, with a block device on the file.
+    /// Creates the same, with a block device on the file.
     fn with_device() -> Option<Self> {
         let mut small = Self::new()?;
         let mut losetup = Command::new("losetup");
@@ -91,7 +91,7 @@ impl Drop for Small {
     }
 }
 
-/// A running device with this image.
+/// Returns a running device with this image.
 fn start(variant: Variant, image: &Path) -> Device {
     let sockets = tempfile::tempdir().unwrap();
     let socket = sockets.path().join("socket");

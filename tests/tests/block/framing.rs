@@ -195,7 +195,7 @@ impl Scattered {
     }
 }
 
-/// The byte before and after each piece, unless a piece of the same request follows at once.
+/// Returns the byte before and after each piece, unless a piece of the same request follows at once.
 fn surroundings(memory: &GuestMemory, pieces: &[Buffer]) -> Vec<u8> {
     let is_free = |address: u64| {
         !pieces.iter().any(|piece| {
@@ -220,7 +220,7 @@ fn cut(random: &mut Rng, length: usize, most: usize) -> Vec<u32> {
     cuts.windows(2).map(|pair| pair[1] - pair[0]).collect()
 }
 
-/// The request bytes that the device reads.
+/// Returns the request bytes that the device reads.
 fn readable(kind: u32, sector: u64, data: &[u8]) -> Vec<u8> {
     [&header(kind, sector), data].concat()
 }

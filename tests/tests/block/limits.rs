@@ -95,7 +95,7 @@ fn drivers(front_end: &FrontEnd) -> Vec<BlockDriver> {
     (0..QUEUES).map(driver).collect()
 }
 
-/// Each queue writes, flushes, and reads what it has written.
+/// Asserts that each queue writes, flushes, and reads what it has written.
 fn assert_all_work(drivers: &mut [BlockDriver], seed: u64) {
     for (index, driver) in drivers.iter_mut().enumerate() {
         let (sector, data) = (index as u64 * 8, noise(seed + index as u64, 4096));
@@ -139,7 +139,7 @@ fn all_requests_are_carried_out_where_no_more_threads_can_start(variant: Variant
 
 crate::for_each_engine!(all_requests_are_carried_out_where_no_more_threads_can_start);
 
-/// How many rings of io_uring a program has.
+/// Returns how many rings of io_uring a program has.
 fn rings(program: &Program) -> usize {
     let files = std::fs::read_dir(format!("/proc/{}/fd", program.id())).unwrap();
     let is_ring = |path: &Path| {
@@ -337,7 +337,7 @@ fn threads_do_the_io_where_io_uring_cannot_wait_for_a_time() {
     );
 }
 
-/// Whether the kernel counts rings as locked memory. From 5.12 to 6.13 it did not.
+/// Returns whether the kernel counts rings as locked memory. From 5.12 to 6.13 it did not.
 fn counts_rings() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release

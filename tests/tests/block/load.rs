@@ -64,12 +64,12 @@ impl Load {
         self.queue.kick();
     }
 
-    /// The queue that it is on.
+    /// Returns the queue that it is on.
     pub fn queue(&self) -> &Queue {
         &self.queue
     }
 
-    /// The same, to wait on.
+    /// Returns the same, to wait on.
     pub fn queue_mut(&mut self) -> &mut Queue {
         &mut self.queue
     }
@@ -334,12 +334,12 @@ fn good_and_bad_requests_of_all_kinds_share_a_full_ring(variant: Variant) {
 const IN_FLIGHT: usize = 128;
 const IN_FLIGHT_LENGTH: usize = 64 << 10;
 
-/// The contents that request `number` writes.
+/// Returns the contents that request `number` writes.
 fn contents(number: usize) -> Vec<u8> {
     noise(number as u64 + 1000, IN_FLIGHT_LENGTH)
 }
 
-/// A device with an empty image.
+/// Returns a device with an empty image.
 fn start_empty(variant: Variant) -> Device {
     variant.start(&vec![0; IN_FLIGHT * IN_FLIGHT_LENGTH], &[])
 }

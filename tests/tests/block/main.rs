@@ -93,7 +93,7 @@ impl Variant {
         place: Place::Memory,
     };
 
-    /// The same with the image in memory.
+    /// Returns the same with the image in memory.
     fn in_memory(self) -> Self {
         Variant {
             place: Place::Memory,
@@ -101,7 +101,7 @@ impl Variant {
         }
     }
 
-    /// Whether this host can run it.
+    /// Returns whether this host can run it.
     fn is_possible(self) -> bool {
         let block = Block {
             io_engine: self.engine,
@@ -109,7 +109,7 @@ impl Variant {
         block.is_possible() && (self.place == Place::Disk || Path::new(MEMORY).is_dir())
     }
 
-    /// A new directory for an image.
+    /// Returns a new directory for an image.
     fn directory(self) -> TempDir {
         let parent = match self.place {
             Place::Disk => env!("CARGO_TARGET_TMPDIR"),
@@ -119,14 +119,14 @@ impl Variant {
         tempfile::tempdir_in(parent).unwrap()
     }
 
-    /// The device with an image of these contents, listening.
+    /// Returns the device with an image of these contents, listening.
     fn start(self, contents: &[u8], arguments: &[&str]) -> Device {
         let directory = self.directory();
         fs::write(directory.path().join("image"), contents).unwrap();
         self.start_in(directory, arguments, |_| {})
     }
 
-    /// The device with the file `image` in `directory`, listening. `prepare` may change the command.
+    /// Returns the device with the file `image` in `directory`, listening. `prepare` may change the command.
     fn start_in(
         self,
         directory: TempDir,
@@ -148,7 +148,7 @@ impl Variant {
         }
     }
 
-    /// What starts the device with this image.
+    /// Returns what starts the device with this image.
     fn command(self, image: &Path, socket: &Path, arguments: &[&str]) -> Command {
         let mut command = command("vhost-device-block").unwrap();
         command
@@ -160,7 +160,7 @@ impl Variant {
         command
     }
 
-    /// A started device with an image of these contents, and a driver on its first queue.
+    /// Returns a started device with an image of these contents, and a driver on its first queue.
     fn disk(self, contents: &[u8], arguments: &[&str]) -> Disk {
         Disk::connect(self.start(contents, arguments))
     }
@@ -184,7 +184,7 @@ impl Device {
         FrontEnd::connect(&self.socket, &options).unwrap()
     }
 
-    /// A front-end that does not accept `features`.
+    /// Returns a front-end that does not accept `features`.
     fn connect_without(&self, features: u64) -> FrontEnd {
         let defaults = Options::default();
         let front_end = self.connect_with(Options {
@@ -195,12 +195,12 @@ impl Device {
         front_end
     }
 
-    /// The image as the host sees it.
+    /// Returns the image as the host sees it.
     fn contents(&self) -> Vec<u8> {
         fs::read(&self.image).unwrap()
     }
 
-    /// The image, to be changed by the host.
+    /// Returns the image, to be changed by the host.
     fn file(&self) -> File {
         File::options()
             .read(true)
@@ -209,7 +209,7 @@ impl Device {
             .unwrap()
     }
 
-    /// Bytes of storage that the image occupies.
+    /// Returns bytes of storage that the image occupies.
     fn allocated(&self) -> u64 {
         self.file().sync_all().unwrap();
         self.image.metadata().unwrap().blocks() * 512
@@ -249,13 +249,13 @@ impl Disk {
     }
 }
 
-/// A driver on queue 0.
+/// Returns a driver on queue 0.
 fn driver(front_end: &FrontEnd) -> BlockDriver {
     let queue = front_end.queue(0, 256).unwrap();
     BlockDriver::new(front_end.memory(), queue, LARGEST)
 }
 
-/// Bytes that differ from seed to seed, and have no regularity.
+/// Returns bytes that differ from seed to seed, and have no regularity.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     fastrand::Rng::with_seed(seed).fill(&mut bytes);

@@ -38,7 +38,7 @@ const FORMATS: [(&[u8], usize, &str); 8] = [
     (&[0x7f, 0x10, 0xda, 0xbe], 64, "VDI"),
 ];
 
-/// What starts the device with this file, listening in a new directory.
+/// Returns what starts the device with this file, listening in a new directory.
 fn inheriting(file: impl Into<OwnedFd>, arguments: &[&str]) -> (Command, PathBuf, TempDir) {
     let sockets = tempfile::tempdir().unwrap();
     let socket = sockets.path().join("socket");
@@ -73,7 +73,7 @@ fn assert_refused(command: &mut Command, words: &[&str]) {
     }
 }
 
-/// A file with these contents in a directory of its own.
+/// Returns a file with these contents in a directory of its own.
 fn image(contents: &[u8]) -> (TempDir, PathBuf) {
     let directory = Variant::THREADS.directory();
     let path = directory.path().join("image");
@@ -268,7 +268,7 @@ fn each_image_has_a_serial_number_of_its_own_that_stays() {
     assert_eq!(serial(linked.as_os_str()), of_first);
 }
 
-/// Bytes of a physical block, as the guest sees them.
+/// Returns bytes of a physical block, as the guest sees them.
 fn physical_block(disk: &Disk) -> u64 {
     let block = disk.front_end.config(20, 4).unwrap();
     let block = u32::from_le_bytes(block.try_into().unwrap());

@@ -11,7 +11,7 @@ use crate::{Disk, IMAGE_SIZE, SECTORS, Variant, assert_same, noise, ok};
 /// Storage that a file system may take for itself, in bytes.
 const SLACK: u64 = 64 << 10;
 
-/// A disk of which all is written and stored, and its contents.
+/// Returns a disk of which all is written and stored, and its contents.
 fn full_disk(variant: Variant, arguments: &[&str]) -> (Disk, Vec<u8>) {
     let image = noise(1, IMAGE_SIZE);
     let disk = variant.disk(&image, arguments);
@@ -38,7 +38,7 @@ fn clear(image: &mut [u8], sector: u64, sectors: u32) {
     image[start..start + sectors as usize * SECTOR_SIZE].fill(0);
 }
 
-/// A request for 512 KiB gives as much storage back to the host.
+/// Returns a request for 512 KiB gives as much storage back to the host.
 fn assert_frees(disk: &mut Disk, request: impl FnOnce(&mut BlockDriver) -> Result<Completion>) {
     let before = disk.device.allocated();
     ok(request(&mut disk.driver).unwrap());

@@ -25,7 +25,7 @@ const LONG: Duration = Duration::from_secs(120);
 /// The largest request that is carried out.
 const MOST: u64 = 2 << 30;
 
-/// A device with a sparse image of this size. `None` if there is no room for its contents.
+/// Returns a device with a sparse image of this size. `None` if there is no room for its contents.
 fn sparse(variant: Variant, size: u64) -> Option<Device> {
     let directory = variant.directory();
     let room = rustix::fs::statvfs(directory.path()).unwrap();

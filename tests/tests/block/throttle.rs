@@ -52,7 +52,7 @@ fn flood(load: &mut Load, depth: usize, length: usize, end: Instant) -> u64 {
     }
 }
 
-/// A load of reads of this length on queue `index`.
+/// Returns a load of reads of this length on queue `index`.
 fn reads(front_end: &FrontEnd, index: usize, depth: usize, length: usize) -> Load {
     Load::new(front_end, index, depth, length as u32)
 }
@@ -160,7 +160,7 @@ fn a_request_larger_than_the_burst_passes_and_delays_the_next_one(variant: Varia
     assert!(took < Duration::from_secs(1) + AT_ONCE, "{took:?}");
 }
 
-/// A device with a front-end whose next request that counts waits for long, on queue 0.
+/// Returns a device with a front-end whose next request that counts waits for long, on queue 0.
 fn exhausted(variant: Variant) -> (Device, FrontEnd) {
     let device = variant.start(&[7; MEBIBYTE], &[NEARLY_NOTHING]);
     let front_end = device.connect();
@@ -267,7 +267,7 @@ fn waiting_takes_no_processor_time(variant: Variant) {
     }
 }
 
-/// A device in the place of one that has ended, with the same image and guest memory.
+/// Returns a device in the place of one that has ended, with the same image and guest memory.
 fn succeed(variant: Variant, device: &mut Device, before: &FrontEnd) -> FrontEnd {
     device.program.expect_anything();
     let status = device.program.end(Signal::TERM, AT_ONCE).unwrap();
@@ -279,7 +279,7 @@ fn succeed(variant: Variant, device: &mut Device, before: &FrontEnd) -> FrontEnd
     FrontEnd::connect_with_memory(&device.socket, &options, memory).unwrap()
 }
 
-/// Those of a front-end that accepts these features.
+/// Returns those of a front-end that accepts these features.
 fn options(features: u64) -> Options {
     Options {
         features,

@@ -113,7 +113,7 @@ impl Scene {
         log
     }
 
-    /// How many queues take requests, of some.
+    /// Returns how many queues take requests, of some.
     fn queues(&self, target: &dyn Target) -> usize {
         self.front_end
             .queue_count()
@@ -121,7 +121,7 @@ impl Scene {
             .min(3)
     }
 
-    /// A ring of which all that the device writes is in the device's region. It is not started.
+    /// Returns a ring of which all that the device writes is in the device's region. It is not started.
     fn ring<'a>(&self, target: &'a dyn Target) -> Ring<'a> {
         let size = u64::from(SIZE);
         let usual = self.front_end.queue_options(SIZE);
@@ -190,7 +190,7 @@ impl Slot {
         }
     }
 
-    /// The pages of what the device writes.
+    /// Returns the pages of what the device writes.
     fn pages(&self) -> Pages {
         let of = |buffer: &Buffer| pages(buffer.address, buffer.length.into());
         self.writable.iter().flat_map(of).collect()
@@ -275,7 +275,7 @@ impl Ring<'_> {
         }
     }
 
-    /// Whether the device has asked for a kick for the next request.
+    /// Returns whether the device has asked for a kick for the next request.
     fn wants_kick(&self) -> bool {
         let QueueOptions {
             packed, event_idx, ..
@@ -295,7 +295,7 @@ impl Ring<'_> {
         }
     }
 
-    /// The pages of its own part of the ring, if that is at `place`, that the device has changed after few requests: those of the used
+    /// Returns the pages of its own part of the ring, if that is at `place`, that the device has changed after few requests: those of the used
     /// index, the first entries, and avail_event; in a packed ring that of its event suppression, which without EVENT_IDX is as it was.
     fn device_area(&self, place: u64) -> Pages {
         let QueueOptions {
@@ -309,7 +309,7 @@ impl Ring<'_> {
         }
     }
 
-    /// The pages of the descriptors that the device marks used in the course of few requests, if the ring is packed.
+    /// Returns the pages of the descriptors that the device marks used in the course of few requests, if the ring is packed.
     fn used_descriptors(&self) -> Pages {
         let Layout { descriptors, .. } = *self.queue.layout();
         match self.queue.options().packed {
@@ -321,7 +321,7 @@ impl Ring<'_> {
         }
     }
 
-    /// The pages in the device's region that the driver writes the next chain to.
+    /// Returns the pages in the device's region that the driver writes the next chain to.
     fn next_descriptors(&self) -> Pages {
         if !self.queue.options().packed {
             return Pages::new();
@@ -334,7 +334,7 @@ impl Ring<'_> {
             .collect()
     }
 
-    /// All pages of the device's part of the ring.
+    /// Returns all pages of the device's part of the ring.
     fn used_pages(&self) -> Pages {
         pages(self.queue.layout().used, USED_SIZE)
     }
@@ -351,7 +351,7 @@ macro_rules! for_each_device {
 }
 use for_each_device;
 
-/// A log for all addresses of the tests.
+/// Returns a log for all addresses of the tests.
 fn new_log() -> DirtyLog {
     DirtyLog::new(END)
 }

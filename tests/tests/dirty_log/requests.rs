@@ -12,7 +12,7 @@ use crate::{ELSEWHERE, END, MODES, Ring, Scene, USUAL, new_log};
 /// Requests at a time.
 const COUNT: usize = 5;
 
-/// A ring that runs and has requests, which the device does not know of yet.
+/// Returns a ring that runs and has requests, which the device does not know of yet.
 fn prepared<'a>(scene: &Scene, target: &'a dyn Target) -> Ring<'a> {
     let mut ring = scene.ring(target);
     ring.make_room(scene, COUNT);
@@ -26,7 +26,7 @@ fn data_pages(ring: &Ring) -> Pages {
     ring.slots.iter().flat_map(|slot| slot.pages()).collect()
 }
 
-/// What is logged of each request wherever the device's part of its ring is logged, or if it is not.
+/// Returns what is logged of each request wherever the device's part of its ring is logged, or if it is not.
 fn request_pages(ring: &Ring) -> Pages {
     &data_pages(ring) | &ring.used_descriptors()
 }

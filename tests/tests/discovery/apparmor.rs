@@ -39,7 +39,7 @@ profile libvirtd /usr/sbin/libvirtd flags=(attach_disconnected) {
 }
 "#;
 
-/// A host with AppArmor and this profile, and a GPU whose program is `binary`. Returns its descriptor.
+/// Returns a host with AppArmor and this profile, and a GPU whose program is `binary`. Returns its descriptor.
 fn host(profile: &str, binary: &str) -> (Tree, PathBuf) {
     let tree = Tree::new();
     tree.file(ENABLED, "Y\n");

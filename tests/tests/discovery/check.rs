@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::{BINARY, CONFIG, DATA, Ended, HOME, PLAIN, Tree, run};
 
-/// There is one finding, about `file`, which contains `problem`, and a `remedy`.
+/// Asserts that there is one finding, about `file`, which contains `problem`, and a `remedy`.
 #[track_caller]
 pub fn assert_finding(ended: &Ended, file: &Path, problem: &str, remedy: &str) {
     assert_eq!(ended.code, Some(1), "{ended:?}");

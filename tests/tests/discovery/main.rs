@@ -42,7 +42,7 @@ impl Tree {
         Self { directory }
     }
 
-    /// Where `path` of the tree is for us.
+    /// Returns where `path` of the tree is for us.
     fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         self.directory
             .path()
@@ -51,7 +51,7 @@ impl Tree {
             .join(path.as_ref().strip_prefix("/").unwrap())
     }
 
-    /// The same, with the directories above it made.
+    /// Returns the same, with the directories above it made.
     fn place(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -70,13 +70,13 @@ impl Tree {
         path
     }
 
-    /// A descriptor of `kind` for the program `binary`.
+    /// Returns a descriptor of `kind` for the program `binary`.
     fn descriptor(&self, path: &str, kind: &str, binary: &str) -> PathBuf {
         let content = json!({"description": "for a test", "type": kind, "binary": binary});
         self.file(path, content.to_string())
     }
 
-    /// A shell script. It is written by another process, since the kernel does not run a file that anybody has open for writing,
+    /// Returns a shell script. It is written by another process, since the kernel does not run a file that anybody has open for writing,
     /// and the child that another test starts at this moment has our files open.
     fn program(&self, path: &str, script: &str) -> PathBuf {
         let source = self.file("/script", format!("#!/bin/sh\n{script}\n"));
@@ -87,7 +87,7 @@ impl Tree {
         path
     }
 
-    /// A descriptor `name` in `directory` and its program, which is called like it.
+    /// Returns a descriptor `name` in `directory` and its program, which is called like it.
     fn back_end(&self, directory: &str, name: &str, script: &str) -> PathBuf {
         let binary = format!("/usr/libexec/{name}");
         self.program(&binary, script);
@@ -100,7 +100,7 @@ impl Tree {
         self.discover_within(task, 60.0)
     }
 
-    /// The same, with another limit to the time of a program.
+    /// Returns the same, with another limit to the time of a program.
     fn discover_within(&self, task: &str, seconds: f64) -> Command {
         let mut command = process::command(BINARY).unwrap();
         command
@@ -136,7 +136,7 @@ struct Ended {
 }
 
 impl Ended {
-    /// The names of the descriptors in the output of `list --json`.
+    /// Returns the names of the descriptors in the output of `list --json`.
     #[track_caller]
     fn names(&self) -> Vec<String> {
         assert_eq!(self.code, Some(0), "{self:?}");
@@ -148,28 +148,28 @@ impl Ended {
             .collect()
     }
 
-    /// `find` found the program of [`Tree::back_end`] with this name.
+    /// Asserts that `find` found the program of [`Tree::back_end`] with this name.
     #[track_caller]
     fn assert_found(&self, name: &str) {
         assert_eq!(self.code, Some(0), "{self:?}");
         assert_eq!(self.stdout, format!("/usr/libexec/{name}\n"));
     }
 
-    /// `find` found nothing.
+    /// Asserts that `find` found nothing.
     #[track_caller]
     fn assert_none_found(&self) {
         assert_eq!(self.code, Some(3), "{self:?}");
         assert_eq!(self.stdout, "");
     }
 
-    /// All is well.
+    /// Asserts that all is well.
     #[track_caller]
     fn assert_silent(&self) {
         assert_eq!(self.code, Some(0), "{self:?}");
         assert_eq!((self.stdout.as_str(), self.stderr.as_str()), ("", ""));
     }
 
-    /// `stderr` is one warning about `file`, which contains `word`.
+    /// Asserts that `stderr` is one warning about `file`, which contains `word`.
     #[track_caller]
     fn assert_warns(&self, file: &Path, word: &str) {
         assert_eq!(self.stderr.lines().count(), 1, "{}", self.stderr);

@@ -35,7 +35,7 @@ impl Sleepers {
         )
     }
 
-    /// Those that still run; `None` if the script did not come that far.
+    /// Returns those that still run; `None` if the script did not come that far.
     fn running(&self) -> Option<Vec<i32>> {
         let list = fs::read_to_string(&self.list).ok()?;
         let ids = list.split_whitespace().map(|id| id.parse().unwrap());

@@ -82,7 +82,7 @@ impl Schema {
         &self.enums[&features.ty.name]
     }
 
-    /// What a back-end prints is an object of the schema.
+    /// Asserts that what a back-end prints is an object of the schema.
     fn assert_capabilities(&self, printed: &Value) {
         let object = printed.as_object().unwrap();
         assert_eq!(object.keys().collect::<Vec<_>>(), ["features", "type"]);
@@ -119,7 +119,7 @@ fn keys(data: &Data) -> Vec<&str> {
     data.fields.iter().map(|field| &*field.name).collect()
 }
 
-/// What serde makes of all values of an enum.
+/// Returns what serde makes of all values of an enum.
 fn in_json(values: &[impl Serialize]) -> Vec<String> {
     let value = |value| serde_json::from_value(serde_json::to_value(value).unwrap()).unwrap();
     values.iter().map(value).collect()

@@ -31,7 +31,7 @@ pub fn ask_edid(driver: &mut GpuDriver, scanout: u32) {
     driver.send(&command(number::GET_EDID, &words(&[scanout, 0])), 4096);
 }
 
-/// An answer to GET_DISPLAY_INFO or GET_EDID whose bytes are all the same.
+/// Returns an answer to GET_DISPLAY_INFO or GET_EDID whose bytes are all the same.
 pub fn filled(size: usize, byte: u8) -> Vec<u8> {
     vec![byte; size]
 }
@@ -146,7 +146,7 @@ fn a_display_whose_answer_has_the_wrong_size_is_dropped_at_once() {
     }
 }
 
-/// A display that comes later shows what is drawn then.
+/// Asserts that a display that comes later shows what is drawn then.
 fn assert_next_display_works(driver: &mut GpuDriver) {
     let display = driver.connect_display(Answers::default());
     let picture = pattern(64 * 64);

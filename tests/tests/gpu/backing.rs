@@ -37,7 +37,7 @@ fn transfer(driver: &mut GpuDriver, rectangle: [u32; 4], offset: u64) -> u32 {
         .kind()
 }
 
-/// A device that shows all of resource 1, which has no backing.
+/// Returns a device that shows all of resource 1, which has no backing.
 fn shown() -> (Device, GpuDriver, Display) {
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());

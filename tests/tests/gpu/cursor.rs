@@ -11,7 +11,7 @@ use crate::{Device, ManualDisplay, QUIET, bytes, pattern};
 
 const B8G8R8A8: u32 = 1;
 
-/// A device, and a driver with a cursor in resource 1.
+/// Returns a device, and a driver with a cursor in resource 1.
 fn with_image(image: &[u32]) -> (Device, GpuDriver, Display) {
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());

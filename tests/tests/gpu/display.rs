@@ -135,7 +135,7 @@ fn a_silent_display_is_waited_for_a_while() {
     assert_eq!(display.next(), Shown::Scanout(0, 8, 8));
 }
 
-/// A display that does not read: the socket's buffer fills up.
+/// Returns a display that does not read: the socket's buffer fills up.
 fn stuck_display(device: &Device) -> (GpuDriver, UnixStream) {
     let mut driver = device.connect();
     let (ours, theirs) = UnixStream::pair().unwrap();

@@ -60,7 +60,7 @@ impl Told {
         assert!(self.file.is_none(), "a file came with request {request}");
     }
 
-    /// The file of a buffer of the 64x32 pixels of `resource`, that a scanout shows from the first pixel on.
+    /// Returns the file of a buffer of the 64x32 pixels of `resource`, that a scanout shows from the first pixel on.
     fn buffer(self, scanout: u32, modifier: Option<u64>) -> File {
         let fourcc = u32::from_le_bytes(*b"AR24");
         let mut expected = vec![scanout, 0, 0, 64, 32, 64, 32, ROW, Y_0_TOP, fourcc];
@@ -158,7 +158,7 @@ fn flushed(driver: &mut GpuDriver) {
     assert_eq!(driver.receive().kind(), number::OK_NODATA);
 }
 
-/// A driver with a context and resource 1, and a display.
+/// Returns a driver with a context and resource 1, and a display.
 fn started(device: &Device, features: u64) -> (GpuDriver, GlDisplay) {
     let mut driver = device.connect();
     let display = GlDisplay::connect(&driver, features);
@@ -167,7 +167,7 @@ fn started(device: &Device, features: u64) -> (GpuDriver, GlDisplay) {
     (driver, display)
 }
 
-/// The same, and scanout 0 shows the resource.
+/// Returns the same, and scanout 0 shows the resource.
 fn shown(device: &Device) -> (GpuDriver, GlDisplay, File) {
     let (mut driver, mut display) = started(device, FEATURES);
     driver.set_scanout(0, 1, ALL);

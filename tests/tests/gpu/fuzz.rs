@@ -46,7 +46,7 @@ impl Screen {
     }
 }
 
-/// A number that means something, most of the time.
+/// Returns a number that means something, most of the time.
 fn any(random: &mut Rng, likely: u32) -> u32 {
     match random.u32(..20) {
         0 => random.u32(..),
@@ -55,7 +55,7 @@ fn any(random: &mut Rng, likely: u32) -> u32 {
     }
 }
 
-/// The body of a command; `kind` is what it is.
+/// Returns the body of a command; `kind` is what it is.
 fn body(random: &mut Rng, kind: u32) -> Vec<u8> {
     let resource = any(random, 8);
     let mut rectangle = || [4, 4, 60, 60].map(|likely| any(random, likely));
@@ -193,7 +193,7 @@ fn random_commands_do_no_harm() {
     assert!(told.any(|shown| shown == expected));
 }
 
-/// What a display may send: answers that were asked for or not, right or wrong, whole or not.
+/// Returns what a display may send: answers that were asked for or not, right or wrong, whole or not.
 fn answers(random: &mut Rng) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 0..random.u32(1..4) {

@@ -65,18 +65,18 @@ impl Device {
         Self { program, directory }
     }
 
-    /// A driver, without a display.
+    /// Returns a driver, without a display.
     fn connect(&self) -> GpuDriver {
         self.connect_with(&Options::default())
     }
 
-    /// A driver that has negotiated by other options.
+    /// Returns a driver that has negotiated by other options.
     fn connect_with(&self, options: &Options) -> GpuDriver {
         let socket = self.directory.path().join("socket");
         GpuDriver::new(FrontEnd::connect(&socket, options).unwrap()).unwrap()
     }
 
-    /// A driver, and a display that has been greeted.
+    /// Returns a driver, and a display that has been greeted.
     fn connect_with_display(&self, answers: Answers) -> (GpuDriver, Display) {
         let driver = self.connect();
         let display = driver.connect_display(answers);
@@ -103,14 +103,14 @@ impl ManualDisplay {
         Self(ours)
     }
 
-    /// The same, and the protocol features are agreed upon.
+    /// Creates the same, and the protocol features are agreed upon.
     fn greeted(driver: &GpuDriver, features: u64) -> Self {
         let mut display = Self::connect(driver);
         display.greet(features);
         display
     }
 
-    /// A greeted display that shows resource 1, which is created with this size.
+    /// Creates a greeted display that shows resource 1, which is created with this size.
     fn showing(driver: &mut GpuDriver, width: u32, height: u32) -> Self {
         let mut display = Self::greeted(driver, 3);
         driver.create(1, B8G8R8X8, width, height);
@@ -138,7 +138,7 @@ impl ManualDisplay {
         assert_eq!(self.receive(), (3, Vec::new()));
     }
 
-    /// The next request, and its payload.
+    /// Returns the next request, and its payload.
     fn receive(&mut self) -> (u32, Vec<u8>) {
         let mut header = [0; 12];
         self.0.read_exact(&mut header).unwrap();
@@ -155,7 +155,7 @@ impl ManualDisplay {
         self.0.write_all(&[&header, payload].concat()).unwrap();
     }
 
-    /// How many bytes the display is sent until nothing more comes. The device keeps the socket open.
+    /// Returns how many bytes the display is sent until nothing more comes. The device keeps the socket open.
     fn told_until_silent(&mut self) -> usize {
         let mut told = Vec::new();
         self.0.set_read_timeout(Some(QUIET)).unwrap();
@@ -181,14 +181,14 @@ fn reset(driver: &GpuDriver) {
     assert_eq!(refused.unwrap(), 0);
 }
 
-/// Pixels that are all different.
+/// Returns pixels that are all different.
 fn pattern(count: u32) -> Vec<u32> {
     (0..count)
         .map(|index| index.wrapping_mul(0x9e37_79b9))
         .collect()
 }
 
-/// Pixels as they lie in the memory of a guest that draws in B8G8R8X8.
+/// Returns pixels as they lie in the memory of a guest that draws in B8G8R8X8.
 fn bytes(pixels: &[u32]) -> Vec<u8> {
     pixels
         .iter()

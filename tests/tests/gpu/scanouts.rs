@@ -116,7 +116,7 @@ pub const FORMATS: [(u32, [usize; 4]); 8] = [
     (134, [3, 0, 1, 2]),
 ];
 
-/// Pixels of alpha, red, green and blue as they lie in guest memory in one of the [`FORMATS`].
+/// Returns pixels of alpha, red, green and blue as they lie in guest memory in one of the [`FORMATS`].
 pub fn bytes_in(places: [usize; 4], pixels: &[u32]) -> Vec<u8> {
     let bytes_of = |pixel: &u32| {
         let mut bytes = [0; 4];

@@ -20,7 +20,7 @@ use crate::{B8G8R8X8, Device, QUIET, bytes, pattern};
 
 const B8G8R8A8: u32 = 1;
 
-/// A device that knows nothing yet, whose queues stand. The guest's memory is that of another.
+/// Returns a device that knows nothing yet, whose queues stand. The guest's memory is that of another.
 fn front_end(device: &Device, memory: &GuestMemory) -> FrontEnd {
     let socket = device.directory.path().join("socket");
     FrontEnd::connect_with_memory(&socket, &Options::default(), memory.clone()).unwrap()
@@ -46,7 +46,7 @@ fn show_cursor(driver: &mut GpuDriver, resource: u32) {
     driver.update_cursor(0, [10, 20], resource, [3, 4]);
 }
 
-/// The pixels of columns 2 to 9 and rows 1 to 6 of a picture with 16 columns.
+/// Returns the pixels of columns 2 to 9 and rows 1 to 6 of a picture with 16 columns.
 fn part(pixels: &[u32]) -> Vec<u32> {
     let rows = pixels.chunks(16).skip(1).take(6);
     rows.flat_map(|row| &row[2..10]).copied().collect()
@@ -115,7 +115,7 @@ fn a_new_driver_at_the_old_base_finds_no_old_resources() {
     }
 }
 
-/// What a display that is new is told of the picture that [`draw`] draws.
+/// Asserts that what a display that is new is told of the picture that [`draw`] draws.
 fn assert_shown(display: &Display, pixels: &[u32]) {
     let mut told: Vec<_> = (0..5).map(|_| display.next()).collect();
     // Pictures come last.

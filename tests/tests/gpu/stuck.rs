@@ -55,7 +55,7 @@ fn send_fenced(driver: &mut GpuDriver, fences: std::ops::Range<u64>) -> Vec<(u64
     responses
 }
 
-/// A device with a renderer whose fences are late, and a driver that can draw.
+/// Returns a device with a renderer whose fences are late, and a driver that can draw.
 fn late(renderer: &StandIn) -> (Device, GpuDriver) {
     let device = Device::start_configured(&["--virgl", "--headless"], |command| {
         renderer.configure(command);

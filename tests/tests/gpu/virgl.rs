@@ -28,7 +28,7 @@ pub const CONTEXT: u32 = 7;
 /// `VIRTIO_GPU_FLAG_FENCE`.
 pub const FENCE: u32 = 1 << 0;
 
-/// Whether there is 3D on this host, by what the back-end says.
+/// Returns whether there is 3D on this host, by what the back-end says.
 pub fn is_there() -> bool {
     let output = process::command("vhost-device-gpu")
         .unwrap()
@@ -48,7 +48,7 @@ pub fn start(arguments: &[&str]) -> Option<Device> {
     is_there().then(|| Device::start(&[&["--virgl"], arguments].concat()))
 }
 
-/// A command in a context.
+/// Returns a command in a context.
 pub fn in_context(context: u32, kind: u32, body: &[u8]) -> Vec<u8> {
     let mut bytes = command(kind, body);
     bytes[16..20].copy_from_slice(&context.to_le_bytes());
@@ -105,7 +105,7 @@ pub fn submit(commands: &[u32]) -> Vec<u8> {
     [words(&[commands.len() as u32 * 4, 0]), words(commands)].concat()
 }
 
-/// The renderer's commands that fill a resource with one colour.
+/// Returns the renderer's commands that fill a resource with one colour.
 fn clear(resource: u32, [red, green, blue]: [f32; 3]) -> Vec<u32> {
     const SURFACE: u32 = 9;
     let head = |kind: u32, object: u32, length: u32| kind | object << 8 | length << 16;
@@ -117,7 +117,7 @@ fn clear(resource: u32, [red, green, blue]: [f32; 3]) -> Vec<u32> {
     [&surface[..], &frame_buffer, &clear, &forget].concat()
 }
 
-/// Colours without what is not used of each pixel.
+/// Returns colours without what is not used of each pixel.
 fn colours(shown: Shown) -> (u32, [u32; 4], Vec<u32>) {
     let Shown::Update(scanout, rectangle, pixels) = shown else {
         panic!("{shown:?} is no picture");
@@ -125,12 +125,12 @@ fn colours(shown: Shown) -> (u32, [u32; 4], Vec<u32>) {
     (scanout, rectangle, opaque(&pixels))
 }
 
-/// Pixels without the byte that is alpha, or unused.
+/// Returns pixels without the byte that is alpha, or unused.
 fn opaque(pixels: &[u32]) -> Vec<u32> {
     pixels.iter().map(|pixel| pixel & 0xff_ffff).collect()
 }
 
-/// The same of bytes in guest memory.
+/// Returns the same of bytes in guest memory.
 fn colours_in(bytes: &[u8]) -> Vec<u32> {
     let pixels = bytes.chunks_exact(4);
     let pixels = pixels.map(|pixel| u32::from_le_bytes(pixel.try_into().unwrap()));

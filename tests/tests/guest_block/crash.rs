@@ -61,7 +61,7 @@ fn taken_again(log: &str) -> u64 {
     })
 }
 
-/// How often QEMU has sent a request.
+/// Returns how often QEMU has sent a request.
 fn sent(guest: &Guest, request: u32) -> u64 {
     let message = format!("vhost_user_write req:{request} ");
     let trace = guest.qemu_stderr();

@@ -45,12 +45,12 @@ impl Block {
         self.directory.path().join("image")
     }
 
-    /// The whole content of the image.
+    /// Returns the whole content of the image.
     fn content(&self) -> Vec<u8> {
         fs::read(self.image()).unwrap()
     }
 
-    /// A machine that has this device as `/dev/vda`, with `properties` like `,num-queues=4`.
+    /// Returns a machine that has this device as `/dev/vda`, with `properties` like `,num-queues=4`.
     fn machine(&self, name: &str, properties: &str, script: impl Into<String>) -> Machine {
         Machine::new(name, script).module("virtio_blk").vhost_user(
             &format!("vhost-user-blk-pci{properties}"),
@@ -93,13 +93,13 @@ fn run<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = A>) -
     stdout
 }
 
-/// The MD5 sum of a file, as the guest's `md5sum` prints it.
+/// Returns the MD5 sum of a file, as the guest's `md5sum` prints it.
 fn md5(file: &Path) -> String {
     let line = run("md5sum", [file]);
     line.split_whitespace().next().unwrap().to_owned()
 }
 
-/// The MD5 sums of the regular files below `root`, as `SUM ./PATH`.
+/// Returns the MD5 sums of the regular files below `root`, as `SUM ./PATH`.
 fn sums(root: &Path) -> BTreeSet<String> {
     let mut sums = BTreeSet::new();
     let mut directories = vec![root.to_owned()];

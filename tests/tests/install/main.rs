@@ -22,7 +22,7 @@ const SUBCOMMANDS: &[&str] = &["check", "find", "list"];
 /// Files by their path below the root directory, with their mode.
 type Files = BTreeMap<PathBuf, u32>;
 
-/// What is to be installed below `prefix`, completions for zsh in its directory `zsh`.
+/// Returns what is to be installed below `prefix`, completions for zsh in its directory `zsh`.
 fn expected(prefix: &str, zsh: &str) -> Files {
     let mut files = Files::new();
     let mut add = |path: String, mode| {
@@ -57,7 +57,7 @@ fn expected(prefix: &str, zsh: &str) -> Files {
     files
 }
 
-/// The files below `root`. Its directories are for all to read.
+/// Returns the files below `root`. Its directories are for all to read.
 fn files(root: &Path) -> Files {
     let mut files = Files::new();
     let mut directories = vec![root.to_owned()];
@@ -114,7 +114,7 @@ fn assert_silent(command: &mut Command) {
     );
 }
 
-/// A tree of all files with the prefix /usr.
+/// Returns a tree of all files with the prefix /usr.
 fn install() -> TempDir {
     let tree = tempfile::tempdir().unwrap();
     succeed(

@@ -20,7 +20,7 @@ const PACKAGE: &str = "vhost-device";
 /// How long another dpkg may be at work.
 const BUSY: Duration = Duration::from_secs(300);
 
-/// The package in a directory of its own, or none where there is no Debian. It is built once.
+/// Returns the package in a directory of its own, or none where there is no Debian. It is built once.
 fn package() -> Option<(TempDir, PathBuf)> {
     static CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
     if find_program("dpkg-shlibdeps").is_none() {

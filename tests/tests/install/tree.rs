@@ -17,7 +17,7 @@ use crate::{
     DEVICES, DISCOVER, SUBCOMMANDS, assert_silent, expected, files, install, run, succeed, xtask,
 };
 
-/// The names of all programs, with where they are.
+/// Returns the names of all programs, with where they are.
 fn programs(tree: &Path) -> Vec<(String, PathBuf)> {
     let device = |device: &&str| {
         let name = format!("vhost-device-{device}");
@@ -28,7 +28,7 @@ fn programs(tree: &Path) -> Vec<(String, PathBuf)> {
     DEVICES.iter().map(device).chain([discover]).collect()
 }
 
-/// The long options in a help text.
+/// Returns the long options in a help text.
 fn options(help: &str) -> Vec<&str> {
     let words = help.lines().filter_map(|line| {
         let line = line.trim_start();

@@ -121,7 +121,7 @@ fn an_image_without_rights_is_a_failure_before_the_socket_exists(binary: &Binary
     assert_refused_without_socket(&setup, &mut command, FAILURE, setup.image());
 }
 
-/// The program as a user for whom file permissions hold, which they do not for root.
+/// Returns the program as a user for whom file permissions hold, which they do not for root.
 fn unprivileged(setup: &Setup) -> Command {
     let name = setup.binary.name;
     // Where the binary was built, only its owner may be able to reach it. `cp` copies: a file that this process has
@@ -197,7 +197,7 @@ fn help_explains_each_option_with_its_unit_and_default(binary: &Binary) {
     }
 }
 
-/// What `help` says about the option `name`: from the line that starts with it to the one that starts with the next option.
+/// Returns what `help` says about the option `name`: from the line that starts with it to the one that starts with the next option.
 fn paragraph(help: &str, name: &str) -> Option<String> {
     // A short form may come first; list items have a space after their dash.
     let option = |line: &str| {

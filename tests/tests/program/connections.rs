@@ -19,7 +19,7 @@ use crate::{
 /// What a front-end may be doing when the program is told to end. The result is kept until it has ended.
 type Scene = (&'static str, fn(&Setup, &mut Program) -> Box<dyn Any>);
 
-/// A connection that the program has accepted.
+/// Returns a connection that the program has accepted.
 fn accepted(setup: &Setup, program: &mut Program) -> UnixStream {
     let before = program.resources().unwrap().files;
     let stream = UnixStream::connect(setup.socket()).unwrap();
@@ -31,7 +31,7 @@ fn accepted(setup: &Setup, program: &mut Program) -> UnixStream {
     stream
 }
 
-/// A front-end with a ring of many requests that were just made available.
+/// Returns a front-end with a ring of many requests that were just made available.
 fn busy(setup: &Setup) -> (FrontEnd, Queue) {
     let front_end = FrontEnd::connect(&setup.socket(), &Options::default()).unwrap();
     let mut queue = front_end.queue(0, 256).unwrap();
@@ -152,7 +152,7 @@ fn a_second_connection_waits_for_the_end_of_the_first(binary: &Binary) {
     answer(&second);
 }
 
-/// The session that a process belongs to, 0 if it is of another process namespace. `process` is its id, or `self`.
+/// Returns the session that a process belongs to, 0 if it is of another process namespace. `process` is its id, or `self`.
 fn session(process: &str) -> u32 {
     let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     // After the name in parentheses: state, parent, process group, session.

@@ -10,7 +10,7 @@ use vhost_device_tests::process;
 
 use crate::{Binary, Setup, for_each_program, run};
 
-/// The document with these features, laid out as QEMU's own programs do it.
+/// Returns the document with these features, laid out as QEMU's own programs do it.
 fn capabilities(kind: &str, features: &[&&str]) -> String {
     let lines: Vec<_> = features
         .iter()
@@ -21,7 +21,7 @@ fn capabilities(kind: &str, features: &[&&str]) -> String {
     format!("{{\n  \"type\": \"{kind}\",\n  \"features\": [{lines}{end}]\n}}\n")
 }
 
-/// What is printed is laid out as QEMU's own programs do it.
+/// Asserts that what is printed is laid out as QEMU's own programs do it.
 fn assert_prints_capabilities(binary: &Binary, command: &mut Command) {
     let ended = run(command);
     assert_eq!(

@@ -21,14 +21,14 @@ const MESSAGES: usize = 8000;
 /// How long a program may take to start with a stderr that takes nothing, or to end because it cannot start.
 const START: Duration = Duration::from_secs(5);
 
-/// A pipe of one page.
+/// Returns a pipe of one page.
 fn pipe() -> (PipeReader, PipeWriter) {
     let (reader, writer) = std::io::pipe().unwrap();
     fcntl_setpipe_size(&writer, 4096).unwrap();
     (reader, writer)
 }
 
-/// The same, with no room left.
+/// Returns the same, with no room left.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut writer) = pipe();
     writer.write_all(&[b'\n'; 4096]).unwrap();
@@ -40,7 +40,7 @@ fn with_stderr(command: &mut Command, stderr: impl Into<OwnedFd>) -> Program {
     Program::spawn(command).unwrap()
 }
 
-/// The program, which logs each message to `stderr`.
+/// Returns the program, which logs each message to `stderr`.
 fn serve(setup: &Setup, stderr: impl Into<OwnedFd>) -> Program {
     let mut command = setup.listening();
     command.env("RUST_LOG", "trace");

@@ -172,27 +172,27 @@ impl<'a> Setup<'a> {
         self.path("socket")
     }
 
-    /// What tells the program to work on the image.
+    /// Returns what tells the program to work on the image.
     fn file_option(&self) -> Option<OsString> {
         let name = self.binary.file_option?;
         Some(option(name, self.image()))
     }
 
-    /// The program with its image, if it takes one, and nothing said about its socket.
+    /// Returns the program with its image, if it takes one, and nothing said about its socket.
     fn command(&self) -> Command {
         let mut command = self.binary.command();
         command.args(self.file_option());
         command
     }
 
-    /// The same, to listen at [`Setup::socket`].
+    /// Returns the same, to listen at [`Setup::socket`].
     fn listening(&self) -> Command {
         let mut command = self.command();
         command.arg(option("socket-path", self.socket()));
         command
     }
 
-    /// The program, listening.
+    /// Returns the program, listening.
     fn serve(&self) -> Program {
         Program::serve(&mut self.listening(), &self.socket()).unwrap()
     }
@@ -209,7 +209,7 @@ fn assert_refused_without_socket(
     assert!(!exists(&setup.socket()), "{command:?} left a socket");
 }
 
-/// Whether there is anything at `path`, be it a dangling link.
+/// Returns whether there is anything at `path`, be it a dangling link.
 fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
@@ -239,7 +239,7 @@ fn assert_serves(stream: &UnixStream) {
     assert_ne!(answer(stream) & VERSION_1, 0);
 }
 
-/// A request that asks for `length` bytes: of a disk's start, and of a device that only writes.
+/// Returns a request that asks for `length` bytes: of a disk's start, and of a device that only writes.
 fn read_request(front_end: &FrontEnd, length: u32) -> Vec<Buffer> {
     let area = RequestArea::new(front_end.memory(), length);
     let read = Request {

@@ -43,7 +43,7 @@ impl Running {
         self.queue.publish();
     }
 
-    /// Whether all requests are answered in time.
+    /// Returns whether all requests are answered in time.
     fn is_answered(&mut self, limit: Duration) -> bool {
         let answered = self
             .queue

@@ -60,7 +60,7 @@ impl Page {
         }
     }
 
-    /// The sum of all samples of this name that have these labels. They may have others too.
+    /// Returns the sum of all samples of this name that have these labels. They may have others too.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let found = self.samples.iter().filter(|(sample, has, _)| {
             let is =
@@ -86,7 +86,7 @@ impl Family {
         assert!(counts, "a counter of {name} is below 0");
     }
 
-    /// Each series has its buckets in order, then its sum and count.
+    /// Asserts that each series has its buckets in order, then its sum and count.
     fn check_histogram(&self) {
         let mut samples = self.samples.iter().peekable();
         while samples.peek().is_some() {

@@ -141,7 +141,7 @@ fn a_socket_left_by_a_killed_program_is_replaced(binary: &Binary) {
     assert_serves(&UnixStream::connect(setup.socket()).unwrap());
 }
 
-/// What `make` puts at the socket path keeps the program from starting, and is still the same thing afterwards.
+/// Returns what `make` puts at the socket path keeps the program from starting, and is still the same thing afterwards.
 fn assert_left_alone<T>(binary: &Binary, make: impl FnOnce(&Path) -> T) {
     let setup = Setup::new(binary);
     let path = setup.socket();
@@ -203,7 +203,7 @@ fn a_path_too_long_for_a_socket_is_refused(binary: &Binary) {
     assert_refused(setup.command().arg(option("socket-path", &path)), 1, &path);
 }
 
-/// The mode of the socket that the program makes when it starts with `umask`.
+/// Returns the mode of the socket that the program makes when it starts with `umask`.
 fn socket_mode(binary: &Binary, umask: &str, arguments: &[&str]) -> u32 {
     let setup = Setup::new(binary);
     let mut command = Command::new("sh");

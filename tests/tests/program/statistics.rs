@@ -15,7 +15,7 @@ use crate::{BLOCK, GPU, IMAGE_SIZE, RNG, Setup, read_request};
 
 const PAGE: u32 = 4096;
 
-/// The program, with statistics, and a queue of the front-end that it serves.
+/// Returns the program, with statistics, and a queue of the front-end that it serves.
 fn counting(setup: &Setup, change: impl FnOnce(&mut Command)) -> Program {
     let mut command = setup.listening();
     command.arg(option("stats-socket", stats_socket(setup)));
@@ -25,7 +25,7 @@ fn counting(setup: &Setup, change: impl FnOnce(&mut Command)) -> Program {
     program
 }
 
-/// A front-end that always wants to be called, or says when it does not.
+/// Returns a front-end that always wants to be called, or says when it does not.
 fn connect(socket: &Path, packed: bool) -> FrontEnd {
     let usual = Options::default();
     let features = usual.features & !(EVENT_IDX | RING_PACKED);
@@ -50,7 +50,7 @@ fn wait_for(setup: &Setup, what: &str, holds: impl Fn(&Page) -> bool) -> Page {
     }
 }
 
-/// The same for one number.
+/// Returns the same for one number.
 #[track_caller]
 fn wait_for_sum(setup: &Setup, name: &str, labels: &[(&str, &str)], sum: f64) -> Page {
     let name = format!("vhost_device_{name}");

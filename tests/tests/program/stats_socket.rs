@@ -15,12 +15,12 @@ use vhost_device_tests::process::{PATIENCE, Program, Signal, inherit, option};
 use crate::prometheus::Page;
 use crate::{BLOCK, Binary, END, Setup, assert_refused, assert_serves, exists, for_each_program};
 
-/// Where the statistics of `setup`'s program are.
+/// Returns where the statistics of `setup`'s program are.
 pub fn stats_socket(setup: &Setup) -> PathBuf {
     setup.path("statistics")
 }
 
-/// What somebody gets who just reads.
+/// Returns what somebody gets who just reads.
 pub fn page(path: &Path) -> String {
     let client = client(path);
     client.shutdown(Shutdown::Write).unwrap();
@@ -46,7 +46,7 @@ fn ask(path: &Path, request: &str) -> String {
     rest(client)
 }
 
-/// The command, with statistics.
+/// Returns the command, with statistics.
 fn counting(setup: &Setup) -> Command {
     let mut command = setup.listening();
     command.arg(option("stats-socket", stats_socket(setup)));

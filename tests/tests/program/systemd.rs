@@ -59,7 +59,7 @@ impl Notifications {
         String::from_utf8(message[..size].to_vec()).unwrap()
     }
 
-    /// The program has ended and `STOPPING=1` is the last that it said.
+    /// Asserts that the program has ended and `STOPPING=1` is the last that it said.
     fn assert_stopped(&self) {
         assert_eq!(self.next(), "STOPPING=1");
         self.0.set_nonblocking(true).unwrap();
@@ -227,7 +227,7 @@ fn a_program_that_cannot_start_is_never_ready(binary: &Binary) {
     assert!(notifications.0.recv(&mut [0]).is_err());
 }
 
-/// A NOTIFY_SOCKET that cannot be used is warned of, and the program serves.
+/// Asserts that a NOTIFY_SOCKET that cannot be used is warned of, and the program serves.
 fn assert_serves_despite(setup: &Setup, notify: &OsStr) {
     let mut command = setup.listening();
     command.env("NOTIFY_SOCKET", notify);

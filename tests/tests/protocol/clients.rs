@@ -118,7 +118,7 @@ fn a_storm_of_connections_leaves_no_resources_behind(target: &dyn Target) {
     assert_works(target, front_end.memory(), &mut queue);
 }
 
-/// All that can be set again and again.
+/// Returns all that can be set again and again.
 fn settings(peer: &Peer, memory: &Region, files: &[BorrowedFd<'_>; 2]) -> Vec<Message> {
     let mut settings = vec![
         Message::new("", FrontendReq::SET_OWNER, Vec::new()),

@@ -25,12 +25,12 @@ fn has_state(target: &dyn Target) -> bool {
     Peer::new(&target.start()).has(ProtocolFeatures::DEVICE_STATE, target)
 }
 
-/// A running target, and a peer of it, unless it has no state.
+/// Returns a running target, and a peer of it, unless it has no state.
 fn start_with_state(target: &dyn Target) -> Option<(Running, Peer)> {
     has_state(target).then(|| start(target))
 }
 
-/// A pipe that has no room.
+/// Returns a pipe that has no room.
 fn full_pipe() -> (OwnedFd, OwnedFd) {
     let (read, write) = pipe();
     let size = fcntl_setpipe_size(&write, 4096).unwrap();
@@ -270,7 +270,7 @@ fn an_endless_state_is_cut_off(target: &dyn Target) {
 /// Begins a transfer that cannot continue: the other end of its file is returned, and what keeps that end from moving.
 type Stuck = (OwnedFd, Option<OwnedFd>);
 
-/// A reader that never reads, and a writer that never closes.
+/// Returns a reader that never reads, and a writer that never closes.
 fn stuck(peer: &Peer) -> [Box<dyn Fn() -> Stuck + '_>; 2] {
     let state = peer.connection.saved();
     let save = || {

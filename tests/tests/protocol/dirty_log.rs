@@ -11,7 +11,7 @@ use vhost_device_tests::target::Target;
 
 use crate::{Message, Peer, assert_refused_after, start};
 
-/// The payload of SET_LOG_BASE.
+/// Returns the payload of SET_LOG_BASE.
 fn description(size: u64, offset: u64) -> Vec<u8> {
     [size, offset].map(u64::to_ne_bytes).concat()
 }

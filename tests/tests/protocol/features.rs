@@ -188,7 +188,7 @@ fn assert_starts(target: &dyn Target, front_end: &FrontEnd) {
     assert_works(target, front_end.memory(), &mut queue);
 }
 
-/// After `request`, which may stop the rings, the device can be set up again on the same connection.
+/// Asserts that after `request`, which may stop the rings, the device can be set up again on the same connection.
 fn assert_usable_after(target: &dyn Target, request: FrontendReq) {
     let running = target.start();
     let front_end = running.connect();

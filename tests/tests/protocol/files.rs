@@ -91,7 +91,7 @@ fn fill(eventfd: &OwnedFd) {
     rustix::io::write(eventfd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
 }
 
-/// A pipe whose other end is closed, or a socket.
+/// Returns a pipe whose other end is closed, or a socket.
 fn without_peer() -> [(&'static str, OwnedFd); 3] {
     [
         (
@@ -184,7 +184,7 @@ fn a_call_that_fails_does_no_harm(target: &dyn Target) {
     }
 }
 
-/// The two ends of a socket or pipe: what is written to, and what that is read from.
+/// Returns the two ends of a socket or pipe: what is written to, and what that is read from.
 fn two_ends() -> [(&'static str, OwnedFd, OwnedFd); 3] {
     let (reader, writer) = pipe().unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -224,7 +224,7 @@ fn a_call_may_be_a_socket_or_a_pipe(target: &dyn Target) {
     }
 }
 
-/// Whether there is something to read within the time limit.
+/// Returns whether there is something to read within the time limit.
 fn is_readable(end: &OwnedFd) -> bool {
     let limit = Timespec::try_from(PATIENCE).unwrap();
     poll(&mut [PollFd::new(end, PollFlags::IN)], Some(&limit)).unwrap() == 1
@@ -330,7 +330,7 @@ fn a_blocking_err_eventfd_delays_no_message(target: &dyn Target) {
     scene.peer.assert_alive();
 }
 
-/// Whether the other end of a pipe is closed within the time limit.
+/// Returns whether the other end of a pipe is closed within the time limit.
 fn is_closed(end: impl AsFd) -> bool {
     let limit = Timespec::try_from(PATIENCE).unwrap();
     let mut fds = [PollFd::new(&end, PollFlags::empty())];

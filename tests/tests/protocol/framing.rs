@@ -229,7 +229,7 @@ const NOT_AGREED_ON: [FrontendReq; 17] = [
     FrontendReq::GET_SHMEM_CONFIG,
 ];
 
-/// The requests that the target should know nothing of.
+/// Returns the requests that the target should know nothing of.
 fn unknown_requests(target: &dyn Target) -> Vec<u32> {
     let mut requests = UNASSIGNED.to_vec();
     if target.claims(Claim::Unknown) {

@@ -102,7 +102,7 @@ fn a_header_with_a_huge_size_ends_its_connection_at_once(target: &dyn Target) {
     assert!(peak < 128 << 20, "a header made it allocate: {peak} bytes");
 }
 
-/// A message with these flags ends its connection, and the next connection is served.
+/// Asserts that a message with these flags ends its connection, and the next connection is served.
 fn assert_flags_end_a_connection(target: &dyn Target, flags: &[u32]) {
     let running = target.start();
     for flags in flags {

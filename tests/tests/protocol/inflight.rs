@@ -10,14 +10,14 @@ use vhost_device_tests::target::{Request, Target};
 
 use crate::{Message, PATIENCE, Peer, assert_refused, ring_start, start};
 
-/// The payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD.
+/// Returns the payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD.
 fn description(size: u64, offset: u64, queues: u16, queue_size: u16) -> Vec<u8> {
     let mut payload = [size, offset].map(u64::to_ne_bytes).concat();
     payload.extend([queues, queue_size].map(u16::to_ne_bytes).concat());
     payload
 }
 
-/// Bytes of the region of a ring, which begins at a multiple of 64.
+/// Returns bytes of the region of a ring, which begins at a multiple of 64.
 fn region(peer: &Peer, queue_size: u64) -> u64 {
     let entry = if peer.is_packed() { 32 } else { 16 };
     (entry + entry * queue_size).next_multiple_of(64)
@@ -26,7 +26,7 @@ fn region(peer: &Peer, queue_size: u64) -> u64 {
 /// Bytes after the regions in which a device keeps what it was told once.
 const NOTE: u64 = 64;
 
-/// A file of this length.
+/// Returns a file of this length.
 fn sized(length: u64) -> OwnedFd {
     let file = memfd_create("inflight", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&file, length).unwrap();

@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Feature bit 30: the back-end has protocol features.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
-/// The protocol features that these suites know what to do with.
+/// Returns the protocol features that these suites know what to do with.
 fn known_protocol_features() -> ProtocolFeatures {
     ProtocolFeatures::MQ
         | ProtocolFeatures::REPLY_ACK
@@ -109,7 +109,7 @@ impl Peer {
         }
     }
 
-    /// Whether the feature was agreed on; the skip is printed if it was not.
+    /// Returns whether the feature was agreed on; the skip is printed if it was not.
     fn has(&self, feature: ProtocolFeatures, target: &dyn Target) -> bool {
         let has = self.protocol_features.contains(feature);
         if !has {
@@ -118,12 +118,12 @@ impl Peer {
         has
     }
 
-    /// Whether rings are packed.
+    /// Returns whether rings are packed.
     fn is_packed(&self) -> bool {
         self.features & RING_PACKED != 0
     }
 
-    /// A ring of `size` descriptors as it was agreed on, that begins.
+    /// Returns a ring of `size` descriptors as it was agreed on, that begins.
     fn queue_options(&self, size: u16) -> QueueOptions {
         QueueOptions {
             size,
@@ -160,7 +160,7 @@ impl Peer {
         self.acknowledged(message.request, &message.payload, &message.fds())
     }
 
-    /// Guest memory, and a ring of `size` descriptors in it that the back-end does not know yet.
+    /// Returns guest memory, and a ring of `size` descriptors in it that the back-end does not know yet.
     fn ring(&self, size: u16) -> (GuestMemory, Queue) {
         let memory = GuestMemory::new(&[(0, 1 << 20)]);
         let queue = Queue::new(&memory, self.queue_options(size));
@@ -192,7 +192,7 @@ impl Peer {
             .payload
     }
 
-    /// The connection is in step: the reply that comes is the one that was asked for.
+    /// Asserts that the connection is in step: the reply that comes is the one that was asked for.
     fn assert_alive(&self) {
         let reply = self.connection.ask(FrontendReq::GET_FEATURES, &[], &[]);
         assert_eq!(
@@ -242,12 +242,12 @@ impl Message {
     }
 }
 
-/// Each of the requests that `bad` gives is refused, like in [`assert_refused_after`].
+/// Asserts that each of the requests that `bad` gives is refused, like in [`assert_refused_after`].
 fn assert_refused(target: &dyn Target, bad: impl Fn(&Peer) -> Vec<Message>) {
     assert_refused_after(target, |_| {}, bad);
 }
 
-/// Each of the requests that `bad` gives, sent after `prepare`, is refused: with a NAK if an acknowledgement was asked for, else by the end
+/// Asserts that each of the requests that `bad` gives, sent after `prepare`, is refused: with a NAK if an acknowledgement was asked for, else by the end
 /// of the connection. Either way the next connection is served.
 fn assert_refused_after(
     target: &dyn Target,
@@ -288,7 +288,7 @@ fn assert_refused_after(
     Peer::new(&running);
 }
 
-/// The messages that set `peer`'s memory to `memory` and start and enable `queue` as ring 0.
+/// Returns the messages that set `peer`'s memory to `memory` and start and enable `queue` as ring 0.
 fn ring_start(peer: &Peer, memory: &GuestMemory, queue: &Queue) -> Vec<Message> {
     let table = Message::memory_table("all memory", memory.regions());
     let (size, start) = (queue.options().size, queue.options().start());

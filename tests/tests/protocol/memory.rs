@@ -20,7 +20,7 @@ const PAGE: u64 = 4096;
 /// What GET_MAX_MEM_SLOTS says, as KVM and libvhost-user do.
 const SLOTS: u64 = 509;
 
-/// A table of `count` regions of a page each, with a hole after each.
+/// Returns a table of `count` regions of a page each, with a hole after each.
 fn table(count: u64) -> Message {
     changed("many regions", count, |_| {})
 }
@@ -62,7 +62,7 @@ const CHANGES: [Change; 6] = [
     }),
 ];
 
-/// Files that are no memory to share: one that cannot be mapped, and one that cannot be written.
+/// Returns files that are no memory to share: one that cannot be mapped, and one that cannot be written.
 fn wrong_files() -> [(&'static str, OwnedFd); 2] {
     let memfd = Region::new(0, PAGE as usize);
     let path = format!(

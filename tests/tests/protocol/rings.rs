@@ -20,7 +20,7 @@ fn an_eventfd() -> std::os::fd::OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC).unwrap()
 }
 
-/// Whether rings are split; the skip is printed if they are not.
+/// Returns whether rings are split; the skip is printed if they are not.
 fn is_split(target: &dyn Target) -> bool {
     let is_split = !Peer::new(&target.start()).is_packed();
     if !is_split {

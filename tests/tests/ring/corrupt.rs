@@ -75,7 +75,7 @@ impl Driver<'_> {
         self.queue.split().set_descriptor(0, table);
     }
 
-    /// The good request as an indirect table.
+    /// Returns the good request as an indirect table.
     fn table(&self) -> [Descriptor; 2] {
         [
             descriptor(self.readable, NEXT, 1),
@@ -185,7 +185,7 @@ impl Scene {
         Self::with_rings_in(target, front_end, mode, &memory, &memory)
     }
 
-    /// A scene whose ring 0 lies in `of_victim`, and ring 1 in `of_bystander`.
+    /// Creates a scene whose ring 0 lies in `of_victim`, and ring 1 in `of_bystander`.
     pub fn with_rings_in(
         target: &dyn Target,
         front_end: FrontEnd,
@@ -230,7 +230,7 @@ impl Scene {
         });
     }
 
-    /// The session and the other ring continue.
+    /// Asserts that the session and the other ring continue.
     pub fn assert_others_live(&mut self, target: &dyn Target, what: &str) {
         let features = self
             .front_end
@@ -243,7 +243,7 @@ impl Scene {
         }
     }
 
-    /// Ring 0 stops, and works again after it was reset.
+    /// Asserts that ring 0 stops, and works again after it was reset.
     pub fn assert_restarts(&mut self, target: &dyn Target, what: &str) {
         self.front_end
             .stop(0)
@@ -259,7 +259,7 @@ impl Scene {
         );
     }
 
-    /// Ring 0 stops for the reason of `what`: ERR is signalled, and nothing comes back.
+    /// Asserts that ring 0 stops for the reason of `what`: ERR is signalled, and nothing comes back.
     pub fn assert_broken(&mut self, target: &dyn Target, what: &str) {
         assert!(
             self.victim.wait_error(PATIENCE),
@@ -275,7 +275,7 @@ impl Scene {
         self.assert_restarts(target, what);
     }
 
-    /// The device has given the one request back, or ring 0 has stopped.
+    /// Asserts that the device has given the one request back, or ring 0 has stopped.
     fn assert_handled(&mut self, target: &dyn Target, what: &str) {
         let end = Instant::now() + PATIENCE;
         while self.victim.split().used_index() == 0

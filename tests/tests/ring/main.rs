@@ -66,13 +66,13 @@ fn modes(target: &dyn Target) -> impl Iterator<Item = Mode> {
     })
 }
 
-/// What most drivers choose, in each format that `target` claims to know.
+/// Returns what most drivers choose, in each format that `target` claims to know.
 fn usual(target: &dyn Target) -> impl Iterator<Item = Mode> {
     modes(target).filter(|mode| mode.event_idx && mode.indirect)
 }
 
 impl Mode {
-    /// What a front-end with such rings negotiates.
+    /// Returns what a front-end with such rings negotiates.
     fn front_end(self) -> Options {
         let without = |has: bool, bit: u64| if has { 0 } else { bit };
         let defaults = Options::default();
@@ -99,7 +99,7 @@ impl Mode {
         front_end
     }
 
-    /// A ring in which `base` descriptors, or entries, have come and gone.
+    /// Returns a ring in which `base` descriptors, or entries, have come and gone.
     fn options(self, size: u16, base: u16) -> QueueOptions {
         let start = packed::Position::from_bits(1 << 15);
         let rounds = base / size;
@@ -116,7 +116,7 @@ impl Mode {
         }
     }
 
-    /// A front-end with ring 0 started, in which `base` descriptors, or entries, have come and gone.
+    /// Returns a front-end with ring 0 started, in which `base` descriptors, or entries, have come and gone.
     fn start(self, running: &Running, size: u16, base: u16) -> (FrontEnd, Queue) {
         let front_end = self.connect(running);
         let queue = self.queue(&front_end, size, base);
@@ -221,12 +221,12 @@ fn poll_requests(request: &mut Request, queue: &mut Queue, count: u16) {
     }
 }
 
-/// The signals on the call eventfd since the last look.
+/// Returns the signals on the call eventfd since the last look.
 fn calls(queue: &Queue) -> u64 {
     queue.call_fd().read().unwrap_or(0)
 }
 
-/// Nothing more comes back than was taken. The call for what came back before may still be in flight.
+/// Asserts that nothing more comes back than was taken. The call for what came back before may still be in flight.
 fn assert_quiet(queue: &Queue) {
     let end = Instant::now() + QUIET;
     while Instant::now() < end {

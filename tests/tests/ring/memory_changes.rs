@@ -14,7 +14,7 @@ use crate::{Load, Mode, PATIENCE, QUIET, assert_quiet, modes, usual};
 const HIGH: u64 = 1 << 32;
 const HIGH_SIZE: usize = 4 << 20;
 
-/// A front-end with memory in slots, and views of its two regions.
+/// Returns a front-end with memory in slots, and views of its two regions.
 fn connect(running: &Running, mode: Mode) -> (FrontEnd, GuestMemory, GuestMemory) {
     let options = Options {
         memory_slots: true,

@@ -26,7 +26,7 @@ const ENABLE: u16 = 0;
 const DISABLE: u16 = 1;
 const DESCRIPTOR: u16 = 2;
 
-/// The descriptor that a buffer is, without NEXT.
+/// Returns the descriptor that a buffer is, without NEXT.
 fn descriptor(buffer: Buffer) -> Descriptor {
     Descriptor {
         address: buffer.address,
@@ -46,7 +46,7 @@ fn write(queue: &Queue, descriptors: &[Descriptor]) {
     }
 }
 
-/// A table in guest memory, in the format of packed rings, of `length` bytes.
+/// Returns a table in guest memory, in the format of packed rings, of `length` bytes.
 fn table(memory: &GuestMemory, descriptors: &[Descriptor], length: usize) -> Descriptor {
     let address = memory.allocate(length.max(16) as u64, 16);
     let bytes: Vec<u8> = descriptors

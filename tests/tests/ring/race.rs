@@ -37,7 +37,7 @@ struct Scribbler<'a> {
 }
 
 impl Scribbler<'_> {
-    /// A descriptor that is mostly a part of a request.
+    /// Returns a descriptor that is mostly a part of a request.
     fn descriptor(&mut self, size: u16) -> Descriptor {
         let random = &mut self.random;
         match random.u8(0..16) {
@@ -65,7 +65,7 @@ impl Scribbler<'_> {
         }
     }
 
-    /// The same where it is in a packed ring, or in a table of one, with flags of any round.
+    /// Returns the same where it is in a packed ring, or in a table of one, with flags of any round.
     fn packed_descriptor(&mut self, size: u16) -> [u8; 16] {
         let descriptor = self.descriptor(size);
         let round = [AVAILABLE, USED, AVAILABLE | USED, 0][self.random.usize(0..4)];

@@ -31,7 +31,7 @@ enum Failure {
     LongRun,
 }
 
-/// The tests that a block fails.
+/// Returns the tests that a block fails.
 fn failures(block: &[u8]) -> Vec<Failure> {
     assert_eq!(block.len(), BLOCK);
     let runs = Runs::of(block);
@@ -50,7 +50,7 @@ fn monobit(block: &[u8]) -> bool {
     ONES.contains(&block.iter().map(|byte| byte.count_ones()).sum())
 }
 
-/// How evenly the 16 values of four bits come: 16 / 5000 * (sum of squares) - 5000 lies between 2.16 and 46.17.
+/// Returns how evenly the 16 values of four bits come: 16 / 5000 * (sum of squares) - 5000 lies between 2.16 and 46.17.
 fn poker(block: &[u8]) -> bool {
     let mut counts = [0u64; 16];
     for byte in block {
@@ -110,7 +110,7 @@ impl Runs {
     }
 }
 
-/// How many of the blocks in `bytes` fail a test.
+/// Returns how many of the blocks in `bytes` fail a test.
 fn failed_blocks(bytes: &[u8]) -> usize {
     bytes
         .chunks_exact(BLOCK)

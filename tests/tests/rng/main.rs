@@ -37,12 +37,12 @@ struct Device {
 }
 
 impl Device {
-    /// The device with these arguments.
+    /// Creates the device with these arguments.
     fn start(arguments: &[&str]) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), None, arguments)
     }
 
-    /// The device with a file of these bytes as its source.
+    /// Creates the device with a file of these bytes as its source.
     fn with_source(bytes: &[u8], arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let source = directory.path().join("source");
@@ -73,7 +73,7 @@ impl Device {
         Driver::new(FrontEnd::connect(&self.socket, &Options::default()).unwrap())
     }
 
-    /// How often the device said that its source gives nothing.
+    /// Returns how often the device said that its source gives nothing.
     fn complaints(&self) -> usize {
         self.program
             .stderr()
@@ -115,7 +115,7 @@ impl Driver {
         }
     }
 
-    /// The first `length` bytes of the area, made untouched.
+    /// Returns the first `length` bytes of the area, made untouched.
     fn buffer(&self, length: u32) -> Buffer {
         self.front_end
             .memory()
@@ -135,14 +135,14 @@ impl Driver {
         used.length
     }
 
-    /// The bytes that a request for `length` gets, all of them in its first part.
+    /// Returns the bytes that a request for `length` gets, all of them in its first part.
     fn read(&mut self, length: u32) -> Vec<u8> {
         let buffer = self.buffer(length);
         let written = self.carry_out(&[buffer]);
         self.check(length, written)
     }
 
-    /// The `written` first bytes of the area; what follows must be untouched.
+    /// Returns the `written` first bytes of the area; what follows must be untouched.
     fn check(&self, length: u32, written: u32) -> Vec<u8> {
         assert!(written <= length, "{written} bytes written to {length}");
         let mut bytes = self.front_end.memory().read_vec(self.area, length as usize);
@@ -167,19 +167,19 @@ impl Driver {
         self.check(length, used.length)
     }
 
-    /// Nothing comes back.
+    /// Asserts that nothing comes back.
     fn assert_waits(&mut self) {
         assert!(!self.queue.wait_used(QUIET), "a request came back");
     }
 
-    /// The session answers.
+    /// Asserts that the session answers.
     fn assert_alive(&self) {
         let raw = self.front_end.raw().unwrap();
         raw.ask(FrontendReq::GET_FEATURES, &[], &[]).unwrap();
     }
 }
 
-/// Bytes that differ from place to place: a counter.
+/// Returns bytes that differ from place to place: a counter.
 fn words(count: u32) -> Vec<u8> {
     (0..count).flat_map(u32::to_le_bytes).collect()
 }

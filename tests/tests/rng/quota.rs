@@ -97,7 +97,7 @@ fn the_default_period_is_that_of_qemu() {
     }
 }
 
-/// A device that has given all that it may, with a request that waits.
+/// Returns a device that has given all that it may, with a request that waits.
 fn out_of_quota(device: &Device) -> Driver {
     let mut driver = device.connect();
     assert_eq!(driver.read(100).len(), 100);
@@ -163,7 +163,7 @@ fn save(driver: &Driver) -> Vec<u8> {
     driver.front_end.save_state().unwrap()
 }
 
-/// A driver of a device that has loaded a state.
+/// Returns a driver of a device that has loaded a state.
 fn connect_with_state(device: &Device, state: &[u8]) -> Driver {
     let front_end = FrontEnd::connect(&device.socket, &Options::default()).unwrap();
     front_end.load_state(state).unwrap();

@@ -15,7 +15,7 @@ use crate::{Device, QUIET, assert_same, words};
 /// How long the program may take to end.
 const END: Duration = Duration::from_secs(2);
 
-/// The device with a FIFO as its source, to which nobody writes yet.
+/// Returns the device with a FIFO as its source, to which nobody writes yet.
 fn with_fifo() -> Device {
     let directory = tempfile::tempdir().unwrap();
     let source = directory.path().join("source");

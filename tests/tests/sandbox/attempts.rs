@@ -12,14 +12,14 @@ use vhost_device_tests::intruder::Outcome;
 
 use crate::{Device, GPU_WITH_3D, MAIN, Scene, for_each_device};
 
-/// This call, made in this thread, ends the process.
+/// Asserts that this call, made in this thread, ends the process.
 fn assert_ends(device: &Device, attempt: &Attempt, thread: &str) {
     let mut scene = device.start();
     let thread = scene.name(thread);
     attempt.assert_ends(&mut scene.running.program, &thread);
 }
 
-/// Each of these calls, made in any of these threads, ends the process.
+/// Asserts that each of these calls, made in any of these threads, ends the process.
 fn assert_each_ends(device: &Device, attempts: &[Attempt], threads: &[&str]) {
     for attempt in attempts {
         for thread in threads {

@@ -160,7 +160,7 @@ fn entry(opcode: u8, file: i32, offset: u64, address: u64, length: u32, flags: u
     entry
 }
 
-/// A TCP socket.
+/// Returns a TCP socket.
 fn socket() -> [u8; 64] {
     entry(SOCKET, libc::AF_INET, libc::SOCK_STREAM as u64, 0, 0, 0)
 }
@@ -196,7 +196,7 @@ fn a_ring_opens_a_socket_where_there_is_no_sandbox() {
     assert!(ring.run(&mut intruder, socket()) >= 0);
 }
 
-/// The device with a ring that belongs to it, where nothing else would keep that from anything.
+/// Returns the device with a ring that belongs to it, where nothing else would keep that from anything.
 fn start_with_ring() -> (Scene, Intruder, Ring) {
     let scene = BLOCK.start_with(&|_, command| {
         command.arg(mode("off"));
@@ -219,7 +219,7 @@ fn start_with_ring() -> (Scene, Intruder, Ring) {
     (scene, intruder, ring)
 }
 
-/// The numbers of the device's files that are rings.
+/// Returns the numbers of the device's files that are rings.
 fn rings(scene: &Scene) -> Vec<u64> {
     let files = fs::read_dir(format!("/proc/{}/fd", scene.running.program.id())).unwrap();
     let is_ring = |path: &Path| {

@@ -75,7 +75,7 @@ const GPU_WITH_3D: Device = Device {
 };
 
 impl Device {
-    /// Whether this host can run it, and lets its threads be taken over. The test is skipped if not.
+    /// Returns whether this host can run it, and lets its threads be taken over. The test is skipped if not.
     fn is_possible(&self) -> bool {
         let possible = rustix::process::geteuid().is_root()
             && self.target.is_possible()
@@ -135,7 +135,7 @@ impl Scene {
         scene
     }
 
-    /// The device carries out a request.
+    /// Asserts that the device carries out a request.
     fn assert_serves(&mut self) {
         let mut request = Request::new(self.target, self.front_end.memory());
         self.queue.submit(&request.write(1));
@@ -147,7 +147,7 @@ impl Scene {
         request.assert_done(self.queue.take_used().unwrap());
     }
 
-    /// The name of one of its threads.
+    /// Returns the name of one of its threads.
     fn name(&self, thread: &str) -> String {
         match thread {
             MAIN => {

@@ -113,7 +113,7 @@ fn a_user_without_privileges_has_the_sandbox_too(device: &Device) {
     }
 }
 
-/// A filter by which the kernel has not got these system calls.
+/// Returns a filter by which the kernel has not got these system calls.
 fn without(calls: &[i64]) -> BpfProgram {
     let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
     let missing = SeccompAction::Errno(libc::ENOSYS as u32);

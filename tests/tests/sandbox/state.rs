@@ -9,7 +9,7 @@ use vhost_device_tests::process::{PATIENCE, Program, inherit};
 
 use crate::{Device, GPU, for_each_device, mode};
 
-/// The fields of the status of each thread.
+/// Returns the fields of the status of each thread.
 pub fn statuses(process: u32) -> Vec<BTreeMap<String, String>> {
     let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
     let status = |task: std::io::Result<fs::DirEntry>| {
@@ -22,7 +22,7 @@ pub fn statuses(process: u32) -> Vec<BTreeMap<String, String>> {
     tasks.map(status).collect()
 }
 
-/// All threads have given up what they do not use.
+/// Asserts that all threads have given up what they do not use.
 #[track_caller]
 pub fn assert_confined(program: &Program, had_privileges: bool) {
     for status in statuses(program.id()) {

@@ -39,7 +39,7 @@ impl<'a> Config<'a> {
         self.bytes = self.front_end.config(0, SIZE).unwrap();
     }
 
-    /// The answer to what is selected, of which all else is checked.
+    /// Returns the answer to what is selected, of which all else is checked.
     fn answer(&self, select: u8, subsel: u8) -> &[u8] {
         let (head, answer) = self.bytes.split_at(8);
         assert_eq!(head[..2], [select, subsel]);
@@ -57,7 +57,7 @@ impl<'a> Config<'a> {
     }
 }
 
-/// A bitmap as VIRTIO has it: no longer than needed.
+/// Returns a bitmap as VIRTIO has it: no longer than needed.
 fn bitmap(codes: &[u16]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for &code in codes {
@@ -68,7 +68,7 @@ fn bitmap(codes: &[u16]) -> Vec<u8> {
     bytes
 }
 
-/// What the kernel says of the node.
+/// Returns what the kernel says of the node.
 fn expected(node: &Node, select: u8, subsel: u8) -> Vec<u8> {
     let kinds = node.codes(0).unwrap();
     let kind = u16::from(subsel);

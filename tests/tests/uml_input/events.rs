@@ -14,7 +14,7 @@ use vhost_device_tests::process::PATIENCE;
 
 use super::{Driver, Guest, Input, start, wait_until};
 
-/// A report with all that ten fingers have.
+/// Returns a report with all that ten fingers have.
 pub fn ten_fingers(first_id: i32) -> Report {
     let mut events = Vec::new();
     for finger in 0..10 {
@@ -38,7 +38,7 @@ pub fn ten_fingers(first_id: i32) -> Report {
     report(&events)
 }
 
-/// The device does this; it comes to the guest as it is, after the state that the device was in.
+/// Asserts that the device does this; it comes to the guest as it is, after the state that the device was in.
 #[track_caller]
 fn check_reports(description: &Description, reports: &[&[(u16, u16, i32)]]) {
     let (device, node, input) = start(description);

@@ -11,7 +11,7 @@ use vhost_device_tests::process::{PATIENCE, Signal};
 
 use super::{Driver, Input, start, wait_until};
 
-/// Another reader of the node has seen nothing of what the guest has, or all of it.
+/// Asserts that another reader of the node has seen nothing of what the guest has, or all of it.
 #[track_caller]
 fn check_other_reader(options: &[&str], sees_all: bool) {
     let device = Device::create(&devices::KEYBOARD).unwrap();
@@ -95,7 +95,7 @@ fn the_key_that_started_the_back_end_is_released_on_the_host_first() {
     assert_eq!(node.read().unwrap(), []);
 }
 
-/// How many open files of all processes are this node.
+/// Returns how many open files of all processes are this node.
 fn readers(node: &Path) -> usize {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let files = processes.filter_map(|process| fs::read_dir(process.path().join("fd")).ok());

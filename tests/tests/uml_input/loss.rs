@@ -20,7 +20,7 @@ const BURST: usize = 8;
 /// More events than the back-end keeps for a guest.
 const FLOOD: usize = 20_000;
 
-/// A movement that is like no other. Not all have as many events, so that no bound falls between two by chance.
+/// Returns a movement that is like no other. Not all have as many events, so that no bound falls between two by chance.
 fn movement(number: i32) -> Report {
     let mut movement = report(&[(EV_REL, REL_X, number), (EV_REL, REL_Y, -number)]);
     movement.resize(2 + number as usize % 2, Event::new(EV_REL, REL_WHEEL, 1));
@@ -267,7 +267,7 @@ fn switches_that_changed_without_a_guest_are_reported() {
     guest.assert_agrees(&node);
 }
 
-/// A guest that has got four events of a report, and has no buffer for the rest.
+/// Returns a guest that has got four events of a report, and has no buffer for the rest.
 fn within_a_report(device: &Device, input: &Input) -> Driver {
     let mut driver = Driver::with_queue(input, 4);
     driver.start_taking();
@@ -281,7 +281,7 @@ fn within_a_report(device: &Device, input: &Input) -> Driver {
     driver
 }
 
-/// The rest comes, and all that the guest is told after it is so.
+/// Asserts that the rest comes, and all that the guest is told after it is so.
 #[track_caller]
 fn assert_completed(driver: &mut Driver, guest: &mut Guest, node: &Node) {
     driver.start_taking();

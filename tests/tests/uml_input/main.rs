@@ -43,7 +43,7 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// A new device, its node, and the back-end on it.
+/// Returns a new device, its node, and the back-end on it.
 fn start(description: &Description) -> (Device, Node, Input) {
     let device = Device::create(description).unwrap();
     let node = Node::open(device.node()).unwrap();
@@ -85,7 +85,7 @@ impl Input {
         FrontEnd::connect(&self.socket, &Options::default()).unwrap()
     }
 
-    /// How many lines of its log contain `text`.
+    /// Returns how many lines of its log contain `text`.
     fn logged(&self, text: &str) -> usize {
         let log = self.program.stderr();
         log.lines().filter(|line| line.contains(text)).count()
@@ -109,7 +109,7 @@ impl Input {
         assert!(ticks < 20, "{ticks} ticks of processor time in {TIME:?}");
     }
 
-    /// How often all threads have slept, and the ticks that they have computed.
+    /// Returns how often all threads have slept, and the ticks that they have computed.
     fn activity(&self) -> (u64, u64) {
         let process = PathBuf::from(format!("/proc/{}", self.program.id()));
         let tasks = fs::read_dir(process.join("task")).unwrap();
@@ -142,19 +142,19 @@ struct Driver {
 }
 
 impl Driver {
-    /// A guest that takes events as they come.
+    /// Creates a guest that takes events as they come.
     fn connect(input: &Input) -> Self {
         let mut driver = Self::with_queue(input, 64);
         driver.start_taking();
         driver
     }
 
-    /// A guest with an event queue of `size`, that has not given the device any buffer.
+    /// Creates a guest with an event queue of `size`, that has not given the device any buffer.
     fn with_queue(input: &Input, size: u16) -> Self {
         Self::with_front_end(input.connect(), size)
     }
 
-    /// The same on a connection that is there.
+    /// Creates the same on a connection that is there.
     fn with_front_end(front_end: FrontEnd, size: u16) -> Self {
         let events = front_end.queue(0, size).unwrap();
         let status = front_end.queue(1, size).unwrap();
@@ -190,7 +190,7 @@ impl Driver {
         self.events.kick();
     }
 
-    /// The next event, if one comes in time.
+    /// Returns the next event, if one comes in time.
     fn next(&mut self, within: Duration) -> Option<Event> {
         if !self.events.wait_used(within) {
             return None;
@@ -207,7 +207,7 @@ impl Driver {
         Some(Event::from_guest(bytes))
     }
 
-    /// The next report, without its end.
+    /// Returns the next report, without its end.
     #[track_caller]
     fn report(&mut self) -> Report {
         let mut report = Vec::new();
@@ -226,7 +226,7 @@ impl Driver {
         (0..count).map(|_| self.report()).collect()
     }
 
-    /// All reports up to the first for which `is_last` holds.
+    /// Returns all reports up to the first for which `is_last` holds.
     #[track_caller]
     fn reports_until(&mut self, mut is_last: impl FnMut(&Report) -> bool) -> Vec<Report> {
         let mut reports = Vec::new();

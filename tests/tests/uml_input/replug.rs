@@ -43,7 +43,7 @@ impl Link {
     }
 }
 
-/// Something that the guest can do on the device while it is there.
+/// Asserts that something that the guest can do on the device while it is there.
 #[track_caller]
 fn assert_connected(driver: &mut Driver) {
     driver.front_end.config(0, 136).unwrap();
@@ -115,7 +115,7 @@ fn events_continue_when_the_device_returns_under_another_number() {
     assert_eq!(node.read().unwrap(), []);
 }
 
-/// Whether somebody else has grabbed the device.
+/// Returns whether somebody else has grabbed the device.
 fn is_grabbed(node: &Node) -> bool {
     let result = node.grab(true);
     if result.is_ok() {

@@ -17,7 +17,7 @@ use super::{Driver, Input};
 /// Names of the threads, the first of which is that of the program.
 const THREADS: [&str; 4] = ["vhost-device-in", "control", "log", "queues"];
 
-/// The back-end, which will not end well.
+/// Returns the back-end, which will not end well.
 fn start(device: &Device) -> Input {
     let mut input = Input::start(device);
     input.program.expect_anything();

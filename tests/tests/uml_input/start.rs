@@ -13,7 +13,7 @@ use vhost_device_tests::process::{self, PATIENCE, Program, Signal, option};
 
 use super::{Driver, Input, start};
 
-/// The program ends with status 1, and says why in one line that has these words.
+/// Asserts that the program ends with status 1, and says why in one line that has these words.
 #[track_caller]
 fn assert_refused(path: &Path, words: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
@@ -99,7 +99,7 @@ fn a_back_end_that_waits_is_idle() {
 /// The user that owns nothing.
 const NOBODY: u32 = 65534;
 
-/// The program of a user that is not root, on a node with this mode. It does not listen yet.
+/// Returns the program of a user that is not root, on a node with this mode. It does not listen yet.
 fn start_as_nobody(device: &Device, mode: u32) -> Input {
     fs::set_permissions(device.node(), Permissions::from_mode(mode)).unwrap();
     let directory = tempfile::tempdir().unwrap();

@@ -10,7 +10,7 @@ use vhost_device_tests::front_end::Buffer;
 
 use super::{Driver, Input, start, wait_until};
 
-/// The device gets exactly this, and nothing else before it.
+/// Asserts that the device gets exactly this, and nothing else before it.
 #[track_caller]
 fn assert_received(device: &Device, expected: &[Event]) {
     let mut received = Vec::new();

@@ -13,11 +13,11 @@ use super::load::Load;
 use super::peer::Peer;
 use super::report::{Cell, Report};
 
-/// Size of one chart, and of what stands above all of them.
+/// Size of one chart, and of the heading above all of them.
 const CHART: (u32, u32) = (480, 330);
 const HEAD: u32 = 84;
 const FONT: &str = "sans-serif";
-/// Colours that those who see few of them can tell apart too.
+/// Colours that colour-blind readers can tell apart.
 const COLOURS: [(Peer, RGBColor); 5] = [
     (Peer::Ours, RGBColor(213, 94, 0)),
     (Peer::OursPacked, RGBColor(204, 121, 167)),
@@ -26,7 +26,7 @@ const COLOURS: [(Peer, RGBColor); 5] = [
     (Peer::QsdIoUringIothread, RGBColor(86, 86, 86)),
 ];
 
-/// What a column of charts shows.
+/// Quantity that a column of charts shows.
 struct Column {
     title: &'static str,
     of: fn(&Cell) -> f64,
@@ -50,10 +50,10 @@ const COLUMNS: [Column; 3] = [
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 type DrawError = Box<dyn std::error::Error>;
 
-/// Draws the random reads of 4 KiB on one queue that a report has.
+/// Draws the report's random 4 KiB reads on one queue.
 ///
 /// # Errors
-/// There are none, or they cannot be written.
+/// The report has none, or the file cannot be written.
 pub fn draw(report: &Report, mut to: impl Write) -> Result<(), DrawError> {
     let curves = |place: Place| -> Vec<(Peer, RGBColor, Vec<&Cell>)> {
         let of_peer = |(peer, colour)| {
@@ -98,7 +98,7 @@ pub fn draw(report: &Report, mut to: impl Write) -> Result<(), DrawError> {
 
 type Curves<'a> = Vec<(Peer, RGBColor, Vec<&'a Cell>)>;
 
-/// What it is, where and when it was measured, and which colour is whose.
+/// Heading: what was measured, where and when, and the legend.
 fn draw_head(area: &Area, report: &Report, places: &[(Place, Curves)]) -> Result<(), DrawError> {
     let text =
         |text: &str, at, size| area.draw(&Text::new(text.to_owned(), at, (FONT, size).into_font()));
@@ -129,7 +129,7 @@ fn draw_head(area: &Area, report: &Report, places: &[(Place, Curves)]) -> Result
     Ok(())
 }
 
-/// Ours stand out.
+/// Highlights our own back-end.
 fn stroke(peer: Peer, colour: RGBColor) -> ShapeStyle {
     colour.stroke_width(if peer.is_ours() { 3 } else { 2 })
 }

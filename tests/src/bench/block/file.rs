@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The load on the image itself, by io_uring and without a back-end: what the file system and the disk can do.
+//! The load on the image itself, through io_uring and without a back-end: the limit of the file system and the disk.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -116,7 +116,7 @@ impl Driver {
     }
 }
 
-/// CPU time of this process.
+/// Returns CPU time of this process.
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)

@@ -12,8 +12,8 @@ use tempfile::TempDir;
 use super::BlockOptions;
 use crate::bench::{BenchError, at};
 
-/// Bytes written between two looks at whether to continue. Linux keeps what is written at once in one piece of its page cache, and each
-/// small write to a large piece takes ext4 long: this is what reading ahead makes.
+/// Bytes written between two checks for an interruption. Linux keeps bytes that are written in one call in one folio of its page cache, and each
+/// small write to a large folio is slow on ext4. Read-ahead creates folios of this size.
 const CHUNK: usize = 128 << 10;
 
 /// Where an image is.
@@ -26,7 +26,7 @@ pub enum Place {
     Disk,
     /// On a disk, all of it in the page cache.
     PageCache,
-    /// Nowhere: the device answers at once, without data. What the core of the back-end costs.
+    /// Nowhere: the device answers at once, without data. Measures the core of the back-end.
     Null,
 }
 
@@ -36,7 +36,7 @@ impl Place {
     /// Those that hold data.
     pub const STORAGE: [Place; 3] = [Place::Tmpfs, Place::Disk, Place::PageCache];
 
-    /// The name in the table and for `--rows`.
+    /// Returns the name in the table and for `--rows`.
     pub fn name(self) -> &'static str {
         match self {
             Place::Tmpfs => "tmpfs",
@@ -46,7 +46,7 @@ impl Place {
         }
     }
 
-    /// The name for people.
+    /// Returns the name for people.
     pub fn title(self) -> &'static str {
         match self {
             Place::Tmpfs => "tmpfs",
@@ -56,7 +56,7 @@ impl Place {
         }
     }
 
-    /// Bytes of the disk that the guest sees.
+    /// Size of the disk in bytes.
     pub fn size(self) -> usize {
         match self {
             Place::Tmpfs | Place::PageCache | Place::Null => 512 << 20,
@@ -64,7 +64,7 @@ impl Place {
         }
     }
 
-    /// Makes a directory there, removed at the end.
+    /// Creates a directory there, which is removed at the end.
     pub fn directory(self, options: &BlockOptions) -> Result<TempDir, BenchError> {
         let parent = match (self, &options.disk_dir) {
             (Place::Tmpfs | Place::Null, _) => options.tmpfs_dir.clone(),
@@ -87,7 +87,7 @@ pub struct Image {
 }
 
 impl Image {
-    /// The image in a directory at `place`. The file need not be there yet.
+    /// Creates the image in a directory at `place`. The file need not be there yet.
     pub fn new(place: Place, directory: &TempDir) -> Self {
         Image {
             path: directory.path().join("disk.img"),
@@ -104,12 +104,12 @@ impl Image {
         self.place == Place::Disk
     }
 
-    /// The socket that the back-end of the moment serves it at.
+    /// The socket at which the current back-end serves it.
     pub fn socket(&self) -> PathBuf {
         self.path.with_extension("sock")
     }
 
-    /// Fails with advice where O_DIRECT is wanted and does not work.
+    /// Fails with advice if O_DIRECT is required and does not work.
     pub fn check(&self) -> Result<(), BenchError> {
         match self.is_direct() {
             true => takes_direct(&self.path),
@@ -149,8 +149,8 @@ impl Places {
         Ok(Places { images })
     }
 
-    /// Makes the image at `place`, which was asked for, ready for a measurement: all of it is in the page cache where it is to be.
-    /// What earlier ones wrote is on the disk, of all images: nothing is written back meanwhile.
+    /// Prepares the image at `place` for a measurement: the page cache holds all of it if it is to be cached.
+    /// Flushes earlier writes to all images, so that no writeback runs during the measurement.
     pub fn prepare(&self, place: Place) -> Result<&Image, BenchError> {
         let images = || self.images.iter().map(|(image, _)| image);
         for image in images().filter(|image| image.is_on_disk()) {
@@ -168,7 +168,7 @@ impl Places {
         Ok(image)
     }
 
-    /// The first image, if there is one.
+    /// Returns the first image, if there is one.
     pub fn any(&self) -> Option<&Image> {
         let mut images = self.images.iter().map(|(image, _)| image);
         images.find(|image| image.place != Place::Null)
@@ -186,7 +186,7 @@ fn fill(
     go_on: &dyn Fn() -> Result<(), BenchError>,
 ) -> Result<(), BenchError> {
     let mut file = File::create_new(path).map_err(at(path))?;
-    // Nothing that a file system or a host below could compress, share or leave out.
+    // Data that no file system or host can compress, share or leave out.
     let mut state = 1u64;
     for _ in 0..size / CHUNK {
         go_on()?;

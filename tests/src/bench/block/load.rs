@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The driver that makes the load: a fixed number of requests in flight on each queue, one thread a queue.
 //!
-//! It works as an interrupt-driven guest does: it takes what was used, puts as many requests back,
+//! It works like an interrupt-driven guest: it takes used requests, adds as many again,
 //! notifies once, and sleeps on the call eventfd when there is nothing to take. It treats all back-ends
-//! alike and uses what they offer of EVENT_IDX and indirect descriptors.
+//! alike and uses EVENT_IDX and indirect descriptors if they are offered.
 
 use std::io;
 use std::thread;
@@ -19,9 +19,9 @@ use crate::front_end::{Buffer, FrontEnd, GuestMemory, Queue};
 const QUEUE_SIZE: u16 = 512;
 /// The same for depth 256.
 const LARGE_QUEUE_SIZE: u16 = 1024;
-/// No request takes this long.
+/// Time limit of a request.
 const LIMIT: Duration = Duration::from_secs(20);
-/// What the status byte is before the device writes it.
+/// Value of the status byte before the device writes it.
 const NO_STATUS: u8 = 0xff;
 
 /// A kind of load: a row of the table.
@@ -62,7 +62,7 @@ impl Load {
         }
     }
 
-    /// Name for `--rows` and the JSON file, e.g. `randread-4k-d32-q2`.
+    /// Returns the name for `--rows` and the JSON file, e.g. `randread-4k-d32-q2`.
     pub fn name(&self) -> String {
         let order = if self.random { "rand" } else { "" };
         let kind = if self.write { "write" } else { "read" };
@@ -73,7 +73,7 @@ impl Load {
         }
     }
 
-    /// Name for people.
+    /// Returns the name for people.
     pub fn title(&self) -> String {
         let order = if self.random { "random" } else { "sequential" };
         let kind = if self.write { "write" } else { "read" };
@@ -92,14 +92,14 @@ impl Load {
         }
     }
 
-    /// Guest memory that the load needs: data, requests and rings of all queues.
+    /// Returns guest memory that the load needs: data, requests and rings of all queues.
     pub fn memory(&self) -> Vec<(u64, usize)> {
         let data = (self.block_size as usize + 64) * usize::from(self.depth);
         vec![(0, self.queues * (data + (4 << 20)).next_multiple_of(4096))]
     }
 }
 
-/// When to count.
+/// The measuring window.
 #[derive(Debug, Clone, Copy)]
 pub struct Window {
     /// Completions before this are warm-up.
@@ -108,7 +108,7 @@ pub struct Window {
     pub end: Instant,
 }
 
-/// What one or all threads counted in the window.
+/// Counts of one or all threads in the window.
 #[derive(Debug, Default)]
 pub struct Measured {
     /// Latency of each completed request, from publishing the chain to taking it back.
@@ -130,7 +130,7 @@ impl Measured {
     }
 }
 
-/// What the device works on in one request: header and status share a cache line, as in a guest.
+/// Data of one request for the device: header and status share a cache line, as in a guest.
 #[repr(C, align(64))]
 struct Slot {
     header: [u8; HEADER_SIZE as usize],
@@ -339,7 +339,7 @@ impl Places {
         }
     }
 
-    /// The first sector of the next block.
+    /// Returns the first sector of the next block.
     #[inline]
     pub fn next_sector(&mut self) -> u64 {
         let block = if self.random {

@@ -5,9 +5,9 @@
 //! - [`peer`]: the back-ends; [`file`](mod@file): the load without one;
 //! - [`image`]: the disk images that they serve;
 //! - [`report`]: the table and the JSON file;
-//! - [`targets`]: what is to be reached, and what was; [`summary`]: several runs in one table;
+//! - [`targets`]: targets, and whether they were reached; [`summary`]: several runs in one table;
 //! - [`chart`]: throughput and latency against depth, drawn;
-//! - [`verify`]: no measurement, but a check of all that is read.
+//! - [`verify`]: checks all data that is read, and measures nothing.
 
 pub mod chart;
 pub mod file;
@@ -37,10 +37,10 @@ use report::{Footprint, Report, Sample};
 
 /// How often each back-end is started for its start time.
 const STARTS: usize = 5;
-/// How long an idle back-end is left alone before its CPU time is counted, and then counted.
+/// How long an idle back-end settles before its CPU time is measured, and how long that takes.
 const IDLE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_millis(500));
 
-/// The rows of the table, and those of them that a disk has: it is the limit there, however many queues there are.
+/// The rows of the table, and those measured on a disk, which limits throughput whatever the number of queues.
 pub const ROWS: [Load; 7] = [
     Load::random(false, 1, 1),
     Load::random(false, 32, 1),
@@ -51,7 +51,7 @@ pub const ROWS: [Load; 7] = [
     Load::random(false, 32, 2),
 ];
 const DISK_ROWS: usize = 6;
-/// Without data there is nothing but the depth to tell the rows by.
+/// Without data, rows differ only in their depth.
 const NULL_ROWS: usize = 3;
 
 /// The depths of a sweep.
@@ -81,7 +81,7 @@ pub struct BlockOptions {
     /// halted CPU takes tens of microseconds to wake, this is closer to bare metal
     #[arg(long)]
     pub idle_poll: bool,
-    /// Say of each row what was to be reached, and whether it was
+    /// Print the target of each row, and whether it was reached
     #[arg(long)]
     pub targets: bool,
     /// Random reads of 4 KiB at depths from 1 to 256 instead of the rows
@@ -90,13 +90,13 @@ pub struct BlockOptions {
     /// Draw throughput and latency against depth
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
-    /// Measure nothing, and show what an earlier run wrote with --json
+    /// Measure nothing; show the results that an earlier run wrote with --json
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sweep", "json", "rounds", "seconds", "quick"])]
     pub from: Option<PathBuf>,
-    /// Measure nothing, and merge what several runs wrote with --json into one Markdown table
+    /// Measure nothing; merge the results that several runs wrote with --json into one Markdown table
     #[arg(long, value_name = "FILE", num_args = 1.., conflicts_with_all = ["from", "sweep", "json", "svg", "targets"])]
     pub summarize: Vec<PathBuf>,
-    /// Measure nothing, but write patterns and check all that is read, with each I/O engine and ring format; ends with status 1 at
+    /// Measure nothing; write patterns and check all data that is read, with each I/O engine and ring format; ends with status 1 at
     /// the first difference
     #[arg(long, conflicts_with_all = ["from", "summarize", "sweep", "json", "svg", "targets", "peers", "idle_poll"])]
     pub verify: bool,
@@ -146,13 +146,13 @@ pub fn run(options: &BlockOptions) -> Result<Report, BenchError> {
     Ok(report)
 }
 
-/// What is measured, in this order: back-ends take turns within a row.
+/// Returns what is measured, in this order: back-ends take turns within a row.
 fn chosen_cells(options: &BlockOptions) -> Result<Vec<(Place, Load, Peer)>, BenchError> {
     let wanted_peer = |peer: Peer| {
         let matches =
             |name: &String| peer.name() == name || (name == "qsd" && Peer::QSD.contains(&peer));
         match options.peers.as_slice() {
-            // Rings make no difference that a curve could show, and the file is no peer.
+            // Ring formats make no visible difference to a curve, and the file itself is no back-end.
             [] => !options.sweep || !matches!(peer, Peer::OursPacked | Peer::File),
             names => names.iter().any(matches),
         }
@@ -184,7 +184,7 @@ fn chosen_cells(options: &BlockOptions) -> Result<Vec<(Place, Load, Peer)>, Benc
     }
 }
 
-/// Whether `--rows` asks for what has this name.
+/// Returns whether `--rows` asks for what has this name.
 fn is_wanted(words: &[String], name: &str) -> bool {
     words.is_empty() || words.iter().any(|word| name.contains(word))
 }
@@ -235,7 +235,7 @@ fn times(window: Duration) -> Window {
     }
 }
 
-/// What was measured in the window, with the CPU time of it, and the most resident memory, all and its own.
+/// Results of the window: CPU time, and peak resident memory in total and anonymous.
 fn sample(
     measured: &Measured,
     window: Duration,
@@ -299,7 +299,7 @@ fn footprint(peer: Peer, image: &Image) -> Result<Footprint, BenchError> {
     })
 }
 
-/// CPU use before the first message, and with a ring that was used.
+/// Returns CPU use before the first message, and with a ring that was used.
 fn idle(peer: Peer, running: &mut Running) -> Result<(f64, f64), AnyError> {
     let before = idle_percent(running)?;
     let load = Load::random(false, 1, 1);

@@ -13,7 +13,7 @@ use crate::process::{self, ProcessError};
 
 /// Name of our own back-end, the one that ratios are of.
 pub const OURS: &str = "vhost-device-block";
-/// The device on our core that does nothing, in its place.
+/// The null device on our core, measured in its place.
 const NULL_DEVICE: &str = "null-device";
 const QEMU: &str = "qemu-storage-daemon";
 
@@ -26,7 +26,7 @@ pub enum Peer {
     /// Our own with packed rings.
     #[serde(rename = "vhost-device-block-packed")]
     OursPacked,
-    /// qemu-storage-daemon as it comes: aio=threads.
+    /// qemu-storage-daemon with its default, aio=threads.
     #[serde(rename = "qsd-threads")]
     QsdThreads,
     /// qemu-storage-daemon with aio=io_uring.
@@ -35,7 +35,7 @@ pub enum Peer {
     /// The same in an iothread that polls for up to 32 us.
     #[serde(rename = "qsd-io_uring-iothread")]
     QsdIoUringIothread,
-    /// None: the file itself.
+    /// No back-end: the file itself.
     #[serde(rename = "file")]
     File,
 }
@@ -54,7 +54,7 @@ impl Peer {
     /// The settings of qemu-storage-daemon.
     pub const QSD: [Peer; 3] = [Peer::QsdThreads, Peer::QsdIoUring, Peer::QsdIoUringIothread];
 
-    /// The name in the table and for `--peers`.
+    /// Returns the name in the table and for `--peers`.
     pub fn name(self) -> &'static str {
         match self {
             Peer::Ours => OURS,
@@ -66,7 +66,7 @@ impl Peer {
         }
     }
 
-    /// The name in the table of `place`.
+    /// Returns the name in the table of `place`.
     pub fn name_at(self, place: Place) -> &'static str {
         match (self, place) {
             (Peer::Ours, Place::Null) => NULL_DEVICE,
@@ -77,23 +77,23 @@ impl Peer {
         }
     }
 
-    /// Whether it is measured at `place`: what it is compared for can be told from others there.
+    /// Returns whether it is measured at `place`, which is so where its settings make a difference.
     pub fn is_at(self, place: Place) -> bool {
         match place {
-            // There io_uring is not the fastest way to a file.
+            // io_uring is not the fastest access to a file there.
             Place::Tmpfs => self != Peer::File,
             Place::Disk | Place::PageCache => self != Peer::OursPacked,
-            // There is no I/O that could be done in different ways.
+            // Without I/O, engines do not differ.
             Place::Null => !matches!(self, Peer::QsdIoUring | Peer::File),
         }
     }
 
-    /// Whether it is one of ours.
+    /// Returns whether it is one of ours.
     pub fn is_ours(self) -> bool {
         matches!(self, Peer::Ours | Peer::OursPacked)
     }
 
-    /// The first line of what the program says of its version.
+    /// Returns the first line of what the program says of its version.
     pub fn version(self) -> Result<String, ProcessError> {
         if self == Peer::File {
             return Ok("io_uring, without a back-end".to_owned());
@@ -114,7 +114,7 @@ impl Peer {
         }
     }
 
-    /// The command that serves `image` at `socket`.
+    /// Returns the command that serves `image` at `socket`.
     pub fn command(
         self,
         image: &Image,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What was measured, as a table for people and as JSON.
+//! Results, as a table for people and as JSON.
 
 use std::fmt::{self, Display, Write};
 use std::fs::File;
@@ -38,7 +38,7 @@ pub struct Sample {
     pub own_resident_bytes: u64,
 }
 
-/// What a back-end costs without load.
+/// Costs of an idle back-end.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Footprint {
     /// Milliseconds from start to a socket that takes connections.
@@ -49,7 +49,7 @@ pub struct Footprint {
     pub idle_after_percent: f64,
 }
 
-/// A back-end, and what it costs without load.
+/// A back-end, and its idle costs.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 struct PeerReport {
     name: Peer,
@@ -58,7 +58,7 @@ struct PeerReport {
     footprint: Option<Footprint>,
 }
 
-/// What was measured of a back-end in a row.
+/// Results of a back-end in a row.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Cell {
     /// Where.
@@ -71,7 +71,7 @@ pub struct Cell {
     rounds: Vec<Sample>,
 }
 
-/// All that was measured.
+/// All results.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Report {
     /// When, for people.
@@ -85,7 +85,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// An empty report about `peers`, on this machine, now.
+    /// Creates an empty report about `peers`, on this machine, now.
     pub fn new(peers: &[Peer], window: Duration, idle_cpus_poll: bool) -> Result<Self, BenchError> {
         let peers = peers.iter().map(|&name| {
             Ok(PeerReport {
@@ -103,7 +103,7 @@ impl Report {
         })
     }
 
-    /// What an earlier run wrote.
+    /// Returns what an earlier run wrote.
     pub fn read(path: &Path) -> Result<Self, BenchError> {
         let file = File::open(path).map_err(at(path))?;
         serde_json::from_reader(BufReader::new(file)).map_err(|error| {
@@ -138,7 +138,7 @@ impl Report {
         }
     }
 
-    /// All numbers, medians and ratios as JSON.
+    /// Returns all numbers, medians and ratios as JSON.
     pub fn json(&self) -> serde_json::Value {
         let mut json = serde_json::to_value(self).expect("plain data");
         for (value, cell) in json["rows"]
@@ -164,20 +164,20 @@ impl Report {
         json
     }
 
-    /// What was measured of `peer` in a row.
+    /// Returns what was measured of `peer` in a row.
     pub fn cell(&self, place: Place, load: Load, peer: Peer) -> Option<&Cell> {
         let wanted = (place, load, peer);
         let mut cells = self.rows.iter();
         cells.find(|cell| (cell.place, cell.load, cell.peer) == wanted)
     }
 
-    /// What `peer` costs without load.
+    /// Returns what `peer` costs without load.
     pub fn footprint_of(&self, peer: Peer) -> Option<&Footprint> {
         let mut peers = self.peers.iter();
         peers.find(|report| report.name == peer)?.footprint.as_ref()
     }
 
-    /// The most memory of its own that `peer` had under load, in bytes.
+    /// Returns the most memory of its own that `peer` had under load, in bytes.
     pub fn own_memory(&self, peer: Peer) -> Option<u64> {
         self.most(peer, |sample| sample.own_resident_bytes)
     }
@@ -202,7 +202,7 @@ impl Report {
 }
 
 impl Cell {
-    /// The median over the rounds.
+    /// Returns the median over the rounds.
     pub fn median(&self, of: impl Fn(&Sample) -> f64) -> f64 {
         median(&self.rounds.iter().map(of).collect::<Vec<_>>())
     }

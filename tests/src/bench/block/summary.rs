@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Several runs in one Markdown table: the median of the runs, and the least and the most of them.
+//! Several runs in one Markdown table: median, minimum and maximum of the runs.
 
 use std::fmt::{self, Display};
 use std::io;
@@ -20,7 +20,7 @@ impl Summary {
     /// Reads what the runs wrote with `--json`.
     ///
     /// # Errors
-    /// A file cannot be read, or in some runs idle CPUs were kept polling and in others not.
+    /// A file cannot be read, or idle CPUs were kept polling in only some of the runs.
     pub fn read(files: &[PathBuf]) -> Result<Self, BenchError> {
         let mut reports: Vec<Report> = Vec::new();
         for file in files {
@@ -35,7 +35,7 @@ impl Summary {
         Ok(Summary(reports))
     }
 
-    /// A number of each run that has it.
+    /// Returns a number of each run that has it.
     fn over(&self, of: impl Fn(&Report) -> Option<f64>) -> Option<Spread> {
         let numbers: Vec<f64> = self.0.iter().filter_map(of).collect();
         (!numbers.is_empty()).then(|| spread(&numbers))
@@ -113,7 +113,7 @@ fn cell(number: Option<Spread>) -> String {
     }
 }
 
-/// What was to be reached; said where it was not.
+/// The target, printed where it was missed.
 fn wanted(verdict: Verdict, unit: &str) -> String {
     let (targets::Bound::AtLeast(number) | targets::Bound::AtMost(number)) = verdict.bound;
     match verdict.is_reached() {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the block device is to reach, each the best that any back-end was seen to do, and whether it did.
+//! Targets of the block device, each the best result of any back-end, and whether they were reached.
 //!
-//! Requests a second and CPU time are ratios to qemu-storage-daemon as it comes (aio=threads), taken round by round.
+//! Requests per second and CPU time are ratios to qemu-storage-daemon's default (aio=threads), taken round by round.
 
 use std::fmt::{self, Display};
 
@@ -18,29 +18,29 @@ const THROUGHPUT: [(Place, &[f64]); 3] = [
     (Place::Disk, &[1.9, 1.6, 1.1, 1.4, 1.2, 1.1]),
     (Place::PageCache, &[3.7, 3.0, 3.0, 3.0, 1.0, 1.0]),
 ];
-/// The same at depth 1 where idle CPUs poll and no disk is waited for.
+/// The same at depth 1 where idle CPUs poll and no disk is involved.
 const IDLE_POLL_THROUGHPUT: f64 = 3.5;
 /// CPU time for a request at depth 32, on a tmpfs and with O_DIRECT.
 const CPU: f64 = 0.24;
-/// Idle CPU in percent of a core: nothing, but for what a clock of nanoseconds sees.
+/// Idle CPU in percent of a core: zero, within the resolution of the clock.
 const IDLE_PERCENT: f64 = 0.01;
 /// Memory of its own under load, in bytes.
 const MEMORY: f64 = 4.0 * MEBIBYTE;
 /// Milliseconds from start to a socket that takes connections.
 const READY_MS: f64 = 3.0;
-/// Requests a second of a device that does nothing, to those of null-co, at depth 32.
+/// Requests per second of the null device, relative to null-co, at depth 32.
 const NO_OP: f64 = 2.1;
-/// Requests a second on packed rings to those on split ones, on a tmpfs at depth 32.
+/// Requests per second on packed rings, relative to split ones, on a tmpfs at depth 32.
 const PACKED: f64 = 1.0;
 
 const MEBIBYTE: f64 = 1048576.0;
 
-/// What a number is to be.
+/// The target of a number.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Bound {
-    /// This or more.
+    /// At least this.
     AtLeast(f64),
-    /// This or less.
+    /// At most this.
     AtMost(f64),
 }
 
@@ -52,17 +52,17 @@ impl Bound {
     }
 }
 
-/// A number, and what it is to be.
+/// A result and its target.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Verdict {
-    /// What was measured.
+    /// The result.
     pub value: f64,
-    /// What was to be reached.
+    /// The target.
     pub bound: Bound,
 }
 
 impl Verdict {
-    /// Whether it was reached.
+    /// Returns whether it was reached.
     pub fn is_reached(self) -> bool {
         match self.bound {
             Bound::AtLeast(least) => self.value >= least,
@@ -70,7 +70,7 @@ impl Verdict {
         }
     }
 
-    /// The verdict on several runs: on the median of what was measured.
+    /// Returns the verdict on several runs: on the median of what was measured.
     pub fn over(runs: &[Verdict]) -> Option<Verdict> {
         let of = |part: fn(&Verdict) -> f64| median(&runs.iter().map(part).collect::<Vec<_>>());
         let number = of(|run| run.bound.number());
@@ -96,7 +96,7 @@ impl Display for Verdict {
     }
 }
 
-/// A number as a table has it: three digits, or two behind the point.
+/// Returns a number as a table has it: three digits, or two behind the point.
 pub fn short(number: f64) -> String {
     match number {
         100.0.. => format!("{number:.0}"),
@@ -214,7 +214,7 @@ pub const OTHERS: [Other; 5] = [
     ),
 ];
 
-/// The rows that a report has, each once.
+/// Returns the rows that a report has, each once.
 pub fn rows(report: &Report) -> Vec<(Place, Load)> {
     let mut rows: Vec<(Place, Load)> = Vec::new();
     for cell in &report.rows {
@@ -334,7 +334,7 @@ mod tests {
         ] {
             report.add(Place::Null, ROWS[1], peer, sample(iops));
         }
-        // The better setting of theirs counts.
+        // The better of the two settings of qemu-storage-daemon counts.
         assert_eq!(of(&report, 3).unwrap().value, 2.0);
         let packed: Sample = sample(4400.0);
         report.add(Place::Tmpfs, ROWS[1], Peer::OursPacked, packed);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Checks what the benchmark measures: requests by the dozen on two queues, with data that names its sector and the write it is from,
-//! on every kind of storage, with each I/O engine and ring format. An image stays from one engine to the next, so what one wrote
-//! the other reads.
+//! Checks data under the load of the benchmark: dozens of requests on two queues, with data that names its sector and its write,
+//! on every kind of storage, with each I/O engine and ring format. An image is kept from one engine to the next, so each engine
+//! reads what another one wrote.
 
 use std::collections::HashMap;
 use std::fmt::{self, Display};
@@ -25,7 +25,7 @@ use crate::target::{Block, Target};
 
 /// Bytes of the image.
 const IMAGE_SIZE: usize = 32 << 20;
-/// Where every other request goes: sectors that share pages and blocks with those of others.
+/// Target of every second request: sectors that share pages and blocks with other requests.
 const CROWDED: u64 = 2048;
 /// Sectors of the largest request.
 const LARGEST: u64 = 128;
@@ -33,7 +33,7 @@ const LARGEST: u64 = 128;
 const QUEUES: usize = 2;
 const DEPTH: usize = 32;
 const QUEUE_SIZE: u16 = 128;
-/// No request takes this long.
+/// Time limit of a request.
 const LIMIT: Duration = Duration::from_secs(20);
 
 /// Values of `--io-engine`.
@@ -41,7 +41,7 @@ const ENGINES: [&str; 3] = ["io_uring", "threads", "auto"];
 /// Back-ends by the rings that they are used with.
 const RINGS: [(&str, Peer); 2] = [("split", Peer::Ours), ("packed", Peer::OursPacked)];
 
-/// What was checked, and found to be right.
+/// Data that was checked and found correct.
 #[derive(Debug, Default, Clone, Copy)]
 pub struct Checked {
     /// Reads whose data was compared.
@@ -76,10 +76,10 @@ impl Display for Checked {
     }
 }
 
-/// Runs all that `--rows` asks for, for the time of a measurement each.
+/// Runs all combinations that `--rows` selects, each for the time of a measurement.
 ///
 /// # Errors
-/// Something was read that was not written there, or a request failed, or nothing is asked for.
+/// Data that was read differs from what was written, a request failed, or `--rows` selects nothing.
 pub fn run(options: &BlockOptions) -> Result<Checked, BenchError> {
     let go_on = until_interrupted()?;
     let (rounds, time) = options.common.times();
@@ -247,8 +247,8 @@ impl Driver {
         Ok(self.checked)
     }
 
-    /// Carries out what `next` says, as much of it at a time as there is room for, until it says nothing more. What would
-    /// meet a write that is in flight is left out.
+    /// Executes the requests that `next` returns, as many at a time as there is room for, until it returns none. Leaves out
+    /// requests that overlap a write in flight.
     fn drive(
         &mut self,
         disk: &mut Disk,
@@ -280,7 +280,7 @@ impl Driver {
             } else if progress.elapsed() > LIMIT {
                 return Err(format!("a request took longer than {LIMIT:?}").into());
             } else {
-                // Not for long: it may be another queue that continues.
+                // Not for long: another queue may make progress.
                 waiting.queue.wait_used(Duration::from_millis(1));
             }
         }
@@ -323,7 +323,7 @@ impl Lane {
         self.pending.insert(head, pending);
     }
 
-    /// Checks what became of a request.
+    /// Checks the result of a request.
     fn check(
         &mut self,
         disk: &mut Disk,

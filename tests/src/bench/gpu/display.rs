@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A display that reads what it is sent, and answers what it must.
+//! A display that reads all messages, and answers those that require it.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -17,11 +17,11 @@ const GET_PROTOCOL_FEATURES: u32 = 1;
 pub const UPDATE: u32 = 8;
 /// Flag of a header: this answers a request.
 const REPLY: u32 = 4;
-/// Protocol feature without which QEMU's back-end ends when the driver takes the feature of that name.
+/// Protocol feature without which QEMU's back-end ends when the driver accepts the corresponding feature.
 const EDID: u32 = 1;
 /// Bytes of an UPDATE between its header and its pixels.
 pub const UPDATE_SIZE: u32 = 20;
-/// How long what was sent may take to be read.
+/// Time limit for reading what was sent.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// The display.
@@ -82,7 +82,7 @@ fn serve(mut socket: UnixStream, shown: &AtomicU64) -> io::Result<()> {
     loop {
         let mut header = [0; 12];
         socket.read_exact(&mut header)?;
-        // The flags between the two are uninitialised memory where QEMU sends an UPDATE.
+        // QEMU leaves the flags between the two uninitialised in an UPDATE.
         let [request, size] =
             [0, 8].map(|at| u32::from_ne_bytes(header[at..at + 4].try_into().expect("4 bytes")));
         if payload.len() < size as usize {
@@ -96,7 +96,7 @@ fn serve(mut socket: UnixStream, shown: &AtomicU64) -> io::Result<()> {
                     Ordering::Relaxed,
                 );
             }
-            // Nothing else is asked here.
+            // Nothing else is requested here.
             GET_PROTOCOL_FEATURES => {
                 let words = [request, REPLY, 8, EDID, 0];
                 socket.write_all(&words.map(u32::to_ne_bytes).concat())?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What no back-end of this kind exceeds: each frame is copied once, and written to the display's socket.
+//! The upper limit for back-ends of this kind: each frame is copied once, and written to the display's socket.
 
 use std::io::{self, IoSlice, Write};
 use std::os::unix::net::UnixStream;
@@ -12,7 +12,7 @@ use super::load::{Load, Measured};
 use super::{Cpus, pin};
 use crate::front_end::GuestMemory;
 
-/// Measures it: this thread stands for the back-end.
+/// Measures it. This thread acts as the back-end.
 pub fn run(load: &Load, cpus: Cpus, warm_up: Duration, window: Duration) -> io::Result<Measured> {
     let (display, mut socket) = Display::new(cpus.others)?;
     pin(cpus.back_end)?;
@@ -53,7 +53,7 @@ fn write_all(socket: &mut UnixStream, head: &[u8], frame: &[u8]) -> io::Result<(
     }
 }
 
-/// CPU time of this thread.
+/// Returns CPU time of this thread.
 fn cpu_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)

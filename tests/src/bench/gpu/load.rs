@@ -8,15 +8,15 @@ use std::time::{Duration, Instant};
 use crate::front_end::gpu::{GpuDriver, HEADER_SIZE, fenced_command, number, words};
 use crate::front_end::{Buffer, FrontEnd, Queue};
 
-/// No item takes this long.
+/// Time limit of an item.
 const LIMIT: Duration = Duration::from_secs(20);
-/// Blue, green, red, unused: what Linux draws in.
+/// Blue, green, red, unused: the format that Linux uses.
 const B8G8R8X8: u32 = 2;
-/// The resource that is drawn in.
+/// The resource that is drawn to.
 const PICTURE: u32 = 1;
-/// The first of those that come and go.
+/// The first of the resources that are created and destroyed.
 const FLEETING: u32 = 100;
-/// Flag of a command: its response tells that the work is done.
+/// Flag of a command: its response tells that the work is complete.
 const FENCE: u32 = 1;
 /// Descriptors of a ring.
 const QUEUE_SIZE: usize = 64;
@@ -50,7 +50,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Bytes of pixels that an item moves.
+    /// Returns bytes of pixels that an item moves.
     pub fn item_bytes(&self) -> u64 {
         match self.item {
             Item::Show(width, height) | Item::Transfer(width, height) => bytes(width, height),
@@ -58,17 +58,17 @@ impl Load {
         }
     }
 
-    /// Whether an item is a picture as large as the scanout, which is shown.
+    /// Returns whether an item is a picture as large as the scanout, which is shown.
     pub fn is_frame(&self) -> bool {
         self.item == Item::Show(self.picture.0, self.picture.1)
     }
 
-    /// Guest memory that the load needs, in bytes: the picture, commands and rings.
+    /// Returns guest memory that the load needs, in bytes: the picture, commands and rings.
     pub fn memory_size(&self) -> usize {
         bytes(self.picture.0, self.picture.1) as usize + (8 << 20)
     }
 
-    /// Where the item that is the `count`th is, so that the whole picture is used.
+    /// Returns where the item that is the `count`th is, so that the whole picture is used.
     fn position(&self, width: u32, height: u32, count: u64) -> (u32, u32) {
         let columns = u64::from(self.picture.0 / width);
         let rows = u64::from(self.picture.1 / height);
@@ -76,7 +76,7 @@ impl Load {
         (column as u32 * width, row as u32 * height)
     }
 
-    /// The commands of the `count`th item, in a place of its own among those in flight.
+    /// Returns the commands of the `count`th item, in a place of its own among those in flight.
     fn commands(&self, slot: usize, count: u64) -> Vec<Vec<u8>> {
         let plain = |kind, body: &[u32]| fenced_command(kind, 0, 0, &words(body));
         let transfer = |width, height| {
@@ -166,7 +166,7 @@ impl Driver {
         })
     }
 
-    /// Bytes that the display is sent of all items so far.
+    /// Returns bytes that the display is sent of all items so far.
     pub fn shown(&self) -> u64 {
         match self.load.item {
             Item::Show(..) => self.started * self.load.item_bytes(),
@@ -232,7 +232,7 @@ impl Driver {
         }
     }
 
-    /// Where the place of an item begins.
+    /// Returns where the place of an item begins.
     fn place(&self, slot: usize) -> u64 {
         self.area + slot as u64 * PLACE * 2 * COMMANDS
     }
@@ -250,7 +250,7 @@ impl Driver {
                 Buffer::readable(place, command.len() as u32),
                 Buffer::writable(place + PLACE, HEADER_SIZE as u32),
             ];
-            // Drivers leave no room for the response of a cursor command.
+            // Drivers leave no room for the response to a cursor command.
             let chain = match self.load.item {
                 Item::MoveCursor => &chain[..1],
                 _ => &chain,

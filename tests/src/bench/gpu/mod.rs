@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The benchmark of the GPU device, beside QEMU's own back-end, in 2D.
 //!
-//! It matters much whether the display, which reads each picture, shares a CPU with the back-end, so both cases are measured, and
+//! The result depends on whether the display, which reads each picture, shares a CPU with the back-end, so both cases are measured, and
 //! all threads are pinned.
 //!
 //! - [`load`]: the driver; [`display`]: the display;
-//! - [`limit`]: what cannot be exceeded;
+//! - [`limit`]: the upper limit;
 //! - [`report`]: the table and the JSON file.
 
 pub mod display;
@@ -33,7 +33,7 @@ use report::{Report, Sample};
 
 /// Name of our own back-end, the one that ratios are of.
 const OURS: &str = "vhost-device-gpu";
-/// Where Debian has QEMU's.
+/// Path of QEMU's back-end on Debian.
 pub const QEMU: &str = "/usr/lib/qemu/vhost-user-gpu";
 
 /// What the benchmark of the GPU device measures, and how long.
@@ -54,9 +54,9 @@ pub struct GpuOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Regime {
-    /// The back-end has one, driver and display have another.
+    /// The back-end has one CPU, driver and display have another.
     TwoCpus,
-    /// All share one.
+    /// All share one CPU.
     OneCpu,
 }
 
@@ -77,7 +77,7 @@ impl Regime {
         }
     }
 
-    /// The first CPUs that this process may use.
+    /// Returns the first CPUs that this process may use.
     fn cpus(self) -> io::Result<Cpus> {
         let allowed = sched_getaffinity(None)?;
         let mut numbers = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu));
@@ -295,7 +295,7 @@ fn measure(
         BenchError::measurement(row.name.to_owned(), peer.name(), &running, &cause)
     })?;
     running.end()?;
-    // QEMU's leaves it.
+    // QEMU's back-end leaves it.
     let _ = std::fs::remove_file(socket);
     Ok(sample)
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What was measured, as a table for people and as JSON.
+//! Results, as a table for people and as JSON.
 
 use std::fmt::{self, Display, Write};
 use std::path::Path;
@@ -57,7 +57,7 @@ pub struct Report {
 }
 
 impl Report {
-    /// An empty report, on this machine, now.
+    /// Creates an empty report, on this machine, now.
     pub fn new(qemu: &Path, window: Duration) -> Self {
         Self {
             date: date(),
@@ -87,7 +87,7 @@ impl Report {
         }
     }
 
-    /// All numbers, medians and ratios as JSON.
+    /// Returns all numbers, medians and ratios as JSON.
     pub fn json(&self) -> serde_json::Value {
         let mut json = serde_json::to_value(self).expect("plain data");
         let values = json["rows"].as_array_mut().into_iter().flatten();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The queue against `virtio-queue`'s device side.
+//! Tests the queue against the device side of `virtio-queue`.
 
 use virtio_queue::{Queue as DeviceQueue, QueueOwnedT, QueueT};
 use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
@@ -8,7 +8,7 @@ use super::*;
 
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// A driver and a device on the same memory.
+/// Returns a driver and a device on the same memory.
 fn pair(options: QueueOptions) -> (Queue, DeviceQueue, GuestMemoryMmap, GuestMemory) {
     let memory = GuestMemory::new(&[(0x10_0000, 0x10_0000)]);
     let queue = Queue::new(&memory, options);
@@ -35,7 +35,7 @@ fn pair(options: QueueOptions) -> (Queue, DeviceQueue, GuestMemoryMmap, GuestMem
     (queue, device, theirs, memory)
 }
 
-/// Makes the device use all it sees, in the reverse order; the length is the number of buffers.
+/// Makes the device use all available chains, in reverse order, with the number of buffers as the length.
 fn serve(device: &mut DeviceQueue, memory: &GuestMemoryMmap) -> Vec<Vec<Buffer>> {
     let mut chains: Vec<_> = device
         .iter(memory)

@@ -1,28 +1,28 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a disk may contain. Each sector that is written carries its number and that of its write; the model knows which writes may be there.
+//! The permitted contents of a disk. Each written sector carries its number and that of its write; the model knows which writes it may hold.
 
 use std::ops::Range;
 
 use crate::front_end::block::SECTOR_SIZE;
 use crate::soak::loss::Loss;
 
-/// What a sector of zeroes counts as.
+/// Number of the write that a sector of zeroes counts as.
 const ZEROES: u32 = 0;
 
-/// Which writes may be in a sector.
+/// Writes that a sector may hold.
 #[derive(Clone, Debug, Default)]
 struct Sector {
     /// The last one that was acknowledged.
     acknowledged: u32,
-    /// Those that are in flight, or of which nobody knows what became of them.
+    /// Writes in flight, and writes with an unknown result.
     others: Vec<u32>,
-    /// How many requests read it now; a write counts as all that there can be.
+    /// How many requests read it now; a write counts as the maximum.
     busy: u16,
 }
 
 const WRITTEN: u16 = u16::MAX;
 
-/// The model of a disk that was all zeroes.
+/// The model of a disk that was all zeroes at first.
 #[derive(Debug)]
 pub struct Disk {
     sectors: Vec<Sector>,
@@ -47,7 +47,7 @@ fn fill(sector: u64, write: u32, bytes: &mut [u8]) {
 }
 
 impl Disk {
-    /// A disk of zeroes.
+    /// Creates a disk of zeroes.
     pub fn new(sectors: u64) -> Self {
         Self {
             sectors: vec![Sector::default(); sectors as usize],
@@ -55,7 +55,7 @@ impl Disk {
         }
     }
 
-    /// Its size in sectors.
+    /// Returns its size in sectors.
     pub fn sectors(&self) -> u64 {
         self.sectors.len() as u64
     }
@@ -64,7 +64,7 @@ impl Disk {
         &mut self.sectors[sectors.start as usize..sectors.end as usize]
     }
 
-    /// Takes sectors for a read, which others may read too. False if some are being written.
+    /// Reserves sectors for a read, which other reads may share. Returns false if some are being written.
     pub fn begin_read(&mut self, sectors: &Range<u64>) -> bool {
         let range = self.range(sectors);
         let free = range.iter().all(|sector| sector.busy < WRITTEN - 1);
@@ -74,7 +74,7 @@ impl Disk {
         free
     }
 
-    /// The read came back, or never will.
+    /// Ends a read that was answered or dropped.
     pub fn end_read(&mut self, sectors: &Range<u64>) {
         for sector in self.range(sectors) {
             sector.busy -= 1;
@@ -93,7 +93,7 @@ impl Disk {
         free
     }
 
-    /// Takes sectors for a write, and gives its number and data. `None` if some are in use.
+    /// Reserves sectors for a write, and returns its number and data. `None` if some are in use.
     pub fn begin_write(&mut self, sectors: &Range<u64>) -> Option<(u32, Vec<u8>)> {
         if !self.begin(sectors, self.last_write + 1) {
             return None;
@@ -106,12 +106,12 @@ impl Disk {
         Some((self.last_write, data))
     }
 
-    /// Takes sectors for a request that makes zeroes of them. Returns its number.
+    /// Reserves sectors for a request that zeroes them. Returns its number.
     pub fn begin_zeroes(&mut self, sectors: &Range<u64>) -> Option<u32> {
         self.begin(sectors, ZEROES).then_some(ZEROES)
     }
 
-    /// The write was acknowledged: from now on nothing else may be there.
+    /// Notes that the write was acknowledged: the sectors must hold nothing else.
     pub fn acknowledge(&mut self, sectors: &Range<u64>, write: u32) {
         for sector in self.range(sectors) {
             sector.busy = 0;
@@ -120,14 +120,14 @@ impl Disk {
         }
     }
 
-    /// Nobody knows what became of the write, but it is over.
+    /// Notes that the write has ended with an unknown result.
     pub fn give_up(&mut self, sectors: &Range<u64>) {
         for sector in self.range(sectors) {
             sector.busy = 0;
         }
     }
 
-    /// Fails unless each sector has what one of the permitted writes wrote. What was seen where nothing is in flight is there to stay.
+    /// Fails unless each sector holds one of the permitted writes. Contents read while nothing is in flight must stay.
     pub fn check(&mut self, first: u64, bytes: &[u8]) -> Result<(), Loss> {
         let mut expected = [0; SECTOR_SIZE];
         for (number, seen) in (first..).zip(bytes.chunks_exact(SECTOR_SIZE)) {
@@ -147,14 +147,14 @@ impl Disk {
     }
 }
 
-/// The number of the write that a sector says it is from.
+/// Returns the number of the write that a sector says it is from.
 fn claimed_write(sector: &[u8]) -> u32 {
     sector[8..]
         .first_chunk()
         .map_or(ZEROES, |bytes| u32::from_le_bytes(*bytes))
 }
 
-/// What is wrong with a sector.
+/// Returns what is wrong with a sector.
 fn describe(number: u64, sector: &Sector, seen: &[u8]) -> String {
     let address = u64::from_le_bytes(*seen.first_chunk().expect("a sector"));
     let write = claimed_write(seen);
@@ -179,7 +179,7 @@ mod tests {
     fn only_the_last_acknowledged_write_may_be_there() {
         let mut disk = Disk::new(8);
         let (first, old) = disk.begin_write(&(2..4)).unwrap();
-        // Under way: both may be there.
+        // In flight: both are permitted.
         disk.check(2, &old).unwrap();
         disk.check(2, &[0; 2 * SECTOR_SIZE]).unwrap();
         disk.acknowledge(&(2..4), first);

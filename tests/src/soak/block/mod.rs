@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Block: two queues of requests of all kinds, with data in memory that stays and in memory that goes.
+//! Block: two queues of requests of all kinds, with data in permanent memory and in memory that is removed.
 
 pub mod disk;
 mod variant;
@@ -32,14 +32,14 @@ const QUEUES: usize = 2;
 const DEPTH: usize = 32;
 /// Bytes of the image.
 const IMAGE_SIZE: usize = 8 << 20;
-/// Most data of a request.
+/// Maximum data of a request.
 const LARGEST: usize = 64 << 10;
 /// Serial number of the disk.
 const SERIAL: &str = "soak";
-/// A kind of request that there is not.
+/// A request type that does not exist.
 const UNKNOWN: u32 = 99;
 
-/// How to start the scenario.
+/// Returns how to start the scenario.
 pub fn start(variant: Variant, lives: Lives) -> (String, Start) {
     let start =
         move |random| Ok(Box::new(Block::new(variant, lives, random)?) as Box<dyn Scenario>);
@@ -48,13 +48,13 @@ pub fn start(variant: Variant, lives: Lives) -> (String, Start) {
 
 /// A request in flight.
 struct Pending {
-    /// Number of the memory that it uses.
+    /// Number of the memory slot that it uses.
     place: usize,
     kind: u32,
     sectors: Range<u64>,
     /// The number of a write.
     write: u32,
-    /// Where its data is, if that is in memory that may go.
+    /// Address of its data, if that is in memory that may be removed.
     moving: Option<GuestMemory>,
     data: Vec<Buffer>,
     since: Instant,
@@ -68,10 +68,10 @@ struct Block {
     lives: Lives,
     random: Rng,
     disk: Disk,
-    /// For each queue, by the heads of their chains.
+    /// Requests of each queue, by the heads of their chains.
     pending: Vec<Vec<Option<Pending>>>,
     under_way: usize,
-    /// Memory of requests that nobody uses.
+    /// Memory slots that are free.
     free: Vec<usize>,
     /// Addresses of the memory of requests: header, segment and status; data.
     heads: Vec<u64>,
@@ -116,7 +116,7 @@ impl Block {
         })
     }
 
-    /// A few sectors somewhere.
+    /// Returns some sectors at a random place.
     fn some_sectors(&mut self) -> Range<u64> {
         let most = match self.random.u32(..4) {
             0 => (LARGEST / SECTOR_SIZE) as u64,
@@ -125,13 +125,13 @@ impl Block {
         let mut count = self.random.u64(1..=most);
         let mut first = self.random.u64(..self.disk.sectors() - count);
         if self.random.bool() {
-            // What a file system asks for.
+            // Ranges that a file system uses.
             (count, first) = (count.next_multiple_of(8), first & !7);
         }
         first..(first + count).min(self.disk.sectors())
     }
 
-    /// Makes a request and adds it to a queue, unless the sectors that it would use are in use.
+    /// Creates a request and adds it to a queue, unless its sectors are in use.
     fn add(&mut self, queue: usize) -> Option<()> {
         let sectors = self.some_sectors();
         let (mut write, mut bytes) = (0, Vec::new());
@@ -241,7 +241,7 @@ impl Block {
         }
     }
 
-    /// Takes what came back on a queue. Returns how much that was.
+    /// Takes the used requests of a queue. Returns their number.
     fn take(&mut self, queue: usize, tally: &Tally) -> Result<usize, Loss> {
         let mut count = 0;
         while let Some(used) = self.link.queues[queue].take_used() {
@@ -258,7 +258,7 @@ impl Block {
         Ok(count)
     }
 
-    /// Compares what came back with the model.
+    /// Compares the result with the model.
     fn check(
         &mut self,
         queue: usize,
@@ -276,7 +276,7 @@ impl Block {
             IN if sectors.is_empty() => IOERR,
             _ => OK,
         };
-        // Memory that went before the device looked at the request cannot be used.
+        // Memory that was removed before the device read the request cannot be used.
         let may_fail = pending.moving.is_some() && status == IOERR;
         if status != expected && !may_fail {
             return Err(Loss(format!("status {status} instead of {expected}")));
@@ -317,7 +317,7 @@ impl Block {
         Ok(())
     }
 
-    /// What the device has written.
+    /// Returns what the device has written.
     fn read(&self, pending: &Pending, length: u32) -> Vec<u8> {
         let memory = pending.moving.as_ref().unwrap_or(self.link.memory());
         let start = pending.data.first().map_or(0, |buffer| buffer.address);
@@ -332,7 +332,7 @@ impl Block {
         }
     }
 
-    /// Takes what comes back on all queues, and waits a while for it.
+    /// Takes the used requests of all queues, and waits a while for them.
     fn take_all(&mut self, tally: &Tally) -> Result<(), Loss> {
         let mut count = 0;
         for queue in 0..QUEUES {
@@ -349,7 +349,7 @@ impl Block {
     }
 }
 
-/// A buffer as one or more.
+/// Splits a buffer into one or more.
 fn pieces(random: &mut Rng, buffer: Buffer) -> Vec<Buffer> {
     match random.u32(..4) {
         0 if buffer.length > 1 => buffer.split(&[random.u32(1..buffer.length)]),
@@ -405,5 +405,5 @@ impl Scenario for Block {
     }
 }
 
-// Each request has its part of the memory that comes and goes.
+// Each request has its own part of the memory that is removed.
 const _: () = assert!(QUEUES * DEPTH * LARGEST <= MOVING_SIZE);

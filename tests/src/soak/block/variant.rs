@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The ways in which an image is read and written.
+//! The ways in which an image is accessed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,10 +10,10 @@ use crate::guest::target_directory;
 use crate::soak::loss::Loss;
 use crate::target::{Block as Target, Target as _};
 
-/// A directory in memory.
+/// A directory on a tmpfs.
 const MEMORY: &str = "/dev/shm";
 
-/// How the image is read and written.
+/// How the image is accessed.
 #[derive(Clone, Copy, Debug)]
 pub struct Variant {
     /// Name of the scenario.
@@ -22,7 +22,7 @@ pub struct Variant {
     pub engine: &'static str,
     /// Whether to bypass the page cache.
     pub direct: bool,
-    /// Whether the image is in memory.
+    /// Whether the image is on a tmpfs.
     pub in_memory: bool,
 }
 
@@ -55,7 +55,7 @@ pub const VARIANTS: [Variant; 4] = [
 ];
 
 impl Variant {
-    /// Whether this host can run it; if not, says so.
+    /// Returns whether this host can run it; if not, prints why.
     pub fn is_possible(&self) -> bool {
         let target = Target {
             io_engine: self.engine,
@@ -67,7 +67,7 @@ impl Variant {
         possible
     }
 
-    /// A new directory for an image.
+    /// Creates a directory for an image.
     pub fn directory(&self) -> Result<TempDir, Loss> {
         let parent = match self.in_memory {
             true => PathBuf::from(MEMORY),

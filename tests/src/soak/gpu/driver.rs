@@ -81,7 +81,7 @@ impl Driver {
         Ok(())
     }
 
-    /// The response to the command that is in flight, when it has come.
+    /// Returns the response to the command that is in flight, when it has come.
     pub fn receive(&mut self) -> Result<Option<Response>, Loss> {
         let Some(used) = self.link.queues[0].take_used() else {
             return Ok(None);

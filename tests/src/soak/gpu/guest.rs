@@ -32,7 +32,7 @@ pub struct Resource {
 }
 
 impl Resource {
-    /// Bytes of its pixels.
+    /// Returns bytes of its pixels.
     fn size(&self) -> u64 {
         4 * self.picture.pixels().len() as u64
     }
@@ -57,7 +57,7 @@ impl Gpu {
         [x + left, y + top, w, h]
     }
 
-    /// What all resources take at least, and at most.
+    /// Returns what all resources take at least, and at most.
     pub(super) fn cost(&self) -> (u64, u64) {
         let sizes = self.resources.values().map(|resource| {
             let pixels = resource.size();
@@ -286,7 +286,7 @@ impl Gpu {
     }
 }
 
-/// Whether pages are in memory that is not there any more.
+/// Returns whether pages are in memory that is not there any more.
 fn is_lost(link: &Link, pages: &[u64]) -> bool {
     let regions = link.memory().regions();
     !pages.iter().all(|page| {

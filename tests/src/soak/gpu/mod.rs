@@ -38,14 +38,14 @@ const MODE: [u32; 2] = [800, 600];
 /// What the libraries of 3D keep of their first use: files, and threads.
 const KEPT: usize = 8;
 
-/// How to start the scenario, with or without 3D.
+/// Returns how to start the scenario, with or without 3D.
 pub fn start(three_d: bool, lives: Lives) -> (String, Start) {
     let start = move |random| Ok(Box::new(Gpu::new(three_d, lives, random)?) as Box<dyn Scenario>);
     let name = if three_d { "gpu 3D" } else { "gpu" };
     (lives.name(name), Box::new(start))
 }
 
-/// Whether this host can draw 3D; if not, says so.
+/// Returns whether this host can draw 3D; if not, says so.
 pub fn has_three_d() -> bool {
     let has = || {
         let mut command = process::command("vhost-device-gpu").ok()?;
@@ -148,7 +148,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// The display must come to show the scanouts of a resource (or all) as they are. A question that it answers comes after what it was
+    /// Returns the display must come to show the scanouts of a resource (or all) as they are. A question that it answers comes after what it was
     /// told before.
     fn compare(&mut self, number: Option<u32>) -> Result<(), Loss> {
         let deadline = Instant::now() + SETTLED;
@@ -237,7 +237,7 @@ impl Scenario for Gpu {
         Fault::DISPLAY
     }
 
-    /// What the renderer has cannot be had from it.
+    /// Returns what the renderer has cannot be had from it.
     fn can_be_saved(&self) -> bool {
         !self.three_d
     }

@@ -21,7 +21,7 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// A picture of zeroes.
+    /// Creates a picture of zeroes.
     pub fn new(width: u32, height: u32) -> Self {
         Self {
             width,
@@ -30,12 +30,12 @@ impl Picture {
         }
     }
 
-    /// Its pixels, row by row.
+    /// Returns its pixels, row by row.
     pub fn pixels(&self) -> &[u32] {
         &self.pixels
     }
 
-    /// All of it.
+    /// Returns all of it.
     pub fn whole(&self) -> Rectangle {
         [0, 0, self.width, self.height]
     }
@@ -48,7 +48,7 @@ impl Picture {
         }
     }
 
-    /// A rectangle of it. Panics if it is not in the picture.
+    /// Returns a rectangle of it. Panics if it is not in the picture.
     pub fn part(&self, [x, y, w, h]: Rectangle) -> Self {
         let rows = (y..y + h).flat_map(|row| {
             let start = (row * self.width + x) as usize;
@@ -61,7 +61,7 @@ impl Picture {
         }
     }
 
-    /// Where a picture of the same size differs first, in the bits of `mask`.
+    /// Returns where a picture of the same size differs first, in the bits of `mask`.
     pub fn difference(&self, other: &Self, mask: u32) -> Option<String> {
         if (self.width, self.height) != (other.width, other.height) {
             return Some(format!(
@@ -150,12 +150,12 @@ impl Screen {
         Ok(())
     }
 
-    /// What a scanout shows.
+    /// Returns what a scanout shows.
     pub fn scanout(&self, scanout: usize) -> &Picture {
         &self.scanouts[scanout]
     }
 
-    /// Where the cursor of a scanout is.
+    /// Returns where the cursor of a scanout is.
     pub fn cursor(&self, scanout: usize) -> Option<(u32, u32)> {
         self.cursors[scanout]
     }
