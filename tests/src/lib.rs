@@ -22,6 +22,7 @@ pub mod guest;
 #[cfg(target_arch = "x86_64")]
 pub mod intruder;
 pub mod process;
+pub mod shared_memory;
 pub mod skip;
 pub mod soak;
 pub mod stand_in;
