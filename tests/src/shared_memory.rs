@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
@@ -18,13 +19,16 @@ use vm_memory::ByteValued;
 /// The program.
 pub const PROGRAM: &str = "shared-memory-device";
 
-/// Its regions: one is a page, so that one beyond it is easy to name.
+/// Its regions. QEMU aborts unless the sum of their sizes is a power of two.
 pub const REGIONS: [SharedRegion; 2] = [
     SharedRegion {
         id: 0,
         size: 1 << 20,
     },
-    SharedRegion { id: 7, size: 4096 },
+    SharedRegion {
+        id: 7,
+        size: 1 << 20,
+    },
 ];
 
 /// Bytes of the file that is mapped.
@@ -89,6 +93,8 @@ struct Shared {
     /// What it maps.
     file: OwnedFd,
     replies: Replies,
+    /// Whether the first page is mapped.
+    is_page_mapped: AtomicBool,
 }
 
 impl Shared {
@@ -129,6 +135,7 @@ impl Device for SharedMemory {
                 front_end: Mutex::default(),
                 file,
                 replies: Replies::new()?,
+                is_page_mapped: AtomicBool::new(false),
             })
         };
         open()
@@ -154,6 +161,15 @@ impl Device for SharedMemory {
         }
     }
 
+    /// The front-end has unmapped all.
+    fn new_driver(&self) {
+        self.0.is_page_mapped.store(false, Ordering::Relaxed);
+    }
+
+    fn reset(&self) {
+        self.new_driver();
+    }
+
     /// Unmaps the first page.
     fn reload(&self) {
         let asked = self.0.front_end().unmap(PAGE, &self.0.replies, RELOAD);
@@ -172,7 +188,6 @@ impl Device for SharedMemory {
             shared: Arc::clone(&self.0),
             held: HashMap::new(),
             number: RELOAD,
-            is_page_mapped: false,
         })
     }
 }
@@ -183,7 +198,6 @@ pub struct Handler {
     /// Requests that wait for a reply, by its number, with their queues, and whether they are about the first page.
     held: HashMap<u64, (u16, Chain, bool)>,
     number: u64,
-    is_page_mapped: bool,
 }
 
 impl Handler {
@@ -222,7 +236,10 @@ impl QueueHandler for Handler {
     fn process(&mut self, queue: &mut Queue) {
         while let Some(mut chain) = queue.take() {
             let page = Command {
-                kind: if self.is_page_mapped { 0 } else { MAP },
+                kind: match self.shared.is_page_mapped.load(Ordering::Relaxed) {
+                    true => 0,
+                    false => MAP,
+                },
                 length: PAGE.length,
                 ..Command::default()
             };
@@ -255,7 +272,10 @@ impl QueueHandler for Handler {
                 continue;
             };
             if is_page {
-                self.is_page_mapped = reply.outcome.is_ok();
+                let is_mapped = reply.outcome.is_ok();
+                self.shared
+                    .is_page_mapped
+                    .store(is_mapped, Ordering::Relaxed);
             }
             if let Some(queue) = queues.get_mut(index) {
                 complete(queue, chain, reply.outcome);

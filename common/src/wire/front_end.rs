@@ -220,9 +220,11 @@ impl Channel {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(problem) => {
-                    warn_limited(format_args!(
-                        "front-end: {problem} on the back-end channel; no further shared memory can be mapped"
-                    ));
+                    if let Some(problem) = problem {
+                        warn_limited(format_args!(
+                            "front-end: {problem} on the back-end channel; no further shared memory can be mapped"
+                        ));
+                    }
                     return state.end();
                 }
             }
@@ -330,18 +332,19 @@ impl State {
         }
     }
 
-    /// Reads a part of a reply, or the whole. Returns whether there may be more.
-    fn read(&mut self) -> Result<bool, String> {
+    /// Reads a part of a reply, or the whole. Returns whether there may be more. Fails at the end of the channel, for no other reason
+    /// than that the front-end closed it, or for one.
+    fn read(&mut self) -> Result<bool, Option<String>> {
         let Some(socket) = self.socket.clone().filter(|_| self.is_read) else {
             return Ok(false);
         };
         let room = self.received.get_mut(self.received_size..);
         let room = room.unwrap_or_default();
         match retry_on_intr(|| recv(&socket, &mut *room, RecvFlags::DONTWAIT)) {
-            Ok((_, 0)) => return Err("end of file".into()),
+            Ok((_, 0)) => return Err(None),
             Ok((_, count)) => self.received_size = self.received_size.saturating_add(count),
             Err(Errno::AGAIN) => return Ok(false),
-            Err(errno) => return Err(errno.to_string()),
+            Err(errno) => return Err(Some(errno.to_string())),
         }
         if self.received_size < HEADER_SIZE {
             return Ok(true);
@@ -349,9 +352,8 @@ impl State {
         let [request, flags, size] = leading_object::<[u32; 3]>(&self.received).unwrap_or_default();
         let expected = self.pending.front().map(|pending| pending.request.into());
         if expected != Some(request) || flags != VERSION | FLAG_REPLY || size != 8 {
-            return Err(format!(
-                "unexpected reply {request} with flags {flags:#x} and {size} bytes"
-            ));
+            let reply = format!("unexpected reply {request} with flags {flags:#x}, {size} bytes,");
+            return Err(Some(reply));
         }
         if self.received_size == REPLY_SIZE {
             self.received_size = 0;

@@ -13,7 +13,8 @@ use thiserror::Error;
 pub struct SharedRegion {
     /// The id (shmid) by which the driver finds it.
     pub id: u8,
-    /// Size in bytes: a power of two, and one page at least.
+    /// Size in bytes: a power of two, and one page at least. QEMU 11 puts all regions of a device into one BAR, and aborts unless their
+    /// sum is a power of two as well.
     pub size: u64,
 }
 

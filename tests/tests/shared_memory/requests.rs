@@ -122,8 +122,8 @@ fn what_is_not_in_a_region_is_not_asked_for() {
         (0, FILE_SIZE - PAGE, 2 * PAGE, 0),
         (0, PAGE, u64::MAX - PAGE + 1, 0),
         (0, u64::MAX - PAGE + 1, PAGE, 0),
-        (7, 0, 2 * PAGE, 0),
-        (7, PAGE, PAGE, 0),
+        (7, FILE_SIZE, PAGE, 0),
+        (7, 0, FILE_SIZE + PAGE, 0),
     ] {
         for kind in [page.kind, unmap(0).kind] {
             let command = Command {
