@@ -20,8 +20,8 @@ use vhost_device_common::statistics::Statistics;
 use vhost_device_common::worker::{Polling, Queue};
 use virtio_bindings::virtio_config::VIRTIO_F_RING_PACKED;
 
-/// Has a config space of one byte. Each write to it is a change, which the front-end is told of as
-/// many times as the byte says.
+/// Has a config space of two bytes. Each write to the first is a change, which the front-end is told of as many times as the byte
+/// says. The second has the lowest protocol features that the front-end accepted.
 #[derive(Default)]
 struct Counter {
     value: Mutex<u8>,
@@ -71,7 +71,8 @@ impl Device for Counter {
     }
 
     fn config(&self) -> Vec<u8> {
-        vec![*self.value.lock().unwrap()]
+        let accepted = self.front_end.lock().unwrap().protocol_features();
+        vec![*self.value.lock().unwrap(), accepted as u8]
     }
 
     fn write_config(&self, _offset: usize, data: &[u8]) -> Result<(), ConfigError> {
@@ -80,6 +81,10 @@ impl Device for Counter {
             self.front_end.lock().unwrap().config_changed();
         }
         Ok(())
+    }
+
+    fn protocol_features(&self) -> u64 {
+        VhostUserProtocolFeatures::RARP.bits()
     }
 
     fn connected(&self, front_end: &FrontEnd) {
@@ -113,7 +118,8 @@ fn with_front_end(test: impl FnOnce(&mut Frontend, &mut UnixStream)) {
     front_end.set_features(features).unwrap();
     let wanted = VhostUserProtocolFeatures::REPLY_ACK
         | VhostUserProtocolFeatures::CONFIG
-        | VhostUserProtocolFeatures::BACKEND_REQ;
+        | VhostUserProtocolFeatures::BACKEND_REQ
+        | VhostUserProtocolFeatures::RARP;
     assert!(front_end.get_protocol_features().unwrap().contains(wanted));
     front_end.set_protocol_features(wanted).unwrap();
     front_end.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -159,6 +165,18 @@ fn a_front_end_that_reads_no_changes_still_gets_its_config() {
             front_end.set_config(0, flags, &[value]).unwrap();
             assert_eq!(config(front_end), value);
         }
+    });
+}
+
+#[test]
+fn a_device_adds_protocol_features_and_learns_which_were_accepted() {
+    with_front_end(|front_end, _channel| {
+        let mut accepted = || {
+            let flags = VhostUserConfigFlags::WRITABLE;
+            front_end.get_config(1, 1, flags, &[0]).unwrap().1[0]
+        };
+        // RARP is bit 2, REPLY_ACK bit 3, BACKEND_REQ bit 5; CONFIG is bit 9.
+        assert_eq!(accepted(), 0b10_1100);
     });
 }
 
