@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a device implements: the [`Device`] that a process is, and the [`QueueHandler`] that works
-//! on its queues. Threads, eventfds, the socket and the rings are the core's.
+//! What a device implements: the [`Device`], one a process, and the [`QueueHandler`], one a thread. The core has the threads, eventfds,
+//! the socket and the rings.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -15,13 +15,13 @@ pub use crate::wire::{
 };
 pub use crate::worker::QueueHandler;
 
-/// The driver wrote what it may not write to the config space.
+/// The driver wrote to a read-only part of the config space.
 #[derive(Debug, Error)]
-#[error("{size} bytes at offset {offset} of the config space can not be written")]
+#[error("{size} bytes at offset {offset} of the config space cannot be written")]
 pub struct ConfigError {
-    /// First byte written.
+    /// Offset of the first byte written.
     pub offset: usize,
-    /// How many bytes.
+    /// Number of bytes.
     pub size: usize,
 }
 
@@ -35,9 +35,9 @@ pub enum DeviceRequest {
 
 /// A device: what it is, what it offers, and its config space.
 ///
-/// It is made once a process, and shared by the connection and all queue handlers.
+/// A process creates one device. The connection and all queue handlers share it.
 pub trait Device: Send + Sync + Sized + 'static {
-    /// The device's name in the VhostUserBackend schema of QEMU.
+    /// Type of the device in QEMU's VhostUserBackend schema.
     const TYPE: &'static str;
     /// Name of the program.
     const PROGRAM: &'static str;
@@ -45,81 +45,82 @@ pub trait Device: Send + Sync + Sized + 'static {
     const VERSION: &'static str;
     /// One sentence for the descriptor and the help text.
     const DESCRIPTION: &'static str;
-    /// A thread and its handler go on while none of its queues runs, until the device is reset or its front-end goes away. Else they
-    /// end with the last of them.
+    /// Whether a thread and its handler outlive its queues, until the device is reset or the front-end disconnects. Otherwise they end
+    /// when the last of their queues stops.
     const KEEPS_THREADS: bool = true;
-    /// Each queue's requests are completed in the order in which they were taken (VIRTIO_F_IN_ORDER).
+    /// Whether each queue completes its requests in the order in which it took them (VIRTIO_F_IN_ORDER).
     const IN_ORDER: bool = false;
-    /// All that the guest would miss elsewhere is in its memory, what is written there is noted while it migrates (VHOST_F_LOG_ALL), and so
-    /// a front-end that takes nothing else along, as QEMU, may migrate it.
+    /// Whether the device logs its writes to guest memory during a live migration (VHOST_F_LOG_ALL). Only for a device whose whole state
+    /// is in guest memory: a front-end such as QEMU then migrates the guest and transfers nothing else.
     const LOGS: bool = true;
-    /// Version of what [`Device::save`] gives: 0 for devices that have nothing to save.
+    /// Version of the state that [`Device::save`] returns; 0 for a device without state.
     const STATE_VERSION: u32 = 0;
-    /// [`Device::reload`] does something. SIGHUP ends the programs of other devices.
+    /// Whether the device implements [`Device::reload`]. Without it, SIGHUP ends the program.
     const RELOADS: bool = false;
-    /// Types of requests that are counted apart ([`Queue::complete_with`](crate::worker::Queue::complete_with)), as statistics name them.
+    /// Names of the request types that statistics count separately
+    /// ([`Queue::complete_with`](crate::worker::Queue::complete_with)).
     const REQUESTS: &'static [&'static str] = &["request"];
 
-    /// Command line options of this device, beside those that all devices have.
+    /// Command line options of this device, in addition to those of all devices.
     type Options: clap::Args;
-    /// What works on the queues.
+    /// The handler of the queues of one thread.
     type Handler: QueueHandler + Send + 'static;
 
-    /// Features of the schema that this device has on this host (`--print-capabilities`).
+    /// Returns the features of the schema that this device has on this host (`--print-capabilities`).
     fn capabilities() -> Vec<&'static str> {
         Vec::new()
     }
 
-    /// Opens all that the options name. Runs before the socket exists.
+    /// Opens everything that the options name. Runs before the socket exists.
     ///
     /// # Errors
-    /// One line for the person who started the program.
+    /// Returns one line for the person who started the program.
     fn open(options: Self::Options) -> Result<Self, StartError>;
 
-    /// The device's own feature bits (0 to 23, and 50 up); the core adds those of the transport.
+    /// Returns the device's own feature bits (0 to 23, and 50 up). The core adds those of the transport.
     fn features(&self) -> u64 {
         0
     }
 
-    /// The features that the driver accepted, those of the transport among them.
+    /// Receives the features that the driver accepted, including those of the transport.
     fn set_features(&self, _accepted: u64) {}
 
-    /// Queues that the device has at most: one, if nothing else is said.
+    /// Returns the maximum number of queues. One by default.
     fn num_queues(&self) -> u16 {
         1
     }
 
-    /// Descriptors that a queue may have at most: as many as VIRTIO allows, if nothing else is said.
+    /// Returns the maximum number of descriptors of a queue. By default, the maximum of VIRTIO.
     fn max_queue_size(&self) -> u16 {
         32768
     }
 
-    /// The whole config space, as it is now. Empty for a device that has none.
+    /// Returns the whole config space as it is now. Empty for a device without one.
     fn config(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// The driver writes to the config space.
+    /// Writes to the config space for the driver.
     ///
     /// # Errors
-    /// Nothing there can be written.
+    /// This part of the config space is read-only.
     fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigError> {
         let size = data.len();
         Err(ConfigError { offset, size })
     }
 
-    /// Protocol features that this type of device adds to the core's (vhost-user, "Protocol features").
-    /// [`FrontEnd::protocol_features`] tells which the front-end accepted.
+    /// Returns the protocol features that this type of device adds to the core's (vhost-user, "Protocol features").
+    /// [`FrontEnd::protocol_features`] returns those that the front-end accepted.
     fn protocol_features(&self) -> u64 {
         0
     }
 
-    /// Shared memory regions of the device (VIRTIO 1.3, 2.10): always the same ones. None by default.
+    /// Returns the shared memory regions of the device (VIRTIO 1.3, 2.10), always the same ones. None by default.
     fn shared_memory(&self) -> Vec<SharedRegion> {
         Vec::new()
     }
 
-    /// A front-end has connected. `front_end` is the device's handle for it, in place of the one before.
+    /// Receives the handle for a front-end that has connected. It replaces the previous one.
     fn connected(&self, _front_end: &FrontEnd) {}
 
     /// Handles a request that only this type of device has.
@@ -130,70 +131,66 @@ pub trait Device: Send + Sync + Sized + 'static {
         Err(request)
     }
 
-    /// The thread that works on `queue`, by a number of its own: it is the same at any time. One thread works on all queues, if nothing
-    /// else is said.
+    /// Returns the number of the thread that serves `queue`. It never changes. By default, one thread serves all queues.
     fn thread_of(&self, _queue: u16) -> u16 {
         0
     }
 
-    /// Makes the handler of all queues of `thread`, which is about to start.
+    /// Creates the handler for all queues of `thread`, which is about to start.
     ///
     /// # Errors
     /// A host resource is unavailable; the queue cannot start.
     fn handler(&self, thread: u16) -> io::Result<Self::Handler>;
 
-    /// What front-ends tell a device once, and do not tell the one that takes its place: this is noted with the requests in flight, and
-    /// survives the process. 0 if nothing was told.
+    /// Returns what the front-end sends to a device once, and does not send again to its replacement. The core stores it with the requests
+    /// in flight, so that it survives the process. 0 if nothing was sent.
     fn kept(&self) -> u8 {
         0
     }
 
-    /// Takes over what another device, or this one on another connection, has kept: 0 when a connection ends. `None` if a driver goes on
-    /// and nobody knows what it told.
+    /// Restores what another device, or this one on an earlier connection, returned from [`Device::kept`]; 0 when a connection ends.
+    /// `None` if a driver continues and the value is unknown.
     fn set_kept(&self, _kept: Option<u8>) {}
 
-    /// A driver has begun anew on the same connection, without a reset that the front-end told of: forgets
-    /// what the one before it left. Features and config space are already those of the new one, and no request is taken yet.
+    /// Discards the state of the previous driver: a new driver starts on the same connection, and the front-end has announced no reset.
+    /// The features and the config space are already those of the new driver, and no request has been taken yet.
     ///
-    /// A driver is a new one if its rings have another format, or begin (SET_VRING_BASE) where none stopped that has this size and
-    /// these addresses. One whose ring stopped exactly at its beginning (a split ring does so after 65,536 requests, a packed one after
-    /// two rounds) cannot be told from a new one with the same ring, for which no front-end sends a message; nor is one noticed where
-    /// another queue is at work already.
+    /// The core detects a new driver by its rings: they have another format, or start (SET_VRING_BASE) at the beginning although the ring
+    /// of this size and these addresses stopped elsewhere. It does not detect a new driver if the ring stopped exactly at its beginning
+    /// (a split ring after 65,536 requests, a packed ring after two rounds), or if another queue is already running.
     fn new_driver(&self) {}
 
-    /// What the device does after [`Device::open`], beside what the core does. All else ends the process.
+    /// Returns what the device does after [`Device::open`] in addition to the core. The sandbox kills the process on anything else.
     fn needs(&self) -> Needs {
         Needs::default()
     }
 
-    /// Looks again at what the options name, for that has changed: SIGHUP. The thread is none of those that call the other methods,
-    /// and there need be no front-end. It is the one that ends the program when nothing else does: it must not wait for long.
+    /// Re-examines the files named by the options (SIGHUP). Runs on the control thread, with or without a front-end, and must not block:
+    /// the same thread ends the program.
     fn reload(&self) {}
 
-    /// Forgets all that a guest left: the device is reset, or its front-end went away.
+    /// Discards all state of the guest: the device is reset, or the front-end has disconnected.
     fn reset(&self) {}
 
-    /// Bytes that [`Device::load`] takes at most.
+    /// Returns the maximum size of the state that [`Device::load`] accepts, in bytes.
     fn max_state_size(&self) -> u64 {
         64 << 10
     }
 
-    /// What this device knows of its guest, and another process must know in its place: what is neither in the guest's
-    /// memory nor in what front-ends say when they start a device. No queue runs. [`state::encode`](crate::state::encode)
-    /// makes bytes of a structure.
+    /// Returns the state that another process needs to continue for this guest: everything that is neither in guest memory nor in the
+    /// messages by which a front-end starts a device. No queue runs. [`state::encode`](crate::state::encode) encodes a structure.
     ///
     /// # Errors
-    /// There is something that cannot be taken elsewhere.
+    /// A part of the state cannot be transferred.
     fn save(&self) -> Result<Vec<u8>, StateError> {
         Ok(Vec::new())
     }
 
-    /// Takes over what a device of this type saved, in place of all that it knows of a guest. `version` is
-    /// [`Device::STATE_VERSION`] of the program that saved it: this one's, or an older one. No queue runs, and all handlers
-    /// are made anew when they start.
+    /// Loads the state that a device of this type saved, in place of its own. `version` is [`Device::STATE_VERSION`] of the program that
+    /// saved it: that of this program, or an older one. No queue runs, and the core creates new handlers when queues start.
     ///
     /// # Errors
-    /// Anything in it is wrong. The device is then as it was before.
+    /// The state is invalid. The device keeps its previous state.
     fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
         match state {
             [] => Ok(()),
