@@ -9,16 +9,16 @@ use crate::device::Device;
 use crate::wire::{Message, leading_object};
 
 impl<D: Device> Session<'_, D> {
-    /// GET_CONFIG. Bytes beyond the end of the config space are zero.
+    /// GET_CONFIG: reads from the config space. Bytes beyond the end of the config space are zero.
     pub(super) fn get_config(&self, message: &Message) -> Result<Answer, SessionError> {
         let config: VhostUserConfig =
             leading_object(&message.payload).ok_or_else(|| message.malformed())?;
         let (offset, size) = (config.offset as usize, config.size as usize);
         let end = offset.saturating_add(size);
-        // As many bytes as the reply will have must follow the header.
+        // The request must have room for the bytes of the reply.
         let room = message.payload.len() - size_of::<VhostUserConfig>();
         if end > VHOST_USER_CONFIG_SIZE as usize || room != size {
-            // This request fails by a reply without payload.
+            // A reply without payload reports the failure.
             return Ok(Answer::Reply(Vec::new()));
         }
         let mut space = self.device.config();
@@ -28,7 +28,7 @@ impl<D: Device> Session<'_, D> {
         Ok(Answer::Reply(reply))
     }
 
-    /// SET_CONFIG.
+    /// SET_CONFIG: writes to the config space for the driver.
     pub(super) fn set_config(&self, message: &Message) -> Result<Answer, SessionError> {
         let (config, data) = config_payload(message).ok_or_else(|| message.malformed())?;
         self.device.write_config(config.offset as usize, data)?;
@@ -37,7 +37,7 @@ impl<D: Device> Session<'_, D> {
     }
 }
 
-/// Decodes where the driver writes in the config space, and what.
+/// Decodes SET_CONFIG: where the driver writes, and which bytes.
 fn config_payload(message: &Message) -> Option<(VhostUserConfig, &[u8])> {
     let config: VhostUserConfig = leading_object(&message.payload)?;
     let data = message.payload.get(size_of::<VhostUserConfig>()..)?;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What can be wrong with a request of the front-end.
+//! Why the session rejects a request of the front-end.
 
 use std::io;
 
@@ -15,55 +15,57 @@ use crate::state::StateError;
 use crate::wire::PayloadError;
 use crate::worker::WorkerError;
 
-/// What is wrong with a request.
+/// Why a request is rejected.
 #[derive(Debug, Error)]
 pub enum SessionError {
-    /// No such request, or one that this back-end does not offer.
+    /// The request does not exist, or its feature is not offered.
     #[error("request {0} is not supported")]
     Unsupported(u32),
     /// The request cannot be decoded.
     #[error(transparent)]
     Payload(#[from] PayloadError),
-    /// The file is not one that the request can use.
+    /// The request cannot use this file.
     #[error("a file of the front-end cannot be used: {}", explained(.0))]
     File(#[source] io::Error),
     /// The ring does not exist.
     #[error("queue {index} does not exist; there are {count}")]
     QueueIndex {
-        /// The index that was sent.
+        /// The index in the request.
         index: u64,
-        /// Queues of this device.
+        /// Number of queues of this device.
         count: usize,
     },
-    /// The ring has an impossible size.
-    #[error("{size} descriptors for a queue: at most {max}, and a power of two in a split ring")]
+    /// The ring size is invalid.
+    #[error(
+        "invalid queue size {size}: the maximum is {max}, and a split ring needs a power of two"
+    )]
     QueueSize {
-        /// The size that was sent.
+        /// The size in the request.
         size: u32,
-        /// The most that is possible.
+        /// The maximum.
         max: u16,
     },
-    /// The base is no index of a split ring.
-    #[error("{0:#x} is no index of an available ring")]
+    /// The base is not an index of a split ring.
+    #[error("invalid base {0:#x} for a split ring")]
     Base(u32),
-    /// What describes a ring cannot change while it runs.
+    /// The set-up of a ring cannot change while it runs.
     #[error("queue {0} is running and enabled; disable it, or stop it with GET_VRING_BASE")]
     Running(u16),
-    /// A ring that runs, and is enabled, is not where the front-end says.
+    /// A running, enabled ring is at another position than the front-end says.
     #[error("queue {index} is running at {here:#x}, not at {base:#x}; disable or stop it first")]
     Elsewhere {
-        /// Which queue.
+        /// The queue.
         index: u32,
-        /// What was sent.
+        /// The base in the request.
         base: u32,
-        /// Where it was when that was looked at.
+        /// The position of the ring.
         here: u32,
     },
-    /// Features that were not offered.
+    /// The front-end set protocol features that were not offered.
     #[error("protocol features {0:#x} were not offered")]
     Features(u64),
-    /// The device has no use for the request.
-    #[error("this device can not use {0:?}")]
+    /// Only devices of another type support this request.
+    #[error("this device does not support {0:?}")]
     NotForDevice(FrontendReq),
     /// The memory cannot be used.
     #[error(transparent)]
@@ -71,15 +73,15 @@ pub enum SessionError {
     /// The ring cannot be used.
     #[error("queue {index}: {source}")]
     Ring {
-        /// Which queue.
+        /// The queue.
         index: u16,
-        /// What is wrong with its ring.
+        /// Why its ring cannot be used.
         source: RingError,
     },
-    /// The driver wrote what it may not.
+    /// The driver wrote to a read-only part of the config space.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The requests in flight cannot be noted.
+    /// The file of requests in flight cannot be used.
     #[error(transparent)]
     Inflight(#[from] InflightError),
     /// Dirty pages cannot be logged.
@@ -88,14 +90,14 @@ pub enum SessionError {
     /// The state of the device cannot be saved.
     #[error(transparent)]
     State(#[from] StateError),
-    /// The queue's thread could not do it.
+    /// The queue thread failed.
     #[error(transparent)]
     Worker(#[from] WorkerError),
 }
 
 impl SessionError {
-    /// Whether a guest, or the state of this host, can bring this about. Closing the connection for
-    /// it could end the virtual machine.
+    /// Returns whether a guest, or the state of this host, can cause this error. Closing the connection for it could end the virtual
+    /// machine.
     pub(super) fn spares_the_connection(&self) -> bool {
         matches!(self, Self::Ring { .. } | Self::Config(_) | Self::Worker(_))
     }

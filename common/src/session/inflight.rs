@@ -9,21 +9,21 @@ use crate::device::Device;
 use crate::ring::inflight::{self, InflightFile};
 use crate::wire::{Message, leading_object};
 
-/// Bytes of the payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD: two u64, two u16.
+/// Payload size of GET_INFLIGHT_FD and SET_INFLIGHT_FD in bytes: two u64, two u16.
 const INFLIGHT_SIZE: usize = 20;
 
 impl<D: Device> Session<'_, D> {
-    /// Notes what the device has to keep.
+    /// Stores [`Device::kept`] in the file of requests in flight.
     pub(super) fn keep(&self) {
         if let Some(inflight) = &self.inflight {
             inflight.keep(self.device.kept());
         }
     }
 
-    /// Rings and descriptors that a file is to have room for, and where it is (GET_INFLIGHT_FD, SET_INFLIGHT_FD).
+    /// Decodes GET_INFLIGHT_FD and SET_INFLIGHT_FD: number and size of the rings, and the place in the file.
     fn inflight_description(&self, message: &Message) -> Result<VhostUserInflight, SessionError> {
         let payload = &message.payload;
-        // Some front-ends pad it to a multiple of 8 bytes.
+        // Some front-ends pad the payload to a multiple of 8 bytes.
         let mut padded = [0; size_of::<VhostUserInflight>()];
         if !(INFLIGHT_SIZE..=padded.len()).contains(&payload.len()) {
             return Err(message.malformed().into());
@@ -47,19 +47,21 @@ impl<D: Device> Session<'_, D> {
         Ok(inflight)
     }
 
+    /// GET_INFLIGHT_FD: creates a file.
     pub(super) fn get_inflight(&self, message: &Message) -> Result<Answer, SessionError> {
         let wanted = self.inflight_description(message)?;
         let packed = self.has_feature(VIRTIO_F_RING_PACKED);
         let (queues, size) = (wanted.num_queues, wanted.queue_size);
         let file = inflight::create_file(packed, queues, size)?;
         let length = inflight::file_size(packed, queues, size) as u64;
-        // Field by field: the structure has padding, in which there is whatever was there before.
+        // Field by field: the padding of the structure is not initialized.
         let mut reply = [length, 0].map(u64::to_ne_bytes).concat();
         reply.extend([queues, size].map(u16::to_ne_bytes).concat());
         reply.resize(message.payload.len(), 0);
         Ok(Answer::ReplyWithFile(reply, file))
     }
 
+    /// SET_INFLIGHT_FD: uses the file of the front-end for the next start.
     pub(super) fn set_inflight(&mut self, mut message: Message) -> Result<Answer, SessionError> {
         let inflight = self.inflight_description(&message)?;
         self.check_stopped()?;

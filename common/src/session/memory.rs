@@ -49,10 +49,10 @@ impl<D: Device> Session<'_, D> {
         self.set_memory(self.memory.without_region(&region)?)
     }
 
-    /// Puts another table in force. Requests in flight keep the memory that they point to.
+    /// Uses another memory table. Requests in flight keep the memory that they point to.
     fn set_memory(&mut self, memory: GuestMemory) -> Result<Answer, SessionError> {
         self.share_memory(memory)?;
-        // The table is in force, whether all rings can start in it or not.
+        // The request succeeds even if a ring cannot start in this memory.
         for index in 0..self.vrings.len() {
             if let Err(error) = self.start_if_ready(index) {
                 warn_limited(format_args!("front-end: {error}"));
@@ -61,7 +61,7 @@ impl<D: Device> Session<'_, D> {
         Ok(Answer::Ack)
     }
 
-    /// Has all workers use this memory, with the log that is in force.
+    /// Makes all workers use this memory, with the current dirty log.
     pub(super) fn share_memory(&mut self, memory: GuestMemory) -> Result<(), SessionError> {
         self.memory = memory.with_log(self.log_in_force());
         for worker in self.workers.values() {
@@ -71,13 +71,13 @@ impl<D: Device> Session<'_, D> {
     }
 }
 
-/// Returns how many regions a memory table has; `None` if it is malformed.
+/// Returns the number of regions in a memory table; `None` if it is malformed.
 fn region_count(payload: &[u8]) -> Option<usize> {
     let table: VhostUserMemory = leading_object(payload)?;
     let regions = payload.get(size_of::<VhostUserMemory>()..)?;
     let count = table.num_regions as usize;
     let used = count.checked_mul(size_of::<VhostUserMemoryRegion>())?;
-    // User-Mode Linux leaves room for a region that it does not have.
+    // User-Mode Linux sends room for one region more than it has.
     let rest = regions.get(used..)?.len();
     (count > 0 && rest.is_multiple_of(size_of::<VhostUserMemoryRegion>())).then_some(count)
 }

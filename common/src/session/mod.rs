@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One connection of a front-end: the vhost-user protocol, from the first message to the last.
+//! One connection of a front-end: the vhost-user protocol from the first message to the last.
 //!
-//! All state here dies with the connection, and most of it when SET_OWNER begins another session on it. A request that the
-//! front-end got wrong is answered with a negative acknowledgement where one was asked for, and ends the connection otherwise.
-//! What a guest can bring about through its front-end never ends the connection.
+//! All state here ends with the connection, and most of it when SET_OWNER starts another session on the same connection. The session
+//! rejects an invalid request with a negative acknowledgement if the front-end asked for one, and closes the connection otherwise. An error
+//! that a guest can cause through its front-end never closes the connection.
 
 mod config;
 mod dirty_log;
@@ -39,7 +39,7 @@ pub use error::SessionError;
 use transfer::DeviceState;
 use vring::Vring;
 
-/// VHOST_USER_F_PROTOCOL_FEATURES: without it, all rings are enabled from the start.
+/// VHOST_USER_F_PROTOCOL_FEATURES: without this bit, all rings are enabled from the start.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 /// Feature bits that the core provides for every device.
 const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
@@ -48,13 +48,13 @@ const TRANSPORT_FEATURES: u64 = 1 << VIRTIO_F_VERSION_1
     | 1 << VIRTIO_RING_F_INDIRECT_DESC
     | PROTOCOL_FEATURES;
 
-/// What to answer to a request that succeeded.
+/// The answer to a request that succeeded.
 enum Answer {
-    /// An acknowledgement, if one was asked for.
+    /// An acknowledgement, if the front-end asked for one.
     Ack,
-    /// The request has a reply of its own.
+    /// The reply that this request always has.
     Reply(Vec<u8>),
-    /// The reply has a file with it.
+    /// The same, with a file.
     ReplyWithFile(Vec<u8>, OwnedFd),
 }
 
@@ -72,26 +72,26 @@ struct Session<'a, D: Device> {
     accepted_features: u64,
     status: u64,
     memory: GuestMemory,
-    /// Where dirty pages are marked while LOG_ALL is accepted.
+    /// The dirty log, used while LOG_ALL is accepted.
     log: Option<Arc<DirtyLog>>,
     vrings: Vec<Vring>,
-    /// What the front-end remembers of requests that are under way.
+    /// The file of requests in flight, which the front-end keeps.
     inflight: Option<InflightFile>,
-    /// The state of the device, on its way to or from the front-end.
+    /// The last transfer of the device state.
     device_state: DeviceState,
-    /// The threads that work on queues, by the numbers that the device gives them.
+    /// The queue threads, by the numbers from [`Device::thread_of`].
     workers: BTreeMap<u16, Arc<Worker>>,
-    /// By which the device talks to the front-end.
+    /// The channel for requests of the device to the front-end.
     channel: Arc<Channel>,
-    /// Rings were to start since SET_OWNER.
+    /// A ring was started since SET_OWNER.
     was_used: bool,
 }
 
-/// Serves the front-end behind `socket` until it goes away, or until `stop` becomes readable, and counts in `statistics` what happens.
-/// Threads of queues poll as `polling` says.
+/// Serves the front-end at `socket` until it disconnects, or until `stop` becomes readable. Counts requests in `statistics`. Queue threads
+/// poll as `polling` says.
 ///
 /// # Errors
-/// The connection had to be ended.
+/// The socket failed, or the front-end broke the protocol.
 pub fn serve<D: Device>(
     device: &D,
     statistics: &Statistics,
@@ -145,7 +145,7 @@ pub fn serve<D: Device>(
                     connection.reply(request, 1u64.as_slice(), None)?;
                 } else if !error.spares_the_connection() {
                     warn_limited(format_args!(
-                        "the connection ends here: no reply was asked for"
+                        "closing the connection: the request asked for no reply"
                     ));
                     break;
                 }
@@ -165,6 +165,7 @@ impl<D: Device> Drop for Session<'_, D> {
 }
 
 impl<D: Device> Session<'_, D> {
+    /// Carries out one request.
     fn handle(&mut self, mut message: Message) -> Result<Answer, SessionError> {
         let unsupported = SessionError::Unsupported(message.request);
         let Ok(request) = FrontendReq::try_from(message.request) else {
@@ -229,20 +230,22 @@ impl<D: Device> Session<'_, D> {
         }
     }
 
+    /// Returns the feature bits for GET_FEATURES.
     fn offered_features(&self) -> u64 {
         let in_order = u64::from(D::IN_ORDER) << VIRTIO_F_IN_ORDER;
         let log = if D::LOGS { LOG_ALL } else { 0 };
         self.device.features() | TRANSPORT_FEATURES | in_order | log
     }
 
+    /// SET_FEATURES.
     fn set_features(&mut self, wanted: u64) -> Result<Answer, SessionError> {
         let offered = self.offered_features();
         if wanted & !offered != 0 {
-            // QEMU asks some devices for bits that were not offered.
+            // QEMU sets bits that the back-end did not offer, for some devices.
             log::debug!("features {:#x} were not offered", wanted & !offered);
         }
         let before = std::mem::replace(&mut self.accepted_features, wanted & offered);
-        // QEMU sends them all to have only LOG_ALL changed while the driver is at work.
+        // To change only LOG_ALL while the driver runs, QEMU sends all features again.
         let is_at_work = self.vrings.iter().any(|vring| vring.worker.is_some());
         if !is_at_work || before ^ self.accepted_features != LOG_ALL {
             info_limited(format_args!(
@@ -251,7 +254,7 @@ impl<D: Device> Session<'_, D> {
             ));
             self.device.set_features(self.accepted_features & !LOG_ALL);
         }
-        // Where the rings of one format stopped says nothing of those of the other.
+        // A driver that chooses the other ring format does not continue the rings of the first.
         let other_rings = (before ^ self.accepted_features) & 1 << VIRTIO_F_RING_PACKED != 0;
         if other_rings && !is_at_work && self.vrings.iter().any(|vring| vring.base.is_some()) {
             self.vrings.iter_mut().for_each(Vring::forget_suspended);
@@ -270,6 +273,7 @@ impl<D: Device> Session<'_, D> {
         self.accepted_features & 1 << bit != 0
     }
 
+    /// Returns the feature bits for GET_PROTOCOL_FEATURES.
     fn offered_protocol_features(&self) -> Protocol {
         let mut offered = Protocol::MQ
             | Protocol::REPLY_ACK
@@ -286,12 +290,13 @@ impl<D: Device> Session<'_, D> {
         offered | Protocol::from_bits_retain(self.device.protocol_features())
     }
 
+    /// SET_PROTOCOL_FEATURES.
     fn set_protocol_features(&mut self, wanted: u64) -> Result<Answer, SessionError> {
         let unknown = wanted & !self.offered_protocol_features().bits();
         if unknown != 0 {
             return Err(SessionError::Features(unknown));
         }
-        // Most of what was offered is understood whether it is wanted or not.
+        // The session understands most messages whether their feature was accepted or not.
         self.channel
             .set_protocol_features(Protocol::from_bits_retain(wanted));
         Ok(Answer::Ack)

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the front-end says of rings: their set-up, in any order, and what that means for one that runs.
+//! The set-up of rings by the front-end, in any order, also while they run; their start and stop, and the queue threads.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::ring::Ring;
 use crate::wire::Message;
 use crate::worker::{Worker, WorkerError};
 
-/// In the u64 of SET_VRING_KICK, CALL and ERR: the ring's index, and "there is no file".
+/// Payload of SET_VRING_KICK, CALL and ERR: the ring index, and the flag for a request without a file.
 const VRING_INDEX_MASK: u64 = 0xff;
 const VRING_NO_FILE: u64 = 1 << 8;
-/// Largest ring that VIRTIO allows.
+/// Maximum ring size of VIRTIO.
 const MAX_RING_SIZE: u32 = 32768;
 
 impl<D: Device> Session<'_, D> {
@@ -36,7 +36,7 @@ impl<D: Device> Session<'_, D> {
         })
     }
 
-    /// A ring whose description may change: it does not run, or nothing changes. A disabled one stops for that.
+    /// Returns a ring whose set-up may change: it does not run, or nothing changes. Stops a disabled ring.
     fn changing_vring(
         &mut self,
         index: u32,
@@ -52,8 +52,8 @@ impl<D: Device> Session<'_, D> {
         self.vring(index as usize)
     }
 
-    /// Stops a disabled ring that is set up anew without GET_VRING_BASE. Where all are disabled the device is set up anew, and all
-    /// stop; those for which no other message comes go on when they are enabled.
+    /// Stops a disabled ring that the front-end sets up again without GET_VRING_BASE. If all rings are disabled, the front-end sets up the
+    /// whole device, and all rings stop. Those that it does not mention continue when they are enabled.
     fn stop_for_set_up(&mut self, index: usize) {
         let is_device = !self.vrings.iter().any(Vring::is_at_work);
         self.stop(
@@ -62,7 +62,7 @@ impl<D: Device> Session<'_, D> {
         );
     }
 
-    /// Stops some rings by `stop`. The front-end replies to no request of the device meanwhile: it waits.
+    /// Calls `stop` for some rings. Meanwhile the front-end waits, and replies to no request of the device.
     fn stop(&mut self, is_meant: impl Fn(usize, &Vring) -> bool, stop: impl Fn(&mut Vring, u16)) {
         self.channel.give_up();
         for (index, vring) in self.vrings.iter_mut().enumerate() {
@@ -73,11 +73,12 @@ impl<D: Device> Session<'_, D> {
         self.channel.resume();
     }
 
-    /// Where a ring begins whose driver begins.
+    /// Returns the base of a ring whose driver has just started.
     pub(super) fn first_base(&self) -> u32 {
         Ring::first_base(self.has_feature(VIRTIO_F_RING_PACKED))
     }
 
+    /// SET_VRING_BASE: sets where a ring starts.
     pub(super) fn set_base(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
         let VhostUserVringState { index, num: base } = state;
         let start = self.first_base();
@@ -87,7 +88,7 @@ impl<D: Device> Session<'_, D> {
         let vring = self.vring(index as usize)?;
         match &vring.worker {
             Some(_) if !vring.enabled => self.stop_for_set_up(index as usize),
-            // It began there, unasked, and has gone on since.
+            // The ring started at this base by default, and has moved since.
             Some(_) if vring.base.is_none() && base == start => {}
             Some(worker) => {
                 let here = worker.queue_base(index as u16)?;
@@ -104,7 +105,7 @@ impl<D: Device> Session<'_, D> {
         Ok(Answer::Ack)
     }
 
-    /// GET_VRING_BASE: stops the ring when all that the device holds of it is finished, and tells where it is then.
+    /// GET_VRING_BASE: completes all requests that the device holds, stops the ring, and returns its base.
     pub(super) fn get_base(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
         let index = self.queue_index(state.index.into())?;
         let start = self.first_base();
@@ -114,12 +115,13 @@ impl<D: Device> Session<'_, D> {
         Ok(Answer::object(VhostUserVringState::new(state.index, base)))
     }
 
-    /// Whether a ring of the device may have so many descriptors.
+    /// Returns whether a ring of the device may have this size.
     pub(super) fn is_ring_size(&self, size: u32) -> bool {
         let shape = size.is_power_of_two() || size > 0 && self.has_feature(VIRTIO_F_RING_PACKED);
         shape && size <= MAX_RING_SIZE.min(self.device.max_queue_size().into())
     }
 
+    /// SET_VRING_NUM: sets the size of a ring.
     pub(super) fn set_size(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
         let VhostUserVringState { index, num: size } = state;
         let max = self.device.max_queue_size();
@@ -131,6 +133,7 @@ impl<D: Device> Session<'_, D> {
         self.start_if_ready(index as usize)
     }
 
+    /// SET_VRING_ADDR: sets the addresses of a ring.
     pub(super) fn set_addresses(
         &mut self,
         addresses: VhostUserVringAddr,
@@ -149,7 +152,7 @@ impl<D: Device> Session<'_, D> {
         self.start_if_ready(index as usize)
     }
 
-    /// SET_VRING_ENABLE.
+    /// SET_VRING_ENABLE: enables or disables a ring.
     pub(super) fn set_enable(&mut self, message: &Message) -> Result<Answer, SessionError> {
         let state: VhostUserVringState = message.object()?;
         let index = self.queue_index(state.index.into())?;
@@ -171,6 +174,7 @@ impl<D: Device> Session<'_, D> {
         Ok(())
     }
 
+    /// SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR: sets one of a ring's eventfds.
     pub(super) fn set_vring_file(
         &mut self,
         request: FrontendReq,
@@ -214,7 +218,7 @@ impl<D: Device> Session<'_, D> {
         Ok(Answer::Ack)
     }
 
-    /// Starts a ring of which all is known. One that cannot start is tried again when more is said.
+    /// Starts a ring whose set-up is complete. If it cannot start, the next set-up message tries again.
     pub(super) fn start_if_ready(&mut self, index: usize) -> Result<Answer, SessionError> {
         if self.vring(index)?.is_ready() {
             self.end_transfer("a queue starts");
@@ -232,7 +236,7 @@ impl<D: Device> Session<'_, D> {
             let started = vring
                 .prepare(queue, features, memory, inflight.as_ref())
                 .and_then(|ring| {
-                    // QEMU tells most devices of no reset; a driver that goes on does so where it stopped.
+                    // QEMU announces no reset to most devices. A driver that continues does so where its ring stopped.
                     if !is_at_work && vring.begins_anew(first_base) {
                         device.new_driver();
                     }
@@ -252,7 +256,7 @@ impl<D: Device> Session<'_, D> {
         Ok(Answer::Ack)
     }
 
-    /// The thread that a queue is to run on.
+    /// Returns the thread for a queue, and starts it if necessary.
     fn worker(&mut self, index: usize) -> Result<Arc<Worker>, SessionError> {
         let thread = self.device.thread_of(index as u16);
         if let Some(worker) = self.workers.get(&thread) {
@@ -272,7 +276,7 @@ impl<D: Device> Session<'_, D> {
         Ok(worker)
     }
 
-    /// Ends the threads none of whose queues runs, unless the device keeps them.
+    /// Ends the threads without a running queue, unless the device keeps them.
     fn end_idle_workers(&mut self) {
         if !D::KEEPS_THREADS {
             self.workers
@@ -280,6 +284,7 @@ impl<D: Device> Session<'_, D> {
         }
     }
 
+    /// Stops all rings and ends all threads.
     pub(super) fn stop_all(&mut self) {
         self.stop(|_, _| true, Vring::stop);
         self.workers.clear();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The state of the device on its way through a file of the front-end (SET_DEVICE_STATE_FD, CHECK_DEVICE_STATE).
+//! The transfer of the device state through a file of the front-end (SET_DEVICE_STATE_FD, CHECK_DEVICE_STATE).
 //!
-//! The bytes move while the session waits for messages, in its own thread, and never wait for the other end.
+//! The session's thread moves the bytes while it waits for messages. It never waits for the other end of the file.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -23,37 +23,37 @@ use crate::wire::Message;
 /// Directions of SET_DEVICE_STATE_FD.
 const SAVE: u32 = 0;
 const LOAD: u32 = 1;
-/// The only phase: all rings are stopped.
+/// The only phase of SET_DEVICE_STATE_FD: all rings are stopped.
 const STOPPED: u32 = 0;
-/// In the reply to SET_DEVICE_STATE_FD: what went wrong is in the bits before, and there is no file.
+/// Reply to SET_DEVICE_STATE_FD: the lower bits are the error, and this bit says that no file comes with it.
 const FAILED: u64 = 1;
 const NO_FILE: u64 = 1 << 8;
 
-/// How long the other end may do nothing.
+/// Timeout without progress.
 pub(super) const IDLE: Duration = Duration::from_secs(30);
-/// The same, once the front-end waits for the outcome: then it has nothing else to do.
+/// The same once the front-end waits for the result, when it has nothing else to do.
 pub(super) const IDLE_AT_CHECK: Duration = Duration::from_secs(5);
-/// How long it may all take.
+/// Timeout for the whole transfer.
 const TOTAL: Duration = Duration::from_secs(300);
 
-/// Why a state did not come through.
+/// Why a transfer failed.
 #[derive(Debug, Error)]
 pub(super) enum TransferError {
-    #[error("the file that the front-end sent can not be used: {0}")]
+    #[error("the file of the front-end cannot be used: {0}")]
     File(#[from] Errno),
     #[error(transparent)]
     State(#[from] StateError),
-    #[error("there is no memory for {0} bytes")]
+    #[error("cannot allocate {0} bytes")]
     Memory(usize),
-    #[error("nothing moved for {} seconds", .0.as_secs())]
+    #[error("no progress for {} seconds", .0.as_secs())]
     Idle(Duration),
-    #[error("it takes more than {} seconds", TOTAL.as_secs())]
+    #[error("not finished after {} seconds", TOTAL.as_secs())]
     TooSlow,
     #[error("{0}")]
     Ended(&'static str),
 }
 
-/// What there is to move.
+/// Direction of a transfer, with its bytes.
 enum Way {
     Save {
         bytes: Vec<u8>,
@@ -61,12 +61,12 @@ enum Way {
     },
     Load {
         bytes: Vec<u8>,
-        /// How many there will be, which the header says.
+        /// Total number of bytes, once the header has arrived.
         size: Option<usize>,
     },
 }
 
-/// A state on its way.
+/// A transfer in progress.
 pub(super) struct Transfer {
     file: OwnedFd,
     way: Way,
@@ -75,12 +75,12 @@ pub(super) struct Transfer {
     moved: Instant,
 }
 
-/// What has become of the last transfer.
+/// Progress of the last transfer.
 #[derive(Default)]
 enum Course {
     Running(Transfer),
     Done,
-    /// It failed, or there was none.
+    /// It failed, or there has been none.
     #[default]
     Failed,
 }
@@ -90,7 +90,7 @@ enum Course {
 pub struct DeviceState(Course);
 
 impl DeviceState {
-    /// Returns the transfer that is under way.
+    /// Returns the transfer in progress.
     pub(super) fn transfer(&self) -> Option<&Transfer> {
         match &self.0 {
             Course::Running(transfer) => Some(transfer),
@@ -98,7 +98,7 @@ impl DeviceState {
         }
     }
 
-    /// Counts as a byte that moved `now`.
+    /// Restarts the timeout without progress.
     pub(super) fn touch(&mut self, now: Instant) {
         if let Course::Running(transfer) = &mut self.0 {
             transfer.moved = now;
@@ -108,7 +108,7 @@ impl DeviceState {
 
 impl Transfer {
     fn new(file: OwnedFd, way: Way) -> Result<Self, SessionError> {
-        // A front-end that keeps an end of a socket or FIFO has it unblocked too.
+        // This also affects the front-end if it keeps the same end of a socket or FIFO.
         fcntl_getfl(&file)
             .and_then(|flags| fcntl_setfl(&file, flags | OFlags::NONBLOCK))
             .map_err(|errno| SessionError::File(errno.into()))?;
@@ -129,7 +129,7 @@ impl Transfer {
         PollFd::from_borrowed_fd(self.file.as_fd(), flags)
     }
 
-    /// How long it may go on without a byte that moves.
+    /// Returns the time until one of the timeouts ends the transfer.
     pub(super) fn time_left(
         &self,
         now: Instant,
@@ -145,7 +145,7 @@ impl Transfer {
         }
     }
 
-    /// Moves some bytes, if that can be done now. Gives whether it is all done.
+    /// Moves as many bytes as possible now. Returns whether the transfer is complete.
     fn step(&mut self, format: Format, now: Instant) -> Result<bool, TransferError> {
         let moved = match &mut self.way {
             Way::Save { bytes, sent } => {
@@ -159,7 +159,7 @@ impl Transfer {
                 })
             }
             Way::Load { bytes, size } => {
-                // One byte more tells of a state that goes on after its end.
+                // One byte more detects a state that is longer than its header says.
                 let end = size.map_or(HEADER_SIZE, |size| size.saturating_add(1));
                 let room = end.saturating_sub(bytes.len());
                 bytes
@@ -196,14 +196,12 @@ impl<D: Device> Session<'_, D> {
         }
     }
 
-    /// SET_DEVICE_STATE_FD. Its reply always says how it went.
+    /// SET_DEVICE_STATE_FD: starts a transfer. The reply tells whether it started.
     pub(super) fn set_device_state(&mut self, message: Message) -> Answer {
-        self.end_transfer("the front-end begins another transfer");
+        self.end_transfer("the front-end starts another transfer");
         self.device_state = DeviceState::default();
         let outcome = self.begin_transfer(message).inspect_err(|error| {
-            warn_limited(format_args!(
-                "the state of the device is not transferred: {error}"
-            ));
+            warn_limited(format_args!("cannot transfer the device state: {error}"));
         });
         let reply = NO_FILE | outcome.map_or(FAILED, |()| 0);
         Answer::Reply(reply.to_ne_bytes().to_vec())
@@ -232,19 +230,19 @@ impl<D: Device> Session<'_, D> {
         Ok(())
     }
 
-    /// Ends a transfer that is under way, for a reason that the log gets.
+    /// Aborts the transfer in progress, and logs the reason.
     pub(super) fn end_transfer(&mut self, why: &'static str) {
         if matches!(self.device_state.0, Course::Running(_)) {
             self.conclude(Err(TransferError::Ended(why)));
         }
     }
 
-    /// CHECK_DEVICE_STATE, after [`Session::finish_transfer`]: 0 if the last transfer has succeeded.
+    /// CHECK_DEVICE_STATE, after [`Session::finish_transfer`]: returns 0 if the last transfer succeeded.
     pub(super) fn check_device_state(&self) -> u64 {
         u64::from(!matches!(self.device_state.0, Course::Done))
     }
 
-    /// Moves some bytes of a transfer whose file is ready.
+    /// Continues the transfer: its file is ready.
     pub(super) fn move_state(&mut self) {
         let format = self.format();
         let Course::Running(transfer) = &mut self.device_state.0 else {
@@ -257,13 +255,13 @@ impl<D: Device> Session<'_, D> {
         }
     }
 
-    /// All bytes have moved, or something is in the way.
+    /// Ends the transfer: all bytes have moved, or it failed.
     pub(super) fn conclude(&mut self, moved: Result<(), TransferError>) {
         let Course::Running(Transfer { file, way, .. }) = std::mem::take(&mut self.device_state.0)
         else {
             return;
         };
-        // Whoever reads sees the end.
+        // The reader sees the end of the file.
         drop(file);
         let (what, bytes, outcome) = match way {
             Way::Save { bytes, .. } => ("saved", bytes, moved),
@@ -289,13 +287,13 @@ impl<D: Device> Session<'_, D> {
     fn load(&mut self, bytes: &[u8]) -> Result<(), StateError> {
         let (version, part) = state::without_header(self.format(), bytes)?;
         self.device.load(version, part)?;
-        // What handlers and rings know is of the guest that was replaced.
+        // The handlers and rings belong to the previous guest.
         self.stop_all();
         self.vrings.iter_mut().for_each(Vring::forget_stop);
         Ok(())
     }
 
-    /// No ring runs.
+    /// Checks that no ring runs.
     pub(super) fn check_stopped(&self) -> Result<(), SessionError> {
         match self.vrings.iter().position(|vring| vring.worker.is_some()) {
             Some(index) => Err(SessionError::Running(index as u16)),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the front-end said of one ring, and the worker that it runs on once all is said.
+//! The set-up of one ring, and the worker on which it runs.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -18,41 +18,41 @@ use crate::worker::{CallFile, EpollPoller, Poller, Queue, Token, Worker};
 
 use super::SessionError;
 
-/// Flag of SET_VRING_ADDR: writes to the used ring are logged (VHOST_VRING_F_LOG).
+/// Flag of SET_VRING_ADDR: log writes to the used ring (VHOST_VRING_F_LOG).
 const VRING_LOG: u32 = 1;
 
-/// The set-up of one ring. It starts when its size, addresses and kick have been set, in any order
-/// (a kick without a file is a kick), and stops with GET_VRING_BASE; or, while it is disabled, when any of them changes.
+/// The set-up of one ring. The ring starts when its size, its addresses and its kick are set, in any order; a kick may come without a file.
+/// It stops with GET_VRING_BASE, or when any of these changes while the ring is disabled.
 #[derive(Default)]
 pub struct Vring {
-    /// Descriptors, a power of two; 0 until it is set.
+    /// Number of descriptors; 0 until it is set.
     pub size: u16,
-    /// Addresses in the front-end.
+    /// Addresses in the front-end's address space.
     pub addresses: Option<VhostUserVringAddr>,
-    /// Where it goes on; `None` until that is said, and for the beginning then.
+    /// Where the ring starts; `None` until it is set, which means the beginning.
     pub base: Option<u32>,
-    /// SET_VRING_KICK was sent; without a file the ring is polled.
+    /// The kick, once SET_VRING_KICK was sent; a ring without a file is polled.
     pub kick: Option<Option<Arc<OwnedFd>>>,
     pub call: Option<Arc<CallFile>>,
     pub error: Option<Arc<CallFile>>,
     pub enabled: bool,
-    /// It has been started on this connection.
+    /// The ring has run on this connection.
     pub has_run: bool,
-    /// What the ring runs on.
+    /// The worker of a running ring.
     pub worker: Option<Arc<Worker>>,
-    /// It was stopped to be set up anew, and starts when it is kicked or enabled: until then more may come.
+    /// The ring stopped because the front-end sets it up again. It starts when the front-end sets its kick or enables it.
     pub is_set_up_anew: bool,
-    /// What it was when it stopped last.
+    /// Its identity when it last stopped.
     stopped: Option<Identity>,
     /// Requests that were held over then.
     suspended: Vec<Chain>,
 }
 
-/// By which a driver that goes on is told from a new one: size, addresses and base of its ring.
+/// Identifies a driver that continues: size, addresses and base of its ring.
 type Identity = (u16, [u64; 3], u32);
 
 impl Vring {
-    /// Whether all is set that the ring needs to run.
+    /// Returns whether the set-up is complete, and the ring does not run yet.
     pub fn is_ready(&self) -> bool {
         self.worker.is_none()
             && self.size > 0
@@ -61,7 +61,7 @@ impl Vring {
             && !self.is_set_up_anew
     }
 
-    /// Whether requests are taken from the ring.
+    /// Returns whether the device takes requests from the ring.
     pub fn is_at_work(&self) -> bool {
         self.worker.is_some() && self.enabled
     }
@@ -72,8 +72,7 @@ impl Vring {
         (self.size, parts, self.base.unwrap_or_default())
     }
 
-    /// Whether the ring is at `start`, where drivers begin, and was elsewhere, or otherwise, when it stopped: its driver is another one
-    /// than the one before.
+    /// Returns whether a new driver starts: the ring is at `start`, and stopped elsewhere or with another set-up.
     pub fn begins_anew(&self, start: u32) -> bool {
         let stopped = self
             .stopped
@@ -81,7 +80,7 @@ impl Vring {
         stopped && self.base == Some(start)
     }
 
-    /// Forgets where it stopped: another guest has it.
+    /// Discards where the ring stopped: another guest uses it now.
     pub fn forget_stop(&mut self) {
         (self.base, self.stopped) = (None, None);
         self.forget_suspended();
@@ -92,7 +91,7 @@ impl Vring {
         self.suspended.clear();
     }
 
-    /// Forgets all but the files that the front-end is told by: QEMU sends the one for errors only once.
+    /// Discards everything but the call and error files: QEMU sends the error file only once.
     pub fn reset(&mut self) {
         *self = Self {
             call: self.call.take(),
@@ -101,7 +100,7 @@ impl Vring {
         };
     }
 
-    /// Where the ring is, and how it is to be read.
+    /// Returns the place and the format of the ring.
     fn setup(&self, features: u64) -> RingSetup {
         let addresses = self.addresses.unwrap_or_default();
         let has = |bit: u32| features & 1 << bit != 0;
@@ -117,13 +116,13 @@ impl Vring {
         }
     }
 
-    /// Guest address by which writes to the used ring are logged.
+    /// Returns the guest address under which writes to the used ring are logged.
     pub fn used_log(&self) -> Option<u64> {
         let logged = |addresses: &VhostUserVringAddr| addresses.flags & VRING_LOG != 0;
         self.addresses.filter(logged).map(|addresses| addresses.log)
     }
 
-    /// Finds the ring, with these features accepted, so that it can start.
+    /// Maps the ring in guest memory, so that it can start with these features.
     pub fn prepare(
         &mut self,
         index: u16,
@@ -138,7 +137,7 @@ impl Vring {
             self.error.iter().for_each(|error| error.signal_if_room());
             SessionError::Ring { index, source }
         })?;
-        // A packed ring may begin where the front-end says 0.
+        // Some front-ends start a packed ring at base 0.
         let first = Ring::first_base(setup.packed);
         if self.base == Some(0) && ring.base() == first {
             self.base = Some(first);
@@ -167,7 +166,7 @@ impl Vring {
             self.size,
             match recovered {
                 0 => String::new(),
-                count => format!(", after {count} that were under way"),
+                count => format!(", recovering {count} requests in flight"),
             }
         ));
         self.worker = Some(worker);
@@ -175,7 +174,7 @@ impl Vring {
         Ok(())
     }
 
-    /// Stops the ring, after all that the device holds of it is finished.
+    /// Completes all requests that the device holds, and stops the ring.
     pub fn stop(&mut self, index: u16) {
         self.kick = None;
         self.is_set_up_anew = false;
@@ -197,7 +196,7 @@ impl Vring {
         ));
     }
 
-    /// Stops the ring to have it set up anew: it starts when it is kicked or enabled.
+    /// Stops the ring because the front-end sets it up again. It starts when the front-end sets its kick or enables it.
     pub fn stop_for_set_up(&mut self, index: u16) {
         let kick = self.kick.take();
         self.stop(index);
@@ -206,7 +205,7 @@ impl Vring {
     }
 }
 
-/// Takes a file of the front-end as an eventfd for kicks: one that can be waited on.
+/// Checks that a file of the front-end can be waited on, for kicks.
 pub fn kick(file: OwnedFd) -> Result<Arc<OwnedFd>, SessionError> {
     EpollPoller::new()
         .and_then(|mut poller| poller.watch(file.as_fd(), Token::Control))
@@ -214,7 +213,7 @@ pub fn kick(file: OwnedFd) -> Result<Arc<OwnedFd>, SessionError> {
     Ok(Arc::new(file))
 }
 
-/// Takes a file of the front-end to signal it by.
+/// Checks that a file of the front-end can be signalled.
 pub fn call(file: OwnedFd) -> Result<Arc<CallFile>, SessionError> {
     CallFile::new(file)
         .map(Arc::new)

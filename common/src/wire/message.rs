@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The vhost-user message codec: requests in, however they are cut into pieces, and replies out.
+//! The vhost-user message codec: receives requests, in however many pieces they arrive, and sends replies and requests of the back-end.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -19,11 +19,11 @@ use vm_memory::ByteValued;
 
 use crate::memory::LostMemory;
 
-/// Bytes of a header: request u32, flags u32, size u32, in native byte order.
+/// Size of a header in bytes: request u32, flags u32, size u32, in native byte order.
 pub(super) const HEADER_SIZE: usize = 12;
-/// Most bytes that may follow a header: the largest message is a config space of 4 KiB.
+/// Maximum payload in bytes: the largest message is a config space of 4 KiB.
 const MAX_PAYLOAD: usize = MAX_MSG_SIZE + size_of::<VhostUserConfig>();
-/// Most files that Linux lets one message carry (SCM_MAX_FD).
+/// Maximum number of files in a message on Linux (SCM_MAX_FD).
 const MAX_FILES: usize = 253;
 
 const VERSION_MASK: u32 = 0x3;
@@ -31,26 +31,28 @@ pub(super) const VERSION: u32 = 1;
 pub(super) const FLAG_REPLY: u32 = 1 << 2;
 const FLAG_NEED_REPLY: u32 = 1 << 3;
 
-/// Why no further message can be read from, or written to, a connection.
+/// Why a connection cannot be read from or written to any further.
 #[derive(Debug, Error)]
 pub enum MessageError {
     /// The socket failed.
     #[error("the socket of the front-end failed: {0}")]
     Socket(#[from] io::Error),
-    /// The front-end went away in the middle of a message.
+    /// The front-end disconnected in the middle of a message.
     #[error("the front-end closed its socket in the middle of a message")]
     Truncated,
-    /// The flags are not those of a request of version 1.
+    /// The flags are not those of a version 1 request.
     #[error("message flags {0:#x} are not those of a request of protocol version 1")]
     Flags(u32),
-    /// The payload is larger than any that exists.
-    #[error("a message of {0} bytes; the largest has {MAX_PAYLOAD}")]
+    /// The payload is larger than that of any request.
+    #[error("message of {0} bytes: the maximum is {MAX_PAYLOAD}")]
     TooLong(u32),
     /// Access to shared memory failed.
-    #[error("the front-end made a file shorter which it had shared as memory")]
+    #[error("the front-end truncated a file that it shares as memory")]
     MemoryLost,
-    /// The kernel had to drop files, for want of file descriptors.
-    #[error("files of a message were lost; raise RLIMIT_NOFILE (LimitNOFILE= in a unit)")]
+    /// The kernel dropped files because the limit of open files is reached.
+    #[error(
+        "too many open files: files of a message were lost; raise RLIMIT_NOFILE (LimitNOFILE= in a unit)"
+    )]
     FilesLost,
 }
 
@@ -129,11 +131,11 @@ pub fn leading_object<T: ByteValued + Default>(bytes: &[u8]) -> Option<T> {
     Some(object)
 }
 
-/// What became ready while a session waited for more than messages.
+/// Reports what became ready while the session waited.
 pub struct Ready {
-    /// The socket of the front-end. It counts as ready too when no message will come, which [`Connection::receive`] reports.
+    /// The front-end's socket, or an event that ends the connection: [`Connection::receive`] tells which.
     pub front_end: bool,
-    /// Each of the files.
+    /// For each of the files, whether it is ready.
     pub files: Vec<bool>,
 }
 
@@ -141,7 +143,7 @@ pub struct Ready {
 #[derive(Debug)]
 pub struct Connection<'a> {
     socket: UnixStream,
-    /// Becomes readable when the process is to end.
+    /// Becomes readable when the process must end.
     stop: &'a OwnedFd,
     lost: LostMemory,
 }
@@ -155,8 +157,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Waits for the next request. `None` when the front-end closed its end, or the process is to
-    /// end.
+    /// Waits for the next request. Returns `None` when the front-end has disconnected or the process must end.
     pub fn receive(&mut self) -> Result<Option<Message>, MessageError> {
         let mut header = [0; HEADER_SIZE];
         let mut files = Vec::new();
@@ -184,8 +185,7 @@ impl<'a> Connection<'a> {
         }))
     }
 
-    /// Fills `buffer`, however many pieces it comes in. Returns false at the end of the stream, or
-    /// of the process, before the first byte.
+    /// Fills `buffer` from as many pieces as arrive. Returns false if the stream ends before the first byte, or the process must end.
     fn fill(
         &mut self,
         buffer: &mut [u8],
@@ -198,7 +198,7 @@ impl<'a> Connection<'a> {
             }
             let count = match files.as_deref_mut() {
                 Some(files) => self.receive_with_files(rest, files)?,
-                // Files that come with a later piece belong to no message: the kernel closes them.
+                // Files belong to the first byte of a message. The kernel closes those that come later.
                 None => retry_on_intr(|| recv(&self.socket, &mut *rest, RecvFlags::empty()))
                     .map(|(_, count)| count),
             };
@@ -212,7 +212,7 @@ impl<'a> Connection<'a> {
         Ok(true)
     }
 
-    /// Waits for `events` at the socket, for the end of the process, or for one of `files`, but not longer than `limit`.
+    /// Waits for `events` at the socket, for the end of the process, or for one of `files`, for at most `limit`.
     pub fn wait_beside(
         &self,
         events: PollFlags,
@@ -239,7 +239,7 @@ impl<'a> Connection<'a> {
         })
     }
 
-    /// Waits for bytes. Returns true when the process is to end instead.
+    /// Waits for bytes. Returns true if the process must end instead.
     fn is_stopped(&self) -> Result<bool, MessageError> {
         let lost = self.lost.event().unwrap_or(self.stop.as_fd());
         let mut fds = [
@@ -284,7 +284,7 @@ impl<'a> Connection<'a> {
         }
     }
 
-    /// Answers `request`.
+    /// Sends the reply to `request`.
     pub fn reply(
         &mut self,
         request: u32,
@@ -295,7 +295,7 @@ impl<'a> Connection<'a> {
         let mut rest = bytes.as_slice();
         let mut file = file.as_ref().map(AsFd::as_fd);
         while !rest.is_empty() {
-            // A file goes with the first byte.
+            // The file goes with the first byte.
             let sent = send(&self.socket, rest, file.take(), SendFlags::empty());
             rest = rest
                 .get(sent.map_err(io::Error::from)?..)
@@ -305,20 +305,20 @@ impl<'a> Connection<'a> {
     }
 }
 
-/// A request of the back-end.
+/// A request of the back-end to the front-end.
 pub struct BackEndRequest<'a> {
     /// Number of the request.
     pub request: u32,
-    /// The front-end is to acknowledge it.
+    /// The front-end must acknowledge it.
     pub need_reply: bool,
     /// The bytes that follow the header.
     pub payload: &'a [u8],
-    /// A file that goes with it.
+    /// A file to send with it.
     pub file: Option<BorrowedFd<'a>>,
 }
 
 impl BackEndRequest<'_> {
-    /// Sends the request, without waiting for room. Returns whether all of it was sent.
+    /// Sends the request if the socket has room, and never waits. Returns whether all of it was sent.
     ///
     /// # Errors
     /// Nothing was sent.
@@ -338,7 +338,7 @@ fn encode(request: u32, flags: u32, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Sends some of `bytes`, with a file or without. Returns how many.
+/// Sends as many of `bytes` as fit, with an optional file. Returns their number.
 fn send(
     socket: impl AsFd,
     bytes: &[u8],
