@@ -3,13 +3,16 @@
 //! the socket and the rings.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 
+use serde_json::Value;
 use thiserror::Error;
 
 pub use crate::error::StartError;
 pub use crate::sandbox::{Access, Call, Needs};
 pub use crate::state::StateError;
+pub use crate::verb::{Argument, ArgumentType, Arguments, CommandError, Verb};
 pub use crate::wire::{
     FrontEnd, Mapping, Replies, Reply, SharedMemoryError, SharedRange, SharedRegion,
 };
@@ -60,6 +63,8 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Names of the request types that statistics count separately
     /// ([`Queue::complete_with`](crate::worker::Queue::complete_with)).
     const REQUESTS: &'static [&'static str] = &["request"];
+    /// Commands of the control socket that this device adds to those of every device.
+    const VERBS: &'static [Verb] = &[];
 
     /// Command line options of this device, in addition to those of all devices.
     type Options: clap::Args;
@@ -168,6 +173,20 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Re-examines the files named by the options (SIGHUP). Runs on the control thread, with or without a front-end, and must not block:
     /// the same thread ends the program.
     fn reload(&self) {}
+
+    /// Executes a command of [`Device::VERBS`] for a client of the control socket. Its arguments are already checked against the
+    /// description. Runs on the same thread as [`Device::reload`], and must not block either. `files` are what the client passed.
+    ///
+    /// # Errors
+    /// The command failed.
+    fn command(
+        &self,
+        name: &str,
+        _arguments: &Arguments,
+        _files: Vec<OwnedFd>,
+    ) -> Result<Value, CommandError> {
+        Err(CommandError::NotFound(name.to_owned()))
+    }
 
     /// Discards all state of the guest: the device is reset, or the front-end has disconnected.
     fn reset(&self) {}

@@ -15,9 +15,9 @@
 //! | [`ring`] | virtqueues |
 //! | [`chain`] | one request |
 //! | [`memory`] | the memory of the guest |
-//! | [`statistics`] | what is counted |
+//! | [`statistics`] | counters, and the present state of the connection |
 //!
-//! Below them are `log_limit`, `stderr`, `file_limit` and `error`.
+//! Below them are `verb`, `log_limit`, `stderr`, `file_limit` and `error`.
 
 pub mod chain;
 pub mod device;
@@ -32,6 +32,7 @@ pub mod session;
 pub mod state;
 pub mod statistics;
 mod stderr;
+mod verb;
 mod wire;
 pub mod worker;
 

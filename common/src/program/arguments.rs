@@ -34,7 +34,7 @@ pub struct Arguments<O: Args> {
     #[arg(long, value_name = "FDNUM", group = "socket", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub fd: Option<RawFd>,
 
-    /// Permissions of the sockets at --socket-path and --stats-socket, in octal.
+    /// Permissions of the sockets at --socket-path, --stats-socket and --control-socket, in octal.
     #[arg(
         long,
         value_name = "OCTAL",
@@ -50,6 +50,13 @@ pub struct Arguments<O: Args> {
     /// SIGUSR1 logs them. The rules for --socket-path hold for PATH too.
     #[arg(long, value_name = "PATH", group = "files")]
     pub stats_socket: Option<PathBuf>,
+
+    /// Accept commands on a unix socket at PATH: JSON objects in the shape of QMP.
+    ///
+    /// vhost-device-ctl(1) sends them, and vhost-device-control(7) describes them. Whoever can connect can stop the program. The rules
+    /// for --socket-path apply to PATH too.
+    #[arg(long, value_name = "PATH", group = "files")]
+    pub control_socket: Option<PathBuf>,
 
     /// What to do when the process attempts a disallowed operation.
     ///

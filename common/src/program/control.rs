@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The thread that hears what comes from outside but not from a front-end: signals, and who asks for statistics. It does so whether
-//! there is a front-end or not, and whatever the other threads are at.
+//! The control thread: it handles signals, and serves the clients of `--stats-socket` and `--control-socket`. It does so with or
+//! without a front-end, and never waits for the other threads.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 
+use super::clients::{Clients, Protocol};
+use super::control_socket::{ControlProtocol, State, event};
 use super::signals::{Signal, Signals};
 use super::socket::Listener;
-use super::stats_socket::StatsSocket;
+use super::stats_socket::StatsProtocol;
 use crate::device::{Device, StartError};
 use crate::sandbox::{Role, confine_thread};
-use crate::statistics::Statistics;
+use crate::statistics::{Event, Statistics};
 use crate::stderr;
 
 /// How long requests in flight may take to finish once a signal came that ends the program.
@@ -24,12 +26,13 @@ const TIME_TO_FINISH: Duration = Duration::from_millis(1800);
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What the thread serves.
-pub struct Control<D> {
+pub struct Control<D: Device> {
     pub signals: Signals,
     /// The program may end, and drop it, at any time.
     pub device: Weak<D>,
     pub statistics: Arc<Statistics>,
-    pub stats_socket: Option<StatsSocket>,
+    pub stats_socket: Option<Clients<StatsProtocol>>,
+    pub control_socket: Option<Clients<ControlProtocol<D>>>,
     /// What to remove should the program have to be ended.
     pub files: Vec<Arc<Listener>>,
 }
@@ -39,7 +42,7 @@ impl<D: Device> Control<D> {
     pub fn start(self) -> Result<(), StartError> {
         std::thread::Builder::new()
             .name("control".to_owned())
-            .stack_size(128 << 10)
+            .stack_size(256 << 10)
             .spawn(move || {
                 confine_thread(Role::Control);
                 self.run();
@@ -61,8 +64,27 @@ impl<D: Device> Control<D> {
             if let Some(stats_socket) = &mut self.stats_socket {
                 stats_socket.advance();
             }
+            self.serve_commands();
         }
+        self.statistics.emit(Event::Shutdown);
+        self.serve_commands();
         self.force_end();
+    }
+
+    /// Serves the clients of the control socket: commands, then events.
+    fn serve_commands(&mut self) {
+        let Some(control_socket) = &mut self.control_socket else {
+            return;
+        };
+        control_socket.advance();
+        let events = self.statistics.events();
+        for (time, what) in events.into_iter().flat_map(|events| events.take()) {
+            control_socket.broadcast(&event(what, time), |client: &State| client.negotiated);
+        }
+        // Not before its client has the answer, as far as the client takes it.
+        if std::mem::take(&mut control_socket.protocol().0.quits) {
+            self.signals.stop();
+        }
     }
 
     /// Waits until there may be something to do. Returns whether the program goes on.
@@ -72,14 +94,21 @@ impl<D: Device> Control<D> {
             .into_iter()
             .flatten()
             .map(|signal| (signal.file().as_fd(), PollFlags::IN));
-        let clients = self.stats_socket.iter().flat_map(StatsSocket::files);
+        let events = self.statistics.events();
+        let events = events.map(|events| (events.as_fd(), PollFlags::IN));
         let mut fds = vec![PollFd::new(&self.signals.stop, PollFlags::IN)];
         fds.extend(
             signals
-                .chain(clients)
+                .chain(events)
+                .chain(files(self.stats_socket.as_ref()))
+                .chain(files(self.control_socket.as_ref()))
                 .map(|(file, flags)| PollFd::from_borrowed_fd(file, flags)),
         );
-        let deadline = self.stats_socket.as_ref().and_then(StatsSocket::deadline);
+        let deadlines = [
+            self.stats_socket.as_ref().and_then(Clients::deadline),
+            self.control_socket.as_ref().and_then(Clients::deadline),
+        ];
+        let deadline = deadlines.into_iter().flatten().min();
         let waited = retry_on_intr(|| {
             let left = deadline.map(|time| time.saturating_duration_since(Instant::now()));
             let left = left.and_then(|left| Timespec::try_from(left).ok());
@@ -101,6 +130,13 @@ impl<D: Device> Control<D> {
         // Without the exit handlers of libraries, which take away what a renderer that still works uses.
         signal_hook::low_level::exit(0);
     }
+}
+
+/// What to wait for on a socket, if there is one.
+fn files<P: Protocol>(
+    clients: Option<&Clients<P>>,
+) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
+    clients.into_iter().flat_map(Clients::files)
 }
 
 #[cfg(test)]
@@ -160,6 +196,7 @@ mod tests {
             device: Arc::downgrade(&device),
             statistics: Arc::new(Statistics::new(Reloading::TYPE, Reloading::REQUESTS)),
             stats_socket: None,
+            control_socket: None,
             files: Vec::new(),
         };
         control.start().unwrap();

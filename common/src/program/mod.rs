@@ -3,7 +3,11 @@
 //! "back-end program conventions".
 
 mod arguments;
+mod clients;
+mod commands;
 mod control;
+mod control_socket;
+mod frames;
 mod service;
 mod signals;
 mod socket;
@@ -32,12 +36,15 @@ use crate::stderr;
 use crate::worker::Polling;
 use arguments::Arguments;
 pub use arguments::size;
+use clients::Clients;
+use commands::Commands;
 use control::Control;
+use control_socket::ControlProtocol;
 use service::{ServiceManager, State};
 use signals::Signals;
 pub use socket::inherited;
 use socket::{Listener, Source};
-use stats_socket::StatsSocket;
+use stats_socket::StatsProtocol;
 use turn::Turn;
 
 /// Exit status for a usage error; all other failures have [`ExitCode::FAILURE`].
@@ -120,23 +127,33 @@ fn start<D: Device>(
     let sockets = source
         .path()
         .into_iter()
-        .chain(arguments.stats_socket.as_deref());
+        .chain(arguments.stats_socket.as_deref())
+        .chain(arguments.control_socket.as_deref());
     let mut turn = Some(Turn::wait(sockets));
     let server = Server::open(source)?;
     let mut listeners = Vec::from_iter(server.listener());
-    let stats_socket = arguments
-        .stats_socket
-        .map(|path| bind_stats_socket(path, arguments.socket_mode, &listeners))
-        .transpose();
-    let outcome = stats_socket.and_then(|stats_socket| {
+    let mut bind = |path: Option<PathBuf>, option| {
+        let path =
+            path.map(|path| bind_for_clients(path, arguments.socket_mode, option, &listeners));
+        let listener = path.transpose()?;
+        listeners.extend(listener.clone());
+        Ok(listener)
+    };
+    let bound = bind(arguments.stats_socket, "--stats-socket")
+        .and_then(|stats| Ok((stats, bind(arguments.control_socket, "--control-socket")?)));
+    let outcome = bound.and_then(|(stats_socket, control_socket)| {
         let mut needs = device.needs();
         if !device.shared_memory().is_empty() {
             // Its requests to the front-end come with files.
             needs.queue.push(Call::new(libc::SYS_sendmsg));
         }
-        if let Some(stats_socket) = &stats_socket {
-            needs.control.extend(StatsSocket::calls());
-            listeners.push(Arc::clone(stats_socket));
+        if stats_socket.is_some() {
+            needs.control.extend(Clients::<StatsProtocol>::calls());
+        }
+        if control_socket.is_some() {
+            needs.control.extend(Clients::<ControlProtocol<D>>::calls());
+            let collected = statistics.collect_events();
+            collected.map_err(|error| StartError(format!("cannot collect events: {error}")))?;
         }
         let directories = listeners.iter().filter_map(|listener| listener.directory());
         needs
@@ -144,15 +161,19 @@ fn start<D: Device>(
             .extend(directories.map(|directory| (directory, Access::Remove)));
         sandbox::enter(D::PROGRAM, arguments.sandbox, &needs)?;
         stderr::start(D::PROGRAM, || confine_thread(Role::Log))?;
-        stats_socket
-            .iter()
+        let for_clients = stats_socket.iter().chain(&control_socket);
+        for_clients
+            .into_iter()
             .try_for_each(|listener| listener.listen())?;
+        let stats_protocol = StatsProtocol(Arc::clone(&statistics));
+        let commands = Commands::new(Arc::downgrade(&device), Arc::clone(&statistics));
         Control {
             signals,
             device: Arc::downgrade(&device),
             statistics: Arc::clone(&statistics),
-            stats_socket: stats_socket
-                .map(|listener| StatsSocket::new(listener, Arc::clone(&statistics))),
+            stats_socket: stats_socket.map(|listener| Clients::new(listener, stats_protocol)),
+            control_socket: control_socket
+                .map(|listener| Clients::new(listener, ControlProtocol(commands))),
             files: listeners.clone(),
         }
         .start()?;
@@ -169,25 +190,25 @@ fn start<D: Device>(
     outcome
 }
 
-/// Makes the socket of `--stats-socket`. Nobody can connect yet.
-fn bind_stats_socket(
+/// Creates the socket file of `option`, which is none of those of `others`. Nobody can connect yet.
+fn bind_for_clients(
     path: PathBuf,
     mode: u32,
+    option: &str,
     others: &[Arc<Listener>],
 ) -> Result<Arc<Listener>, StartError> {
-    const OPTION: &str = "--stats-socket";
     if others.iter().any(|other| other.is_at(&path)) {
         return Err(StartError(format!(
-            "front-ends connect to {}; choose another {OPTION}",
+            "{} is already the path of another socket of this program; choose another {option}",
             path.display()
         )));
     }
-    let listener = Listener::bind(path, mode, OPTION)?;
+    let listener = Listener::bind(path, mode, option)?;
     match listener.set_nonblocking() {
         Ok(()) => Ok(Arc::new(listener)),
         Err(error) => {
             listener.remove_file();
-            Err(StartError(format!("cannot use {OPTION}: {error}")))
+            Err(StartError(format!("cannot use {option}: {error}")))
         }
     }
 }

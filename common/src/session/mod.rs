@@ -12,6 +12,7 @@ mod inflight;
 mod memory;
 mod reset;
 mod rings;
+mod status;
 mod transfer;
 mod vring;
 mod wait;
@@ -117,6 +118,7 @@ pub fn serve<D: Device>(
         was_used: false,
     };
     device.connected(&session.channel.handle());
+    session.publish_status();
     loop {
         session.wait_for_message(&connection)?;
         let Some(message) = connection.receive()? else {
@@ -132,7 +134,9 @@ pub fn serve<D: Device>(
             message.files.len(),
             if need_reply { ", wants a reply" } else { "" }
         );
-        match session.handle(message) {
+        let answer = session.handle(message);
+        session.publish_status();
+        match answer {
             Ok(Answer::Reply(payload)) => connection.reply(request, &payload, None)?,
             Ok(Answer::ReplyWithFile(payload, file)) => {
                 connection.reply(request, &payload, Some(file))?;
@@ -161,6 +165,7 @@ impl<D: Device> Drop for Session<'_, D> {
         self.stop_all();
         self.device.reset();
         self.device.set_kept(Some(0));
+        self.statistics.set_front_end(None);
     }
 }
 

@@ -5,16 +5,22 @@
 //! neither a lock nor an atomic operation that locks a cache line, and whoever reads does not disturb. The clock is looked at once a
 //! batch: see `Recorder`.
 
+mod events;
+mod numbers;
 mod prometheus;
 mod recorder;
+mod status;
 mod summary;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+pub(crate) use events::{Event, Events};
+pub(crate) use numbers::QueueNumbers;
 pub use recorder::Outcome;
 pub(crate) use recorder::{Recorder, Taken};
+pub(crate) use status::{FrontEnd, QueueStatus, RingFormat};
 
 /// Requests in the largest batch that has a bucket of its own.
 pub(crate) const LARGEST_BATCH: u16 = 64;
@@ -132,6 +138,10 @@ pub struct Statistics {
     front_ends: AtomicU64,
     /// Queues that were started at least once.
     queues: Mutex<BTreeMap<u16, Arc<QueueStatistics>>>,
+    /// The state of the connection.
+    front_end: Mutex<Option<FrontEnd>>,
+    /// Set if somebody takes events.
+    events: OnceLock<Events>,
 }
 
 impl Statistics {
@@ -142,6 +152,8 @@ impl Statistics {
             types,
             front_ends: AtomicU64::new(0),
             queues: Mutex::default(),
+            front_end: Mutex::default(),
+            events: OnceLock::new(),
         }
     }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! QEMU's control protocol: one JSON object a line over a socket.
+//! A client of QMP, QEMU's control protocol: one JSON object a line over a socket.
 
 use std::io::{BufRead, BufReader, IoSlice, Write};
 use std::mem::MaybeUninit;
@@ -21,8 +21,11 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Qmp(BufReader<UnixStream>);
 
 impl Qmp {
-    /// Connects and negotiates.
-    pub(super) fn connect(path: &Path) -> Result<Self, GuestError> {
+    /// Connects and negotiates capabilities.
+    ///
+    /// # Errors
+    /// Nothing listens there, or it does not speak QMP.
+    pub fn connect(path: &Path) -> Result<Self, GuestError> {
         let connect = || {
             let stream = UnixStream::connect(path)?;
             stream.set_read_timeout(Some(PATIENCE))?;

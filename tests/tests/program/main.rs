@@ -6,7 +6,9 @@
 #![cfg(test)]
 
 mod arguments;
+mod client_sockets;
 mod connections;
+mod control_socket;
 mod descriptor;
 mod file_limit;
 mod log;

@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The socket that gives statistics: where it may be, and who may connect.
+//! The socket that sends statistics. What it has in common with the control socket is tested in `client_sockets`.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::Shutdown;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use vhost_device_tests::process::{PATIENCE, Program, Signal, inherit, option};
 
+use crate::client_sockets::mode;
 use crate::prometheus::Page;
-use crate::{BLOCK, Binary, END, Setup, assert_refused, assert_serves, exists, for_each_program};
+use crate::{BLOCK, Binary, END, Setup, assert_serves, exists, for_each_program};
 
 /// Returns where the statistics of `setup`'s program are.
 pub fn stats_socket(setup: &Setup) -> PathBuf {
@@ -57,7 +55,7 @@ fn serve(setup: &Setup) -> Program {
     Program::serve(&mut counting(setup), &setup.socket()).unwrap()
 }
 
-fn assert_serves_statistics(path: &Path) {
+pub fn assert_serves_statistics(path: &Path) {
     Page::parse(&page(path));
 }
 
@@ -98,68 +96,10 @@ fn statistics_are_served_beside_an_inherited_socket(binary: &Binary) {
     assert!(!exists(&stats_socket(&setup)), "the socket is left");
 }
 
-fn mode(path: &Path) -> u32 {
-    fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
-}
-
 for_each_program!(
     statistics_are_served_with_and_without_a_front_end,
     statistics_are_served_beside_an_inherited_socket,
 );
-
-#[test]
-fn the_mode_of_the_sockets_is_that_of_the_statistics_too() {
-    let setup = Setup::new(&BLOCK);
-    let mut command = counting(&setup);
-    let program = Program::serve(command.arg("--socket-mode=0666"), &setup.socket()).unwrap();
-    assert_eq!(mode(&stats_socket(&setup)), 0o666);
-    drop(program);
-    let mut program = serve(&setup);
-    program.wait_for_listener(&stats_socket(&setup)).unwrap();
-    assert_eq!(
-        mode(&stats_socket(&setup)),
-        0o660,
-        "a stale socket is replaced"
-    );
-}
-
-#[test]
-fn a_path_that_cannot_be_used_is_refused_and_leaves_nothing() {
-    let setup = Setup::new(&BLOCK);
-    let refuse = |path: &Path| {
-        let mut command = setup.listening();
-        command.arg(option("stats-socket", path));
-        assert_refused(&mut command, 1, path);
-        assert!(!exists(&setup.socket()), "the other socket is left");
-    };
-    File::create(setup.path("file")).unwrap();
-    refuse(&setup.path("file"));
-    assert!(setup.path("file").is_file());
-    refuse(setup.directory.path());
-    refuse(&setup.path("missing/statistics"));
-    refuse(&setup.path(&"long".repeat(50)));
-    refuse(&setup.socket());
-    // Another name of the same place.
-    let mut command = setup.listening();
-    let name = setup.directory.path().file_name().unwrap();
-    let other = setup.directory.path().join("..").join(name).join("socket");
-    command.arg(option("stats-socket", &other));
-    assert_refused(&mut command, 1, "--stats-socket");
-    let _listener = UnixListener::bind(stats_socket(&setup)).unwrap();
-    refuse(&stats_socket(&setup));
-    assert!(exists(&stats_socket(&setup)));
-}
-
-#[test]
-fn a_socket_that_is_used_is_not_taken_by_another_program() {
-    let setup = Setup::new(&BLOCK);
-    let _program = serve(&setup);
-    let other = Setup::new(&BLOCK);
-    let mut command = other.listening();
-    command.arg(option("stats-socket", stats_socket(&setup)));
-    assert_refused(&mut command, 1, "--stats-socket");
-    assert_serves_statistics(&stats_socket(&setup));
-}
 
 #[test]
 fn a_get_request_is_answered_as_by_a_web_server() {
@@ -219,63 +159,5 @@ fn other_requests_are_refused() {
             "{answer}"
         );
         assert!(answer.ends_with("\r\n\r\n"), "{answer}");
-    }
-}
-
-#[test]
-fn malicious_clients_delay_others_only_briefly() {
-    let setup = Setup::new(&BLOCK);
-    let mut program = serve(&setup);
-    program.expect_no_leak().unwrap();
-    let path = stats_socket(&setup);
-    // Without end, and without reading.
-    let mut endless = UnixStream::connect(&path).unwrap();
-    let ended = loop {
-        if let Err(error) = endless.write_all(&[b'a'; 4096]) {
-            break error.kind();
-        }
-    };
-    assert!(
-        matches!(ended, ErrorKind::BrokenPipe | ErrorKind::ConnectionReset),
-        "{ended}"
-    );
-    // Gone before the answer.
-    for _ in 0..100 {
-        let mut client = UnixStream::connect(&path).unwrap();
-        let _ = client.write_all(b"GET / HTTP/1.0\r\n\r\n");
-    }
-    // Nothing at all, and a part of a request.
-    let idle: Vec<_> = (0..9)
-        .map(|number| {
-            let mut client = UnixStream::connect(&path).unwrap();
-            if number % 2 == 0 {
-                let _ = client.write_all(b"GET /");
-            }
-            client
-        })
-        .collect();
-    // Front-ends and signals do not wait for them.
-    let front_end = UnixStream::connect(setup.socket()).unwrap();
-    let start = Instant::now();
-    assert_serves(&front_end);
-    program.signal(Signal::USR1).unwrap();
-    let is_logged = |program: &Program| program.stderr().contains("statistics:");
-    while !is_logged(&program) {
-        assert!(start.elapsed() < PATIENCE, "nothing is logged");
-        std::thread::yield_now();
-    }
-    let before = program.processor_time().unwrap();
-    assert_serves_statistics(&path);
-    let spent = program.processor_time().unwrap() - before;
-    assert!(
-        spent.as_millis() < 500,
-        "{spent:?} of processor time while clients wait"
-    );
-    for mut client in idle {
-        client.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut rest = Vec::new();
-        // Each is let go.
-        let _ = client.read_to_end(&mut rest);
-        assert_eq!(rest, b"");
     }
 }

@@ -5,17 +5,18 @@
 //! therefore go to a queue in memory, and a thread of their own writes them. Nobody else waits for stderr: lines that do not fit into
 //! the queue are dropped and counted, and the count follows in their place.
 
-use std::io::{self, Write};
+mod logger;
+
 use std::mem::take;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use env_logger::{Builder, Env, Target};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FileType, Mode, OFlags, fstat, open};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::error::StartError;
+pub use logger::{level, set_level};
 
 /// Bytes of lines that wait to be written. More than all statistics take.
 const MOST_BYTES: usize = 256 << 10;
@@ -64,13 +65,7 @@ fn queue() -> MutexGuard<'static, Queue> {
 
 /// Has log lines and panics go to stderr.
 pub fn log(program: &'static str) {
-    Builder::from_env(Env::default().default_filter_or("info"))
-        .format(move |line, record| {
-            let level = record.level().as_str().to_ascii_lowercase();
-            writeln!(line, "{program}: {level}: {}", record.args())
-        })
-        .target(Target::Pipe(Box::new(Lines)))
-        .init();
+    logger::install(program);
     std::panic::set_hook(Box::new(move |panic| {
         let text = panic.to_string().replace('\n', " ");
         let thread = std::thread::current();
@@ -93,20 +88,6 @@ fn unshare() -> rustix::io::Result<()> {
         rustix::stdio::dup2_stderr(own)?;
     }
     Ok(())
-}
-
-/// Takes whole lines of the logger.
-struct Lines;
-
-impl Write for Lines {
-    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
-        push(lines);
-        Ok(lines.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
 }
 
 /// Writes a line, without waiting for stderr.
