@@ -9,6 +9,7 @@ mod arguments;
 mod client_sockets;
 mod connections;
 mod control_socket;
+mod ctl;
 mod descriptor;
 mod file_limit;
 mod log;
