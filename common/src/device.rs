@@ -10,7 +10,7 @@ use serde_json::Value;
 use thiserror::Error;
 
 pub use crate::error::StartError;
-pub use crate::sandbox::{Access, Call, Needs};
+pub use crate::sandbox::{Access, Call, CapabilitySet, Needs};
 pub use crate::state::StateError;
 pub use crate::verb::{Argument, ArgumentType, Arguments, CommandError, Verb};
 pub use crate::wire::{
@@ -165,7 +165,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// (a split ring after 65,536 requests, a packed ring after two rounds), or if another queue is already running.
     fn new_driver(&self) {}
 
-    /// Returns what the device does after [`Device::open`] in addition to the core. The sandbox kills the process on anything else.
+    /// Returns what the device keeps after [`Device::open`] in addition to the core. The sandbox denies everything else.
     fn needs(&self) -> Needs {
         Needs::default()
     }

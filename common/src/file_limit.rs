@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How many files may be open, and what to do where that is not enough.
+//! The limit of open files (`RLIMIT_NOFILE`), and what to do where it is too low.
 
 use std::fmt;
 use std::io;
@@ -7,7 +7,7 @@ use std::io;
 use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-/// Raises the soft limit of open files to the hard one. The soft one is low by default (1024) for programs that use select(2).
+/// Raises the soft limit to the hard limit. The soft limit is low by default (1024), for programs that use `select(2)`.
 pub(crate) fn raise() {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
@@ -16,7 +16,18 @@ pub(crate) fn raise() {
     }
 }
 
-/// An error of a system call that opens a file. Where a limit is in the way it is named, with the remedy.
+/// Warns if fewer than `wanted` files can be open at a time, after [`raise`].
+pub(crate) fn warn_if_below(wanted: u64) {
+    if let Some(limit) = getrlimit(Resource::Nofile).current
+        && limit < wanted
+    {
+        log::warn!(
+            "only {limit} files can be open at a time, and the device may need {wanted}; raise the hard limit of RLIMIT_NOFILE (LimitNOFILE= in a unit)"
+        );
+    }
+}
+
+/// Describes an error of a system call that opens a file. If a limit is the reason, it is named with the remedy.
 pub(crate) fn explained(error: &io::Error) -> impl fmt::Display {
     let remedy = match error.raw_os_error().map(Errno::from_raw_os_error) {
         Some(Errno::MFILE) => "; raise RLIMIT_NOFILE (LimitNOFILE= in a unit)",

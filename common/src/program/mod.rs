@@ -147,6 +147,7 @@ fn start<D: Device>(
             // Its requests to the front-end come with files.
             needs.queue.push(Call::new(libc::SYS_sendmsg));
         }
+        file_limit::warn_if_below(needs.open_files);
         if stats_socket.is_some() {
             needs.control.extend(Clients::<StatsProtocol>::calls());
         }
@@ -158,7 +159,7 @@ fn start<D: Device>(
         let directories = listeners.iter().filter_map(|listener| listener.directory());
         needs
             .files
-            .extend(directories.map(|directory| (directory, Access::Remove)));
+            .extend(directories.map(|directory| (directory, Access::REMOVE)));
         sandbox::enter(D::PROGRAM, arguments.sandbox, &needs)?;
         stderr::start(D::PROGRAM, || confine_thread(Role::Log))?;
         let for_clients = stats_socket.iter().chain(&control_socket);

@@ -80,6 +80,30 @@ impl Call {
         ]
     }
 
+    /// What it takes to connect to unix sockets.
+    pub fn connect_unix() -> Vec<Self> {
+        let mut calls = Self::unix_sockets();
+        calls.push(Self::new(libc::SYS_connect));
+        calls
+    }
+
+    /// What it takes to create unix sockets, and to accept connections there.
+    pub fn bind_unix() -> Vec<Self> {
+        let mut calls = Self::unix_sockets();
+        calls.extend(plain(&[
+            libc::SYS_bind,
+            libc::SYS_listen,
+            libc::SYS_accept4,
+        ]));
+        calls
+    }
+
+    fn unix_sockets() -> Vec<Self> {
+        let mut calls = plain(&[libc::SYS_getsockopt, libc::SYS_recvfrom, libc::SYS_shutdown]);
+        calls.push(Self::new(libc::SYS_socket).with(0, libc::AF_UNIX as u32));
+        calls
+    }
+
     pub(super) fn number(&self) -> i64 {
         self.number
     }

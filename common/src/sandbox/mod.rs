@@ -25,6 +25,7 @@ pub use call::Call;
 pub use files::Access;
 pub(crate) use filter::{Role, confine_thread};
 pub use process::start_process;
+pub use rustix::thread::CapabilitySet;
 
 /// What a violation of the sandbox leads to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -37,26 +38,48 @@ pub enum Sandbox {
     Off,
 }
 
-/// What a device does after its start, beside what the core does.
-#[derive(Clone, Debug, Default)]
+/// What a device keeps after its start, beside what the core keeps. All else ends the process, or fails.
+#[derive(Clone, Debug)]
 pub struct Needs {
-    /// System calls of the thread that serves the front-end: what the methods of the device do. It may do all that the others may.
+    /// System calls of the thread that serves the front-end: what the methods of the device do. It may also make the calls of all
+    /// other threads.
     pub session: Vec<Call>,
-    /// System calls of the thread that hears signals: what [`Device::reload`](crate::device::Device::reload) does.
+    /// System calls of the control thread: what [`Device::reload`](crate::device::Device::reload) and
+    /// [`Device::command`](crate::device::Device::command) do.
     pub control: Vec<Call>,
     /// System calls of the threads that work on queues.
     pub queue: Vec<Call>,
-    /// System calls of threads that those start, if they do. Such a thread calls [`confine_helper`] first.
+    /// System calls of the threads that those start, if they start any. Such a thread calls [`confine_helper`] first.
     pub helper: Option<Vec<Call>>,
-    /// Files that are opened, and directories in which files are.
+    /// Files and directories that are used by their names, each with what is done there. A directory stands for all files below it.
     pub files: Vec<(PathBuf, Access)>,
+    /// The device connects to abstract unix sockets of other processes.
+    pub abstract_sockets: bool,
+    /// Linux capabilities that stay effective: none by default.
+    pub capabilities: CapabilitySet,
+    /// Files that the process has open at a time at most (`RLIMIT_NOFILE`); 0 if the usual hard limit is enough.
+    pub open_files: u64,
+}
+
+impl Default for Needs {
+    fn default() -> Self {
+        Self {
+            session: Vec::new(),
+            control: Vec::new(),
+            queue: Vec::new(),
+            helper: None,
+            files: Vec::new(),
+            abstract_sockets: false,
+            capabilities: CapabilitySet::empty(),
+            open_files: 0,
+        }
+    }
 }
 
 impl Needs {
     fn removes_files(&self) -> bool {
-        self.files
-            .iter()
-            .any(|(_, access)| *access == Access::Remove)
+        let removes = |(_, access): &(PathBuf, Access)| access.contains(Access::REMOVE);
+        self.files.iter().any(removes)
     }
 }
 
@@ -85,8 +108,15 @@ pub(crate) fn enter(
         Sandbox::Off => Ok(()),
         Sandbox::Log => watch::install(needs).map_err(|error| refused(&error)),
         Sandbox::On => {
-            privileges::drop_all().map_err(|errno| refused(&errno))?;
-            match files::restrict(&needs.files) {
+            let missing = privileges::drop_all_but(needs.capabilities);
+            let missing = missing.map_err(|errno| refused(&errno))?;
+            if !missing.is_empty() {
+                log::warn!(
+                    "the process does not have all capabilities that the device uses: {} missing; start it as root, or with AmbientCapabilities= in a unit",
+                    capability_names(missing)
+                );
+            }
+            match files::restrict(&needs.files, needs.abstract_sockets) {
                 Ok(true) => {}
                 Ok(false) => log::warn!(
                     "this kernel has no landlock: system calls are restricted, but not which files they may name"
@@ -97,4 +127,11 @@ pub(crate) fn enter(
             filter::install(needs).map_err(|error| refused(&error))
         }
     }
+}
+
+/// Names of capabilities, as capabilities(7) lists them.
+fn capability_names(capabilities: CapabilitySet) -> String {
+    let names = capabilities.iter_names();
+    let names: Vec<_> = names.map(|(name, _)| format!("CAP_{name}")).collect();
+    names.join(", ")
 }

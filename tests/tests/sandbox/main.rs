@@ -8,8 +8,10 @@
 #![cfg(target_arch = "x86_64")]
 
 mod attempts;
+mod control_socket;
 mod io_uring;
 mod modes;
+mod needs;
 mod state;
 
 use std::fs;

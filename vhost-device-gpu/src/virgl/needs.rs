@@ -108,8 +108,8 @@ pub fn add_needs(needs: &mut Needs, node: Option<&Path>) {
         .filter(|path| path.is_absolute())
         .collect();
     let read = READ.iter().map(PathBuf::from);
-    let read = read.chain(directories).map(|path| (path, Access::Read));
+    let read = read.chain(directories).map(|path| (path, Access::READ));
     let nodes = READ_WRITE.iter().map(Path::new).chain(node);
-    let nodes = nodes.map(|path| (path.to_owned(), Access::ReadWrite));
+    let nodes = nodes.map(|path| (path.to_owned(), Access::READ_WRITE));
     needs.files.extend(read.chain(nodes));
 }
