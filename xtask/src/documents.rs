@@ -71,7 +71,8 @@ fn sources(folder: &Path) -> String {
 fn product() -> String {
     let folders = entries(&workspace()).into_iter().filter(|path| {
         let name = path.file_name().unwrap().to_string_lossy();
-        matches!(&*name, "common" | "discovery" | "storage") || name.starts_with("vhost-device-")
+        matches!(&*name, "common" | "ctl" | "discovery" | "storage")
+            || name.starts_with("vhost-device-")
     });
     folders.map(|path| sources(&path.join("src"))).collect()
 }
@@ -162,6 +163,7 @@ fn check_tests(arguments: &[&str]) -> Result<(), String> {
                 let package = *words.next().ok_or("which package?")?;
                 let folder = match package {
                     "vhost-device-common" => "common",
+                    "vhost-device-ctl" => "ctl",
                     "vhost-device-storage" => "storage",
                     "vhost-device-tests" => "tests",
                     other => other,

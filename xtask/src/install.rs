@@ -89,7 +89,7 @@ impl Directories {
             // With the prefix /usr, libvirt's AppArmor profile allows this directory.
             devices: prefix.join("bin"),
             descriptors: prefix.join("share/qemu/vhost-user"),
-            manual: prefix.join("share/man/man1"),
+            manual: prefix.join("share/man"),
             bash: prefix.join("share/bash-completion/completions"),
             zsh: prefix.join("share/zsh/site-functions"),
             fish: prefix.join("share/fish/vendor_completions.d"),
@@ -184,6 +184,9 @@ pub fn install(progress: &Progress, directories: &Directories, root: &Path) -> R
     for program in PROGRAMS {
         add(program, directories, &mut files)?;
     }
+    for (name, text) in manual::OTHERS {
+        files.push(page(directories, name, *text));
+    }
     for name in LICENCES {
         let path = directories.documents.join(name);
         files.push(File::text(path, read(&workspace().join(name))?));
@@ -225,7 +228,7 @@ fn add(program: &Program, directories: &Directories, files: &mut Vec<File>) -> R
     let mut command = (program.command)().disable_help_subcommand(true);
     command.build();
     for (name, text) in manual::pages(program)? {
-        files.push(File::text(directories.manual.join(name), text));
+        files.push(page(directories, &name, text));
     }
     for (shell, path) in [
         (Shell::Bash, directories.bash.join(program.name)),
@@ -243,6 +246,13 @@ fn add(program: &Program, directories: &Directories, files: &mut Vec<File>) -> R
         files.push(File::text(path, script));
     }
     Ok(())
+}
+
+/// Returns a manual page, in the directory of its section.
+fn page(directories: &Directories, name: &str, text: impl Into<Vec<u8>>) -> File {
+    let section = name.rsplit('.').next().unwrap_or_default();
+    let directory = directories.manual.join(format!("man{section}"));
+    File::text(directory.join(name), text)
 }
 
 /// Returns a unit for the program of a device.

@@ -15,6 +15,9 @@ const VERSION: &str = ".SH VERSION\n";
 /// The file name and the source of a page.
 pub type Page = (String, String);
 
+/// The pages that belong to no program.
+pub const OTHERS: &[(&str, &str)] = &[("vhost-device-control.7", include_str!("control.roff"))];
+
 /// Generates the pages of a program and of its subcommands.
 pub fn pages(program: &Program) -> Result<Vec<Page>, String> {
     let mut command = (program.command)().disable_help_subcommand(true);

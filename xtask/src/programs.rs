@@ -32,6 +32,15 @@ pub const PROGRAMS: &[Program] = &[
     device::<vhost_device_input::Input>(include_str!("../../vhost-device-input/manual.roff")),
     device::<vhost_device_rng::Rng>(include_str!("../../vhost-device-rng/manual.roff")),
     Program {
+        name: "vhost-device-ctl",
+        package: "vhost-device-ctl",
+        command: vhost_device_ctl::command,
+        device: None,
+        manual: include_str!("../../ctl/manual.roff"),
+        reloads: false,
+        makes_code: false,
+    },
+    Program {
         name: "vhost-user-discover",
         package: "vhost-user-discovery",
         command: vhost_user_discovery::program::command,

@@ -17,6 +17,7 @@ use vhost_device_tests::process;
 
 const DEVICES: &[&str] = &["block", "gpu", "input", "rng"];
 const DISCOVER: &str = "vhost-user-discover";
+const TOOLS: [&str; 2] = ["vhost-device-ctl", DISCOVER];
 const SUBCOMMANDS: &[&str] = &["check", "find", "list"];
 
 /// Files by their path below the root directory, with their mode.
@@ -38,8 +39,10 @@ fn expected(prefix: &str, zsh: &str) -> Files {
         add(format!("lib/systemd/system/{name}@.service"), 0o644);
         add(format!("lib/systemd/system/{name}@.socket"), 0o644);
     }
-    add(format!("bin/{DISCOVER}"), 0o755);
-    for name in devices.iter().map(String::as_str).chain([DISCOVER]) {
+    for name in TOOLS {
+        add(format!("bin/{name}"), 0o755);
+    }
+    for name in devices.iter().map(String::as_str).chain(TOOLS) {
         add(format!("share/man/man1/{name}.1"), 0o644);
         add(format!("share/bash-completion/completions/{name}"), 0o644);
         add(format!("{zsh}/_{name}"), 0o644);
@@ -51,6 +54,7 @@ fn expected(prefix: &str, zsh: &str) -> Files {
     for name in SUBCOMMANDS {
         add(format!("share/man/man1/{DISCOVER}-{name}.1"), 0o644);
     }
+    add("share/man/man7/vhost-device-control.7".to_owned(), 0o644);
     for name in ["LICENSE-APACHE", "LICENSE-BSD-3-Clause"] {
         add(format!("share/doc/vhost-device/{name}"), 0o644);
     }

@@ -14,7 +14,8 @@ use vhost_device_tests::process;
 use vhost_device_tests::skip::skip;
 
 use crate::{
-    DEVICES, DISCOVER, SUBCOMMANDS, assert_silent, expected, files, install, run, succeed, xtask,
+    DEVICES, DISCOVER, SUBCOMMANDS, TOOLS, assert_silent, expected, files, install, run, succeed,
+    xtask,
 };
 
 /// Returns the names of all programs, with where they are.
@@ -24,8 +25,9 @@ fn programs(tree: &Path) -> Vec<(String, PathBuf)> {
         let path = tree.join("usr/bin").join(&name);
         (name, path)
     };
-    let discover = (DISCOVER.to_owned(), tree.join("usr/bin").join(DISCOVER));
-    DEVICES.iter().map(device).chain([discover]).collect()
+    let tool = |name: &str| (name.to_owned(), tree.join("usr/bin").join(name));
+    let tools = TOOLS.map(tool);
+    DEVICES.iter().map(device).chain(tools).collect()
 }
 
 /// Returns the long options in a help text.
@@ -164,7 +166,8 @@ fn manual_pages_render() {
         return skip("man is not installed");
     };
     let tree = install();
-    for path in fs::read_dir(tree.path().join("usr/share/man/man1")).unwrap() {
+    let pages = ["man1", "man7"].map(|section| tree.path().join("usr/share/man").join(section));
+    for path in pages.iter().flat_map(|pages| fs::read_dir(pages).unwrap()) {
         let path = path.unwrap().path();
         let mut command = Command::new(&man);
         command.args(["--warnings", "--local-file"]).arg(&path);
