@@ -7,31 +7,31 @@ use std::time::{Duration, Instant};
 
 use log::Level;
 
-/// What a guest does wrong, or what fails for it again and again.
+/// For errors of a guest, and for failures that it can repeat.
 static WARN: Limit = Limit::new(5, Duration::from_secs(1));
-/// What is a line each for an operator: a guest with 256 queues starts and stops all of them in one window.
+/// For lines that an operator wants to see: a guest with 256 queues can start and stop all of them in one window.
 static INFO: Limit = Limit::new(600, Duration::from_secs(120));
 
-/// Logs at warn, unless the process logged some such lines in this second already. Lines left out are
-/// counted, and the count is logged with the next one.
+/// Logs at warn, unless the process has already logged five such lines in this second. Suppressed lines are counted, and the count is
+/// logged before the next line.
 pub fn warn_limited(message: Arguments<'_>) {
     WARN.log(Level::Warn, message);
 }
 
-/// Logs at info, unless the process logged very many such lines in the last minutes. Lines left out are
-/// counted, and the count is logged with the next one.
+/// Logs at info, unless the process has already logged 600 such lines in the last two minutes. Suppressed lines are counted, and the count
+/// is logged before the next line.
 pub fn info_limited(message: Arguments<'_>) {
     INFO.log(Level::Info, message);
 }
 
-/// So many lines in each window of time.
+/// At most so many lines in each window of time.
 struct Limit {
     lines: u32,
     window: Duration,
     recent: Mutex<Recent>,
 }
 
-/// What was logged lately.
+/// What was logged in the present window.
 struct Recent {
     start: Option<Instant>,
     lines: u32,
@@ -62,7 +62,7 @@ impl Limit {
         log::log!(level, "{message}");
     }
 
-    /// Whether another line may be logged. Gives how many were not since the last one.
+    /// Returns how many lines were suppressed since the last one; `None` if another line must not be logged.
     fn admit(&self, now: Instant) -> Option<u64> {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         let is_over = |start| now.duration_since(start) >= self.window;

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a device knows of its guest, as bytes that another process can take over: after a migration, or from a
-//! snapshot (vhost-user, "Migrating device state").
+//! The state of a device as bytes, which another process can load: after a migration, or from a snapshot (vhost-user, "Migrating device
+//! state").
 //!
-//! The bytes are a header and what [`Device::save`](crate::device::Device::save) gave. All numbers are
+//! The bytes are a header, then the device's part, which [`Device::save`](crate::device::Device::save) returns. All numbers are
 //! little-endian:
 //!
 //! | bytes | what |
 //! |---|---|
 //! | 8 | `vhdstate` |
 //! | 4 | version of this header: 1 |
-//! | 16 | type of the device, such as `gpu`, filled up with zeroes |
+//! | 16 | type of the device, such as `gpu`, padded with zeroes |
 //! | 4 | version of the device's part |
 //! | 8 | length of the device's part, in bytes |
-//! | 4 | CRC-32 (that of IEEE 802.3) of all the above and of the device's part |
+//! | 4 | CRC-32 (IEEE 802.3) of the fields above and the device's part |
 //!
 //! The device's part is in the [wire format of postcard](https://postcard.jamesmunns.com).
 //!
-//! A program loads what programs of its own version and of older ones have saved. It refuses what is newer, for it can
-//! not know what it would leave out: one migrates forward, and back only between programs whose versions of the device's
-//! part are the same. That version changes with each change of what is saved.
+//! A program loads states of its own version and of older ones. It refuses newer ones, because it cannot know what they contain. So a
+//! guest can migrate to a newer program, and back only if both have the same version of the device's part. This version increases with
+//! each change of what is saved.
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -27,77 +27,77 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 const MAGIC: [u8; 8] = *b"vhdstate";
 const HEADER_VERSION: u32 = 1;
-/// Most letters of the name of a type.
+/// Most bytes of the name of a type.
 const TYPE_SIZE: usize = 16;
 
 /// Why a state cannot be saved or loaded.
 #[derive(Debug, Error)]
 pub enum StateError {
-    /// The guest uses something that cannot be taken elsewhere.
-    #[error("the guest uses {0}, which can not be saved")]
+    /// The guest uses something that cannot be moved to another process.
+    #[error("the guest uses {0}, which cannot be saved")]
     NotSaveable(&'static str),
-    /// It was not made by [`Device::save`](crate::device::Device::save).
+    /// It is not a saved state.
     #[error("it is not a saved state")]
     Unknown,
-    /// It is that of another device.
+    /// It is the state of a device of another type.
     #[error("it is the state of a device of another type: {0:?}")]
     OtherDevice(String),
     /// The program that saved it is newer.
     #[error("its version is {found}; this program knows those up to {known}: use a newer one here")]
     Version {
-        /// That of the state.
+        /// Version of the state.
         found: u32,
-        /// The newest that this program can load.
+        /// Newest version that this program can load.
         known: u32,
     },
-    /// It is larger than this device's can be.
+    /// It is larger than a state of this device can be.
     #[error("it has {size} bytes; this device takes {limit} at most")]
     TooLarge {
-        /// Its bytes.
+        /// Size in bytes.
         size: u64,
         /// Most bytes.
         limit: u64,
     },
-    /// There is no memory for it.
-    #[error("there is no memory for {0} bytes")]
+    /// There is not enough memory for it.
+    #[error("there is not enough memory for {0} bytes")]
     NoMemory(u64),
     /// It ends too early.
     #[error("it ends after {0} bytes, which is too early")]
     Truncated(usize),
-    /// There is more than it says itself.
-    #[error("it goes on after its end")]
+    /// It is longer than its header says.
+    #[error("it is longer than its header says")]
     TooLong,
-    /// It is not what was saved.
+    /// It differs from what was saved.
     #[error("its checksum is wrong")]
     Checksum,
-    /// It is not the form of what this device saves.
-    #[error("it can not be read: {0}")]
+    /// The device's part does not have the form that this device saves.
+    #[error("it cannot be read: {0}")]
     Form(#[from] postcard::Error),
-    /// It has what this device cannot take.
+    /// It contains something that this device does not accept.
     #[error("it has {0}")]
     Contents(&'static str),
 }
 
-/// The bytes of `state`.
+/// Encodes `state`.
 ///
 /// # Errors
-/// It is nothing that can be written down.
+/// It cannot be encoded.
 pub fn encode(state: &impl Serialize) -> Result<Vec<u8>, StateError> {
     encode_next(state, Vec::new())
 }
 
-/// Bytes with those of `part` behind them.
+/// Encodes `part` after other bytes.
 ///
 /// # Errors
-/// It is nothing that can be written down.
+/// It cannot be encoded.
 pub fn encode_next(part: &impl Serialize, bytes: Vec<u8>) -> Result<Vec<u8>, StateError> {
     Ok(postcard::to_extend(part, bytes)?)
 }
 
-/// The state in `bytes`, which has nothing beside it.
+/// Decodes `bytes`, which contain nothing else.
 ///
 /// # Errors
-/// It has not this form.
+/// They do not have this form.
 pub fn decode<'a, T: Deserialize<'a>>(mut bytes: &'a [u8]) -> Result<T, StateError> {
     let state = decode_next(&mut bytes)?;
     match bytes {
@@ -106,11 +106,11 @@ pub fn decode<'a, T: Deserialize<'a>>(mut bytes: &'a [u8]) -> Result<T, StateErr
     }
 }
 
-/// The part of a state at the start of `bytes`, which is taken from them. A list of a part can take many times the memory
-/// of its bytes: for one that may be long, each element is better a part by itself. What a part borrows takes none.
+/// Decodes the part of a state at the start of `bytes`, and removes it from them. A list in a part can take many times the memory of its
+/// bytes: if a list can be long, make each element a part of its own. What a part borrows takes no memory.
 ///
 /// # Errors
-/// It has not this form.
+/// It does not have this form.
 pub fn decode_next<'a, T: Deserialize<'a>>(bytes: &mut &'a [u8]) -> Result<T, StateError> {
     let (part, rest) = postcard::take_from_bytes(bytes)?;
     *bytes = rest;
@@ -132,12 +132,12 @@ struct Header {
 pub(crate) const HEADER_SIZE: usize = 44;
 const _: () = assert!(size_of::<Header>() == HEADER_SIZE);
 
-/// What a device's state looks like from outside.
+/// The format of a device's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Format {
     /// Type of the device.
     pub device: &'static str,
-    /// Version of the device's part: the newest that can be loaded.
+    /// Newest version of the device's part that can be loaded.
     pub version: u32,
     /// Most bytes of the device's part.
     pub limit: u64,
@@ -169,7 +169,7 @@ impl Header {
         checksum.finalize()
     }
 
-    /// The header at the start of `bytes`, if a device of this format can load what follows.
+    /// Reads the header at the start of `bytes`. Fails unless a device of this format can load what follows.
     fn read(format: Format, bytes: &[u8]) -> Result<Self, StateError> {
         let (header, _) =
             Self::read_from_prefix(bytes).map_err(|_| StateError::Truncated(bytes.len()))?;
@@ -210,7 +210,7 @@ pub(crate) fn with_header(format: Format, mut part: Vec<u8>) -> Vec<u8> {
     part
 }
 
-/// How many bytes a state has that begins with this header.
+/// Returns the size in bytes of the state that starts with this header.
 pub(crate) fn size(format: Format, header: &[u8]) -> Result<usize, StateError> {
     let length = Header::read(format, header)?.length.get();
     let limit = format.limit;
@@ -223,7 +223,7 @@ pub(crate) fn size(format: Format, header: &[u8]) -> Result<usize, StateError> {
         })
 }
 
-/// Takes the header off a whole state. Gives the version of the device's part, and the part.
+/// Removes the header from a whole state. Returns the version of the device's part, and the part.
 pub(crate) fn without_header(format: Format, bytes: &[u8]) -> Result<(u32, &[u8]), StateError> {
     let header = Header::read(format, bytes)?;
     let part = bytes.get(HEADER_SIZE..).unwrap_or_default();

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One request of the driver: a descriptor chain, as readable bytes and then writable bytes.
+//! One request of the driver: a descriptor chain, as readable bytes followed by writable bytes.
 //!
-//! Each address of the chain was looked up once, when the ring took it. What lies outside guest
-//! memory stays in the chain as a hole: its length counts, and whoever touches it gets
-//! [`ChainError::NotMemory`]. So one bad address fails one request, by the device's own error path.
+//! The ring looks up each address of the chain once, when it takes the chain. Bytes outside guest memory stay in the chain as a hole:
+//! their length counts, and access to them fails with [`ChainError::NotMemory`]. So one bad address fails one request, by the device's
+//! own error path.
 
 mod segments;
 mod ticket;
@@ -21,36 +21,35 @@ pub(crate) use ticket::Ticket;
 /// Why a part of a chain could not be used.
 #[derive(Debug, Error, Clone, Copy, PartialEq, Eq)]
 pub enum ChainError {
-    /// The driver named an address that is not guest memory.
+    /// The driver used an address that is not guest memory.
     #[error("the request points outside guest memory")]
     NotMemory,
-    /// Fewer bytes are there than the device's request layout asks for.
+    /// The chain has fewer bytes than the request needs.
     #[error("the request has {have} bytes where {need} are needed")]
     TooShort {
-        /// Bytes that are there.
+        /// Bytes that the chain has.
         have: u64,
-        /// Bytes that the device wanted.
+        /// Bytes that the device needs.
         need: u64,
     },
 }
 
 /// One request: bytes for the device to read, then bytes for it to write (VIRTIO 1.3, 2.7.4.2).
 ///
-/// How the driver spread them over descriptors makes no difference to the device. Reads and writes
-/// take from the front of their half. Give the chain back by completing it on its queue: a chain
-/// that is dropped is a request that the driver never gets answered.
+/// The device does not see how the driver distributed them over descriptors. Reads and writes consume bytes from the front of their half.
+/// The device gives the chain back by completing it on its queue: if a chain is dropped, the driver never gets an answer.
 #[derive(Debug)]
 #[must_use = "a chain that is not completed is never answered"]
 pub struct Chain {
     readable: Segments,
     writable: Segments,
-    /// How its ring knows it.
+    /// How its ring identifies it.
     ticket: Ticket,
     /// When its queue took it.
     pub(crate) taken: Taken,
     /// Bytes that were writable when the driver made the request available.
     writable_total: u64,
-    /// Keeps mapped what the segments point to, whatever happens to the memory table.
+    /// Keeps the segments mapped, whatever happens to the memory table.
     memory: Arc<GuestMemory>,
 }
 
@@ -75,17 +74,17 @@ impl Chain {
         self.ticket
     }
 
-    /// Notes where its ring noted it as in flight.
+    /// Stores the entry in which its ring recorded it as in flight.
     pub(crate) fn set_inflight_entry(&mut self, entry: u16) {
         self.ticket.entry = entry;
     }
 
-    /// The most that the used length of this request may say.
+    /// Returns the largest used length that this request can have.
     pub(crate) fn writable_total(&self) -> u64 {
         self.writable_total
     }
 
-    /// Marks all that was writable: what the device wrote is a part of it, but not always the first one.
+    /// Marks all writable bytes: the device wrote some of them, not always the first ones.
     pub(crate) fn mark_dirty(&self, log: &DirtyLog) {
         for (pointer, length) in self.writable.pieces() {
             if let Some(address) = self.memory.guest_address(pointer) {
@@ -94,7 +93,7 @@ impl Chain {
         }
     }
 
-    /// The storage of both halves, for the next chain.
+    /// Returns the storage of both halves, for the next chain.
     pub(crate) fn into_segments(self) -> [Segments; 2] {
         [self.readable, self.writable]
     }
@@ -106,27 +105,27 @@ impl Chain {
         self.ticket.sequence = 0;
     }
 
-    /// All memory of the guest, as it was when the request was taken: for addresses that are data.
+    /// Returns the guest's memory, as it was when the request was taken: for addresses that are part of the data.
     pub fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 
-    /// Bytes that the device may still read.
+    /// Returns how many bytes the device can still read.
     #[inline]
     pub fn readable_len(&self) -> u64 {
         self.readable.len()
     }
 
-    /// Bytes that the device may still write, not counting a tail that was set aside.
+    /// Returns how many bytes the device can still write, without a tail that was split off.
     #[inline]
     pub fn writable_len(&self) -> u64 {
         self.writable.len()
     }
 
-    /// Checks that all of the request is guest memory, for devices that do not touch all of it.
+    /// Checks that the whole request is in guest memory, for devices that do not access all of it.
     ///
     /// # Errors
-    /// It is not.
+    /// A part of it is not.
     #[inline]
     pub fn check(&self) -> Result<(), ChainError> {
         self.readable.iovecs()?;
@@ -137,12 +136,12 @@ impl Chain {
     /// Reads exactly `bytes.len()` bytes and moves past them.
     ///
     /// # Errors
-    /// Fewer are left, or they are not all guest memory.
+    /// Fewer bytes are left, or some are not guest memory.
     pub fn read(&mut self, bytes: &mut [u8]) -> Result<(), ChainError> {
         self.readable.read(bytes)
     }
 
-    /// Reads one value, as it lies in memory, and moves past it.
+    /// Reads one value in its memory layout, and moves past it.
     ///
     /// # Errors
     /// As [`Chain::read`].
@@ -155,12 +154,12 @@ impl Chain {
     /// Writes all of `bytes` and moves past them.
     ///
     /// # Errors
-    /// There is less room left, or it is not all guest memory.
+    /// Fewer bytes are left, or some are not guest memory.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ChainError> {
         self.writable.write(bytes)
     }
 
-    /// Moves past `length` readable bytes, which the kernel has read.
+    /// Moves past `length` readable bytes that the kernel has read.
     ///
     /// # Errors
     /// As [`Chain::read`].
@@ -168,7 +167,7 @@ impl Chain {
         self.readable.skip(length)
     }
 
-    /// Moves past `length` writable bytes, which the kernel has written.
+    /// Moves past `length` writable bytes that the kernel has written.
     ///
     /// # Errors
     /// As [`Chain::write`].
@@ -176,25 +175,23 @@ impl Chain {
         self.writable.skip(length)
     }
 
-    /// Sets the last `length` writable bytes aside for [`Chain::write_tail`]: a status that follows
-    /// the data, say.
+    /// Splits off the last `length` writable bytes for [`Chain::write_tail`], for example a status after the data.
     ///
     /// # Errors
-    /// There are fewer.
+    /// Fewer bytes are left.
     pub fn split_tail(&mut self, length: u64) -> Result<(), ChainError> {
         self.writable.split_tail(length)
     }
 
-    /// Writes `bytes` to the front of what [`Chain::split_tail`] set aside.
+    /// Writes `bytes` to the start of what [`Chain::split_tail`] split off.
     ///
     /// # Errors
-    /// Less was set aside, or it is not all guest memory.
+    /// Fewer bytes were split off, or some are not guest memory.
     pub fn write_tail(&mut self, bytes: &[u8]) -> Result<(), ChainError> {
         self.writable.write_tail(bytes)
     }
 
-    /// What the device may still read, as the kernel wants it for vectored I/O. The addresses stay
-    /// good until the chain is completed.
+    /// Returns what the device can still read, as iovecs for vectored I/O. The addresses stay valid until the chain is completed.
     ///
     /// # Errors
     /// A readable part of the request is not guest memory.
@@ -203,8 +200,7 @@ impl Chain {
         self.readable.iovecs()
     }
 
-    /// What the device may still write, without the tail that was set aside; else as
-    /// [`Chain::readable_iovecs`].
+    /// Returns what the device can still write, without the tail that was split off; otherwise like [`Chain::readable_iovecs`].
     ///
     /// # Errors
     /// A writable part of the request is not guest memory.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Half of a chain: pieces of mapped guest memory, read or written from the front, with a tail that
-//! can be set aside. The one place of this room that turns pointers into memory.
+//! Half of a chain: segments of mapped guest memory, which are read or written from the front, and whose tail can be split off. Only
+//! this file of the module turns pointers into memory.
 
 #![allow(unsafe_code)]
 
@@ -10,16 +10,16 @@ use vm_memory::VolatileSlice;
 
 use super::ChainError;
 
-/// A piece of guest memory, laid out as the kernel's `struct iovec`.
+/// A segment of guest memory, in the layout of the kernel's `struct iovec`.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug)]
 struct Segment(libc::iovec);
 
-// SAFETY: a segment is an address and a length; all access through it is volatile or by the kernel.
+// SAFETY: a segment is an address and a length; memory is only accessed through it by volatile operations or by the kernel.
 unsafe impl Send for Segment {}
 
 impl Segment {
-    /// What stands for an address that is not guest memory.
+    /// Returns a segment for bytes that are not guest memory.
     fn hole(length: usize) -> Self {
         Self(libc::iovec {
             iov_base: ptr::null_mut(),
@@ -35,7 +35,7 @@ impl Segment {
         self.0.iov_len
     }
 
-    /// Cuts the segment in two; `at` is at most its length.
+    /// Splits the segment in two at offset `at`, which is at most its length.
     fn split(self, at: usize) -> (Self, Self) {
         let at = at.min(self.len());
         let piece = |start: usize, length| {
@@ -51,7 +51,7 @@ impl Segment {
         (piece(0, at), piece(at, self.len() - at))
     }
 
-    /// The segment with the `count` bytes before it, which it was split from.
+    /// Returns the segment with the `count` bytes before it, from which it was split.
     fn with_front(self, count: usize) -> Self {
         Self(libc::iovec {
             iov_base: self.0.iov_base.wrapping_byte_sub(count),
@@ -62,14 +62,13 @@ impl Segment {
 
 /// The readable or the writable bytes of a chain.
 ///
-/// Reads and writes take from the front. [`Segments::split_tail`] sets bytes at the end aside, such
-/// as a status that follows the data.
+/// Reads and writes consume bytes from the front. [`Segments::split_tail`] splits off bytes at the end, such as a status after the data.
 #[derive(Debug, Default)]
 pub(crate) struct Segments {
     /// Consumed segments, then those in view, then the tail.
     list: Vec<Segment>,
     start: usize,
-    /// Bytes consumed of the first segment in view, which it has not any more.
+    /// Bytes that were consumed of the first segment in view, and that it no longer contains.
     cut: usize,
     end: usize,
     /// Bytes in view.
@@ -78,7 +77,7 @@ pub(crate) struct Segments {
 }
 
 impl Segments {
-    /// Storage kept for the next chain is cut down to this many segments.
+    /// Storage that is kept for the next chain has room for at most this many segments.
     const KEPT_CAPACITY: usize = 256;
 
     /// Empties the storage for the next chain.
@@ -91,8 +90,7 @@ impl Segments {
         }
     }
 
-    /// Adds a piece of guest memory at the end. The caller keeps it mapped: a [`super::Chain`] holds
-    /// the memory that its segments were taken from.
+    /// Adds a segment of guest memory at the end. The caller keeps it mapped: a [`super::Chain`] holds the memory of its segments.
     pub(crate) fn push(&mut self, memory: &VolatileSlice<'_>) {
         self.append(Segment(libc::iovec {
             iov_base: memory.ptr_guard_mut().as_ptr().cast(),
@@ -100,7 +98,7 @@ impl Segments {
         }));
     }
 
-    /// Adds a piece that is not guest memory at the end.
+    /// Adds bytes that are not guest memory at the end.
     pub(crate) fn push_hole(&mut self, length: usize) {
         self.holes = true;
         self.append(Segment::hole(length));
@@ -112,7 +110,7 @@ impl Segments {
         self.end = self.list.len();
     }
 
-    /// Bytes in view: not yet taken from the front, and not set aside.
+    /// Returns the number of bytes in view: those not yet consumed, and not split off.
     #[inline]
     pub fn len(&self) -> u64 {
         self.length
@@ -126,14 +124,14 @@ impl Segments {
         Ok(())
     }
 
-    /// Takes `length` bytes off the front, handing each piece to `each` with its offset.
+    /// Consumes `length` bytes from the front, and passes each part of them to `each` with its offset.
     fn consume(
         &mut self,
         length: u64,
         mut each: impl FnMut(usize, VolatileSlice<'_>),
     ) -> Result<(), ChainError> {
         self.need(length)?;
-        // What is in view is mapped, so its length fits.
+        // The bytes in view are mapped, so their number fits.
         let length = length as usize;
         let mut done = 0;
         while done < length {
@@ -164,7 +162,7 @@ impl Segments {
     /// Reads exactly `bytes.len()` bytes and moves past them.
     ///
     /// # Errors
-    /// There are fewer in view, or they are not all guest memory.
+    /// Fewer bytes are in view, or some are not guest memory.
     pub fn read(&mut self, bytes: &mut [u8]) -> Result<(), ChainError> {
         self.consume(bytes.len() as u64, |offset, memory| {
             if let Some(part) = bytes.get_mut(offset..) {
@@ -176,7 +174,7 @@ impl Segments {
     /// Writes all of `bytes` and moves past them.
     ///
     /// # Errors
-    /// There is less room in view, or it is not all guest memory.
+    /// Fewer bytes are in view, or some are not guest memory.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ChainError> {
         self.consume(bytes.len() as u64, |offset, memory| {
             if let Some(part) = bytes.get(offset..) {
@@ -185,10 +183,10 @@ impl Segments {
         })
     }
 
-    /// Sets the last `length` bytes aside for [`Segments::write_tail`].
+    /// Splits off the last `length` bytes for [`Segments::write_tail`].
     ///
     /// # Errors
-    /// There are fewer in view.
+    /// Fewer bytes are in view.
     pub fn split_tail(&mut self, length: u64) -> Result<(), ChainError> {
         self.need(length)?;
         let mut left = length;
@@ -214,10 +212,10 @@ impl Segments {
         Ok(())
     }
 
-    /// Writes `bytes` to the front of what was set aside. Each call starts there anew.
+    /// Writes `bytes` to the start of what was split off. Each call starts there again.
     ///
     /// # Errors
-    /// Less was set aside, or it is not all guest memory.
+    /// Fewer bytes were split off, or some are not guest memory.
     pub fn write_tail(&mut self, bytes: &[u8]) -> Result<(), ChainError> {
         let mut rest = bytes;
         for segment in self.list.get(self.end..).unwrap_or_default() {
@@ -236,7 +234,7 @@ impl Segments {
         })
     }
 
-    /// Brings all bytes into view again: those that were consumed, and those that were set aside.
+    /// Brings all bytes into view again: those that were consumed, and those that were split off.
     pub fn rewind(&mut self) {
         if let Some(segment) = self.list.get_mut(self.start)
             && self.cut > 0
@@ -247,7 +245,7 @@ impl Segments {
         self.length = self.list.iter().map(|segment| segment.len() as u64).sum();
     }
 
-    /// All that is guest memory, consumed, in view, or set aside: pieces by their address in this process, and their lengths.
+    /// Returns all guest memory, be it consumed, in view or split off: for each piece, its address in this process and its length.
     pub fn pieces(&self) -> impl Iterator<Item = (usize, usize)> {
         self.list.iter().enumerate().filter_map(|(index, segment)| {
             let cut = if index == self.start { self.cut } else { 0 };
@@ -256,8 +254,7 @@ impl Segments {
         })
     }
 
-    /// The bytes in view as the kernel wants them for vectored I/O. They stay valid for as long as
-    /// the chain lives and its segments are not touched.
+    /// Returns the bytes in view as iovecs for vectored I/O. They stay valid while the chain lives and its segments do not change.
     ///
     /// # Errors
     /// A part of this half of the chain is not guest memory.
@@ -272,12 +269,12 @@ impl Segments {
     }
 }
 
-/// The memory behind a segment, for as long as the segment is borrowed.
+/// Returns the memory of a segment, while the segment is borrowed.
 fn volatile(segment: &Segment) -> Result<VolatileSlice<'_>, ChainError> {
     if segment.is_hole() {
         return Err(ChainError::NotMemory);
     }
-    // SAFETY: the segment was made from a volatile slice of memory that its chain keeps mapped.
+    // SAFETY: the segment was created from a volatile slice of memory, which its chain keeps mapped.
     Ok(unsafe { VolatileSlice::new(segment.0.iov_base.cast(), segment.len()) })
 }
 
@@ -285,7 +282,7 @@ fn volatile(segment: &Segment) -> Result<VolatileSlice<'_>, ChainError> {
 mod tests {
     use super::*;
 
-    /// Whatever was consumed, set aside, or is left.
+    /// Whatever was consumed, split off, or is left.
     #[test]
     fn pieces_are_all_that_was_pushed() {
         let mut random = fastrand::Rng::with_seed(5);

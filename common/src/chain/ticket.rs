@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a chain remembers for its ring.
+//! What a chain stores for its ring.
 
-/// How a ring knows a request that it gave out.
+/// How a ring identifies a request that was taken from it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ticket {
-    /// The driver's name for it: index of the first descriptor, or, in a packed ring, the buffer id.
+    /// The driver's identifier: the index of the first descriptor, or the buffer id in a packed ring.
     pub id: u16,
-    /// Descriptors of the ring that it takes in a packed ring.
+    /// Number of descriptors that it occupies in a packed ring.
     pub descriptors: u16,
-    /// Where it is noted as in flight, in a packed ring.
+    /// The entry in which it is recorded as in flight, in a packed ring.
     pub entry: u16,
-    /// Its number among the requests that were taken from this ring, from 1; 0 for one that is taken again.
+    /// Its number among the requests taken from this ring, from 1; 0 for a request that is taken again.
     pub sequence: u64,
 }

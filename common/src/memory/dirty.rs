@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The log of dirty pages (vhost-user, "Migration"): a bit for each page of guest memory that the device wrote to.
+//! The dirty log (vhost-user, "Migration"): one bit for each page of guest memory, set when the device has written to the page.
 //!
-//! The front-end clears it while the device marks it, copies the pages to where the guest migrates to, and begins anew. So a page
-//! is marked after it was written to, always, even if its bit was set a moment ago.
+//! The front-end clears bits while the device sets them, copies these pages to the destination, and starts again. So the device sets
+//! the bit after each write, even if it was set a moment ago.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -15,13 +15,13 @@ use vm_memory::VolatileMemory;
 use super::mapping::Mapping;
 use crate::log_limit::warn_limited;
 
-/// Bytes of guest memory that a bit stands for (VHOST_LOG_PAGE), whatever the host's pages are.
+/// Bytes of guest memory for each bit (VHOST_LOG_PAGE), whatever the page size of the host is.
 const PAGE_SIZE: u64 = 4096;
 
 /// Why a log cannot be used.
 #[derive(Debug, Error)]
 pub enum DirtyLogError {
-    /// The file has not as many bytes as was said.
+    /// The file does not have the bytes that the front-end named.
     #[error(
         "a log of dirty pages with {size:#x} bytes at offset {offset:#x} of a file of {length:#x}"
     )]
@@ -33,7 +33,7 @@ pub enum DirtyLogError {
         /// Bytes of the file.
         length: u64,
     },
-    /// Some of the guest's memory has no bit.
+    /// Some guest memory has no bit.
     #[error("a log of dirty pages for {covered:#x} bytes of guest memory, which ends at {end:#x}")]
     TooSmall {
         /// First address without a bit.
@@ -46,13 +46,13 @@ pub enum DirtyLogError {
     Map(#[from] io::Error),
 }
 
-/// A log of dirty pages: a file of the front-end's.
+/// A dirty log, in a file that the front-end shares.
 #[derive(Debug)]
 pub struct DirtyLog {
     mapping: Mapping,
     /// Where the log begins in the mapping.
     skip: usize,
-    /// Pages that have a bit.
+    /// Number of pages that have a bit.
     pages: u64,
 }
 
@@ -60,7 +60,7 @@ impl DirtyLog {
     /// Maps the `size` bytes at `offset` of a file.
     ///
     /// # Errors
-    /// The file has not these bytes, or cannot be mapped.
+    /// The file does not have these bytes, or cannot be mapped.
     pub fn map(file: &OwnedFd, offset: u64, size: u64) -> Result<Self, DirtyLogError> {
         let stat = fstat(file).map_err(io::Error::from)?;
         let length = u64::try_from(stat.st_size).unwrap_or(0);
@@ -74,7 +74,7 @@ impl DirtyLog {
                 length,
             });
         };
-        // An empty log cannot be mapped; the kernel says so.
+        // The kernel refuses to map an empty log.
         let mapped = usize::try_from(mapped).unwrap_or(usize::MAX);
         Ok(Self {
             mapping: Mapping::new(file, offset - skip, if size == 0 { 0 } else { mapped })?,
@@ -86,7 +86,7 @@ impl DirtyLog {
     /// Checks that all addresses below `end` have a bit.
     ///
     /// # Errors
-    /// They have not.
+    /// Some do not.
     pub fn check_covers(&self, end: u64) -> Result<(), DirtyLogError> {
         if end.div_ceil(PAGE_SIZE) <= self.pages {
             return Ok(());
@@ -97,7 +97,7 @@ impl DirtyLog {
         })
     }
 
-    /// Marks the pages of `length` bytes at guest address `address`, which have been written to. Pages without a bit are left out.
+    /// Marks the pages of `length` bytes at guest address `address`, after they were written to. Pages without a bit are ignored.
     pub fn mark(&self, address: u64, length: u64) {
         let Some(more) = length.checked_sub(1) else {
             return;
@@ -123,7 +123,7 @@ impl DirtyLog {
         }
     }
 
-    /// Sets the bits of 64 pages at once, if they are all in one aligned word.
+    /// Sets the bits of 64 pages at once, if they form an aligned word. Returns whether they do.
     fn set_word(&self, page: u64) -> bool {
         let place = self.skip + (page / 8) as usize;
         let Some(word) = self.mapping.slice(place, size_of::<u64>()) else {
@@ -136,7 +136,7 @@ impl DirtyLog {
         true
     }
 
-    /// Sets the bits of `count` pages from `page` on, which are all in one byte.
+    /// Sets the bits of `count` pages from `page` on, all of which are in one byte.
     fn set_in_byte(&self, page: u64, count: u64) {
         let bits = u8::MAX >> (8 - count) << (page % 8);
         let place = self.skip + (page / 8) as usize;
@@ -165,7 +165,7 @@ mod tests {
         DirtyLog::map(&file.try_clone().unwrap().into(), offset, size)
     }
 
-    /// The pages that are marked in a log at `offset` of its file.
+    /// Returns the pages that are marked in a log at `offset` of its file.
     fn marked(file: &File, offset: u64, size: u64) -> Vec<u64> {
         let mut bytes = vec![0; size as usize];
         file.read_exact_at(&mut bytes, offset).unwrap();

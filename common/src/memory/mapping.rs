@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Mappings of the front-end's files.
 //!
-//! A front-end can make a file shorter while it is mapped here. The first access to what is gone raises SIGBUS. The handler
-//! then puts zeroes in the place of the whole mapping, so that whoever touched it can go on, and tells the session, which ends
-//! the connection.
+//! A front-end can truncate a file while it is mapped here. The first access beyond the new end raises SIGBUS. The handler then
+//! replaces the whole mapping by zeroes, so that the access succeeds, and notifies the session, which ends the connection.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -18,27 +17,27 @@ use vm_memory::VolatileSlice;
 
 use super::MAX_REGIONS;
 
-/// Mappings that can be there at a time: those of a table, of the one that replaces it, and of some that requests still hold.
+/// Most mappings at a time: those of a memory table, of the table that replaces it, and of others that requests still hold.
 const PLACES: usize = 4 * MAX_REGIONS;
 
-/// Where a mapping is, for the signal handler.
+/// The place of a mapping, for the signal handler.
 ///
-/// Both fields are read as a pair: one that was put together of two mappings could reach into a third.
+/// Start and length are read as a pair: a pair of two different mappings could cover a third one.
 #[derive(Debug)]
 struct Place {
-    /// Somebody owns the place, and nobody else changes what follows.
+    /// The place has an owner, who alone changes the other fields.
     is_taken: AtomicBool,
     /// First address; 0 when there is no mapping.
     start: AtomicUsize,
     length: AtomicUsize,
-    /// Odd while the fields change, and another number after that.
+    /// Odd while the fields change; different after each change.
     version: AtomicUsize,
 }
 
-/// What the signal handler knows of. A handler cannot wait for a lock.
+/// The mappings that the signal handler knows. A handler cannot wait for a lock.
 static KNOWN: [Place; PLACES] = [const { Place::unused() }; PLACES];
 
-/// Written to by the signal handler.
+/// The eventfd that the signal handler writes to.
 static LOST: OnceLock<OwnedFd> = OnceLock::new();
 
 impl Place {
@@ -51,12 +50,12 @@ impl Place {
         }
     }
 
-    /// Notes where a mapping is; `None` if there are too many.
+    /// Records a mapping in a free place; `None` if there is none.
     fn take(start: usize, length: usize) -> Option<&'static Self> {
         KNOWN.iter().find(|place| place.try_take(start, length))
     }
 
-    /// Notes a mapping here, if nobody owns the place. Returns whether it is ours now.
+    /// Records a mapping here, unless the place has an owner. Returns whether it did.
     fn try_take(&self, start: usize, length: usize) -> bool {
         let is_ours = self
             .is_taken
@@ -68,13 +67,13 @@ impl Place {
         is_ours
     }
 
-    /// Leaves the place to whoever takes it next. Only its owner may do so.
+    /// Frees the place. Only its owner may call this.
     fn give_back(&self) {
         self.set(0, 0);
         self.is_taken.store(false, Ordering::Release);
     }
 
-    /// Changes what only the owner of the place may change.
+    /// Changes the fields. Only the owner of the place may call this.
     fn set(&self, start: usize, length: usize) {
         let version = self.version.load(Ordering::Relaxed);
         self.version
@@ -86,7 +85,7 @@ impl Place {
             .store(version.wrapping_add(2), Ordering::Release);
     }
 
-    /// Where the mapping starts, and its length; `None` if there is none, or if it comes or goes just now.
+    /// Returns start and length of the mapping; `None` if there is none, or if it is changing.
     fn get(&self) -> Option<(usize, usize)> {
         let version = self.version.load(Ordering::Acquire);
         let start = self.start.load(Ordering::Relaxed);
@@ -96,7 +95,7 @@ impl Place {
         (is_pair && start != 0).then_some((start, length))
     }
 
-    /// The mapping that has this address: where it starts, and its length. It is in use, so that it neither comes nor goes meanwhile.
+    /// Returns start and length of the mapping that contains this address. It is in use, so it does not change meanwhile.
     fn of(address: usize) -> Option<(usize, usize)> {
         KNOWN.iter().find_map(|place| {
             let (start, length) = place.get()?;
@@ -106,17 +105,17 @@ impl Place {
     }
 }
 
-/// Has the process survive front-ends that take away memory which they have shared.
+/// Lets the process survive front-ends that truncate memory that they share.
 ///
 /// # Errors
-/// No more files may be opened, or the signal cannot be handled.
+/// No file can be opened, or the signal cannot be handled.
 pub(crate) fn survive_lost_memory() -> io::Result<()> {
     let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
     if LOST.set(event).is_err() {
         return Ok(());
     }
-    // Another handler must not be called too: that of the standard library restores the default action when it sees a fault that is
-    // no overflow of a stack.
+    // The handler of the standard library must not be called as well: it restores the default action for a fault that is not a stack
+    // overflow.
     let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void) = replace_lost;
     // SAFETY: all zeroes is a value of this plain structure.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
@@ -134,7 +133,7 @@ fn set_action(action: &libc::sigaction) -> io::Result<()> {
     }
 }
 
-/// Handles SIGBUS: replaces the mapping that was touched. Any other cause ends the process, as it would have without us.
+/// Handles SIGBUS: replaces the mapping that was accessed. For any other cause the process ends, as it would without this handler.
 extern "C" fn replace_lost(signal: c_int, info: *mut libc::siginfo_t, _context: *mut c_void) {
     // SAFETY: the kernel passes the information that the flags ask for; with this signal it has an address.
     let address = unsafe { (*info).si_addr() }.addr();
@@ -142,8 +141,8 @@ extern "C" fn replace_lost(signal: c_int, info: *mut libc::siginfo_t, _context: 
         let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let start = std::ptr::with_exposed_provenance_mut(start);
-        // SAFETY: these are the pages of the mapping, which is in use by whoever touched it; what takes their place can be
-        // accessed in the same way.
+        // SAFETY: these are the pages of a mapping that is in use by the interrupted access; the new pages can be accessed in the same
+        // way.
         unsafe { mmap_anonymous(start, length, protection, flags) }.is_ok()
     });
     match LOST.get() {
@@ -154,18 +153,18 @@ extern "C" fn replace_lost(signal: c_int, info: *mut libc::siginfo_t, _context: 
             // SAFETY: all zeroes is a value of this plain structure: the default action.
             let default: libc::sigaction = unsafe { std::mem::zeroed() };
             let _ = set_action(&default);
-            // SAFETY: it has no memory to do with. The signal comes when this one has been handled.
+            // SAFETY: raising a signal does not access memory. It is delivered after this handler returns.
             unsafe { libc::raise(signal) };
         }
     }
 }
 
-/// Tells of memory that was taken away since this was made.
+/// Reports memory that was lost since this was created.
 #[derive(Debug)]
 pub(crate) struct LostMemory(Option<&'static OwnedFd>);
 
 impl LostMemory {
-    /// What happened to earlier connections is forgotten.
+    /// Starts to watch. Losses of earlier connections are forgotten.
     pub fn watch() -> Self {
         let event = LOST.get();
         if let Some(event) = event {
@@ -174,14 +173,14 @@ impl LostMemory {
         Self(event)
     }
 
-    /// What becomes readable, unless the process does not survive the loss anyway.
+    /// Returns the file that becomes readable; `None` if the process does not handle the loss.
     pub fn event(&self) -> Option<BorrowedFd<'static>> {
         self.0.map(AsFd::as_fd)
     }
 }
 
-/// A shared mapping of a file. Unlike `vm_memory`'s own it does not keep the file open: a table can
-/// have more regions than a process may have open files.
+/// A shared mapping of a file. Unlike the mappings of `vm_memory` it does not keep the file open: a memory table can have more regions
+/// than a process may have open files.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<c_void>,
@@ -189,7 +188,7 @@ pub struct Mapping {
     place: &'static Place,
 }
 
-// SAFETY: the mapping belongs to no thread, and all access to it is volatile or by the kernel.
+// SAFETY: the mapping belongs to no thread, and is only accessed by volatile operations or by the kernel.
 unsafe impl Send for Mapping {}
 // SAFETY: as above.
 unsafe impl Sync for Mapping {}
@@ -202,7 +201,7 @@ impl Mapping {
         let start = unsafe { mmap(null_mut(), length, protection, flags, file, offset) }?;
         let start = NonNull::new(start).ok_or(io::ErrorKind::AddrNotAvailable)?;
         let Some(place) = Place::take(start.as_ptr().expose_provenance(), length) else {
-            // SAFETY: nobody knows of the mapping yet.
+            // SAFETY: nothing refers to the mapping yet.
             unsafe { munmap(start.as_ptr(), length) }?;
             return Err(io::Error::other("too many mappings are in use"));
         };
@@ -213,12 +212,12 @@ impl Mapping {
         })
     }
 
-    /// Where the mapping begins.
+    /// Returns the address at which the mapping starts.
     pub fn start(&self) -> usize {
         self.start.as_ptr().addr()
     }
 
-    /// A part of the mapping; `None` if it is not inside.
+    /// Returns a part of the mapping; `None` if it is not inside.
     #[inline]
     pub fn slice(&self, offset: usize, length: usize) -> Option<VolatileSlice<'_>> {
         // SAFETY: start and length are those of the mapping, which lives as long as the borrow.
@@ -230,7 +229,7 @@ impl Mapping {
 impl Drop for Mapping {
     fn drop(&mut self) {
         self.place.give_back();
-        // SAFETY: all who use the memory hold a reference to the mapping.
+        // SAFETY: all users of the memory hold a reference to the mapping, so there are none left.
         let _ = unsafe { munmap(self.start.as_ptr(), self.length) };
     }
 }
@@ -239,7 +238,7 @@ impl Drop for Mapping {
 mod tests {
     use super::*;
 
-    /// A start and a length that were never those of one mapping would have the handler map over what is beside it.
+    /// With a start and a length of different mappings, the handler would replace other memory.
     #[test]
     fn start_and_length_of_a_mapping_are_read_as_a_pair() {
         const ROUNDS: usize = 100_000;

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Guest memory: the regions that the front-end shares, and checked access to them.
 //!
-//! A [`GuestMemory`] never changes. A new table from the front-end makes a new one, which shares the
-//! mappings that stay; whoever still works on the old one keeps it, and its mappings, alive. The same
-//! goes for the log of dirty pages, which is a part of it.
+//! A [`GuestMemory`] never changes. A new table from the front-end creates a new one, which shares the mappings that remain. Code that
+//! still uses the old one keeps it and its mappings alive. The same applies to the dirty log, which is part of it.
 
 mod dirty;
 #[allow(unsafe_code)]
@@ -20,10 +19,10 @@ use vm_memory::VolatileSlice;
 pub use dirty::{DirtyLog, DirtyLogError};
 pub(crate) use mapping::{LostMemory, Mapping, survive_lost_memory};
 
-/// Most regions a front-end may share at a time: what KVM gives QEMU, and QEMU's own programs offer.
+/// Most regions that a front-end may share at a time: as many as KVM gives QEMU, and as QEMU's own back-ends offer.
 pub const MAX_REGIONS: usize = 509;
 
-/// Why a region or an address was refused.
+/// Why a region or an address is refused.
 #[derive(Debug, Error)]
 pub enum MemoryError {
     /// No region may be empty.
@@ -50,7 +49,7 @@ pub enum MemoryError {
         /// Size in bytes.
         size: u64,
     },
-    /// Access beyond the end of the file would raise SIGBUS.
+    /// The file is shorter than the region. Access beyond its end would raise SIGBUS.
     #[error("memory region needs {needed:#x} bytes of its file, which has {length:#x}")]
     FileTooShort {
         /// Offset plus size of the region.
@@ -61,7 +60,7 @@ pub enum MemoryError {
     /// More regions than [`MAX_REGIONS`].
     #[error("all {MAX_REGIONS} memory slots are in use")]
     NoSlot,
-    /// REM_MEM_REG named a region that is not there.
+    /// REM_MEM_REG named a region that does not exist.
     #[error("no memory region at guest address {guest_address:#x} of {size:#x} bytes to remove")]
     Unknown {
         /// Where the guest would see the region.
@@ -77,10 +76,10 @@ pub enum MemoryError {
     Map {
         /// Size in bytes.
         size: u64,
-        /// What mmap said.
+        /// Error of `mmap(2)`.
         source: std::io::Error,
     },
-    /// An address range is not, or not in one piece, guest memory.
+    /// An address range is not guest memory, or not all of it is in one region.
     #[error("{length:#x} bytes at address {address:#x} are not guest memory")]
     OutOfBounds {
         /// First address of the range.
@@ -96,7 +95,7 @@ struct Region {
     guest_address: u64,
     user_address: u64,
     size: u64,
-    /// Bytes of the mapping before the region: mmap wants offsets at the start of a page, front-ends need not.
+    /// Bytes of the mapping before the region: `mmap(2)` maps whole pages, but a region can start anywhere.
     skip: usize,
     mapping: Arc<Mapping>,
 }
@@ -119,12 +118,12 @@ impl Region {
         guest_address.checked_add(size).ok_or_else(wraps)?;
         user_address.checked_add(size).ok_or_else(wraps)?;
         let needed = mmap_offset.checked_add(size).ok_or_else(wraps)?;
-        // Where the front-end lets us, its file cannot become shorter from now on.
+        // If the front-end allows seals, it cannot truncate the file from now on.
         let _ = fcntl_add_seals(&file, SealFlags::SHRINK);
         let stat = fstat(&file).map_err(|errno| MemoryError::Stat(errno.into()))?;
         let length = u64::try_from(stat.st_size).unwrap_or(0);
         let is_device = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice;
-        // The length of a device (devdax) is not in its stat, and mmap refuses what is beyond its end.
+        // `fstat(2)` does not tell the length of a device (devdax); `mmap(2)` refuses what is beyond its end.
         if !is_device && length < needed {
             return Err(MemoryError::FileTooShort { needed, length });
         }
@@ -147,12 +146,12 @@ impl Region {
             })
         };
         if is_device {
-            // Nor does it say how large its pages are.
+            // It does not tell the page size either.
             return map(page)
                 .or_else(|_| map(2 << 20))
                 .or_else(|_| map(1 << 30));
         }
-        // Huge pages are mapped as a whole; this is their size.
+        // Huge pages are mapped as a whole. This is their size.
         let block = u64::try_from(stat.st_blksize).unwrap_or(page);
         map(if block.is_power_of_two() {
             block.max(page)
@@ -167,32 +166,32 @@ impl Region {
         meet(self.guest_address, other.guest_address) || meet(self.user_address, other.user_address)
     }
 
-    /// Offset in the mapping of the byte `into` the region, which the caller found to be inside.
+    /// Returns the offset in the mapping of the byte at offset `into` of the region. The caller has checked that it is inside.
     fn offset(&self, into: u64) -> usize {
         self.skip + into as usize
     }
 
-    /// The guest address of the byte that is mapped at `pointer`; `None` if that is not in this region.
+    /// Returns the guest address of the byte that is mapped at `pointer`; `None` outside this region.
     fn guest_address(&self, pointer: usize) -> Option<u64> {
         let into = pointer.checked_sub(self.mapping.start() + self.skip)? as u64;
         (into < self.size).then(|| self.guest_address + into)
     }
 }
 
-/// The guest's memory, as one table of the front-end describes it.
+/// The guest's memory, as described by one memory table of the front-end.
 #[derive(Clone, Debug, Default)]
 pub struct GuestMemory {
     /// Sorted by guest address; no two overlap.
     regions: Vec<Region>,
-    /// Where pages that the device writes to are marked, while the guest migrates.
+    /// Where pages that the device writes to are marked during a migration.
     log: Option<Arc<DirtyLog>>,
 }
 
 impl GuestMemory {
-    /// This memory and one region more (ADD_MEM_REG, or one entry of SET_MEM_TABLE).
+    /// Returns this memory with one more region (ADD_MEM_REG, or one entry of SET_MEM_TABLE).
     ///
     /// # Errors
-    /// The region is empty, wraps, overlaps another, is longer than its file, or cannot be mapped.
+    /// The region is empty, wraps around, overlaps another, is longer than its file, or cannot be mapped.
     pub fn with_region(
         &self,
         info: &VhostUserMemoryRegion,
@@ -214,7 +213,7 @@ impl GuestMemory {
         Ok(self.with_regions(regions))
     }
 
-    /// This memory without one region (REM_MEM_REG), named by its addresses and size.
+    /// Returns this memory without one region (REM_MEM_REG), which is named by its addresses and size.
     ///
     /// # Errors
     /// There is no such region.
@@ -245,37 +244,37 @@ impl GuestMemory {
         Self { regions, log }
     }
 
-    /// This memory, with another log of dirty pages, or with none.
+    /// Returns this memory with another dirty log, or with none.
     pub fn with_log(&self, log: Option<Arc<DirtyLog>>) -> Self {
         let regions = self.regions.clone();
         Self { regions, log }
     }
 
-    /// Where pages are marked that the device writes to.
+    /// Returns the log in which pages that the device writes to are marked.
     #[inline]
     pub(crate) fn log(&self) -> Option<&DirtyLog> {
         self.log.as_deref()
     }
 
-    /// Whether writes are to be noted, because the guest migrates.
+    /// Whether writes are logged, because the guest migrates.
     pub fn is_logged(&self) -> bool {
         self.log.is_some()
     }
 
-    /// First address behind all regions.
+    /// Returns the first address after all regions.
     pub(crate) fn end(&self) -> u64 {
         let end = |region: &Region| region.guest_address + region.size;
         self.regions.last().map_or(0, end)
     }
 
-    /// The guest address of what is mapped at `pointer`; `None` if that is not guest memory.
+    /// Returns the guest address of the byte that is mapped at `pointer`; `None` if it is not guest memory.
     pub(crate) fn guest_address(&self, pointer: usize) -> Option<u64> {
         let mut regions = self.regions.iter();
         regions.find_map(|region| region.guest_address(pointer))
     }
 
-    /// The memory from guest address `address` on: `length` bytes, or fewer where the region ends
-    /// first. `None` where there is no memory.
+    /// Returns the memory from guest address `address` on: `length` bytes, or fewer if the region ends before. `None` if there is no
+    /// memory at `address`.
     #[inline]
     pub fn slice_up_to(&self, address: u64, length: usize) -> Option<VolatileSlice<'_>> {
         let after = self
@@ -291,7 +290,7 @@ impl GuestMemory {
         region.mapping.slice(region.offset(into), count)
     }
 
-    /// `length` bytes at guest address `address`.
+    /// Returns `length` bytes at guest address `address`.
     ///
     /// # Errors
     /// They are not all in one region.
@@ -305,8 +304,8 @@ impl GuestMemory {
             })
     }
 
-    /// `length` bytes at `address` in the address space of the front-end, kept mapped for as long
-    /// as the result lives. Rings are named by such addresses (SET_VRING_ADDR).
+    /// Returns `length` bytes at `address` in the address space of the front-end, which stay mapped as long as the result lives. Front-ends
+    /// name rings by such addresses (SET_VRING_ADDR).
     ///
     /// # Errors
     /// They are not all in one region.
@@ -338,10 +337,10 @@ pub struct PinnedRange {
 }
 
 impl PinnedRange {
-    /// The memory itself.
+    /// Returns the memory.
     #[inline]
     pub fn slice(&self) -> VolatileSlice<'_> {
-        // The range was checked when it was pinned; an empty slice fails every access all the same.
+        // The range was checked when it was pinned. Every access to an empty slice fails.
         self.mapping
             .slice(self.offset, self.length)
             .unwrap_or_else(|| VolatileSlice::from(<&mut [u8]>::default()))

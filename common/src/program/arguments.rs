@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The command line: what all back-ends understand, and the device's own options.
+//! The command line: the options of all back-ends, and those of the device.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -22,15 +22,14 @@ use crate::worker::Polling;
 pub struct Arguments<O: Args> {
     /// Listen on a unix socket at PATH and serve one front-end after the other.
     ///
-    /// A socket that nobody listens on is replaced; anything else at PATH is left alone. The socket
-    /// is removed at exit.
+    /// A stale socket (one that nobody listens on) is replaced; if anything else is at PATH, the program does not start. The socket is
+    /// removed at exit.
     #[arg(long, value_name = "PATH", groups = ["socket", "files"])]
     pub socket_path: Option<PathBuf>,
 
-    /// Use the unix stream socket that was inherited as file descriptor FDNUM.
+    /// Use the unix stream socket that is inherited as file descriptor FDNUM.
     ///
-    /// If it is connected, exit with status 0 when the front-end closes it; if it listens, serve one
-    /// front-end after the other.
+    /// If it is connected, exit with status 0 when the front-end closes it; if it listens, serve one front-end after the other.
     #[arg(long, value_name = "FDNUM", group = "socket", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub fd: Option<RawFd>,
 
@@ -44,10 +43,10 @@ pub struct Arguments<O: Args> {
     )]
     pub socket_mode: u32,
 
-    /// Give statistics to whoever connects to a unix socket at PATH, as text that Prometheus reads.
+    /// Send statistics to each client that connects to a unix socket at PATH, in the text format of Prometheus.
     ///
-    /// HTTP clients get them (curl --unix-socket PATH http://localhost/metrics), and so do those that send nothing (nc -UN PATH).
-    /// SIGUSR1 logs them. The rules for --socket-path hold for PATH too.
+    /// Clients can use HTTP (curl --unix-socket PATH http://localhost/metrics), or send nothing (nc -UN PATH). SIGUSR1 logs the statistics.
+    /// The rules for --socket-path apply to PATH too.
     #[arg(long, value_name = "PATH", group = "files")]
     pub stats_socket: Option<PathBuf>,
 
@@ -60,29 +59,27 @@ pub struct Arguments<O: Args> {
 
     /// What to do when the process attempts a disallowed operation.
     ///
-    /// Once all is open, and before a front-end is heard, it gives up its privileges, all files but those that it has to open later, and
-    /// all system calls but those that it needs.
+    /// After it has opened all files, and before it reads from a front-end, the process gives up its privileges, access to all files except
+    /// those that it opens later, and all system calls except those that it needs.
     #[arg(long, value_name = "MODE", value_enum, default_value_t = Sandbox::On)]
     pub sandbox: Sandbox,
 
     /// How long a queue thread polls before it sleeps, in microseconds: a number, `auto`, or `off`.
     ///
-    /// To be woken costs more time than a fast device takes for a request. With `auto` threads look for as long as was worth it lately,
-    /// 100 us at most, and go to sleep at once where requests come more seldom. No thread looks longer than this while nothing comes.
+    /// Waking up takes longer than a fast device takes for a request. With `auto`, a thread polls as long as it paid off recently, up to 100
+    /// us, and sleeps at once if requests are rarer. With a number, it polls for at most this long without a request.
     #[arg(long, value_name = "N", default_value = "auto")]
     pub poll_us: Polling,
 
-    /// Print what this program can do on this host, as JSON, and exit. All other arguments are
-    /// ignored.
+    /// Print what this program can do on this host, as JSON, and exit. All other arguments are ignored.
     #[arg(long)]
     print_capabilities: bool,
 
-    /// Print the descriptor of this program for management software, as the JSON of its 50-*.json,
-    /// and exit.
+    /// Print the descriptor of this program for management software (the JSON of its 50-*.json), and exit.
     #[arg(long)]
     print_descriptor: bool,
 
-    /// What the device takes.
+    /// Options of the device.
     #[command(flatten)]
     pub device: O,
 }
@@ -94,10 +91,10 @@ fn octal(text: &str) -> Result<u32, String> {
         .ok_or_else(|| "must be three octal digits such as 0660".to_owned())
 }
 
-/// Parses a number of bytes, with QEMU's suffixes: for the options of devices.
+/// Parses a number of bytes with one of QEMU's suffixes, for the options of devices.
 ///
 /// # Errors
-/// What it must be, for the person who wrote it.
+/// Returns what the text must be, for the user.
 pub fn size(text: &str) -> Result<u64, String> {
     let (digits, shift) = match text.strip_suffix(['K', 'k']) {
         Some(digits) => (digits, 10),
@@ -118,8 +115,8 @@ pub fn size(text: &str) -> Result<u64, String> {
 }
 
 impl<O: Args> Arguments<O> {
-    /// Understands the arguments of this process; prints help, version or what is wrong otherwise.
-    /// They must name a socket, unless there is one already.
+    /// Parses the arguments of this process; otherwise prints help, version or an error. They must name a socket, unless the service manager
+    /// passed one.
     pub fn parse<D: Device>(has_socket: bool) -> Result<Self, ExitCode> {
         Self::parse_from::<D>(std::env::args_os().collect(), has_socket).map_err(
             |error| match error.kind() {
@@ -142,21 +139,21 @@ impl<O: Args> Arguments<O> {
         )
     }
 
-    /// These options, with the words of the device around them.
+    /// Returns the command line with the name, version and description of the device.
     pub fn command<D: Device>() -> Command {
         <Self as CommandFactory>::command()
             .name(D::PROGRAM)
             .version(D::VERSION)
             .about(D::DESCRIPTION)
             .after_help(format!(
-                "Log lines go to stderr; RUST_LOG=debug (or warn, trace) shows more or less of \
-                 them.\n\nSIGTERM and SIGINT finish what was begun and end the program. SIGUSR1 has it \
-                 log statistics.{}\n\n\
-                 Under systemd neither --socket-path nor --fd is needed: the one socket of the \
-                 socket unit (LISTEN_FDS) is used as --fd would. A service of Type=notify is \
+                "Log lines go to stderr; RUST_LOG=debug (or warn, trace) shows more or fewer of \
+                 them.\n\nOn SIGTERM and SIGINT the program finishes the requests in flight and exits. \
+                 On SIGUSR1 it logs statistics.{}\n\n\
+                 Under systemd neither --socket-path nor --fd is needed: the program uses the one \
+                 socket of the socket unit (LISTEN_FDS) like that of --fd. A service of Type=notify is \
                  ready once the socket listens.",
                 if D::RELOADS {
-                    " SIGHUP has it re-examine the files named by the options."
+                    " On SIGHUP it examines the files named by the options again."
                 } else {
                     ""
                 }
@@ -173,7 +170,7 @@ impl<O: Args> Arguments<O> {
     }
 }
 
-/// What is wrong, without the usage that follows it.
+/// Returns the error message, without the usage that follows it.
 fn one_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let message = text.split("\n\n").next().unwrap_or_default();

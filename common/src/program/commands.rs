@@ -128,7 +128,7 @@ impl<D: Device> Commands<D> {
             "pid": std::process::id(),
             "log-level": level_name(stderr::level()),
             "num-queues": self.device()?.num_queues(),
-            "front-ends-so-far": self.statistics.front_ends_so_far(),
+            "front-ends-so-far": self.statistics.front_ends(),
             "front-end": front_end.map(|front_end| json!({
                 "features": front_end.features,
                 "protocol-features": front_end.protocol_features,

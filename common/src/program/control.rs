@@ -19,21 +19,21 @@ use crate::sandbox::{Role, confine_thread};
 use crate::statistics::{Event, Statistics};
 use crate::stderr;
 
-/// How long requests in flight may take to finish once a signal came that ends the program.
+/// How long requests in flight may take to finish after a signal to exit.
 const TIME_TO_FINISH: Duration = Duration::from_millis(1800);
 
-/// How long to wait before trying again what failed.
+/// How long to wait before a retry.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// What the thread serves.
 pub struct Control<D: Device> {
     pub signals: Signals,
-    /// The program may end, and drop it, at any time.
+    /// The program may exit, and drop it, at any time.
     pub device: Weak<D>,
     pub statistics: Arc<Statistics>,
     pub stats_socket: Option<Clients<StatsProtocol>>,
     pub control_socket: Option<Clients<ControlProtocol<D>>>,
-    /// What to remove should the program have to be ended.
+    /// Sockets whose files are removed if the exit must be forced.
     pub files: Vec<Arc<Listener>>,
 }
 
@@ -81,13 +81,13 @@ impl<D: Device> Control<D> {
         for (time, what) in events.into_iter().flat_map(|events| events.take()) {
             control_socket.broadcast(&event(what, time), |client: &State| client.negotiated);
         }
-        // Not before its client has the answer, as far as the client takes it.
+        // Only after the answer is sent, if the client reads it.
         if std::mem::take(&mut control_socket.protocol().0.quits) {
             self.signals.stop();
         }
     }
 
-    /// Waits until there may be something to do. Returns whether the program goes on.
+    /// Waits until there may be something to do. Returns whether the program continues.
     fn wait(&self) -> bool {
         let signals = [Some(&self.signals.statistics), self.signals.reload.as_ref()];
         let signals = signals
@@ -121,18 +121,18 @@ impl<D: Device> Control<D> {
         fds.first().is_some_and(|stop| stop.revents().is_empty())
     }
 
-    /// Ends the process if it does not do so by itself in time: a request can hang for as long as its storage does.
+    /// Forces the process to exit if it does not in time: a request can hang as long as its storage does.
     fn force_end(&self) {
         std::thread::sleep(TIME_TO_FINISH);
         log::warn!("requests did not finish in time; they are lost");
         self.files.iter().for_each(|file| file.remove_file());
         stderr::flush();
-        // Without the exit handlers of libraries, which take away what a renderer that still works uses.
+        // Without the exit handlers of libraries, which free what a running renderer still uses.
         signal_hook::low_level::exit(0);
     }
 }
 
-/// What to wait for on a socket, if there is one.
+/// Returns the files of a socket to wait for, if there is one.
 fn files<P: Protocol>(
     clients: Option<&Clients<P>>,
 ) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
@@ -151,7 +151,7 @@ mod tests {
     use crate::device::QueueHandler;
     use crate::worker::Queue;
 
-    /// Tells of each time that it is to reload.
+    /// Sends a message on each reload.
     struct Reloading(Mutex<Sender<()>>);
 
     #[derive(clap::Args)]

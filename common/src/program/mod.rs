@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What every back-end program does: arguments, the socket, signals, exit status. It follows QEMU's
-//! "back-end program conventions".
+//! What all back-end programs do: arguments, sockets, signals, exit status. They follow QEMU's "back-end program conventions".
 
 mod arguments;
 mod clients;
@@ -47,23 +46,23 @@ use socket::{Listener, Source};
 use stats_socket::StatsProtocol;
 use turn::Turn;
 
-/// Exit status for a usage error; all other failures have [`ExitCode::FAILURE`].
+/// Exit status of a usage error; all other failures have [`ExitCode::FAILURE`].
 const USAGE: u8 = 2;
 
-/// The command line of a device's program, for help, manual pages and shell completions.
+/// Returns the command line of a device's program, for help, manual pages and shell completions.
 pub fn command<D: Device>() -> Command {
     Arguments::<D::Options>::command::<D>()
 }
 
-/// Has a process that was forked from this one, while that had one thread, write its log lines by itself.
+/// Makes a process that was forked from this one, before it started threads, write its log lines directly.
 pub fn forked() {
     stderr::write_directly();
 }
 
-/// The `main` of a device's program.
+/// Runs the program of a device: its `main`.
 pub fn run<D: Device>() -> ExitCode {
     let _flush = stderr::Flush;
-    // These two win over all other arguments, known or not.
+    // These two take precedence over all other arguments, known or not.
     let asked = |option| {
         std::env::args_os()
             .skip(1)
@@ -115,7 +114,7 @@ fn start<D: Device>(
     arguments: Arguments<D::Options>,
     manager: &ServiceManager,
 ) -> Result<(), StartError> {
-    // First of all, while no file of our own can have the number that was given.
+    // Before any other file is opened, which could get the number that was given.
     let source = Source::find(&arguments, manager)?;
     stderr::log(D::PROGRAM);
     file_limit::raise();
@@ -186,7 +185,7 @@ fn start<D: Device>(
         outcome
     });
     listeners.iter().for_each(|listener| listener.remove_file());
-    // Where the start failed others may have a look now.
+    // After a failed start, other programs can use the directories now.
     drop(turn);
     outcome
 }
@@ -214,7 +213,7 @@ fn bind_for_clients(
     }
 }
 
-/// Where front-ends come from, open.
+/// The open socket on which front-ends connect, or the connection of one.
 enum Server {
     Connected(UnixStream),
     Listening(Arc<Listener>),
@@ -238,7 +237,7 @@ impl Server {
         }
     }
 
-    /// Lets front-ends connect.
+    /// Starts to accept connections of front-ends.
     fn listen(&self) -> Result<(), StartError> {
         match self {
             Self::Connected(_) => Ok(()),
@@ -261,7 +260,7 @@ impl Server {
     }
 }
 
-/// Serves one front-end after the other.
+/// Serves one front-end after the other, until the program is to exit.
 fn serve_all<D: Device>(
     device: &D,
     statistics: &Statistics,

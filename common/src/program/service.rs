@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! systemd, or what speaks like it: the socket that it passes (sd_listen_fds(3)), and what it wants
-//! to hear (sd_notify(3)).
+//! systemd, or another service manager with its protocol: the socket that it passes (sd_listen_fds(3)), and notifications to it
+//! (sd_notify(3)).
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -12,19 +12,19 @@ use std::time::Duration;
 
 use crate::device::StartError;
 
-/// The number that the first passed socket has (SD_LISTEN_FDS_START).
+/// Number of the first passed socket (SD_LISTEN_FDS_START).
 const FIRST: RawFd = 3;
 
-/// How long the manager may take to make room for a message. A busy one must not lose READY=1, or it
-/// would end the service; one that hangs must not keep the device from its work.
+/// How long to wait until the manager accepts a notification. A busy manager must not lose READY=1, or it would stop the service; one that
+/// hangs must not prevent the device from starting.
 const TIME_TO_HEAR: Duration = Duration::from_secs(1);
 
-/// What becomes of the service.
+/// A state of the service.
 #[derive(Clone, Copy, Debug)]
 pub enum State {
     /// Front-ends can connect.
     Ready,
-    /// The program is about to end.
+    /// The program is about to exit.
     Stopping,
 }
 
@@ -38,7 +38,7 @@ pub struct ServiceManager {
 }
 
 impl ServiceManager {
-    /// Takes what it said out of the environment. To be called while the process has one thread.
+    /// Removes its variables from the environment, and keeps their values. Must be called while the process has only one thread.
     #[allow(unsafe_code)]
     pub fn take_from_environment() -> Self {
         let take = |name| {
@@ -55,12 +55,12 @@ impl ServiceManager {
         }
     }
 
-    /// Whether it passed sockets.
+    /// Returns whether it passed sockets.
     pub fn passed_sockets(&self) -> bool {
         self.sockets.is_some()
     }
 
-    /// The number of the one socket that it passed.
+    /// Returns the number of the one socket that it passed.
     pub fn socket(&self) -> Result<RawFd, StartError> {
         let count = self.sockets.as_deref().unwrap_or_default();
         if count == "1" {
@@ -72,18 +72,18 @@ impl ServiceManager {
         )))
     }
 
-    /// Connects to it, if it wants to hear something.
+    /// Connects to it, if it accepts notifications.
     pub fn connect(&self) -> Notifier<'_> {
         Notifier(self.notify.as_deref().map(|name| (name, connect(name))))
     }
 }
 
-/// A service manager that listens, or why it cannot be reached.
+/// A service manager that accepts notifications, or the reason why it cannot be reached.
 #[derive(Debug)]
 pub struct Notifier<'a>(Option<(&'a OsStr, io::Result<UnixDatagram>)>);
 
 impl Notifier<'_> {
-    /// Tells it `state`, if it wants to know. That it cannot be reached is no reason to fail.
+    /// Notifies it of `state`, if it accepts notifications. A failure is only logged.
     pub fn tell(&self, state: State) {
         let message = match state {
             State::Ready => "READY=1",

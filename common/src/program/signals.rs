@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Signals, each as a file that becomes readable. A guest cannot end the program by one.
+//! Signals, each as a file that becomes readable. A guest cannot end the program by causing a signal.
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -11,23 +11,23 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGXFSZ};
 use crate::device::StartError;
 use crate::memory::survive_lost_memory;
 
-/// What the program listens to.
+/// The signals that the program handles.
 #[derive(Debug)]
 pub struct Signals {
-    /// Becomes readable, and stays so, when the program is to end: SIGTERM and SIGINT.
+    /// Becomes readable, and stays so, when the program is to exit: SIGTERM and SIGINT.
     pub stop: Arc<OwnedFd>,
     /// The other end of `stop`.
     stopper: UnixStream,
     /// SIGUSR1.
     pub statistics: Signal,
-    /// SIGHUP, for devices that have something to look at again. It ends the others, as it does any program.
+    /// SIGHUP, for devices that reload. It kills the programs of other devices, as is the default.
     pub reload: Option<Signal>,
 }
 
 impl Signals {
-    /// Starts to listen.
+    /// Starts to handle the signals.
     pub fn listen(reloads: bool) -> Result<Self, StartError> {
-        // A write beyond the limit of file sizes is to fail, not to end the process.
+        // A write beyond RLIMIT_FSIZE must fail, not kill the process.
         signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(|error| failed(&error))?;
         survive_lost_memory().map_err(|error| failed(&error))?;
         let (stop, stopper) = register(&[SIGTERM, SIGINT])?;
@@ -41,14 +41,14 @@ impl Signals {
 }
 
 impl Signals {
-    /// Ends the program, as SIGTERM does.
+    /// Makes the program exit, as SIGTERM does.
     pub fn stop(&self) {
-        // A full socket is readable already.
+        // If the socket is full, it is already readable.
         let _ = (&self.stopper).write(&[0]);
     }
 }
 
-/// A signal that may come again and again.
+/// A signal that can occur repeatedly.
 #[derive(Debug)]
 pub struct Signal(UnixStream);
 
@@ -59,12 +59,12 @@ impl Signal {
         Ok(Self(file))
     }
 
-    /// Readable once the signal came.
+    /// Returns the file that is readable after the signal.
     pub fn file(&self) -> &UnixStream {
         &self.0
     }
 
-    /// Whether the signal came since it was asked for the last time, however often.
+    /// Returns whether the signal occurred since the last call.
     pub fn came(&self) -> bool {
         let mut came = false;
         // Each signal is a byte.
@@ -86,5 +86,5 @@ fn register(signals: &[i32]) -> Result<(UnixStream, UnixStream), StartError> {
 }
 
 fn failed(error: &std::io::Error) -> StartError {
-    StartError(format!("cannot listen to signals: {error}"))
+    StartError(format!("cannot handle signals: {error}"))
 }

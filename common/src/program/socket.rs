@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where front-ends come from: a path to listen on, or an inherited socket.
+//! The socket of the program: a path to listen on, or an inherited socket.
 
 use std::fmt;
 use std::io;
@@ -22,31 +22,31 @@ use super::service::ServiceManager;
 use super::turn;
 use crate::device::StartError;
 
-/// Front-ends that may wait to be accepted: as many as the kernel allows.
+/// Most connections that wait to be accepted: as many as the kernel allows.
 const QUEUE: i32 = i32::MAX;
 
-/// What the arguments name.
+/// The socket that the arguments name.
 pub enum Source {
-    /// A connected socket: one front-end, and the end.
+    /// A connected socket, for one front-end.
     Connected(UnixStream),
-    /// A socket that someone else bound.
+    /// A listening socket that another process bound.
     Listening(UnixListener),
     /// A path to bind.
     Path {
-        /// Where.
+        /// The path.
         path: PathBuf,
         /// Permissions of the socket file.
         mode: u32,
     },
 }
 
-/// Duplicates a file that was inherited under a number: for devices whose options name one. The number stays open.
+/// Duplicates an inherited file descriptor, for devices whose options name one. The number stays open.
 ///
 /// # Errors
-/// There is no such file.
+/// The number is not open.
 #[allow(unsafe_code)]
 pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
-    // The one number that stands for none.
+    // This number must not be borrowed.
     if number == -1 {
         return Err(Errno::BADF.into());
     }
@@ -56,8 +56,7 @@ pub fn inherited(number: RawFd) -> io::Result<OwnedFd> {
 }
 
 impl Source {
-    /// Checks what the arguments name, or else what the service manager passed, and takes an
-    /// inherited socket into possession.
+    /// Finds the socket that the arguments name, or that the service manager passed. Checks an inherited socket, and takes ownership of it.
     pub fn find<O: Args>(
         arguments: &Arguments<O>,
         manager: &ServiceManager,
@@ -80,7 +79,7 @@ impl Source {
         }
     }
 
-    /// The path to bind, if there is one.
+    /// Returns the path to bind, if there is one.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Path { path, .. } => Some(path),
@@ -88,8 +87,7 @@ impl Source {
         }
     }
 
-    /// Takes the socket `number`. Where it cannot be used, `name` is what is wrong, and `remedy` what
-    /// to do.
+    /// Takes ownership of the socket `number`. If it cannot be used, the error names `name`, and says `remedy`.
     #[allow(unsafe_code)]
     fn inherited(number: RawFd, name: &str, remedy: &str) -> Result<Self, StartError> {
         // SAFETY: the borrow ends before anything is opened or closed; a number that is not open
@@ -120,17 +118,17 @@ impl Source {
     }
 }
 
-/// Removes a stale socket at `path`, which `option` names. All else that is there stays, and is an error.
+/// Removes a stale socket at `path`, which `option` names. Anything else there is left alone, and is an error.
 fn make_way(path: &Path, option: &str) -> Result<(), StartError> {
     let shown = path.display();
     let metadata = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(StartError(format!("cannot look at {shown}: {error}"))),
+        Err(error) => return Err(StartError(format!("cannot examine {shown}: {error}"))),
         Ok(metadata) => metadata,
     };
     if !metadata.file_type().is_socket() {
         return Err(StartError(format!(
-            "{shown} exists and is no socket; choose another {option} or move it away"
+            "{shown} exists and is not a socket; choose another {option} or move it away"
         )));
     }
     match probe(path) {
@@ -149,29 +147,28 @@ fn cannot_listen(path: &Path, error: &io::Error) -> StartError {
     StartError(format!("cannot listen on {}: {error}", path.display()))
 }
 
-/// Connects, to see whether somebody listens. Does not wait where there is a queue.
+/// Connects, to find out whether a program listens. Does not wait if its queue is full.
 fn probe(path: &Path) -> Result<(), Errno> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
     connect(socket, &SocketAddrUnix::new(path)?)
 }
 
-/// A socket that front-ends connect to.
+/// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixListener,
-    /// The file that was made for it: path, device and inode.
+    /// The file that was created for it: path, device and inode.
     file: Option<(PathBuf, u64, u64)>,
 }
 
 impl Listener {
-    /// Uses a socket that listens already.
+    /// Uses a socket that already listens.
     pub fn adopt(socket: UnixListener) -> Self {
         Self { socket, file: None }
     }
 
-    /// Makes the socket file at `path`, with just the permissions `mode` from its first moment. Nobody can connect yet.
-    /// `option` has named it.
+    /// Creates the socket file at `path`, which `option` names. It has the permissions `mode` from the start. Nobody can connect yet.
     pub fn bind(path: PathBuf, mode: u32, option: &str) -> Result<Self, StartError> {
         make_way(&path, option)?;
         let failed = |error| cannot_listen(&path, &error);
@@ -189,7 +186,7 @@ impl Listener {
         Ok(Self { socket, file })
     }
 
-    /// Whether the file that was made is the one at `path`.
+    /// Returns whether the file that was created is the one at `path`.
     pub fn is_at(&self, path: &Path) -> bool {
         self.file.as_ref().is_some_and(|(_, device, inode)| {
             std::fs::symlink_metadata(path)
@@ -197,7 +194,7 @@ impl Listener {
         })
     }
 
-    /// Lets clients connect to the file that was made.
+    /// Starts to accept connections on the file that was created.
     pub fn listen(&self) -> Result<(), StartError> {
         match &self.file {
             Some((path, ..)) => {
@@ -207,7 +204,7 @@ impl Listener {
         }
     }
 
-    /// Waits for a front-end. `None` when the process is to end.
+    /// Waits for a front-end. Returns `None` when the program is to exit.
     pub fn accept(&self, stop: &OwnedFd) -> io::Result<Option<UnixStream>> {
         let mut fds = [
             PollFd::new(&self.socket, PollFlags::IN),
@@ -221,7 +218,7 @@ impl Listener {
         self.socket.accept().map(|(socket, _)| Some(socket))
     }
 
-    /// Removes the socket file, unless another has taken its place.
+    /// Removes the socket file, unless another file has replaced it.
     pub fn remove_file(&self) {
         if let Some((path, ..)) = &self.file
             && self.is_at(path)
@@ -231,12 +228,12 @@ impl Listener {
         }
     }
 
-    /// Has `accept(2)` fail where nobody waits to be accepted.
+    /// Makes `accept(2)` fail if no connection waits.
     pub fn set_nonblocking(&self) -> io::Result<()> {
         self.socket.set_nonblocking(true)
     }
 
-    /// The directory of the file that was made.
+    /// Returns the directory of the file that was created.
     pub fn directory(&self) -> Option<PathBuf> {
         self.file.as_ref().map(|(path, ..)| turn::directory(path))
     }

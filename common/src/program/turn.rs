@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! One program at a time makes sockets in a directory.
+//! Only one program at a time creates sockets in a directory.
 //!
-//! A socket that is bound and does not listen yet looks like one that was left behind, which the next program replaces. So from its
-//! look at the path until it listens, a program holds a lock of the directory (flock(2)). Unlike a lock file nothing is left of it,
-//! however the program ends, and nothing has to be writable.
+//! A socket that is bound, but does not listen yet, looks like a stale socket, which the next program replaces. So a program holds a lock
+//! on the directory (flock(2)) from its check of the path until it listens. Unlike a lock file, the lock leaves nothing behind, however
+//! the program ends, and the directory need not be writable.
 
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -12,20 +12,20 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock, fstat, open};
 use rustix::io::Errno;
 
-/// How long others may take: each some milliseconds.
+/// How long to wait for other programs, each of which takes some milliseconds.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often to look whether they are done.
+/// Interval between attempts to lock.
 const INTERVAL: Duration = Duration::from_millis(1);
 
-/// The locks, until this is dropped.
+/// The locks, which are released when this is dropped.
 #[derive(Debug)]
 pub struct Turn {
     _locks: Vec<OwnedFd>,
 }
 
 impl Turn {
-    /// Waits until no other program creates sockets in the directories of `sockets`. A directory that cannot be opened, or that stays
-    /// locked, is left out: anybody who can read it can lock it, and must not keep this program from starting.
+    /// Waits until no other program creates sockets in the directories of `sockets`, and locks these. A directory that cannot be opened, or
+    /// stays locked, is skipped: anybody who can read it can lock it, and must not prevent this program from starting.
     pub fn wait<'a>(sockets: impl IntoIterator<Item = &'a Path>) -> Self {
         let mut directories: Vec<_> = sockets
             .into_iter()
@@ -37,7 +37,7 @@ impl Turn {
                 Some(((stat.st_dev, stat.st_ino), path, file))
             })
             .collect();
-        // In the same order in all programs, so that no two wait for each other; and each once, or this one would wait for itself.
+        // In the same order in all programs, so that no two wait for each other; and each only once, or this program would wait for itself.
         directories.sort_by_key(|(id, ..)| *id);
         directories.dedup_by_key(|(id, ..)| *id);
         let until = Instant::now() + PATIENCE;
@@ -59,7 +59,7 @@ impl Turn {
     }
 }
 
-/// The directory that `path` is in.
+/// Returns the directory of `path`.
 pub fn directory(path: &Path) -> PathBuf {
     let parent = path
         .parent()
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn directories_that_are_not_there_need_no_turn() {
+    fn directories_that_do_not_exist_are_skipped() {
         Turn::wait([Path::new("/nonexistent/socket")]);
     }
 }

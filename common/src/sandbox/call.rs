@@ -1,34 +1,34 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! System calls that are let through, and those that the core itself makes.
+//! Allowed system calls, and the tables of those that the core makes.
 
 use std::ffi::c_long;
 
 use rustix::process::getpid;
 
-/// Most arguments of one call that are looked at.
+/// Most arguments of one call that are checked.
 const MAX_CONDITIONS: usize = 2;
 
-/// CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID and CHILD_CLEARTID: what makes a thread, and nothing else.
+/// CLONE_VM, FS, FILES, SIGHAND, THREAD, SYSVSEM, SETTLS, PARENT_SETTID and CHILD_CLEARTID: the flags that create a thread.
 const THREAD_FLAGS: u64 = 0x003d_0f00;
-/// CLONE_DETACHED, which some C libraries add, and which has no meaning.
+/// CLONE_DETACHED, which some C libraries add, and the kernel ignores.
 const CLONE_DETACHED: u64 = 0x0040_0000;
-/// What `mmap` and `mprotect` are asked for where memory is to be executed.
+/// Argument of `mmap(2)` and `mprotect(2)` for executable memory.
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
-/// PR_SET_VMA, by which some C libraries give memory a name.
+/// PR_SET_VMA, by which some C libraries name memory.
 const PR_SET_VMA: u64 = 0x5356_4d41;
 
 /// A value that an argument must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Condition {
-    /// Number of the argument, from 0.
+    /// Index of the argument, from 0.
     pub argument: u8,
-    /// The bits that count.
+    /// The bits that are checked.
     pub mask: u64,
-    /// What these bits must be.
+    /// The value of these bits.
     pub value: u64,
 }
 
-/// A system call that a device makes after its start.
+/// A system call that a device may make after its start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Call {
     number: i64,
@@ -36,7 +36,7 @@ pub struct Call {
 }
 
 impl Call {
-    /// The call with this number (`libc::SYS_…`), whatever its arguments are.
+    /// Allows the call with this number (`libc::SYS_…`) with any arguments.
     pub fn new(number: c_long) -> Self {
         Self {
             number,
@@ -44,14 +44,14 @@ impl Call {
         }
     }
 
-    /// The same, but only if argument `argument`, from 0, has `value` in its lower 32 bits.
+    /// Allows the call only if argument `argument`, from 0, has `value` in its lower 32 bits.
     #[must_use]
     pub fn with(self, argument: u8, value: u32) -> Self {
         self.with_bits(argument, u32::MAX.into(), value.into())
     }
 
-    /// The same, but only if argument `argument`, from 0, is `value` in the bits that `mask` has. Two arguments can be looked at; a
-    /// third one is not.
+    /// Allows the call only if argument `argument`, from 0, is `value` in the bits of `mask`. Two arguments can be checked; a third one is
+    /// ignored.
     #[must_use]
     pub fn with_bits(mut self, argument: u8, mask: u64, value: u64) -> Self {
         if let Some(free) = self.conditions.iter_mut().find(|place| place.is_none()) {
@@ -64,15 +64,15 @@ impl Call {
         self
     }
 
-    /// What it takes to start threads.
+    /// Returns the calls that start threads.
     pub fn threads() -> Vec<Self> {
         vec![
             Self::new(libc::SYS_clone).with_bits(0, !CLONE_DETACHED, THREAD_FLAGS),
-            // Its flags cannot be seen, so it is said not to exist; the C library then uses the other one.
+            // A filter cannot read its flags, so it fails with ENOSYS; the C library then uses `clone(2)`.
             Self::new(libc::SYS_clone3),
             Self::new(libc::SYS_rseq),
             Self::new(libc::SYS_set_robust_list),
-            // More restrictions for the new thread.
+            // For the filter of the new thread.
             Self::new(libc::SYS_seccomp)
                 .with(0, libc::SECCOMP_SET_MODE_FILTER)
                 .with(1, 0),
@@ -80,14 +80,14 @@ impl Call {
         ]
     }
 
-    /// What it takes to connect to unix sockets.
+    /// Returns the calls that create unix sockets and connect them.
     pub fn connect_unix() -> Vec<Self> {
         let mut calls = Self::unix_sockets();
         calls.push(Self::new(libc::SYS_connect));
         calls
     }
 
-    /// What it takes to create unix sockets, and to accept connections there.
+    /// Returns the calls that create unix sockets, bind them, and accept connections.
     pub fn bind_unix() -> Vec<Self> {
         let mut calls = Self::unix_sockets();
         calls.extend(plain(&[
@@ -112,7 +112,7 @@ impl Call {
         self.conditions.iter().flatten()
     }
 
-    /// Whether this is the call of `number` with `arguments`.
+    /// Returns whether this allows the call `number` with `arguments`.
     pub(super) fn is(&self, number: i64, arguments: &[u64]) -> bool {
         self.number == number
             && self.conditions().all(|condition| {
@@ -126,7 +126,7 @@ fn plain(numbers: &[c_long]) -> Vec<Call> {
     numbers.iter().copied().map(Call::new).collect()
 }
 
-/// What every thread does: memory, locks, time, waiting for files, log lines, signals, its end.
+/// Returns the calls of all threads: memory, locks, time, waiting for files, log lines, signals, exit.
 pub(super) fn everywhere() -> Vec<Call> {
     let mut calls = plain(&[
         libc::SYS_read,
@@ -165,14 +165,14 @@ pub(super) fn everywhere() -> Vec<Call> {
     calls.extend(
         [libc::SYS_mmap, libc::SYS_mprotect].map(|call| Call::new(call).with_bits(2, PROT_EXEC, 0)),
     );
-    // To a socket that is connected: the handlers of signals, which may run in any thread, and calls by a socket.
+    // Without an address: for signal handlers, which may run in any thread, and for call files that are sockets.
     calls.push(Call::new(libc::SYS_sendto).with_bits(4, u64::MAX, 0));
-    // Debug builds look whether what they close is open.
+    // Debug builds check that a file that they close is open.
     calls.push(Call::new(libc::SYS_fcntl).with(1, libc::F_GETFD as u32));
     let names = [libc::PR_SET_NAME as u32, libc::PR_GET_NAME as u32];
     calls.extend(names.map(|name| Call::new(libc::SYS_prctl).with(0, name)));
     calls.push(Call::new(libc::SYS_prctl).with_bits(0, u64::MAX, PR_SET_VMA));
-    // To this process alone: abort() does that.
+    // Only for this process: abort(3) uses it.
     let this = getpid().as_raw_pid() as u32;
     calls.push(Call::new(libc::SYS_tgkill).with(0, this));
     #[cfg(target_env = "musl")]
@@ -182,7 +182,7 @@ pub(super) fn everywhere() -> Vec<Call> {
     calls
 }
 
-/// What a queue's thread waits with.
+/// Returns the calls by which a queue thread waits and notifies.
 pub(super) fn queue() -> Vec<Call> {
     #[cfg(target_arch = "x86_64")]
     let mut calls = plain(&[libc::SYS_epoll_wait]);
@@ -197,7 +197,7 @@ pub(super) fn queue() -> Vec<Call> {
     calls
 }
 
-/// What serves the front-end: its connection, its files, the threads that work on queues.
+/// Returns the calls that serve the front-end: its connection, its files, the queue threads.
 pub(super) fn session() -> Vec<Call> {
     let mut calls = plain(&[
         libc::SYS_listen,
@@ -230,7 +230,7 @@ pub(super) fn session() -> Vec<Call> {
     calls
 }
 
-/// What removes the socket's file, and before that looks whether it is still the same one.
+/// Returns the calls that check whether a socket file is still the same one, and remove it.
 pub(super) fn removal() -> Vec<Call> {
     #[cfg(target_arch = "x86_64")]
     let mut calls = plain(&[libc::SYS_unlink, libc::SYS_lstat, libc::SYS_stat]);

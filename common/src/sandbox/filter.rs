@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Filters of system calls (seccomp): one for each kind of thread.
+//! Filters of system calls (seccomp), one for each kind of thread.
 
 use std::collections::BTreeMap;
 use std::sync::OnceLock;
@@ -15,19 +15,19 @@ use super::call::{self, Call};
 /// A kind of thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// Serves the front-end, and starts the other threads: it may do what any of these may.
+    /// Serves the front-end, and starts the other threads. It may make the calls of all of them.
     Session,
-    /// Works on queues.
+    /// Serves queues.
     Queue,
-    /// Is started by a queue's thread.
+    /// Is started by a queue thread.
     Helper,
-    /// Hears signals.
+    /// Handles signals and the clients of sockets.
     Control,
     /// Writes log lines.
     Log,
 }
 
-/// What threads of `role` may do.
+/// Returns the calls that threads of `role` may make.
 pub(super) fn allowed(role: Role, needs: &Needs) -> Vec<Call> {
     let mut calls = call::everywhere();
     match role {
@@ -57,7 +57,7 @@ pub(super) fn allowed(role: Role, needs: &Needs) -> Vec<Call> {
     calls
 }
 
-/// Compiles a filter that does `listed` for `calls`, and `other` for all others.
+/// Compiles a filter with the action `listed` for `calls`, and `other` for all other calls.
 pub(super) fn compile(
     calls: &[Call],
     listed: SeccompAction,
@@ -66,7 +66,7 @@ pub(super) fn compile(
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> = BTreeMap::new();
     let is_plain = |call: &&Call| call.conditions().next().is_none();
     for call in calls.iter().filter(is_plain) {
-        // No rule: all arguments will do.
+        // No rule: all arguments are allowed.
         rules.insert(call.number(), Vec::new());
     }
     for call in calls.iter().filter(|call| !is_plain(call)) {
@@ -91,7 +91,7 @@ pub(super) fn compile(
     Ok(SeccompFilter::new(rules, other, listed, architecture)?.try_into()?)
 }
 
-/// What is refused with an error: C libraries look into a file now and then, and can do without.
+/// Returns the calls that fail with an error: C libraries sometimes try to read a file, and can work without it.
 fn refused(allowed: &[Call]) -> Vec<Call> {
     const NO_READING: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
     let mut reading = vec![Call::new(libc::SYS_openat).with_bits(2, NO_READING, 0)];
@@ -102,7 +102,7 @@ fn refused(allowed: &[Call]) -> Vec<Call> {
     reading
 }
 
-/// The filters of a thread, each of which must let a call through.
+/// The filters of a thread. A call must pass all of them.
 type Filters = Vec<BpfProgram>;
 
 fn filters(role: Role, needs: &Needs) -> Result<Filters, seccompiler::Error> {
@@ -118,7 +118,7 @@ fn filters(role: Role, needs: &Needs) -> Result<Filters, seccompiler::Error> {
     Ok(filters)
 }
 
-/// The filters of threads that are started later.
+/// Filters of threads that start later.
 #[derive(Debug)]
 struct Later {
     queue: Filters,
@@ -129,7 +129,7 @@ struct Later {
 
 static LATER: OnceLock<Later> = OnceLock::new();
 
-/// Filters the calls of this thread, and of all that it starts; sees to it that those get filters of their own.
+/// Installs the filter of this thread, which the threads that it starts inherit, and prepares their own filters.
 pub(super) fn install(needs: &Needs) -> Result<(), seccompiler::Error> {
     let later = Later {
         queue: filters(Role::Queue, needs)?,
@@ -137,7 +137,7 @@ pub(super) fn install(needs: &Needs) -> Result<(), seccompiler::Error> {
         control: filters(Role::Control, needs)?,
         log: filters(Role::Log, needs)?,
     };
-    // These win over what the filter of the thread lets through.
+    // These take precedence over the filter of the thread.
     let handler = Call::new(libc::SYS_rt_sigaction).with(0, libc::SIGSYS as u32);
     let fatal = compile(&[handler], SeccompAction::KillProcess, SeccompAction::Allow)?;
     let unknown = compile(
@@ -153,7 +153,7 @@ pub(super) fn install(needs: &Needs) -> Result<(), seccompiler::Error> {
     Ok(())
 }
 
-/// Leaves this process, which does one thing only, `calls` and what every thread does.
+/// Restricts this process, which does only one thing, to `calls` and the calls of all threads.
 pub(super) fn confine_process(calls: &[Call]) -> Result<(), seccompiler::Error> {
     let mut calls = calls.to_vec();
     calls.extend(call::everywhere());
@@ -182,7 +182,7 @@ pub(crate) fn confine_thread(role: Role) {
 mod tests {
     use super::*;
 
-    /// What it does passes by all filters. A device that needs a ring makes it before.
+    /// A ring bypasses all filters. A device that needs one creates it before.
     #[test]
     fn the_core_lets_no_thread_use_io_uring() {
         let io_uring = [

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The sandbox, entered once resources are open and before the first front-end message.
 //!
-//! It gives up its privileges, then all files but those that its device opens later, and at last all system
-//! calls but those that it needs: the core has a table of its own, and [`Needs`] is what a device adds. Each kind of thread has
-//! a filter, and a call that this does not let through ends the process by SIGSYS, after a line that names it.
+//! The process gives up its privileges, then access to all files except those that the device uses later, and finally all system calls
+//! except those that it needs: the core has a table, and a device adds to it by [`Needs`]. Each kind of thread has its own filter. A
+//! disallowed call kills the process by SIGSYS, after a line that names the call.
 
 mod call;
 mod files;
@@ -27,14 +27,14 @@ pub(crate) use filter::{Role, confine_thread};
 pub use process::start_process;
 pub use rustix::thread::CapabilitySet;
 
-/// What a violation of the sandbox leads to.
+/// What happens on a violation of the sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Sandbox {
-    /// the program is ended, after a line that names the system call
+    /// kill the process, after a line that names the system call
     On,
-    /// the system call is named in the log and let through; nothing else is restricted
+    /// log the system call and allow it; nothing else is restricted
     Log,
-    /// nothing is restricted
+    /// restrict nothing
     Off,
 }
 
@@ -83,15 +83,15 @@ impl Needs {
     }
 }
 
-/// Leaves the calling thread, which a queue's thread has started, only the calls of its kind ([`Needs::helper`]).
+/// Restricts the calling thread, which a queue thread has started, to the system calls of helpers ([`Needs::helper`]).
 pub fn confine_helper() {
     confine_thread(Role::Helper);
 }
 
-/// Restricts this process, which has one thread.
+/// Restricts this process, which must have only one thread.
 ///
 /// # Errors
-/// This host cannot do it.
+/// The host does not support it.
 pub(crate) fn enter(
     program: &'static str,
     sandbox: Sandbox,
@@ -102,7 +102,7 @@ pub(crate) fn enter(
             "the sandbox is not supported on this host: {error}; start with --sandbox=off to do without"
         ))
     };
-    // What is looked up only once is looked up now: that can take a file.
+    // The C library looks up the page size once, which can take a file.
     let _ = rustix::param::page_size();
     match sandbox {
         Sandbox::Off => Ok(()),

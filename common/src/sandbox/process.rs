@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A process beside this one, for the one thing that a device cannot do in its sandbox.
+//! A second process, for the one thing that a device cannot do in its sandbox.
 
 use std::ffi::c_uint;
 use std::io;
@@ -12,21 +12,22 @@ use super::call::Call;
 use super::{filter, violation};
 use crate::stderr;
 
-/// The number that the socket has in the other process, where nothing else is open but what stdin, stdout and stderr are.
+/// Number of the socket in the second process, which has no other open file except stdin, stdout and stderr.
 const SOCKET: RawFd = 3;
 
-/// Starts a process that does `work` with a socket, whose other end this gives, and ends with it. It keeps its privileges, has no file
-/// of this one, and makes no system calls but `calls` and what every thread does. To be called while the process has one thread.
+/// Starts a process that runs `work` with a socket, and exits after it. Returns the other end of the socket. The new process keeps its
+/// privileges, has no open file of this one, and can make only `calls` and the system calls of all threads. Must be called while this
+/// process has only one thread.
 ///
 /// # Errors
-/// No process can be started, or no file opened.
+/// No process can be started, or no file can be opened.
 pub fn start_process(
     program: &'static str,
     calls: &[Call],
     work: impl FnOnce(UnixStream),
 ) -> io::Result<UnixStream> {
     let (ours, theirs) = UnixStream::pair()?;
-    // SAFETY: there is no other thread whose locks the new process could find taken.
+    // SAFETY: there is no other thread that could hold a lock which the new process needs.
     match unsafe { libc::fork() } {
         -1 => Err(io::Error::last_os_error()),
         0 => {
@@ -35,7 +36,7 @@ pub fn start_process(
             if let Ok(socket) = prepare(program, calls, theirs) {
                 work(socket);
             }
-            // SAFETY: it only ends the process, without what the other one wants to have done at its end.
+            // SAFETY: this only exits, without the exit handlers of the other process.
             unsafe { libc::_exit(0) }
         }
         _ => Ok(ours),
@@ -44,7 +45,7 @@ pub fn start_process(
 
 fn prepare(program: &'static str, calls: &[Call], socket: UnixStream) -> io::Result<UnixStream> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    // SAFETY: nothing of what is closed is used after this: the socket has another number, and all else is the other process's.
+    // SAFETY: no closed file is used after this: the socket has another number, and the other files belong to the other process.
     let socket = unsafe {
         if libc::dup2(socket.as_raw_fd(), SOCKET) < 0 {
             return Err(io::Error::last_os_error());
@@ -54,7 +55,7 @@ fn prepare(program: &'static str, calls: &[Call], socket: UnixStream) -> io::Res
         UnixStream::from_raw_fd(SOCKET)
     };
     violation::name_violations(program)?;
-    // A kernel without filters is the concern of the other process.
+    // The other process reports a kernel without filters.
     if let Err(error) = filter::confine_process(calls) {
         log::debug!("the process that opens files is not confined: {error}");
     }

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What happens on a disallowed system call: the process names it, and ends.
+//! What happens on a disallowed system call: the process logs it, and is killed.
 //!
-//! The kernel does not carry out the call; it raises SIGSYS in the thread. The handler can neither be replaced nor kept from being
-//! called: to ask for either is a violation too, for which the kernel itself ends the process. That is also how the handler ends.
+//! The kernel does not execute the call; it raises SIGSYS in the thread. The handler can neither be replaced nor blocked: an attempt is a
+//! violation too, for which the kernel kills the process. The handler ends the process in the same way.
 
 use std::ffi::{c_int, c_void};
 use std::fmt::{self, Write};
@@ -12,13 +12,13 @@ use std::sync::OnceLock;
 
 use syscalls::Sysno;
 
-/// Milliseconds for which a stderr that takes nothing holds up the end of the process.
+/// How long the handler waits for a stderr that accepts nothing, in milliseconds.
 const PATIENCE: c_int = 100;
 
 /// Name of the program, for the handler.
 static PROGRAM: OnceLock<&str> = OnceLock::new();
 
-/// A system call, as a line names it.
+/// A system call, as a log line describes it.
 pub(super) struct Description {
     /// Its number.
     pub number: i64,
@@ -38,7 +38,7 @@ impl fmt::Display for Description {
     }
 }
 
-/// Has violations named before they end the process.
+/// Makes violations log a line before they kill the process.
 ///
 /// # Errors
 /// The signal cannot be handled.
@@ -57,7 +57,7 @@ pub(super) fn name_violations(program: &'static str) -> io::Result<()> {
     }
 }
 
-/// Names the system call, and ends the process.
+/// Logs the system call, and ends the process.
 extern "C" fn end(_signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
     // SAFETY: the kernel passes the information that the flags ask for, which with this signal has a system call, and the context.
     let (number, context) = unsafe { ((*info).si_syscall(), &*context.cast::<libc::ucontext_t>()) };
@@ -114,7 +114,7 @@ fn arguments(context: &libc::ucontext_t) -> [u64; 3] {
     [0, 1, 2].map(|number| registers.get(number).copied().unwrap_or_default())
 }
 
-/// A line that needs no memory but its own.
+/// A line that does not allocate memory.
 struct Line {
     bytes: [u8; 512],
     length: usize,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `--sandbox=log`: a thread outside of the sandbox is told of each call that would be a violation, lets it through, and logs it.
+//! `--sandbox=log`: the kernel reports each call that would be a violation to a thread outside the sandbox, which allows and logs it.
 
 use std::collections::HashSet;
 use std::ffi::c_uint;
@@ -17,17 +17,17 @@ use super::call::Call;
 use super::filter::{Role, allowed, compile};
 use super::violation::Description;
 
-/// What ends a filter: BPF_RET with a constant.
+/// The last instruction of a filter: BPF_RET with a constant.
 const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
 const RECEIVE: Opcode = opcode::read_write::<libc::seccomp_notif>(b'!', 0);
 const SEND: Opcode = opcode::read_write::<libc::seccomp_notif_resp>(b'!', 1);
 
-/// Has the calls of this thread, and of all that it starts, watched.
+/// Starts to watch the calls of this thread, and of the threads that it starts.
 pub(super) fn install(needs: &Needs) -> io::Result<()> {
     let session = allowed(Role::Session, needs);
     let control = allowed(Role::Control, needs);
     let mut queue = allowed(Role::Queue, needs);
-    // What a thread does before it has a name.
+    // The calls of a thread before it has a name.
     queue.extend(Call::threads());
     let mut program =
         compile(&queue, SeccompAction::Allow, SeccompAction::Log).map_err(io::Error::other)?;
@@ -45,7 +45,7 @@ pub(super) fn install(needs: &Needs) -> io::Result<()> {
     Ok(())
 }
 
-/// Filters the calls of this thread, and gives the file that tells of those that are not let through.
+/// Installs the filter of this thread. Returns the file that reports disallowed calls.
 fn listen(program: &mut BpfProgram) -> io::Result<OwnedFd> {
     rustix::thread::set_no_new_privs(true)?;
     let filter = libc::sock_fprog {
@@ -68,7 +68,7 @@ fn listen(program: &mut BpfProgram) -> io::Result<OwnedFd> {
     }
 }
 
-/// Lets all calls through, and logs each one that would be a violation, once for each thread's name.
+/// Allows all calls, and logs each one that would be a violation, once per name of a thread.
 fn watch(listener: &Receiver<OwnedFd>, session: &[Call], control: &[Call]) {
     let Ok(listener) = listener.recv() else {
         return;
@@ -77,9 +77,9 @@ fn watch(listener: &Receiver<OwnedFd>, session: &[Call], control: &[Call]) {
     loop {
         let call = match receive(&listener) {
             Ok(call) => call,
-            // The thread is gone.
+            // The thread has exited.
             Err(Errno::INTR | Errno::NOENT) => continue,
-            Err(errno) => return log::warn!("system calls are not watched any more: {errno}"),
+            Err(errno) => return log::warn!("cannot watch system calls any longer: {errno}"),
         };
         let thread = thread_name(call.pid);
         let number = i64::from(call.data.nr);
@@ -103,9 +103,9 @@ fn watch(listener: &Receiver<OwnedFd>, session: &[Call], control: &[Call]) {
     }
 }
 
-/// Waits for the next call, and lets it through before anything else is done: its thread may hold a lock that is needed here.
+/// Waits for the next call, and allows it before anything else: its thread may hold a lock that is needed here.
 fn receive(listener: &OwnedFd) -> rustix::io::Result<libc::seccomp_notif> {
-    // SAFETY: all zeroes is a value of this plain structure, and what the kernel wants to see there.
+    // SAFETY: all zeroes is a value of this plain structure, and the kernel requires it.
     let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
     // SAFETY: this ioctl writes such a structure.
     unsafe { ioctl(listener, Updater::<RECEIVE, _>::new(&mut call)) }?;

@@ -25,7 +25,7 @@ pub(crate) enum Event {
 }
 
 impl Event {
-    /// Its name, as clients see it.
+    /// Returns the name of the event in the protocol.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::FrontEndConnected => "FRONT_END_CONNECTED",
@@ -35,7 +35,7 @@ impl Event {
     }
 }
 
-/// Events that wait, and the file that wakes the thread that takes them.
+/// Waiting events, and the eventfd that wakes the thread that takes them.
 #[derive(Debug)]
 pub(crate) struct Events {
     queue: Mutex<VecDeque<(SystemTime, Event)>>,
@@ -70,12 +70,12 @@ impl Statistics {
         Ok(())
     }
 
-    /// The events, if they are collected.
+    /// Returns the events, if they are collected.
     pub(crate) fn events(&self) -> Option<&Events> {
         self.events.get()
     }
 
-    /// Tells of an event. Does not wait.
+    /// Adds an event, if events are collected. Does not block.
     pub(crate) fn emit(&self, event: Event) {
         let Some(events) = self.events.get() else {
             return;

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What is counted while a device works, for as long as its process lives: over all front-ends, and all starts of a queue.
+//! Statistics of a device, counted as long as its process lives, across front-ends and starts of a queue; and its present state, for
+//! those who ask.
 //!
-//! Each queue has counters of its own, in cache lines of their own, which only the thread of the queue writes. So to count takes
-//! neither a lock nor an atomic operation that locks a cache line, and whoever reads does not disturb. The clock is looked at once a
-//! batch: see `Recorder`.
+//! Each queue has its own counters in its own cache lines, and only the thread of the queue writes them. So counting takes neither a lock
+//! nor an atomic read-modify-write operation, and readers do not disturb it. The clock is read once per batch: see `Recorder`.
 
 mod events;
 mod numbers;
@@ -22,14 +22,14 @@ pub use recorder::Outcome;
 pub(crate) use recorder::{Recorder, Taken};
 pub(crate) use status::{FrontEnd, QueueStatus, RingFormat};
 
-/// Requests in the largest batch that has a bucket of its own.
+/// Number of requests of the largest batch that has its own bucket.
 pub(crate) const LARGEST_BATCH: u16 = 64;
-/// Buckets for the length of a batch: 1, 2, 4 and so on, and one for what is longer.
+/// Buckets for the size of a batch: 1, 2, 4 and so on, and one for larger ones.
 const BATCH_BUCKETS: usize = LARGEST_BATCH.ilog2() as usize + 2;
-/// Buckets for the time that a request takes: 1, 2, 4 and so on microseconds, up to 8.4 s, and one for what is longer.
+/// Buckets for the duration of a request: 1, 2, 4 and so on microseconds, up to 8.4 s, and one for longer ones.
 const TIME_BUCKETS: usize = 25;
 
-/// A number that only grows. One thread writes it.
+/// A number that only increases. One thread writes it.
 #[derive(Debug, Default)]
 struct Counter(AtomicU64);
 
@@ -46,7 +46,7 @@ impl Counter {
     }
 }
 
-/// How often there were values up to 1, 2, 4 and so on, and, in the last of `N` buckets, more than that.
+/// Counts values up to 1, 2, 4 and so on; the last of `N` buckets counts all larger ones.
 #[derive(Debug)]
 struct Histogram<const N: usize>([Counter; N]);
 
@@ -59,7 +59,7 @@ impl<const N: usize> Default for Histogram<N> {
 impl<const N: usize> Histogram<N> {
     #[inline]
     fn add(&self, value: u64, count: u64) {
-        // The number of bits of what is left is the power of two that the value does not exceed.
+        // The smallest power of two that the value does not exceed.
         let bits = u64::BITS - value.saturating_sub(1).leading_zeros();
         let place = (bits as usize).min(N - 1);
         if let Some(bucket) = self.0.get(place) {
@@ -67,7 +67,7 @@ impl<const N: usize> Histogram<N> {
         }
     }
 
-    /// Each bucket's bound, but for the last one, with how many values do not exceed it.
+    /// Returns the bound of each bucket (`None` for the last one), and how many values do not exceed it.
     fn cumulative(&self) -> impl Iterator<Item = (Option<u64>, u64)> {
         let mut sum = 0;
         self.0.iter().enumerate().map(move |(power, bucket)| {
@@ -81,19 +81,19 @@ impl<const N: usize> Histogram<N> {
     }
 }
 
-/// What is counted of requests of one type.
+/// Counters of one type of requests.
 #[derive(Debug, Default)]
 struct RequestStatistics {
     bytes: Counter,
     errors: Counter,
-    /// The time that they took altogether.
+    /// Sum of their durations.
     nanoseconds: Counter,
-    /// How long each took, in microseconds.
+    /// Their durations in microseconds.
     times: Histogram<TIME_BUCKETS>,
 }
 
 impl RequestStatistics {
-    /// `count` requests took so long.
+    /// Counts `count` requests of this duration.
     #[inline]
     fn took(&self, nanoseconds: u64, count: u64) {
         self.nanoseconds.add(nanoseconds.saturating_mul(count));
@@ -101,7 +101,7 @@ impl RequestStatistics {
     }
 }
 
-/// What is counted of one queue. Two lines, since processors fetch lines in pairs.
+/// Counters of one queue. Aligned to two cache lines, because processors fetch lines in pairs.
 #[derive(Debug)]
 #[repr(align(128))]
 struct QueueStatistics {
@@ -111,7 +111,7 @@ struct QueueStatistics {
     unkicked_batches: Counter,
     taken: Counter,
     batches: Histogram<BATCH_BUCKETS>,
-    /// By the number of their type.
+    /// Counters of requests, by the index of their type.
     requests: Box<[RequestStatistics]>,
 }
 
@@ -129,11 +129,11 @@ impl QueueStatistics {
     }
 }
 
-/// What a device counts.
+/// The statistics of a device.
 #[derive(Debug)]
 pub struct Statistics {
     device: &'static str,
-    /// Names of the types of requests.
+    /// Names of the request types.
     types: &'static [&'static str],
     front_ends: AtomicU64,
     /// Queues that were started at least once.
@@ -145,7 +145,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    /// Starts counting for a device of type `device`, whose requests have these `types`.
+    /// Creates the statistics of a device of type `device`, whose requests have these `types`.
     pub fn new(device: &'static str, types: &'static [&'static str]) -> Self {
         Self {
             device,
@@ -157,16 +157,17 @@ impl Statistics {
         }
     }
 
-    /// A front-end is connected.
+    /// Counts a front-end that connected.
     pub(crate) fn count_front_end(&self) {
         self.front_ends.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn front_ends(&self) -> u64 {
+    /// Returns how many front-ends have connected.
+    pub(crate) fn front_ends(&self) -> u64 {
         self.front_ends.load(Ordering::Relaxed)
     }
 
-    /// For the thread that is about to work on a queue, which goes on counting where the one before it stopped.
+    /// Returns the recorder for a thread that starts to serve a queue. It continues the counters of the previous thread.
     pub(crate) fn recorder(&self, queue: u16) -> Recorder {
         let new = || Arc::new(QueueStatistics::new(self.types.len()));
         Recorder::new(Arc::clone(self.queues().entry(queue).or_insert_with(new)))

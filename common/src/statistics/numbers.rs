@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Statistics as the control socket sends them: plain numbers, one object a queue and one a type of requests.
+//! Statistics for the control socket: one object per queue, and one per request type of a queue.
 
 use serde::Serialize;
 
 use super::Statistics;
 
-/// What was counted of one queue.
+/// The counters of one queue.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct QueueNumbers {
@@ -18,7 +18,7 @@ pub(crate) struct QueueNumbers {
     requests: u64,
 }
 
-/// What was counted of one type of requests of a queue.
+/// The counters of one request type of a queue.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) struct RequestNumbers {
@@ -27,17 +27,12 @@ pub(crate) struct RequestNumbers {
     requests: u64,
     bytes: u64,
     errors: u64,
-    /// The time that they took altogether.
+    /// Sum of the durations.
     nanoseconds: u64,
 }
 
 impl Statistics {
-    /// Front-ends that connected so far.
-    pub(crate) fn front_ends_so_far(&self) -> u64 {
-        self.front_ends()
-    }
-
-    /// The numbers of each queue that was started at least once, in the order of the queues.
+    /// Returns the counters of each queue that was started at least once, in ascending order.
     pub(crate) fn queue_numbers(&self) -> Vec<QueueNumbers> {
         let queues = self.queues();
         let numbers = queues.iter().map(|(index, queue)| QueueNumbers {
@@ -52,7 +47,7 @@ impl Statistics {
         numbers.collect()
     }
 
-    /// The numbers of each type of requests that a queue had.
+    /// Returns the counters of each request type that occurred on a queue.
     pub(crate) fn request_numbers(&self) -> Vec<RequestNumbers> {
         let queues = self.queues();
         let requests = queues.iter().flat_map(|(index, queue)| {

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Statistics as Prometheus reads them (text format, version 0.0.4).
+//! Statistics in the text format of Prometheus (version 0.0.4).
 
 use std::fmt::{Display, Write};
 use std::sync::Arc;
 
 use super::{QueueStatistics, RequestStatistics, Statistics};
 
-/// Begins the name of each metric.
+/// Prefix of the name of each metric.
 const PREFIX: &str = "vhost_device";
 
-/// Labels of a sample, but for that of the device.
+/// Labels of a sample, besides that of the device.
 type Labels<'a> = &'a [(&'a str, &'a dyn Display)];
 
-/// One number of a queue: its name, what it is, and where to find it.
+/// A counter of a queue: name, help text, and value.
 type QueueNumber = (&'static str, &'static str, fn(&QueueStatistics) -> u64);
 
-/// One number of a type of requests.
+/// A counter of a request type.
 type RequestNumber = (&'static str, &'static str, fn(&RequestStatistics) -> u64);
 
 const QUEUE_NUMBERS: [QueueNumber; 4] = [
     (
         "kicks_total",
-        "Kicks that were received; several that came close together count as one.",
+        "Kicks that were received; several in quick succession count as one.",
         |queue| queue.kicks.get(),
     ),
     ("calls_total", "Calls that were sent.", |queue| {
@@ -29,7 +29,7 @@ const QUEUE_NUMBERS: [QueueNumber; 4] = [
     }),
     (
         "calls_suppressed_total",
-        "Publications of completed requests that the driver did not want to be called for.",
+        "Publications of completed requests without a call, because the driver did not want one.",
         |queue| queue.suppressed_calls.get(),
     ),
     (
@@ -47,7 +47,7 @@ const REQUEST_NUMBERS: [RequestNumber; 3] = [
     ),
     (
         "request_bytes_total",
-        "Bytes of data that were moved for requests.",
+        "Bytes of data that were transferred for requests.",
         |request| request.bytes.get(),
     ),
     (
@@ -58,7 +58,7 @@ const REQUEST_NUMBERS: [RequestNumber; 3] = [
 ];
 
 impl Statistics {
-    /// All numbers, as a page that a Prometheus server reads.
+    /// Returns all counters as a page for a Prometheus server.
     pub(crate) fn prometheus(&self) -> String {
         let queues: Vec<(u16, Arc<QueueStatistics>)> = self
             .queues()
@@ -100,7 +100,7 @@ impl Statistics {
         page.family(
             name,
             "histogram",
-            "Time from when requests were taken until they were given back. Types that there were none of are left out.",
+            "Time from taking a request until completing it. Types without requests are omitted.",
         );
         for (index, kind, request) in requests().filter(|(.., request)| request.times.count() > 0) {
             let buckets = request.times.cumulative();
@@ -118,9 +118,9 @@ struct Page {
     device: &'static str,
 }
 
-/// To write to a string does not fail.
+/// Writing to a string does not fail.
 impl Page {
-    /// Begins a metric. All its samples follow.
+    /// Starts a metric. All its samples follow.
     fn family(&mut self, name: &str, kind: &str, help: &str) {
         let _ = writeln!(self.text, "# HELP {PREFIX}_{name} {help}");
         let _ = writeln!(self.text, "# TYPE {PREFIX}_{name} {kind}");
@@ -134,7 +134,7 @@ impl Page {
         let _ = writeln!(self.text, "}} {value}");
     }
 
-    /// The buckets, by their bounds and how much does not exceed them, and what follows from them.
+    /// Adds the samples of a histogram: for each bucket its bound, and how many values do not exceed it.
     fn histogram(
         &mut self,
         name: &str,

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the thread of a queue counts with.
+//! How the thread of a queue counts.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::QueueStatistics;
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Its type: a place in [`Device::REQUESTS`](crate::device::Device::REQUESTS).
+    /// Its type: an index of [`Device::REQUESTS`](crate::device::Device::REQUESTS).
     pub request: usize,
-    /// Bytes of data that were moved for it.
+    /// Bytes of data that were transferred for it.
     pub bytes: u64,
-    /// The driver was told of an error.
+    /// It was completed with an error.
     pub failed: bool,
 }
 
@@ -23,17 +23,17 @@ pub(crate) struct Taken(u64);
 
 /// Counts what happens on one queue.
 ///
-/// The thread says what time it is where it looks at the clock anyway: when it wakes up, and when a batch begins and ends. What is
-/// taken and completed in one batch took as long as the batch, which is when the driver learns of it; what is completed later took
-/// until the wake-up that completed it.
+/// The thread sets the time where it reads the clock anyway: when it wakes up, and when a batch begins and ends. A request that is taken
+/// and completed in one batch has the duration of the batch, because the driver is notified at its end. A request that is completed later
+/// has the time until the wake-up that completes it.
 #[derive(Debug)]
 pub(crate) struct Recorder {
     statistics: Arc<QueueStatistics>,
-    /// From where on nanoseconds are counted.
+    /// The instant from which nanoseconds are counted.
     origin: Instant,
     /// When the batch began, or the thread woke up.
     now: Taken,
-    /// Requests that were taken and completed in the batch that is under way, by type.
+    /// Requests that were taken and completed in the present batch, by type.
     at_once: Box<[u64]>,
     /// The driver has kicked since the last batch.
     was_kicked: bool,
@@ -50,7 +50,7 @@ impl Recorder {
         }
     }
 
-    /// For a queue that nobody asks about.
+    /// Returns a recorder whose counters nobody reads.
     pub(crate) fn discarding() -> Self {
         Self::new(Arc::new(QueueStatistics::new(1)))
     }
@@ -60,35 +60,35 @@ impl Recorder {
         u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// A batch begins, or the thread woke up.
+    /// Sets the time: a batch begins, or the thread woke up.
     #[inline]
     pub(crate) fn set_time(&mut self, now: Instant) {
         self.now = Taken(self.since_origin(now));
     }
 
-    /// What a request that is taken now is to remember.
+    /// Returns the time at which a request is taken now.
     #[inline]
     pub(crate) fn taken(&self) -> Taken {
         self.now
     }
 
-    /// The driver has kicked.
+    /// Counts a kick.
     pub(crate) fn kicked(&mut self) {
         self.was_kicked = true;
         self.statistics.kicks.add(1);
     }
 
-    /// The driver was called.
+    /// Counts a call.
     pub(crate) fn called(&self) {
         self.statistics.calls.add(1);
     }
 
-    /// Requests were given back, but the driver does not want to be called for them.
+    /// Counts a call that the driver did not want.
     pub(crate) fn suppressed_call(&self) {
         self.statistics.suppressed_calls.add(1);
     }
 
-    /// A request is completed.
+    /// Counts a completed request.
     #[inline]
     pub(crate) fn completed(&mut self, taken: Taken, outcome: Outcome) {
         let place = outcome.request;
@@ -109,7 +109,7 @@ impl Recorder {
         }
     }
 
-    /// A batch of so many requests has ended.
+    /// Counts a batch of `taken` requests that has ended.
     pub(crate) fn end_batch(&mut self, now: Instant, taken: u16) {
         let time = self.since_origin(now).saturating_sub(self.now.0);
         for (count, request) in self.at_once.iter_mut().zip(&self.statistics.requests) {

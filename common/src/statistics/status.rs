@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The present state of the connection, for those who ask. The session writes it after each message, never while a request is served.
+//! The present state of the connection. The session updates it after each message; queue threads never touch it.
 
 use std::sync::{MutexGuard, PoisonError};
 
@@ -44,7 +44,7 @@ pub(crate) enum RingFormat {
 }
 
 impl Statistics {
-    /// Stores the state of the connection: `None` without one.
+    /// Sets the state of the connection: `None` without a front-end.
     pub(crate) fn set_front_end(&self, front_end: Option<FrontEnd>) {
         let is_connected = front_end.is_some();
         let before = std::mem::replace(&mut *self.lock_front_end(), front_end);
@@ -56,7 +56,7 @@ impl Statistics {
         }
     }
 
-    /// The state of the connection.
+    /// Returns the state of the connection; `None` without a front-end.
     pub(crate) fn front_end(&self) -> Option<FrontEnd> {
         self.lock_front_end().clone()
     }

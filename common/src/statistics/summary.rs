@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::{QueueStatistics, RequestStatistics, Statistics};
 
 impl Statistics {
-    /// Logs what was counted so far: a line for each queue that was started, and one for each type of requests that it had.
+    /// Logs all counters: one line for each queue that was started, and one for each type of requests that it had.
     pub(crate) fn log(&self) {
         log::info!("statistics: front-ends so far: {}", self.front_ends());
         for (index, queue) in self.queues().iter() {
@@ -35,7 +35,7 @@ impl QueueStatistics {
 }
 
 impl RequestStatistics {
-    /// `None` if there were none.
+    /// Returns a summary; `None` if there were no requests.
     fn summary(&self) -> Option<String> {
         let count = self.times.count();
         let mean = Duration::from_nanos(self.nanoseconds.get().checked_div(count)?);

@@ -49,7 +49,7 @@ impl Log for Logger {
     fn flush(&self) {}
 }
 
-/// Has log lines go to stderr.
+/// Starts to send log lines to stderr.
 pub(super) fn install(program: &'static str) {
     let wanted = std::env::var(VARIABLE);
     let filter = env_filter::Builder::new()
@@ -61,7 +61,7 @@ pub(super) fn install(program: &'static str) {
     }
 }
 
-/// The level of the log. Where `RUST_LOG` names several, it is the most verbose one.
+/// Returns the log level. If `RUST_LOG` names several, it is the most verbose one.
 pub fn level() -> LevelFilter {
     log::max_level()
 }

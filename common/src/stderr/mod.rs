@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the program writes to stderr: log lines, panics, and why it ends.
+//! What the program writes to stderr: log lines, panics, and the reason why it exits.
 //!
-//! stderr can be a pipe that nobody reads, and it belongs to other processes too, so it cannot always be made non-blocking. Lines
-//! therefore go to a queue in memory, and a thread of their own writes them. Nobody else waits for stderr: lines that do not fit into
-//! the queue are dropped and counted, and the count follows in their place.
+//! stderr can be a pipe that nobody reads, and other processes share it, so it cannot always be made non-blocking. Therefore lines go to
+//! a queue in memory, and a separate thread writes them. No other thread waits for stderr: lines that do not fit into the queue are
+//! dropped and counted, and the count is written in their place.
 
 mod logger;
 
@@ -18,31 +18,31 @@ use rustix::io::{Errno, retry_on_intr};
 use crate::error::StartError;
 pub use logger::{level, set_level};
 
-/// Bytes of lines that wait to be written. More than all statistics take.
+/// Most bytes of lines that wait to be written. All statistics fit.
 const MOST_BYTES: usize = 256 << 10;
-/// What a pipe takes without blocking once it is writable (PIPE_BUF).
+/// Bytes that a pipe accepts without blocking once it is writable (PIPE_BUF).
 const PIECE: usize = 4096;
-/// How long a stderr that takes nothing may hold up the end of the program.
+/// How long the program waits at exit for a stderr that accepts nothing.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// The same where stderr is fine, and the thread only waits for a processor.
+/// The same while stderr is writable, and the thread only waits for a processor.
 const MOST_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Who writes the lines.
+/// What writes the lines.
 #[derive(PartialEq, Eq)]
 enum Writer {
-    /// Nobody yet.
+    /// Nothing yet.
     None,
-    /// The thread, which waits for lines.
+    /// The log thread, which waits for lines.
     Idle,
-    /// The thread, which is writing.
+    /// The log thread, which is writing.
     Busy,
-    /// Whoever has a line: this process has no thread for it.
+    /// The thread that has a line: this process has no log thread.
     Caller,
 }
 
 struct Queue {
     lines: Vec<u8>,
-    /// A line was dropped since the lines were taken out the last time. Others that would fit are dropped too, to keep the order.
+    /// A line was dropped since the lines were last taken. Later lines that would fit are dropped too, to keep the order.
     full: bool,
     dropped: u64,
     writer: Writer,
@@ -54,16 +54,16 @@ static QUEUE: Mutex<Queue> = Mutex::new(Queue {
     dropped: 0,
     writer: Writer::None,
 });
-/// There are lines.
+/// Signals that there are lines.
 static FILLED: Condvar = Condvar::new();
-/// All lines are written.
+/// Signals that all lines are written.
 static WRITTEN: Condvar = Condvar::new();
 
 fn queue() -> MutexGuard<'static, Queue> {
     QUEUE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Has log lines and panics go to stderr.
+/// Starts to send log lines and panics to stderr.
 pub fn log(program: &'static str) {
     logger::install(program);
     std::panic::set_hook(Box::new(move |panic| {
@@ -77,8 +77,8 @@ pub fn log(program: &'static str) {
     }
 }
 
-/// Makes stderr non-blocking, for the libraries that write to it by themselves: as an open file of this process alone, since others
-/// share the one that was inherited. Regular files do not block, and share their position.
+/// Makes stderr non-blocking, for libraries that write to it directly. It is opened again for this process, because other processes share
+/// the inherited one. Regular files do not block, and must share their position.
 fn unshare() -> rustix::io::Result<()> {
     let stat = fstat(rustix::stdio::stderr())?;
     let kind = FileType::from_raw_mode(stat.st_mode);
@@ -90,7 +90,7 @@ fn unshare() -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Writes a line, without waiting for stderr.
+/// Writes a line without waiting for stderr.
 pub fn print(line: &str) {
     push(format!("{line}\n").as_bytes());
 }
@@ -112,10 +112,10 @@ fn push(line: &[u8]) {
     FILLED.notify_one();
 }
 
-/// Starts the thread that writes the lines, which calls `confine` first. Lines that were logged before are written then.
+/// Starts the thread that writes the lines; it calls `confine` first. It also writes the lines that were logged before.
 ///
 /// # Errors
-/// There are no more threads.
+/// The thread cannot be started.
 pub fn start(program: &'static str, confine: fn()) -> Result<(), StartError> {
     queue().writer = Writer::Busy;
     let started = std::thread::Builder::new()
@@ -134,14 +134,14 @@ pub fn start(program: &'static str, confine: fn()) -> Result<(), StartError> {
     }
 }
 
-/// Has this process, which was forked from one without the thread, write its lines by itself.
+/// Makes this process, which was forked before the log thread started, write its lines directly.
 pub fn write_directly() {
     let mut queue = queue();
     queue.writer = Writer::Caller;
     queue.lines = Vec::new();
 }
 
-/// What the thread does.
+/// Writes lines in the log thread.
 fn write_lines(program: &str) {
     loop {
         let (lines, dropped) = wait();
@@ -158,10 +158,10 @@ fn write_lines(program: &str) {
     }
 }
 
-/// Waits for lines. Gives them, and how many were dropped after them.
+/// Waits for lines. Returns them, and how many were dropped after them.
 fn wait() -> (Vec<u8>, u64) {
     let mut queue = queue();
-    // A line that is too long for an empty queue is told of too.
+    // A line that is too long for an empty queue is reported too.
     while queue.lines.is_empty() && !queue.full {
         queue.writer = Writer::Idle;
         WRITTEN.notify_all();
@@ -172,13 +172,13 @@ fn wait() -> (Vec<u8>, u64) {
     (take(&mut queue.lines), take(&mut queue.dropped))
 }
 
-/// Writes lines to stderr, which may take `patience` each time before it takes more. Returns how many lines it did not take.
+/// Writes lines to stderr, and waits up to `patience` each time until it is writable. Returns how many lines were not written.
 fn write_out(mut lines: &[u8], patience: Option<Duration>) -> u64 {
     while !lines.is_empty() && is_writable(patience) {
         let piece = lines.get(..PIECE).unwrap_or(lines);
         match rustix::io::write(rustix::stdio::stderr(), piece) {
             Ok(count) => lines = lines.get(count..).unwrap_or_default(),
-            // It is non-blocking, and another process was faster.
+            // stderr is non-blocking, and another process was faster.
             Err(Errno::AGAIN | Errno::INTR) => {}
             Err(_) => break,
         }
@@ -186,7 +186,7 @@ fn write_out(mut lines: &[u8], patience: Option<Duration>) -> u64 {
     lines.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
-/// Whether stderr takes something, or fails, within this time.
+/// Returns whether stderr becomes writable, or fails, within this time.
 fn is_writable(patience: Option<Duration>) -> bool {
     let timeout = patience.and_then(|time| Timespec::try_from(time).ok());
     let stderr = rustix::stdio::stderr();
@@ -194,7 +194,7 @@ fn is_writable(patience: Option<Duration>) -> bool {
     retry_on_intr(|| poll(&mut fds, timeout.as_ref())) != Ok(0)
 }
 
-/// Lets all lines out when it is dropped, unless stderr takes nothing: the program is about to end.
+/// Calls [`flush`] when it is dropped, at the exit of the program.
 pub struct Flush;
 
 impl Drop for Flush {
@@ -203,14 +203,14 @@ impl Drop for Flush {
     }
 }
 
-/// Waits until all lines are written, or stderr takes nothing.
+/// Waits until all lines are written, or stderr accepts nothing.
 pub fn flush() {
     let until = Instant::now() + MOST_PATIENCE;
     let mut queue = queue();
     loop {
         match queue.writer {
             Writer::Caller => return,
-            // The thread may take its time to wake up.
+            // The thread may not have woken up yet.
             Writer::None | Writer::Idle => {
                 let lines = take(&mut queue.lines);
                 drop(queue);

@@ -358,7 +358,7 @@ fn renderer_state_is_not_saved_and_the_guest_continues() {
     driver.unref(1);
     save(&driver);
     let log = device.program.stderr();
-    assert!(log.contains("3D, which can not be saved"), "{log}");
+    assert!(log.contains("3D, which cannot be saved"), "{log}");
 }
 
 /// Has the queues continue where they stopped.
