@@ -7,10 +7,11 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
+use vhost_device_tests::ended::{Ended, assert_refused, run};
 use vhost_device_tests::process::{self, PATIENCE, Program};
 
 use crate::control_socket::{control_socket, controlled};
-use crate::{BLOCK, END, Ended, Setup, assert_refused, assert_serves, run};
+use crate::{BLOCK, END, Setup, assert_serves};
 
 fn ctl(socket: &Path, arguments: &[&str]) -> Command {
     let mut command = process::command("vhost-device-ctl").unwrap();
