@@ -14,7 +14,7 @@ use std::process::Command;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 use tempfile::TempDir;
-use vhost_device_tests::attempts::{assert_can_not_read, open};
+use vhost_device_tests::attempts::{assert_cannot_read, open};
 use vhost_device_tests::intruder::{Intruder, Outcome};
 use vhost_device_tests::process::{self, PATIENCE, Program, Signal, option};
 use vhost_device_tests::skip::skip;
@@ -197,7 +197,7 @@ fn a_tree_can_be_changed_as_told_and_nothing_beside_it() {
     );
 
     let other = scene.path("other");
-    assert_can_not_read(intruder, &other.join("file"));
+    assert_cannot_read(intruder, &other.join("file"));
     assert_eq!(make(intruder, &other.join("new")), DENIED);
     assert_eq!(
         at(intruder, libc::SYS_mkdirat, &other.join("sub"), &[0o700]),
