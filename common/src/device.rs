@@ -58,6 +58,9 @@ pub trait Device: Send + Sync + Sized + 'static {
     const LOGS: bool = true;
     /// Version of the state that [`Device::save`] returns; 0 for a device without state.
     const STATE_VERSION: u32 = 0;
+    /// Whether handlers can suspend requests ([`QueueHandler::suspend`]), so that a guest migrates without waiting for them
+    /// (GET_VRING_BASE_INFLIGHT, GET_VRING_BASE_SKIP_DRAIN). Devices whose requests take no time do not need this.
+    const SUSPENDS: bool = false;
     /// Whether the device implements [`Device::reload`]. Without it, SIGHUP ends the program.
     const RELOADS: bool = false;
     /// Names of the request types that statistics count separately
@@ -89,6 +92,10 @@ pub trait Device: Send + Sync + Sized + 'static {
 
     /// Receives the features that the driver accepted, including those of the transport.
     fn set_features(&self, _accepted: u64) {}
+
+    /// Announces whether requests that are taken from now on may have to be suspended: the guest migrates, and its front-end transfers
+    /// requests in flight. A handler can suspend a request only if nothing writes guest memory for it afterwards.
+    fn expect_suspend(&self, _expected: bool) {}
 
     /// Returns the maximum number of queues. One by default.
     fn num_queues(&self) -> u16 {

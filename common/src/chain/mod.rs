@@ -38,7 +38,9 @@ pub enum ChainError {
 ///
 /// The device does not see how the driver distributed them over descriptors. Reads and writes consume bytes from the front of their half.
 /// The device gives the chain back by completing it on its queue: if a chain is dropped, the driver never gets an answer.
-#[derive(Debug)]
+///
+/// The default is an empty request that belongs to no ring.
+#[derive(Debug, Default)]
 #[must_use = "a chain that is not completed is never answered"]
 pub struct Chain {
     readable: Segments,

@@ -2,7 +2,7 @@
 //! What a chain stores for its ring.
 
 /// How a ring identifies a request that was taken from it.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Ticket {
     /// The driver's identifier: the index of the first descriptor, or the buffer id in a packed ring.
     pub id: u16,

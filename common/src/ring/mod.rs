@@ -98,6 +98,11 @@ impl Ring {
         }
     }
 
+    /// Returns whether requests in flight are noted in a file of the front-end, so that another process can carry out what this one leaves.
+    pub fn is_noted(&self) -> bool {
+        either!(&self.0, ring => ring.shared.inflight.is_some())
+    }
+
     /// Returns the name of the format, for log lines.
     pub fn format(&self) -> &'static str {
         match self.0 {

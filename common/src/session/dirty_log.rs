@@ -40,6 +40,8 @@ impl<D: Device> Session<'_, D> {
 
     /// Makes all workers log their writes, or stop doing so, as the front-end asked.
     pub(super) fn apply_log(&mut self) -> Result<(), SessionError> {
+        // Before the workers hear of the log: requests that they take from then on can be suspended.
+        self.device.expect_suspend(self.expects_suspend());
         let log = self.log_in_force();
         if log.is_some() != self.memory.log().is_some() {
             let state = if log.is_some() { "enabled" } else { "disabled" };

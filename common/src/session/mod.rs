@@ -13,6 +13,7 @@ mod memory;
 mod reset;
 mod rings;
 mod status;
+mod stop;
 mod transfer;
 mod vring;
 mod wait;
@@ -163,6 +164,7 @@ impl<D: Device> Drop for Session<'_, D> {
     fn drop(&mut self) {
         self.channel.close();
         self.stop_all();
+        self.device.expect_suspend(false);
         self.device.reset();
         self.device.set_kept(Some(0));
         self.statistics.set_front_end(None);
@@ -173,6 +175,9 @@ impl<D: Device> Session<'_, D> {
     /// Carries out one request.
     fn handle(&mut self, mut message: Message) -> Result<Answer, SessionError> {
         let unsupported = SessionError::Unsupported(message.request);
+        if message.request == stop::GET_VRING_BASE_SKIP_DRAIN {
+            return self.get_base_skip_drain(&message);
+        }
         let Ok(request) = FrontendReq::try_from(message.request) else {
             return Err(unsupported);
         };
@@ -292,6 +297,7 @@ impl<D: Device> Session<'_, D> {
         offered.set(Protocol::CONFIG, !self.device.config().is_empty());
         let shared_memory = Protocol::SHMEM | Protocol::BACKEND_SEND_FD;
         offered.set(shared_memory, self.channel.shared_memory_config().is_some());
+        offered.set(stop::FEATURES, D::SUSPENDS);
         offered | Protocol::from_bits_retain(self.device.protocol_features())
     }
 
@@ -304,6 +310,7 @@ impl<D: Device> Session<'_, D> {
         // The session understands most messages whether their feature was accepted or not.
         self.channel
             .set_protocol_features(Protocol::from_bits_retain(wanted));
+        self.device.expect_suspend(self.expects_suspend());
         Ok(Answer::Ack)
     }
 }

@@ -26,6 +26,7 @@ impl<D: Device> Session<'_, D> {
         self.inflight = None;
         self.accepted_features = 0;
         self.status = 0;
+        self.device.expect_suspend(false);
         self.device.reset();
         self.device.set_kept(Some(0));
         info_limited(format_args!("another session begins"));

@@ -63,7 +63,11 @@ impl<D: Device> Session<'_, D> {
     }
 
     /// Calls `stop` for some rings. Meanwhile the front-end waits, and replies to no request of the device.
-    fn stop(&mut self, is_meant: impl Fn(usize, &Vring) -> bool, stop: impl Fn(&mut Vring, u16)) {
+    pub(super) fn stop(
+        &mut self,
+        is_meant: impl Fn(usize, &Vring) -> bool,
+        stop: impl Fn(&mut Vring, u16),
+    ) {
         self.channel.give_up();
         for (index, vring) in self.vrings.iter_mut().enumerate() {
             if is_meant(index, vring) {
@@ -103,16 +107,6 @@ impl<D: Device> Session<'_, D> {
         }
         self.vring(index as usize)?.base = Some(base);
         Ok(Answer::Ack)
-    }
-
-    /// GET_VRING_BASE: completes all requests that the device holds, stops the ring, and returns its base.
-    pub(super) fn get_base(&mut self, state: VhostUserVringState) -> Result<Answer, SessionError> {
-        let index = self.queue_index(state.index.into())?;
-        let start = self.first_base();
-        self.stop(|other, _| other == index, Vring::stop);
-        let base = self.vring(index)?.base.unwrap_or(start);
-        self.end_idle_workers();
-        Ok(Answer::object(VhostUserVringState::new(state.index, base)))
     }
 
     /// Returns whether a ring of the device may have this size.
@@ -276,11 +270,11 @@ impl<D: Device> Session<'_, D> {
         Ok(worker)
     }
 
-    /// Ends the threads without a running queue, unless the device keeps them.
-    fn end_idle_workers(&mut self) {
+    /// Ends the threads without a running queue, unless the device keeps them or operations of suspended requests are in flight.
+    pub(super) fn end_idle_workers(&mut self) {
         if !D::KEEPS_THREADS {
             self.workers
-                .retain(|_, worker| Arc::strong_count(worker) > 1);
+                .retain(|_, worker| Arc::strong_count(worker) > 1 || !worker.is_idle());
         }
     }
 

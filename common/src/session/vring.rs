@@ -14,7 +14,7 @@ use crate::memory::GuestMemory;
 use crate::ring::inflight::InflightFile;
 use crate::ring::{Ring, RingSetup};
 use crate::statistics::Recorder;
-use crate::worker::{CallFile, EpollPoller, Poller, Queue, Token, Worker};
+use crate::worker::{CallFile, EpollPoller, Poller, Queue, Stopped, Token, Worker, WorkerError};
 
 use super::SessionError;
 
@@ -176,12 +176,25 @@ impl Vring {
 
     /// Completes all requests that the device holds, and stops the ring.
     pub fn stop(&mut self, index: u16) {
+        self.stop_by(index, Worker::stop_queue);
+    }
+
+    /// Stops the ring, and leaves the requests that the device holds noted in flight if that is possible.
+    pub fn suspend(&mut self, index: u16) {
+        self.stop_by(index, Worker::suspend_queue);
+    }
+
+    fn stop_by(
+        &mut self,
+        index: u16,
+        stop: impl FnOnce(&Worker, u16) -> Result<Option<Stopped>, WorkerError>,
+    ) {
         self.kick = None;
         self.is_set_up_anew = false;
         let Some(worker) = self.worker.take() else {
             return;
         };
-        match worker.stop_queue(index) {
+        match stop(&worker, index) {
             Ok(Some(stopped)) => {
                 self.base = Some(stopped.base);
                 self.suspended = stopped.suspended;

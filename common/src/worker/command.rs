@@ -19,12 +19,15 @@ pub enum Answer {
     Stopped(Stopped),
     /// To `Base`, for a queue that the worker has.
     Base(u32),
+    /// To `IsIdle`.
+    Idle(bool),
 }
 
 /// What the session asks of a worker.
 pub enum Command {
     Start(Box<Queue>, Option<Arc<OwnedFd>>),
     Stop(u16),
+    Suspend(u16),
     Base(u16),
     Enable(u16, bool),
     Kick(u16, Option<Arc<OwnedFd>>),
@@ -32,6 +35,8 @@ pub enum Command {
     Error(u16, Option<Arc<CallFile>>),
     UsedLog(u16, Option<u64>),
     Memory(Arc<GuestMemory>),
+    /// Whether no operation of a suspended request is under way.
+    IsIdle,
     Quit,
 }
 

@@ -52,4 +52,19 @@ pub trait QueueHandler {
     /// `queue` is about to stop: whatever is held for it must be completed soon. A handler that waits
     /// for something that may never come gives up here.
     fn drain(&mut self, _queue: &mut Queue) {}
+
+    /// Suspends the requests of `queue`, which is about to stop: gives each request to [`Queue::suspend`] for which nothing writes guest
+    /// memory any more. The worker waits for the others; they can be suspended too when their operation ends
+    /// ([`Queue::is_suspending`]). By default all are completed.
+    fn suspend(&mut self, queue: &mut Queue) {
+        self.drain(queue);
+    }
+
+    /// The last queue of the thread was suspended. The thread lives until [`QueueHandler::is_idle`].
+    fn suspended(&mut self) {}
+
+    /// Returns whether no operation of a suspended request is under way.
+    fn is_idle(&self) -> bool {
+        true
+    }
 }

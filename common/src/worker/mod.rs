@@ -129,10 +129,29 @@ impl Worker {
     /// # Errors
     /// The thread has ended.
     pub fn stop_queue(&self, index: u16) -> Result<Option<Stopped>, WorkerError> {
-        Ok(match self.ask(Command::Stop(index))? {
+        self.ask_to_stop(Command::Stop(index))
+    }
+
+    fn ask_to_stop(&self, command: Command) -> Result<Option<Stopped>, WorkerError> {
+        Ok(match self.ask(command)? {
             Answer::Stopped(stopped) => Some(stopped),
             _ => None,
         })
+    }
+
+    /// Stops a queue and suspends its requests: they stay noted in flight, if the front-end has a file for that and the handler can suspend
+    /// them. When this returns, the device writes no guest memory for the queue. `None` if the worker has no such queue.
+    ///
+    /// # Errors
+    /// The thread has ended.
+    pub fn suspend_queue(&self, index: u16) -> Result<Option<Stopped>, WorkerError> {
+        self.ask_to_stop(Command::Suspend(index))
+    }
+
+    /// Returns whether no operation of a suspended request is under way.
+    pub fn is_idle(&self) -> bool {
+        // A thread that has ended does nothing.
+        !matches!(self.ask(Command::IsIdle), Ok(Answer::Idle(false)))
     }
 
     /// Tells where a running queue is, which is past that already if it is enabled.

@@ -51,6 +51,8 @@ pub struct Queue {
     pub(super) look_again: Option<Duration>,
     /// The queue is stopping: it gives only requests that are taken again.
     stopping: bool,
+    /// The queue is stopping, and the requests that it holds stay noted in flight.
+    suspending: bool,
     /// The ring is corrupt. It stays unused until it is set up again.
     broken: bool,
     /// The ring is not in guest memory. It stays unused until it is.
@@ -82,6 +84,7 @@ impl Queue {
             batch: 0,
             look_again: None,
             stopping: false,
+            suspending: false,
             broken: false,
             is_unmapped: false,
             has_completed: false,
@@ -109,6 +112,12 @@ impl Queue {
     /// Returns whether the queue is stopping. It then gives only requests that a previous device took.
     pub fn is_stopping(&self) -> bool {
         self.stopping
+    }
+
+    /// Returns whether the queue is stopping and its requests can be given to [`Queue::suspend`].
+    #[inline]
+    pub fn is_suspending(&self) -> bool {
+        self.suspending
     }
 
     /// Takes the next request, if there is one. A batch is limited, however many requests the driver makes available.
@@ -270,6 +279,16 @@ impl Queue {
         self.budget = 0;
     }
 
+    /// Lets the handler take nothing more. Returns whether the requests that it holds can stay noted in flight.
+    pub(super) fn begin_suspend(&mut self) -> bool {
+        self.suspending = self.ring.is_noted();
+        if self.suspending {
+            self.pending = false;
+            self.end_takes();
+        }
+        self.suspending
+    }
+
     /// Ends the batch: nothing more can be taken until the next one.
     fn end_takes(&mut self) {
         (self.budget, self.batch) = (0, 0);
@@ -389,6 +408,11 @@ impl Queues {
     /// Creates a set of queues with different indices, to drive a handler without a worker.
     pub fn new(queues: Vec<Queue>) -> Self {
         Self(queues)
+    }
+
+    /// Returns whether no queue is started.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Returns the queue with this index, if it is started and belongs to this worker.

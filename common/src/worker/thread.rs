@@ -248,6 +248,12 @@ impl<H: QueueHandler> Thread<H> {
             Command::Stop(index) => {
                 return Ok(self.stop(index).map_or(Answer::Done, Answer::Stopped));
             }
+            Command::Suspend(index) => {
+                return Ok(self.suspend(index).map_or(Answer::Done, Answer::Stopped));
+            }
+            Command::IsIdle => {
+                return Ok(Answer::Idle(self.handler.is_idle()));
+            }
             Command::Base(index) => {
                 let base = self.queues.get_mut(index).map(|queue| queue.base());
                 return Ok(base.map_or(Answer::Done, Answer::Base));
@@ -339,6 +345,28 @@ impl<H: QueueHandler> Thread<H> {
             self.handler.process(queue);
             queue.end_batch(self.busy_poll.tick());
         }
+        self.let_go(index)
+    }
+
+    /// Suspends the requests of a queue, and lets go of the queue.
+    fn suspend(&mut self, index: u16) -> Option<Stopped> {
+        let queue = self.queues.get_mut(index)?;
+        if !queue.begin_suspend() {
+            return self.stop(index);
+        }
+        self.handler.suspend(queue);
+        while self.queues.get_mut(index)?.held() > 0 {
+            self.wait(None);
+        }
+        let stopped = self.let_go(index);
+        if self.queues.is_empty() {
+            self.handler.suspended();
+        }
+        stopped
+    }
+
+    /// Lets go of a queue for which nothing is held.
+    fn let_go(&mut self, index: u16) -> Option<Stopped> {
         let queue = self.queues.get_mut(index)?;
         let stopped = queue.release();
         queue.end_batch(self.busy_poll.tick());
