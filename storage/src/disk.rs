@@ -2,6 +2,7 @@
 //! A disk, as all queues of a device share it: an image, where the disk's bytes are in it, and what may be done with it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use thiserror::Error;
 use vhost_device_common::chain::ChainError;
@@ -43,6 +44,8 @@ pub struct Disk {
     read_only: bool,
     discard: Discard,
     is_inline: bool,
+    /// Data goes through buffers, so that requests can be suspended.
+    expects_suspend: AtomicBool,
 }
 
 impl Disk {
@@ -69,6 +72,7 @@ impl Disk {
             discard: options.discard,
             // Operations on memory wait for nothing.
             is_inline: image.in_memory && engine == IoEngine::Auto,
+            expects_suspend: AtomicBool::new(false),
             image: Arc::new(image),
         })
     }
@@ -83,6 +87,12 @@ impl Disk {
     #[inline]
     pub fn is_inline(&self) -> bool {
         self.is_inline
+    }
+
+    /// Sets whether requests that begin from now on may be suspended while an operation is in flight. Their data then goes through a
+    /// buffer of this process, because the kernel cannot be stopped from writing guest memory.
+    pub fn expect_suspend(&self, expected: bool) {
+        self.expects_suspend.store(expected, Ordering::Relaxed);
     }
 
     /// Checks that the disk has `length` bytes at `offset`.
@@ -109,9 +119,12 @@ impl Disk {
         }
     }
 
-    /// Whether the kernel can use this memory for the image without a buffer.
+    /// Whether the kernel can use this memory for the image without a buffer, and may.
     #[inline]
-    pub(crate) fn is_aligned(&self, iovecs: &[libc::iovec]) -> bool {
+    pub(crate) fn is_direct(&self, iovecs: &[libc::iovec]) -> bool {
+        if self.expects_suspend.load(Ordering::Relaxed) {
+            return false;
+        }
         let Some(direct) = self.image.direct else {
             return true;
         };
@@ -157,6 +170,8 @@ impl Disk {
         // The last queue that stops releases the image.
         needs.session.extend(lock::calls());
         needs.queue.extend(lock::calls());
+        // A queue measures the image that it takes over.
+        needs.queue.push(Call::new(libc::SYS_lseek));
         // `reload`.
         let control = [libc::SYS_lseek, libc::SYS_statx, libc::SYS_newfstatat];
         needs.control.extend(control.map(Call::new));

@@ -9,6 +9,7 @@
 //! - [`throttle`]: `--iops` and `--bps`, shared fairly by all queues;
 //! - [`image`]: one open file or block device: size, alignment, limits of discards;
 //! - `layout`: where the bytes of a disk are in its image;
+//! - [`access`]: when a queue thread may carry out requests;
 //! - [`lock`]: one writer or several readers of an image; its hand-over in a migration;
 //! - [`sync`]: remembers that storage has lost data;
 //! - [`operation`]: one operation, and the system call that carries it out;
@@ -16,6 +17,7 @@
 //!
 //! A *layout* says where bytes are and never moves them; an *engine* moves bytes and knows no format.
 
+pub mod access;
 pub mod disk;
 #[allow(unsafe_code)]
 pub mod engine;

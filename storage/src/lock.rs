@@ -4,9 +4,13 @@
 //! When a guest migrates, two programs have its image open. The destination is started with `--incoming`: it waits, and locks the image
 //! when its guest starts to use the disk. The source releases the image when its guest has stopped, if another program waits. From then
 //! on the source waits, because the guest may come back.
+//!
+//! Operations of suspended requests may be in flight after the guest has stopped. The source keeps the image until they have ended, and the
+//! destination carries out nothing before it has the image. So such an operation cannot overwrite later data.
 
 use std::fs::File;
 use std::io;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::errno::Errno;
@@ -23,6 +27,9 @@ const QEMU_ALLOWS_NO_WRITER: i64 = 201;
 /// The byte by which programs of this project exclude each other, and the one that a program locks while it waits for the image.
 const OURS: i64 = 300;
 const WAITING: i64 = 301;
+/// The byte that a program locks while it has only to finish, and the one that it locks if it has lost data that was written.
+const FINISHING: i64 = 302;
+const LOST: i64 = 303;
 
 /// The lock of this program. It belongs to an open file.
 #[derive(Debug)]
@@ -31,6 +38,10 @@ pub struct Lock {
     /// Gets the outcome of the flush before the image is handed over.
     syncs: Arc<Syncs>,
     read_only: bool,
+    /// The file system has refused a lock, and not because of another lock.
+    is_refused: AtomicBool,
+    /// Operations of suspended requests that are in flight.
+    pub(crate) abandoned: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -39,6 +50,8 @@ struct State {
     is_held: bool,
     /// Queue threads that use the image.
     users: usize,
+    /// How many there have been.
+    begun: u64,
 }
 
 /// A queue thread's use of the image, which stays locked for as long as there is one.
@@ -46,12 +59,67 @@ struct State {
 pub struct InUse {
     lock: Arc<Lock>,
     is_taken_over: bool,
+    /// The image was flushed when so many uses had begun.
+    flushed: Option<u64>,
+    is_ended: bool,
 }
 
 impl InUse {
-    /// Whether another program may have had the image until now.
-    pub fn is_taken_over(&self) -> bool {
-        self.is_taken_over
+    /// Returns, once, whether another program may have had the image until now.
+    pub fn take_over(&mut self) -> bool {
+        std::mem::take(&mut self.is_taken_over)
+    }
+
+    /// Announces that the thread has only to finish, so that a program that needs the image waits instead of giving up.
+    pub fn finishing(&self) {
+        self.lock.set(libc::F_RDLCK, FINISHING);
+    }
+
+    /// Announces that the thread uses the image again.
+    pub fn resume(&self) {
+        self.lock.set(libc::F_UNLCK, FINISHING);
+    }
+
+    /// Ends the use as a drop does, unless the image must be flushed before it is handed over: a drop waits for that flush. Flush then,
+    /// and end what [`Unflushed::flushed`] returns.
+    pub fn end(mut self) -> Option<Unflushed> {
+        let lock = Arc::clone(&self.lock);
+        let mut state = lock.state();
+        let begun = state.begun;
+        let is_flushed = lock.read_only || self.flushed == Some(begun);
+        if state.users == 1 && !is_flushed && lock.is_awaited() {
+            return Some(Unflushed {
+                in_use: self,
+                begun,
+            });
+        }
+        self.end_in(&mut state);
+        None
+    }
+
+    fn end_in(&mut self, state: &mut State) {
+        if !std::mem::replace(&mut self.is_ended, true) {
+            state.users = state.users.saturating_sub(1);
+            if state.users == 0 {
+                let is_flushed = self.flushed == Some(state.begun);
+                self.lock.hand_over(state, is_flushed);
+            }
+        }
+    }
+}
+
+/// A use of an image that must be flushed before it is handed over.
+#[derive(Debug)]
+pub struct Unflushed {
+    in_use: InUse,
+    begun: u64,
+}
+
+impl Unflushed {
+    /// Notes that the flush has ended.
+    pub fn flushed(mut self) -> InUse {
+        self.in_use.flushed = Some(self.begun);
+        self.in_use
     }
 }
 
@@ -78,6 +146,8 @@ impl Lock {
             file,
             syncs,
             read_only,
+            is_refused: AtomicBool::new(false),
+            abandoned: AtomicUsize::new(0),
             state: Mutex::default(),
         };
         if waits {
@@ -100,42 +170,68 @@ impl Lock {
     /// Notes that a queue thread begins to use the image, and locks it if it is not locked yet.
     ///
     /// # Errors
-    /// Another program has the image.
+    /// Another program has the image. If that program has only to finish, the error is [`io::ErrorKind::WouldBlock`].
     pub fn begin(self: &Arc<Self>) -> io::Result<InUse> {
         let mut state = self.state();
         let is_taken_over = !state.is_held;
         if is_taken_over {
             if !self.take() {
-                return Err(io::Error::other("another program uses the image"));
+                if self.is_locked(libc::F_WRLCK, FINISHING) {
+                    return Err(io::ErrorKind::WouldBlock.into());
+                }
+                // It may have let go of the image in between.
+                if !self.take() {
+                    return Err(io::Error::other("another program uses the image"));
+                }
             }
             self.set(libc::F_UNLCK, WAITING);
+            if self.is_locked(libc::F_WRLCK, LOST) {
+                self.syncs.fail();
+            }
             state.is_held = true;
             info_limited(format_args!("the image is taken over"));
         }
         state.users += 1;
+        state.begun += 1;
         Ok(InUse {
             lock: Arc::clone(self),
             is_taken_over,
+            flushed: None,
+            is_ended: false,
         })
     }
 
+    /// Whether locks keep other programs away, as far as is known.
+    pub fn is_effective(&self) -> bool {
+        !self.is_refused.load(Ordering::Relaxed)
+    }
+
     /// Releases the image if another program waits for it.
-    fn hand_over(&self, state: &mut State) {
+    fn hand_over(&self, state: &mut State, is_flushed: bool) {
         if !self.is_awaited() {
-            return;
+            return self.set_finished();
         }
         // The other program may run on another host, which sees only what is on stable storage.
         if !self.read_only
+            && !is_flushed
             && let Err(error) = self.syncs.execute(&self.file, Operation::Flush)
         {
             warn_limited(format_args!(
                 "flush before the image is handed over failed: {error}"
             ));
         }
+        if self.syncs.has_failed() {
+            self.set(libc::F_RDLCK, LOST);
+        }
         self.wait();
         self.release();
+        self.set_finished();
         state.is_held = false;
         info_limited(format_args!("the image is handed over"));
+    }
+
+    fn set_finished(&self) {
+        self.set(libc::F_UNLCK, FINISHING);
     }
 
     /// Whether another program waits for the image.
@@ -177,6 +273,7 @@ impl Lock {
                 warn_limited(format_args!(
                     "cannot lock the image against a second writer: {errno}"
                 ));
+                self.is_refused.store(true, Ordering::Relaxed);
                 true
             }
         }
@@ -192,11 +289,8 @@ impl Lock {
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        let mut state = self.lock.state();
-        state.users = state.users.saturating_sub(1);
-        if state.users == 0 {
-            self.lock.hand_over(&mut state);
-        }
+        let lock = Arc::clone(&self.lock);
+        self.end_in(&mut lock.state());
     }
 }
 

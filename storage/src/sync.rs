@@ -29,6 +29,21 @@ impl Syncs {
         }
     }
 
+    /// Whether a flush or a write-through write has failed.
+    pub fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Acquire)
+    }
+
+    /// Notes that the program that had the image before has lost data: the guest must not believe a flush here either.
+    pub fn fail(&self) {
+        if !self.failed.swap(true, Ordering::AcqRel) {
+            log::error!(
+                "the program that had the image before could not write all data to stable storage; all flushes and write-through \
+                 writes fail from now on: check the storage, then restart this program"
+            );
+        }
+    }
+
     /// Carries out `operation` on `file`, which other threads may use too, and waits for it. Returns the bytes that were read or written.
     ///
     /// # Errors

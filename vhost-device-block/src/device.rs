@@ -2,13 +2,14 @@
 //! The block device: features, config space and saved state.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
 use vhost_device_common::device::{
     Call, ConfigError, Device, FrontEnd, Needs, StartError, StateError,
 };
-use vhost_device_common::{state, warn_limited};
+use vhost_device_common::{info_limited, state, warn_limited};
+use vhost_device_storage::access::Access;
 use vhost_device_storage::disk::Disk;
 use vhost_device_storage::engine::{Engine, Engines};
 use vhost_device_storage::image::{DiscardLimits, SECTOR_SIZE};
@@ -46,16 +47,6 @@ pub struct Block {
     options: Options,
     engines: Engines,
     throttle: Option<Arc<Throttle>>,
-    /// Tells the front-end that the disk has grown.
-    front_end: Mutex<FrontEnd>,
-}
-
-impl Block {
-    fn front_end(&self) -> MutexGuard<'_, FrontEnd> {
-        self.front_end
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Device for Block {
@@ -65,6 +56,7 @@ impl Device for Block {
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio block device";
     // The image is handed over when the last queue has stopped.
     const KEEPS_THREADS: bool = false;
+    const SUSPENDS: bool = true;
     const STATE_VERSION: u32 = 1;
     const RELOADS: bool = true;
     const REQUESTS: &'static [&'static str] = KINDS;
@@ -89,11 +81,11 @@ impl Device for Block {
                 disk,
                 caching,
                 serial,
+                front_end: Mutex::default(),
             }),
             options,
             engines,
             throttle: throttle.map(Arc::new),
-            front_end: Mutex::default(),
         })
     }
 
@@ -116,6 +108,10 @@ impl Device for Block {
 
     fn set_features(&self, accepted: u64) {
         self.shared.caching.set_features(accepted);
+    }
+
+    fn expect_suspend(&self, expected: bool) {
+        self.shared.disk.expect_suspend(expected);
     }
 
     fn num_queues(&self) -> u16 {
@@ -181,12 +177,12 @@ impl Device for Block {
     }
 
     fn connected(&self, front_end: &FrontEnd) {
-        self.front_end().clone_from(front_end);
+        self.shared.front_end().clone_from(front_end);
     }
 
     fn reload(&self) {
         if self.shared.disk.reload() {
-            self.front_end().config_changed();
+            self.shared.front_end().config_changed();
         }
     }
 
@@ -196,10 +192,14 @@ impl Device for Block {
 
     fn handler(&self, _thread: u16) -> io::Result<BlockHandler> {
         let disk = &self.shared.disk;
-        let in_use = disk.image.lock.begin()?;
-        // The program that had the image may have seen it grow.
-        if in_use.is_taken_over() && disk.measure(true) {
-            self.front_end().config_changed();
+        let mut access = Access::new(&disk.image.lock);
+        match self.shared.open(&mut access) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                info_limited(format_args!(
+                    "waiting until the requests that were suspended have ended"
+                ));
+            }
+            opened => opened?,
         }
         let engine = Engine::new(&self.engines, &disk.image)?;
         let helper = match self.engines {
@@ -209,14 +209,15 @@ impl Device for Block {
             _ => None,
         };
         let (shared, throttle) = (Arc::clone(&self.shared), self.throttle.clone());
-        BlockHandler::new(shared, engine, helper, throttle, in_use)
+        BlockHandler::new(shared, engine, helper, throttle, access)
     }
 
     fn needs(&self) -> Needs {
         let mut needs = self.engines.needs();
         self.shared.disk.add_needs(&mut needs);
-        // Tells the front-end that the disk has grown.
+        // Both tell the front-end that the disk has grown.
         needs.control.push(Call::new(libc::SYS_sendmsg));
+        needs.queue.push(Call::new(libc::SYS_sendmsg));
         needs
     }
 

@@ -3,11 +3,13 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use vhost_device_common::device::QueueHandler;
+use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Queue, Queues};
+use vhost_device_storage::access::Access;
 use vhost_device_storage::engine::{Engine, Finished};
-use vhost_device_storage::lock::InUse;
 use vhost_device_storage::operation::IoRequest;
 use vhost_device_storage::throttle::Throttle;
 
@@ -19,6 +21,9 @@ const MAX_LEFT: usize = 4;
 /// Bytes that may be moved in the queue's thread before it hears the session again. Where memory is new they take some milliseconds.
 const BUDGET: u64 = 1 << 20;
 
+/// How often a queue thread without access tries again.
+const INTERVAL: Duration = Duration::from_millis(5);
+
 /// Works on the queues of one thread.
 pub struct BlockHandler {
     shared: Arc<Shared>,
@@ -28,8 +33,8 @@ pub struct BlockHandler {
     /// Whether the last large read was left to another thread.
     left_read: bool,
     throttle: Option<Arc<Throttle>>,
-    /// Ends after the engine has.
-    _in_use: InUse,
+    /// Dropped after the engines.
+    access: Access,
 }
 
 impl BlockHandler {
@@ -42,7 +47,7 @@ impl BlockHandler {
         mut engine: Engine<Request>,
         helper: Option<Engine<Request>>,
         throttle: Option<Arc<Throttle>>,
-        in_use: InUse,
+        access: Access,
     ) -> io::Result<Self> {
         if let (Some(poller), Some(helper)) = (engine.poller(), &helper) {
             helper.watch(poller)?;
@@ -53,7 +58,7 @@ impl BlockHandler {
             helper,
             left_read: false,
             throttle,
-            _in_use: in_use,
+            access,
         })
     }
 
@@ -89,6 +94,10 @@ impl BlockHandler {
                     used,
                     outcome,
                 }) => return queue.complete_with(chain, used, outcome),
+                Next::Operation(request) if queue.is_suspending() => {
+                    let chain = request.into_chain();
+                    return chain.into_iter().for_each(|chain| queue.suspend(chain));
+                }
                 Next::Operation(request) => {
                     let here = match self.is_inline(&request) {
                         true => Some(request),
@@ -139,6 +148,36 @@ impl BlockHandler {
         None
     }
 
+    /// Opens the access if that is possible; otherwise has the worker call again soon.
+    #[cold]
+    fn open(&mut self, queue: &mut Queue) {
+        if let Err(error) = self.shared.open(&mut self.access) {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                warn_limited(format_args!("queue {} waits: {error}", queue.index()));
+            }
+            queue.look_again_in(INTERVAL);
+        }
+    }
+
+    /// Ends what is left of a suspended request. The request is carried out again, so only the log gets an error.
+    fn end_abandoned(&mut self, request: &Request, outcome: io::Result<u64>) {
+        self.access.ended();
+        if let Err(error) = outcome {
+            warn_limited(format_args!("{request} failed: {error}"));
+        }
+    }
+
+    /// Releases the image when all operations of suspended requests have ended, and flushes it first.
+    fn finish(&mut self) {
+        if self.access.finish()
+            && let Some(flush) = self.engine.submit(Request::flush())
+        {
+            let image = &self.shared.disk.image;
+            let outcome = image.syncs.execute(&image.file, flush.operation());
+            self.end_abandoned(&flush, outcome);
+        }
+    }
+
     /// The queue has nothing more to do for now that counts.
     fn leave(&self, queue: &Queue) {
         if let Some(throttle) = &self.throttle {
@@ -149,6 +188,12 @@ impl BlockHandler {
 
 impl QueueHandler for BlockHandler {
     fn process(&mut self, queue: &mut Queue) {
+        if !self.access.is_open() {
+            self.open(queue);
+            if !self.access.is_open() {
+                return;
+            }
+        }
         let mut budget = BUDGET;
         while budget > 0
             && let Some(next) = self.take(queue)
@@ -184,8 +229,15 @@ impl QueueHandler for BlockHandler {
         let mut budget = BUDGET;
         while budget > 0 {
             let Some((request, outcome)) = self.finished() else {
+                if queues.is_empty() {
+                    self.finish();
+                }
                 return;
             };
+            if request.is_abandoned() {
+                self.end_abandoned(&request, outcome);
+                continue;
+            }
             let Some(queue) = queues.get_mut(request.queue) else {
                 continue;
             };
@@ -199,5 +251,27 @@ impl QueueHandler for BlockHandler {
 
     fn drain(&mut self, queue: &mut Queue) {
         self.leave(queue);
+    }
+
+    fn suspend(&mut self, queue: &mut Queue) {
+        self.leave(queue);
+        let index = queue.index();
+        // Without locks, an operation could overwrite what another program writes next.
+        let is_locked = self.shared.disk.image.lock.is_effective();
+        let is_one =
+            |request: &Request| request.queue == index && (is_locked || !request.is_change());
+        let mut operations = self.engine.suspend(is_one, |chain| queue.suspend(chain));
+        if let Some(helper) = &mut self.helper {
+            operations += helper.suspend(is_one, |chain| queue.suspend(chain));
+        }
+        self.access.suspended(operations);
+    }
+
+    fn suspended(&mut self) {
+        self.finish();
+    }
+
+    fn is_idle(&self) -> bool {
+        self.access.is_idle()
     }
 }

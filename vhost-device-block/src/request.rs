@@ -4,6 +4,7 @@
 //! Layout: type u32, reserved u32, sector u64, then data that is readable or writable, then the
 //! status u8 as the last writable byte. The driver may spread these over descriptors as it likes.
 
+use std::fmt;
 use std::io;
 
 use vhost_device_common::chain::{Chain, ChainError};
@@ -135,6 +136,7 @@ pub struct Request {
     chain: Chain,
     kind: Kind,
     work: Work,
+    is_abandoned: bool,
 }
 
 /// A request that is done.
@@ -201,10 +203,32 @@ impl Request {
                 chain,
                 kind,
                 work,
+                is_abandoned: false,
             }),
             Ok(Parsed::Done(bytes)) => Next::Done(answer(chain, Status::Ok, kind, bytes)),
             Err(status) => Next::Done(answer(chain, status, kind, 0)),
         }
+    }
+
+    /// A flush that has nobody to answer.
+    pub fn flush() -> Self {
+        Self {
+            queue: 0,
+            chain: Chain::default(),
+            kind: Kind::Flush,
+            work: Work::flush(),
+            is_abandoned: true,
+        }
+    }
+
+    /// Whether the request was suspended while an operation was in flight.
+    pub fn is_abandoned(&self) -> bool {
+        self.is_abandoned
+    }
+
+    /// Whether the request changes the disk.
+    pub fn is_change(&self) -> bool {
+        self.work.is_change()
     }
 
     /// Whether the request moves much data to the guest.
@@ -232,9 +256,28 @@ impl Request {
     }
 }
 
+/// What is left to do, for the log.
+impl fmt::Display for Request {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.work.fmt(formatter)
+    }
+}
+
 impl IoRequest for Request {
     fn operation(&self) -> Operation<'_> {
         self.work.operation(&self.chain)
+    }
+
+    fn abandon(&mut self) -> Option<Chain> {
+        if self.is_abandoned || self.work.is_direct() {
+            return None;
+        }
+        self.is_abandoned = true;
+        Some(std::mem::take(&mut self.chain))
+    }
+
+    fn into_chain(self) -> Option<Chain> {
+        (!self.is_abandoned).then_some(self.chain)
     }
 }
 

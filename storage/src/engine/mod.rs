@@ -8,12 +8,14 @@
 mod probe;
 mod rings;
 mod slots;
+pub mod slow;
 mod threads;
 mod uring;
 
 use std::io;
 use std::sync::Arc;
 
+use vhost_device_common::chain::Chain;
 use vhost_device_common::device::{Call, Needs, StartError};
 use vhost_device_common::worker::Poller;
 
@@ -43,6 +45,7 @@ impl Engines {
     /// # Errors
     /// This host refuses io_uring; why, and what to do.
     pub fn open(image: &Arc<Image>, wanted: IoEngine, queues: u16) -> Result<Self, StartError> {
+        slow::open();
         if wanted == IoEngine::Threads {
             return Ok(Self::Threads);
         }
@@ -91,6 +94,16 @@ impl Engines {
         }
         needs
     }
+}
+
+/// Takes the chains from requests whose operations continue without them, for [`Engine::suspend`]. Returns how many they are.
+fn abandon<'a, R: IoRequest>(
+    requests: impl Iterator<Item = &'a mut R>,
+    is_one: impl Fn(&R) -> bool,
+    give: impl FnMut(Chain),
+) -> usize {
+    let picked = requests.filter(|request| is_one(request));
+    picked.filter_map(IoRequest::abandon).map(give).count()
 }
 
 /// Carries out operations for one thread.
@@ -144,6 +157,16 @@ impl<R: IoRequest> Engine<R> {
         match self {
             Self::IoUring(engine) => engine.begin(),
             Self::Threads(_) => {}
+        }
+    }
+
+    /// Suspends the requests that `is_one` selects. Passes the chain of each to `give` whose operation has not begun, or continues without
+    /// the chain ([`IoRequest::abandon`]). Returns how many operations continue so; [`Engine::finished`] returns what is left of their
+    /// requests. The other requests stay as they are.
+    pub fn suspend(&mut self, is_one: impl Fn(&R) -> bool, give: impl FnMut(Chain)) -> usize {
+        match self {
+            Self::IoUring(engine) => engine.suspend(is_one, give),
+            Self::Threads(engine) => engine.suspend(is_one, give),
         }
     }
 

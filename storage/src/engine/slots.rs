@@ -51,6 +51,11 @@ impl<R> Slots<R> {
         self.slots.get(number as usize)?.as_ref()
     }
 
+    /// All requests. They do not move.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut R> {
+        self.slots.iter_mut().flatten()
+    }
+
     /// Removes a request.
     pub fn remove(&mut self, number: u32) -> Option<R> {
         let request = self.slots.get_mut(number as usize)?.take()?;

@@ -8,11 +8,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, eventfd};
+use vhost_device_common::chain::Chain;
 use vhost_device_common::sandbox::confine_helper;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Token};
 
 use super::slots::{Finished, Slots};
+use super::slow;
 use crate::image::Image;
 use crate::operation::{IoRequest, Operation};
 
@@ -54,6 +56,9 @@ impl Shared {
 
     /// Carries an operation out. A failed sync is noted at once: the kernel does not tell the other threads of it.
     fn execute(&self, operation: Operation<'_>) -> io::Result<u64> {
+        if let Some(delay) = slow::delay() {
+            std::thread::sleep(delay);
+        }
         self.image.syncs.execute(&self.image.file, operation)
     }
 
@@ -159,6 +164,20 @@ impl<R: IoRequest> ThreadsEngine<R> {
             self.start_thread();
         }
         None
+    }
+
+    /// As [`super::Engine::suspend`].
+    pub fn suspend(&mut self, is_one: impl Fn(&R) -> bool, mut give: impl FnMut(Chain)) -> usize {
+        let slots = &mut self.slots;
+        self.shared.lock().jobs.retain(|job| {
+            let keep = !slots.get(job.number).is_some_and(&is_one);
+            if !keep {
+                let chain = slots.remove(job.number).and_then(IoRequest::into_chain);
+                chain.into_iter().for_each(&mut give);
+            }
+            keep
+        });
+        super::abandon(self.slots.iter_mut(), is_one, give)
     }
 
     fn start_thread(&mut self) {

@@ -11,11 +11,13 @@ use std::time::{Duration, Instant};
 
 use io_uring::types::{Fd, Fixed, FsyncFlags, SubmitArgs, Timespec};
 use io_uring::{cqueue, opcode, squeue};
+use vhost_device_common::chain::Chain;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Token};
 
 use super::rings::{Ring, Rings};
 use super::slots::{Finished, Slots};
+use super::slow;
 use crate::operation::{IoRequest, Operation};
 
 /// Operations that are submitted together: the disk works on the first ones of a batch while the rest is taken from the queue.
@@ -49,6 +51,8 @@ pub struct UringEngine<R: IoRequest> {
     finished: VecDeque<(u32, io::Result<u64>)>,
     /// Slots of operations that the kernel could not start. This thread carries them out, one each time it waits.
     left: VecDeque<u32>,
+    /// Slots of operations that begin late, and when: see [`slow`].
+    slow: Vec<(Instant, u32)>,
     watched: Vec<Watch>,
     /// Watches that there have been.
     watches: u32,
@@ -76,6 +80,7 @@ impl<R: IoRequest> UringEngine<R> {
             slots: Slots::new(),
             finished: VecDeque::new(),
             left: VecDeque::new(),
+            slow: Vec::new(),
             watched: Vec::new(),
             watches: 0,
             polls: 0,
@@ -104,17 +109,54 @@ impl<R: IoRequest> UringEngine<R> {
             Ok(inserted) => inserted,
             Err(request) => return Some(request),
         };
+        if let Some(delay) = slow::delay() {
+            self.slow.push((Instant::now() + delay, number));
+            return None;
+        }
         let entry = entry(&request.operation()).user_data(Token::Device(number).to_u64());
+        self.start(number, &entry);
+        None
+    }
+
+    /// Starts the operation of the request in slot `number`.
+    fn start(&mut self, number: u32, entry: &squeue::Entry) {
         // SAFETY: what the entry points to belongs to the request, which stays in its slot until
         // the completion of this entry is seen, or the ring is gone.
-        let pushed = unsafe { self.push(&entry) };
+        let pushed = unsafe { self.push(entry) };
         if let Err(error) = pushed {
             log::debug!("an operation cannot be submitted: {error}");
             self.left.push_back(number);
         } else if self.ring.uring.submission().len() >= PIECE {
             self.begin();
         }
-        None
+    }
+
+    /// Starts the operations that are due. Returns how long the next one waits.
+    fn start_slow(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        let due: Vec<_> = self.slow.extract_if(.., |(due, _)| *due <= now).collect();
+        for (_, number) in due {
+            if let Some(request) = self.slots.get(number) {
+                let entry = entry(&request.operation()).user_data(Token::Device(number).to_u64());
+                self.start(number, &entry);
+            }
+        }
+        let next = self.slow.iter().map(|(due, _)| *due).min();
+        next.map(|due| due.saturating_duration_since(now))
+    }
+
+    /// As [`super::Engine::suspend`].
+    pub fn suspend(&mut self, is_one: impl Fn(&R) -> bool, mut give: impl FnMut(Chain)) -> usize {
+        let slots = &mut self.slots;
+        self.left.retain(|number| {
+            let keep = !slots.get(*number).is_some_and(&is_one);
+            if !keep {
+                let chain = slots.remove(*number).and_then(IoRequest::into_chain);
+                chain.into_iter().for_each(&mut give);
+            }
+            keep
+        });
+        super::abandon(self.slots.iter_mut(), is_one, give)
     }
 
     pub fn begin(&mut self) {
@@ -354,6 +396,13 @@ impl<R: IoRequest> Poller for UringEngine<R> {
             timeout
         } else {
             Some(Duration::ZERO)
+        };
+        let timeout = match self.slow.is_empty() {
+            true => timeout,
+            false => match (self.start_slow(), timeout) {
+                (Some(next), Some(timeout)) => Some(next.min(timeout)),
+                (next, timeout) => next.or(timeout),
+            },
         };
         let failed = self.failed.len();
         let timeout = match failed {

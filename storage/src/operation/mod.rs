@@ -157,12 +157,30 @@ impl Range {
 pub trait IoRequest: 'static {
     /// The next operation.
     fn operation(&self) -> Operation<'_>;
+
+    /// Takes the chain out of the request while the operation is in flight, if the operation does not use guest memory and borrows
+    /// nothing from the chain. The operation stays the same; what is left of the request has nobody to answer. `None` if that is not
+    /// possible, or was done before.
+    fn abandon(&mut self) -> Option<Chain>;
+
+    /// Takes the chain out of a request without an operation in flight, and drops the rest.
+    fn into_chain(self) -> Option<Chain>
+    where
+        Self: Sized;
 }
 
 /// For engines without requests.
 impl IoRequest for Infallible {
     fn operation(&self) -> Operation<'_> {
         match *self {}
+    }
+
+    fn abandon(&mut self) -> Option<Chain> {
+        match *self {}
+    }
+
+    fn into_chain(self) -> Option<Chain> {
+        match self {}
     }
 }
 

@@ -76,6 +76,20 @@ impl Work {
         Self::new(Kind::Ranges(ranges))
     }
 
+    /// Whether operations use guest memory.
+    pub fn is_direct(&self) -> bool {
+        matches!(&self.kind, Kind::Transfer(transfer) if transfer.is_direct())
+    }
+
+    /// Whether it changes the disk.
+    pub fn is_change(&self) -> bool {
+        match &self.kind {
+            Kind::Transfer(transfer) => !transfer.is_read(),
+            Kind::Flush => false,
+            Kind::Ranges(_) => true,
+        }
+    }
+
     /// Whether it moves much data to the guest.
     pub fn is_large_read(&self) -> bool {
         matches!(&self.kind, Kind::Transfer(transfer) if transfer.is_read() && transfer.remaining >= LARGE)

@@ -38,7 +38,7 @@ pub struct Transfer {
     bounce: Option<Bounce>,
 }
 
-/// A buffer between the guest and O_DIRECT, for memory that is not aligned.
+/// A buffer between the guest and the image: for memory that is not aligned for O_DIRECT, and for requests that may be suspended.
 struct Bounce {
     buffer: MmapRegion,
     /// The part of the buffer that comes next.
@@ -61,7 +61,7 @@ impl Transfer {
         if remaining == 0 || remaining > MAX_TRANSFER {
             return Err(DiskError::Length);
         }
-        let is_aligned = disk.is_aligned(iovecs);
+        let is_direct = disk.is_direct(iovecs);
         let mut transfer = Self {
             direction,
             offset,
@@ -69,7 +69,7 @@ impl Transfer {
             piece: disk.layout.find(offset, remaining),
             bounce: None,
         };
-        if !is_aligned {
+        if !is_direct {
             transfer.bounce = Some(Bounce {
                 buffer: buffer(remaining)?,
                 part: 0..0,
@@ -81,6 +81,11 @@ impl Transfer {
 
     pub fn is_read(&self) -> bool {
         self.direction == Direction::ToGuest
+    }
+
+    /// Whether operations use guest memory.
+    pub fn is_direct(&self) -> bool {
+        self.bounce.is_none()
     }
 
     pub fn operation<'a>(&'a self, chain: &'a Chain) -> Operation<'a> {

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! When a queue thread may carry out requests: when this program has the image, and no operation of a suspended request is in flight.
+//!
+//! Such an operation continues after its guest has left, or was stopped and started again. The request is carried out again, and that must
+//! happen after the operation: otherwise the operation could overwrite what the guest writes next. So all queue threads of this process
+//! wait until no such operation is in flight. Another process waits for the lock on the image, which is released only then.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::lock::{InUse, Lock, Unflushed};
+
+/// The access of a queue thread to the image. Drop it after the engines, which wait for all operations.
+#[derive(Debug)]
+pub struct Access {
+    lock: Arc<Lock>,
+    in_use: Option<InUse>,
+    is_open: bool,
+    /// Operations of suspended requests of this thread that are in flight, including the flush after them.
+    abandoned: usize,
+    /// Takes the place of `in_use` while that flush is in flight.
+    unflushed: Option<Unflushed>,
+}
+
+impl Access {
+    /// Access that is not open yet.
+    pub fn new(lock: &Arc<Lock>) -> Self {
+        Self {
+            lock: Arc::clone(lock),
+            in_use: None,
+            is_open: false,
+            abandoned: 0,
+            unflushed: None,
+        }
+    }
+
+    /// Whether requests may be carried out.
+    #[inline]
+    pub fn is_open(&self) -> bool {
+        self.is_open
+    }
+
+    /// Takes the image, and opens the access. Returns whether another program had the image until now.
+    ///
+    /// # Errors
+    /// Operations of suspended requests are in flight here or in another program ([`io::ErrorKind::WouldBlock`]), or another program uses
+    /// the image. Try again later.
+    pub fn open(&mut self) -> io::Result<bool> {
+        if self.lock.abandoned.load(Ordering::Acquire) > 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        let in_use = match self.in_use.take() {
+            Some(in_use) => in_use,
+            None => self.lock.begin()?,
+        };
+        in_use.resume();
+        self.is_open = true;
+        Ok(self.in_use.insert(in_use).take_over())
+    }
+
+    /// Notes that requests were suspended, and that so many operations of them are in flight.
+    pub fn suspended(&mut self, operations: usize) {
+        self.is_open = false;
+        self.add(operations);
+        self.in_use.iter().for_each(InUse::finishing);
+    }
+
+    fn add(&mut self, operations: usize) {
+        self.abandoned += operations;
+        self.lock.abandoned.fetch_add(operations, Ordering::AcqRel);
+    }
+
+    /// Notes that one of these operations has ended.
+    pub fn ended(&mut self) {
+        self.abandoned = self.abandoned.saturating_sub(1);
+        self.lock.abandoned.fetch_sub(1, Ordering::AcqRel);
+        if self.abandoned == 0
+            && let Some(unflushed) = self.unflushed.take()
+        {
+            self.in_use = Some(unflushed.flushed());
+        }
+    }
+
+    /// Releases the image when all these operations have ended. Call it while no queue of the thread runs. Returns whether to flush the
+    /// image first: that flush counts as one more of these operations.
+    #[must_use]
+    pub fn finish(&mut self) -> bool {
+        if self.is_open || self.abandoned > 0 {
+            return false;
+        }
+        self.unflushed = self.in_use.take().and_then(InUse::end);
+        let is_due = self.unflushed.is_some();
+        self.add(is_due.into());
+        is_due
+    }
+
+    /// Whether none of these operations is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.abandoned == 0
+    }
+}
+
+impl Drop for Access {
+    fn drop(&mut self) {
+        let abandoned = &self.lock.abandoned;
+        abandoned.fetch_sub(self.abandoned, Ordering::AcqRel);
+    }
+}
