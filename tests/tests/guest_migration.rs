@@ -7,10 +7,13 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
 use tempfile::TempDir;
+use vhost_device_storage::engine::slow::SLOW_DISK;
+use vhost_device_tests::guest::qemu::NewQemu;
 use vhost_device_tests::guest::{Guest, Machine};
 use vhost_device_tests::process::{self, Program};
 
@@ -55,19 +58,36 @@ const SCRIPT: &str = r#"
     [ ! -e /tmp/wrong ] || echo "@wrong"
 "#;
 
-/// A back-end at its own socket.
+/// How long the disk takes for an operation in a guest that migrates without waiting for it, in milliseconds.
+const SLOW: u64 = 2000;
+
+/// A back-end at its own socket, on a disk that can be slow.
 struct Block {
     program: Program,
     directory: TempDir,
+}
+
+/// How guests migrate.
+#[derive(Default)]
+struct Migration {
+    name: &'static str,
+    /// Of the device.
+    properties: &'static str,
+    /// What the back-end calls the rings.
+    format: &'static str,
+    /// The requests under way go along, by this QEMU.
+    with_requests: Option<NewQemu>,
 }
 
 impl Block {
     fn start(image: &Path, options: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("socket");
+        fs::write(directory.path().join("milliseconds"), "0").unwrap();
         let mut command = process::command("vhost-device-block").unwrap();
         command
             .env_remove("RUST_LOG")
+            .env(SLOW_DISK, directory.path().join("milliseconds"))
             .arg(process::option("socket-path", &socket))
             .arg(process::option("blk-file", image))
             .args(options);
@@ -75,14 +95,43 @@ impl Block {
         Self { program, directory }
     }
 
-    fn machine(&self, name: &str, properties: &str, lifetime: Duration) -> Machine {
-        let device = format!("vhost-user-blk-pci{properties}");
-        Machine::new(name, SCRIPT)
+    fn machine(&self, migration: &Migration, number: usize, lifetime: Duration) -> Machine {
+        let device = format!("vhost-user-blk-pci{}", migration.properties);
+        let machine = Machine::new(&format!("{}_{number}", migration.name), SCRIPT)
             .module("virtio_blk")
             .program("fio")
             .memory(384)
             .deadline(lifetime)
-            .vhost_user(&device, &self.directory.path().join("socket"))
+            .vhost_user(&device, &self.directory.path().join("socket"));
+        match &migration.with_requests {
+            Some(qemu) => machine.qemu(qemu.clone()),
+            None => machine,
+        }
+    }
+
+    /// Has each operation from now on begin so many milliseconds late.
+    fn set_slow(&self, milliseconds: u64) {
+        let file = self.directory.path().join("milliseconds");
+        fs::write(file, format!("{milliseconds:<8}")).unwrap();
+    }
+
+    /// Makes the disk slow when the device is told that its guest migrates: requests from before would be waited for.
+    fn slow_down_after(&self, logged: usize, is_over: &AtomicBool) {
+        while self.times_logged() == logged && !is_over.load(Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        self.set_slow(SLOW);
+    }
+
+    /// How many requests came along that were under way on the other side.
+    fn taken_along(&self) -> u32 {
+        let log = self.program.stderr();
+        let lines = log.lines().filter(|line| line.contains(" started: "));
+        let counts = lines.filter_map(|line| {
+            let (_, after) = line.split_once(", after ")?;
+            after.split(' ').next()?.parse::<u32>().ok()
+        });
+        counts.sum()
     }
 
     /// Panics unless the rings of the guest that is here are of this format.
@@ -122,16 +171,50 @@ fn check(guest: &Guest) -> u64 {
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn a_guest_migrates_to_and_fro_while_it_writes_and_verifies() {
-    migrate("migration", "", "split ring");
+    migrate(&Migration {
+        name: "migration",
+        format: "split ring",
+        ..Migration::default()
+    });
 }
 
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn a_guest_migrates_to_and_fro_on_packed_rings() {
-    migrate("migration_packed", ",packed=on", "packed ring");
+    migrate(&Migration {
+        name: "migration_packed",
+        properties: ",packed=on",
+        format: "packed ring",
+        ..Migration::default()
+    });
 }
 
-fn migrate(name: &str, properties: &str, format: &str) {
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn a_guest_migrates_to_and_fro_and_does_not_wait_for_its_disk() {
+    migrate_with_requests("migration_requests", ",inflight-migration=on", "split ring");
+}
+
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn a_guest_migrates_to_and_fro_on_packed_rings_and_does_not_wait_for_its_disk() {
+    let properties = ",inflight-migration=on,packed=on";
+    migrate_with_requests("migration_requests_packed", properties, "packed ring");
+}
+
+fn migrate_with_requests(name: &'static str, properties: &'static str, format: &'static str) {
+    if let Some(qemu) = NewQemu::prepare_or_skip() {
+        migrate(&Migration {
+            name,
+            properties,
+            format,
+            with_requests: Some(qemu),
+        });
+    }
+}
+
+fn migrate(migration: &Migration) {
+    let format = migration.format;
     let migrations = std::env::var(MIGRATIONS).map_or(FEW_MIGRATIONS, |text| {
         text.parse().expect("a number of migrations")
     });
@@ -147,18 +230,29 @@ fn migrate(name: &str, properties: &str, format: &str) {
 
     let mut here = Block::start(&image, &[]);
     let mut there = Block::start(&image, &["--incoming"]);
-    let mut verified = 0;
-    let machine = here.machine(&format!("{name}_0"), properties, lifetime);
+    let (mut verified, mut taken_along) = (0, 0);
+    let machine = here.machine(migration, 0, lifetime);
     let mut guest = machine.start().unwrap();
     for number in 1..=migrations {
         wait_for_io(&mut guest);
         let place = files.path().join(format!("migration-{number}"));
-        let machine = there.machine(&format!("{name}_{number}"), properties, lifetime);
+        let machine = there.machine(migration, number, lifetime);
         let mut next = machine.incoming(&place).start().unwrap();
         verified += check(&guest);
         here.check_format(format);
         let logged = here.times_logged();
-        let report = guest.migrate(&place).unwrap();
+        let before = there.taken_along();
+        let is_over = AtomicBool::new(false);
+        let report = match &migration.with_requests {
+            None => guest.migrate(&place).unwrap(),
+            Some(_) => std::thread::scope(|scope| {
+                scope.spawn(|| here.slow_down_after(logged, &is_over));
+                let report = guest.migrate(&place);
+                is_over.store(true, Ordering::Relaxed);
+                report.unwrap()
+            }),
+        };
+        here.set_slow(0);
         eprintln!(
             "migration {number}: {} ms, of which the guest stood still for {} ms",
             report["total-time"], report["downtime"]
@@ -169,8 +263,18 @@ fn migrate(name: &str, properties: &str, format: &str) {
             "dirty pages were not logged"
         );
         wait_for_io(&mut next);
+        if migration.with_requests.is_some() {
+            let downtime = report["downtime"].as_u64().unwrap();
+            let requests = there.taken_along() - before;
+            eprintln!("{requests} requests were under way");
+            taken_along += requests;
+            assert!(downtime < SLOW, "it waited for its disk");
+        }
         guest = next;
         std::mem::swap(&mut here, &mut there);
+    }
+    if migration.with_requests.is_some() {
+        assert!(taken_along > 0, "no request was under way");
     }
     let disk = File::options().write(true).open(&image).unwrap();
     disk.write_all_at(STOP, (WRITTEN + READ) as u64).unwrap();

@@ -26,7 +26,7 @@ const WRITTEN: usize = 8 << 20;
 const LINE: &str = "could not be written to stable storage";
 
 /// A file system in memory with little room, and a file in it that may grow beyond that.
-struct Small {
+pub struct Small {
     directory: TempDir,
     device: Option<PathBuf>,
 }
@@ -56,7 +56,7 @@ impl Small {
     }
 
     /// Creates the same, with a block device on the file.
-    fn with_device() -> Option<Self> {
+    pub fn with_device() -> Option<Self> {
         let mut small = Self::new()?;
         let mut losetup = Command::new("losetup");
         let device = succeed(losetup.args(["--find", "--show"]).arg(small.file()));
@@ -71,7 +71,7 @@ impl Small {
         self.directory.path().join("image")
     }
 
-    fn device(&self) -> &Path {
+    pub fn device(&self) -> &Path {
         self.device.as_deref().unwrap()
     }
 

@@ -22,6 +22,7 @@ mod ranges;
 mod requests;
 mod resize;
 mod stall;
+mod suspend;
 mod throttle;
 mod writeback;
 

@@ -13,6 +13,7 @@ mod requests;
 use std::time::{Duration, Instant};
 
 use vhost::VringConfigData;
+use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_device_tests::front_end::device::{EVENT_IDX, INDIRECT_DESC};
 use vhost_device_tests::front_end::dirty_log::{PAGE_SIZE, Pages, pages};
 use vhost_device_tests::front_end::packed::{EVENT_SIZE, Position};
@@ -90,6 +91,12 @@ impl Scene {
                 & !without(mode.event_idx, EVENT_IDX)
                 & !without(mode.indirect, INDIRECT_DESC),
             memory: vec![(LOW, REGION_SIZE), (HIGH, REGION_SIZE)],
+            protocol_features: if mode.indirect == mode.event_idx {
+                defaults.protocol_features
+            } else {
+                // A block device moves data by buffers of its own then.
+                defaults.protocol_features | VhostUserProtocolFeatures::GET_VRING_BASE_INFLIGHT
+            },
             ..defaults
         };
         let front_end = running.connect_with(&options);

@@ -26,7 +26,10 @@ const PACKED: &[&str] = &["block", "rng", "gpu", "dirty_log", "protocol", "sandb
 const RING: (&str, &str) = ("VHOST_DEVICE_RING", "packed");
 
 /// The variables that `--long` sets for tests, and for tests in guests.
-const LONG: &[(&str, &str)] = &[("VHOST_DEVICE_KILLS", "200")];
+const LONG: &[(&str, &str)] = &[
+    ("VHOST_DEVICE_KILLS", "200"),
+    ("VHOST_DEVICE_MIGRATIONS", "20"),
+];
 const LONG_IN_GUESTS: &[(&str, &str)] = &[
     ("VHOST_DEVICE_KILLS", "20"),
     ("VHOST_DEVICE_MIGRATIONS", "10"),
