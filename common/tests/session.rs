@@ -3,7 +3,7 @@
 
 #![cfg(test)]
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
@@ -177,6 +177,21 @@ fn a_device_adds_protocol_features_and_learns_which_were_accepted() {
         };
         // RARP is bit 2, REPLY_ACK bit 3, BACKEND_REQ bit 5; CONFIG is bit 9.
         assert_eq!(accepted(), 0b10_1100);
+    });
+}
+
+/// Some front-ends acknowledge what asks for no acknowledgement.
+#[test]
+fn what_a_front_end_sends_on_the_channel_unasked_changes_nothing() {
+    with_front_end(|front_end, channel| {
+        channel.write_all(&[0xff; 4096]).unwrap();
+        let flags = VhostUserConfigFlags::WRITABLE;
+        for _ in 0..2 {
+            front_end.set_config(0, flags, &[1]).unwrap();
+            let mut header = [0; 12];
+            channel.read_exact(&mut header).unwrap();
+            assert_eq!(config(front_end), 1);
+        }
     });
 }
 

@@ -180,7 +180,8 @@ impl Channel {
         let mut state = self.state();
         state.end();
         state.socket = Some(Arc::new(socket));
-        state.is_read = true;
+        // Only requests for shared memory have replies.
+        state.is_read = !self.regions.is_empty();
     }
 
     /// The front-end goes away. Requests without a reply fail.
@@ -394,5 +395,118 @@ impl State {
         for (replies, number) in self.pending.drain(..).filter_map(|one| one.reply) {
             replies.add(number, Err(SharedMemoryError::Closed));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::os::fd::AsFd;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    /// The front-end's end of a channel: reads requests, and replies to them.
+    struct Peer {
+        socket: UnixStream,
+        requests: Vec<u8>,
+    }
+
+    impl Peer {
+        fn new(channel: &Channel) -> Self {
+            let (socket, theirs) = UnixStream::pair().unwrap();
+            socket.set_nonblocking(true).unwrap();
+            channel.set_socket(theirs.into());
+            Self {
+                socket,
+                requests: Vec::new(),
+            }
+        }
+
+        /// Replies to the next request, if there is one, with a part of the reply at a time.
+        fn reply(&mut self, value: u64, piece: usize, channel: &Channel) {
+            let _ = self.socket.read_to_end(&mut self.requests);
+            let size = HEADER_SIZE + size_of::<VhostUserMMap>();
+            if self.requests.len() < size {
+                return;
+            }
+            let request: Vec<u8> = self.requests.drain(..size).collect();
+            let mut reply = request[..4].to_vec();
+            reply.extend([VERSION | FLAG_REPLY, 8].map(u32::to_ne_bytes).concat());
+            reply.extend(value.to_ne_bytes());
+            for piece in reply.chunks(piece) {
+                let _ = self.socket.write_all(piece);
+                channel.read();
+            }
+        }
+    }
+
+    #[test]
+    fn each_request_has_exactly_one_reply_whatever_the_front_end_does() {
+        let region = SharedRegion {
+            id: 3,
+            size: 1 << 30,
+        };
+        let channel = Channel::new(vec![region]);
+        channel.set_protocol_features(Protocol::all());
+        let front_end = channel.handle();
+        let replies = Replies::new().unwrap();
+        let page = rustix::param::page_size() as u64;
+        let mut peer = Peer::new(&channel);
+        let (mut asked, mut heard) = (Vec::new(), Vec::new());
+        // Numbers that are always the same, and look like any (the generator of Numerical Recipes).
+        let mut state = 1u32;
+        let mut random = |below: u32| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 16) % below
+        };
+        for number in 0..20_000 {
+            let range = SharedRange {
+                region: 3,
+                offset: u64::from(random(100)) * page,
+                length: page,
+            };
+            let outcome = match random(100) {
+                0..40 => front_end.map(
+                    &Mapping {
+                        range,
+                        file: replies.as_fd(),
+                        file_offset: 0,
+                        writable: false,
+                    },
+                    &replies,
+                    number,
+                ),
+                40..60 => front_end.unmap(range, &replies, number),
+                what => {
+                    match what {
+                        60..95 => {
+                            let (value, piece) = (random(2), random(20) + 1);
+                            peer.reply(value.into(), piece as usize, &channel);
+                        }
+                        95 => channel.give_up(),
+                        96..98 => channel.resume(),
+                        98 if random(4) == 0 => {
+                            let _ = peer.socket.write_all(&[random(256) as u8; 21]);
+                            channel.read();
+                        }
+                        98 => front_end.config_changed(),
+                        _ => peer = Peer::new(&channel),
+                    }
+                    continue;
+                }
+            };
+            if outcome.is_ok() {
+                asked.push(number);
+            }
+            heard.extend(replies.take());
+        }
+        channel.close();
+        heard.extend(replies.take());
+        let done = heard.iter().filter(|reply| reply.outcome.is_ok()).count();
+        assert!(done > 1000, "{done} requests were carried out");
+        let mut numbers: Vec<u64> = heard.iter().map(|reply| reply.number).collect();
+        numbers.sort_unstable();
+        assert_eq!(numbers, asked);
     }
 }
