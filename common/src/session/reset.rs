@@ -41,7 +41,7 @@ impl<D: Device> Session<'_, D> {
         Ok(Answer::Ack)
     }
 
-    /// RESET_DEVICE: the driver's device is as it was when the front-end connected.
+    /// RESET_DEVICE: resets the device and its rings. Features, memory and the back-end channel stay.
     pub(super) fn reset_device(&mut self) -> Answer {
         self.stop_all();
         self.vrings.iter_mut().for_each(Vring::reset);

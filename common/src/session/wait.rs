@@ -12,7 +12,7 @@ use crate::device::Device;
 use crate::wire::{Connection, MessageError};
 
 impl<D: Device> Session<'_, D> {
-    /// Works until there is a message to receive. Returns at once if there is nothing to do meanwhile.
+    /// Moves the device state and reads replies until a message arrives. Returns at once if there is neither.
     pub(super) fn wait_for_message(
         &mut self,
         connection: &Connection<'_>,
@@ -25,7 +25,7 @@ impl<D: Device> Session<'_, D> {
         Ok(())
     }
 
-    /// Moves the device state to its end, unless the front-end goes away.
+    /// Moves the device state until it is complete, unless the front-end disconnects.
     pub(super) fn finish_transfer(
         &mut self,
         connection: &Connection<'_>,
@@ -40,7 +40,7 @@ impl<D: Device> Session<'_, D> {
         Ok(())
     }
 
-    /// Waits once, and works on what is ready. Returns whether one of `events` happened at the front-end's socket.
+    /// Waits once, and handles what is ready. Returns whether one of `events` happened at the front-end's socket.
     fn wait(
         &mut self,
         connection: &Connection<'_>,

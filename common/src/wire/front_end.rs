@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A device's handle for its front-end, and the channel behind it (SET_BACKEND_REQ_FD).
 //!
-//! Nothing here waits. Any thread sends a request if the channel has room. The session reads the replies while it waits for messages,
-//! and hands each to the [`Replies`] of the request.
+//! No call blocks. Any thread can send a request if the channel has room. The session reads the replies while it waits for messages, and
+//! adds each to the [`Replies`] of the request.
 
 use std::collections::VecDeque;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -23,12 +23,12 @@ use super::shared_memory::{
 };
 use crate::log_limit::warn_limited;
 
-/// Requests that may wait for replies at the same time.
+/// Maximum number of requests without a reply.
 const MAX_PENDING: usize = 64;
-/// Bytes of a reply: a header and a u64.
+/// Size of a reply in bytes: a header and a u64.
 const REPLY_SIZE: usize = HEADER_SIZE + size_of::<u64>();
 
-/// A device's handle for its front-end. It is cheap to clone, works on every thread, and does nothing once the connection has ended.
+/// A device's handle for its front-end. It is cheap to clone and works on every thread. Once the connection has ended, its requests fail.
 /// The default handle has no front-end.
 #[derive(Clone, Debug, Default)]
 pub struct FrontEnd(Weak<Channel>);
@@ -40,24 +40,24 @@ impl FrontEnd {
         channel.map_or(0, |channel| channel.protocol_features().bits())
     }
 
-    /// Tells the front-end that the config space has changed (CONFIG_CHANGE_MSG). Never waits: if the channel is full, the front-end has
-    /// unread notifications already, or gets this one later.
+    /// Notifies the front-end of a change in the config space (CONFIG_CHANGE_MSG). Never blocks: if the channel is full, the front-end
+    /// has an unread notification, or receives this one later.
     pub fn config_changed(&self) {
         if let Some(channel) = self.0.upgrade() {
             channel.state().notify();
         }
     }
 
-    /// Asks the front-end to map a part of a file into a shared memory region (SHMEM_MAP), where nothing may be mapped yet. Never waits:
-    /// the reply comes to `replies` under `number`, when the front-end finds the time. Until then the guest must not be told that the
-    /// memory is there.
+    /// Asks the front-end to map a part of a file into a free part of a shared memory region (SHMEM_MAP). Never blocks: the reply arrives
+    /// in `replies` under `number`. The device must not tell the driver about the memory before that.
     ///
-    /// When a queue stops, the requests without a reply fail, because the front-end replies to none until the queue has stopped: what it
-    /// maps nevertheless is unmapped. A front-end unmaps all when its driver resets the device, and when it goes away: a device forgets
-    /// its mappings in [`Device::reset`](crate::device::Device::reset) and [`Device::new_driver`](crate::device::Device::new_driver).
+    /// When a queue stops, all requests without a reply fail, because the front-end sends no replies until the queue has stopped. If it
+    /// maps the file afterwards, the core unmaps it. The front-end removes all mappings when the driver resets the device, and when it
+    /// disconnects: the device discards its list of mappings in [`Device::reset`](crate::device::Device::reset) and
+    /// [`Device::new_driver`](crate::device::Device::new_driver).
     ///
     /// # Errors
-    /// Nothing was sent, and no reply will come: the range is not in a region of the device, or the front-end cannot take the request.
+    /// The range is not in a region of the device, or the front-end cannot take the request. Nothing was sent, and no reply will arrive.
     pub fn map(
         &self,
         mapping: &Mapping<'_>,
@@ -76,8 +76,8 @@ impl FrontEnd {
         }
     }
 
-    /// Asks the front-end to unmap exactly what [`FrontEnd::map`] mapped (SHMEM_UNMAP). Never waits: the reply comes to `replies` under
-    /// `number`. Requests are carried out in order, so that the range can be mapped again at once.
+    /// Asks the front-end to remove a mapping of [`FrontEnd::map`] with exactly this range (SHMEM_UNMAP). Never blocks: the reply arrives in
+    /// `replies` under `number`. The front-end handles requests in order, so the device can map the range again at once.
     ///
     /// # Errors
     /// As for [`FrontEnd::map`].
@@ -110,16 +110,16 @@ pub struct Channel {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Kept open for as long as the front-end is there: QEMU takes its end for an error.
+    /// Stays open until the front-end disconnects: QEMU reports an error when it closes.
     socket: Option<Arc<OwnedFd>>,
-    /// Replies are read. Not any more once one of them made no sense.
+    /// The session reads replies. False after an invalid reply.
     is_read: bool,
-    /// Requests that have no reply yet, in the order in which they were sent.
+    /// Requests without a reply, oldest first.
     pending: VecDeque<Pending>,
-    /// The part of a reply that has come, and its length.
+    /// The first bytes of the next reply, and their number.
     received: [u8; REPLY_SIZE],
     received_size: usize,
-    /// There was no room for a notification.
+    /// A notification is still to be sent: there was no room for it.
     is_notification_due: bool,
     /// The front-end waits for a queue to stop.
     is_stopping: bool,
@@ -129,18 +129,18 @@ struct State {
 struct Pending {
     request: BackendReq,
     range: SharedRange,
-    /// Who waits for the reply, and by which number; `None` once nobody does.
+    /// Where the reply goes, and the number of the request; `None` once the request has failed.
     reply: Option<(Replies, u64)>,
 }
 
-/// A request that is acknowledged.
+/// A request that the front-end acknowledges.
 enum Ask<'a> {
     Map(&'a Mapping<'a>),
     Unmap(SharedRange),
 }
 
 impl Channel {
-    /// A channel of a device that declares `regions`, until the front-end provides a socket.
+    /// Creates the channel of a device with these shared memory regions. The front-end provides the socket later.
     pub fn new(regions: Vec<SharedRegion>) -> Arc<Self> {
         Arc::new(Self {
             regions,
@@ -154,16 +154,18 @@ impl Channel {
         FrontEnd(Arc::downgrade(self))
     }
 
+    /// Stores the protocol features that the front-end accepted.
     pub fn set_protocol_features(&self, accepted: Protocol) {
         self.protocol_features
             .store(accepted.bits(), Ordering::Relaxed);
     }
 
+    /// Returns the protocol features that the front-end accepted.
     pub fn protocol_features(&self) -> Protocol {
         Protocol::from_bits_retain(self.protocol_features.load(Ordering::Relaxed))
     }
 
-    /// Returns the reply to GET_SHMEM_CONFIG: the size of each region, by its id.
+    /// Returns the reply to GET_SHMEM_CONFIG, the size of each region by its id; `None` for a device without regions.
     pub fn shared_memory_config(&self) -> Option<VhostUserShMemConfig> {
         let mut sizes = [0; 256];
         for region in &self.regions {
@@ -175,7 +177,7 @@ impl Channel {
         (count > 0).then(|| VhostUserShMemConfig::new(count as u32, &sizes))
     }
 
-    /// Uses another socket from now on. Requests without a reply fail.
+    /// SET_BACKEND_REQ_FD: replaces the socket. Requests without a reply fail.
     pub fn set_socket(&self, socket: OwnedFd) {
         let mut state = self.state();
         state.end();
@@ -184,21 +186,21 @@ impl Channel {
         state.is_read = !self.regions.is_empty();
     }
 
-    /// The front-end goes away. Requests without a reply fail.
+    /// Closes the socket. Requests without a reply fail.
     pub fn close(&self) {
         let mut state = self.state();
         state.end();
         state.socket = None;
     }
 
-    /// Returns the socket, if replies are to be read from it.
+    /// Returns the socket if the session must read replies from it.
     pub fn readable(&self) -> Option<Arc<OwnedFd>> {
         let state = self.state();
         state.socket.clone().filter(|_| state.is_read)
     }
 
-    /// Fails all requests without a reply, and new ones, until [`Channel::resume`]: the front-end waits for a queue to stop, and replies
-    /// to nothing meanwhile.
+    /// Fails all requests without a reply, and new ones until [`Channel::resume`]: the front-end waits for a queue to stop, and sends no
+    /// replies meanwhile.
     pub fn give_up(&self) {
         let mut state = self.state();
         state.is_stopping = true;
@@ -212,10 +214,10 @@ impl Channel {
         self.state().is_stopping = false;
     }
 
-    /// Reads the replies that have come. Never waits.
+    /// Reads the replies that have arrived. Never blocks.
     pub fn read(&self) {
         let mut state = self.state();
-        // There are no more than this.
+        // A reply can arrive in pieces; the session reads the rest the next time.
         for _ in 0..=2 * MAX_PENDING {
             match state.read() {
                 Ok(true) => {}
@@ -232,7 +234,7 @@ impl Channel {
         }
     }
 
-    /// Whether the front-end can be asked for something in this range.
+    /// Checks that the front-end can handle a request for this range.
     fn check(&self, range: SharedRange) -> Result<(), SharedMemoryError> {
         let needed = Protocol::SHMEM | Protocol::BACKEND_REQ | Protocol::REPLY_ACK;
         if !range.is_in(&self.regions) {
@@ -256,7 +258,7 @@ impl Drop for Channel {
 }
 
 impl State {
-    /// Sends a request whose reply is to come to `reply`, if anybody waits for it.
+    /// Sends a request. Its reply goes to `reply`, if that is given.
     fn ask(
         &mut self,
         ask: Ask<'_>,
@@ -295,13 +297,13 @@ impl State {
         Ok(())
     }
 
-    /// Tells of a change in the config space. No reply is asked for: QEMU reads the config space, by the very socket that the session
-    /// serves, before it would reply.
+    /// Sends a notification of a change in the config space. It asks for no reply: QEMU reads the config space, through the socket that the
+    /// session serves, before it replies.
     fn notify(&mut self) {
         let outcome = self.send(BackendReq::CONFIG_CHANGE_MSG, false, &[], None);
         self.is_notification_due = outcome == Err(SharedMemoryError::Busy);
         if let Err(error) = outcome {
-            log::debug!("the front-end was not told of a change in the config space: {error}");
+            log::debug!("cannot notify the front-end of a change in the config space: {error}");
         }
     }
 
@@ -324,7 +326,7 @@ impl State {
             Err(
                 Errno::AGAIN | Errno::TOOMANYREFS | Errno::NOBUFS | Errno::NOMEM | Errno::MFILE,
             ) => Err(SharedMemoryError::Busy),
-            // Whatever comes after a part of a message makes no sense to the front-end; nor does any other error pass.
+            // The rest of a message cannot follow, and no other error is temporary.
             Ok(false) | Err(_) => {
                 self.end();
                 self.socket = None;
@@ -333,8 +335,8 @@ impl State {
         }
     }
 
-    /// Reads a part of a reply, or the whole. Returns whether there may be more. Fails at the end of the channel, for no other reason
-    /// than that the front-end closed it, or for one.
+    /// Reads a reply, or a part of one. Returns whether there may be more. Fails with what is wrong, or with `None` if the front-end has
+    /// closed the channel.
     fn read(&mut self) -> Result<bool, Option<String>> {
         let Some(socket) = self.socket.clone().filter(|_| self.is_read) else {
             return Ok(false);
@@ -366,19 +368,17 @@ impl State {
         Ok(true)
     }
 
-    /// The reply to the oldest request has come.
+    /// Passes on the reply to a request.
     fn conclude(&mut self, pending: Pending, is_done: bool) {
         match pending.reply {
             Some((replies, number)) => replies.add(
                 number,
                 is_done.then_some(()).ok_or(SharedMemoryError::Refused),
             ),
-            // Nobody knows of it any more.
+            // The device knows nothing of this mapping.
             None if is_done && pending.request == BackendReq::SHMEM_MAP => {
                 if let Err(error) = self.ask(Ask::Unmap(pending.range), None) {
-                    warn_limited(format_args!(
-                        "shared memory that nobody uses stays mapped: {error}"
-                    ));
+                    warn_limited(format_args!("cannot unmap unused shared memory: {error}"));
                 }
             }
             None => {}
@@ -388,7 +388,7 @@ impl State {
         }
     }
 
-    /// Reads no more replies. Requests without one fail.
+    /// Stops reading replies. Requests without a reply fail.
     fn end(&mut self) {
         self.is_read = false;
         self.received_size = 0;
@@ -406,7 +406,7 @@ mod tests {
 
     use super::*;
 
-    /// The front-end's end of a channel: reads requests, and replies to them.
+    /// The front-end's end of a channel.
     struct Peer {
         socket: UnixStream,
         requests: Vec<u8>,
@@ -423,7 +423,7 @@ mod tests {
             }
         }
 
-        /// Replies to the next request, if there is one, with a part of the reply at a time.
+        /// Replies to the next request, if there is one, in pieces.
         fn reply(&mut self, value: u64, piece: usize, channel: &Channel) {
             let _ = self.socket.read_to_end(&mut self.requests);
             let size = HEADER_SIZE + size_of::<VhostUserMMap>();
@@ -454,7 +454,7 @@ mod tests {
         let page = rustix::param::page_size() as u64;
         let mut peer = Peer::new(&channel);
         let (mut asked, mut heard) = (Vec::new(), Vec::new());
-        // Numbers that are always the same, and look like any (the generator of Numerical Recipes).
+        // The generator of Numerical Recipes, always with the same seed.
         let mut state = 1u32;
         let mut random = |below: u32| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);

@@ -35,12 +35,12 @@ pub trait QueueHandler {
     /// Something of this handler's is ready: what is watched as `Token::Device(token)`.
     fn ready(&mut self, _token: u32, _queues: &mut Queues) {}
 
-    /// `queue` was enabled or disabled (SET_VRING_ENABLE), or starts, and now is so. Nothing can be taken from a disabled queue; what was
-    /// taken before may be completed.
+    /// Reports that `queue` was enabled or disabled (SET_VRING_ENABLE), or starts in that state. No request can be taken from a disabled
+    /// queue; those taken before can be completed.
     fn set_enabled(&mut self, _queue: &mut Queue, _enabled: bool) {}
 
-    /// Whether requests on `queue` are returned to the driver unprocessed, without a byte written, while it is disabled: what
-    /// network devices do with packets to be sent (vhost-user, "Ring states"). By default they stay in the ring until it is enabled.
+    /// Returns whether the core discards requests on `queue` while it is disabled: it completes them with 0 bytes written. Network devices
+    /// must do so with packets to transmit (vhost-user, "Ring states"). By default, requests stay in the ring until it is enabled.
     fn discards(&self, _queue: u16) -> bool {
         false
     }

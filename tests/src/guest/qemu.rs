@@ -61,8 +61,16 @@ impl NewQemu {
     /// The same; where it cannot be fetched, says that the test is skipped.
     pub fn prepare_or_skip() -> Option<Self> {
         Self::prepare()
-            .inspect_err(|error| skip(&format!("{NOT_FETCHED}: {error:?}").replace('\n', " ")))
+            .inspect_err(|error| skip(&format!("{NOT_FETCHED}: {}", reason(error))))
             .ok()
+    }
+}
+
+/// Returns one line.
+fn reason(error: &GuestError) -> String {
+    match error {
+        GuestError::Command { stderr, .. } => stderr.lines().next().unwrap_or_default().into(),
+        error => error.to_string(),
     }
 }
 
