@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The library that stands in for virglrenderer, for the programs under test.
+//! The stand-in for virglrenderer, for the programs under test.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,7 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
-/// The library, as a program finds it in place of virglrenderer.
+/// The library, in a directory where a program finds it in place of virglrenderer.
 #[derive(Debug)]
 pub struct StandIn {
     directory: TempDir,
@@ -15,13 +15,13 @@ pub struct StandIn {
 }
 
 impl StandIn {
-    /// One with these settings, which the library explains, and without some functions, as another release of virglrenderer may be.
+    /// Creates a library with these settings, which it documents, and without some functions, like other releases of virglrenderer.
     pub fn new(settings: &str, without: &[&str]) -> io::Result<Self> {
-        // Cargo builds it for the tests, to where they are.
+        // Cargo builds it for the tests, into their directory.
         let library = std::env::current_exe()?.with_file_name("libstand_in_renderer.so");
         let mut bytes = std::fs::read(library)?;
         for function in without {
-            // Nobody finds it by another name.
+            // Programs search for this name.
             let name = format!("virgl_renderer_{function}\0").into_bytes();
             while let Some(place) = bytes.windows(name.len()).position(|window| window == name) {
                 bytes[place] = b'X';
@@ -35,7 +35,7 @@ impl StandIn {
         })
     }
 
-    /// Has a program use it.
+    /// Makes a program use it.
     pub fn configure(&self, command: &mut Command) {
         command
             .env("LD_LIBRARY_PATH", self.directory.path())
@@ -47,7 +47,7 @@ impl StandIn {
         self.directory.path().join("log")
     }
 
-    /// Has fences be done from now on, of a library that is late.
+    /// Completes fences from now on, with the setting `late`.
     pub fn finish_fences(&self) -> io::Result<()> {
         std::fs::write(self.directory.path().join("done"), [])
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The back-ends that the device-independent suites run against: how to start one, what it claims to do, and a request that it can answer.
+//! The back-ends of the device-independent suites: how to start one, what it supports, and a request that it can answer.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,41 +15,41 @@ use crate::front_end::{Buffer, FrontEnd, GuestMemory, Options, Queue, Used};
 use crate::process::{PATIENCE, Program, command, option};
 use crate::skip;
 
-/// What not every back-end does. The suites skip what a target does not claim; optional requests are skipped by what it offers.
+/// A property that not every back-end has. The suites skip what a target does not claim; optional requests are skipped by the features it offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Claim {
-    /// A message that arrives in pieces is put together.
+    /// A message that arrives in pieces is reassembled.
     Pieces,
     /// A refused request gets a NAK if an acknowledgement was asked for, and the connection continues.
     Refusal,
-    /// A request that is not known gets a NAK if an acknowledgement was asked for, and the connection continues.
+    /// An unknown request gets a NAK if an acknowledgement was asked for, and the connection continues.
     Unknown,
-    /// What a message does not use is closed, and nothing is left of a connection that ended.
+    /// Files that a message does not use are closed, and a connection that ended leaves no resources behind.
     NoLeak,
-    /// What the protocol says about ring set-up is checked, not only what the implementation happens to need.
+    /// The rules of the protocol for ring set-up are checked, beyond the needs of the implementation.
     RingChecks,
     /// Only a corrupt ring stops, its ERR eventfd is signalled, and it can be started again.
     BrokenRing,
-    /// The driver's wish for no interrupt is respected without EVENT_IDX too, where it is a hint.
+    /// The no-interrupt flag is respected without EVENT_IDX too, where it is a hint.
     NoInterrupt,
     /// A ring without a kick eventfd is polled.
     Polling,
-    /// What a guest does wrong fills no log.
+    /// Errors of a guest cannot fill the log.
     ShortLog,
-    /// A request whose buffers are not all in guest memory fails alone.
+    /// A request whose buffers are not all in guest memory fails, and no other one does.
     BadBuffer,
-    /// Memory that the front-end takes away does not take the process with it.
+    /// The process survives the loss of memory that the front-end truncates.
     LostMemory,
-    /// Rings may be packed.
+    /// Packed rings are supported.
     Packed,
 }
 
-/// Changes something about a command and the directory with its files.
+/// Changes a command and the directory with its files.
 pub type Configure<'a> = &'a dyn Fn(&Path, &mut Command);
 
 /// A back-end that the suites can run against.
 pub trait Target: Sync {
-    /// Returns its program, by which it is called when something is skipped.
+    /// Returns the name of its program, which is also used for skips.
     fn name(&self) -> &'static str;
 
     /// Returns whether this host can run it.
@@ -57,33 +57,33 @@ pub trait Target: Sync {
         true
     }
 
-    /// Starts it, listening.
+    /// Starts it and waits until it listens.
     fn start(&self) -> Running {
         self.start_with(&|_, _| {})
     }
 
-    /// Starts it, listening, after something was changed about its command, or about the directory where its files are.
+    /// Starts it and waits until it listens, after `configure` has changed its command or the directory with its files.
     fn start_with(&self, configure: Configure<'_>) -> Running;
 
-    /// Returns whether it claims to do this.
+    /// Returns whether it has this property.
     fn claims(&self, claim: Claim) -> bool;
 
-    /// Range of the config space that the driver can write, which takes zeroes and ones: offset and size.
+    /// Returns the range of the config space that the driver can write zeroes and ones to: offset and size.
     fn writable_config(&self) -> (u32, usize);
 
-    /// Returns how many of its queues, from the first on, take the request that [`Request::write`] writes.
+    /// Returns how many of its queues, from the first on, accept the request that [`Request::write`] writes.
     fn request_queues(&self) -> usize {
         usize::MAX
     }
 
-    /// Readable and writable bytes of the request that [`Request::write`] writes.
+    /// Returns the number of readable and writable bytes of the request that [`Request::write`] writes.
     fn request_size(&self) -> (usize, usize);
 
-    /// Returns whether the device has failed a request: it returned it with `used`, and `last` is the last byte that it could write.
+    /// Returns whether the device has failed a request: it returned it with `used`, and `last` is the last writable byte.
     fn has_failed(&self, used: Used, last: u8) -> bool;
 
-    /// Returns the readable bytes of a request, and what its writable bytes are when it has been carried out. Both differ from `tag` to `tag`, but
-    /// for a device that does not look at what it can read.
+    /// Returns the readable bytes of a request, and the expected writable bytes. Both depend on `tag`, unless
+    /// the device ignores the readable bytes.
     fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>);
 }
 
@@ -91,13 +91,13 @@ pub trait Target: Sync {
 pub struct Running {
     /// The process.
     pub program: Program,
-    /// Where it listens.
+    /// Its socket.
     pub socket: PathBuf,
     _directory: TempDir,
 }
 
 impl Running {
-    /// Starts the program of `target`. It must survive the test, and hold no more after it than before it, if the target claims that.
+    /// Starts the program of `target`. If the target claims this, it must survive the test, and hold no more after it than before.
     fn start(
         target: &dyn Target,
         directory: TempDir,
@@ -124,12 +124,12 @@ impl Running {
 }
 
 impl Running {
-    /// Returns a front-end that has negotiated by these options.
+    /// Connects a front-end with these options.
     pub fn connect_with(&self, options: &Options) -> FrontEnd {
         FrontEnd::connect(&self.socket, options).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Returns a front-end that has negotiated by the default options.
+    /// Connects a front-end with the default options.
     pub fn connect(&self) -> FrontEnd {
         self.connect_with(&Options::default())
     }
@@ -168,8 +168,8 @@ pub fn run_claim(name: &'static str, claim: Claim, test: fn(&dyn Target), target
     }
 }
 
-/// Makes tests of functions that take a [`Target`]: a module with a test for each of them, which runs it with this target. With
-/// `claim => ` in front, a target that does not claim this skips them all.
+/// Turns functions that take a [`Target`] into tests: creates a module with a test for each of them, which runs it with this target. With
+/// `claim => ` in front, a target without this property skips them all.
 #[macro_export]
 macro_rules! tests_with {
     ($module:ident, $target:expr, $($test:ident),+ $(,)?) => {
@@ -188,7 +188,7 @@ macro_rules! tests_with {
     };
 }
 
-/// A request in guest memory, to be sent again and again.
+/// A request in guest memory, which can be sent repeatedly.
 pub struct Request<'a> {
     target: &'a dyn Target,
     memory: &'a GuestMemory,
@@ -198,7 +198,7 @@ pub struct Request<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Takes memory for a request.
+    /// Allocates memory for a request.
     pub fn new(target: &'a dyn Target, memory: &'a GuestMemory) -> Self {
         let (readable, writable) = target.request_size();
         let allocate = |size: usize| memory.allocate(size as u64, 1);
@@ -211,7 +211,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Writes request `tag`, and gives its buffers: one readable, one writable.
+    /// Writes request `tag`, and returns its buffers: one readable, one writable.
     pub fn write(&mut self, tag: u32) -> [Buffer; 2] {
         let (readable, expected) = self.target.request(tag);
         self.memory.write(self.readable.address, &readable);
@@ -255,7 +255,7 @@ impl<'a> Request<'a> {
         self.assert_written();
     }
 
-    /// Panics unless the writable bytes are what they are when the request has been carried out.
+    /// Panics unless the writable bytes are as expected.
     #[track_caller]
     pub fn assert_written(&self) {
         let written = self
@@ -281,7 +281,7 @@ pub fn assert_works(target: &dyn Target, memory: &GuestMemory, queue: &mut Queue
     Request::new(target, memory).run(queue, 77);
 }
 
-/// `vhost-device-block`, asked to read a sector.
+/// `vhost-device-block`, with requests to read a sector.
 pub struct Block {
     /// Value of `--io-engine`.
     pub io_engine: &'static str,
@@ -364,7 +364,7 @@ fn has_io_uring() -> bool {
     !matches!(error, Some(libc::ENOSYS | libc::EPERM | libc::EACCES))
 }
 
-/// `vhost-device-rng`, with a source of zeroes: requests that are answered in any order are answered alike.
+/// `vhost-device-rng`, with a source of zeroes, so that the order of answers makes no difference.
 pub struct Rng;
 
 impl Target for Rng {
@@ -401,7 +401,7 @@ impl Target for Rng {
     }
 }
 
-/// `vhost-device-gpu` without a display, asked for the modes that it has instead. The fence tells requests apart.
+/// `vhost-device-gpu` without a display, asked for its modes. The fence distinguishes requests.
 pub struct Gpu;
 
 impl Gpu {
@@ -424,12 +424,12 @@ impl Target for Gpu {
     }
 
     fn writable_config(&self) -> (u32, usize) {
-        // What the driver writes clears events, and is not kept.
+        // Writes of the driver clear events, and are not stored.
         (0, 0)
     }
 
     fn request_queues(&self) -> usize {
-        // The other is for the cursor.
+        // The other one is the cursor queue.
         1
     }
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The benchmark of the block device: its check of all that is read, and what it makes of the results of earlier runs.
+//! The benchmark of the block device: its verification, and its handling of earlier results.
 
 #![cfg(test)]
 
@@ -20,7 +20,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// Has the benchmark verify, with its images in `directory` and in memory.
+/// Runs the benchmark's verification, with its images in `directory` and in memory.
 fn verify(directory: &Path, arguments: &[&str]) -> Command {
     let mut command = bench(&["--verify"]);
     command.args(arguments).arg("--disk-dir").arg(directory);
@@ -44,7 +44,7 @@ fn each_engine_place_and_ring_format_reads_what_was_written() {
         for engine in ["io_uring", "threads", "auto"] {
             for ring in ["split", "packed"] {
                 let name = format!("{place}/{engine}/{ring}");
-                // A line of its own, with what was checked, or that this host has not the engine.
+                // A separate line for what was checked, or for an engine that this host does not have.
                 let lines = stderr.lines().filter(|line| line.starts_with(&name));
                 assert_eq!(lines.count(), 1, "{name}: {stderr}");
             }
@@ -66,7 +66,7 @@ fn a_byte_changed_outside_the_device_is_found() {
         let entry = fs::read_dir(directory.path()).ok()?.next()?.ok()?;
         let path = entry.path().join("disk.img");
         let file = OpenOptions::new().read(true).write(true).open(path).ok()?;
-        // It has its size some time after its name.
+        // The file gets its size some time after its name.
         (file.metadata().ok()?.len() > 0).then_some(file)
     };
     let mut found = None;
@@ -78,7 +78,7 @@ fn a_byte_changed_outside_the_device_is_found() {
     let image = found.unwrap();
     let mut sectors = (0..).map(|step: u64| step * 7919 % 2048);
     let end = program.wait_until("find the difference", PATIENCE, || {
-        // Again and again elsewhere, for what is written there afterwards is right.
+        // Repeatedly at other places, because later writes replace the change.
         let place = sectors.next().unwrap_or_default() * 512 + 300;
         let mut byte = [0];
         image.read_exact_at(&mut byte, place)?;

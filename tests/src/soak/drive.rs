@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The thread that drives a scenario: load, and a fault after a short time, again and again.
+//! The thread that drives a scenario: it alternates load and faults.
 
 use std::time::{Duration, Instant};
 
@@ -11,15 +11,15 @@ use super::loss::Loss;
 use super::report::Tally;
 use super::scenario::{Scenario, Start};
 
-/// The longest time between two faults, in milliseconds.
+/// Maximum time between two faults, in milliseconds.
 const PAUSE: u64 = 300;
 
-/// How often all that is in flight is waited for, and all is compared: once in so many faults.
+/// Settles after one in this many faults: waits for all requests in flight, and compares everything.
 const SETTLE: u32 = 10;
 
-/// Runs a scenario until `stop` says so, or something is lost.
+/// Runs a scenario until `stop` returns true, or something is lost.
 pub fn drive(start: Start, seed: u64, tally: &Tally, stop: &dyn Fn() -> bool) {
-    // Faults and load have their own random numbers: the faults come in the same order, however fast the machine is.
+    // Faults and load use separate random numbers: the order of the faults does not depend on the speed of the machine.
     let name = tally.name();
     let mix = name.bytes().fold(seed, |mix, byte| {
         mix.wrapping_mul(0x100_0000_01b3) ^ u64::from(byte)

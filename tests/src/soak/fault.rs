@@ -3,40 +3,40 @@
 
 use std::fmt;
 
-/// What happens to a device under load. Names are those of the messages and signals that bring it about.
+/// A fault of a device under load. Faults are named after the messages and signals that cause them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// A ring stops, and starts where it stopped.
     GetVringBase,
     /// A ring is disabled for a while.
     SetVringEnable,
-    /// The eventfds of a ring that runs are sent again.
+    /// The eventfds of a running ring are sent again.
     SetVringKick,
-    /// The device is kicked for nothing.
+    /// The device is kicked without requests.
     Kick,
-    /// The device starts again.
+    /// The device is reset.
     ResetDevice,
     /// All rings stop, and the driver starts again, as QEMU resets most devices.
     DriverReset,
-    /// Memory comes.
+    /// Memory is added.
     AddMemReg,
-    /// Memory goes while requests point to it.
+    /// Memory is removed while requests point to it.
     RemMemReg,
-    /// Another table of memory, with or without what comes and goes.
+    /// The memory table is replaced, with or without the memory that is removable.
     SetMemTable,
-    /// Dirty pages are logged from now on, or in another log, or not any more.
+    /// Logging of dirty pages starts, moves to another log, or stops.
     SetLogBase,
     /// All rings stop, and the front-end connects again.
     Reconnect,
-    /// The front-end goes without GET_VRING_BASE, and another one takes over.
+    /// The front-end disconnects without GET_VRING_BASE, and another one takes over.
     Vanish,
-    /// The process is asked to end, and another one started.
+    /// The process receives SIGTERM, and another one is started.
     Sigterm,
-    /// The process is killed, and another one started.
+    /// The process is killed, and another one is started.
     Sigkill,
     /// The state is saved, and loaded by another process, or over another connection.
     DeviceState,
-    /// Others connect meanwhile, and send nonsense.
+    /// Other clients connect meanwhile, and send garbage.
     Garbage,
     /// Another display.
     GpuSetSocket,
@@ -44,14 +44,14 @@ pub enum Fault {
     SlowDisplay,
     /// A display that does not read for a while.
     StuckDisplay,
-    /// A display that answers no question.
+    /// A display that does not answer.
     SilentDisplay,
-    /// A display that goes.
+    /// A display that disconnects.
     LostDisplay,
 }
 
 impl Fault {
-    /// Those that a device survives.
+    /// Faults that the process survives.
     pub const COMMON: &[Self] = &[
         Self::GetVringBase,
         Self::GetVringBase,
@@ -74,10 +74,10 @@ impl Fault {
         Self::Garbage,
     ];
 
-    /// Those that it does not.
+    /// Faults that end the process.
     pub const DEADLY: &[Self] = &[Self::Sigterm, Self::Sigkill, Self::Sigkill, Self::Sigkill];
 
-    /// Those of displays.
+    /// Faults of displays.
     pub const DISPLAY: &[Self] = &[
         Self::GpuSetSocket,
         Self::SlowDisplay,
@@ -88,7 +88,7 @@ impl Fault {
 }
 
 impl Fault {
-    /// Returns whether the driver starts again by it: what it was told before does not count.
+    /// Returns whether the driver starts again after it, with no earlier state.
     pub fn is_reset(self) -> bool {
         matches!(self, Self::ResetDevice | Self::DriverReset)
     }

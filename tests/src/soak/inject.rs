@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The faults that are the same for each device.
+//! Faults that are the same for each device.
 
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Input: reports of a device that uinput makes, numbered, so that none comes twice or in another order; and what the guest knows in the end
-//! is how the keys and axes of the device are.
+//! Input: reports of a uinput device, numbered, so that none is delivered twice or out of order; the final state of the guest
+//! must agree with the keys and axes of the device.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -25,10 +25,10 @@ const DEPTH: u16 = 64;
 /// Queues.
 const EVENTS: usize = 0;
 const STATUS: usize = 1;
-/// Where programs make devices.
+/// The device file of uinput.
 const UINPUT: &str = "/dev/uinput";
 
-/// The devices: name of the scenario, and what it is.
+/// The devices: name of the scenario, and description.
 pub const DEVICES: [(&str, &Description); 2] = [
     ("input keyboard", &devices::KEYBOARD),
     ("input tablet", &devices::TABLET),
@@ -40,7 +40,7 @@ pub fn names() -> impl Iterator<Item = String> {
     all.flat_map(|lives| DEVICES.map(|(name, _)| lives.name(name)))
 }
 
-/// Returns whether this host lets devices be made; if not, says so.
+/// Returns whether this host allows creating devices; if not, prints why.
 pub fn is_possible() -> bool {
     let opened = File::options().write(true).open(UINPUT);
     if let Err(error) = &opened {
@@ -56,10 +56,10 @@ pub fn start(name: &str, description: &'static Description, lives: Lives) -> (St
     (lives.name(name), Box::new(start))
 }
 
-/// A buffer that the device has.
+/// A buffer that belongs to the device.
 struct Pending {
     address: u64,
-    /// Where it is, if that is in memory that may go.
+    /// Its address, if that is in memory that may be removed.
     moving: Option<GuestMemory>,
     since: Instant,
 }
@@ -72,10 +72,10 @@ struct Input {
     description: &'static Description,
     device: Device,
     node: Node,
-    /// Where its reports have their number.
+    /// Code of the events that number the reports.
     number_code: u16,
     number: i32,
-    /// The last number that the guest got.
+    /// The last number that the guest received.
     seen: i32,
     down: Vec<u16>,
     guest: Guest,
@@ -116,7 +116,7 @@ impl Input {
         })
     }
 
-    /// Makes something happen on the host's device.
+    /// Makes a report on the host's device.
     fn make_report(&mut self) -> Result<(), Loss> {
         self.number += 1;
         let mut report = vec![Event::new(EV_MSC, self.number_code, self.number)];
@@ -141,7 +141,7 @@ impl Input {
         Ok(self.device.report(&report)?)
     }
 
-    /// Sets a light, as a guest does, whether the device has it or not.
+    /// Sets a light, as a guest does, whether or not the device has it.
     fn set_light(&mut self) -> Result<(), Loss> {
         let event = Event::new(EV_LED, self.random.u16(..3), self.random.bool().into());
         self.link.memory().write(self.status, &event.to_guest());
@@ -155,7 +155,7 @@ impl Input {
         Ok(())
     }
 
-    /// Gives the device all buffers that it has not.
+    /// Gives the device all buffers that it does not have.
     fn refill(&mut self) {
         let mut added = false;
         while self.link.queues[EVENTS].free_descriptors() > 0 {
@@ -194,7 +194,7 @@ impl Input {
             let pending = self.pending.remove(&used.head);
             let pending = pending.ok_or_else(|| Loss(format!("{used:?} was not under way")))?;
             if used.length == 0 && pending.moving.is_some() {
-                // The memory is gone; the event comes in another buffer.
+                // The memory was removed; the event arrives in another buffer.
                 continue;
             }
             if used.length as usize != Event::GUEST_SIZE {
@@ -233,7 +233,7 @@ impl Input {
         Ok(())
     }
 
-    /// Another guest, which knows nothing.
+    /// Resets the guest, which then has no state.
     fn begin_anew(&mut self) {
         self.guest = Guest::default();
         self.report.clear();
@@ -296,5 +296,5 @@ impl Scenario for Input {
     }
 }
 
-// Each buffer has its part of the memory that comes and goes.
+// Each buffer has its own part of the memory that is removed.
 const _: () = assert!(DEPTH as usize * Event::GUEST_SIZE <= MOVING_SIZE);

@@ -19,39 +19,39 @@ use crate::front_end::connection::{VERSION, message};
 use crate::front_end::device::RING_PACKED;
 use crate::front_end::{DirtyLog, FrontEnd, GuestMemory, Options, Queue, QueueOptions};
 
-/// Where the memory that comes and goes is, each time somewhere else: no driver uses an address again while requests point there.
+/// Address of the removable memory. It changes each time: no driver reuses an address while requests point to it.
 const MOVING: u64 = 1 << 36;
 /// Its size.
 pub const MOVING_SIZE: usize = 4 << 20;
 
-/// What is logged: since when, and where.
+/// The current log, and its start.
 pub type Logging = Option<(Instant, DirtyLog)>;
 
-/// A connected device. Each driver that begins chooses between split and packed rings, and stays with them until it starts again.
+/// A connected device. Each new driver chooses split or packed rings, and keeps the choice until it starts again.
 pub struct Link {
     /// The process.
     pub back_end: BackEnd,
     /// The connection.
     pub front_end: FrontEnd,
-    /// The rings, which run.
+    /// The running rings.
     pub queues: Vec<Queue>,
     /// The same in the other format.
     others: Vec<Queue>,
     /// How often the rings were started.
     starts: Starts,
-    /// What the device has in flight, for another one.
+    /// The inflight region, for the next device.
     inflight: (VhostUserInflight, File),
-    /// The memory that comes and goes, when it is there.
+    /// The removable memory, while it is there.
     pub(super) moving: Option<u64>,
     next_moving: u64,
-    /// What the device logs.
+    /// The log of the device.
     pub(super) logging: Logging,
-    /// Others that are connected.
+    /// Other connected clients.
     pub(super) garbage: Vec<UnixStream>,
 }
 
 impl Link {
-    /// Connects to a back-end, and starts rings of these numbers of descriptors. Memory beyond the rings is `memory`.
+    /// Connects to a back-end, and starts rings of these sizes. `memory` is the memory of the guest beside the rings.
     pub fn new(
         back_end: BackEnd,
         sizes: &[u16],
@@ -112,7 +112,7 @@ impl Link {
         self.front_end.memory()
     }
 
-    /// Address of the memory that comes and goes, when it is there.
+    /// Returns the address of the removable memory, while it is there.
     pub fn moving(&self) -> Option<u64> {
         self.moving
     }
@@ -126,7 +126,7 @@ impl Link {
         self.front_end
             .call()
             .set_inflight_fd(inflight, file.as_raw_fd())?;
-        // Enabled when all have started, as by QEMU: a driver may start again where some of them had stopped.
+        // Enabled after all have started, as QEMU does: a driver may start again where some of them had stopped.
         for (index, base) in bases.iter().enumerate() {
             self.start(index, *base)?;
         }
@@ -147,15 +147,15 @@ impl Link {
         Ok(self.front_end.call().set_vring_enable(index, enabled)?)
     }
 
-    /// Starts all rings after those of a back-end that is gone: where they continue is in the file of requests in flight.
+    /// Starts all rings after a crash of the back-end: their positions are in the inflight region.
     pub(super) fn start_unknown(&mut self) -> Result<(), Loss> {
         self.start_all(&vec![0; self.queues.len()])
     }
 
-    /// Stops a ring. All that the device has taken of it must have come back.
+    /// Stops a ring. All requests that the device has taken must have been returned.
     pub(super) fn stop(&self, index: usize) -> Result<u32, Loss> {
         let base = self.front_end.stop(index)?;
-        // Of a packed ring it says both: where the next available descriptor is, and the next used one.
+        // The base of a packed ring has both positions: of the next available descriptor, and of the next used one.
         let used = match self.is_packed() {
             true => base >> 16 | base & 0xffff_0000,
             false => self.queues[index].split().used_index().into(),
@@ -187,7 +187,7 @@ impl Link {
         Ok(())
     }
 
-    /// Ends the connection, and looks at what the process holds without one.
+    /// Disconnects, and samples what the process holds without a connection.
     pub(super) fn disconnect(&mut self, tally: &Tally) -> Result<(), Loss> {
         self.front_end.disconnect();
         self.garbage.clear();
@@ -195,7 +195,7 @@ impl Link {
         Ok(())
     }
 
-    /// Rings as if they were new, for a driver that starts again, and may choose the other format.
+    /// Resets the rings for a driver that starts again, and may choose the other format.
     pub(super) fn renew(&mut self, random: &mut Rng) -> Result<(), Loss> {
         if random.bool() {
             std::mem::swap(&mut self.queues, &mut self.others);
@@ -215,7 +215,7 @@ impl Link {
         self.start_all(&bases)
     }
 
-    /// Nothing is in flight.
+    /// Clears the inflight region.
     pub(super) fn renew_inflight(&mut self) -> Result<(), Loss> {
         let (old, _) = self.inflight;
         self.inflight = inflight(&self.front_end, old.num_queues, old.queue_size)?;
@@ -229,7 +229,7 @@ impl Link {
         address
     }
 
-    /// Others connect, say something, and may stay until the next front-end connects.
+    /// Connects other clients, which send garbage, and may stay until the next front-end connects.
     pub(super) fn send_garbage(&mut self, random: &mut Rng) -> Result<(), Loss> {
         for _ in 0..random.usize(1..4) {
             let stream = UnixStream::connect(self.back_end.socket())?;
@@ -239,7 +239,7 @@ impl Link {
             if random.bool() {
                 bytes = message(random.u32(..48), VERSION | random.u32(..16), &bytes);
             }
-            // Whether it takes them is its own affair.
+            // The back-end may refuse them.
             let _ = (&stream).write_all(&bytes);
             if self.garbage.len() < 4 && random.bool() {
                 self.garbage.push(stream);
@@ -249,7 +249,7 @@ impl Link {
     }
 }
 
-/// Returns a file for the requests in flight of rings that begin.
+/// Creates an inflight region for new rings.
 fn inflight(
     front_end: &FrontEnd,
     queues: u16,

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Dirty pages: what a device writes while they are logged must be marked when the driver sees that it was written.
+//! Dirty pages: what a device writes while logging is enabled must be marked when the driver sees the write.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use crate::front_end::dirty_log::{LOG_ALL, PAGE_SIZE};
 use crate::front_end::queue::Layout;
 use crate::front_end::{Buffer, DirtyLog};
 
-/// End of all guest addresses, far beyond the memory that comes and goes.
+/// End of all guest addresses, far beyond the removable memory.
 const END: u64 = 1 << 38;
 
 /// Returns whether all pages of some bytes are marked.
@@ -20,7 +20,7 @@ fn has(log: &DirtyLog, address: u64, length: u64) -> bool {
 }
 
 impl Link {
-    /// Makes the device log, in another log than before, if it does such a thing.
+    /// Makes the device log to a new log, if it supports logging.
     pub fn log(&mut self) -> Result<(), Loss> {
         if self.front_end.offered() & LOG_ALL == 0 {
             return Ok(());
@@ -35,7 +35,7 @@ impl Link {
         Ok(())
     }
 
-    /// Makes the device log no more.
+    /// Stops logging.
     pub fn stop_log(&mut self) -> Result<(), Loss> {
         if self.logging.take().is_some() {
             self.front_end.log_writes(false)?;
@@ -44,7 +44,7 @@ impl Link {
         Ok(())
     }
 
-    /// Has a ring logged, or not.
+    /// Switches logging of a ring on or off.
     pub fn log_ring(&self, index: usize, is_logged: bool) -> Result<(), Loss> {
         let queue = &self.queues[index];
         let used = is_logged.then_some(queue.layout().used);
@@ -52,8 +52,8 @@ impl Link {
         Ok(self.front_end.log_ring(index, &addresses, used)?)
     }
 
-    /// Fails if a request of ring `index`, sent at `sent`, came back although what it has written is not marked: the first `length` bytes of
-    /// `buffers`, and what says that they are used.
+    /// Fails if a request of ring `index`, sent at `sent`, was returned without marks for what it has written: the first `length` bytes of
+    /// `buffers`, and the used ring.
     pub fn check_log(
         &self,
         index: usize,
@@ -61,7 +61,7 @@ impl Link {
         buffers: &[Buffer],
         length: u32,
     ) -> Result<(), Loss> {
-        // Those that were sent before may have been carried out before, or are in the log before this one.
+        // Requests that were sent before may have completed before, or are in the previous log.
         let Some((_, log)) = self.logging.as_ref().filter(|(since, _)| sent > *since) else {
             return Ok(());
         };

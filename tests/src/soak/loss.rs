@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a run must not have: a loss. And how long a run waits before it takes something for lost.
+//! Losses, and the time limit after which a request counts as lost.
 
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,10 +8,10 @@ use std::time::Duration;
 use crate::front_end::Error;
 use crate::process::ProcessError;
 
-/// What is answered later than this is lost: seconds.
+/// Time limit of a request, in seconds.
 static PATIENCE: AtomicU64 = AtomicU64::new(60);
 
-/// Returns what is answered later than this is lost.
+/// Returns the time limit of a request.
 pub(super) fn patience() -> Duration {
     Duration::from_secs(PATIENCE.load(Ordering::Relaxed))
 }
@@ -21,12 +21,12 @@ pub(super) fn set_patience(seconds: u64) {
     PATIENCE.store(seconds, Ordering::Relaxed);
 }
 
-/// Something was lost, or cannot be told. What, and by how much.
+/// Something was lost, or cannot be checked. Says what, and how much.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Loss(pub String);
 
 impl Loss {
-    /// Nobody waits any longer for `what`.
+    /// Creates the loss of a request that was not answered in time.
     pub(super) fn late(what: &str) -> Self {
         Loss(format!("{what} is not answered within {:?}", patience()))
     }

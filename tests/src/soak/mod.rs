@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Long runs: every device under load whose results are verified, while one fault after the other is injected. Nothing may be lost.
+//! Long runs: every device runs under load with verified results, while faults are injected one after the other. Nothing may be lost.
 //!
-//! Each `Scenario` has a back-end process of its own, and a thread that carries load, injects a `Fault`, and continues, until the time
-//! is over. A [`Loss`] is what must not be: a wrong byte, a request that is not answered, a process that ends, files or memory that grow.
+//! Each `Scenario` has its own back-end process, and a thread that alternates load and `Fault`s until the time
+//! is over. A [`Loss`] is any violation: a wrong byte, a request that is not answered, a process that ends, files or memory that grow.
 //!
 //! - [`scenario`]: what a device implements;
 //! - [`drive`]: the thread that drives a scenario;
-//! - [`fault`]: the faults, each named as the specification names what brings it about;
+//! - [`fault`]: the faults, each named after the message or signal that causes it;
 //! - [`link`](mod@link): a back-end and the connection to it; `inject`: the faults that are the same for each device;
 //! - [`log`]: the log of dirty pages;
-//! - [`back_end`]: the process, how it is ended and started again, and what it holds when it has nothing to do;
-//! - [`block`], [`rng`], [`gpu`], [`input`]: the load of each device, and what it is compared with;
+//! - [`back_end`]: the process, how it is ended and started again, and its resources when it is idle;
+//! - [`block`], [`rng`], [`gpu`], [`input`]: the load of each device, and its model;
 //! - [`report`]: counts, progress, and the summary.
 
 pub mod back_end;
@@ -40,25 +40,25 @@ use loss::set_patience;
 use report::{Report, Tally};
 use scenario::{Lives, Start};
 
-/// How often the progress is printed.
+/// Interval at which the progress is printed.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long to run, and what.
+/// Duration and scenarios of a run.
 #[derive(Debug, Clone, Args)]
 pub struct SoakOptions {
     /// Minutes under load
     #[arg(long, value_name = "N", default_value_t = 5.0, value_parser = minutes)]
     pub minutes: f64,
-    /// Seconds under load, instead
+    /// Seconds under load, instead of minutes
     #[arg(long, value_name = "N", conflicts_with = "minutes")]
     pub seconds: Option<u64>,
-    /// Start of all random numbers, to inject the same faults in the same order again [default: any]
+    /// Seed of all random numbers, to inject the same faults in the same order again [default: random]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// Seconds after which what is not answered is lost
+    /// Seconds after which an unanswered request counts as lost
     #[arg(long, value_name = "N", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub patience: u64,
-    /// Only scenarios whose name contains this; may be given more than once
+    /// Run only scenarios whose name contains this; may be given more than once
     #[arg(long, value_name = "TEXT")]
     pub only: Vec<String>,
 }
@@ -70,7 +70,7 @@ impl SoakOptions {
         self.seconds.map_or_else(minutes, Duration::from_secs)
     }
 
-    /// Returns the start of all random numbers: any, if none is given.
+    /// Returns the seed of all random numbers: a random one, if none is given.
     pub fn first_random_number(&self) -> u64 {
         self.seed.unwrap_or_else(|| fastrand::u64(..1_000_000))
     }
@@ -90,7 +90,7 @@ impl SoakOptions {
         !self.only.is_empty() && texts.all(|text| text.starts_with("input"))
     }
 
-    /// Returns the same as arguments of the program.
+    /// Returns the same options as arguments of the program.
     pub fn arguments(&self) -> Vec<String> {
         let mut arguments = vec![
             format!("--seconds={}", self.duration().as_secs()),
@@ -109,7 +109,7 @@ fn minutes(text: &str) -> Result<f64, String> {
     }
 }
 
-/// Why there is no run.
+/// Why a run could not start.
 #[derive(Debug, Error)]
 pub enum SoakError {
     /// No scenario has this in its name.
@@ -208,7 +208,7 @@ pub fn run(options: &SoakOptions) -> Result<Report, SoakError> {
     Ok(report)
 }
 
-/// Returns what a panic says.
+/// Returns the message of a panic.
 fn message(panic: &(dyn std::any::Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     let text = text.or_else(|| panic.downcast_ref::<&str>().copied());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What was done and what was lost, while it runs and at the end.
+//! Counters and losses, during a run and at its end.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 
 use super::fault::Fault;
 
-/// Faults that are shown when something is lost.
+/// Number of faults that are shown with a loss.
 const HISTORY: usize = 24;
 
-/// Samples before this age of a process do not count: its allocator still takes what it needs.
+/// Samples before this age of a process do not count: its allocator is still growing.
 const WARM_UP: Duration = Duration::from_secs(60);
 
-/// A process without a connection may grow by as much in a run, in bytes, as fitted to the samples: what an allocator does.
+/// Permitted growth of an idle process in a run, in bytes, as fitted to the samples: caused by the allocator.
 const GROWTH: f64 = (2 << 20) as f64;
 
 /// How often all rings were started, in each format.
@@ -27,7 +27,7 @@ pub struct Starts {
     pub packed: u64,
 }
 
-/// What a process held when nobody was connected.
+/// Resources of a process without a connection.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
     /// Since the process began.
@@ -36,11 +36,11 @@ pub struct Sample {
     pub files: usize,
     /// Threads.
     pub threads: usize,
-    /// Memory of its own.
+    /// Anonymous memory.
     pub bytes: u64,
 }
 
-/// What is counted for one scenario.
+/// Counters of one scenario.
 #[derive(Debug)]
 pub struct Tally {
     name: String,
@@ -55,13 +55,13 @@ struct State {
     starts: Starts,
     faults: BTreeMap<Fault, u64>,
     history: Vec<(Duration, Fault)>,
-    /// Of the process that lives now.
+    /// Samples of the current process.
     samples: Vec<Sample>,
     lost: Vec<String>,
 }
 
 impl Tally {
-    /// Nothing has been done.
+    /// Creates counters with nothing counted.
     pub fn new(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -81,13 +81,13 @@ impl Tally {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a request that was answered rightly, and the bytes of data that were compared or written.
+    /// Counts a correctly answered request, and the bytes of data that were compared or written.
     pub fn answered(&self, bytes: u64) {
         self.requests.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// A fault is about to be injected.
+    /// Counts a fault that is about to be injected.
     pub fn fault(&self, fault: Fault) {
         let mut state = self.state();
         *state.faults.entry(fault).or_default() += 1;
@@ -97,22 +97,22 @@ impl Tally {
         state.history.push((self.begin.elapsed(), fault));
     }
 
-    /// How often the rings were started by now.
+    /// Sets how often the rings have been started.
     pub fn started(&self, starts: Starts) {
         self.state().starts = starts;
     }
 
-    /// Another process begins.
+    /// Notes the start of another process.
     pub fn reborn(&self) {
         self.state().samples.clear();
     }
 
-    /// The process has nothing to do.
+    /// Adds a sample of the idle process.
     pub fn sample(&self, sample: Sample) {
         self.state().samples.push(sample);
     }
 
-    /// Something was lost: prints it, with all that helps to see it again.
+    /// Counts a loss, and prints it with all that helps to reproduce it.
     pub fn lose(&self, what: String, log: &str) {
         let mut state = self.state();
         println!("LOST: {}: {what}", self.name);
@@ -129,7 +129,7 @@ impl Tally {
         state.lost.push(what);
     }
 
-    /// Fails if the memory of a process that lived for long has grown.
+    /// Fails if the memory of a long-lived process has grown.
     pub fn check_growth(&self) -> Result<(), String> {
         let growth = growth(&self.state().samples);
         match growth > GROWTH {
@@ -143,7 +143,7 @@ impl Tally {
     }
 }
 
-/// Returns how much the samples grow in all, by the straight line that fits them best.
+/// Returns the total growth of the samples, by linear regression.
 fn growth(samples: &[Sample]) -> f64 {
     let points: Vec<(f64, f64)> = samples
         .iter()
@@ -165,18 +165,18 @@ fn growth(samples: &[Sample]) -> f64 {
     slope * (last.0 - first.0)
 }
 
-/// Of all scenarios.
+/// Sums of all scenarios.
 pub struct Report {
     seed: u64,
     begin: Instant,
     time: Duration,
     tallies: Vec<Arc<Tally>>,
-    /// When the last progress was printed, and how many requests there were by then.
+    /// Time of the last progress line, and the number of requests until then.
     last: (Instant, u64),
 }
 
 impl Report {
-    /// Creates a run with `seed` begins.
+    /// Starts the report of a run with `seed`.
     pub fn new(seed: u64, tallies: Vec<Arc<Tally>>) -> Self {
         Self {
             seed,
@@ -208,12 +208,12 @@ impl Report {
         self.sum(|tally| tally.state().faults.values().sum())
     }
 
-    /// Returns how much was lost.
+    /// Returns the number of losses.
     pub fn lost(&self) -> u64 {
         self.sum(|tally| tally.state().lost.len() as u64)
     }
 
-    /// Prints how far the run is.
+    /// Prints the progress of the run.
     pub fn progress(&mut self) {
         let (now, requests) = (Instant::now(), self.requests());
         let rate = (requests - self.last.1) as f64 / (now - self.last.0).as_secs_f64();
@@ -227,7 +227,7 @@ impl Report {
         );
     }
 
-    /// The run is over.
+    /// Ends the run.
     pub fn finish(&mut self) {
         self.time = self.begin.elapsed();
     }
@@ -297,7 +297,7 @@ impl fmt::Display for Report {
 mod tests {
     use super::*;
 
-    /// Samples, one a second, of a process that grows by `step` bytes each time.
+    /// Creates samples, one a second, of a process that grows by `step` bytes each time.
     fn samples(step: u64) -> Vec<Sample> {
         (0..1000)
             .map(|second| Sample {

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Rng: the bytes of a file whose contents are known, in their order and none of them twice, and no more than the quota.
+//! Rng: checks that the bytes of a file with known contents arrive in order, none of them twice, and no more than the quota.
 //!
-//! The file grows as it is read, and what was read is taken away, so that it has no end and needs no space. Another process begins
-//! with its start.
+//! The file grows ahead of the reader, and a hole is punched behind it, so that it has no end and needs no space. Another process starts
+//! at its beginning.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -24,14 +24,14 @@ use crate::process::{Resources, option};
 
 /// Requests in flight.
 const DEPTH: usize = 64;
-/// Most bytes of one.
+/// Maximum bytes of a request.
 const LARGEST: u32 = 8 << 10;
 /// The quota: bytes, and their period.
 const MAX_BYTES: u64 = 512 << 10;
 const PERIOD: Duration = Duration::from_millis(50);
-/// How far the file is ahead of the device at least, and how much is added at once.
+/// Minimum lead of the file, and bytes added at once.
 const AHEAD: u64 = 1 << 20;
-/// What is looked at of the quota, beside the whole life of the process.
+/// Windows in which the quota is checked, beside the whole life of the process.
 const WINDOW: Duration = Duration::from_secs(1);
 
 /// Returns how to start the scenario.
@@ -40,7 +40,7 @@ pub fn start(lives: Lives) -> (String, Start) {
     (lives.name("rng"), Box::new(start))
 }
 
-/// `length` bytes of the file, from `position` on.
+/// Returns `length` bytes of the file, from `position` on.
 fn contents(position: u64, length: usize) -> Vec<u8> {
     let skip = (position % 8) as usize;
     let mut bytes = vec![0; (skip + length).next_multiple_of(8)];
@@ -61,7 +61,7 @@ struct Source {
 }
 
 impl Source {
-    /// Grows until it is far enough ahead of `position`, and takes away what is behind.
+    /// Extends the file ahead of `position`, and punches a hole behind it.
     fn follow(&mut self, position: u64) -> Result<(), Loss> {
         if self.length >= position + AHEAD {
             return Ok(());
@@ -89,7 +89,7 @@ struct Pending {
     head: u16,
     place: usize,
     buffer: Buffer,
-    /// Where it is, if that is in memory that may go.
+    /// Its address, if that is in memory that may be removed.
     moving: Option<GuestMemory>,
     since: Instant,
 }
@@ -101,13 +101,13 @@ struct Entropy {
     _directory: TempDir,
     lives: Lives,
     random: Rng,
-    /// Requests are answered in their order.
+    /// Requests, which are answered in order.
     pending: VecDeque<Pending>,
     free: Vec<usize>,
     places: Vec<u64>,
-    /// Where in the file the device is.
+    /// Position of the device in the file.
     position: u64,
-    /// The beginning of a stretch of time for the quota, and the position then.
+    /// Start of a window for the quota, and the position then.
     window: (Instant, u64),
 }
 
@@ -153,7 +153,7 @@ impl Entropy {
             let length = self.random.u32(1..=LARGEST);
             let buffer = Buffer::writable(moving.unwrap_or(self.places[place]), length);
             let chain = match length {
-                // One descriptor or more: as many as the chain may have in all.
+                // One descriptor or more, up to the limit of a chain.
                 1..4 => vec![buffer],
                 _ if self.random.bool() => vec![buffer],
                 _ => buffer.split(&[self.random.u32(1..length / 2), 1]),
@@ -221,8 +221,8 @@ impl Entropy {
         Ok(())
     }
 
-    /// Asserts that since it began, and since the window began, no more periods may have begun than fit. What is taken now was given after `before`, or is
-    /// in the window that ends here.
+    /// Checks that no more quota periods have begun than fit in the time since the start, and since the window began. What is taken now was
+    /// delivered after `before`, or is in the window that ends here.
     fn check_quota(&mut self, before: Instant) -> Result<(), Loss> {
         let most = |since: Instant, more: u64| {
             let periods = since.elapsed().as_nanos() / PERIOD.as_nanos();
@@ -285,7 +285,7 @@ impl Scenario for Entropy {
         Ok(())
     }
 
-    /// Returns the process is gone: the next one begins with the start of the file.
+    /// The next process starts at the beginning of the file.
     fn inspect(&mut self) -> Result<(), Loss> {
         self.position = 0;
         self.source.begin_anew()
@@ -306,7 +306,7 @@ impl Scenario for Entropy {
     }
 }
 
-// Each request has its part of the memory that comes and goes.
+// Each request has its own part of the memory that is removed.
 const _: () = assert!(DEPTH * LARGEST as usize <= MOVING_SIZE);
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a device implements to be run for long.
+//! The interface of a device for long runs.
 
 use std::time::Instant;
 
@@ -13,14 +13,14 @@ use super::report::Tally;
 /// Whether the process is ended and started again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lives {
-    /// It lives as long as the run, so that what it holds can be compared.
+    /// It lives as long as the run, so that its resources can be compared.
     One,
     /// It is killed again and again.
     Many,
 }
 
 impl Lives {
-    /// Returns the faults for a device, with those that only it knows.
+    /// Returns the faults for a device, including its own.
     pub(super) fn faults(self, own: &[Fault]) -> Vec<Fault> {
         let deadly = match self {
             Self::One => &[],
@@ -38,7 +38,7 @@ impl Lives {
     }
 }
 
-/// Makes a scenario, given random numbers for its load.
+/// Creates a scenario, given random numbers for its load.
 pub type Start = Box<dyn FnOnce(Rng) -> Result<Box<dyn Scenario>, Loss> + Send>;
 
 /// A device under load.
@@ -49,7 +49,7 @@ pub trait Scenario {
     /// Returns whether its process is ended and started again.
     fn lives(&self) -> Lives;
 
-    /// Returns the faults that only this device knows. One that is there twice comes twice as often.
+    /// Returns the faults of this device only. A fault that is listed twice is injected twice as often.
     fn own_faults(&self) -> &'static [Fault] {
         &[]
     }
@@ -59,27 +59,27 @@ pub trait Scenario {
         true
     }
 
-    /// Carries load until then, and compares what comes back. Requests may stay in flight.
+    /// Runs load until then, and compares the results. Requests may stay in flight.
     fn load(&mut self, until: Instant, tally: &Tally) -> Result<(), Loss>;
 
-    /// Takes all that the device has given back, while rings are stopped or the process is gone.
+    /// Takes all used requests, while rings are stopped or the process has ended.
     fn collect(&mut self, tally: &Tally) -> Result<(), Loss>;
 
-    /// Returns the driver starts again, by `fault`: nothing that was in flight comes back.
+    /// Forgets all requests in flight, because `fault` makes the driver start again.
     fn forget(&mut self, fault: Fault) -> Result<(), Loss>;
 
-    /// Returns the process is gone, and no other one started: looks at what it left.
+    /// Inspects what a process has left behind, before the next one is started.
     fn inspect(&mut self) -> Result<(), Loss> {
         Ok(())
     }
 
-    /// Returns the connection (or, if `is_new`, the process) is another one, and its rings run. With `has_state`, it continues with all that the old one knew.
+    /// Notes that the connection (or, if `is_new`, the process) is new, and its rings run. With `has_state`, it continues with the old state.
     fn connected(&mut self, is_new: bool, has_state: bool) -> Result<(), Loss> {
         let _ = (is_new, has_state);
         Ok(())
     }
 
-    /// Injects a fault that only this device knows.
+    /// Injects a fault of this device only.
     fn inject(&mut self, fault: Fault, tally: &Tally) -> Result<(), Loss> {
         let _ = tally;
         Err(Loss(format!("{fault} is not for this device")))

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! User-Mode Linux as a guest and its own front-end: its kernel has the drivers, and speaks vhost-user to back-ends of this host.
+//! User-Mode Linux as a guest with its own front-end: its kernel has the drivers, and connects to back-ends of this host.
 //!
-//! It is an implementation of the protocol that shares nothing with others (drivers/um/virtio_uml.c), and boots in a second.
+//! This implementation of the protocol shares no code with others (drivers/um/virtio_uml.c), and boots in a second.
 
 use std::ffi::OsString;
 use std::fs;
@@ -17,14 +17,14 @@ const MEMORY: u64 = 128;
 /// A device of the guest.
 #[derive(Clone, Copy, Debug)]
 pub struct Device<'a> {
-    /// Where its back-end listens.
+    /// The socket of its back-end.
     pub socket: &'a Path,
-    /// Its type, as VIRTIO numbers them.
+    /// Its type, as numbered by VIRTIO.
     pub id: u32,
 }
 
-/// Boots a guest that has these devices, and runs `script` in it, in BusyBox's shell; there, `$work` is a directory with what is in
-/// `work`, which can be written. Returns the script's exit status. All ends after `deadline`.
+/// Boots a guest with these devices, and runs `script` in it, in BusyBox's shell; there, `$work` is a writable directory with the contents of
+/// `work`. Returns the script's exit status. The time limit is `deadline`.
 pub fn run(
     devices: &[Device<'_>],
     script: &str,

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The User-Mode Linux that tests run in: built from Debian's kernel source with the options in `config`, and kept in the
+//! The User-Mode Linux kernel that tests run in: built from Debian's kernel source with the options in `config`, and kept in the
 //! [`cache`].
-//! A processor with a large state needs a kernel of its own.
+//! A processor with a large XSAVE state needs a kernel of its own.
 //!
-//! The package with the source is kept too: other options are built without network. It is downloaded, not installed: that needs no root.
+//! The source package is kept too, so that a build with other options needs no network. It is downloaded, not installed, which needs no root.
 
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -24,7 +24,7 @@ const CONFIG: &str = include_str!("config");
 /// The package with the kernel's source.
 const PACKAGE: &str = "linux-source-6.12";
 
-/// What takes the most room in the source, and is not built. The Kconfig files and Makefiles of these directories are needed nevertheless.
+/// The largest parts of the source, which are not built. Their Kconfig files and Makefiles are needed nevertheless.
 const NOT_BUILT: &[&str] = &[
     "Documentation",
     "arch/arm",
@@ -40,12 +40,12 @@ const NOT_BUILT: &[&str] = &[
     "tools/testing",
 ];
 
-/// Returns what has `name` in the directory that all is kept in.
+/// Returns the path of `name` in the cache directory.
 fn kept(name: &str) -> PathBuf {
     cache::directory().join("uml").join(name)
 }
 
-/// Returns the executable's name follows the options and the processor, so that changed ones are built.
+/// The executable's name depends on the options and the processor, so that changes cause a build.
 fn image(state: Option<LargeState>) -> PathBuf {
     let mut hash = DefaultHasher::new();
     CONFIG.hash(&mut hash);
@@ -58,13 +58,13 @@ pub fn is_kept() -> bool {
     image(LargeState::of_host()).is_file()
 }
 
-/// Returns the package with the source, downloaded if it is not kept.
+/// Returns the source package, and downloads it if it is not cached.
 pub fn source() -> Result<PathBuf, GuestError> {
     let _lock = lock()?;
     download_source()
 }
 
-/// Returns the kernel, an executable of the host. If none is kept it is built, which takes two minutes; what `make` says of it goes to stdout.
+/// Returns the kernel, an executable of the host. If it is not cached, it is built, which takes two minutes; the output of `make` goes to stdout.
 /// Many processes may call this at once; one builds.
 pub fn prepare() -> Result<PathBuf, GuestError> {
     let state = LargeState::of_host();
@@ -84,7 +84,7 @@ pub fn prepare() -> Result<PathBuf, GuestError> {
     Ok(image)
 }
 
-/// Keeps others out while this is held.
+/// Holds a lock against other processes.
 fn lock() -> Result<File, GuestError> {
     let path = kept("lock");
     let directory = path.parent().unwrap_or(Path::new("."));
@@ -104,7 +104,7 @@ fn download_source() -> Result<PathBuf, GuestError> {
     Ok(package)
 }
 
-/// Returns an empty directory. What an interrupted build has left in it is of no use.
+/// Creates an empty directory. Removes what an interrupted build has left.
 fn work() -> Result<PathBuf, GuestError> {
     let work = kept("build");
     remove(&work)?;
@@ -146,7 +146,7 @@ fn unpack(package: &Path, work: &Path) -> Result<PathBuf, GuestError> {
     Ok(source)
 }
 
-/// Makes room in the source for a large state of the processor.
+/// Enlarges the room in the source for the state of the processor.
 fn patch(source: &Path, state: LargeState) -> Result<(), GuestError> {
     let path = source.join(processor::SOURCE);
     let text = fs::read_to_string(&path).map_err(system(format!("read {}", path.display())))?;
@@ -173,7 +173,7 @@ fn build(source: &Path, work: &Path, state: Option<LargeState>) -> Result<PathBu
     let make = |target: &str| {
         let mut make = Command::new("make");
         make.current_dir(source)
-            // What a make around this one wants is not for this one.
+            // The settings of an outer make are not for this one.
             .env_remove("MAKEFLAGS")
             .env("KCONFIG_ALLCONFIG", &options)
             .arg("ARCH=um")

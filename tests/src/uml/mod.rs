@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! User-Mode Linux: a kernel that is a process of this host, needs no rights, and has devices that the host's kernel may not have.
+//! User-Mode Linux: a kernel that runs as a process of this host, needs no privileges, and has devices that the host's kernel may lack.
 //!
-//! [`run`] boots it, runs one program of this host in it, as root, and returns the program's exit status. There, the host's files are seen
-//! as they are, but can only be read; what is below the target directory can be written. `/tmp`, `/run` and `/dev` are its own, and empty.
+//! [`run`] boots it, runs one program of this host in it, as root, and returns the program's exit status. The program sees the host's files
+//! read-only; it can write below the target directory. `/tmp`, `/run` and `/dev` are private and empty.
 
 pub mod front_end;
 pub mod kernel;
@@ -28,8 +28,8 @@ use crate::guest::{GuestError, find_program, system, target_directory};
 /// Memory of the machine in MiB: enough for a test with a guest of its own.
 const MEMORY: u64 = 1800;
 
-/// What the machine does before and after the program. Consoles change what passes unless they are told not to; changing their settings
-/// at the end waits until all has left them.
+/// The init script around the program. Consoles change their output unless they are told not to; changing their settings
+/// at the end waits until all output is sent.
 const BEFORE: &str = r#"
 mount -t proc proc /proc
 mount -t sysfs sys /sys
@@ -77,7 +77,7 @@ pub fn run(program: &OsStr, arguments: &[OsString], deadline: Duration) -> Resul
     })
 }
 
-/// Returns an empty directory that the machine can write to, unlike the host's own for temporary files.
+/// Creates an empty directory that the machine can write to, unlike the host's directory for temporary files.
 pub fn work() -> Result<tempfile::TempDir, GuestError> {
     let place = target_directory()?.join("uml");
     fs::create_dir_all(&place).map_err(system(format!("create {}", place.display())))?;
@@ -95,13 +95,13 @@ fn machine(kernel: &Path, memory: u64, work: &Path, init: &Path) -> Command {
         .arg(argument("uml_dir=", work, "/"))
         .arg(argument("init=", init, ""))
         .stdin(Stdio::null())
-        // It makes what it writes to non-blocking, which must not happen to what others write to as well.
+        // The kernel makes its output non-blocking, which must not affect other writers.
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     command
 }
 
-/// Returns an argument of the kernel that has a path in it.
+/// Returns a kernel argument that contains a path.
 fn argument(before: &str, path: &Path, after: &str) -> OsString {
     let mut argument = OsString::from(before);
     argument.push(path);
@@ -128,13 +128,13 @@ fn write_init(
         }
     }
     script.push("export HOME=/tmp TMPDIR=/tmp\n");
-    // Its place follows from what is another one there.
+    // Its path depends on another one there.
     assign(&mut script, "export ", cache::CACHE, cache::directory());
     assign(&mut script, "", "target", target);
     assign(&mut script, "", "status", status);
     let directory = std::env::current_dir().unwrap_or_default();
     assign(&mut script, "", "directory", directory);
-    // The shell's own programs are BusyBox's: `mount` needs none of the host's.
+    // The shell's own programs are BusyBox's: `mount` uses none of the host's.
     for command in ["mount", "mkdir", "stty", "poweroff"] {
         script.push(format!("{command}() {{ "));
         script.push(quoted(&busybox));
@@ -161,7 +161,7 @@ fn assign(script: &mut OsString, before: &str, name: impl AsRef<OsStr>, value: i
     script.push("\n");
 }
 
-/// Returns a word for the shell.
+/// Quotes a word for the shell.
 fn quoted(word: impl AsRef<OsStr>) -> OsString {
     let mut quoted = vec![b'\''];
     for byte in word.as_ref().as_bytes() {
@@ -174,12 +174,12 @@ fn quoted(word: impl AsRef<OsStr>) -> OsString {
     OsString::from_vec(quoted)
 }
 
-/// Returns the bytes that can be written to a file system.
+/// Returns the free space of a file system in bytes.
 fn room(path: &str) -> u64 {
     rustix::fs::statvfs(path).map_or(0, |system| system.f_bavail * system.f_frsize)
 }
 
-/// A kernel that runs. Its processes are a group, which ends when this is dropped.
+/// A running kernel. Its processes are a group, which is killed when this is dropped.
 struct Machine {
     child: Child,
     copies: Vec<JoinHandle<()>>,
@@ -236,9 +236,9 @@ impl Machine {
         Ok(())
     }
 
-    /// Ends what is left of it, after which no more output comes.
+    /// Kills the remaining processes, after which there is no more output.
     fn end(&mut self) {
-        // Before the child is reaped: after that the number may be another group's.
+        // Before the child is reaped: afterwards the number may belong to another group.
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let _ = self.child.wait();
         for copy in self.copies.drain(..) {
@@ -253,7 +253,7 @@ impl Drop for Machine {
     }
 }
 
-/// Copies until there is no more, at once.
+/// Copies until no more is available, without waiting.
 fn copy(
     mut from: impl Read + Send + 'static,
     mut to: impl Write + Send + 'static,

@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the processor of this host means for User-Mode Linux.
+//! The effect of this host's processor on User-Mode Linux.
 //!
-//! The kernel keeps the XSAVE state of its processes and has the host restore it by PTRACE_SETREGSET, which wants exactly as many bytes as
-//! this processor has (EFAULT otherwise). Up to Linux 6.12 there is room for a fixed number, which AMX exceeds (Sapphire Rapids and later).
+//! The kernel keeps the XSAVE state of its processes and makes the host restore it with PTRACE_SETREGSET, which requires exactly the size
+//! of this processor (EFAULT otherwise). Up to Linux 6.12 the room is fixed, and AMX exceeds it (Sapphire Rapids and later).
 
-/// The bytes of state that the source has room for. The host takes fewer from that room without complaint.
+/// Bytes of state that the source has room for. A smaller state is restored without an error.
 const ROOM: u32 = 2696;
 
-/// The line of the source that says so, in [`SOURCE`].
+/// The line in [`SOURCE`] that defines it.
 const LINE: &str = "DEFINE_LONGS(HOST_FP_SIZE, 2696);";
 
-/// The file of the kernel's source that has the room.
+/// The file of the kernel's source with the definition.
 pub const SOURCE: &str = "arch/x86/um/user-offsets.c";
 
-/// A size of XSAVE state that the source as it is has no room for.
+/// A size of XSAVE state that the unmodified source has no room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LargeState(u32);
 
@@ -34,17 +34,17 @@ impl LargeState {
         (size > ROOM).then_some(Self(size))
     }
 
-    /// Returns what the name of a kernel with room for it ends in.
+    /// Returns the suffix of the name of a kernel with room for it.
     pub fn suffix(self) -> String {
         format!("-xsave{}", self.0)
     }
 
-    /// Returns the option that gives the kernel's stack room too: the state is on it while a signal is handled.
+    /// Returns the option that enlarges the kernel's stack: the state is on it while a signal is handled.
     pub fn option(self) -> &'static str {
         "CONFIG_KERNEL_STACK_ORDER=4\n"
     }
 
-    /// [`SOURCE`] with room for the state; none if it is not as it was known to be.
+    /// Returns [`SOURCE`] with room for the state; `None` if it is not the known version.
     pub fn patch(self, source: &str) -> Option<String> {
         let size = format!("DEFINE_LONGS(HOST_FP_SIZE, {});", self.0);
         source

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the device offers, and its config space against the command line (VIRTIO 1.3, sections 5.2.3 and 5.2.4).
+//! The offered features, and the config space for each command line (VIRTIO 1.3, sections 5.2.3 and 5.2.4).
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -29,7 +29,7 @@ const ALWAYS: [u32; 6] = [
     VIRTIO_BLK_F_MQ,
 ];
 
-/// Size of the config space up to and with `write_zeroes_may_unmap` and its padding.
+/// Size of the config space including `write_zeroes_may_unmap` and its padding.
 const SIZE: u32 = 60;
 
 /// Offset of the one field that a driver may write.
@@ -60,7 +60,7 @@ pub fn set_writeback(front_end: &FrontEnd, writeback: u8) {
     front_end.set_config(WRITEBACK, &[writeback]).unwrap();
 }
 
-/// Most sectors of a segment, and most segments.
+/// Maximum sectors of a segment, and maximum number of segments.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Limits {
     pub sectors: u32,
@@ -179,7 +179,7 @@ fn block_size_and_topology_report_the_blocks_of_guest_and_host() {
     }
 }
 
-/// With header and status. A driver without indirect descriptors waits forever for room that the ring does not have.
+/// With header and status. A driver without indirect descriptors waits forever for more descriptors than the ring has.
 #[test]
 fn a_request_of_seg_max_segments_fits_the_largest_ring_and_one_of_128() {
     for (size, expected) in [
@@ -239,7 +239,7 @@ fn fields_of_features_that_are_not_offered_are_zero() {
     assert_eq!(field(&front_end, 16, 4), 0, "geometry");
     assert_eq!(field(&front_end, 33, 1), 0, "unused");
     assert_eq!(field(&front_end, 57, 3), 0, "padding");
-    // A front-end may read as much as it knows of.
+    // A front-end may read as much as it knows.
     assert_eq!(front_end.config(SIZE, 36).unwrap(), [0; 36]);
 }
 
@@ -263,7 +263,7 @@ fn writeback_is_on_until_the_driver_clears_it() {
     }
 }
 
-/// Section 5.2.5.2 demands it of a device with which CONFIG_WCE is agreed, but FLUSH is not.
+/// Section 5.2.5.2 requires it of a device that negotiated CONFIG_WCE but not FLUSH.
 #[test]
 fn writeback_is_off_for_a_driver_that_cannot_flush() {
     let device = Variant::THREADS.start(&vec![0; IMAGE_SIZE], &[]);
@@ -305,7 +305,7 @@ fn writeback_is_on_again_for_the_next_connection() {
     assert_eq!(writeback(&device.connect()), 1);
 }
 
-/// What was to be written through is not to be written back by whoever continues with the guest.
+/// Write-through data must not become write-back data when another process continues.
 #[test]
 fn writeback_continues_in_another_process() {
     let (_here, here) = start(IMAGE_SIZE, &[]);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A device that is killed, and another that takes its place: what was acknowledged is there, each request is answered once, and a flush
-//! covers what was acknowledged before it, whoever did that.
+//! A device is killed, and another one takes over: acknowledged writes persist, each request is answered once, and a flush
+//! covers all writes that were acknowledged before it, by either process.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -23,15 +23,15 @@ use crate::{Device, PATIENCE, Place, Variant, assert_same};
 
 /// Requests in flight.
 pub const DEPTH: usize = 128;
-/// How many of them are flushes, where there are any.
+/// Number of flushes among them, if there are any.
 pub const FLUSHES: usize = 4;
-/// Bytes that each write has.
+/// Bytes of each write.
 const SIZE: usize = 8 << 10;
-/// What a kill leaves written or not, but not half written.
+/// Unit that a kill leaves either written or not written.
 const PAGE: usize = 4096;
-/// Kills, where nothing else is said.
+/// Default number of kills.
 const FEW_KILLS: u64 = 20;
-/// How often to look whether a device has ended while nothing comes from it.
+/// Interval at which to check whether a device has ended while no answer arrives.
 const INTERVAL: Duration = Duration::from_millis(1);
 
 impl Variant {
@@ -41,11 +41,11 @@ impl Variant {
     }
 }
 
-/// A part of the image that one write at a time goes to.
+/// A part of the image, with one write at a time.
 struct Part {
-    /// How often it has been written, the write in flight among them.
+    /// Number of writes to it, including the one in flight.
     version: u64,
-    /// What was acknowledged last.
+    /// The last acknowledged version.
     acknowledged: Vec<u8>,
 }
 
@@ -53,9 +53,9 @@ struct Part {
 pub struct Crashes {
     pub device: Device,
     variant: Variant,
-    /// What each device after the first gets in its environment.
+    /// Environment of each device after the first.
     pub environment: Vec<(&'static str, String)>,
-    /// And as arguments.
+    /// Arguments of each device after the first.
     pub arguments: Vec<&'static str>,
     /// `None` if the device ended while the connection was made.
     pub front_end: Option<FrontEnd>,
@@ -64,26 +64,26 @@ pub struct Crashes {
     memory: GuestMemory,
     pub load: Load,
     parts: Vec<Part>,
-    /// Parts without a write in flight, the longest so first.
+    /// Parts without a write in flight, the longest idle one first.
     idle: VecDeque<usize>,
-    /// For each request that is a write, the part that it goes to. The other requests are flushes.
+    /// The part of each request that is a write. The other requests are flushes.
     writes: Vec<usize>,
-    /// For each flush, what it covers: the parts that were written and idle when it was made, and their version.
+    /// What each flush covers: the parts that were written and idle when it was sent, and their version.
     covered: Vec<Vec<(usize, u64)>>,
-    /// Parts of which it was seen that a flush had brought them to the disk.
+    /// Parts for which a completed flush was observed.
     seen_flushed: u64,
-    /// The image, if it can be seen what of it is on its disk.
+    /// The image, if this host shows which pages are on its disk.
     disk: Option<File>,
     /// Requests in the order in which they were made.
     order: VecDeque<usize>,
-    /// The driver does not look at the ring before it is called.
+    /// The driver does not read the ring before it is called.
     asleep: bool,
     /// Requests answered since the last kill.
     pub answered: u64,
 }
 
 impl Crashes {
-    /// Keeps [`DEPTH`] requests in flight, so many of them flushes. For each flush some parts of the image stay idle for a while.
+    /// Keeps [`DEPTH`] requests in flight, some of which are flushes. For each flush some parts of the image stay idle for a while.
     pub fn start(variant: Variant, flushes: usize) -> Self {
         let writes = DEPTH - flushes;
         let parts = writes + 64 * flushes;
@@ -132,7 +132,7 @@ impl Crashes {
         crashes
     }
 
-    /// Returns what is written to a part for the `version`th time.
+    /// Returns the contents of a part in its `version`th write.
     fn contents(part: usize, version: u64) -> Vec<u8> {
         let word = version << 16 | part as u64;
         word.to_ne_bytes().repeat(SIZE / size_of::<u64>())
@@ -166,8 +166,8 @@ impl Crashes {
         self.load.publish();
     }
 
-    /// Takes a request that was answered. As a driver does, it sleeps once it found none, until it is called. `None` if the device has
-    /// ended, or `end` has come.
+    /// Takes an answered request. Like a driver, it sleeps when there is none, until it is called. Returns `None` if the device has
+    /// ended, or at `end`.
     pub fn next(&mut self, end: Option<Instant>) -> Option<usize> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -212,7 +212,7 @@ impl Crashes {
         let Some(disk) = &self.disk else { return };
         for (index, version) in std::mem::take(&mut self.covered[number - self.writes.len()]) {
             let part = &self.parts[index];
-            // What was written again may be in memory only.
+            // Data that was written again may be in memory only.
             if part.version == version {
                 let start = (index * SIZE) as u64;
                 let unwritten = unwritten_pages_in(disk, start..start + SIZE as u64);
@@ -234,7 +234,7 @@ impl Crashes {
         }
     }
 
-    /// Has a killed device succeeded by one that finds nothing noted, and all requests still to be taken.
+    /// Replaces a killed device with one whose inflight region is empty, and which must take all requests.
     pub fn begin_anew(&mut self) {
         self.settle();
         self.kill();
@@ -249,7 +249,7 @@ impl Crashes {
         self.device.program.signal(Signal::KILL).unwrap();
     }
 
-    /// Waits until the device has ended by a kill, and looks whether all that it acknowledged is there.
+    /// Waits until the device has been killed, and checks that all acknowledged writes are there.
     pub fn assert_killed(&mut self) {
         let status = self.device.program.wait(PATIENCE).unwrap();
         assert_eq!(status.signal(), Some(Signal::KILL.as_raw()), "{status}");
@@ -258,7 +258,7 @@ impl Crashes {
             let new = Self::contents(index, part.version);
             let pages = part.acknowledged.chunks(PAGE).zip(new.chunks(PAGE));
             for (seen, (acknowledged, new)) in seen.chunks(PAGE).zip(pages) {
-                // The device may have been about to write the new one.
+                // The device may have been writing the new version.
                 assert!(
                     seen == acknowledged || seen == new,
                     "what was acknowledged for part {index} is not there"
@@ -267,7 +267,7 @@ impl Crashes {
         }
     }
 
-    /// Starts another device in the place of the one that has ended, and its ring. It may be killed at any time.
+    /// Starts another device in place of the ended one, and its ring. It may be killed at any time.
     pub fn restart(&mut self, base: u32) {
         let front_end = self.replace().and_then(|front_end| {
             front_end.start(0, self.load.queue(), base)?;
@@ -276,7 +276,7 @@ impl Crashes {
         self.front_end = front_end.ok();
     }
 
-    /// Starts another device in the place of the one that has ended, and connects to it.
+    /// Starts another device in place of the ended one, and connects to it.
     pub fn replace(&mut self) -> Result<FrontEnd> {
         self.answered = 0;
         self.front_end = None;
@@ -293,7 +293,7 @@ impl Crashes {
         Ok(front_end)
     }
 
-    /// Carries on for as long as there are answers, until `end`, or until so many requests were answered by this device.
+    /// Continues until there are no more answers, until `end`, or until this device has answered this many requests.
     pub fn work(&mut self, end: Option<Instant>, most: u64) {
         while self.answered < most
             && end.is_none_or(|end| Instant::now() < end)
@@ -319,7 +319,7 @@ impl Crashes {
     }
 }
 
-/// Kills at random moments; what the front-end says of where the ring continues is wrong.
+/// Kills at random moments; the base that the front-end sends is wrong.
 fn kill_at_random(variant: Variant, flushes: usize) {
     let mut random = Rng::with_seed(11);
     let mut crashes = Crashes::start(variant, flushes);

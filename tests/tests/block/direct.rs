@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `--direct` and `--logical-block-size=4096`: whatever the memory of the guest looks like, all bytes are right.
+//! `--direct` and `--logical-block-size=4096`: all bytes are correct, whatever the layout of guest memory.
 
 use std::fs;
 
@@ -57,7 +57,7 @@ fn aligned_requests_are_right(variant: Variant) {
     }
 }
 
-/// One descriptor of data at any distance from alignment.
+/// One data descriptor at each offset from an aligned address.
 fn data_may_lie_at_odd_addresses(variant: Variant) {
     let mut image = noise(2, 4 * IMAGE_SIZE);
     let mut disk = variant.disk(&image, &["--direct"]);

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! When a write is on stable storage (VIRTIO 1.3, section 5.2.6.2): at once for a driver that cannot flush or chose write-through
-//! caching, else after a flush.
+//! When a write reaches stable storage (VIRTIO 1.3, section 5.2.6.2): at once for a driver that cannot flush or chose write-through
+//! caching, otherwise after a flush.
 //!
-//! The kernel tells how much of the image is in the page cache only, so this can be seen from outside for each I/O engine.
+//! The kernel reports which pages of the image are only in the page cache, so this is visible from outside for each I/O engine.
 
 #![allow(unsafe_code)]
 
@@ -26,7 +26,7 @@ pub const WITHOUT_CACHING: u64 = FLUSH | CONFIG_WCE;
 /// Length of the writes.
 const LENGTH: usize = 16 << 10;
 
-/// How often to look for a page that is not yet written; the kernel writes it in time, or when somebody calls `sync`.
+/// How often to look for a page that is not yet written; the kernel writes it after a while, or on `sync`.
 const ATTEMPTS: u64 = 10;
 
 /// Number of the system call, on all architectures.
@@ -76,7 +76,7 @@ pub fn unwritten_pages_in(file: &File, range: Range<u64>) -> io::Result<u64> {
     Ok(counts.dirty + counts.writeback)
 }
 
-/// Returns a running device whose image is all on its disk, or `None` where that cannot be seen.
+/// A running device whose image is completely on its disk, or `None` if this host cannot show that.
 fn start(variant: Variant) -> Option<Device> {
     let device = variant.start(&noise(1, IMAGE_SIZE), &[]);
     device.file().sync_all().unwrap();
@@ -147,7 +147,7 @@ fn the_driver_chooses_the_caching_at_any_time(variant: Variant) {
     }
 }
 
-/// What was written before must not stay volatile, as such a driver does not flush any more.
+/// Earlier writes must not stay volatile, because such a driver no longer flushes.
 fn all_is_written_when_the_driver_turns_write_back_caching_off(variant: Variant) {
     let Some(device) = start(variant) else { return };
     let front_end = device.connect();

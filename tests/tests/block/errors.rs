@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Requests that cannot be carried out: the status that each gets, and that nothing else happens.
+//! Requests that fail: the status of each, and that nothing else happens.
 
 #![allow(unsafe_code)]
 
@@ -16,7 +16,7 @@ use crate::{
     Device, Disk, IMAGE_SIZE, SECTORS, UNTOUCHED, Variant, assert_failed, assert_same, noise, ok,
 };
 
-/// Types that are not offered, not for drivers, or nothing at all.
+/// Types that are not offered, not for drivers, or undefined.
 const UNKNOWN: [u32; 14] = [
     2,
     3,
@@ -34,7 +34,7 @@ const UNKNOWN: [u32; 14] = [
     u32::MAX,
 ];
 
-/// Places that are not, or not altogether, on the disk: sector and length.
+/// Ranges that are not, or not completely, on the disk: sector and length.
 const OUTSIDE: [(u64, u32); 9] = [
     (SECTORS, 512),
     (SECTORS - 1, 1024),
@@ -48,7 +48,7 @@ const OUTSIDE: [(u64, u32); 9] = [
     ((1 << 55) - 1, 512),
 ];
 
-/// Runs the requests on a disk of which nothing may change, each with the status that it should get.
+/// Runs the requests on a disk that must not change, and checks the status of each.
 fn assert_each_fails(variant: Variant, arguments: &[&str], requests: &[(String, Request, u32)]) {
     let image = noise(1, IMAGE_SIZE);
     let mut disk = variant.disk(&image, arguments);
@@ -239,7 +239,7 @@ fn discards_and_write_zeroes_outside_the_disk_fail(variant: Variant) {
     }
 }
 
-/// Each in turn among 15 good ones.
+/// Each in turn among 15 valid ones.
 fn one_bad_segment_fails_the_whole_request(variant: Variant) {
     for (bad, status) in [
         (segment(SECTORS, 1, 0), IOERR),
@@ -363,7 +363,7 @@ fn too_little_room_for_the_serial_number_is_an_error(variant: Variant) {
     assert_each_fails(variant, &[], &requests);
 }
 
-/// What should be read is no room to read into, and the other way round.
+/// A read needs a writable buffer, and a write a readable one.
 fn data_in_the_wrong_direction_is_an_error(variant: Variant) {
     let requests = [
         (
@@ -432,7 +432,7 @@ fn reads_past_the_end_of_an_image_that_shrank_fail(variant: Variant) {
             IOERR,
             "read of {length} bytes at sector {sector}"
         );
-        // Whatever was there may have been read, and nothing has been made up.
+        // Whatever was there may have been read; no data may be invented.
         let start = sector as usize * SECTOR_SIZE;
         let rest = &image[start..];
         for (index, (&seen, &written)) in completion.data.iter().zip(rest).enumerate() {
@@ -448,12 +448,12 @@ fn reads_past_the_end_of_an_image_that_shrank_fail(variant: Variant) {
         &image[IMAGE_SIZE / 2 - 512..IMAGE_SIZE / 2],
         "data",
     );
-    // Once it is long again, all is well.
+    // Once it has its length again, all requests succeed.
     disk.device.file().set_len(IMAGE_SIZE as u64).unwrap();
     assert_eq!(ok(disk.driver.read(half, 512).unwrap()), [0; 512]);
 }
 
-/// The host lets the program write the first half of the image only, by a limit that comes with a signal (SIGXFSZ).
+/// A limit with a signal (SIGXFSZ) allows writes to the first half of the image only.
 fn writes_that_the_host_refuses_fail(variant: Variant) {
     let mut image = noise(6, IMAGE_SIZE);
     let directory = variant.directory();
@@ -478,7 +478,7 @@ fn writes_that_the_host_refuses_fail(variant: Variant) {
     let completion = disk.driver.write(half, &[7; 4096]).unwrap();
     assert_failed(&completion, IOERR, "a write that is refused");
     disk.assert_contents(&image);
-    // Of this one, a part may be written.
+    // Part of this one may be written.
     let completion = disk.driver.write(half - 8, &[7; 8192]).unwrap();
     assert_failed(&completion, IOERR, "a write that is refused in part");
     // All others continue.
@@ -488,7 +488,7 @@ fn writes_that_the_host_refuses_fail(variant: Variant) {
     assert_same(&data, &image[..4096], "data");
 }
 
-/// A device that has failed many requests still carries out others, and has not written about each.
+/// A device that has failed many requests still serves others, and has not logged each failure.
 fn many_failing_requests_do_no_harm(variant: Variant) {
     let mut disk = variant.disk(&vec![0; IMAGE_SIZE], &[]);
     disk.device.file().set_len(512).unwrap();

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Storage that does not keep what was written. The kernel tells of that once, and the next flush succeeds: a guest that believes that
-//! one loses data.
+//! Storage that loses writes. The kernel reports this once, and the next flush succeeds: a guest that trusts that
+//! flush loses data.
 //!
-//! The storage is a loop device whose file is in a file system in memory that is full.
+//! The storage is a loop device whose file is on a full tmpfs.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -18,14 +18,14 @@ use virtio_bindings::virtio_blk::VIRTIO_BLK_S_IOERR;
 use crate::config::set_writeback;
 use crate::{Device, LARGEST, PATIENCE, Variant, driver, noise, ok, skip};
 
-/// Bytes of the disk, of what there is room for at first, and of what is written.
+/// Size of the disk, its initial space, and the written bytes, in bytes.
 const SIZE: u64 = 16 << 20;
 const ROOM: &str = "size=2M";
 const WRITTEN: usize = 8 << 20;
-/// In the line that the log has.
+/// Text of the log line.
 const LINE: &str = "could not be written to stable storage";
 
-/// A file system in memory with little room, and a file in it that may grow beyond that.
+/// A small tmpfs, and a file in it that may outgrow it.
 pub struct Small {
     directory: TempDir,
     device: Option<PathBuf>,
@@ -116,7 +116,7 @@ fn assert_fails(completion: vhost_device_tests::front_end::Result<Completion>) {
     assert_eq!(u32::from(completion.unwrap().status), VIRTIO_BLK_S_IOERR);
 }
 
-/// Flushes and write-through writes fail on all queues, and other requests do not.
+/// Flushes and write-through writes fail on all queues; other requests succeed.
 fn assert_lost(front_end: &FrontEnd) {
     for index in 0..2 {
         let queue = front_end.queue(index, 16).unwrap();
@@ -213,7 +213,7 @@ fn a_failed_flush_at_handover_is_reported_later(variant: Variant) {
     let mut first = driver(&front_end);
     write_all(&mut first);
     front_end.stop(0).unwrap();
-    // What waits cannot be told of it, as it may run on another host.
+    // The waiting process cannot learn of it, as it may run on another host.
     drop(front_end);
     let front_end = device.connect();
     assert_told_once(&device);
@@ -222,7 +222,7 @@ fn a_failed_flush_at_handover_is_reported_later(variant: Variant) {
     assert_lost(&front_end);
 }
 
-/// Nothing is lost that was written: the guest knows of this one.
+/// Nothing that was written is lost: the guest knows of this failure.
 fn after_a_write_through_write_without_space_others_succeed(variant: Variant) {
     let Some(small) = Small::new() else { return };
     let device = start(variant, &small.file());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A device that is killed after each step of taking and completing requests. Debug builds of it do that to themselves.
+//! A device that is killed after each step of taking and completing requests. Debug builds can kill themselves there.
 
 use fastrand::Rng;
 use vhost::VhostBackend;
@@ -8,19 +8,19 @@ use vhost_device_common::ring::crash_point::{KILL_AFTER, Step};
 use crate::Variant;
 use crate::crash::{Crashes, DEPTH, FLUSHES};
 
-/// How often a step is done before the kill: in the first batch, after it, and others.
+/// Occurrences of a step before the kill: in the first batch, after it, and later.
 const PASSAGES: [u64; 4] = [1, 2, 64, 65];
-/// Answers after which a device that is to be killed must be dead, or does the step less often.
+/// Number of answers after which the device must have been killed, unless the step happens less often.
 const MOST: u64 = 2 * DEPTH as u64;
 
-/// What must be left for a device that is to do a step.
+/// State required for a device that is to perform a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Left {
     /// Requests.
     Work,
-    /// A region that is new.
+    /// A new inflight region.
     NewRegion,
-    /// A batch that was published and not noted.
+    /// A batch that was published but not recorded.
     UnnotedBatch,
     /// Requests that another device has taken.
     TakenRequests,
@@ -36,7 +36,7 @@ fn needed_for(step: Step) -> Left {
 }
 
 impl Crashes {
-    /// Starts a device that is to be killed when it has done `step` for the `passage`th time. Returns whether it was.
+    /// Starts a device that is killed when it has performed `step` for the `passage`th time. Returns whether it was.
     fn is_killed_after(&mut self, step: Step, passage: u64) -> bool {
         self.environment = vec![(KILL_AFTER, format!("{}:{passage}", step.name()))];
         // QEMU has it continue there.
@@ -68,7 +68,7 @@ fn nothing_is_lost_by_a_kill_after_any_step(variant: Variant) {
                     crashes.restart(crashes.load.queue().used_base());
                     crashes.begin_anew();
                 }
-                // The more a batch holds, the fewer a device publishes before it is stopped.
+                // Larger batches mean fewer publications before the device is stopped.
                 Left::UnnotedBatch => {
                     while !crashes.is_killed_after(Step::Published, random.u64(1..=8)) {}
                 }
@@ -88,7 +88,7 @@ fn nothing_is_lost_by_a_kill_after_any_step(variant: Variant) {
     crashes.finish();
 }
 
-/// Such a ring has a base like any other, so that what is not answered then would be lost.
+/// Such a ring has a normal base, so that unanswered requests would be lost.
 fn a_ring_that_stops_before_it_is_enabled_answers_what_was_taken(variant: Variant) {
     let mut crashes = Crashes::start(variant, 0);
     crashes.begin_anew();
@@ -108,7 +108,7 @@ fn a_ring_that_stops_before_it_is_enabled_answers_what_was_taken(variant: Varian
     crashes.finish();
 }
 
-/// Limits leave in the ring what waits, but this is in it no more.
+/// Limits keep waiting requests in the ring, but this one is no longer in it.
 fn a_ring_with_limits_that_stops_answers_what_was_taken(variant: Variant) {
     let mut crashes = Crashes::start(variant, 0);
     crashes.begin_anew();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Header, data and status in any division over descriptors, which has no meaning (VIRTIO 1.3, section 2.7.4.1).
+//! Header, data and status divided among descriptors in any way (VIRTIO 1.3, section 2.7.4.1).
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -24,7 +24,7 @@ pub fn ring(front_end: &FrontEnd, size: u16, indirect: u16) -> Queue {
     front_end.queue_with(0, options).unwrap()
 }
 
-/// Runs `test` with a driver for each of [`RINGS`], and panics unless the image is then what that made of its copy.
+/// Runs `test` with a driver for each of [`RINGS`], and panics unless the image then equals the copy that `test` changed.
 fn for_each_ring(variant: Variant, mut test: impl FnMut(&mut BlockDriver, &mut [u8])) {
     let mut image = noise(1, IMAGE_SIZE);
     let mut disk = variant.disk(&image, &[]);
@@ -74,7 +74,7 @@ fn read_in(driver: &mut BlockDriver, sector: u64, length: u32, pieces: &[u32]) -
 
 fn header_and_data_to_write_may_be_cut_anywhere(variant: Variant) {
     for_each_ring(variant, |driver, image| {
-        // The header is in pieces, or alone, or shares a descriptor with data, or with all data.
+        // The header is in pieces, alone, or shares a descriptor with some or all data.
         for cut in 1..=HEADER_SIZE + 512 {
             let data = noise(u64::from(cut), 512);
             write_in(driver, u64::from(cut), &data, &[cut]);
@@ -85,7 +85,7 @@ fn header_and_data_to_write_may_be_cut_anywhere(variant: Variant) {
 
 fn data_to_read_and_status_may_be_cut_anywhere(variant: Variant) {
     for_each_ring(variant, |driver, image| {
-        // The status is alone, or shares a descriptor with data, or with all data.
+        // The status is alone, or shares a descriptor with some or all data.
         for cut in 1..=1025 {
             let data = read_in(driver, u64::from(cut), 1024, &[cut]);
             let start = cut as usize * SECTOR_SIZE;
@@ -116,19 +116,19 @@ fn a_header_may_come_in_any_three_pieces(variant: Variant) {
     });
 }
 
-/// A request whose pieces lie in guest memory in no order, with gaps, in both regions.
+/// A request whose pieces are scattered in both regions of guest memory, with gaps.
 struct Scattered {
     chain: Vec<Buffer>,
     writable: Vec<Buffer>,
-    /// What the writable pieces held before.
+    /// Earlier contents of the writable pieces.
     before: Vec<u8>,
 }
 
-/// Where pieces lie: in the first region and in the second one.
+/// Positions of the pieces in the first region and in the second one.
 const ARENAS: [u64; 2] = [24 << 20, (1 << 32) + (16 << 20)];
 
 impl Scattered {
-    /// `readable` and `writable` bytes in at most `pieces` pieces each.
+    /// Allocates `readable` and `writable` bytes in at most `pieces` pieces each.
     fn new(
         memory: &GuestMemory,
         random: &mut Rng,
@@ -175,7 +175,7 @@ impl Scattered {
         }
     }
 
-    /// Carries it out; returns the used length, the writable bytes before the last, and the status.
+    /// Runs it; returns the used length, the writable bytes before the last, and the status.
     fn run(&self, memory: &GuestMemory, queue: &mut Queue) -> (u32, Vec<u8>, u32) {
         queue.submit(&self.chain);
         assert!(queue.wait_used(PATIENCE), "not answered: {:?}", self.chain);
@@ -195,7 +195,7 @@ impl Scattered {
     }
 }
 
-/// Returns the byte before and after each piece, unless a piece of the same request follows at once.
+/// The byte before and after each piece, unless a piece of the same request is adjacent.
 fn surroundings(memory: &GuestMemory, pieces: &[Buffer]) -> Vec<u8> {
     let is_free = |address: u64| {
         !pieces.iter().any(|piece| {
@@ -233,7 +233,7 @@ fn requests_may_come_in_any_pieces(variant: Variant) {
 pub fn assert_any_pieces(variant: Variant, arguments: &[&str]) {
     const ROUNDS: u64 = 300;
     let mut image = noise(3, IMAGE_SIZE);
-    // What a discarded range reads as is not promised, so discards are for framing only.
+    // The contents of a discarded range are unspecified, so discards only test framing.
     let usual = ["--discard=ignore", "--serial=0123456789abcdefghij"];
     let mut disk = variant.disk(&image, &[&usual, arguments].concat());
     for (size, indirect) in RINGS {
@@ -334,7 +334,7 @@ pub fn assert_transfer(memory: &GuestMemory, queue: &mut Queue, length: u32, cou
     }
 }
 
-/// Up to as many buffers as the ring has descriptors, which is what a driver may use.
+/// As many buffers as the ring has descriptors, the maximum for a driver.
 fn requests_may_have_as_many_descriptors_as_the_ring(variant: Variant) {
     let disk = variant.disk(&vec![0; IMAGE_SIZE], &[]);
     for indirect in [0, 1024] {
@@ -374,7 +374,7 @@ fn requests_may_have_many_megabytes(variant: Variant) {
     }
 }
 
-/// Linux moves a little less than 2 GiB at a time. The same memory is read into again and again, from a hole that takes no storage.
+/// Linux moves a little less than 2 GiB at a time. Reads into the same memory repeatedly, from a hole that takes no storage.
 fn more_data_than_the_host_moves_at_once_is_read(variant: Variant) {
     let variant = variant.in_memory();
     if !variant.is_possible() {
@@ -411,7 +411,7 @@ fn more_data_than_the_host_moves_at_once_is_read(variant: Variant) {
     assert_same(&end, &last, "the end of the data");
 }
 
-/// The whole request in one readable and one writable descriptor, in the order of bytes next to each other.
+/// The whole request in one readable and one writable descriptor, with adjacent bytes.
 fn a_request_may_lie_in_memory_without_a_gap(variant: Variant) {
     for_each_ring(variant, |driver, image| {
         let memory = driver.memory().clone();
@@ -434,7 +434,7 @@ fn a_request_may_lie_in_memory_without_a_gap(variant: Variant) {
     });
 }
 
-/// The driver may use the memory of the request for the answer.
+/// The driver may reuse the memory of the request for the answer.
 fn data_read_may_replace_the_header(variant: Variant) {
     for_each_ring(variant, |driver, image| {
         let memory = driver.memory().clone();
@@ -466,7 +466,7 @@ fn data_read_may_replace_the_header(variant: Variant) {
     });
 }
 
-/// The driver may have the status written over the data: it is what comes last.
+/// The driver may place the status over the data: it is written last.
 fn the_status_may_lie_in_the_data(variant: Variant) {
     for_each_ring(variant, |driver, image| {
         let memory = driver.memory().clone();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Hosts with little: one processor, little memory that may be locked, no more threads, an old kernel. All queues work there too.
+//! Hosts with few resources: one processor, little locked memory, no more threads, an old kernel. All queues work there too.
 
 #![allow(unsafe_code)]
 
@@ -22,13 +22,13 @@ use vhost_device_tests::process::Program;
 use crate::config::set_writeback;
 use crate::{Device, IMAGE_SIZE, PATIENCE, Variant, driver, noise, ok, skip};
 
-/// Queues of the device, and the option that gives it so many.
+/// Queues of the device, and the corresponding option.
 const QUEUES: usize = 16;
 const MANY: &str = "--num-queues=16";
 /// The capability to lock memory without a limit.
 const CAP_IPC_LOCK: libc::c_ulong = 14;
 
-/// Changes something about the process of a command, between fork and exec.
+/// Changes the process of a command between fork and exec.
 fn in_child(command: &mut Command, change: impl Fn() -> i32 + Send + Sync + 'static) {
     let change = move || match change() {
         0 => Ok(()),
@@ -38,7 +38,7 @@ fn in_child(command: &mut Command, change: impl Fn() -> i32 + Send + Sync + 'sta
     unsafe { command.pre_exec(change) };
 }
 
-/// Has the program run on one processor.
+/// Makes the program run on one processor.
 fn on_one_processor(command: &mut Command) {
     in_child(command, || {
         // SAFETY: a set of processors is plain memory, to which the kernel writes, and from which it reads.
@@ -53,7 +53,7 @@ fn on_one_processor(command: &mut Command) {
     });
 }
 
-/// Has the limits of resources hold for the program, as the user that it says to be: one of whom nothing else runs.
+/// Sets resource limits for the program, as a user that runs nothing else.
 fn as_somebody(command: &mut Command) {
     static USERS: AtomicU32 = AtomicU32::new(0);
     let user = (1 << 30 | std::process::id() << 8) + USERS.fetch_add(1, Ordering::Relaxed);
@@ -79,7 +79,7 @@ fn start(variant: Variant, arguments: &[&str], prepare: impl FnOnce(&mut Command
     variant.start_in(directory, arguments, prepare)
 }
 
-/// Room for the drivers of all queues.
+/// Connects with memory for the drivers of all queues.
 fn connect(device: &Device) -> FrontEnd {
     device.connect_with(Options {
         memory: vec![(0, 96 << 20)],
@@ -105,7 +105,7 @@ fn assert_all_work(drivers: &mut [BlockDriver], seed: u64) {
     }
 }
 
-/// Has a limit hold for the program, as somebody.
+/// Sets a limit for the program, as another user.
 fn with_limit(command: &mut Command, resource: Resource, most: u64) {
     as_somebody(command);
     let limit = Rlimit {
@@ -121,7 +121,7 @@ fn all_requests_are_carried_out_where_no_more_threads_can_start(variant: Variant
     if !is_root() {
         return;
     }
-    // Those that serve the front-end, write the log, hear signals, and work on the queue.
+    // The threads of the front-end, the log, signals, and the queue.
     let device = start(variant, &["--num-queues=1"], |command| {
         with_limit(command, Resource::Nproc, 4);
     });
@@ -139,7 +139,7 @@ fn all_requests_are_carried_out_where_no_more_threads_can_start(variant: Variant
 
 crate::for_each_engine!(all_requests_are_carried_out_where_no_more_threads_can_start);
 
-/// Returns how many rings of io_uring a program has.
+/// Returns how many io_uring rings a program has.
 fn rings(program: &Program) -> usize {
     let files = std::fs::read_dir(format!("/proc/{}/fd", program.id())).unwrap();
     let is_ring = |path: &Path| {
@@ -161,7 +161,7 @@ fn queues_share_the_ring_of_one_processor() {
         let mut drivers = drivers(&front_end);
         assert_all_work(&mut drivers, connection);
         assert_eq!(rings(&device.program), 1);
-        // One that stops leaves the others at work, and starts again.
+        // A queue that stops leaves the others running, and starts again.
         front_end.stop(3).unwrap();
         let mut stopped = drivers.remove(3);
         assert_all_work(&mut drivers, 100 + connection);
@@ -176,7 +176,7 @@ fn queues_share_the_ring_of_one_processor() {
     }
 }
 
-/// The queues of a thread share what room its engine has for requests.
+/// The queues of a thread share the capacity of its engine.
 #[test]
 fn a_queue_that_is_always_full_leaves_room_to_the_others_of_its_thread() {
     let variant = Variant::IO_URING;
@@ -305,7 +305,7 @@ fn io_uring_without_locked_memory_is_refused_with_the_reason() {
     );
 }
 
-/// As on Linux 5.10, which knows of restrictions: IORING_ENTER_EXT_ARG is refused.
+/// As on Linux 5.10, which supports restrictions: IORING_ENTER_EXT_ARG is refused.
 #[test]
 fn threads_do_the_io_where_io_uring_cannot_wait_for_a_time() {
     const ENTER_EXT_ARG: u64 = 1 << 3;
@@ -337,7 +337,7 @@ fn threads_do_the_io_where_io_uring_cannot_wait_for_a_time() {
     );
 }
 
-/// Returns whether the kernel counts rings as locked memory. From 5.12 to 6.13 it did not.
+/// Returns whether the kernel counts rings as locked memory, which it did not from 5.12 to 6.13.
 fn counts_rings() -> bool {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     let mut numbers = release

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Many requests at once: on one queue, on all queues, while the device ends, and on connections that go away.
+//! Many requests at once: on one queue, on all queues, while the device ends, and on lost connections.
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use crate::{Device, Disk, PATIENCE, Variant, assert_same, noise, ok};
 /// Descriptors of a request: header, data, status.
 const DESCRIPTORS: u16 = 3;
 
-/// How long the program may take to end after SIGTERM.
+/// Time limit for ending after SIGTERM.
 const END: Duration = Duration::from_secs(2);
 
 /// Requests in flight at once.
@@ -29,12 +29,12 @@ pub struct Load {
     queue: Queue,
     memory: GuestMemory,
     areas: Vec<RequestArea>,
-    /// For the head of a chain: its number, and the request.
+    /// Number and request of each chain, by its head.
     pending: Vec<Option<(usize, Prepared)>>,
 }
 
 impl Load {
-    /// Room for `depth` requests of `size` bytes on queue `index`.
+    /// Creates a load of `depth` requests of `size` bytes on queue `index`.
     pub fn new(front_end: &FrontEnd, index: usize, depth: usize, size: u32) -> Self {
         let options = QueueOptions {
             indirect: DESCRIPTORS,
@@ -64,24 +64,24 @@ impl Load {
         self.queue.kick();
     }
 
-    /// Returns the queue that it is on.
+    /// Returns its queue.
     pub fn queue(&self) -> &Queue {
         &self.queue
     }
 
-    /// Returns the same, to wait on.
+    /// Returns its queue, to wait on.
     pub fn queue_mut(&mut self) -> &mut Queue {
         &mut self.queue
     }
 
-    /// Takes a request that came back.
+    /// Takes a used request.
     pub fn take(&mut self) -> Option<(usize, Completion)> {
         let used = self.queue.take_used()?;
         let (number, prepared) = self.pending[usize::from(used.head)].take().unwrap();
         Some((number, prepared.completion(&self.memory, used.length)))
     }
 
-    /// Waits for the next request to come back.
+    /// Waits for the next used request.
     pub fn wait(&mut self) -> (usize, Completion) {
         loop {
             if let Some(taken) = self.take() {
@@ -110,7 +110,7 @@ pub fn read(sector: u64, length: usize) -> Request<'static> {
     }
 }
 
-/// Writes and reads again and again in places of its own, with `depth` requests in flight.
+/// Writes and reads repeatedly in its own part of the disk, with `depth` requests in flight.
 pub fn write_and_verify(load: &mut Load, first: u64, seed: u64, rounds: usize) {
     const LENGTH: usize = 4096;
     let depth = load.areas.len();
@@ -160,7 +160,7 @@ fn all_queues_work_at_once(variant: Variant) {
             });
         }
     });
-    // What one queue wrote another one reads.
+    // Each queue reads what another one wrote.
     let image = device.contents();
     front_end.stop(3).unwrap();
     let mut load = Load::new(&front_end, 3, 1, 1 << 20);
@@ -169,7 +169,7 @@ fn all_queues_work_at_once(variant: Variant) {
     assert_same(&ok(load.wait().1), &image[..1 << 20], "data");
 }
 
-/// Nobody gets another engine than the one that was named.
+/// The selected engine is used, and no other one.
 fn the_engine_that_was_asked_for_does_the_work(variant: Variant) {
     let device = start_empty(variant);
     let (_front_end, mut load) = send_writes(&device);
@@ -193,7 +193,7 @@ fn the_engine_that_was_asked_for_does_the_work(variant: Variant) {
     }
 }
 
-/// Some of the large ones may be carried out by another thread meanwhile, and overtake the others.
+/// Another thread may execute some of the large ones, and overtake the others.
 fn concurrent_requests_of_all_sizes_keep_their_own_data(variant: Variant) {
     const DEPTH: usize = 32;
     const LARGE: usize = 128 << 10;
@@ -248,7 +248,7 @@ fn a_full_ring_of_1024_requests_is_carried_out(variant: Variant) {
     }
 }
 
-/// A large one takes two operations: the second one has its place although the queue has more for the engine by then.
+/// A large request takes two operations: the second one has priority over later requests of the queue.
 fn large_requests_keep_their_place_when_the_engine_is_full(variant: Variant) {
     const LARGE: u32 = 3 << 20;
     const COUNT: usize = 250;
@@ -276,7 +276,7 @@ fn large_requests_keep_their_place_when_the_engine_is_full(variant: Variant) {
     front_end.stop(0).unwrap();
 }
 
-/// Those that need no I/O are answered while the engine has all that it takes, and none is lost.
+/// Requests without I/O are answered while the engine is full, and none is lost.
 fn good_and_bad_requests_of_all_kinds_share_a_full_ring(variant: Variant) {
     const DEPTH: usize = 1024;
     const LENGTH: usize = 4 * DEPTH * SECTOR_SIZE;
@@ -344,7 +344,7 @@ fn start_empty(variant: Variant) -> Device {
     variant.start(&vec![0; IN_FLIGHT * IN_FLIGHT_LENGTH], &[])
 }
 
-/// Sends so many large writes that some are in flight for a while. Each waits for the disk.
+/// Sends enough large writes to keep some in flight for a while. Each waits for the disk.
 fn send_writes(device: &Device) -> (FrontEnd, Load) {
     let front_end = device.connect_without(WITHOUT_CACHING);
     let mut load = Load::new(&front_end, 0, IN_FLIGHT, IN_FLIGHT_LENGTH as u32);
@@ -381,7 +381,7 @@ fn the_program_ends_in_time_and_keeps_what_it_acknowledged(variant: Variant) {
     }
 }
 
-/// Nothing is left of connections that end in the middle of requests, and the next one finds a disk that works.
+/// Connections that end with requests in flight leave no resources behind, and the next one finds a working disk.
 fn closed_connections_leave_no_resources_behind(variant: Variant) {
     let mut device = start_empty(variant);
     let before = device.program.resources().unwrap();
@@ -389,7 +389,7 @@ fn closed_connections_leave_no_resources_behind(variant: Variant) {
         let (front_end, mut load) = send_writes(&device);
         assert!(load.queue.wait_used(PATIENCE));
         drop(front_end);
-        // The next connection is served when all is done with this one.
+        // The next connection is served after all requests of this one have completed.
         let mut disk = Disk::connect(device);
         assert_ne!(assert_acknowledged(&disk.device, &mut load), 0);
         assert!(!load.queue.has_used());
@@ -401,7 +401,7 @@ fn closed_connections_leave_no_resources_behind(variant: Variant) {
     }
 }
 
-/// The program is killed again and again while it writes, and each time started again at once.
+/// The program is killed repeatedly while it writes, and each time started again at once.
 fn a_killed_device_can_be_started_again_at_once(variant: Variant) {
     let directory = variant.directory();
     let image = directory.path().join("image");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The lock on the image: one writer or several readers, among programs of this project and QEMU's.
+//! The lock on the image: one writer or several readers, among programs of this project and QEMU.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -16,7 +16,7 @@ const READ_ONLY: &[&str] = &["--read-only"];
 const READ_WRITE: &[&str] = &[];
 const INCOMING: &[&str] = &["--incoming"];
 
-/// Starts a second device with the image of the first one; `None` if it refused as it should.
+/// Starts a second device with the image of the first one; `None` if it refused with the expected error.
 fn start_second(variant: Variant, image: &Path, arguments: &[&str]) -> Option<(Program, TempDir)> {
     let sockets = tempfile::tempdir().unwrap();
     let socket = sockets.path().join("socket");
@@ -60,7 +60,7 @@ fn readers_share_an_image(variant: Variant) {
     let mut device = variant.start(&vec![0; IMAGE_SIZE], READ_ONLY);
     let second = start_second(variant, &device.image, READ_ONLY).unwrap();
     let third = start_second(variant, &device.image, READ_ONLY).unwrap();
-    // As long as one is left, there is no room for a writer.
+    // A single reader excludes a writer.
     device.program.end(Signal::TERM, PATIENCE).unwrap();
     drop(second);
     assert!(start_second(variant, &device.image, READ_WRITE).is_none());
@@ -68,7 +68,7 @@ fn readers_share_an_image(variant: Variant) {
     assert!(start_second(variant, &device.image, READ_WRITE).is_some());
 }
 
-/// It is the file that is locked, whatever its name.
+/// The file is locked, whatever its name.
 fn another_name_of_a_locked_image_is_refused_too(variant: Variant) {
     let device = variant.start(&vec![0; IMAGE_SIZE], READ_WRITE);
     for (name, is_hard) in [("hard", true), ("symbolic", false)] {
@@ -90,7 +90,7 @@ fn a_device_that_ends_releases_its_image(variant: Variant) {
     }
 }
 
-/// A guest's disk goes from one device to another and back again, as it migrates. Both run all the while.
+/// A guest's disk moves from one device to another and back again, as in a migration. Both run all the time.
 fn an_image_is_handed_over_when_its_guest_stops(variant: Variant) {
     let here = variant.start(&vec![0; IMAGE_SIZE], READ_WRITE);
     let (_there, sockets) = start_second(variant, &here.image, INCOMING).unwrap();
@@ -120,14 +120,14 @@ fn an_image_is_handed_over_when_its_guest_stops(variant: Variant) {
     }
 }
 
-/// Nobody can take the image away from a guest that only pauses.
+/// No other process can take the image from a guest that only pauses.
 fn an_image_without_a_waiting_process_stays_locked(variant: Variant) {
     let device = variant.start(&vec![0; IMAGE_SIZE], READ_WRITE);
     let front_end = device.connect();
     let queue = front_end.queue(0, 16).unwrap();
     front_end.stop(0).unwrap();
     assert!(start_second(variant, &device.image, READ_WRITE).is_none());
-    // One that waits, but comes to nothing, changes nothing.
+    // A waiting process that ends changes nothing.
     let (second, _sockets) = start_second(variant, &device.image, INCOMING).unwrap();
     drop(second);
     front_end.start(0, &queue, 0).unwrap();
@@ -148,7 +148,7 @@ fn a_guest_whose_migration_is_cancelled_keeps_its_image(variant: Variant) {
     assert!(start_second(variant, &device.image, READ_WRITE).is_none());
 }
 
-/// Runs one of QEMU's programs; `None` if this host has it not.
+/// Runs a program of QEMU; `None` if this host does not have it.
 fn qemu(program: &str, arguments: &[&str], image: &Path) -> Option<Output> {
     match Command::new(program).args(arguments).arg(image).output() {
         Ok(output) => Some(output),
@@ -187,7 +187,7 @@ fn qemu_is_refused_to_write_to_an_image_in_use(variant: Variant) {
     }
 }
 
-/// The storage daemon holds the image for as long as it lives.
+/// The storage daemon holds the image while it runs.
 fn an_image_that_qemu_writes_to_is_refused(variant: Variant) {
     let directory = variant.directory();
     let image = directory.path().join("image");

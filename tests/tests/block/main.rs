@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The block device as a driver meets it (VIRTIO 1.3, section 5.2): every request, every error, every framing, and what becomes of the
+//! The block device as a driver sees it (VIRTIO 1.3, section 5.2): every request, every error, every framing, and the resulting
 //! image.
 //!
-//! The tests run with each I/O engine on a disk, with what `auto` makes of them there, and on an image in memory.
+//! The tests run with each I/O engine on a disk, with the choice of `auto` there, and on an image in memory.
 
 #![cfg(test)]
 
@@ -42,31 +42,31 @@ use vhost_device_tests::target::{Block, Target};
 /// Time limit for operations that normally finish at once; generous, for busy machines.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Size of the image where nothing else is said.
+/// Default size of the image.
 const IMAGE_SIZE: usize = 1 << 20;
 
 /// Sectors of that image.
 const SECTORS: u64 = (IMAGE_SIZE / SECTOR_SIZE) as u64;
 
-/// Most data of a request where nothing else is said.
+/// Default maximum data of a request.
 const LARGEST: u32 = 1 << 20;
 
-/// What the front-end library fills the writable data with before a request.
+/// Byte that the front-end library fills the writable data with before a request.
 const UNTOUCHED: u8 = 0xdd;
 
-/// A directory whose file system is memory.
+/// A directory on a tmpfs.
 const MEMORY: &str = "/dev/shm";
 
-/// Where an image lies.
+/// Location of an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Place {
-    /// In a file system on a disk, if the target directory of the build is.
+    /// On a disk, if the target directory of the build is.
     Disk,
-    /// In a file system in memory.
+    /// On a tmpfs.
     Memory,
 }
 
-/// How an image is read and written.
+/// How an image is accessed.
 #[derive(Clone, Copy, Debug)]
 struct Variant {
     /// Value of `--io-engine`.
@@ -83,12 +83,12 @@ impl Variant {
         engine: "threads",
         place: Place::Disk,
     };
-    /// What the host allows: io_uring, most likely.
+    /// The host's default: io_uring, usually.
     const AUTO: Self = Variant {
         engine: "auto",
         place: Place::Disk,
     };
-    /// The queue's own thread does the I/O.
+    /// The queue's own thread performs the I/O.
     const INLINE: Self = Variant {
         engine: "auto",
         place: Place::Memory,
@@ -172,7 +172,7 @@ struct Device {
     program: Program,
     socket: PathBuf,
     image: PathBuf,
-    /// Those of its socket and its image, if they go with it.
+    /// Directories of its socket and its image, if they are temporary.
     _directories: Vec<TempDir>,
 }
 
@@ -185,7 +185,7 @@ impl Device {
         FrontEnd::connect(&self.socket, &options).unwrap()
     }
 
-    /// Returns a front-end that does not accept `features`.
+    /// Connects a front-end that does not accept `features`.
     fn connect_without(&self, features: u64) -> FrontEnd {
         let defaults = Options::default();
         let front_end = self.connect_with(Options {
@@ -217,7 +217,7 @@ impl Device {
     }
 }
 
-/// A device with a connection and a driver. They end in this order.
+/// A device with a connection and a driver, which are dropped in this order.
 struct Disk {
     driver: BlockDriver,
     front_end: FrontEnd,
@@ -256,7 +256,7 @@ fn driver(front_end: &FrontEnd) -> BlockDriver {
     BlockDriver::new(front_end.memory(), queue, LARGEST)
 }
 
-/// Returns bytes that differ from seed to seed, and have no regularity.
+/// Returns bytes that depend on the seed, and have no regularity.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut bytes = vec![0; length];
     fastrand::Rng::with_seed(seed).fill(&mut bytes);
@@ -275,7 +275,7 @@ fn ok(completion: Completion) -> Vec<u8> {
     data
 }
 
-/// Panics unless the request failed with `status`, and nothing but that was written.
+/// Panics unless the request failed with `status`, and nothing else was written.
 fn assert_failed(completion: &Completion, status: u32, what: &str) {
     assert_eq!(u32::from(completion.status), status, "status of {what}");
     assert_eq!(completion.length, 1, "used length of {what}");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How the image is named, opened and recognized: by path or as an inherited file, and what the program says of one that may be a mistake.
+//! How the image is named, opened and recognized: by path or as an inherited file, and the warnings about likely mistakes.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
@@ -20,13 +20,13 @@ use crate::{Device, Disk, IMAGE_SIZE, PATIENCE, Variant, assert_same, noise, ok,
 /// The number that an inherited file has.
 const NUMBER: i32 = 7;
 
-/// The user that owns nothing.
+/// The user `nobody`.
 const NOBODY: u32 = 65534;
 
 /// Both ways to name an inherited file.
 const WAYS: [&str; 2] = ["--blk-fd=7", "--blk-file=/dev/fd/7"];
 
-/// Starts of images of other formats, and what these are called.
+/// First bytes of other image formats, and the names of these.
 const FORMATS: [(&[u8], usize, &str); 8] = [
     (b"QFI\xfb\0\0\0\x03", 0, "qcow2"),
     (b"LUKS\xba\xbe\0\x01", 0, "LUKS"),
@@ -244,7 +244,7 @@ fn an_image_that_begins_like_another_format_is_served_with_a_warning() {
     }
 }
 
-/// All disks of a guest would be the same to it.
+/// All disks of a guest would look the same to it.
 #[test]
 fn each_image_has_a_serial_number_of_its_own_that_stays() {
     let (directory, first) = image(&[0; IMAGE_SIZE]);
@@ -268,7 +268,7 @@ fn each_image_has_a_serial_number_of_its_own_that_stays() {
     assert_eq!(serial(linked.as_os_str()), of_first);
 }
 
-/// Returns bytes of a physical block, as the guest sees them.
+/// Returns the physical block size that the guest sees, in bytes.
 fn physical_block(disk: &Disk) -> u64 {
     let block = disk.front_end.config(20, 4).unwrap();
     let block = u32::from_le_bytes(block.try_into().unwrap());

@@ -8,10 +8,10 @@ use vhost_device_tests::front_end::{BlockDriver, Result};
 
 use crate::{Disk, IMAGE_SIZE, SECTORS, Variant, assert_same, noise, ok};
 
-/// Storage that a file system may take for itself, in bytes.
+/// Storage that a file system may use for itself, in bytes.
 const SLACK: u64 = 64 << 10;
 
-/// Returns a disk of which all is written and stored, and its contents.
+/// Creates a disk that is completely written and allocated. Returns it with its contents.
 fn full_disk(variant: Variant, arguments: &[&str]) -> (Disk, Vec<u8>) {
     let image = noise(1, IMAGE_SIZE);
     let disk = variant.disk(&image, arguments);
@@ -19,7 +19,7 @@ fn full_disk(variant: Variant, arguments: &[&str]) -> (Disk, Vec<u8>) {
     (disk, image)
 }
 
-/// One request of several segments: sector, sectors, flags.
+/// Sends one request of several segments: sector, sectors, flags.
 fn request(disk: &mut Disk, kind: u32, segments: &[(u64, u32, u32)]) {
     let data: Vec<u8> = segments
         .iter()
@@ -38,7 +38,7 @@ fn clear(image: &mut [u8], sector: u64, sectors: u32) {
     image[start..start + sectors as usize * SECTOR_SIZE].fill(0);
 }
 
-/// Returns a request for 512 KiB gives as much storage back to the host.
+/// Asserts that a request for 512 KiB frees that much storage of the host.
 fn assert_frees(disk: &mut Disk, request: impl FnOnce(&mut BlockDriver) -> Result<Completion>) {
     let before = disk.device.allocated();
     ok(request(&mut disk.driver).unwrap());
@@ -75,14 +75,14 @@ fn an_ignored_discard_succeeds_and_changes_nothing(variant: Variant) {
     disk.assert_contents(&image);
 }
 
-/// Blocks of the file system are larger; what shares a block with the range is not touched.
+/// Blocks of the file system are larger; sectors that share a block with the range must not change.
 fn discards_of_any_sectors_leave_all_others_alone(variant: Variant) {
     let (mut disk, mut image) = full_disk(variant, &[]);
     for (sector, sectors) in [(1, 1), (7, 2), (15, 9), (33, 14), (SECTORS - 3, 3)] {
         ok(disk.driver.discard(sector, sectors).unwrap());
         let start = sector as usize * SECTOR_SIZE;
         let end = start + sectors as usize * SECTOR_SIZE;
-        // What a discarded range reads as is not promised.
+        // The contents of a discarded range are unspecified.
         let seen = disk.device.contents();
         image[start..end].copy_from_slice(&seen[start..end]);
         assert_same(&seen, &image, "the image on the host");
@@ -186,7 +186,7 @@ fn write_zeroes_takes_several_segments(variant: Variant) {
     disk.assert_contents(&image);
 }
 
-/// A file system in memory has no call for it, so zeroes are written, a part at a time.
+/// A tmpfs has no call for it, so zeroes are written, a part at a time.
 fn zeroes_are_written_where_the_file_system_cannot_make_them(variant: Variant) {
     const SIZE: usize = 5 << 20;
     let mut image = noise(3, SIZE);

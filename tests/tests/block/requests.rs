@@ -20,7 +20,7 @@ fn reads_give_what_the_host_wrote(variant: Variant) {
         let start = sector as usize * SECTOR_SIZE;
         assert_same(&data, &image[start..start + data.len()], "data");
     }
-    // What the host changes later is seen too.
+    // Later changes by the host are seen too.
     let change = noise(2, 4096);
     disk.device.file().write_all_at(&change, 8192).unwrap();
     assert_eq!(ok(disk.driver.read(16, 4096).unwrap()), change);
@@ -122,7 +122,7 @@ fn more_room_than_the_serial_number_needs_stays_untouched(variant: Variant) {
     assert!(answer.data[ID_SIZE..].iter().all(|&byte| byte == UNTOUCHED));
 }
 
-/// The second word of the header says nothing that matters.
+/// The second word of the header has no meaning.
 fn the_reserved_word_of_the_header_is_ignored(variant: Variant) {
     let image = noise(9, IMAGE_SIZE);
     let mut disk = variant.disk(&image, &[]);

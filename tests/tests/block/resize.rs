@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! An image that grows under its guest: SIGHUP has it measured again. It does not shrink.
+//! An image that grows under its guest: SIGHUP makes the device check its size. It does not shrink.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -18,10 +18,10 @@ use crate::{
     noise, ok,
 };
 
-/// How long a message that is not to come has to come.
+/// How long to wait for a message that must not arrive.
 const SHORT: Duration = Duration::from_millis(50);
 
-/// What is logged when the image was measured, in the three cases.
+/// The log lines of the three possible results.
 const GROWN: &str = "the disk grows from";
 const SAME: &str = "the disk keeps its size";
 const SHRUNK: &str = "the image has only";
@@ -32,7 +32,7 @@ impl Device {
         self.file().set_len(length as u64).unwrap();
     }
 
-    /// Has the image measured, of which `line` is logged. Returns the whole line.
+    /// Makes the device check its image, and waits for `line` in the log. Returns the whole line.
     fn measure(&mut self, line: &'static str) -> String {
         let log = |program: &Program| -> Vec<String> {
             let stderr = program.stderr();
@@ -40,7 +40,7 @@ impl Device {
             lines.map(str::to_owned).collect()
         };
         let before = log(&self.program).len();
-        // What it holds is looked at in the end all the same.
+        // Its contents are checked at the end all the same.
         self.program.signal(Signal::HUP).unwrap();
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -53,7 +53,7 @@ impl Device {
     }
 }
 
-/// Anyone who replaced the file, as `cp --remove-destination` and many tools do, is to know that the guest does not see the new one.
+/// A user who replaced the file, as `cp --remove-destination` and many tools do, must learn that the guest does not see the new one.
 fn a_path_that_names_another_file_is_reported(variant: Variant) {
     const OTHER: &str = "another file now";
     const GONE: &str = "no file any more";
@@ -74,7 +74,7 @@ fn a_path_that_names_another_file_is_reported(variant: Variant) {
     }
 }
 
-/// Waits for the next message on a channel of the back-end, which must be CONFIG_CHANGE_MSG without a wish for a reply.
+/// Waits for the next message on a channel of the back-end, which must be CONFIG_CHANGE_MSG without a request for a reply.
 fn assert_told(channel: &RawConnection) {
     let message = channel.receive().unwrap();
     assert_eq!(message.request, BackendReq::CONFIG_CHANGE_MSG as u32);
@@ -175,7 +175,7 @@ fn a_guest_keeps_its_size_when_the_image_shrinks(variant: Variant) {
     }
     assert_not_told(&mut channel);
     assert_eq!(capacity(&disk.front_end), SECTORS);
-    // What is there is read, and what is not there fails.
+    // Existing data can be read; reads beyond it fail.
     let half = IMAGE_SIZE / 2;
     assert_same(
         &ok(disk.driver.read(0, half as u32).unwrap()),
@@ -184,7 +184,7 @@ fn a_guest_keeps_its_size_when_the_image_shrinks(variant: Variant) {
     );
     let gone = disk.driver.read(SECTORS / 2, 512).unwrap();
     assert_eq!(u32::from(gone.status), IOERR);
-    // Back at its length it is as before.
+    // With its old length, it works as before.
     disk.device.set_length(IMAGE_SIZE);
     disk.device.measure(SAME);
     assert_eq!(ok(disk.driver.read(SECTORS / 2, 512).unwrap()), [0; 512]);
@@ -206,14 +206,14 @@ fn an_image_grows_without_a_front_end_or_without_a_channel_to_one(variant: Varia
     ok(driver(&front_end)
         .write(3 * SECTORS - 1, &[1; 512])
         .unwrap());
-    // The channel of a front-end that is gone is closed.
+    // The channel of a lost front-end is closed.
     let channel = front_end.back_end_channel().unwrap();
     drop(front_end);
     assert!(channel.closed(PATIENCE));
     device.set_length(4 * IMAGE_SIZE);
     device.measure(GROWN);
     assert_eq!(capacity(&device.connect()), 4 * SECTORS);
-    // One that is not read holds nobody up.
+    // A channel that is not read blocks nothing.
     let front_end = device.connect();
     let channel = front_end.back_end_channel().unwrap();
     for size in 5..=200 {
@@ -235,7 +235,7 @@ fn requests_continue_while_the_image_grows(variant: Variant) {
     let mut contents: Vec<_> = (0..DEPTH)
         .map(|number| noise(number as u64, 4096))
         .collect();
-    // Each request writes and reads in turn, near the end that the disk has by then.
+    // Each request writes and reads in turn, near the current end of the disk.
     let place = |number: usize, size: usize| {
         ((size * IMAGE_SIZE - (number + 1) * 4096) / SECTOR_SIZE) as u64
     };
@@ -297,7 +297,7 @@ fn a_read_only_image_grows(variant: Variant) {
     assert_eq!(ok(disk.driver.read(SECTORS, 512).unwrap()), [7; 512]);
 }
 
-/// The one that a guest migrates to has opened the image long before.
+/// The destination of a migration has opened the image long before.
 fn an_image_is_measured_when_it_is_taken_over(variant: Variant) {
     let mut here = variant.start(&noise(1, IMAGE_SIZE), &[]);
     let sockets = tempfile::tempdir().unwrap();

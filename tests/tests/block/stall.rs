@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Requests as large as a guest can make them: what the front-end asks for meanwhile is answered at once.
+//! Requests of the maximum size: the device answers the front-end at once meanwhile.
 
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,9 @@ const PIECE: u32 = 24 << 20;
 const LARGE: u64 = 256 << 20;
 /// How many of them are in flight at once.
 const DEPTH: usize = 8;
-/// How long an answer may take on a busy machine. That is far less than the requests take together.
+/// Time limit for an answer on a busy machine, far less than the total time of the requests.
 const SOON: Duration = Duration::from_millis(500);
-/// How long all the requests may take.
+/// Time limit for all the requests.
 const LONG: Duration = Duration::from_secs(120);
 
 /// The largest request that is carried out.
@@ -38,7 +38,7 @@ fn sparse(variant: Variant, size: u64) -> Option<Device> {
     Some(variant.start_in(directory, &[], |_| {}))
 }
 
-/// Requests that move `length` bytes from and to the beginning of the disk, all the same memory.
+/// Creates requests that move `length` bytes from and to the beginning of the disk, all with the same memory.
 struct Large {
     header: u64,
     data: u64,
@@ -73,7 +73,7 @@ impl Large {
     }
 }
 
-/// Waits until `count` requests have come back, and asks for something all the while. Returns the longest time that an answer took.
+/// Waits until `count` requests have been answered, and sends requests to the session all the time. Returns the longest time to an answer.
 fn slowest_answer(front_end: &FrontEnd, queue: &mut Queue, mut count: usize) -> Duration {
     let end = Instant::now() + LONG;
     let mut slowest = Duration::ZERO;
@@ -137,7 +137,7 @@ fn large_ranges_of_zeroes_do_not_delay_the_front_end(variant: Variant) {
     }
 }
 
-/// Such a request is carried out in parts, which need not end where descriptors do.
+/// Such a request is executed in parts, which need not end at descriptor boundaries.
 fn all_bytes_of_a_large_request_are_moved(variant: Variant) {
     const LENGTH: usize = 7 << 20;
     let device = variant.start(&vec![0; LENGTH], &[]);
@@ -170,7 +170,7 @@ fn all_bytes_of_a_large_request_are_moved(variant: Variant) {
     assert_same(&seen, &data, "what the driver reads");
 }
 
-/// Others do the same, and no driver makes such requests.
+/// Other devices do the same, and no driver sends such requests.
 #[test]
 fn requests_of_more_than_2_gib_fail() {
     let directory = Variant::THREADS.directory();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `--iops` and `--bps`: no more than they allow, not much less, and for all queues alike.
+//! `--iops` and `--bps`: no more than they allow, not much less, and shared fairly by all queues.
 //!
-//! A busy machine can make a device slow, but not fast: the limits are held exactly, and half of what they allow is enough.
+//! A busy machine can slow a device down, but not speed it up: the upper bounds are exact, and half of the limit is enough as a lower bound.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -21,13 +21,13 @@ const MEBIBYTE: usize = 1 << 20;
 /// How long a device is watched.
 const WATCHED: Duration = Duration::from_millis(1500);
 
-/// How long something that is not to happen has to happen.
+/// How long to watch for something that must not happen.
 const SHORT: Duration = Duration::from_millis(100);
 
-/// Within this time is at once, on a busy machine.
+/// Time limit for something that happens at once, on a busy machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
 
-/// A limit so low that nothing more is allowed while a test runs, once it is reached.
+/// A limit so low that nothing more is allowed during a test, once it is reached.
 const NEARLY_NOTHING: &str = "--bps=1K";
 
 /// Keeps `depth` reads of `length` bytes in flight until `end`. Returns how many were answered.
@@ -57,8 +57,8 @@ fn reads(front_end: &FrontEnd, index: usize, depth: usize, length: usize) -> Loa
     Load::new(front_end, index, depth, length as u32)
 }
 
-/// Panics unless a limit of `rate` a second, and of `burst` at once, was held and used. The time is at most and at least that in which
-/// `amount` went.
+/// Panics unless a limit of `rate` per second, and of `burst` at once, was kept and used. `amount` passed in at least `least` and at most
+/// `most`.
 #[track_caller]
 fn assert_rate(amount: u64, rate: u64, burst: u64, most: Duration, least: Duration) {
     let allowed = |time: Duration| (rate as f64 * time.as_secs_f64()) as u64;
@@ -112,7 +112,7 @@ fn both_limits_hold_at_once(variant: Variant) {
     assert_rate(answered * length, 4 << 20, (64 << 10) + length, most, least);
 }
 
-/// Far above what a thread can do by looking from time to time at each request.
+/// Far more than a thread can do by polling for each request.
 fn a_high_limit_is_reached(variant: Variant) {
     let device = variant.start(&[7; MEBIBYTE], &["--iops=5000", "--bps=1G"]);
     let (answered, most, least) = watch(&device, 64, 512);
@@ -160,7 +160,7 @@ fn a_request_larger_than_the_burst_passes_and_delays_the_next_one(variant: Varia
     assert!(took < Duration::from_secs(1) + AT_ONCE, "{took:?}");
 }
 
-/// Returns a device with a front-end whose next request that counts waits for long, on queue 0.
+/// A device with a front-end whose next limited request waits for a long time, on queue 0.
 fn exhausted(variant: Variant) -> (Device, FrontEnd) {
     let device = variant.start(&[7; MEBIBYTE], &[NEARLY_NOTHING]);
     let front_end = device.connect();
@@ -178,7 +178,7 @@ fn flushes_and_get_id_do_not_wait(variant: Variant) {
         ok(driver.get_id().unwrap());
     }
     assert!(start.elapsed() < 2 * AT_ONCE);
-    // And they make no difference to the rest.
+    // Nor do they affect the others.
     driver.set_timeout(SHORT);
     assert!(driver.read(0, 512).is_err());
 }
@@ -196,7 +196,7 @@ fn a_refused_request_does_not_use_the_byte_limit(variant: Variant) {
     assert!(start.elapsed() < 2 * AT_ONCE, "50 MiB would take 50 s");
 }
 
-/// On each queue, so many requests of so many bytes in flight. Returns the bytes of each.
+/// Keeps these requests in flight on each queue: number and size. Returns the bytes of each queue.
 fn compete(device: &Device, queues: &[(usize, usize)]) -> Vec<u64> {
     let front_end = device.connect();
     let loads: Vec<_> = queues
@@ -226,12 +226,12 @@ fn a_flood_of_large_requests_leaves_small_ones_their_share_of_bytes(variant: Var
 }
 
 fn a_flood_on_one_queue_leaves_a_turn_to_single_requests(variant: Variant) {
-    // By bytes it waits for one large request each time, which takes 1/16 s.
+    // With a byte limit it waits for one large request each time, which takes 1/16 s.
     let device = variant.start(&[7; MEBIBYTE], &["--bps=16M"]);
     let bytes = compete(&device, &[(4, MEBIBYTE), (1, 4096), (4, MEBIBYTE)]);
     let single = bytes[1] / 4096;
     assert!(single >= 16, "{bytes:?}");
-    // By requests each has its turn after one of each other queue.
+    // With a request limit each queue has a turn after one request of each other queue.
     let device = variant.start(&[7; MEBIBYTE], &["--iops=100", "--iops-burst=5"]);
     let bytes = compete(&device, &[(4, MEBIBYTE), (1, 4096)]);
     let (large, single) = (bytes[0] / MEBIBYTE as u64, bytes[1] / 4096);
@@ -249,7 +249,7 @@ fn waiting_takes_no_processor_time(variant: Variant) {
             (0..16).for_each(|number| load.add(number, &read(0, 512)));
             load.publish();
         }
-        // What was allowed at once has gone.
+        // The burst is used up.
         loads.iter_mut().for_each(|load| drop(load.wait()));
         let before = device.program.processor_time().unwrap();
         let start = Instant::now();
@@ -267,7 +267,7 @@ fn waiting_takes_no_processor_time(variant: Variant) {
     }
 }
 
-/// Returns a device in the place of one that has ended, with the same image and guest memory.
+/// Starts a device in place of the ended one, with the same image and guest memory.
 fn succeed(variant: Variant, device: &mut Device, before: &FrontEnd) -> FrontEnd {
     device.program.expect_anything();
     let status = device.program.end(Signal::TERM, AT_ONCE).unwrap();
@@ -287,7 +287,7 @@ fn options(features: u64) -> Options {
     }
 }
 
-/// A ring stops while 64 requests wait, and continues without limits in another process.
+/// Stops a ring while 64 requests wait, and continues without limits in another process.
 fn stop_and_go_on(variant: Variant, features: u64) {
     const DEPTH: usize = 64;
     let mut device = variant.start(&[7; MEBIBYTE], &["--iops=1"]);
@@ -339,7 +339,7 @@ fn the_program_ends_at_once_and_other_messages_are_served_while_requests_wait(va
     front_end.remove_region(1 << 40).unwrap();
     front_end.send_memory_table().unwrap();
     assert!(!load.queue_mut().wait_used(SHORT));
-    // A new connection is no way around the limit.
+    // A new connection does not reset the limit.
     drop(front_end);
     let front_end = device.connect();
     let mut driver = driver(&front_end);

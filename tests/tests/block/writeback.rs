@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The driver's choice between write-back and write-through caching (VIRTIO 1.3, 5.2.5): QEMU tells it once, and keeps a copy of the field
-//! that it never reads again. So the choice must not be lost while that front-end continues.
+//! The driver's choice between write-back and write-through caching (VIRTIO 1.3, 5.2.5): QEMU sends it once, and keeps a copy of the field
+//! that it never reads again. So the choice must survive as long as that front-end.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
@@ -16,14 +16,14 @@ use crate::config::{set_writeback, writeback};
 use crate::durability::unwritten_pages_in;
 use crate::{Device, IMAGE_SIZE, PATIENCE, Variant, driver, noise, ok};
 
-/// What becomes of the device while its front-end continues.
+/// What happens to the device while its front-end continues.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
     Killed,
     Disconnected,
 }
 
-/// A guest with a disk, which may come to be another process's. The connection ends first.
+/// A guest with a disk, which another process may take over. The connection is dropped first.
 struct Guest {
     driver: BlockDriver,
     front_end: Option<FrontEnd>,
@@ -65,7 +65,7 @@ impl Guest {
         writeback(self.front_end())
     }
 
-    /// The front-end connects again, and continues where the ring was.
+    /// Connects the front-end again, and continues at the position of the ring.
     fn go_on(&mut self, fate: Fate) {
         self.front_end = None;
         if let Fate::Killed = fate {
@@ -87,7 +87,7 @@ impl Guest {
         self.front_end = Some(front_end);
     }
 
-    /// Panics unless writes are carried out as the field says.
+    /// Panics unless writes behave as the field says.
     fn assert_write(&mut self) {
         ok(self.driver.write(0, &noise(1, 4096)).unwrap());
         if self.writeback() == 0
@@ -120,7 +120,7 @@ fn the_caching_mode_survives_a_crash_and_a_lost_connection(variant: Variant) {
     }
 }
 
-/// Nobody knows any more, so the safe one is taken.
+/// The choice is unknown, so the safe mode is used.
 fn without_a_file_writes_are_written_through_until_the_driver_chooses(variant: Variant) {
     for fate in [Fate::Killed, Fate::Disconnected] {
         let mut guest = Guest::start(variant, false);
@@ -134,7 +134,7 @@ fn without_a_file_writes_are_written_through_until_the_driver_chooses(variant: V
     }
 }
 
-/// A ring that is stopped and continues, as when a virtual machine is paused, is no reason to know less.
+/// A ring that is stopped and started, as when a virtual machine is paused, keeps the choice.
 fn a_pause_changes_nothing(variant: Variant) {
     let mut guest = Guest::start(variant, false);
     for choice in [None, Some(0), Some(1)] {
@@ -165,7 +165,7 @@ fn the_caching_mode_survives_a_reset(variant: Variant) {
     }
 }
 
-/// It may be of a program of another kind, or broken.
+/// It may belong to a program of another kind, or be damaged.
 fn an_invalid_note_in_the_inflight_file_is_ignored(variant: Variant) {
     use std::os::unix::fs::FileExt;
     for fill in [0x00, 0x01, 0xff] {
@@ -179,7 +179,7 @@ fn an_invalid_note_in_the_inflight_file_is_ignored(variant: Variant) {
         assert_eq!(guest.writeback(), expected, "filled with {fill:#x}");
         guest.assert_write();
     }
-    // One without room for it.
+    // A region without room for it.
     let mut guest = Guest::start(variant, true);
     guest.assert_write();
     guest.inflight.as_mut().unwrap().0.mmap_size -= 64;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Logs that a front-end should not give. Those that are refused at once are in the suite of the protocol.
+//! Invalid logs. Those that are refused at once are in the suite `protocol`.
 
 use rustix::fs::ftruncate;
 use vhost_device_tests::front_end::Shadow;
@@ -35,7 +35,7 @@ fn a_truncated_log_ends_only_its_connection(target: &dyn Target) {
     work(&mut started(&scene, target));
 }
 
-/// Not in the log at all, at its very end, or wrapping around.
+/// Outside the log, at its very end, or wrapping around.
 fn a_used_ring_may_be_logged_outside_the_log(target: &dyn Target) {
     let running = target.start();
     let scene = Scene::new(&running, USUAL);
@@ -55,7 +55,7 @@ fn a_used_ring_may_be_logged_outside_the_log(target: &dyn Target) {
     }
 }
 
-/// As the front-end may have made it before it had that memory.
+/// The front-end may have created it before it had that memory.
 fn memory_without_bits_does_no_harm(target: &dyn Target) {
     let running = target.start();
     let mut scene = Scene::new(&running, USUAL);
@@ -83,12 +83,12 @@ fn memory_without_bits_does_no_harm(target: &dyn Target) {
         assert_eq!(&marked & &pages(inside, 1), pages(inside, 1));
         assert!(marked.is_disjoint(&pages(outside, 1 << 16)));
         shadow.copy(&marked);
-        // The device asks for the next kick when it likes.
+        // The device may ask for the next kick at any time.
         assert!(shadow.differences().is_subset(&ring.used_pages()));
     }
 }
 
-/// The one that it should replace stays in force.
+/// The previous log stays in force.
 fn a_log_that_is_too_small_is_refused(target: &dyn Target) {
     let running = target.start();
     let scene = Scene::new(&running, USUAL);

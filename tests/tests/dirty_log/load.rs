@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Migrations while requests are in flight: the log is switched on, replaced, and switched off, and the driver does not notice.
+//! Migrations with requests in flight: the log is switched on, replaced, and switched off, and the driver does not notice.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -13,19 +13,19 @@ use crate::{DirtyLog, PATIENCE, Ring, Scene, USUAL, new_log};
 
 /// Requests in flight on each ring.
 const DEPTH: usize = 32;
-/// Requests that are answered from one step of a migration to the next.
+/// Requests answered between two steps of a migration.
 const STEP: u64 = 100;
-/// Times that pages are copied while the guest runs.
+/// Rounds in which pages are copied while the guest runs.
 const ROUNDS: usize = 4;
 const MIGRATIONS: usize = 6;
 
-/// A guest that sends requests for as long as it may.
+/// A guest that sends requests until it is stopped.
 struct Guest<'a> {
     rings: Mutex<Vec<Ring<'a>>>,
     /// Pages that the driver wrote to in the device's region.
     dirty: Mutex<Pages>,
     answered: AtomicU64,
-    /// Somebody wants the rings.
+    /// Another thread wants the rings.
     paused: AtomicBool,
     ended: AtomicBool,
 }
@@ -48,7 +48,7 @@ impl<'a> Guest<'a> {
         }
     }
 
-    /// Stops the guest for as long as the result lives.
+    /// Pauses the guest until the result is dropped.
     fn pause(&self) -> Paused<'_, 'a> {
         self.paused.store(true, Ordering::Relaxed);
         Paused {
@@ -92,7 +92,7 @@ impl Drop for End<'_, '_> {
     }
 }
 
-/// Has all rings logged, or none, while the guest runs.
+/// Switches logging of all rings on or off, while the guest runs.
 fn log_rings(scene: &Scene, guest: &Guest, on: bool) {
     let rings = guest.rings.lock().unwrap();
     let places: Vec<_> = rings
@@ -181,7 +181,7 @@ fn a_working_guest_arrives_complete(target: &dyn Target) {
     });
 }
 
-/// The guest stops, the last pages are copied, and it continues here without logging.
+/// Stops the guest, copies the last pages, and continues here without logging.
 fn arrive(scene: &Scene, guest: &Guest, log: &DirtyLog, mut shadow: Shadow) {
     let paused = guest.pause();
     let bases: Vec<u32> = (0..paused.rings.len())

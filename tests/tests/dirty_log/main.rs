@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Guest memory as a migrating front-end copies it: by the log of dirty pages alone, and nothing may be missing at the other end.
+//! Guest memory as a migrating front-end copies it, using only the log of dirty pages: nothing may be missing at the destination.
 //!
-//! What the device writes lies in one region, in pages that nobody else writes to, but for the descriptors of packed rings; what the driver
-//! writes there, the tests note themselves, as a VMM does for its guest.
+//! The device writes to one region, to pages that nobody else writes, except descriptors of packed rings; the tests record
+//! the driver's writes themselves, as a VMM does for its guest.
 
 #![cfg(test)]
 
@@ -27,11 +27,11 @@ use virtio_bindings::virtio_ring::{VRING_PACKED_EVENT_FLAG_DESC, VRING_PACKED_EV
 /// Time limit for operations that normally finish at once; generous, for busy machines.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Where the driver's own memory begins, where the device writes, and the size of each.
+/// Addresses of the driver's own memory, and of the memory that the device writes, and the size of each.
 const LOW: u64 = 0;
 const HIGH: u64 = 1 << 28;
 const REGION_SIZE: usize = 2 << 20;
-/// Guest address where no memory is, for logging used rings.
+/// Guest address without memory, for logging used rings.
 const ELSEWHERE: u64 = 1 << 29;
 /// End of all addresses that have a bit in the log.
 const END: u64 = ELSEWHERE + (1 << 20);
@@ -40,7 +40,7 @@ const END: u64 = ELSEWHERE + (1 << 20);
 /// ring have four.
 const SIZE: u16 = 1024;
 const USED_SIZE: u64 = 6 + 8 * SIZE as u64;
-/// Where a packed ring begins: so that the first of few requests are in its last page, and the others in its first.
+/// Start position of a packed ring: the first of few requests use its last page, and the others its first.
 const PACKED_START: Position = Position {
     index: SIZE - 2,
     wrap: true,
@@ -112,7 +112,7 @@ impl Scene {
         }
     }
 
-    /// Makes the device log what it writes, in a new log.
+    /// Enables logging of writes, in a new log.
     fn start_log(&self) -> DirtyLog {
         let log = new_log();
         self.front_end.set_log(&log).unwrap();
@@ -120,7 +120,7 @@ impl Scene {
         log
     }
 
-    /// Returns how many queues take requests, of some.
+    /// Returns the number of queues that take requests, up to a limit.
     fn queues(&self, target: &dyn Target) -> usize {
         self.front_end
             .queue_count()
@@ -128,7 +128,7 @@ impl Scene {
             .min(3)
     }
 
-    /// Returns a ring of which all that the device writes is in the device's region. It is not started.
+    /// Creates a ring whose device-written parts are in the device's region. It is not started.
     fn ring<'a>(&self, target: &'a dyn Target) -> Ring<'a> {
         let size = u64::from(SIZE);
         let usual = self.front_end.queue_options(SIZE);
@@ -159,7 +159,7 @@ impl Scene {
     }
 }
 
-/// A ring, and requests that are sent on it again and again.
+/// A ring, and requests that are sent on it repeatedly.
 struct Ring<'a> {
     target: &'a dyn Target,
     memory: GuestMemory,
@@ -175,7 +175,7 @@ struct Ring<'a> {
 /// Room for a request.
 struct Slot {
     readable: Buffer,
-    /// All but the last byte, which lie in two pages; then that, in a page of its own.
+    /// All bytes but the last, in two pages; then the last byte, in its own page.
     writable: [Buffer; 2],
     expected: Vec<u8>,
 }
@@ -205,7 +205,7 @@ impl Slot {
 }
 
 impl Ring<'_> {
-    /// Makes room for `count` requests at a time.
+    /// Allocates slots for `count` requests.
     fn make_room(&mut self, scene: &Scene, count: usize) {
         for _ in 0..count {
             self.idle.push(self.slots.len());
@@ -213,19 +213,19 @@ impl Ring<'_> {
         }
     }
 
-    /// Starts it as ring 0.
+    /// Starts the ring as ring 0.
     fn start(&self, front_end: &FrontEnd) {
         let start = self.queue.options().start();
         front_end.start(0, &self.queue, start).unwrap();
     }
 
-    /// Adds a request, if there is room. Where the device writes, nothing is yet of what is expected.
+    /// Adds a request, if there is room. The memory that the device writes holds none of the expected bytes yet.
     fn add(&mut self) -> bool {
         self.add_over(true).is_some()
     }
 
-    /// Adds a request, if there is room. Where the device writes, the answer to another one may be left. Returns the pages that the driver
-    /// wrote to in the device's region.
+    /// Adds a request, if there is room. The memory that the device writes may hold an earlier answer. Returns the pages that the driver
+    /// wrote in the device's region.
     fn add_over(&mut self, clears: bool) -> Option<Pages> {
         let index = self.idle.pop()?;
         let mut touched = self.next_descriptors();
@@ -302,8 +302,8 @@ impl Ring<'_> {
         }
     }
 
-    /// Returns the pages of its own part of the ring, if that is at `place`, that the device has changed after few requests: those of the used
-    /// index, the first entries, and avail_event; in a packed ring that of its event suppression, which without EVENT_IDX is as it was.
+    /// Returns the pages of its own part of the ring, if that is at `place`, that the device changes for few requests: those of the used
+    /// index, the first entries, and avail_event; in a packed ring that of its event suppression, which does not change without EVENT_IDX.
     fn device_area(&self, place: u64) -> Pages {
         let QueueOptions {
             packed, event_idx, ..
@@ -316,7 +316,7 @@ impl Ring<'_> {
         }
     }
 
-    /// Returns the pages of the descriptors that the device marks used in the course of few requests, if the ring is packed.
+    /// Returns the pages of the descriptors that the device marks used for few requests, if the ring is packed.
     fn used_descriptors(&self) -> Pages {
         let Layout { descriptors, .. } = *self.queue.layout();
         match self.queue.options().packed {
@@ -328,7 +328,7 @@ impl Ring<'_> {
         }
     }
 
-    /// Returns the pages in the device's region that the driver writes the next chain to.
+    /// Returns the pages in the device's region that the driver writes for the next chain.
     fn next_descriptors(&self) -> Pages {
         if !self.queue.options().packed {
             return Pages::new();
@@ -358,7 +358,7 @@ macro_rules! for_each_device {
 }
 use for_each_device;
 
-/// Returns a log for all addresses of the tests.
+/// Creates a log for all addresses of the tests.
 fn new_log() -> DirtyLog {
     DirtyLog::new(END)
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What single requests leave in the log.
+//! The marks of single requests in the log.
 
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
@@ -12,7 +12,7 @@ use crate::{ELSEWHERE, END, MODES, Ring, Scene, USUAL, new_log};
 /// Requests at a time.
 const COUNT: usize = 5;
 
-/// Returns a ring that runs and has requests, which the device does not know of yet.
+/// A running ring with requests that are not published yet.
 fn prepared<'a>(scene: &Scene, target: &'a dyn Target) -> Ring<'a> {
     let mut ring = scene.ring(target);
     ring.make_room(scene, COUNT);
@@ -26,7 +26,7 @@ fn data_pages(ring: &Ring) -> Pages {
     ring.slots.iter().flat_map(|slot| slot.pages()).collect()
 }
 
-/// Returns what is logged of each request wherever the device's part of its ring is logged, or if it is not.
+/// Returns the marks of each request, with the ring logged at any address, or not logged.
 fn request_pages(ring: &Ring) -> Pages {
     &data_pages(ring) | &ring.used_descriptors()
 }
@@ -60,7 +60,7 @@ fn all_changed_pages_are_logged_and_few_others(target: &dyn Target) {
     }
 }
 
-/// At an address that may be no memory, or not at all.
+/// At an address that need not be memory, or not at all.
 fn the_used_ring_is_logged_where_the_front_end_says(target: &dyn Target) {
     let running = target.start();
     for place in [None, Some(ELSEWHERE), Some(ELSEWHERE + 4)] {
@@ -80,7 +80,7 @@ fn the_used_ring_is_logged_where_the_front_end_says(target: &dyn Target) {
     }
 }
 
-/// With a ring that starts while logging is on, as after the guest has started anew.
+/// With a ring that starts while logging is on, as after a reboot of the guest.
 fn a_ring_that_starts_late_is_logged(target: &dyn Target) {
     let running = target.start();
     let scene = Scene::new(&running, USUAL);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Hosts where AppArmor says what libvirt may start.
+//! Hosts where AppArmor restricts the programs that libvirt may start.
 
 use std::path::PathBuf;
 
@@ -9,7 +9,7 @@ use crate::{DATA, PLAIN, Tree};
 const ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
 const PROFILE: &str = "/etc/apparmor.d/usr.sbin.libvirtd";
 
-/// What Debian 12 has of it, as far as programs go.
+/// The rules of Debian 12, as far as programs are concerned.
 const LIBVIRTD: &str = r#"#include <tunables/global>
 @{LIBVIRT}="libvirt"
 
@@ -124,7 +124,7 @@ fn devices_that_libvirt_does_not_start_may_be_anywhere() {
     std::fs::remove_file(file).unwrap();
     tree.program("/opt/rng", r#"echo '{"type":"rng"}'"#);
     tree.descriptor(&format!("{DATA}/50.json"), "rng", "/opt/rng");
-    // And libvirt does not see this one.
+    // Nor does libvirt see this one.
     tree.back_end("/usr/local/share/qemu/vhost-user", "60-gpu", PLAIN);
     tree.check().assert_silent();
 }

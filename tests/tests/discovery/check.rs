@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What `check` finds.
+//! Findings of `check`.
 
 use std::fs;
 use std::path::Path;
@@ -188,7 +188,7 @@ fn a_directory_hides_no_descriptor() {
     let tree = Tree::new();
     tree.back_end(DATA, "50", PLAIN);
     let path = tree.place(format!("{CONFIG}/50.json"));
-    // As well as a link to /dev/null, for which one would need a device in the tree.
+    // Like a link to /dev/null, which would need a device in the tree.
     fs::create_dir(&path).unwrap();
     assert_finding(
         &tree.check(),
@@ -229,7 +229,7 @@ fn files_that_count_whatever_their_suffix() {
         "is not a descriptor",
         "move it elsewhere",
     );
-    // This one hides a name that nobody has.
+    // This one hides an unused name.
     tree.file(format!("{CONFIG}/README"), "");
     tree.check().assert_silent();
 }

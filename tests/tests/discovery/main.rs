@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `vhost-user-discover` on directory trees made for the purpose, and the schema that it and our back-ends follow.
+//! `vhost-user-discover` on directory trees made for the tests, and the schema that it and our back-ends follow.
 
 #![cfg(test)]
 
@@ -21,14 +21,14 @@ use vhost_device_tests::process::{self, PATIENCE, Program, option};
 
 const BINARY: &str = "vhost-user-discover";
 
-/// Where the distribution's descriptors are.
+/// Directory of the distribution's descriptors.
 const DATA: &str = "/usr/share/qemu/vhost-user";
-/// Where the administrator's are.
+/// Directory of the administrator's descriptors.
 const CONFIG: &str = "/etc/qemu/vhost-user";
-/// Where a user's are.
+/// Directory of a user's descriptors.
 const HOME: &str = "/home/me/.config/qemu/vhost-user";
 
-/// A program that can do nothing in particular.
+/// A program without features.
 const PLAIN: &str = r#"echo '{"type":"gpu","features":[]}'"#;
 
 /// A root directory.
@@ -42,7 +42,7 @@ impl Tree {
         Self { directory }
     }
 
-    /// Returns where `path` of the tree is for us.
+    /// Returns the path of the tree's `path` on the host.
     fn path(&self, path: impl AsRef<Path>) -> PathBuf {
         self.directory
             .path()
@@ -51,7 +51,7 @@ impl Tree {
             .join(path.as_ref().strip_prefix("/").unwrap())
     }
 
-    /// Returns the same, with the directories above it made.
+    /// Returns the same, and creates the directories above it.
     fn place(&self, path: impl AsRef<Path>) -> PathBuf {
         let path = self.path(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -76,8 +76,8 @@ impl Tree {
         self.file(path, content.to_string())
     }
 
-    /// Returns a shell script. It is written by another process, since the kernel does not run a file that anybody has open for writing,
-    /// and the child that another test starts at this moment has our files open.
+    /// Creates a shell script. Another process writes it, since the kernel does not run a file that anyone has open for writing,
+    /// and a child that another test starts at this moment has our files open.
     fn program(&self, path: &str, script: &str) -> PathBuf {
         let source = self.file("/script", format!("#!/bin/sh\n{script}\n"));
         let path = self.place(path);
@@ -96,7 +96,7 @@ impl Tree {
 
     /// `vhost-user-discover` in this tree.
     fn discover(&self, task: &str) -> Command {
-        // More than any program takes that answers, on a busy machine.
+        // Longer than any program that answers takes, on a busy machine.
         self.discover_within(task, 60.0)
     }
 
@@ -127,7 +127,7 @@ impl Tree {
     }
 }
 
-/// What a program that ended by itself left behind.
+/// What a program that ended by itself has left behind.
 #[derive(Debug)]
 struct Ended {
     code: Option<i32>,
@@ -162,7 +162,7 @@ impl Ended {
         assert_eq!(self.stdout, "");
     }
 
-    /// Asserts that all is well.
+    /// Asserts that the program succeeded and printed nothing.
     #[track_caller]
     fn assert_silent(&self) {
         assert_eq!(self.code, Some(0), "{self:?}");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Which files count, and in which order.
+//! Which files are used, and in which order.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -189,7 +189,7 @@ fn xdg_data_directories_are_more_specific_than_usr_share_and_less_than_etc() {
         tree.descriptor(&format!("{directory}/50.json"), "gpu", "/bin/program");
         listed(directory);
     }
-    // Without the variables they are not read, but for the one that is there by default.
+    // Without the variables only the default one is read.
     for (directory, name) in [(opt, "10-opt"), (home, "20-home"), (local, "30-local")] {
         tree.back_end(directory, name, PLAIN);
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Programs that are asked what they can do, and do something else.
+//! Programs that are queried for their capabilities, and misbehave.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use vhost_device_tests::process::{self, PATIENCE, Program, Signal};
 
 use crate::{DATA, PLAIN, Tree, run};
 
-/// Seconds that no other process sleeps for.
+/// A number of seconds that no other process sleeps.
 const SLEEP: &str = "86.413";
 
 /// The processes that a script of [`Sleepers::script`] became and started.
@@ -27,7 +27,7 @@ impl Sleepers {
         Self { list }
     }
 
-    /// Answers at once, writes down its process id and that of a child, both of which sleep.
+    /// Returns a script that answers at once, records its process id and that of a child, and lets both sleep.
     fn script(&self) -> String {
         let list = self.list.display();
         format!(
@@ -87,7 +87,7 @@ fn a_slow_program_is_ended_with_its_children() {
         let ended = run(tree.discover_within("list", seconds).arg("--json"));
         assert_eq!(ended.names(), ["40-slow", "50-plain"]);
         if sleepers.running().is_none() {
-            // The machine is so busy that the script did not come that far.
+            // On a busy machine the script may not have come that far.
             continue;
         }
         sleepers.assert_end();
@@ -275,7 +275,7 @@ fn a_program_has_an_empty_stdin_and_one_argument() {
 fn a_program_that_cannot_be_started_is_named() {
     let tree = Tree::new();
     tree.program("/usr/libexec/50", "");
-    // No format that the kernel runs.
+    // The kernel cannot run this format.
     fs::write(tree.path("/usr/libexec/50"), [0x7f; 100]).unwrap();
     tree.descriptor(&format!("{DATA}/50.json"), "gpu", "/usr/libexec/50");
     let ended = tree.list();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The names in our types, and in what our back-ends print, are those of the schema.
+//! The names in our types, and in the output of our back-ends, match the schema.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -64,9 +64,9 @@ impl Schema {
         schema
     }
 
-    /// Names of the features that a device of type `kind` may have.
+    /// Returns the names of the features that a device of type `kind` may have.
     fn features(&self, kind: &str) -> &[String] {
-        // The union lacks the branch for block, for which there is a struct all the same.
+        // The union has no branch for block, for which there is a struct.
         let branch = match kind {
             "block" => "VHostUserBackendCapabilitiesBlock",
             _ => match self.branches.fields.iter().find(|field| field.name == kind) {
@@ -82,7 +82,7 @@ impl Schema {
         &self.enums[&features.ty.name]
     }
 
-    /// Asserts that what a back-end prints is an object of the schema.
+    /// Asserts that the output of a back-end is an object of the schema.
     fn assert_capabilities(&self, printed: &Value) {
         let object = printed.as_object().unwrap();
         assert_eq!(object.keys().collect::<Vec<_>>(), ["features", "type"]);
@@ -119,7 +119,7 @@ fn keys(data: &Data) -> Vec<&str> {
     data.fields.iter().map(|field| &*field.name).collect()
 }
 
-/// Returns what serde makes of all values of an enum.
+/// Returns the serde names of all values of an enum.
 fn in_json(values: &[impl Serialize]) -> Vec<String> {
     let value = |value| serde_json::from_value(serde_json::to_value(value).unwrap()).unwrap();
     values.iter().map(value).collect()
@@ -197,7 +197,7 @@ fn our_back_ends_print_output_that_matches_the_schema() {
         if !name.starts_with("vhost-device-") || !folder.path().join("src/main.rs").exists() {
             continue;
         }
-        // A device that is not built is one that is not there.
+        // A device that is not built is missing.
         let Ok(binary) = process::binary(&name) else {
             continue;
         };
@@ -213,7 +213,7 @@ fn our_back_ends_print_output_that_matches_the_schema() {
         assert_eq!(capabilities["type"], descriptor["type"]);
         let kind = descriptor["type"].as_str().unwrap();
         assert_eq!(name, format!("vhost-device-{kind}"));
-        // There are devices for which the schema has no type; those that it has are called as it calls them.
+        // The schema has no type for some devices; the others are named as in the schema.
         if !["gpio", "i2c", "scmi", "sound", "media", "video"].contains(&kind) {
             assert!(types.iter().any(|known| known == kind), "{kind}");
         }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What is asked of the display, and displays that answer badly, late, or not at all.
+//! Requests to the display, and displays that answer wrongly, late, or not at all.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,14 +13,14 @@ use vhost_device_tests::front_end::gpu::{
 
 use crate::{B8G8R8X8, Device, ManualDisplay, PATIENCE, bytes, pass_display, pattern, reset};
 
-/// Less than a device waits for a display.
+/// Less than the time that a device waits for a display.
 pub const AT_ONCE: Duration = Duration::from_millis(900);
 
 pub fn ask_info(driver: &mut GpuDriver) {
     driver.send(&command(number::GET_DISPLAY_INFO, &[]), 4096);
 }
 
-/// Waits until the device has seen that a display is none.
+/// Waits until the device has dropped a display.
 pub fn wait_until_given_up(driver: &mut GpuDriver) {
     ask_info(driver);
     let default = words(&[0, 0, 1024, 768, 1, 0]);
@@ -31,7 +31,7 @@ pub fn ask_edid(driver: &mut GpuDriver, scanout: u32) {
     driver.send(&command(number::GET_EDID, &words(&[scanout, 0])), 4096);
 }
 
-/// Returns an answer to GET_DISPLAY_INFO or GET_EDID whose bytes are all the same.
+/// Creates an answer to GET_DISPLAY_INFO or GET_EDID of identical bytes.
 pub fn filled(size: usize, byte: u8) -> Vec<u8> {
     vec![byte; size]
 }
@@ -146,7 +146,7 @@ fn a_display_whose_answer_has_the_wrong_size_is_dropped_at_once() {
     }
 }
 
-/// Asserts that a display that comes later shows what is drawn then.
+/// Asserts that a later display shows what is drawn then.
 fn assert_next_display_works(driver: &mut GpuDriver) {
     let display = driver.connect_display(Answers::default());
     let picture = pattern(64 * 64);
@@ -268,14 +268,14 @@ fn unanswered_requests_go_to_the_next_display() {
     assert_edid(&driver.receive(), 6);
     ask_info(&mut driver);
     assert_eq!(second.receive(), (3, Vec::new()));
-    // It is what each display is asked anyway.
+    // The handshake asks each display for this anyway.
     let mut third = ManualDisplay::connect(&driver);
     third.is_greeted();
     third.answer(1, &3u64.to_ne_bytes());
     third.answer(3, &filled(408, 7));
     assert_info(&driver.receive(), 7);
     assert_eq!(third.receive().0, 2);
-    // One that cannot answer.
+    // A display that cannot answer.
     ask_edid(&mut driver, 2);
     third.is_asked_for_edid(2);
     let start = Instant::now();
@@ -309,7 +309,7 @@ fn files_other_than_stream_sockets_are_not_used_as_displays() {
     assert_next_display_works(&mut driver);
 }
 
-/// QEMU waits forever on a display socket whose other end is closed, with one CPU, until the guest is reset.
+/// QEMU waits forever on a display socket whose other end is closed, using a whole CPU, until the guest is reset.
 #[test]
 fn a_headless_device_keeps_the_socket_of_a_display_and_says_nothing_until_it_is_reset() {
     let device = Device::start(&["--headless"]);
@@ -321,7 +321,7 @@ fn a_headless_device_keeps_the_socket_of_a_display_and_says_nothing_until_it_is_
     ask_info(&mut driver);
     assert_eq!(driver.receive().kind(), number::OK_DISPLAY_INFO);
     assert_eq!(display.told_until_silent(), 0);
-    // Another one takes its place.
+    // Another one replaces it.
     let mut second = ManualDisplay::connect(&driver);
     display.wait_until_closed();
     assert_eq!(second.told_until_silent(), 0);
@@ -364,7 +364,7 @@ fn a_headless_device_reports_an_edid_with_its_mode() {
             edid.iter().fold(0u8, |sum, byte| sum.wrapping_add(*byte)),
             0
         );
-        // The preferred mode: its pixels in a row, and rows.
+        // The preferred mode: width and height.
         let side = |low: usize, high: usize| u32::from(edid[low]) | u32::from(edid[high] >> 4) << 8;
         assert_eq!((side(56, 58), side(59, 61)), (1024, 768));
     }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The driver's side of a GPU under load: one command at a time, which may still be in flight when a fault comes.
+//! The driver's side of a GPU under load: one command at a time, which may still be in flight when a fault is injected.
 
 use std::time::{Duration, Instant};
 
@@ -8,19 +8,19 @@ use crate::front_end::gpu::{HEADER_SIZE, fenced_command, number, words};
 use crate::soak::link::Link;
 use crate::soak::loss::{Loss, patience};
 
-/// Bytes of the longest command, and of the longest response.
+/// Size of the longest command, and of the longest response, in bytes.
 const COMMAND: u64 = 8 << 10;
 const RESPONSE: u32 = 2048;
-/// Bytes of the header from its fence on.
+/// Bytes of the header starting with its fence.
 const FENCE_AT: usize = 8;
 const FENCE: u32 = 1 << 0;
-/// Commands of 3D, which are in a context.
+/// 3D commands, which are sent in a context.
 const IN_CONTEXT: std::ops::Range<u32> = 0x200..0x300;
 
-/// The context that 3D draws in.
+/// The context of 3D commands.
 pub const CONTEXT: u32 = 7;
 
-/// The number in the header of a response, and what follows.
+/// Type and body of a response.
 pub struct Response {
     pub kind: u32,
     pub body: Vec<u8>,
@@ -29,7 +29,7 @@ pub struct Response {
 /// The driver.
 pub struct Driver {
     pub link: Link,
-    /// A command that nobody has waited for: its header.
+    /// The header of a command that nobody has waited for.
     under_way: Option<(Vec<u8>, Instant)>,
     fence: u64,
     command: u64,
@@ -51,12 +51,12 @@ impl Driver {
         }
     }
 
-    /// Nothing that was in flight comes back.
+    /// Forgets the command in flight, which will not return.
     pub fn forget(&mut self) {
         self.under_way = None;
     }
 
-    /// Sends a command, after the one before it has come back.
+    /// Sends a command, after the previous one has returned.
     pub fn send(&mut self, kind: u32, body: &[u8]) -> Result<(), Loss> {
         self.finish()?;
         self.fence += 1;
@@ -81,7 +81,7 @@ impl Driver {
         Ok(())
     }
 
-    /// Returns the response to the command that is in flight, when it has come.
+    /// Returns the response to the command in flight, if it is there.
     pub fn receive(&mut self) -> Result<Option<Response>, Loss> {
         let Some(used) = self.link.queues[0].take_used() else {
             return Ok(None);
@@ -134,7 +134,7 @@ impl Driver {
         response.ok_or_else(|| Loss("no response".into()))
     }
 
-    /// Runs a command whose outcome is known.
+    /// Runs a command with a known result.
     pub fn expect(&mut self, kind: u32, body: &[u32], expected: u32) -> Result<(), Loss> {
         let seen = self.run(kind, &words(body))?.kind;
         match seen == expected {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest does with its resources, and the model of them.
+//! The guest's operations on its resources, and the model of the resources.
 
 use super::screen::{Picture, Rectangle};
 use super::{Gpu, LIMIT, PAGE, SHOWN};
@@ -7,15 +7,15 @@ use crate::front_end::gpu::{number, words};
 use crate::soak::link::{Link, MOVING_SIZE};
 use crate::soak::loss::Loss;
 
-/// Resources that there may be, and their most pixels in a row and rows.
+/// Maximum number of resources, and their maximum width and height.
 const RESOURCES: u32 = 24;
 const SIDE: u32 = 128;
-/// What a resource, and a page behind it, take at most beside its pixels.
+/// Maximum overhead of a resource, and of each page behind it, beside its pixels.
 const OVERHEAD: u64 = 1024;
 const PAGE_OVERHEAD: u64 = 64;
-/// Blue, green, red, alpha; and the same with nothing instead of alpha.
+/// Blue, green, red, alpha; and the same with an unused byte instead of alpha.
 const FORMATS: [u32; 2] = [1, 2];
-/// Kinds and uses of resources of the renderer (virglrenderer), and which row is the first.
+/// Types and uses of resources of the renderer (virglrenderer), and the origin flag.
 const TEXTURE_2D: u32 = 2;
 const PICTURE: u32 = 1 << 1 | 1 << 3;
 const Y_0_TOP: u32 = 1 << 0;
@@ -27,7 +27,7 @@ pub struct Resource {
     pub picture: Picture,
     /// Guest addresses of the pages behind it.
     pub pages: Vec<u64>,
-    /// The renderer's.
+    /// Whether it is a resource of the renderer.
     pub is_3d: bool,
 }
 
@@ -39,7 +39,7 @@ impl Resource {
 }
 
 impl Gpu {
-    /// Any of the resources.
+    /// Returns a random resource.
     pub(super) fn any(&mut self) -> Option<u32> {
         let numbers: Vec<u32> = self.resources.keys().copied().collect();
         self.random.choice(&numbers).copied()
@@ -57,7 +57,7 @@ impl Gpu {
         [x + left, y + top, w, h]
     }
 
-    /// Returns what all resources take at least, and at most.
+    /// Returns the minimum and maximum memory of all resources.
     pub(super) fn cost(&self) -> (u64, u64) {
         let sizes = self.resources.values().map(|resource| {
             let pixels = resource.size();
@@ -124,7 +124,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Gives a resource memory, or takes it away.
+    /// Attaches memory to a resource, or detaches it.
     pub(super) fn attach(&mut self, number: u32) -> Result<(), Loss> {
         let resource = &self.resources[&number];
         if !resource.pages.is_empty() {
@@ -142,7 +142,7 @@ impl Gpu {
             (Some(start), true) => start,
             _ => self.pages,
         };
-        // Pages are shared: what is in them matters only while it is copied.
+        // Pages are shared: their contents matter only while they are copied.
         let mut pages: Vec<u64> = (0..MOVING_SIZE as u64 / PAGE).collect();
         self.random.shuffle(&mut pages);
         pages.truncate(count as usize);
@@ -174,7 +174,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Draws something else into a part of a resource.
+    /// Draws something new into a part of a resource.
     pub(super) fn draw(&mut self, number: u32) -> Result<(), Loss> {
         let resource = &self.resources[&number];
         if resource.is_3d {
@@ -215,7 +215,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Has the renderer fill a resource with one colour.
+    /// Makes the renderer fill a resource with one colour.
     pub(super) fn draw_3d(&mut self, number: u32) -> Result<(), Loss> {
         if !self.has_context {
             let mut body = words(&[4, 0]);
@@ -276,7 +276,7 @@ impl Gpu {
             0 => (number::UPDATE_CURSOR, None),
             _ => (number::MOVE_CURSOR, Some(position)),
         };
-        // A cursor is moved where there is one, and hidden without a resource.
+        // A cursor can be moved only where there is one, and is hidden without a resource.
         let (x, y) = position;
         let resource = u32::from(shown.is_some());
         self.driver
@@ -286,7 +286,7 @@ impl Gpu {
     }
 }
 
-/// Returns whether pages are in memory that is not there any more.
+/// Returns whether pages are in memory that was removed.
 fn is_lost(link: &Link, pages: &[u64]) -> bool {
     let regions = link.memory().regions();
     !pages.iter().all(|page| {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! GPU: resources that come and go in any order within bounds, drawn in, shown by a display, and compared there pixel by pixel; with 3D,
-//! some of them drawn by the renderer.
+//! GPU: resources are created, drawn to and destroyed in random order within bounds, shown by a display, and compared pixel by pixel; with 3D,
+//! the renderer draws some of them.
 
 mod driver;
 mod guest;
@@ -28,14 +28,14 @@ use screen::{Picture, Rectangle, Screen};
 
 /// Scanouts that are used.
 const SHOWN: usize = 4;
-/// What resources may take of the host, of which there is not enough for all.
+/// Limit of host memory for resources, which is too small for all of them.
 const LIMIT: u64 = 1 << 20;
 const PAGE: u64 = 4096;
-/// How long pictures may take to be what they should be.
+/// Time limit for a picture to become correct.
 const SETTLED: Duration = Duration::from_secs(30);
-/// The mode that displays answer with; a device without one answers with another.
+/// The mode that displays report; a device without a display reports another one.
 const MODE: [u32; 2] = [800, 600];
-/// What the libraries of 3D keep of their first use: files, and threads.
+/// Resources that the 3D libraries keep after their first use: files, and threads.
 const KEPT: usize = 8;
 
 /// Returns how to start the scenario, with or without 3D.
@@ -45,7 +45,7 @@ pub fn start(three_d: bool, lives: Lives) -> (String, Start) {
     (lives.name(name), Box::new(start))
 }
 
-/// Returns whether this host can draw 3D; if not, says so.
+/// Returns whether this host can draw 3D; if not, prints why.
 pub fn has_three_d() -> bool {
     let has = || {
         let mut command = process::command("vhost-device-gpu").ok()?;
@@ -68,15 +68,15 @@ struct Gpu {
     three_d: bool,
     random: Rng,
     resources: BTreeMap<u32, Resource>,
-    /// What each scanout shows.
+    /// The picture of each scanout.
     scanouts: [Option<(u32, Rectangle)>; SHOWN],
     cursors: [Option<(u32, u32)>; SHOWN],
     display: Option<Display>,
     screen: Screen,
-    /// The display shows all at once, and answers.
+    /// Whether the display reads everything at once, and answers.
     is_prompt: bool,
     has_context: bool,
-    /// Address of memory for the pages behind resources.
+    /// Address of the memory for the pages of resources.
     pages: u64,
 }
 
@@ -124,7 +124,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// Shows all of a resource, and compares where it is shown.
+    /// Shows all of a resource, and compares the scanouts that show it.
     fn flush(&mut self, number: u32) -> Result<(), Loss> {
         let whole = self.resources[&number].picture.whole();
         let part = self.rectangle(whole);
@@ -138,7 +138,7 @@ impl Gpu {
         }
     }
 
-    /// Takes in what the display was told.
+    /// Processes the messages to the display.
     fn look(&mut self) -> Result<(), Loss> {
         if let Some(display) = &self.display {
             while let Some(shown) = display.next_within(Duration::ZERO) {
@@ -148,8 +148,8 @@ impl Gpu {
         Ok(())
     }
 
-    /// Returns the display must come to show the scanouts of a resource (or all) as they are. A question that it answers comes after what it was
-    /// told before.
+    /// Waits until the display shows the scanouts of a resource (or all) correctly. The answer to a request arrives after all earlier
+    /// messages.
     fn compare(&mut self, number: Option<u32>) -> Result<(), Loss> {
         let deadline = Instant::now() + SETTLED;
         loop {
@@ -216,7 +216,7 @@ impl Gpu {
         Ok(())
     }
 
-    /// The guest's screen and resources are gone, with the guest or its device.
+    /// Forgets the guest's screen and resources, after a reset of the guest or the device.
     fn clear(&mut self) {
         self.resources.clear();
         self.scanouts = [None; SHOWN];
@@ -237,7 +237,7 @@ impl Scenario for Gpu {
         Fault::DISPLAY
     }
 
-    /// Returns what the renderer has cannot be had from it.
+    /// State of the renderer cannot be saved.
     fn can_be_saved(&self) -> bool {
         !self.three_d
     }
@@ -246,7 +246,7 @@ impl Scenario for Gpu {
         while Instant::now() < until {
             self.step(tally)?;
         }
-        // One is in flight whatever comes next.
+        // One command is in flight whatever happens next.
         let number = self.any().unwrap_or(1);
         self.driver
             .send(number::FLUSH, &words(&[0, 0, 1, 1, number, 0]))

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a display shows, and what of the guest's it should show.
+//! The contents of a display, and what it should show.
 
 use crate::front_end::gpu::Shown;
 use crate::soak::loss::Loss;
@@ -61,7 +61,7 @@ impl Picture {
         }
     }
 
-    /// Returns where a picture of the same size differs first, in the bits of `mask`.
+    /// Returns the first difference from a picture of the same size, in the bits of `mask`.
     pub fn difference(&self, other: &Self, mask: u32) -> Option<String> {
         if (self.width, self.height) != (other.width, other.height) {
             return Some(format!(
@@ -79,7 +79,7 @@ impl Picture {
     }
 }
 
-/// What a display was told, put together.
+/// The state of a display, composed of its messages.
 #[derive(Debug)]
 pub struct Screen {
     scanouts: Vec<Picture>,
@@ -96,7 +96,7 @@ impl Default for Screen {
 }
 
 impl Screen {
-    /// Takes in what the display was told, which must make sense.
+    /// Processes a message to the display, which must be valid.
     pub fn show(&mut self, shown: Shown) -> Result<(), Loss> {
         let nonsense = |what: String| Err(Loss(format!("the display was told {what}")));
         match shown {
