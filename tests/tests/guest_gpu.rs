@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `vhost-device-gpu` used by a real Linux guest in a real QEMU: what the guest draws is on QEMU's screen dump.
+//! `vhost-device-gpu` with a Linux guest in QEMU: QEMU's screen dump shows what the guest draws.
 
 #![cfg(test)]
 
@@ -12,10 +12,10 @@ use vhost_device_tests::guest::picture::Picture;
 use vhost_device_tests::guest::{Guest, Machine};
 use vhost_device_tests::process::{self, Program};
 
-/// How long a picture may take from the guest to the screen dump.
+/// Time limit for a picture to get from the guest to the screen dump.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Has the console set the mode, and gives functions to draw with.
+/// Lets the console set the mode, and defines functions to draw with.
 const SETUP: &str = r#"
     until [ -e /dev/fb0 ]; do sleep 0.1; done
     # The console sets the mode when there is something to show; its cursor would blink.
@@ -49,7 +49,7 @@ impl Gpu {
         Self { program, directory }
     }
 
-    /// Returns a machine with this device of `properties`, without any other display.
+    /// Creates a machine with this device and its `properties`, without any other display.
     fn machine(&self, name: &str, properties: &str, script: &str) -> Machine {
         let socket = self.directory.path().join("socket");
         Machine::new(name, format!("{SETUP}{script}"))
@@ -58,7 +58,7 @@ impl Gpu {
             .vhost_user(&format!("vhost-user-gpu-pci,id=gpu{properties}"), &socket)
     }
 
-    /// Returns what the guest shows now on output `head` of the device, whose id is `gpu`.
+    /// Returns the current picture on output `head` of the device, whose id is `gpu`.
     fn screen(&self, guest: &Guest, head: u32) -> Picture {
         let path = self.directory.path().join("screen.png");
         let dump = json!({ "filename": path, "format": "png", "device": "gpu", "head": head });
@@ -111,7 +111,7 @@ impl Gpu {
     }
 }
 
-/// Draws the four bands of [`BANDS`], again and again: the console may still be about to set the mode, and to clear the screen.
+/// Draws the four bands of [`BANDS`] repeatedly: the console may still be about to set the mode, and to clear the screen.
 const DRAW_BANDS: &str = r#"
     { rows '\0\0\377\0' 120; rows '\0\377\0\0' 120; rows '\377\0\0\0' 120; rows '\20\40\100\0' 120; } > /tmp/bands
     echo "@drawn $width $height"
@@ -142,7 +142,7 @@ fn show_bands(format: &str, properties: &str) {
         .unwrap();
     assert_eq!(guest.wait("drawn").unwrap(), "640 480");
     gpu.wait_for(&guest, "the bands", |screen| screen.is_bands(&BANDS));
-    // QEMU hears one control connection at a time.
+    // QEMU serves one control connection at a time.
     let command = |guest: &Guest, name| guest.qmp().unwrap().execute(name, json!({})).unwrap();
     command(&guest, "stop");
     command(&guest, "cont");
@@ -155,9 +155,9 @@ fn show_bands(format: &str, properties: &str) {
     gpu.wait_for_log("a display is connected", 3);
     assert_eq!(guest.qemu_stderr(), "");
     drop(guest);
-    // All that the guests left is freed: what the first one left at the reset, and the second one at the end.
+    // All resources of the guests are freed: those of the first at the reset, and those of the second at the end.
     gpu.wait_for_log("1 resources of ", 2);
-    // Both queues, as often as a display was connected.
+    // Both queues, once for each connection of a display.
     gpu.wait_for_log(&format!(" started: {format} ring"), 6);
 }
 

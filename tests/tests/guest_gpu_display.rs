@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a screen dump does not show of a guest's screen: the cursor, and buffers of a GPU. QEMU passes both on over D-Bus.
+//! What a screen dump does not show: the cursor, and buffers of a GPU. QEMU passes both on through D-Bus.
 
 #![cfg(test)]
 
@@ -15,7 +15,7 @@ use vhost_device_tests::guest::{Guest, Machine};
 use vhost_device_tests::process::{self, Program};
 use vhost_device_tests::stand_in::StandIn;
 
-/// How long something may take from the guest to the display.
+/// Time limit for changes to get from the guest to the display.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The back-end. Dropping it ends it.
@@ -49,7 +49,7 @@ impl Gpu {
             .vhost_user("vhost-user-gpu-pci,id=gpu,xres=640,yres=480", &socket)
     }
 
-    /// Waits until QEMU shows what is looked for.
+    /// Waits until QEMU shows the expected picture.
     fn wait_for<T>(
         &self,
         listener: &Listener,
@@ -92,7 +92,7 @@ fn the_cursor_has_the_picture_that_the_guest_gave_it() {
         .unwrap();
     guest.wait("ready").unwrap();
     let listener = listen(&guest);
-    // modetest's cursor has 0x77 everywhere, also for its alpha, in a resource of Linux's whose format has no alpha.
+    // modetest's cursor has 0x77 everywhere, also for its alpha, in a resource whose format, chosen by Linux, has no alpha.
     gpu.wait_for(&listener, "the cursor", |shown| {
         let is_cursor = shown.member == "CursorDefine"
             && [0, 4, 8, 12].map(|at| shown.word(at)) == [64, 64, 0, 0]
@@ -110,7 +110,7 @@ fn the_cursor_has_the_picture_that_the_guest_gave_it() {
     });
 }
 
-/// Draws a red half above a green one, again and again: the console may still be about to set the mode.
+/// Draws a red half above a green one repeatedly: the console may still be about to set the mode.
 const DRAW: &str = r#"
     until [ -e /dev/fb0 ]; do sleep 0.1; done
     printf '\033[?25l' > /dev/tty1
@@ -124,7 +124,7 @@ const DRAW: &str = r#"
     while :; do cat /tmp/picture > /dev/fb0; sleep 0.2; done
 "#;
 
-/// Returns whether what the guest draws is in a buffer.
+/// Returns whether the guest's drawing is in a buffer.
 fn is_drawn(buffer: &File) -> bool {
     let mut bytes = vec![0; 640 * 480 * 4];
     if buffer.read_exact_at(&mut bytes, 0).is_err() {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! 3D in a real Linux guest: its Mesa draws by `vhost-device-gpu --virgl`, and QEMU's screen dump shows it. The guest uses the file system of
-//! this host, read only: Mesa is too large for its memory.
+//! 3D in a Linux guest: its Mesa draws through `vhost-device-gpu --virgl`, and QEMU's screen dump shows the result. The guest uses the file system of
+//! this host, read-only: Mesa is too large for its memory.
 
 #![cfg(test)]
 
@@ -14,10 +14,10 @@ use vhost_device_tests::guest::kernel::Flavour;
 use vhost_device_tests::guest::{Guest, Machine};
 use vhost_device_tests::process::{self, Program};
 
-/// How long a picture may take from the guest to the screen dump.
+/// Time limit for a picture to get from the guest to the screen dump.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Makes the file system of the host that of programs, and gives a function that runs one.
+/// Makes the guest use the programs of the host's file system, and defines a function that runs one.
 const SETUP: &str = r#"
     until [ -e /dev/dri/card0 ]; do sleep 0.1; done
     mkdir -p /host
@@ -75,7 +75,7 @@ fn start(socket: &Path) -> Program {
     gpu
 }
 
-/// Waits until there is a cube in the middle of a grey screen, in one position after another.
+/// Waits until a cube appears in the middle of a grey screen, in changing positions.
 fn wait_for_cube(guest: &Guest, gpu: &Program) {
     let is_cube = |(width, pixels): &(usize, Vec<[u8; 3]>)| {
         let grey = |pixel: &[u8; 3]| pixel.iter().all(|value| value.abs_diff(128) <= 1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `vhost-device-block` as the disk of a domain of libvirt's, set up as the README says, and `vhost-device-gpu` as its video, found by its
+//! `vhost-device-block` as the disk of a libvirt domain, set up as the README describes, and `vhost-device-gpu` as its video device, found by its
 //! descriptor.
 
 #![cfg(test)]
@@ -20,7 +20,7 @@ use vhost_device_tests::skip::skip_test;
 
 const MIB: usize = 1 << 20;
 
-/// The back-end, in a directory where libvirt's QEMU may connect to it. Dropping it ends the one and removes the other.
+/// The back-end, in a directory where libvirt's QEMU can connect to it. Dropping it ends the back-end and removes the directory.
 struct Block {
     program: Program,
     directory: TempDir,
@@ -30,7 +30,7 @@ impl Block {
     /// Starts the back-end on an image of `mebibytes` of random bytes.
     fn start(mebibytes: usize, serial: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        // Others cannot enter it without this, as they can enter most of a user's directories.
+        // Other users cannot enter it otherwise, unlike most directories of a user.
         run(Command::new("chmod").arg("o+x").arg(directory.path()));
         let shared = directory.path().join("shared");
         fs::create_dir(&shared).unwrap();
@@ -56,7 +56,7 @@ impl Block {
         self.directory.path().join("image")
     }
 
-    /// Returns the disk in libvirt's XML; `reconnect` is what the source has inside.
+    /// Returns the disk in libvirt's XML; `reconnect` is the contents of the source element.
     fn disk(&self, reconnect: &str) -> String {
         let socket = self.directory.path().join("shared/socket");
         format!(
@@ -80,14 +80,14 @@ fn spawn(directory: &Path, serial: &str) -> Program {
     Program::serve(&mut command, &socket).unwrap()
 }
 
-/// Runs a program of the host, which must end well, and returns its stdout.
+/// Runs a program of the host, which must succeed, and returns its stdout.
 fn run(command: &mut Command) -> String {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{command:?}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Returns the machine `name`; where libvirt cannot run, the test is skipped.
+/// Creates the machine `name`; skips the test if libvirt cannot run.
 fn machine(name: &str, script: &str) -> Option<Machine> {
     if let Some(obstacle) = libvirt::obstacle() {
         skip_test(name, &format!("libvirt cannot run here: {obstacle}"));
@@ -133,7 +133,7 @@ fn domain_reads_and_writes_its_disk() {
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn io_of_a_domain_continues_after_the_back_end_is_restarted() {
-    // The serial number is asked for each time, so it tells which back-end answers.
+    // The serial number is read from the device each time, so it tells which back-end answers.
     let script = r#"
         dd if=/dev/vda of=/tmp/part bs=1M count=8 iflag=direct
         round() {
@@ -184,7 +184,7 @@ fn command_lines(program: &Path) -> Vec<String> {
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn domain_shows_its_picture_by_the_back_end_that_the_first_descriptor_names() {
-    // Again and again: the console may still be about to set the mode, and to clear the screen.
+    // Repeatedly: the console may still be about to set the mode, and to clear the screen.
     let script = r#"
         until [ -e /dev/fb0 ]; do sleep 0.1; done
         printf '\033[?25l' > /dev/tty1

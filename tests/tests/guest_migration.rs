@@ -22,14 +22,14 @@ const MIGRATIONS: &str = "VHOST_DEVICE_MIGRATIONS";
 const FEW_MIGRATIONS: usize = 2;
 
 const MIB: usize = 1 << 20;
-/// The first part of the disk is written, the second is only read; the last sector is for messages of the host.
+/// The first part of the disk is written, the second is only read; the last sector holds messages of the host.
 const WRITTEN: usize = 64 * MIB;
 const READ: usize = 16 * MIB;
 const SECTOR: usize = 512;
 const STOP: &[u8] = b"stop";
 
-/// Writes and verifies until the host says stop. At the same time a part of the disk is read, again and again: some times from the disk
-/// into the cache, some times what lies in the cache, which the device had written there before the guest migrated.
+/// Writes and verifies until the host says stop. At the same time it reads a part of the disk repeatedly: partly from the disk
+/// into the cache, partly what is in the cache, which the device had written there before the migration.
 const SCRIPT: &str = r#"
     exec 3< /dev/vda
     sum() { dd if=/dev/vda bs=1M skip=64 count=16 2> /dev/null | md5sum; }
@@ -134,7 +134,7 @@ impl Block {
         counts.sum()
     }
 
-    /// Panics unless the rings of the guest that is here are of this format.
+    /// Panics unless the rings of the current guest have this format.
     fn check_format(&self, format: &str) {
         let log = self.program.stderr();
         let started = log.lines().rfind(|line| line.contains(" started: "));
@@ -142,7 +142,7 @@ impl Block {
         assert!(started.contains(format), "{started}");
     }
 
-    /// Returns how often the back-end was told to log what it writes.
+    /// Returns how often logging was enabled in the back-end.
     fn times_logged(&self) -> usize {
         self.program.stderr().matches("writes is logged").count()
     }
@@ -155,7 +155,7 @@ fn wait_for_io(guest: &mut Guest) {
     while requests() < enough {}
 }
 
-/// Checks what fio wrote on one of the machines. Returns how many bytes it verified.
+/// Checks fio's result on one of the machines. Returns how many bytes it verified.
 fn check(guest: &Guest) -> u64 {
     let output = guest.output();
     assert_eq!(output.values("wrong").count(), 0, "what was read is wrong");

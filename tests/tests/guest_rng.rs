@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `vhost-device-rng` used by a real Linux guest in a real QEMU.
+//! `vhost-device-rng` with a Linux guest in QEMU.
 
 #![cfg(test)]
 
@@ -14,20 +14,20 @@ use tempfile::TempDir;
 use vhost_device_tests::guest::{Guest, Machine, Output};
 use vhost_device_tests::process::{self, Program};
 
-/// How long the guest may take to come to the end of the source, once it reads.
+/// Time limit for the guest to reach the end of the source, once it reads.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What Linux asks for at once, in bytes.
+/// Size of a request of Linux, in bytes.
 const REQUEST: usize = 64;
 
-/// The back-end with a source of its own. Dropping it ends the one and removes the other.
+/// The back-end with its own source. Dropping it ends the back-end and removes the source.
 struct Rng {
     program: Program,
     directory: TempDir,
 }
 
 impl Rng {
-    /// Starts the back-end on a source of these words.
+    /// Starts the back-end with a source of these words.
     fn start(words: std::ops::Range<u32>, options: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let rng = directory.path().join("source");
@@ -53,8 +53,8 @@ impl Rng {
         }
     }
 
-    /// Panics unless the queue was started at least as often, each time as a packed ring: that is what QEMU hands to guests whenever a
-    /// back-end has it.
+    /// Panics unless the queue was started at least this often, each time as a packed ring: QEMU offers packed rings to guests whenever a
+    /// back-end supports them.
     fn assert_packed(&self, starts: usize) {
         let log = self.program.stderr();
         let started: Vec<_> = log
@@ -72,7 +72,7 @@ impl Rng {
         self.directory.path().join("source")
     }
 
-    /// Returns a machine whose `/dev/hwrng` is this device.
+    /// Creates a machine whose `/dev/hwrng` is this device.
     fn machine(&self, name: &str, script: &str) -> Machine {
         let script = format!(
             r#"
@@ -92,8 +92,8 @@ fn bytes(words: std::ops::Range<u32>) -> Vec<u8> {
     words.flat_map(u32::to_le_bytes).collect()
 }
 
-/// Panics unless the words that the guest printed are those of the source, in their order. What is missing in between has gone to the
-/// kernel, which takes some for itself.
+/// Panics unless the words that the guest printed are those of the source, in order. The kernel has taken the missing words
+/// for itself.
 fn assert_in_order(output: &Output, marker: &str, count: usize) -> u32 {
     let words: Vec<u32> = output
         .values(marker)
@@ -161,7 +161,7 @@ fn bytes_come_after_a_reset() {
 fn the_quota_holds_in_the_guest() {
     const PERIODS: f64 = 10.0;
     let rng = Rng::start(0..1 << 20, &["--max-bytes=1024", "--period=500"]);
-    // What comes first ends in the middle of what a period gives, so that it makes no difference if the kernel takes a few bytes.
+    // The start is in the middle of a quota period, so that it makes no difference if the kernel takes a few bytes.
     let script = r#"
         dd if=/dev/hwrng of=/dev/null bs=512 count=5
         read start rest < /proc/uptime

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Devices in a guest without QEMU: User-Mode Linux is the front-end, a second implementation of it beside QEMU's. Its calls are stream
-//! sockets, it knows no eventfd for errors, and its packed rings begin at base 0.
+//! Devices of a guest without QEMU: User-Mode Linux is the front-end, a second implementation beside QEMU's. Its calls are stream
+//! sockets, it uses no ERR eventfd, and its packed rings begin at base 0.
 
 #![cfg(test)]
 
@@ -18,7 +18,7 @@ use vhost_device_tests::uml::front_end::{self, Device};
 const BLOCK: u32 = 2;
 const RNG: u32 = 4;
 
-/// A guest takes about a second from its start to its end. One that hangs is ended.
+/// A guest takes about a second. One that hangs is ended.
 const LIMIT: Duration = Duration::from_secs(5);
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -30,7 +30,7 @@ struct BackEnd {
 
 impl BackEnd {
     fn start(name: &str, arguments: impl FnOnce(&Path, &mut Command)) -> Self {
-        // The kernel is built before a clock runs.
+        // The kernel is built before the clock starts.
         vhost_device_tests::uml::kernel::prepare().unwrap();
         let work = uml::work().unwrap();
         let socket = work.path().join("socket");
@@ -73,7 +73,7 @@ fn user_mode_linux_reads_and_writes_a_disk() {
         fs::write(work.join("image"), &contents).unwrap();
         command.arg(option("blk-file", work.join("image")));
     });
-    // Twice: the second guest meets what the first one has left.
+    // Twice: the second guest finds what the first one has left.
     for round in 0..2u8 {
         back_end.guest(
             BLOCK,

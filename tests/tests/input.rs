@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What `vhost-device-input` says about itself, and what it refuses, on a host without input devices. With devices it is tested in
-//! `uml_input.rs`; rings, reports and unplugging are tested with the code.
+//! What `vhost-device-input` prints and refuses, on a host without input devices. The suite `uml_input` tests it with
+//! devices; rings, reports and unplugging have unit tests.
 
 #![cfg(test)]
 
@@ -22,17 +22,17 @@ const BINARY: &str = "vhost-device-input";
 const USAGE: i32 = 2;
 const FAILURE: i32 = 1;
 
-/// The user that owns nothing.
+/// The user `nobody`.
 const NOBODY: u32 = 65534;
 
 fn program() -> Command {
     let mut command = process::command(BINARY).unwrap();
-    // Logging that the caller asked for would come between the lines that are looked at.
+    // Logging enabled by the caller would add lines.
     command.env_remove("RUST_LOG");
     command
 }
 
-/// Runs the program, which must say in one line with `word` in it what is wrong, and leave no socket.
+/// Runs the program, which must fail with one line that contains `word`, and leave no socket.
 fn assert_refused(command: &mut Command, code: i32, word: impl AsRef<OsStr>) {
     let directory = tempfile::tempdir().unwrap();
     fs::set_permissions(directory.path(), Permissions::from_mode(0o777)).unwrap();
@@ -49,7 +49,7 @@ fn assert_path_refused(path: &Path) {
     }
 }
 
-/// Returns a path in a directory of its own.
+/// Returns a path in a new directory.
 fn path(name: &str) -> (TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join(name);
@@ -135,8 +135,8 @@ fn a_file_that_is_no_evdev_node_is_a_failure() {
 #[test]
 fn a_device_without_rights_is_a_failure() {
     let (directory, binary) = path(BINARY);
-    // Where the binary was built, only its owner may be able to reach it. `cp` copies: a file that this process has written could still
-    // be open in the child of another test, and then it cannot be executed.
+    // The binary may be in a directory that only its owner can enter. `cp` copies: a file that this process has written could still
+    // be open in the child of another test, and could not be executed.
     let source = process::binary(BINARY).unwrap();
     let copied = Command::new("cp").arg(source).arg(&binary).status();
     assert!(copied.unwrap().success());

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The short form of `cargo xtask soak`, and what becomes of a back-end that loses something.
+//! The short form of `cargo xtask soak`, and its result for a back-end that loses something.
 
 #![cfg(test)]
 
@@ -31,7 +31,7 @@ fn nothing_is_lost_in_a_short_run() {
     println!("{text}");
     assert_eq!(output.status.code(), Some(0));
     assert!(text.trim_end().ends_with(", 0 lost"));
-    // A driver that begins chooses: each format more often than once in so many is certain.
+    // Each new driver chooses a format: with so many, each format occurs more than once.
     let starts = text
         .lines()
         .find_map(|line| line.strip_prefix("Rings were started "));
@@ -46,7 +46,7 @@ fn nothing_is_lost_in_a_short_run() {
     );
 }
 
-/// Runs rng with another back-end: one that reads from `source` whatever it is asked for.
+/// Runs rng with a back-end that always reads from `source`.
 fn soak_with_source(source: &Path) -> String {
     let directory = tempfile::tempdir().unwrap();
     let script = format!(

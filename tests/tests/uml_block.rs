@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `vhost-device-block` on block devices, which the tests make of files in memory (loop).
+//! `vhost-device-block` on block devices, which the tests create from files in memory (loop).
 //!
-//! `cargo xtask test` runs these in User-Mode Linux. On a host that has loop devices root needs none:
+//! `cargo xtask test` runs these in User-Mode Linux. A host with loop devices can run them directly as root:
 //! `cargo test -p vhost-device-tests --test uml_block -- --ignored`.
 
 #![cfg(test)]
@@ -30,20 +30,20 @@ use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_RO};
 const SIZE: usize = 8 << 20;
 /// Its sectors.
 const SECTORS: u32 = SIZE as u32 / 512;
-/// Where files are memory, of which holes can be given back.
+/// Directory of a tmpfs, in whose files holes can be punched.
 const MEMORY: &str = "/dev/shm";
 
-/// A block device whose storage is a file in memory.
+/// A block device backed by a file in memory.
 struct Loop {
     node: PathBuf,
     file: PathBuf,
-    /// Its limits are not those that the kernel gave it.
+    /// Its limits differ from the kernel's defaults.
     is_limited: bool,
     _directory: TempDir,
 }
 
 impl Loop {
-    /// One of which all is written, made with these options of losetup.
+    /// Creates a completely written disk, with these options of losetup.
     fn new(options: &[&str]) -> Self {
         let directory = tempfile::tempdir_in(MEMORY).unwrap();
         let file = directory.path().join("file");
@@ -64,7 +64,7 @@ impl Loop {
         }
     }
 
-    /// Limits discards to so many bytes.
+    /// Limits discards to this many bytes.
     fn set_discard_max(&mut self, bytes: u64) {
         self.is_limited = true;
         fs::write(self.attribute("queue/discard_max_bytes"), bytes.to_string()).unwrap();
@@ -75,7 +75,7 @@ impl Loop {
         self.file.metadata().unwrap().blocks() * 512
     }
 
-    /// Returns a file that the kernel has of it.
+    /// Returns an attribute file of its queue.
     fn attribute(&self, name: &str) -> PathBuf {
         let device = self.node.file_name().unwrap();
         Path::new("/sys/block").join(device).join(name)
@@ -86,7 +86,7 @@ impl Loop {
         text.trim().parse().unwrap()
     }
 
-    /// Returns how many discards it has carried out.
+    /// Returns how many discards it has executed.
     fn discards(&self) -> u64 {
         let stat = fs::read_to_string(self.attribute("stat")).unwrap();
         stat.split_whitespace().nth(11).unwrap().parse().unwrap()
@@ -98,7 +98,7 @@ fn losetup() -> Command {
 }
 
 impl Drop for Loop {
-    /// A device with other limits is made anew: the next one of its number would have them too.
+    /// A device with changed limits is recreated: the next one with its number would keep them.
     fn drop(&mut self) {
         let _ = losetup().arg("--detach").arg(&self.node).status();
         if !self.is_limited {
@@ -108,7 +108,7 @@ impl Drop for Loop {
         let number = name.trim_start_matches("/dev/loop").parse().unwrap_or(0);
         let control = File::open("/dev/loop-control").unwrap();
         let end = Instant::now() + PATIENCE;
-        // It takes a moment until the program has released it.
+        // The program releases it after a moment.
         while ask::<LOOP_CTL_REMOVE>(&control, number) == Err(Errno::BUSY) && Instant::now() < end {
             thread::sleep(Duration::from_millis(2));
         }
@@ -119,14 +119,14 @@ impl Drop for Loop {
 const LOOP_CTL_ADD: Opcode = 0x4c80;
 const LOOP_CTL_REMOVE: Opcode = 0x4c81;
 
-/// Has the kernel make or forget the loop device of this number.
+/// Makes the kernel create or remove the loop device with this number.
 #[allow(unsafe_code)]
 fn ask<const OPCODE: Opcode>(control: &File, number: usize) -> Result<(), Errno> {
     // SAFETY: the argument is a number.
     unsafe { ioctl(control, IntegerSetter::<OPCODE>::new_usize(number)) }
 }
 
-/// The program, with a driver. They end in this order.
+/// The program, with a driver, which are dropped in this order.
 struct Disk {
     driver: BlockDriver,
     front_end: FrontEnd,
@@ -166,7 +166,7 @@ impl Disk {
     }
 }
 
-/// Calls `test` with each engine that the kernel has.
+/// Calls `test` with each engine that the kernel supports.
 fn for_each_engine(test: impl Fn(&str)) {
     for engine in ["io_uring", "threads"] {
         let block = Block { io_engine: engine };
@@ -203,7 +203,7 @@ fn a_discard_reaches_the_device_and_storage_is_given_back() {
     });
 }
 
-/// Writes and discards that are in flight at once, of each so many: with three descriptors each they fit the queue.
+/// Writes and discards in flight at once, this many of each: with three descriptors each they fit the queue.
 const ROUNDS: u64 = 40;
 
 fn request(kind: u32, sector: u64, data: &[u8]) -> Request<'_> {
@@ -227,7 +227,7 @@ fn many_discards_and_writes_at_once_are_all_carried_out() {
             .map(|round| segment(4096 + round * 8, 8, 0))
             .collect();
         let mut pending = HashMap::new();
-        // Three descriptors each: all are there before the device is told of the first one.
+        // Three descriptors each: all are there before the device is kicked for the first one.
         for (round, segment) in (0..).zip(&segments) {
             let data = data(round);
             for request in [request(OUT, round * 8, &data), request(DISCARD, 0, segment)] {
@@ -280,7 +280,7 @@ fn discards_are_not_offered_for_a_device_that_has_none() {
     device.set_discard_max(0);
     let mut disk = Disk::start(&device, &[]);
     assert!(!disk.offers(VIRTIO_BLK_F_DISCARD));
-    // Of a driver that asks nevertheless nothing is lost.
+    // A driver that asks nevertheless loses nothing.
     let completion = disk.driver.discard(0, 8).unwrap();
     assert_eq!(u32::from(completion.status), OK);
     assert_eq!(disk.driver.read(0, 512).unwrap().data, [0x5a; 512]);

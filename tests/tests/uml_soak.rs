@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The short form of `cargo xtask soak` for input, where there is uinput.
+//! The short form of `cargo xtask soak` for input, on hosts with uinput.
 
 #![cfg(test)]
 

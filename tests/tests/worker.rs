@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The thread of a queue, with a device that exists only here.
+//! The thread of a queue, with a device for tests only.
 
 #![cfg(test)]
 
@@ -24,9 +24,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 const LIMIT: Duration = Duration::from_secs(10);
 const REQUESTS: usize = 8;
-/// More rounds than the device needs to see that the driver is late.
+/// More rounds than the device needs to learn that the driver is late.
 const ROUNDS: usize = 32;
-/// The request that is not done before the driver is called.
+/// A request that is not done before the driver is called.
 const WAITS: u8 = 1;
 /// A request that takes [`SLOW_TIME`].
 const SLOW: u8 = 2;
@@ -34,14 +34,14 @@ const SLOW_TIME: Duration = Duration::from_millis(50);
 /// Queues of the device, all on one thread.
 const QUEUES: u16 = 16;
 
-/// What the test and the device's thread tell each other.
+/// Shared state of the test and the device's thread.
 #[derive(Default)]
 struct Shared {
-    /// What calls the driver.
+    /// The call eventfd of the driver.
     call: OnceLock<EventFd>,
     /// Whether it was called while the request waited for that.
     called: OnceLock<bool>,
-    /// What the device waits for beside requests.
+    /// A file that the device waits for beside requests.
     event: OnceLock<OwnedFd>,
     /// How many times that became ready.
     heard: AtomicUsize,
@@ -49,7 +49,7 @@ struct Shared {
     slow: AtomicUsize,
 }
 
-/// Carries nothing out.
+/// Carries out no requests.
 #[derive(Clone)]
 struct Idle(Arc<Shared>);
 
@@ -124,7 +124,7 @@ struct LateDriver {
 }
 
 impl LateDriver {
-    /// The last request says `last`.
+    /// The last request has the type `last`.
     fn round(&mut self, last: u8) {
         let memory = self.front_end.memory();
         for number in 1..=REQUESTS {
@@ -143,7 +143,7 @@ impl LateDriver {
     }
 }
 
-/// Serves a front-end that agrees on these ring features.
+/// Serves a front-end that negotiates these ring features.
 fn serve(shared: &Arc<Shared>, features: u64) -> (FrontEnd, JoinHandle<()>) {
     let (ours, theirs) = UnixStream::pair().unwrap();
     let idle = Idle(Arc::clone(shared));
@@ -180,12 +180,12 @@ fn a_handler_takes_nothing_from_a_disabled_queue() {
         ring.submit(&request);
         assert!(ring.wait_used(LIMIT), "a request is not done");
         ring.take_used().unwrap();
-        // The handler may have requests left that it could take of the last batch.
+        // The handler may have requests left of the last batch.
         front_end.call().set_vring_enable(0, false).unwrap();
         ring.add(&request).unwrap();
         ring.publish();
         hear();
-        // What it completes is published after it was heard.
+        // Its completions are published after the session message.
         front_end.call().set_vring_enable(0, false).unwrap();
         assert!(!ring.has_used(), "taken from a disabled queue");
         front_end.call().set_vring_enable(0, true).unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The guest memory behind resources: pieces of any size, anywhere, and nowhere.
+//! The guest memory behind resources: pieces of any size, at any address, and outside guest memory.
 
 use fastrand::Rng;
 use vhost_device_tests::front_end::gpu::{
@@ -8,11 +8,11 @@ use vhost_device_tests::front_end::gpu::{
 
 use crate::{B8G8R8X8, Device, bytes, pattern};
 
-/// In neither region of the driver's memory.
+/// An address between the two regions of the driver's memory.
 const HOLE: u64 = 1 << 31;
 /// Where the driver's first region ends.
 const END: u64 = 32 << 20;
-/// Free memory of the driver's.
+/// Free memory of the driver.
 const FREE: u64 = 16 << 20;
 
 const SIDE: u32 = 32;
@@ -37,7 +37,7 @@ fn transfer(driver: &mut GpuDriver, rectangle: [u32; 4], offset: u64) -> u32 {
         .kind()
 }
 
-/// Returns a device that shows all of resource 1, which has no backing.
+/// Starts a device that shows all of resource 1, which has no backing.
 fn shown() -> (Device, GpuDriver, Display) {
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());
@@ -207,7 +207,7 @@ fn a_backing_stays_attached_until_detached() {
     let detached = driver.run(&command(number::DETACH_BACKING, &words(&[1, 0])));
     assert_eq!(detached.kind(), number::UNSPEC);
     assert_eq!(transfer(&mut driver, ALL, 0), number::UNSPEC);
-    // The picture does not need it.
+    // The picture does not depend on the backing.
     assert_shows(&mut driver, &display, &picture);
 }
 

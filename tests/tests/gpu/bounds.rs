@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest and the front-end can take of the host is bounded, and given back.
+//! Resources of the host that a guest and a front-end can use are bounded, and are released.
 
 use vhost_device_tests::front_end::gpu::{Answers, GpuDriver, Shown, command, number, words};
 
@@ -10,7 +10,7 @@ fn create(driver: &mut GpuDriver, resource: u32, width: u32, height: u32) -> u32
     driver.run(&command(number::CREATE_2D, &body)).kind()
 }
 
-/// Creates resources from number 1 on until there is no room for another, and gives how many there are.
+/// Creates resources from number 1 on until there is no room for another, and returns their number.
 fn fill(driver: &mut GpuDriver, width: u32, height: u32) -> u32 {
     let mut count = 0;
     loop {
@@ -98,14 +98,14 @@ fn destroyed_resources_leave_no_memory_behind() {
         driver.run(&command(number::GET_EDID, &words(&[0, 0])));
         driver.update_cursor(0, [0, 0], 1, [0, 0]);
         driver.unref(1);
-        // Take what the display was told, which else piles up here.
+        // Takes the messages to the display, which would pile up here.
         while display.next_within(std::time::Duration::ZERO).is_some() {}
     };
     (0..100).for_each(|_| round(&mut driver));
     let before = device.program.resident_bytes().unwrap();
     (0..1000).for_each(|_| round(&mut driver));
     let after = device.program.resident_bytes().unwrap();
-    // One of the pictures each time would be 16 MiB.
+    // Leaking one picture each time would be 16 MiB.
     assert!(after < before + (1 << 20), "{before} bytes became {after}");
 }
 
@@ -115,7 +115,7 @@ fn front_ends_that_disconnect_leave_no_resources_behind() {
     let before = device.program.resources().unwrap();
     let visit = |device: &Device| {
         let (mut driver, _display) = device.connect_with_display(Answers::default());
-        // Nearly all that there is room for, each time.
+        // Nearly the whole limit, each time.
         let pages = driver.create(1, B8G8R8X8, 500, 500);
         driver.draw(&pages, &bytes(&pattern(500)));
         driver.set_scanout(0, 1, [0, 0, 500, 500]);

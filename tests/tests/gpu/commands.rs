@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Commands, their responses, and what is refused.
+//! Commands, their responses, and refused commands.
 
 use vhost_device_tests::front_end::gpu::{Answers, command, fenced_command, number, words};
 

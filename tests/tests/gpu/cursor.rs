@@ -11,7 +11,7 @@ use crate::{Device, ManualDisplay, QUIET, bytes, pattern};
 
 const B8G8R8A8: u32 = 1;
 
-/// Returns a device, and a driver with a cursor in resource 1.
+/// Starts a device, and a driver with a cursor in resource 1.
 fn with_image(image: &[u32]) -> (Device, GpuDriver, Display) {
     let device = Device::start(&[]);
     let (mut driver, display) = device.connect_with_display(Answers::default());
@@ -36,7 +36,7 @@ fn invalid_cursors_are_ignored() {
     update(&mut driver, 16, 1);
     update(&mut driver, u32::MAX, 1);
     driver.move_cursor(16, [0, 0], 1);
-    // Of another queue, unknown, short, and nothing.
+    // For the other queue, unknown, short, and empty.
     driver.run_cursor(&command(number::UNREF, &words(&[1, 0, 0, 0, 0, 0, 0, 0])));
     driver.run_cursor(&command(0x302, &words(&[0; 8])));
     driver.run_cursor(&command(number::UPDATE_CURSOR, &words(&[0, 0, 0, 0, 1])));
@@ -82,7 +82,7 @@ fn a_cursor_keeps_the_image_that_it_was_given() {
     drop(display);
     let display = driver.connect_display(Answers::default());
     assert_eq!(display.next(), shown);
-    // A hidden one is none for the next display.
+    // A hidden cursor does not exist for the next display.
     update(&mut driver, 0, 0);
     assert_eq!(display.next(), Shown::CursorHide(0));
     drop(display);
@@ -108,7 +108,7 @@ fn a_slow_display_gets_only_the_last_cursor_move() {
     driver.set_scanout(0, 1, [0, 0, 1000, 1000]);
     assert_eq!(display.receive().0, 7);
     driver.send_flush(1, [0, 0, 1000, 1000]);
-    // The picture is in flight.
+    // The picture is being sent.
     let mut start = [0; 32];
     display.0.read_exact(&mut start).unwrap();
     (0..1000).for_each(|x| driver.move_cursor(0, [x, 5], 1));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Displays that come, go, are slow, are silent, or talk nonsense.
+//! Displays that connect, disconnect, are slow, silent, or send invalid messages.
 
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -44,7 +44,7 @@ fn a_restarted_driver_finds_no_state_of_the_previous_one() {
     driver.create(1, B8G8R8X8, 64, 64);
     driver.set_scanout(0, 1, [0, 0, 64, 64]);
     assert_eq!(display.next(), Shown::Scanout(0, 64, 64));
-    // Paused and resumed, all is as before.
+    // After pause and resume, all is as before.
     let bases = [0, 1].map(|index| driver.front_end.stop(index).unwrap());
     for (index, base) in bases.into_iter().enumerate() {
         let queue = [&driver.control, &driver.cursor][index];
@@ -54,7 +54,7 @@ fn a_restarted_driver_finds_no_state_of_the_previous_one() {
     assert!(matches!(display.next(), Shown::Update(..)));
     driver.update_cursor(0, [5, 6], 1, [7, 8]);
     assert!(matches!(display.next(), Shown::CursorImage(..)));
-    // Reset, nothing is. Each queue says that its driver begins.
+    // After a reset, nothing is left. Each queue shows that its driver starts again.
     for index in [0, 1] {
         driver.front_end.stop(index).unwrap();
     }
@@ -76,7 +76,7 @@ fn a_restarted_driver_finds_no_state_of_the_previous_one() {
     assert_eq!(display.next(), Shown::CursorHide(0));
 }
 
-/// A packed ring is at its beginning again after each two rounds.
+/// A packed ring returns to its initial position every two rounds.
 #[test]
 fn a_driver_that_restarts_at_the_old_base_finds_no_old_state() {
     let device = Device::start(&[]);
@@ -135,7 +135,7 @@ fn a_silent_display_is_waited_for_a_while() {
     assert_eq!(display.next(), Shown::Scanout(0, 8, 8));
 }
 
-/// Returns a display that does not read: the socket's buffer fills up.
+/// Creates a display that does not read: the buffer of the socket fills up.
 fn stuck_display(device: &Device) -> (GpuDriver, UnixStream) {
     let mut driver = device.connect();
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -174,11 +174,11 @@ fn a_flush_is_answered_when_a_slow_display_has_the_picture_and_not_before() {
     let flush = fenced_command(number::FLUSH, 1, 77, &words(&[0, 0, 1000, 1000, 1, 0]));
     driver.send(&flush, 4096);
     let mut left = 32 + 4_000_000;
-    // For longer in all than a display that does nothing would be waited for.
+    // Longer in all than the time limit for a stuck display.
     while left > 1_000_000 {
         let start = Instant::now();
         if driver.control.wait_used(Duration::from_millis(250)) {
-            // On a machine that stood still the device may have given up.
+            // On a machine that was suspended the device may have given up.
             let stood_still = start.elapsed() > Duration::from_millis(900);
             assert!(stood_still, "answered when {left} bytes were left");
             return;
@@ -222,7 +222,7 @@ fn commands_answered_before_a_waiting_flush_return_with_it() {
         assert!(driver.control.wait_used(PATIENCE));
         assert_eq!(driver.control.take_used().unwrap().length, length);
     }
-    // A queue that stops gives back both.
+    // A queue that stops returns both.
     both(&mut driver);
     display.0.read_exact(&mut [0; 32]).unwrap();
     driver.front_end.stop(0).unwrap();

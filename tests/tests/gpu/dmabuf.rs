@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Pictures that the display takes from buffers of the renderer's. Only a GPU has such; a library that stands in for the renderer makes
-//! them of shared memory.
+//! Pictures that the display takes from buffers of the renderer. Only a GPU has such buffers; the stand-in for the renderer makes
+//! them from shared memory.
 
 use std::fs::File;
 use std::io::{IoSliceMut, Read, Write};
@@ -29,9 +29,9 @@ const DMABUF_UPDATE: u32 = 10;
 const DMABUF_SCANOUT2: u32 = 12;
 /// Protocol features: EDID, and DMABUF_SCANOUT2.
 const FEATURES: u64 = 3;
-/// Less than a device waits for a display.
+/// Less than the time that a device waits for a display.
 const AT_ONCE: Duration = Duration::from_millis(900);
-/// A rectangle of the pictures here.
+/// Rectangle of a whole picture.
 const ALL: [u32; 4] = [0, 0, 64, 32];
 
 pub fn start(renderer: &StandIn, arguments: &[&str]) -> Device {
@@ -40,7 +40,7 @@ pub fn start(renderer: &StandIn, arguments: &[&str]) -> Device {
     })
 }
 
-/// What a display was told, and the file that came with it.
+/// A message to a display, and the file that was sent with it.
 struct Told {
     request: u32,
     payload: Vec<u8>,
@@ -60,7 +60,7 @@ impl Told {
         assert!(self.file.is_none(), "a file came with request {request}");
     }
 
-    /// Returns the file of a buffer of the 64x32 pixels of `resource`, that a scanout shows from the first pixel on.
+    /// Returns the file of a buffer of the 64x32 pixels of `resource`, which a scanout shows from the first pixel on.
     fn buffer(self, scanout: u32, modifier: Option<u64>) -> File {
         let fourcc = u32::from_le_bytes(*b"AR24");
         let mut expected = vec![scanout, 0, 0, 64, 32, 64, 32, ROW, Y_0_TOP, fourcc];
@@ -78,7 +78,7 @@ impl Told {
     }
 }
 
-/// A display that takes buffers, and answers when it is told to.
+/// A display that takes buffers, and answers when a test tells it to.
 struct GlDisplay(UnixStream);
 
 impl GlDisplay {
@@ -129,7 +129,7 @@ impl GlDisplay {
         self.0.write_all(&words(&[DMABUF_UPDATE, 4, 0])).unwrap();
     }
 
-    /// Is told of a part of a scanout that has changed, and says that it shows it.
+    /// Receives an update of a part of a scanout, and acknowledges it.
     fn shows(&mut self, scanout: u32, [x, y, width, height]: [u32; 4]) {
         let told = self.told();
         told.assert(DMABUF_UPDATE, &[scanout, x, y, width, height]);
@@ -158,7 +158,7 @@ fn flushed(driver: &mut GpuDriver) {
     assert_eq!(driver.receive().kind(), number::OK_NODATA);
 }
 
-/// Returns a driver with a context and resource 1, and a display.
+/// Connects a driver with a context and resource 1, and a display.
 fn started(device: &Device, features: u64) -> (GpuDriver, GlDisplay) {
     let mut driver = device.connect();
     let display = GlDisplay::connect(&driver, features);
@@ -167,7 +167,7 @@ fn started(device: &Device, features: u64) -> (GpuDriver, GlDisplay) {
     (driver, display)
 }
 
-/// Returns the same, and scanout 0 shows the resource.
+/// Does the same, and shows the resource on scanout 0.
 fn shown(device: &Device) -> (GpuDriver, GlDisplay, File) {
     let (mut driver, mut display) = started(device, FEATURES);
     driver.set_scanout(0, 1, ALL);
@@ -204,7 +204,7 @@ fn a_picture_is_shown_from_its_buffer_and_a_flush_waits_for_that() {
         display.answer_update();
         flushed(&mut driver);
     }
-    // What shows nothing needs nothing.
+    // A resource without a scanout needs nothing.
     create(&mut driver, 2);
     driver.flush(2, ALL);
     assert_eq!(
@@ -213,7 +213,7 @@ fn a_picture_is_shown_from_its_buffer_and_a_flush_waits_for_that() {
         "nothing is read back"
     );
     assert_eq!(renderer.calls("get_fd_for_texture2"), 1);
-    // The same again is nothing new.
+    // The same scanout again changes nothing.
     driver.set_scanout(0, 1, ALL);
     driver.send_flush(1, ALL);
     display.shows(0, ALL);
@@ -281,14 +281,14 @@ fn a_scanout_goes_from_buffers_to_pixels_and_back() {
     let device = start(&renderer, &[]);
     let (mut driver, mut display, file) = shown(&device);
     let told_no_buffer = [0; 10];
-    // QEMU shows the part that begins at (0, 0), whatever it is told.
+    // QEMU always shows the part that starts at (0, 0).
     driver.set_scanout(0, 1, [1, 0, 63, 32]);
     display.told().assert(DMABUF_SCANOUT, &told_no_buffer);
     display.told().assert(SCANOUT, &[0, 63, 32]);
     driver.send_flush(1, ALL);
     assert_eq!(display.told().words()[..5], [0, 0, 0, 63, 32]);
     flushed(&mut driver);
-    // Back, and to another one.
+    // Back, and to another resource.
     driver.set_scanout(0, 1, ALL);
     let again = display.told().buffer(0, Some(MODIFIER));
     assert_eq!(inode(&again), inode(&file));
@@ -299,7 +299,7 @@ fn a_scanout_goes_from_buffers_to_pixels_and_back() {
     driver.send_flush(2, ALL);
     display.shows(0, ALL);
     flushed(&mut driver);
-    // A part of it is not all of it.
+    // A part of the resource, not all of it.
     driver.set_scanout(0, 2, [0, 0, 60, 30]);
     let told = display.told();
     assert_eq!(told.words()[..7], [0, 0, 0, 60, 30, 64, 32]);
@@ -347,7 +347,7 @@ fn the_next_display_is_given_the_buffer_too() {
         display.shows(0, [1, 2, 3, 4]);
         flushed(&mut driver);
     }
-    // The connection of one that goes while a flush waits for it.
+    // A display that disconnects while a flush waits for it.
     let mut display = GlDisplay::connect(&driver, FEATURES);
     display.told().buffer(0, Some(MODIFIER));
     display.shows(0, ALL);
@@ -367,7 +367,7 @@ fn a_display_that_never_shows_anything_delays_the_guest_once() {
     let start = Instant::now();
     driver.send_flush(1, [0, 0, 8, 8]);
     display.told().assert(DMABUF_UPDATE, &[0, 0, 0, 8, 8]);
-    // The cursor does not wait, and is no sign of life.
+    // The cursor does not wait, and does not count as an answer.
     while !driver.control.has_used() {
         assert!(start.elapsed() < PATIENCE, "the guest waits for ever");
         driver.move_cursor(0, [7, 1], 0);
@@ -380,7 +380,7 @@ fn a_display_that_never_shows_anything_delays_the_guest_once() {
     driver.flush(1, [30, 20, 8, 8]);
     assert!(start.elapsed() < AT_ONCE, "it is waited for again");
     assert!(!display.is_told_something_within(Duration::from_millis(30)));
-    // When it continues, it is told what it missed, and waited for.
+    // When it continues, it gets the missed update, and flushes wait for it again.
     display.answer_update();
     let missed = display.told();
     missed.assert(DMABUF_UPDATE, &[0, 10, 10, 28, 18]);
@@ -414,7 +414,7 @@ fn a_display_with_invalid_answers_is_dropped_and_the_next_one_is_used() {
         words(&[DMABUF_UPDATE, 4, 1]),
         words(&[UPDATE, 4, 0]),
         words(&[3, 4, 408]),
-        // Once too often.
+        // One answer too many.
         words(&[DMABUF_UPDATE, 4, 0, DMABUF_UPDATE, 4, 0]),
     ] {
         driver.send_flush(1, ALL);
@@ -454,7 +454,7 @@ fn buffers_are_closed_with_their_resources() {
             (first..first + shows).for_each(|scanout| display.shows(scanout, ALL));
             flushed(&mut driver);
         }
-        // One goes while it is shown, the other when it is not.
+        // One is destroyed while it is shown, the other when it is not.
         driver.unref(1);
         for scanout in 0..2 {
             let mut none = [0; 10];
@@ -470,7 +470,7 @@ fn buffers_are_closed_with_their_resources() {
         renderer.calls("resource_create"),
         renderer.calls("resource_unref")
     );
-    // A guest that goes while all shows something.
+    // A guest that disconnects while everything is shown.
     create(&mut driver, 1);
     driver.set_scanout(0, 1, ALL);
     display.told().buffer(0, Some(MODIFIER));
@@ -517,7 +517,7 @@ fn a_renderer_that_refuses_is_refused() {
         let response = driver.run(&in_context(CONTEXT, kind, &body));
         assert_eq!(response.kind(), expected, "{function}");
     }
-    // What it does not take is on the 2D path.
+    // Resources that the renderer refuses use the 2D path.
     let renderer = StandIn::new("afterwards,resource_create", &[]).unwrap();
     let device = start(&renderer, &[]);
     let mut driver = device.connect();
@@ -537,7 +537,7 @@ fn a_renderer_that_refuses_is_refused() {
     let body = transfer(ALL, 0, 5, 0);
     let response = driver.run(&command(number::TRANSFER_TO_HOST_3D, &body));
     assert_eq!(response.kind(), number::INVALID_PARAMETER);
-    // Without a display nobody is given buffers.
+    // Without a display no buffers are exported.
     let renderer = StandIn::new("", &[]).unwrap();
     let device = start(&renderer, &["--headless"]);
     let mut driver = device.connect();

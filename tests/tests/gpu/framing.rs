@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Commands and responses in any division over descriptors, which has no meaning (VIRTIO 1.3, section 2.7.4.1).
+//! Commands and responses divided among descriptors in any way (VIRTIO 1.3, section 2.7.4.1).
 
 use fastrand::Rng;
 use vhost_device_tests::front_end::gpu::{
@@ -10,10 +10,10 @@ use vhost_device_tests::process::PATIENCE;
 
 use crate::{B8G8R8X8, Device};
 
-/// Bytes of the longest response.
+/// Size of the longest response in bytes.
 const LONGEST: usize = 1056;
 
-/// A headless device, and a driver whose chains are in the ring itself, or in indirect tables.
+/// Calls a function with a headless device and a driver, with direct and with indirect chains.
 fn for_each_ring(test: impl Fn(&mut GpuDriver)) {
     for indirect in [0, 1024] {
         let device = Device::start(&["--headless"]);
@@ -28,7 +28,7 @@ fn for_each_ring(test: impl Fn(&mut GpuDriver)) {
     }
 }
 
-/// Each kind of command on resource 1, in an order in which all succeed, with the size of its response.
+/// Returns each kind of command on resource 1, in an order in which all succeed, with the size of its response.
 fn commands() -> Vec<(Vec<u8>, usize)> {
     let all = [0, 0, 8, 8];
     let entries = [
@@ -57,7 +57,7 @@ fn commands() -> Vec<(Vec<u8>, usize)> {
     .collect()
 }
 
-/// Carries out a command that is cut in pieces of these sizes, as is the room for its response.
+/// Runs a command that is cut into pieces of these sizes, like the buffers for its response.
 fn run(
     driver: &mut GpuDriver,
     command: &[u8],
@@ -146,7 +146,7 @@ fn surplus_buffer_space_makes_no_difference() {
 fn commands_that_are_cut_short_are_refused() {
     for_each_ring(|driver| {
         for (whole, size) in commands() {
-            // A list of entries may be cut where its end can be told.
+            // A list of entries may be cut where its end can be recognized.
             for length in 1..whole.len() {
                 let response = run(driver, &whole[..length], LONGEST, &[], &[]);
                 assert_eq!(response.kind(), number::INVALID_PARAMETER, "{length} bytes");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Random commands: whatever the guest does, the device continues, and the display is told nothing that makes no sense.
+//! Random commands: whatever the guest does, the device continues, and the display receives only valid messages.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -10,15 +10,15 @@ use vhost_device_tests::front_end::gpu::{Answers, Display, Shown, fenced_command
 
 use crate::{B8G8R8X8, Device, ManualDisplay, bytes, pattern};
 
-/// How long it is tried.
+/// Duration of the test.
 const LIMIT: Duration = Duration::from_secs(3);
 
-/// What the display has been told of the scanouts.
+/// The scanouts according to the messages to the display.
 #[derive(Default)]
 struct Screen([(u32, u32); 16]);
 
 impl Screen {
-    /// Panics when the display was told what it cannot do.
+    /// Panics when the display received an invalid message.
     fn check(&mut self, display: &Display) {
         while let Some(shown) = display.next_within(Duration::ZERO) {
             match shown {
@@ -46,7 +46,7 @@ impl Screen {
     }
 }
 
-/// Returns a number that means something, most of the time.
+/// Returns a valid number, most of the time.
 fn any(random: &mut Rng, likely: u32) -> u32 {
     match random.u32(..20) {
         0 => random.u32(..),
@@ -55,7 +55,7 @@ fn any(random: &mut Rng, likely: u32) -> u32 {
     }
 }
 
-/// Returns the body of a command; `kind` is what it is.
+/// Creates the body of a command of type `kind`.
 fn body(random: &mut Rng, kind: u32) -> Vec<u8> {
     let resource = any(random, 8);
     let mut rectangle = || [4, 4, 60, 60].map(|likely| any(random, likely));
@@ -193,7 +193,7 @@ fn random_commands_do_no_harm() {
     assert!(told.any(|shown| shown == expected));
 }
 
-/// Returns what a display may send: answers that were asked for or not, right or wrong, whole or not.
+/// Creates what a display may send: answers, expected or not, correct or wrong, complete or not.
 fn answers(random: &mut Rng) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 0..random.u32(1..4) {
@@ -239,7 +239,7 @@ fn displays_that_answer_at_random_do_no_harm() {
             _ => words(&[round % 16, 0]),
         };
         driver.send(&fenced_command(kind, 0, 0, &body), 2000);
-        // It may have been left for what it sent before.
+        // It may have been dropped because of earlier messages.
         let _ = display.0.write_all(&answers(&mut random));
         let _ = display.0.write_all(&answers(&mut random));
         drop(display);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `vhost-device-gpu` as a driver and a display meet it.
+//! `vhost-device-gpu` as a driver and a display see it.
 
 #![cfg(test)]
 
@@ -49,7 +49,7 @@ impl Device {
         Self::start_configured(arguments, |_| {})
     }
 
-    /// Starts it with something else about its command than the arguments.
+    /// Starts it with a changed command.
     fn start_configured(arguments: &[&str], configure: impl FnOnce(&mut Command)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("socket");
@@ -58,25 +58,25 @@ impl Device {
         command.arg(option("socket-path", &socket));
         configure(&mut command);
         let mut program = Program::serve(&mut command, &socket).unwrap();
-        // What the libraries of 3D keep for the next time is theirs.
+        // The 3D libraries keep some resources.
         if !arguments.contains(&"--virgl") {
             program.expect_no_leak().unwrap();
         }
         Self { program, directory }
     }
 
-    /// Returns a driver, without a display.
+    /// Connects a driver, without a display.
     fn connect(&self) -> GpuDriver {
         self.connect_with(&Options::default())
     }
 
-    /// Returns a driver that has negotiated by other options.
+    /// Connects a driver with other options.
     fn connect_with(&self, options: &Options) -> GpuDriver {
         let socket = self.directory.path().join("socket");
         GpuDriver::new(FrontEnd::connect(&socket, options).unwrap()).unwrap()
     }
 
-    /// Returns a driver, and a display that has been greeted.
+    /// Connects a driver, and a display that has completed the handshake.
     fn connect_with_display(&self, answers: Answers) -> (GpuDriver, Display) {
         let driver = self.connect();
         let display = driver.connect_display(answers);
@@ -84,18 +84,18 @@ impl Device {
     }
 }
 
-/// Passes a display, or what shall be taken for one, and waits until the device has it.
+/// Passes a display, or another file, and waits until the device has it.
 fn pass_display(driver: &GpuDriver, file: BorrowedFd<'_>) {
     let raw = driver.front_end.raw().unwrap();
     let refused = raw.acknowledged(FrontendReq::GPU_SET_SOCKET, &[], &[file]);
     assert_eq!(refused.unwrap(), 0);
 }
 
-/// A display that does nothing by itself. Dropping it closes it.
+/// A display that only does what a test tells it to. Dropping it closes it.
 struct ManualDisplay(UnixStream);
 
 impl ManualDisplay {
-    /// Passes a new display to the device, which has it then.
+    /// Passes a new display to the device, and waits until the device has it.
     fn connect(driver: &GpuDriver) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         pass_display(driver, theirs.as_fd());
@@ -103,14 +103,14 @@ impl ManualDisplay {
         Self(ours)
     }
 
-    /// Creates the same, and the protocol features are agreed upon.
+    /// Does the same, and negotiates the protocol features.
     fn greeted(driver: &GpuDriver, features: u64) -> Self {
         let mut display = Self::connect(driver);
         display.greet(features);
         display
     }
 
-    /// Creates a greeted display that shows resource 1, which is created with this size.
+    /// Does the same, and shows resource 1, which is created with this size.
     fn showing(driver: &mut GpuDriver, width: u32, height: u32) -> Self {
         let mut display = Self::greeted(driver, 3);
         driver.create(1, B8G8R8X8, width, height);
@@ -126,19 +126,19 @@ impl ManualDisplay {
         assert_eq!(self.receive(), (2, (features & 3).to_ne_bytes().to_vec()));
     }
 
-    /// It is asked for its features, and something that it answers in any case.
+    /// Receives the requests of the handshake: for its features, and for its modes.
     fn is_greeted(&mut self) {
         assert_eq!(self.receive(), (1, Vec::new()));
         assert_eq!(self.receive(), (3, Vec::new()));
     }
 
-    /// It is asked for an EDID, and something that it answers in any case.
+    /// Receives a request for an EDID, and one that every display answers.
     fn is_asked_for_edid(&mut self, scanout: u32) {
         assert_eq!(self.receive(), (11, words(&[scanout])));
         assert_eq!(self.receive(), (3, Vec::new()));
     }
 
-    /// Returns the next request, and its payload.
+    /// Receives the next request, and its payload.
     fn receive(&mut self) -> (u32, Vec<u8>) {
         let mut header = [0; 12];
         self.0.read_exact(&mut header).unwrap();
@@ -155,7 +155,7 @@ impl ManualDisplay {
         self.0.write_all(&[&header, payload].concat()).unwrap();
     }
 
-    /// Returns how many bytes the display is sent until nothing more comes. The device keeps the socket open.
+    /// Returns the number of bytes that the display receives until nothing more arrives. The device keeps the socket open.
     fn told_until_silent(&mut self) -> usize {
         let mut told = Vec::new();
         self.0.set_read_timeout(Some(QUIET)).unwrap();
@@ -166,7 +166,7 @@ impl ManualDisplay {
         told.len()
     }
 
-    /// Reads what is left, until the device closes its end.
+    /// Reads the remaining bytes, until the device closes its end.
     fn wait_until_closed(mut self) {
         if let Err(error) = std::io::copy(&mut self.0, &mut std::io::sink()) {
             assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
@@ -188,7 +188,7 @@ fn pattern(count: u32) -> Vec<u32> {
         .collect()
 }
 
-/// Returns pixels as they lie in the memory of a guest that draws in B8G8R8X8.
+/// Returns pixels as they are stored in the memory of a guest that draws in B8G8R8X8.
 fn bytes(pixels: &[u32]) -> Vec<u8> {
     pixels
         .iter()

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest draws is what the display shows.
+//! The display shows what the guest draws.
 
 use vhost_device_tests::front_end::gpu::{Answers, Shown, command, number, words};
 
@@ -88,7 +88,7 @@ fn all_formats_are_shown_in_their_colours() {
             |pixels: &[u32]| -> Vec<u32> { pixels.iter().map(|pixel| pixel & 0xff_ffff).collect() };
         assert!(rgb(&shown) == rgb(&colours), "format {format}");
 
-        // Linux means alpha also where the format has none.
+        // Linux uses alpha also in formats that have none.
         driver.update_cursor(0, [0, 0], format, [0, 0]);
         let Shown::CursorImage(_, _, image) = display.next() else {
             panic!("no cursor");

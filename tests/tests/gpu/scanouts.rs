@@ -28,7 +28,7 @@ fn sixteen_scanouts_show_sixteen_parts_of_a_picture() {
             .collect();
         assert_eq!(display.next(), Shown::Update(scanout, [0, 0, 16, 16], part));
     }
-    // What one of them alone shows is sent to that one alone.
+    // A part that only one of them shows is sent to that one only.
     driver.flush(1, [17, 18, 2, 3]);
     let part = (18..21).flat_map(|row| picture[row * 64 + 17..][..2].to_vec());
     let expected = Shown::Update(5, [1, 2, 2, 3], part.collect());
@@ -54,7 +54,7 @@ fn a_destroyed_resource_is_no_longer_shown() {
     assert_eq!(display.next(), Shown::Scanout(0, 0, 0));
     let flush = driver.run(&command(number::FLUSH, &words(&[0, 0, 8, 8, 1, 0])));
     assert_eq!(flush.kind(), number::INVALID_RESOURCE_ID);
-    // Another one of that number is not it.
+    // Another resource with that number is not the same.
     driver.create(1, B8G8R8X8, 8, 8);
     driver.flush(1, [0, 0, 8, 8]);
     assert_eq!(display.next_within(QUIET), None);
@@ -70,7 +70,7 @@ fn a_picture_that_is_half_sent_when_its_resource_goes_is_sent_to_its_end() {
     driver.create_drawn(1, B8G8R8X8, [width, height], &bytes(&picture));
     driver.set_scanout(2, 1, [10, 0, width - 20, height]);
     assert_eq!(display.receive(), (7, words(&[2, width - 20, height])));
-    // More than there is room for: it is answered although the display takes nothing for a while.
+    // More than fits into the socket: it is answered although the display reads nothing for a while.
     driver.flush(1, [0, 0, width, height]);
     let mut start = [0; 1000];
     display.0.read_exact(&mut start).unwrap();
@@ -104,7 +104,7 @@ fn scanouts_larger_than_displays_can_be_are_refused() {
     }
 }
 
-/// Where alpha (or nothing), red, green and blue are among the bytes of a pixel.
+/// Positions of alpha (or the unused byte), red, green and blue in a pixel.
 pub const FORMATS: [(u32, [usize; 4]); 8] = [
     (1, [3, 2, 1, 0]),
     (2, [3, 2, 1, 0]),
@@ -116,7 +116,7 @@ pub const FORMATS: [(u32, [usize; 4]); 8] = [
     (134, [3, 0, 1, 2]),
 ];
 
-/// Returns pixels of alpha, red, green and blue as they lie in guest memory in one of the [`FORMATS`].
+/// Returns pixels of alpha, red, green and blue as they are stored in guest memory in one of the [`FORMATS`].
 pub fn bytes_in(places: [usize; 4], pixels: &[u32]) -> Vec<u8> {
     let bytes_of = |pixel: &u32| {
         let mut bytes = [0; 4];

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Hosts where there is no 3D, which is found out when the program starts, and not when the guest draws.
+//! Hosts without 3D, which is detected when the program starts, and not when the guest draws.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use vhost_device_tests::stand_in::StandIn;
 
 use crate::virgl::is_there;
 
-/// Starts the program with `--virgl`, which must end with one line that says why there is no 3D.
+/// Starts the program with `--virgl`, which must end with one line that says why 3D is not available.
 fn refused(configure: impl FnOnce(&mut Command)) -> String {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("socket");
@@ -56,7 +56,7 @@ fn a_renderer_that_does_not_draw_is_an_error_at_start() {
     assert!(line.contains("cannot draw"), "{line}");
 }
 
-/// Mesa draws in software by code that it makes when something is drawn.
+/// Mesa's software renderer compiles code when something is drawn.
 #[test]
 fn software_rendering_where_no_code_can_be_made_is_an_error_at_start() {
     if !is_there() {
@@ -75,7 +75,7 @@ fn software_rendering_where_no_code_can_be_made_is_an_error_at_start() {
     });
     assert!(line.contains("MemoryDenyWriteExecute"), "{line}");
     if std::path::Path::new("/dev/dri").exists() {
-        // A GPU may do without.
+        // A GPU works without.
         return;
     }
     let mut capabilities = command("vhost-device-gpu").unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a guest has drawn and shows, taken over by another device (DEVICE_STATE).
+//! The guest's drawing, scanouts and cursor, taken over by another device (DEVICE_STATE).
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -20,7 +20,7 @@ use crate::{B8G8R8X8, Device, QUIET, bytes, pattern};
 
 const B8G8R8A8: u32 = 1;
 
-/// Returns a device that knows nothing yet, whose queues stand. The guest's memory is that of another.
+/// Connects to a device without state, whose queues are stopped. The guest's memory is that of another connection.
 fn front_end(device: &Device, memory: &GuestMemory) -> FrontEnd {
     let socket = device.directory.path().join("socket");
     FrontEnd::connect_with_memory(&socket, &Options::default(), memory.clone()).unwrap()
@@ -52,19 +52,19 @@ fn part(pixels: &[u32]) -> Vec<u32> {
     rows.flat_map(|row| &row[2..10]).copied().collect()
 }
 
-/// Draws on two scanouts and sets a cursor. Returns where the picture that both show is.
+/// Draws on two scanouts and sets a cursor. Returns the pages of the picture that both show.
 fn draw(driver: &mut GpuDriver) -> Vec<u64> {
     let pages = driver.create_drawn(5, B8G8R8X8, [16, 32], &bytes(&pattern(512)));
     driver.set_scanout(0, 5, [0, 0, 16, 32]);
     driver.set_scanout(3, 5, [2, 1, 8, 6]);
     driver.create_drawn(9, B8G8R8A8, [64, 64], &bytes(&pattern(4096)));
     show_cursor(driver, 9);
-    // Nothing that is shown needs it, and nothing is behind it.
+    // Not shown, and without backing.
     driver.done(number::CREATE_2D, &words(&[6, B8G8R8X8, 1, 1]));
     pages
 }
 
-/// Carries out commands that fail, all at once, as many as there is room for.
+/// Runs commands that fail, as many at once as fit.
 fn carry_out(driver: &mut GpuDriver, count: usize) {
     let memory = driver.front_end.memory();
     let bytes = command(number::UNREF, &words(&[99, 0]));
@@ -88,8 +88,8 @@ fn carry_out(driver: &mut GpuDriver, count: usize) {
     }
 }
 
-/// A ring comes to its beginning again: a split one after 65,536 requests, a packed one after two rounds. Its driver continues there, or
-/// is another one; then its rings are elsewhere.
+/// A ring returns to its initial position: a split one after 65,536 requests, a packed one after two rounds. Its driver continues there, or
+/// another driver starts there; then its rings are elsewhere.
 #[test]
 fn a_new_driver_at_the_old_base_finds_no_old_resources() {
     let device = Device::start(&["--headless"]);
@@ -115,10 +115,10 @@ fn a_new_driver_at_the_old_base_finds_no_old_resources() {
     }
 }
 
-/// Asserts that what a display that is new is told of the picture that [`draw`] draws.
+/// Asserts that a new display receives the picture that [`draw`] draws.
 fn assert_shown(display: &Display, pixels: &[u32]) {
     let mut told: Vec<_> = (0..5).map(|_| display.next()).collect();
-    // Pictures come last.
+    // Updates come last.
     let expected = [
         Shown::Scanout(0, 16, 32),
         Shown::CursorImage(0, [10, 20, 3, 4], pattern(4096)),
@@ -126,7 +126,7 @@ fn assert_shown(display: &Display, pixels: &[u32]) {
         Shown::Update(0, [0, 0, 16, 32], pixels.to_vec()),
         Shown::Update(3, [0, 0, 8, 6], part(pixels)),
     ];
-    // Nobody said which of the small ones comes first.
+    // The order of the small messages is unspecified.
     told[..3].sort_by_key(|shown| expected.iter().position(|other| other == shown));
     assert!(told == expected, "{told:.200?}");
 }
@@ -167,7 +167,7 @@ fn a_migrated_guest_keeps_its_pictures_scanouts_cursor_and_uuids() {
     assert_eq!(display.next(), Shown::Scanout(3, 0, 0));
 }
 
-/// ATTACH_BACKING with a page.
+/// Creates ATTACH_BACKING with one page.
 fn attach_one(resource: u32) -> Vec<u8> {
     let mut body = words(&[resource, 1]);
     body.extend(4096u64.to_le_bytes());
@@ -200,7 +200,7 @@ fn loaded_state_replaces_what_was_shown() {
     }
     stop(&driver);
     driver.front_end.load_state(&state).unwrap();
-    // Ring indices that begin with 0 are no sign of another guest here.
+    // Initial ring indices do not mean another guest here.
     let mut driver = GpuDriver::new(driver.front_end).unwrap();
     let mut told: Vec<_> = (0..6).map(|_| display.next()).collect();
     let expected = [
@@ -234,7 +234,7 @@ fn a_state_that_is_refused_changes_nothing() {
     let (mut driver, display) = device.connect_with_display(Answers::default());
     draw(&mut driver);
     driver.flush(5, [0, 0, 16, 32]);
-    // Features are told already; what is shown comes in five messages.
+    // The features are negotiated already; the screen takes five messages.
     (0..5).for_each(|_| drop(display.next()));
     let state = save(&driver);
     let raw = driver.front_end.raw().unwrap();
@@ -290,7 +290,7 @@ fn no_content_of_a_state_does_harm() {
     let state = save(&driver);
     let part = state[HEADER_SIZE..].to_vec();
     let changes = prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6);
-    // What decides is around many pixels.
+    // The decisive bytes are around many pixels.
     let heads: Vec<usize> = (0..60)
         .chain(16_384..16_600)
         .chain((0..part.len()).step_by(61))
@@ -316,7 +316,7 @@ fn no_content_of_a_state_does_harm() {
         let front_end = connect();
         let raw = front_end.raw().unwrap();
         if raw.loads(&sealed("gpu", 1, &changed)) {
-            // What it took it can work with.
+            // It can work with a state that it has accepted.
             let mut driver = GpuDriver::new(front_end).unwrap();
             let display = driver.connect_display(Answers::default());
             for resource in [5, 6, 9] {
@@ -361,17 +361,17 @@ fn renderer_state_is_not_saved_and_the_guest_continues() {
     assert!(log.contains("3D, which cannot be saved"), "{log}");
 }
 
-/// Has the queues continue where they stopped.
+/// Continues the queues where they stopped.
 fn restarted(driver: GpuDriver) -> GpuDriver {
     for (index, queue) in [&driver.control, &driver.cursor].into_iter().enumerate() {
-        // They stand already, which changes nothing.
+        // They are stopped already, so this changes nothing.
         let base = driver.front_end.stop(index).unwrap();
         driver.front_end.start(index, queue, base).unwrap();
     }
     driver
 }
 
-/// A front-end that cannot take the state along would migrate the guest without its pictures.
+/// A front-end that cannot transfer the state would migrate the guest without its pictures.
 #[test]
 fn a_guest_cannot_migrate_without_the_state_of_the_device() {
     let device = Device::start(&["--headless"]);

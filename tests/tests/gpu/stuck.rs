@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A renderer that does not come back, or late.
+//! A renderer that hangs, or is late.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -13,10 +13,10 @@ use vhost_device_tests::stand_in::StandIn;
 use crate::virgl::{CONTEXT, FENCE, context, done_in, in_context, picture, submit};
 use crate::{Device, QUIET};
 
-/// More than the program waits for requests that do not finish.
+/// More than the time that the program waits for unfinished requests.
 const END: Duration = Duration::from_secs(10);
 
-/// Exit handlers of libraries may not run while the renderer works: they take away what it uses.
+/// Exit handlers of libraries must not run while the renderer works: they would free what it uses.
 #[test]
 fn sigterm_ends_the_program_in_good_order_while_the_renderer_is_stuck() {
     let renderer = StandIn::new("stuck", &[]).unwrap();
@@ -33,7 +33,7 @@ fn sigterm_ends_the_program_in_good_order_while_the_renderer_is_stuck() {
     assert_eq!(status.code(), Some(0), "{status}");
 }
 
-/// Makes commands in the context available whose fences are these, each of another kind: 3D, and 2D that waits for what was before. Returns where
+/// Makes commands with these fences available in the context, each of another kind: 3D, and 2D that waits for earlier commands. Returns where
 /// the responses will be.
 fn send_fenced(driver: &mut GpuDriver, fences: std::ops::Range<u64>) -> Vec<(u64, u64)> {
     let memory = driver.front_end.memory().clone();
@@ -55,7 +55,7 @@ fn send_fenced(driver: &mut GpuDriver, fences: std::ops::Range<u64>) -> Vec<(u64
     responses
 }
 
-/// Returns a device with a renderer whose fences are late, and a driver that can draw.
+/// Starts a device with a renderer whose fences are late, and a driver that can draw.
 fn late(renderer: &StandIn) -> (Device, GpuDriver) {
     let device = Device::start_configured(&["--virgl", "--headless"], |command| {
         renderer.configure(command);
@@ -81,7 +81,7 @@ fn late_fences_hold_back_only_fenced_commands_and_return_in_order() {
     let renderer = StandIn::new("late", &[]).unwrap();
     let (_device, mut driver) = late(&renderer);
     let responses = send_fenced(&mut driver, 1..9);
-    // What is not fenced goes by.
+    // Commands without a fence overtake.
     done_in(
         &mut driver,
         CONTEXT,
@@ -99,7 +99,7 @@ fn a_queue_that_stops_waits_a_while_for_late_fences_and_answers_them() {
     let renderer = StandIn::new("late", &[]).unwrap();
     let (device, mut driver) = late(&renderer);
     let responses = send_fenced(&mut driver, 1..9);
-    // It has taken them when it has answered this.
+    // It has taken them once it has answered this.
     driver.unref(1);
     let start = Instant::now();
     let base = driver.front_end.stop(0).unwrap();
@@ -113,7 +113,7 @@ fn a_queue_that_stops_waits_a_while_for_late_fences_and_answers_them() {
             .stderr()
             .contains("renderer unresponsive for 1 s")
     );
-    // The driver continues, with fences that are done.
+    // The driver continues, with fences that have completed.
     renderer.finish_fences().unwrap();
     driver.front_end.start(0, &driver.control, base).unwrap();
     driver.done(number::CREATE_3D, &picture(1, 64, 32, 0));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Questions that the display leaves unanswered, or answers too late.
+//! Requests that the display does not answer, or answers too late.
 
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use vhost_device_tests::front_end::gpu::{Answers, Display, GpuDriver, Shown, num
 use crate::answers::{AT_ONCE, ask_edid, ask_info, assert_edid, assert_info, filled};
 use crate::{B8G8R8X8, Device, ManualDisplay, pass_display};
 
-/// Asks the display until it is waited for, which may not be so after it was silent.
+/// Sends requests until the device waits for the display again, which it may not do after the display was silent.
 fn wait_until_heard(driver: &mut GpuDriver, display: &mut ManualDisplay) {
     let is_answered = |driver: &mut GpuDriver| driver.receive().body()[..24] == filled(24, 0xa5);
     loop {
@@ -22,7 +22,7 @@ fn wait_until_heard(driver: &mut GpuDriver, display: &mut ManualDisplay) {
     }
 }
 
-/// libkrun's display is such a one.
+/// The display of libkrun is one.
 #[test]
 fn a_display_that_does_not_report_features_is_used_without_any() {
     let device = Device::start(&[]);
@@ -56,7 +56,7 @@ fn a_display_that_never_answers_delays_the_guest_once_and_gets_updates() {
     });
     pass_display(&driver, socket.as_fd());
     let start = Instant::now();
-    // As Linux begins.
+    // The first requests of Linux.
     ask_info(&mut driver);
     assert_eq!(driver.receive().kind(), number::OK_DISPLAY_INFO);
     for scanout in 0..16 {
@@ -97,7 +97,7 @@ fn features_reported_late_are_used() {
     assert_edid(&driver.receive(), 8);
 }
 
-/// QEMU does not answer when there is no such scanout.
+/// QEMU does not answer if there is no such scanout.
 #[test]
 fn an_unanswered_edid_request_delays_neither_the_guest_nor_the_next_request() {
     let device = Device::start(&[]);
@@ -130,7 +130,7 @@ fn a_late_answer_is_not_taken_for_the_next_one() {
     ask_edid(&mut driver, 0);
     display.is_asked_for_edid(0);
     assert_eq!(driver.receive().kind(), number::UNSPEC);
-    // It is asked still, but not waited for.
+    // The device still asks, but does not wait.
     let start = Instant::now();
     ask_edid(&mut driver, 1);
     assert_eq!(driver.receive().kind(), number::UNSPEC);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! 3D commands, where virglrenderer is there and can draw.
+//! 3D commands, if virglrenderer is available and can draw.
 
 mod refused;
 
@@ -15,10 +15,10 @@ use vhost_device_tests::skip::skip;
 use crate::scanouts::{FORMATS, bytes_in};
 use crate::{B8G8R8X8, Device, QUIET, bytes, pattern};
 
-/// `pipe_texture_target`: bytes, and a picture.
+/// `pipe_texture_target`: a buffer, and a 2D texture.
 const BUFFER: u32 = 0;
 const TEXTURE_2D: u32 = 2;
-/// What a resource is for: `VIRGL_BIND_RENDER_TARGET` and `VIRGL_BIND_SAMPLER_VIEW`; `VIRGL_BIND_VERTEX_BUFFER`.
+/// Use of a resource: `VIRGL_BIND_RENDER_TARGET` and `VIRGL_BIND_SAMPLER_VIEW`; `VIRGL_BIND_VERTEX_BUFFER`.
 const PICTURE: u32 = 1 << 1 | 1 << 3;
 const VERTICES: u32 = 1 << 4;
 /// `VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP`.
@@ -28,7 +28,7 @@ pub const CONTEXT: u32 = 7;
 /// `VIRTIO_GPU_FLAG_FENCE`.
 pub const FENCE: u32 = 1 << 0;
 
-/// Returns whether there is 3D on this host, by what the back-end says.
+/// Returns whether this host has 3D, according to the back-end.
 pub fn is_there() -> bool {
     let output = process::command("vhost-device-gpu")
         .unwrap()
@@ -43,12 +43,12 @@ pub fn is_there() -> bool {
     there
 }
 
-/// Starts a device with 3D; the test is skipped where there is none.
+/// Starts a device with 3D; skips the test on hosts without.
 pub fn start(arguments: &[&str]) -> Option<Device> {
     is_there().then(|| Device::start(&[&["--virgl"], arguments].concat()))
 }
 
-/// Returns a command in a context.
+/// Creates a command in a context.
 pub fn in_context(context: u32, kind: u32, body: &[u8]) -> Vec<u8> {
     let mut bytes = command(kind, body);
     bytes[16..20].copy_from_slice(&context.to_le_bytes());
@@ -60,7 +60,7 @@ pub fn done_in(driver: &mut GpuDriver, context: u32, kind: u32, body: &[u8]) {
     assert_eq!(response.kind(), number::OK_NODATA, "command {kind:#x}");
 }
 
-/// CTX_CREATE.
+/// Creates the body of CTX_CREATE.
 pub fn context() -> Vec<u8> {
     let mut body = words(&[4, 0]);
     body.extend(b"test");
@@ -85,14 +85,14 @@ fn draw(driver: &mut GpuDriver, resource: u32, colour: [f32; 3]) {
     done_in(driver, CONTEXT, number::SUBMIT_3D, &body);
 }
 
-/// RESOURCE_CREATE_3D of a picture.
+/// Creates the body of RESOURCE_CREATE_3D for a picture.
 pub fn picture(number: u32, width: u32, height: u32, flags: u32) -> Vec<u8> {
     let what = [number, TEXTURE_2D, B8G8R8X8, PICTURE];
     let shape = [width, height, 1, 1, 0, 0, flags, 0];
     [words(&what), words(&shape)].concat()
 }
 
-/// TRANSFER_TO_HOST_3D and TRANSFER_FROM_HOST_3D of a rectangle of a resource.
+/// Creates the body of TRANSFER_TO_HOST_3D and TRANSFER_FROM_HOST_3D for a rectangle of a resource.
 pub fn transfer([x, y, w, h]: [u32; 4], offset: u64, resource: u32, stride: u32) -> Vec<u8> {
     let mut body = words(&[x, y, 0, w, h, 1]);
     body.extend(offset.to_le_bytes());
@@ -100,12 +100,12 @@ pub fn transfer([x, y, w, h]: [u32; 4], offset: u64, resource: u32, stride: u32)
     body
 }
 
-/// SUBMIT_3D.
+/// Creates the body of SUBMIT_3D.
 pub fn submit(commands: &[u32]) -> Vec<u8> {
     [words(&[commands.len() as u32 * 4, 0]), words(commands)].concat()
 }
 
-/// Returns the renderer's commands that fill a resource with one colour.
+/// Creates the renderer's commands that fill a resource with one colour.
 fn clear(resource: u32, [red, green, blue]: [f32; 3]) -> Vec<u32> {
     const SURFACE: u32 = 9;
     let head = |kind: u32, object: u32, length: u32| kind | object << 8 | length << 16;
@@ -117,7 +117,7 @@ fn clear(resource: u32, [red, green, blue]: [f32; 3]) -> Vec<u32> {
     [&surface[..], &frame_buffer, &clear, &forget].concat()
 }
 
-/// Returns colours without what is not used of each pixel.
+/// Returns the scanout, rectangle and colours of an update.
 fn colours(shown: Shown) -> (u32, [u32; 4], Vec<u32>) {
     let Shown::Update(scanout, rectangle, pixels) = shown else {
         panic!("{shown:?} is no picture");
@@ -130,7 +130,7 @@ fn opaque(pixels: &[u32]) -> Vec<u32> {
     pixels.iter().map(|pixel| pixel & 0xff_ffff).collect()
 }
 
-/// Returns the same of bytes in guest memory.
+/// Does the same with bytes in guest memory.
 fn colours_in(bytes: &[u8]) -> Vec<u32> {
     let pixels = bytes.chunks_exact(4);
     let pixels = pixels.map(|pixel| u32::from_le_bytes(pixel.try_into().unwrap()));
@@ -225,7 +225,7 @@ fn pictures_come_out_as_the_guest_laid_them_down() {
         driver.flush(number, all);
         assert_eq!(colours(display.next()), (0, all, drawn.clone()));
 
-        // Back to other places of the guest's.
+        // Back to other guest memory.
         driver.draw(&pages, &vec![0xee; 4096 * pages.len()]);
         let back = transfer(
             [0, 10, width, 10],
@@ -278,7 +278,7 @@ fn a_2d_resource_can_be_used_by_contexts() {
     driver.flush(1, all);
     assert_eq!(colours(display.next()), (0, all, drawn.clone()));
 
-    // The context draws in it, then the guest draws over that.
+    // The context draws to it, then the guest draws over that.
     draw(&mut driver, 1, [1.0, 0.0, 0.0]);
     driver.transfer(1, width, [7, 5, 10, 3]);
     driver.flush(1, all);
@@ -343,7 +343,7 @@ fn fences_come_back_in_order() {
     let commands: Vec<u32> = (0..20).flat_map(|_| clear(3, [0.0, 1.0, 0.0])).collect();
     let mut fences = Vec::new();
     for fence in 1..=24u64 {
-        // Every third is none of 3D, every fourth is refused.
+        // Every third is a 2D command, every fourth is refused.
         let mut bytes = match fence {
             fence if fence % 3 == 0 => fenced_command(number::GET_DISPLAY_INFO, FENCE, fence, &[]),
             fence if fence % 4 == 0 => fenced_command(number::SUBMIT_3D, FENCE, fence, &[]),
@@ -448,7 +448,7 @@ fn resources_follow_the_memory_of_the_guest() {
     driver.unref(1);
 }
 
-/// Pieces of guest memory that the device has mapped.
+/// Returns the number of pieces of guest memory that the device has mapped.
 fn mappings(device: &Device) -> usize {
     let maps = format!("/proc/{}/maps", device.program.id());
     let maps = std::fs::read_to_string(maps).unwrap();
@@ -500,13 +500,13 @@ fn two_hundred_guests_leave_no_resources_behind() {
         driver.front_end.stop(1).unwrap();
         driver.control = driver.front_end.queue(0, 64).unwrap();
         work(&mut driver);
-        // Mesa keeps some memory for the next one.
+        // Mesa keeps some memory for later.
         if cycle >= 20 {
             let used = device.program.resources().unwrap();
             let memory = device.program.resident_bytes().unwrap();
             let (first, before) = *settled.get_or_insert((used, memory));
             assert_eq!(used, first, "cycle {cycle}");
-            // One of the pictures each time would be 45 MiB.
+            // Leaking one picture each time would be 45 MiB.
             let grown = memory.saturating_sub(before);
             assert!(grown < 4 << 20, "{grown} bytes more in cycle {cycle}");
         }

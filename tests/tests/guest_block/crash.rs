@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A back-end that is killed under a guest again and again, and its successors, to which QEMU connects.
+//! A back-end that is killed repeatedly under a guest, and its successors, to which QEMU connects.
 
 use std::os::unix::process::ExitStatusExt;
 use std::thread;
@@ -12,22 +12,22 @@ use vhost_device_tests::process::{Program, Signal, kills};
 
 use super::{Block, FORMATS, VERIFY, assert_format, check_verified, spawn};
 
-/// Kills, where nothing else is said.
+/// Default number of kills.
 const FEW_KILLS: u64 = 3;
-/// Seconds that the guest works, beside those for each kill.
+/// Seconds that the guest works, in addition to those for each kill.
 const SECONDS: u64 = 10;
 const SECONDS_PER_KILL: u64 = 2;
-/// How long QEMU and its guest may take, which are slow where there is no KVM.
+/// Time limit for QEMU and its guest, which are slow without KVM.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How often to look at what a device has logged.
+/// Interval at which the log of a device is read.
 const INTERVAL: Duration = Duration::from_millis(2);
 
 /// Numbers of requests of the protocol.
 const GET_INFLIGHT_FD: u32 = 31;
 const SET_INFLIGHT_FD: u32 = 32;
 
-/// Steps that a device kills itself after, in turn. After the first at least, something is in flight.
+/// Steps after which a device kills itself, in turn. At least after the first, requests are in flight.
 const STEPS: [Step; 4] = [
     Step::Taken,
     Step::CarriedOut,
@@ -35,10 +35,10 @@ const STEPS: [Step; 4] = [
     Step::Published,
 ];
 
-/// What a device says when QEMU has connected to it.
+/// Log line of a device when QEMU has connected to it.
 const STARTED: &str = "queue 0 started";
 
-/// Has a device killed some time after QEMU has connected to it.
+/// Kills a device some time after QEMU has connected to it.
 fn kill(program: &mut Program, after: Duration) {
     let deadline = Instant::now() + PATIENCE;
     let mut end = None;
@@ -52,7 +52,7 @@ fn kill(program: &mut Program, after: Duration) {
     program.signal(Signal::KILL).unwrap();
 }
 
-/// Requests that a device has taken from one before it, by what it has logged.
+/// Returns the number of requests that a device has taken over from its predecessor, according to its log.
 fn taken_again(log: &str) -> u64 {
     let started = log.lines().find(|line| line.contains(STARTED));
     let count = started.and_then(|line| line.split_once(", after "));
@@ -113,7 +113,7 @@ fn kill_under_a_guest((format, properties): (&str, &str)) {
     let mut steps = STEPS.iter().cycle();
     let mut again = 0;
     for number in 0..kills {
-        // Each second one kills itself, unless it is the first, which nobody has told to.
+        // Every second one kills itself, except the first, which has no such setting.
         if number % 2 == 0 {
             kill(&mut block.program, Duration::from_millis(random.u64(..300)));
         }
@@ -138,7 +138,7 @@ fn kill_under_a_guest((format, properties): (&str, &str)) {
     assert!(again > 0, "no request was taken again");
     assert_format(&block, format);
     println!("{again} requests taken again over {kills} kills in {took:?}");
-    // All devices get the file that the first one made for this driver.
+    // All devices get the file that the first one created for this driver.
     assert_eq!(sent(&guest, GET_INFLIGHT_FD), files);
     assert!(sent(&guest, SET_INFLIGHT_FD) >= files + kills);
 }

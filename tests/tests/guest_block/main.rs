@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `vhost-device-block` used by a real Linux guest in a real QEMU.
+//! `vhost-device-block` with a Linux guest in QEMU.
 
 #![cfg(test)]
 
@@ -22,7 +22,7 @@ use vhost_device_tests::process::{self, Program};
 
 const MIB: usize = 1 << 20;
 
-/// The back-end with an image of its own. Dropping it ends the one and removes the other.
+/// The back-end with its own image. Dropping it ends the back-end and removes the image.
 struct Block {
     program: Program,
     directory: TempDir,
@@ -45,12 +45,12 @@ impl Block {
         self.directory.path().join("image")
     }
 
-    /// Returns the whole content of the image.
+    /// Returns the whole contents of the image.
     fn content(&self) -> Vec<u8> {
         fs::read(self.image()).unwrap()
     }
 
-    /// Returns a machine that has this device as `/dev/vda`, with `properties` like `,num-queues=4`.
+    /// Creates a machine with this device as `/dev/vda`, with `properties` like `,num-queues=4`.
     fn machine(&self, name: &str, properties: &str, script: impl Into<String>) -> Machine {
         Machine::new(name, script).module("virtio_blk").vhost_user(
             &format!("vhost-user-blk-pci{properties}"),
@@ -79,7 +79,7 @@ fn random(size: usize) -> Vec<u8> {
     bytes
 }
 
-/// Runs a program of the host, which must end well, and returns its stdout.
+/// Runs a program of the host, which must succeed, and returns its stdout.
 fn run<A: AsRef<OsStr>>(program: &str, arguments: impl IntoIterator<Item = A>) -> String {
     let path = find_program(program).unwrap_or_else(|| panic!("{program} is not installed"));
     let output = Command::new(path).args(arguments).output().unwrap();
@@ -172,7 +172,7 @@ fn serial_and_block_size_are_as_given() {
     let output = guest.finish().unwrap();
     assert_eq!(output.value("serial").unwrap(), "0123456789abcdefghij");
     assert_eq!(output.value("block-size").unwrap(), "4096");
-    // Sectors are of 512 bytes whatever the block size is.
+    // Sectors have 512 bytes whatever the block size is.
     assert_eq!(
         output.value("sectors").unwrap(),
         (4 * MIB / 512).to_string()
@@ -248,7 +248,7 @@ fn discard_frees_space_on_the_host() {
 fn write_zeroes_makes_zeroes() {
     let block = Block::start(32, &[]);
     let mut expected = block.content();
-    // The first asks to keep the space, the second to free it; the second fails where the device has no such request.
+    // The first one keeps the space, the second one frees it; the second one fails if the device does not support that.
     let script = r#"
         echo "@limit $(cat /sys/block/vda/queue/write_zeroes_max_bytes)"
         /programs/blkdiscard --zeroout --offset 1048576 --length 16777216 /dev/vda
@@ -264,7 +264,7 @@ fn write_zeroes_makes_zeroes() {
         .unwrap();
     let output = guest.finish().unwrap();
     assert_ne!(output.value("limit").unwrap(), "0");
-    // Linux would write pages of zeroes, in more than ten requests, if the device could not. A flush is counted too.
+    // Linux would write pages of zeroes, in more than ten requests, if the device had no such request. A flush is counted too.
     let writes: u32 = output.value("writes").unwrap().parse().unwrap();
     assert!((2..5).contains(&writes), "{writes} writes");
     expected[MIB..17 * MIB].fill(0);
@@ -298,7 +298,7 @@ fn read_only_image_cannot_be_written() {
 fn four_queues_serve_four_processors() {
     let block = Block::start(64, &["--num-queues=4"]);
     let mut expected = block.content();
-    // Linux gives each processor a queue of its own. Each copies its share of the disk's first half to the second half.
+    // Linux gives each processor its own queue. Each copies its share of the disk's first half to the second half.
     let script = r#"
         echo "@queues $(ls /sys/block/vda/mq | wc -l)"
         for cpu in 0 1 2 3; do
@@ -325,13 +325,13 @@ fn four_queues_serve_four_processors() {
     assert!(block.content() == expected, "the halves are not equal");
 }
 
-/// How long `verify` takes, where nothing else is said.
+/// Default duration of `verify`.
 const SECONDS: u64 = 20;
-/// How long it takes with each I/O engine and ring format, and the environment variable with another number of seconds.
+/// Duration for each I/O engine and ring format, and the environment variable with another number of seconds.
 const SECONDS_OF_EACH: u64 = 8;
 const VERIFY_SECONDS: &str = "VHOST_DEVICE_VERIFY_SECONDS";
 
-/// Defines the shell function `verify`: writes and reads back for a while, each block checked by its checksum, then writes the marker `@fio`.
+/// Defines the shell function `verify`: writes and reads back for a while, checks each block by its checksum, then writes the marker `@fio`.
 const VERIFY: &str = r#"
     verify() {
         fio --name=verify --filename=/dev/vda --direct=1 --ioengine=libaio --iodepth=16 --rw=randrw \
@@ -341,7 +341,7 @@ const VERIFY: &str = r#"
     }
 "#;
 
-/// Checks what `verify` wrote, and that it took so many seconds.
+/// Checks the result of `verify`, and its duration.
 fn check_verified(output: &Output, seconds: u64) {
     let report: Value = serde_json::from_str(output.value("fio").unwrap()).unwrap();
     let job = &report["jobs"][0];
@@ -354,10 +354,10 @@ fn check_verified(output: &Output, seconds: u64) {
     assert!(milliseconds > 1000 * (seconds - 1), "{milliseconds} ms");
 }
 
-/// The formats of rings, and what QEMU is told to have them.
+/// The ring formats, and the corresponding property of QEMU.
 const FORMATS: [(&str, &str); 2] = [("split", ""), ("packed", ",packed=on")];
 
-/// Panics unless the ring that was started last is of this format: that of Linux. Those of the firmware are split.
+/// Panics unless the ring that was started last, that of Linux, has this format. The rings of the firmware are split.
 fn assert_format(block: &Block, format: &str) {
     let log = block.program.stderr();
     let started = log.lines().rfind(|line| line.contains(" started: "));
@@ -365,7 +365,7 @@ fn assert_format(block: &Block, format: &str) {
     assert!(is_of_format, "the ring is not {format}:\n{log}");
 }
 
-/// Writes and verifies with an I/O engine, on both formats one after the other.
+/// Writes and verifies with an I/O engine, with both formats one after the other.
 fn verify(engine: &str) {
     let seconds = std::env::var(VERIFY_SECONDS).map_or(SECONDS_OF_EACH, |text| {
         text.parse().expect("a number of seconds")
@@ -445,7 +445,7 @@ fn reboot((format, properties): (&str, &str)) {
 #[ignore = "boots a guest: cargo xtask test"]
 fn memory_plugged_in_during_io_is_used_for_io() {
     let block = Block::start(512, &[]);
-    // The plugged memory lies above 4 GiB, in the zone Normal, which is empty before; Linux prefers it to the zone DMA32 where the rest is.
+    // The plugged memory is above 4 GiB, in the zone Normal, which was empty before; Linux prefers it to the zone DMA32 with the rest.
     // The last 384 MiB of the disk are read into it.
     let script = r#"
         echo online_kernel > /sys/devices/system/memory/auto_online_blocks

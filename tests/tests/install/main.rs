@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What `cargo xtask install` and `cargo xtask deb` put on a host, and that it works there.
+//! The results of `cargo xtask install` and `cargo xtask deb` on a host.
 
 #![cfg(test)]
 
@@ -23,7 +23,7 @@ const SUBCOMMANDS: &[&str] = &["check", "find", "list"];
 /// Files by their path below the root directory, with their mode.
 type Files = BTreeMap<PathBuf, u32>;
 
-/// Returns what is to be installed below `prefix`, completions for zsh in its directory `zsh`.
+/// Returns the expected files below `prefix`, with completions for zsh in its directory `zsh`.
 fn expected(prefix: &str, zsh: &str) -> Files {
     let mut files = Files::new();
     let mut add = |path: String, mode| {
@@ -61,7 +61,7 @@ fn expected(prefix: &str, zsh: &str) -> Files {
     files
 }
 
-/// Returns the files below `root`. Its directories are for all to read.
+/// Returns the files below `root`. Everyone can read its directories.
 fn files(root: &Path) -> Files {
     let mut files = Files::new();
     let mut directories = vec![root.to_owned()];
@@ -93,7 +93,7 @@ fn run(command: &mut Command) -> Output {
         .unwrap_or_else(|error| panic!("{command:?}: {error}"))
 }
 
-/// Runs what must go well, and gives what it wrote to stdout.
+/// Runs a command that must succeed, and returns its stdout.
 fn succeed(command: &mut Command) -> String {
     let output = run(command);
     assert!(
@@ -106,7 +106,7 @@ fn succeed(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// Runs what must go well without a word.
+/// Runs a command that must succeed without output.
 fn assert_silent(command: &mut Command) {
     let output = run(command);
     let said = [output.stdout, output.stderr].concat();
@@ -118,7 +118,7 @@ fn assert_silent(command: &mut Command) {
     );
 }
 
-/// Returns a tree of all files with the prefix /usr.
+/// Installs a tree of all files with the prefix /usr.
 fn install() -> TempDir {
     let tree = tempfile::tempdir().unwrap();
     succeed(

@@ -17,10 +17,10 @@ use crate::{DEVICES, DISCOVER, assert_silent, expected, files, run, succeed, xta
 
 const PACKAGE: &str = "vhost-device";
 
-/// How long another dpkg may be at work.
+/// How long to wait for another dpkg.
 const BUSY: Duration = Duration::from_secs(300);
 
-/// Returns the package in a directory of its own, or none where there is no Debian. It is built once.
+/// Returns the package in its own directory, or `None` on hosts that are not Debian. It is built once.
 fn package() -> Option<(TempDir, PathBuf)> {
     static CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
     if find_program("dpkg-shlibdeps").is_none() {
@@ -37,7 +37,7 @@ fn package() -> Option<(TempDir, PathBuf)> {
     Some((directory, package))
 }
 
-/// Unpacks the package, and gives the directory.
+/// Unpacks the package, and returns the directory.
 fn unpack(package: &Path) -> PathBuf {
     let tree = package.with_file_name("tree");
     succeed(
@@ -48,7 +48,7 @@ fn unpack(package: &Path) -> PathBuf {
     tree
 }
 
-/// Runs dpkg, when no other one is at work.
+/// Runs dpkg, when no other one is running.
 fn dpkg(arguments: &[&str]) -> Output {
     let deadline = Instant::now() + BUSY;
     loop {
@@ -123,7 +123,7 @@ fn the_package_says_what_it_is_and_needs() {
     assert_eq!(field("Architecture"), architecture);
 }
 
-/// As root the package is installed on this host, else unpacked.
+/// Installed on this host as root, otherwise unpacked.
 #[test]
 #[ignore = "builds release binaries"]
 fn the_package_is_found_when_installed_and_gone_when_removed() {
@@ -142,13 +142,13 @@ fn the_package_is_found_when_installed_and_gone_when_removed() {
     let installed = Installed::new(&package);
     let discover = || {
         let mut command = Command::new(DISCOVER);
-        // Not what the user has at home.
+        // Not the user's own descriptors.
         command.env_clear().env("PATH", "/usr/bin");
         command
     };
     let output = run(discover().arg("check"));
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
-    // Other packages may be at fault.
+    // Other packages may have findings.
     assert!(!said.contains(PACKAGE), "{said}");
     for device in DEVICES {
         let found = succeed(discover().args(["find", "--type", device]));

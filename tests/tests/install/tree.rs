@@ -18,7 +18,7 @@ use crate::{
     xtask,
 };
 
-/// Returns the names of all programs, with where they are.
+/// Returns the names of all programs, with their paths.
 fn programs(tree: &Path) -> Vec<(String, PathBuf)> {
     let device = |device: &&str| {
         let name = format!("vhost-device-{device}");
@@ -111,12 +111,12 @@ fn discovery_finds_the_devices_and_nothing_wrong_with_them() {
     let tree = install();
     let discover = || {
         let mut command = Command::new(tree.path().join("usr/bin").join(DISCOVER));
-        // The descriptors of who runs the tests are no matter of theirs.
+        // The descriptors of the user who runs the tests do not matter.
         command.env_clear().arg("--root").arg(tree.path());
         command
     };
     assert_silent(discover().arg("check"));
-    // The same where AppArmor is on: libvirt may start what is installed.
+    // The same with AppArmor: libvirt may start the installed programs.
     let write = |path: &str, content: &str| {
         let path = tree.path().join(path);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
@@ -199,7 +199,7 @@ fn completions_know_each_option() {
             let path = share.join(path);
             let script = fs::read_to_string(&path).unwrap();
             for option in options(&help) {
-                // fish has them without their dashes, after `-l`.
+                // fish has them without dashes, after `-l`.
                 let option = match shell {
                     "fish" => option.replace("--", "-l "),
                     _ => option.to_owned(),
@@ -214,7 +214,7 @@ fn completions_know_each_option() {
     }
 }
 
-/// What is for tests alone is not for users.
+/// Options for tests only are not documented for users.
 #[test]
 #[ignore = "builds release binaries"]
 fn no_device_can_be_told_to_kill_itself() {
@@ -253,7 +253,7 @@ fn systemd_accepts_the_units() {
         return skip("systemd-analyze is not installed");
     };
     let directory = tempfile::tempdir().unwrap();
-    // Without a destdir, so that the programs are where the units say.
+    // Without a destdir, so that the programs are where the units expect them.
     succeed(xtask().arg("install").arg("--prefix").arg(directory.path()));
     for device in DEVICES {
         let units = directory.path().join("lib/systemd/system");
@@ -287,7 +287,7 @@ fn an_existing_file_is_replaced_atomically() {
     fs::write(&licence, "old").unwrap();
     fs::set_permissions(&licence, Permissions::from_mode(0o600)).unwrap();
     let mut old = File::open(&licence).unwrap();
-    // A program that runs cannot be written to, but be replaced.
+    // A running program cannot be written to, but can be replaced.
     let program = tree.path().join("usr/bin/vhost-device-rng");
     let socket = tree.path().join("socket");
     let mut running =

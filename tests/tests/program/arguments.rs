@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Arguments: what is refused, how, and what the help says.
+//! Arguments: which are refused, how, and the help text.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +16,7 @@ use crate::{
 pub const USAGE: i32 = 2;
 const FAILURE: i32 = 1;
 
-/// The user that owns nothing.
+/// The user `nobody`.
 const NOBODY: u32 = 65534;
 
 fn neither_socket_path_nor_fd_is_a_usage_error(binary: &Binary) {
@@ -121,11 +121,11 @@ fn an_image_without_rights_is_a_failure_before_the_socket_exists(binary: &Binary
     assert_refused_without_socket(&setup, &mut command, FAILURE, setup.image());
 }
 
-/// Returns the program as a user for whom file permissions hold, which they do not for root.
+/// Returns the program as a user for whom file permissions apply, which they do not for root.
 fn unprivileged(setup: &Setup) -> Command {
     let name = setup.binary.name;
-    // Where the binary was built, only its owner may be able to reach it. `cp` copies: a file that this process has
-    // written could still be open in the child of another test, and then it cannot be executed.
+    // The binary may be in a directory that only its owner can enter. `cp` copies: a file that this process has
+    // written could still be open in the child of another test, and could not be executed.
     let binary = setup.path(name);
     let source = process::binary(name).unwrap();
     assert!(
@@ -197,7 +197,7 @@ fn help_explains_each_option_with_its_unit_and_default(binary: &Binary) {
     }
 }
 
-/// Returns what `help` says about the option `name`: from the line that starts with it to the one that starts with the next option.
+/// Returns the part of `help` about the option `name`: from the line that starts with it to the next option.
 fn paragraph(help: &str, name: &str) -> Option<String> {
     // A short form may come first; list items have a space after their dash.
     let option = |line: &str| {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Connections over the life of the program, and how signals end it.
+//! Connections during the life of the program, and signals.
 
 use std::any::Any;
 use std::io::Write;
@@ -16,10 +16,10 @@ use crate::{
     Binary, END, Setup, answer, ask, assert_serves, exists, for_each_program, read_request,
 };
 
-/// What a front-end may be doing when the program is told to end. The result is kept until it has ended.
+/// Activity of a front-end when the program receives a signal. The result is kept until the program has ended.
 type Scene = (&'static str, fn(&Setup, &mut Program) -> Box<dyn Any>);
 
-/// Returns a connection that the program has accepted.
+/// Opens a connection that the program has accepted.
 fn accepted(setup: &Setup, program: &mut Program) -> UnixStream {
     let before = program.resources().unwrap().files;
     let stream = UnixStream::connect(setup.socket()).unwrap();
@@ -31,7 +31,7 @@ fn accepted(setup: &Setup, program: &mut Program) -> UnixStream {
     stream
 }
 
-/// Returns a front-end with a ring of many requests that were just made available.
+/// Connects a front-end with a ring of many requests that were just made available.
 fn busy(setup: &Setup) -> (FrontEnd, Queue) {
     let front_end = FrontEnd::connect(&setup.socket(), &Options::default()).unwrap();
     let mut queue = front_end.queue(0, 256).unwrap();
@@ -86,7 +86,7 @@ const SCENES: [Scene; 8] = [
         std::thread::spawn(move || {
             let mut index = queue.split().avail_index();
             while stopped.try_recv() == Err(TryRecvError::Empty) {
-                // The chains that are in the ring already, again.
+                // The chains that are already in the ring, again.
                 while queue.split().used_index() == index.wrapping_sub(256) {
                     if stopped.try_recv() != Err(TryRecvError::Empty) {
                         return;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What management software asks the program about itself.
+//! What management software queries from the program.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -10,7 +10,7 @@ use vhost_device_tests::process;
 
 use crate::{Binary, Setup, for_each_program, run};
 
-/// Returns the document with these features, laid out as QEMU's own programs do it.
+/// Returns the document with these features, in the layout of QEMU's own programs.
 fn capabilities(kind: &str, features: &[&&str]) -> String {
     let lines: Vec<_> = features
         .iter()
@@ -21,7 +21,7 @@ fn capabilities(kind: &str, features: &[&&str]) -> String {
     format!("{{\n  \"type\": \"{kind}\",\n  \"features\": [{lines}{end}]\n}}\n")
 }
 
-/// Asserts that what is printed is laid out as QEMU's own programs do it.
+/// Asserts that the output has the layout of QEMU's own programs.
 fn assert_prints_capabilities(binary: &Binary, command: &mut Command) {
     let ended = run(command);
     assert_eq!(

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The limit of open files: the program takes what it may have, and names what keeps it from more.
+//! The limit of open files: the program uses the maximum, and names the limit when it is reached.
 
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
@@ -36,7 +36,7 @@ fn the_soft_limit_becomes_the_hard_one(binary: &Binary) {
 
 for_each_program!(the_soft_limit_becomes_the_hard_one);
 
-/// Starts queues until one fails, and says how many work.
+/// Starts queues until one fails, and returns how many work.
 fn start_queues(front_end: &FrontEnd, queues: usize) -> usize {
     let mut started = Vec::new();
     for index in 0..queues {

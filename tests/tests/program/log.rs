@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The log goes to a stderr that nobody reads, is full, or comes to life again: the program works as if it had none.
+//! The log goes to a stderr that nobody reads, is full, or recovers: the program works as if it had none.
 
 use std::fs::{File, OpenOptions};
 use std::io::{PipeReader, PipeWriter, Read, Write};
@@ -15,20 +15,20 @@ use vhost_device_tests::process::{PATIENCE, Program, Signal, inherit, option};
 use crate::stats_socket::{page, stats_socket};
 use crate::{BLOCK, Binary, END, Setup, assert_serves, for_each_program, read_request, run};
 
-/// Messages of a front-end, each of which is logged with RUST_LOG=trace: more than pipe and program keep.
+/// Messages of a front-end, each of which is logged with RUST_LOG=trace: more than pipe and program can hold.
 const MESSAGES: usize = 8000;
 
-/// How long a program may take to start with a stderr that takes nothing, or to end because it cannot start.
+/// Time limit for starting with a blocked stderr, or for ending when it cannot start.
 const START: Duration = Duration::from_secs(5);
 
-/// Returns a pipe of one page.
+/// Creates a pipe of one page.
 fn pipe() -> (PipeReader, PipeWriter) {
     let (reader, writer) = std::io::pipe().unwrap();
     fcntl_setpipe_size(&writer, 4096).unwrap();
     (reader, writer)
 }
 
-/// Returns the same, with no room left.
+/// Creates a pipe that is full.
 fn full_pipe() -> (PipeReader, PipeWriter) {
     let (reader, mut writer) = pipe();
     writer.write_all(&[b'\n'; 4096]).unwrap();
@@ -50,7 +50,7 @@ fn serve(setup: &Setup, stderr: impl Into<OwnedFd>) -> Program {
     program
 }
 
-/// Causes many lines, all of which are for a stderr that takes none.
+/// Causes many log lines for a stderr that accepts none.
 fn storm(setup: &Setup) {
     let stream = UnixStream::connect(setup.socket()).unwrap();
     for _ in 0..MESSAGES {
@@ -127,7 +127,7 @@ fn lines_that_were_dropped_are_counted_in_their_place(binary: &Binary) {
     let mut program = serve(&setup, writer);
     storm(&setup);
     let lines = read_until(&mut reader, |line| dropped(line).is_some());
-    // What came before it is whole.
+    // The lines before it are complete.
     let prefix = format!("{}: ", binary.name);
     for line in &lines {
         assert!(line.starts_with(&prefix), "{line:?}");
@@ -191,7 +191,7 @@ fn a_log_that_others_made_non_blocking_loses_nothing(binary: &Binary) {
     assert_ends(&mut program);
 }
 
-/// Libraries write to stderr by themselves.
+/// Libraries write to stderr directly.
 fn stderr_is_non_blocking_for_the_program_alone(binary: &Binary) {
     let setup = Setup::new(binary);
     let (_reader, writer) = pipe();
@@ -205,12 +205,12 @@ fn stderr_is_non_blocking_for_the_program_alone(binary: &Binary) {
     assert!(!flags.contains(rustix::fs::OFlags::NONBLOCK));
 }
 
-/// Lines that the program has logged once `cause` is over.
+/// Returns the lines that the program has logged after `cause`.
 fn lines_after(binary: &Binary, cause: impl Fn(&Setup)) -> Vec<String> {
     let setup = Setup::new(binary);
     let mut command = setup.listening();
     if binary.name == BLOCK.name {
-        // The kernel takes its time to give back the memory of many rings of io_uring.
+        // The kernel takes some time to release the memory of many io_uring rings.
         command.arg("--io-engine=threads");
     }
     let program = Program::serve(&mut command, &setup.socket()).unwrap();
@@ -218,7 +218,7 @@ fn lines_after(binary: &Binary, cause: impl Fn(&Setup)) -> Vec<String> {
     program.stderr().lines().map(str::to_owned).collect()
 }
 
-/// Lines that nobody has to read for so many events, all of which are of one guest or front-end.
+/// Limit of log lines for this many events, all of which are caused by one guest or front-end.
 const MOST_LINES: usize = 700;
 const EVENTS: usize = 1000;
 
@@ -242,7 +242,7 @@ fn a_front_end_that_connects_again_and_again_does_not_fill_the_log(binary: &Bina
         for _ in 0..EVENTS {
             assert_serves(&UnixStream::connect(setup.socket()).unwrap());
         }
-        // And one that is thrown out each time.
+        // And a front-end that is disconnected each time.
         for _ in 0..EVENTS {
             let mut stream = UnixStream::connect(setup.socket()).unwrap();
             stream.write_all(&[0xff; 12]).unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the program does apart from being a device: arguments, socket, signals, exit status.
+//! The program apart from its device: arguments, socket, signals, exit status.
 //!
 //! The rules are those of QEMU's "Backend program conventions", and what this project adds to them.
 
@@ -37,7 +37,7 @@ use vhost_device_tests::process::{self, PATIENCE, Program, option};
 
 const IMAGE_SIZE: u64 = 1 << 20;
 
-/// How long the program may take to end after SIGTERM.
+/// Time limit for ending after SIGTERM.
 const END: Duration = Duration::from_secs(2);
 
 /// A program that the suite runs.
@@ -45,15 +45,15 @@ struct Binary {
     name: &'static str,
     /// Its type in QEMU's schema.
     kind: &'static str,
-    /// The features that it has on all hosts, as `--print-capabilities` prints them.
+    /// The features that it has on all hosts, in the order of `--print-capabilities`.
     features: &'static [&'static str],
-    /// Those that it has where the host has what they need, which are printed after them.
+    /// The features that depend on the host, which are printed after them.
     host_features: &'static [&'static str],
-    /// The option that names the file that it works on, if it works on one.
+    /// The option that names its file, if it has one.
     file_option: Option<&'static str>,
-    /// Options of its own: name, words that its help has, default.
+    /// Its own options: name, words in the help, default.
     options: &'static [(&'static str, &'static [&'static str], &'static str)],
-    /// Options of its own, and values that are no good.
+    /// Its own options with invalid values.
     bad_values: &'static [(&'static str, &'static [&'static str])],
 }
 
@@ -140,13 +140,13 @@ const GPU: Binary = Binary {
 impl Binary {
     fn command(&self) -> Command {
         let mut command = process::command(self.name).unwrap();
-        // Logging that the caller asked for would come between the lines that are looked at.
+        // Logging enabled by the caller would add lines.
         command.env_remove("RUST_LOG");
         command
     }
 }
 
-/// A directory of its own with an image in it.
+/// A directory with an image in it.
 struct Setup<'a> {
     binary: &'a Binary,
     directory: TempDir,
@@ -175,33 +175,33 @@ impl<'a> Setup<'a> {
         self.path("socket")
     }
 
-    /// Returns what tells the program to work on the image.
+    /// Returns the option that names the image.
     fn file_option(&self) -> Option<OsString> {
         let name = self.binary.file_option?;
         Some(option(name, self.image()))
     }
 
-    /// Returns the program with its image, if it takes one, and nothing said about its socket.
+    /// Returns the program with its image, if it has one, and no option for the socket.
     fn command(&self) -> Command {
         let mut command = self.binary.command();
         command.args(self.file_option());
         command
     }
 
-    /// Returns the same, to listen at [`Setup::socket`].
+    /// Returns the same, listening at [`Setup::socket`].
     fn listening(&self) -> Command {
         let mut command = self.command();
         command.arg(option("socket-path", self.socket()));
         command
     }
 
-    /// Returns the program, listening.
+    /// Starts the program, and waits until it listens.
     fn serve(&self) -> Program {
         Program::serve(&mut self.listening(), &self.socket()).unwrap()
     }
 }
 
-/// [`assert_refused`], for a command that was told to listen at `setup`'s socket: there is none afterwards.
+/// Runs [`assert_refused`] for a command that was told to listen at `setup`'s socket, and asserts that there is no socket afterwards.
 fn assert_refused_without_socket(
     setup: &Setup,
     command: &mut Command,
@@ -212,7 +212,7 @@ fn assert_refused_without_socket(
     assert!(!exists(&setup.socket()), "{command:?} left a socket");
 }
 
-/// Returns whether there is anything at `path`, be it a dangling link.
+/// Returns whether anything is at `path`, including a dangling link.
 fn exists(path: &Path) -> bool {
     path.symlink_metadata().is_ok()
 }
@@ -225,7 +225,7 @@ fn ask(mut stream: &UnixStream) {
         .unwrap();
 }
 
-/// Reads the reply to GET_FEATURES, and gives the features.
+/// Reads the reply to GET_FEATURES, and returns the features.
 fn answer(mut stream: &UnixStream) -> u64 {
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let mut reply = [0; 20];
@@ -242,7 +242,7 @@ fn assert_serves(stream: &UnixStream) {
     assert_ne!(answer(stream) & VERSION_1, 0);
 }
 
-/// Returns a request that asks for `length` bytes: of a disk's start, and of a device that only writes.
+/// Creates a request for `length` bytes: of a disk's start, or of a device that only writes.
 fn read_request(front_end: &FrontEnd, length: u32) -> Vec<Buffer> {
     let area = RequestArea::new(front_end.memory(), length);
     let read = Request {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `--poll-us`: how long the thread of a queue looks for requests by itself.
+//! `--poll-us`: how long the thread of a queue polls for requests.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,7 @@ use crate::{Binary, Setup, for_each_program_with_a_file, read_request};
 /// How long to watch for something that must not happen.
 const QUIET: Duration = Duration::from_millis(100);
 
-/// A program with a ring that is started, and a request for it.
+/// A program with a started ring, and a request for it.
 struct Running {
     program: Program,
     _front_end: FrontEnd,
@@ -52,14 +52,14 @@ impl Running {
         answered
     }
 
-    /// Carries out a request that is kicked for.
+    /// Runs a request with a kick.
     fn request(&mut self) {
         self.offer();
         self.queue.kick_anyway();
         assert!(self.is_answered(PATIENCE));
     }
 
-    /// Processor time for 100 requests with pauses between them.
+    /// Returns the CPU time for 100 requests with pauses between them.
     fn cost_of_seldom_requests(mut self) -> Duration {
         let before = self.program.processor_time().unwrap();
         for _ in 0..100 {
@@ -73,7 +73,7 @@ impl Running {
 fn a_thread_that_polls_needs_no_kick(binary: &Binary) {
     let setup = Setup::new(binary);
     let mut running = Running::start(&setup, "1000000");
-    // On a busy machine the second that it looks for may be over before it has looked once.
+    // On a busy machine the second of polling may be over before the thread has polled once.
     let answered_without_kick = (0..10).any(|_| {
         running.request();
         running.offer();

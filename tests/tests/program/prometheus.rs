@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A strict reader of Prometheus' text format, version 0.0.4: all that it says of a page must hold, and a panic says what does not.
+//! A strict parser for Prometheus' text format, version 0.0.4, which panics on any violation.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -60,7 +60,7 @@ impl Page {
         }
     }
 
-    /// Returns the sum of all samples of this name that have these labels. They may have others too.
+    /// Returns the sum of all samples of this name that have these labels, and perhaps others.
     pub fn sum(&self, name: &str, labels: &[(&str, &str)]) -> f64 {
         let found = self.samples.iter().filter(|(sample, has, _)| {
             let is =

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Programs that are started at once with one socket: one has it, and the others end.
+//! Programs that are started at once with one socket: one gets it, and the others end.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -15,7 +15,7 @@ use crate::{Binary, END, Setup, assert_serves, exists, for_each_program};
 const ROUNDS: usize = 20;
 const PROGRAMS: usize = 4;
 
-/// Starts programs at once, each with its options, and gives the one that continues. The others must say that there is another.
+/// Starts programs at once, each with its options, and returns the one that continues. The others must report the running one.
 fn start_all(setups: &[Setup], options: impl Fn(&Setup) -> Vec<OsString>) -> Program {
     let mut programs: Vec<_> = setups
         .iter()
@@ -58,7 +58,7 @@ fn only_one_of_programs_started_at_once_gets_the_socket(binary: &Binary) {
     let path = setups[0].socket();
     for round in 0..ROUNDS {
         if round % 2 == 1 {
-            // One that somebody has left behind.
+            // A socket that an earlier process has left behind.
             drop(UnixListener::bind(&path).unwrap());
         }
         let mut program = start_all(&setups, |_| vec![option("socket-path", &path)]);
@@ -104,7 +104,7 @@ fn programs_started_at_once_in_one_directory_all_live(binary: &Binary) {
     }
 }
 
-/// Anybody who can read a directory can lock it.
+/// Anyone who can read a directory can lock it.
 fn a_directory_that_stays_locked_keeps_no_program_from_starting(binary: &Binary) {
     let setup = Setup::new(binary);
     let directory = File::open(setup.path("")).unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The socket: which one is taken over, which one made, and that it goes away.
+//! The socket: which existing one is replaced, how it is created, and that it is removed.
 
 use std::fs::{self, File};
 use std::net::{TcpListener, UdpSocket};
@@ -17,7 +17,7 @@ use crate::{
     Binary, END, Setup, assert_refused, assert_serves, exists, for_each_program, read_request,
 };
 
-/// Above what a test process has open, so that nothing of it is replaced in the child.
+/// Above the numbers of a test process, so that nothing of it is replaced in the child.
 const NUMBER: RawFd = 300;
 
 fn with_fd(setup: &Setup, file: impl Into<OwnedFd>) -> Command {
@@ -141,7 +141,7 @@ fn a_socket_left_by_a_killed_program_is_replaced(binary: &Binary) {
     assert_serves(&UnixStream::connect(setup.socket()).unwrap());
 }
 
-/// Returns what `make` puts at the socket path keeps the program from starting, and is still the same thing afterwards.
+/// Asserts that what `make` creates at the socket path keeps the program from starting, and does not change.
 fn assert_left_alone<T>(binary: &Binary, make: impl FnOnce(&Path) -> T) {
     let setup = Setup::new(binary);
     let path = setup.socket();
@@ -203,7 +203,7 @@ fn a_path_too_long_for_a_socket_is_refused(binary: &Binary) {
     assert_refused(setup.command().arg(option("socket-path", &path)), 1, &path);
 }
 
-/// Returns the mode of the socket that the program makes when it starts with `umask`.
+/// Returns the mode of the socket that the program creates with this `umask`.
 fn socket_mode(binary: &Binary, umask: &str, arguments: &[&str]) -> u32 {
     let setup = Setup::new(binary);
     let mut command = Command::new("sh");

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the program counts, as it tells in the log and on its socket.
+//! The counters of the program, in the log and on its socket.
 
 use std::path::Path;
 use std::process::Command;
@@ -15,7 +15,7 @@ use crate::{BLOCK, GPU, IMAGE_SIZE, RNG, Setup, read_request};
 
 const PAGE: u32 = 4096;
 
-/// Returns the program, with statistics, and a queue of the front-end that it serves.
+/// The program, with statistics, and a queue of its front-end.
 fn counting(setup: &Setup, change: impl FnOnce(&mut Command)) -> Program {
     let mut command = setup.listening();
     command.arg(option("stats-socket", stats_socket(setup)));
@@ -25,7 +25,7 @@ fn counting(setup: &Setup, change: impl FnOnce(&mut Command)) -> Program {
     program
 }
 
-/// Returns a front-end that always wants to be called, or says when it does not.
+/// Creates a front-end that always wants calls, or suppresses some.
 fn connect(socket: &Path, packed: bool) -> FrontEnd {
     let usual = Options::default();
     let features = usual.features & !(EVENT_IDX | RING_PACKED);
@@ -36,7 +36,7 @@ fn connect(socket: &Path, packed: bool) -> FrontEnd {
     FrontEnd::connect(socket, &options).unwrap()
 }
 
-/// Waits until the page says what it must. A request is counted a moment after its driver knows of it.
+/// Waits until the page has the expected values. A request is counted shortly after its driver sees it.
 #[track_caller]
 fn wait_for(setup: &Setup, what: &str, holds: impl Fn(&Page) -> bool) -> Page {
     let deadline = Instant::now() + PATIENCE;
@@ -50,7 +50,7 @@ fn wait_for(setup: &Setup, what: &str, holds: impl Fn(&Page) -> bool) -> Page {
     }
 }
 
-/// Returns the same for one number.
+/// Does the same for one number.
 #[track_caller]
 fn wait_for_sum(setup: &Setup, name: &str, labels: &[(&str, &str)], sum: f64) -> Page {
     let name = format!("vhost_device_{name}");
@@ -84,7 +84,7 @@ fn requests_are_counted_by_type(packed: bool, arguments: &[&str]) {
         ..Default::default()
     };
     driver.request(&unknown).unwrap();
-    // Each was taken alone, and given back with a call.
+    // Each was taken alone, and returned with a call.
     let page = wait_for(&setup, "10 requests, batches and calls", |page| {
         let names = [
             "requests_total",
@@ -147,7 +147,7 @@ fn the_sandbox_allows_what_statistics_need() {
     requests_are_counted_by_type(false, &["--sandbox=log"]);
 }
 
-/// Gives all requests of a full batch at once.
+/// Makes all requests of a full batch available at once.
 fn add_many(queue: &mut Queue, front_end: &FrontEnd, count: usize) {
     let chain = read_request(front_end, 512);
     for _ in 0..count {
@@ -184,7 +184,7 @@ fn batches_kicks_and_calls_are_counted(packed: bool) {
     assert_eq!(sum("batches_unkicked_total", &[]), 1.0);
     assert_eq!(sum("kicks_total", &[]), 0.0);
 
-    // What was published before this is counted when this is.
+    // Requests published earlier have been counted when this one is.
     queue.kick_anyway();
     let page = wait_for_sum(&setup, "kicks_total", &[("queue", "0")], 1.0);
     assert_eq!(page.sum("vhost_device_calls_total", &[]), 0.0);
@@ -263,7 +263,7 @@ fn a_device_with_one_type_of_requests_counts_what_it_wrote() {
     assert_eq!(counted, f64::from(bytes));
 }
 
-/// Lines of the log that are statistics.
+/// Returns the lines of the log that are statistics.
 fn logged(program: &Program) -> Vec<String> {
     let stderr = program.stderr();
     let lines = stderr.lines().filter_map(|line| {
@@ -273,7 +273,7 @@ fn logged(program: &Program) -> Vec<String> {
     lines.collect()
 }
 
-/// Sends SIGUSR1, and waits for more statistics than there are.
+/// Sends SIGUSR1, and waits for more statistics.
 fn ask_for_log(program: &mut Program) -> Vec<String> {
     let before = logged(program).len();
     program.signal(Signal::USR1).unwrap();
@@ -296,7 +296,7 @@ fn sigusr1_logs_statistics_with_and_without_a_front_end() {
         let mut program = setup.serve();
         let lines = ask_for_log(&mut program);
         assert_eq!(lines, ["front-ends so far: 0"]);
-        // One that does nothing is served all the while.
+        // An idle client is served all the time.
         let front_end = connect(&setup.socket(), false);
         let lines = ask_for_log(&mut program);
         assert_eq!(lines, ["front-ends so far: 1"]);

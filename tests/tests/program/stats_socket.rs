@@ -13,12 +13,12 @@ use crate::client_sockets::mode;
 use crate::prometheus::Page;
 use crate::{BLOCK, Binary, END, Setup, assert_serves, exists, for_each_program};
 
-/// Returns where the statistics of `setup`'s program are.
+/// Returns the path of the statistics socket of `setup`.
 pub fn stats_socket(setup: &Setup) -> PathBuf {
     setup.path("statistics")
 }
 
-/// Returns what somebody gets who just reads.
+/// Returns what a client gets that only reads.
 pub fn page(path: &Path) -> String {
     let client = client(path);
     client.shutdown(Shutdown::Write).unwrap();
@@ -135,7 +135,7 @@ fn a_request_in_pieces_is_put_together() {
     let mut client = client(&stats_socket(&setup));
     for piece in ["G", "ET /metr", "ics HTTP/1.1\r\nHost: a\r", "\n\r", "\n"] {
         client.write_all(piece.as_bytes()).unwrap();
-        // Another one is served meanwhile.
+        // Another client is served meanwhile.
         assert_serves_statistics(&stats_socket(&setup));
     }
     assert!(rest(client).starts_with("HTTP/1.0 200 OK\r\n"));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What systemd and the program say to each other: the socket that is passed, and when the service is ready.
+//! The interface to systemd: the passed socket, and the notification that the service is ready.
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -23,7 +23,7 @@ use crate::{
     for_each_program_with_a_file,
 };
 
-/// `command` as systemd starts it: with `socket` as file descriptor 3, and `count` as number of sockets.
+/// Returns `command` as systemd starts it: with `socket` as file descriptor 3, and `count` as number of sockets.
 fn activated(command: &Command, socket: impl Into<OwnedFd>, count: &str) -> Command {
     let mut shell = Command::new("sh");
     shell
@@ -39,7 +39,7 @@ fn activated(command: &Command, socket: impl Into<OwnedFd>, count: &str) -> Comm
     shell
 }
 
-/// What is at the other end of NOTIFY_SOCKET.
+/// The receiver of NOTIFY_SOCKET.
 struct Notifications(UnixDatagram);
 
 impl Notifications {
@@ -59,7 +59,7 @@ impl Notifications {
         String::from_utf8(message[..size].to_vec()).unwrap()
     }
 
-    /// Asserts that the program has ended and `STOPPING=1` is the last that it said.
+    /// Asserts that the program has ended, and `STOPPING=1` was its last notification.
     fn assert_stopped(&self) {
         assert_eq!(self.next(), "STOPPING=1");
         self.0.set_nonblocking(true).unwrap();
@@ -203,7 +203,7 @@ fn systemd_hears_that_a_connection_is_served(binary: &Binary) {
 
 fn systemd_may_listen_in_the_abstract_namespace(binary: &Binary) {
     let setup = Setup::new(binary);
-    // A name that no other test has.
+    // A unique name.
     let name = setup.path("notify").into_os_string();
     let address = SocketAddr::from_abstract_name(name.as_bytes()).unwrap();
     let notifications = Notifications::at(&address);
@@ -227,7 +227,7 @@ fn a_program_that_cannot_start_is_never_ready(binary: &Binary) {
     assert!(notifications.0.recv(&mut [0]).is_err());
 }
 
-/// Asserts that a NOTIFY_SOCKET that cannot be used is warned of, and the program serves.
+/// Asserts that the program warns of a NOTIFY_SOCKET that cannot be used, and serves.
 fn assert_serves_despite(setup: &Setup, notify: &OsStr) {
     let mut command = setup.listening();
     command.env("NOTIFY_SOCKET", notify);
@@ -286,7 +286,7 @@ fn systemd_socket_activate_starts_the_program_at_the_first_connection(binary: &B
             "--setenv=NOTIFY_SOCKET={}",
             setup.path("notify").display()
         ))
-        // It passes nothing else on, and a program that is built with counters needs this (`cargo xtask coverage`).
+        // It passes no other environment on, and a program that is built with counters needs this (`cargo xtask coverage`).
         .arg("--setenv=LLVM_PROFILE_FILE")
         .arg(program.get_program())
         .args(program.get_args());

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Clients that use a back-end up: who come in crowds, say nothing, never end a message, or set the same again and again. One is served
-//! at a time, for as long as it stays: VMMs connect long before they speak. But none costs more than its connection, and the process can
+//! Clients that try to exhaust a back-end: many at once, silent, with endless messages, or with repeated settings. One is served
+//! at a time, for as long as it stays: VMMs connect long before they send anything. But none costs more than its connection, and the process can
 //! be ended whatever its client does.
 
 use std::os::fd::{AsFd, BorrowedFd};
@@ -19,7 +19,7 @@ use vhost_device_tests::target::{Claim, Request, Target, assert_works, claims};
 
 use crate::{Message, PATIENCE, Peer, ring_start, start};
 
-/// How long a program that is asked to end may take, when it has nothing to finish.
+/// Time limit for ending an idle program.
 const END: Duration = Duration::from_secs(2);
 
 fn silent_clients_use_no_resources(target: &dyn Target) {
@@ -47,7 +47,7 @@ fn silent_clients_use_no_resources(target: &dyn Target) {
     running.program.wait_for_resources(idle).unwrap();
 }
 
-/// The program ends when it is asked to, although its client neither speaks nor goes, or is in the middle of a message.
+/// The program ends on a signal, although its client stays and sends nothing, or is in the middle of a message.
 fn a_client_that_never_ends_its_message_does_not_keep_the_program(target: &dyn Target) {
     if !claims(target, Claim::NoLeak) {
         return;
@@ -62,7 +62,7 @@ fn a_client_that_never_ends_its_message_does_not_keep_the_program(target: &dyn T
         let mut running = target.start();
         let connection = RawConnection::connect(&running.socket).unwrap();
         let idle = running.program.resources().unwrap();
-        // One by one: each is waited for anew.
+        // One by one: the program waits again for each.
         for byte in bytes {
             connection.send_bytes(&[byte], &[]).unwrap();
         }
@@ -76,7 +76,7 @@ fn a_client_that_never_ends_its_message_does_not_keep_the_program(target: &dyn T
     }
 }
 
-/// Hundreds of connections at once, of which each does something else. None of them keeps the next one from being served.
+/// Hundreds of connections at once, each with another activity. None of them blocks the next one.
 fn a_storm_of_connections_leaves_no_resources_behind(target: &dyn Target) {
     const THREADS: u64 = 4;
     const CONNECTIONS: usize = 100;
@@ -118,7 +118,7 @@ fn a_storm_of_connections_leaves_no_resources_behind(target: &dyn Target) {
     assert_works(target, front_end.memory(), &mut queue);
 }
 
-/// Returns all that can be set again and again.
+/// Returns all messages that can be repeated.
 fn settings(peer: &Peer, memory: &Region, files: &[BorrowedFd<'_>; 2]) -> Vec<Message> {
     let mut settings = vec![
         Message::new("", FrontendReq::SET_OWNER, Vec::new()),
@@ -131,7 +131,7 @@ fn settings(peer: &Peer, memory: &Region, files: &[BorrowedFd<'_>; 2]) -> Vec<Me
         .with(memory.file().try_clone().unwrap()),
         Message::new("", FrontendReq::SET_VRING_NUM, payload::vring_state(0, 64)),
         Message::new("", FrontendReq::SET_VRING_BASE, payload::vring_state(0, 7)),
-        // A ring that cannot start, in no memory at all.
+        // A ring that cannot start, without memory.
         Message::new(
             "",
             FrontendReq::SET_VRING_ADDR,
@@ -209,7 +209,7 @@ fn settings(peer: &Peer, memory: &Region, files: &[BorrowedFd<'_>; 2]) -> Vec<Me
     settings
 }
 
-/// What is set replaces what was set before, whether it could be used or not (CVE-2019-14818, CVE-2020-10726).
+/// A setting replaces the previous one, whether that was usable or not (CVE-2019-14818, CVE-2020-10726).
 fn repeated_settings_leave_no_resources_behind(target: &dyn Target) {
     const ROUNDS: usize = 300;
     const WARM_UP: usize = 50;
@@ -242,7 +242,7 @@ fn repeated_settings_leave_no_resources_behind(target: &dyn Target) {
     assert!(grown < 256 << 10, "{left} rounds left {grown} bytes");
 }
 
-/// The same of a ring that runs, is started and stopped.
+/// The same with a ring that is started and stopped.
 fn restarted_rings_leave_no_resources_behind(target: &dyn Target) {
     const ROUNDS: usize = 150;
     const WARM_UP: usize = 50;
@@ -276,7 +276,7 @@ fn restarted_rings_leave_no_resources_behind(target: &dyn Target) {
     assert!(grown < 1 << 20, "rings left {grown} bytes");
 }
 
-/// Messages without end, of which none is read back: the socket's room is all that they take.
+/// Endless messages whose replies are not read: they use no more than the buffers of the socket.
 fn a_flood_of_messages_is_bounded_by_the_socket(target: &dyn Target) {
     if !claims(target, Claim::NoLeak) {
         return;

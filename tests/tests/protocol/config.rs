@@ -8,10 +8,10 @@ use vhost_device_tests::target::{Claim, Target};
 
 use crate::{Message, Peer, assert_refused, start};
 
-/// Front-ends ask for as much as this, whatever the size of the config space.
+/// Front-ends ask for this size, whatever the size of the config space.
 const LARGEST: u32 = 256;
 
-/// Offset, size and flags before the bytes.
+/// Size of offset, size and flags before the data.
 const FIELDS: usize = 12;
 
 impl Peer {
@@ -87,7 +87,7 @@ fn flags_of_a_read_are_ignored(target: &dyn Target) {
     }
 }
 
-/// The protocol has a reply of no bytes for this.
+/// The protocol has an empty reply for this.
 fn a_read_far_outside_the_config_space_fails(target: &dyn Target) {
     let running = target.start();
     if !has_config(&Peer::new(&running), target) {
@@ -161,7 +161,7 @@ fn written_config_bytes_are_read_back(target: &dyn Target) {
     }
 }
 
-/// There are two kinds of writes, and no use for other bits.
+/// There are two kinds of writes; other bits have no meaning.
 fn flags_of_a_write_do_no_harm(target: &dyn Target) {
     let running = target.start();
     if !has_config(&Peer::new(&running), target) {
@@ -201,7 +201,7 @@ fn a_write_changes_nothing_else(target: &dyn Target) {
     }
 }
 
-/// It is refused or ignored, but not carried out.
+/// It is refused or ignored, but has no effect.
 fn read_only_config_fields_cannot_be_changed(target: &dyn Target) {
     let running = target.start();
     let peer = Peer::new(&running);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The state of the device on its way to another process (DEVICE_STATE).
+//! The state of the device, transferred to another process (DEVICE_STATE).
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -18,19 +18,19 @@ use vhost_device_tests::target::{Request, Running, Target, assert_works};
 
 use crate::{PATIENCE, Peer, start};
 
-/// How long a back-end may wait in CHECK_DEVICE_STATE, which makes the front-end wait too.
+/// Time limit of CHECK_DEVICE_STATE, which blocks the front-end.
 const LONGEST_CHECK: Duration = Duration::from_secs(9);
 
 fn has_state(target: &dyn Target) -> bool {
     Peer::new(&target.start()).has(ProtocolFeatures::DEVICE_STATE, target)
 }
 
-/// Returns a running target, and a peer of it, unless it has no state.
+/// Starts a target with a peer, unless it has no state.
 fn start_with_state(target: &dyn Target) -> Option<(Running, Peer)> {
     has_state(target).then(|| start(target))
 }
 
-/// Returns a pipe that has no room.
+/// Creates a full pipe.
 fn full_pipe() -> (OwnedFd, OwnedFd) {
     let (read, write) = pipe();
     let size = fcntl_setpipe_size(&write, 4096).unwrap();
@@ -39,14 +39,14 @@ fn full_pipe() -> (OwnedFd, OwnedFd) {
     (read, write)
 }
 
-/// Panics unless nobody reads from `file`, a pipe, any more, or will soon do so.
+/// Panics unless the read end of `file`, a pipe, is closed within the time limit.
 fn assert_closed(file: &OwnedFd) {
     let mut fds = [PollFd::new(file, PollFlags::empty())];
     let limit = PATIENCE.try_into().unwrap();
     assert_eq!(poll(&mut fds, Some(&limit)), Ok(1), "it is still open");
 }
 
-/// Makes the connection carry out a request, with all memory and a queue that run from `base` on. Returns the base that it stops at.
+/// Runs a request on a queue that starts at `base`. Returns the base at which it stops.
 fn carry_out(target: &dyn Target, front_end: &FrontEnd, base: u16) -> u16 {
     let mut options = front_end.queue_options(16);
     options.base = base;
@@ -65,7 +65,7 @@ fn a_device_continues_in_another_process(target: &dyn Target) {
     let source = FrontEnd::connect(&here.socket, &options).unwrap();
     let base = carry_out(target, &source, 0);
     let state = source.save_state().unwrap();
-    // The one that was saved continues as well.
+    // The saved device continues as well.
     let base = carry_out(target, &source, base);
     let state_of_more = source.save_state().unwrap();
 
@@ -73,7 +73,7 @@ fn a_device_continues_in_another_process(target: &dyn Target) {
     destination.load_state(&state).unwrap();
     destination.load_state(&state_of_more).unwrap();
     let base = carry_out(target, &destination, base);
-    // Back to where it was, on a connection that is not new.
+    // Back to the source, on an existing connection.
     let state = destination.save_state().unwrap();
     source.load_state(&state).unwrap();
     carry_out(target, &source, base);
@@ -209,7 +209,7 @@ fn any_change_of_a_state_is_detected_and_no_content_does_harm(target: &dyn Targe
     });
     unseen.unwrap();
 
-    // With a checksum that fits, the device looks at what it says.
+    // With a valid checksum, the device parses the contents.
     let (header, part) = state.split_at(HEADER_SIZE);
     let device = String::from_utf8(header[12..28].to_vec()).unwrap();
     let device = device.trim_end_matches('\0');
@@ -249,7 +249,7 @@ fn an_endless_state_is_cut_off(target: &dyn Target) {
     };
     let state = peer.connection.saved();
     let mut endless = state.clone();
-    // The length: more than any device takes.
+    // The length: more than any device accepts.
     endless[32..40].fill(0x7f);
     for beginning in [vec![0], endless, state] {
         let (theirs, ours) = pipe();
@@ -267,10 +267,10 @@ fn an_endless_state_is_cut_off(target: &dyn Target) {
     }
 }
 
-/// Begins a transfer that cannot continue: the other end of its file is returned, and what keeps that end from moving.
+/// A transfer that cannot continue: the other end of its file, and what keeps that end open.
 type Stuck = (OwnedFd, Option<OwnedFd>);
 
-/// Returns a reader that never reads, and a writer that never closes.
+/// Starts a transfer to a reader that never reads, or from a writer that never closes.
 fn stuck(peer: &Peer) -> [Box<dyn Fn() -> Stuck + '_>; 2] {
     let state = peer.connection.saved();
     let save = || {
@@ -334,7 +334,7 @@ fn a_check_waits_for_a_slow_peer(target: &dyn Target) {
     drop(theirs);
     let request = FrontendReq::CHECK_DEVICE_STATE;
     peer.connection.send(request, VERSION, &[], &[]).unwrap();
-    // What comes behind it is answered after it.
+    // Later messages are answered after it.
     let next = FrontendReq::GET_FEATURES;
     peer.connection.send(next, VERSION, &[], &[]).unwrap();
     let mut ours = File::from(ours);
@@ -385,7 +385,7 @@ fn a_file_for_the_other_direction_fails(target: &dyn Target) {
             assert_ne!(peer.connection.check_device_state().unwrap(), 0);
         }
     }
-    // A file that never makes anyone wait is as good as a pipe.
+    // A file that never blocks is as good as a pipe.
     let file = tempfile::tempfile().unwrap();
     let save = peer.connection.set_device_state(SAVE, 0, file.as_fd());
     assert_eq!(save.unwrap(), BEGUN);
@@ -408,7 +408,7 @@ fn another_transfer_ends_the_first(target: &dyn Target) {
         assert!(peer.connection.loads(&state));
         assert_closed(&ours);
     }
-    // One that is refused does so as well.
+    // A refused one does so as well.
     for begin in stuck(&peer) {
         let (ours, keeper) = begin();
         drop(keeper);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The log of dirty pages (LOG_SHMFD, SET_LOG_BASE). What is written to it has a suite of its own, `dirty_log.rs`.
+//! The log of dirty pages (LOG_SHMFD, SET_LOG_BASE). The suite `dirty_log` tests its contents.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -11,7 +11,7 @@ use vhost_device_tests::target::Target;
 
 use crate::{Message, Peer, assert_refused_after, start};
 
-/// Returns the payload of SET_LOG_BASE.
+/// Encodes SET_LOG_BASE.
 fn description(size: u64, offset: u64) -> Vec<u8> {
     [size, offset].map(u64::to_ne_bytes).concat()
 }
@@ -26,7 +26,7 @@ fn has_log(target: &dyn Target) -> bool {
     Peer::new(&target.start()).has(ProtocolFeatures::LOG_SHMFD, target)
 }
 
-/// With the same payload, which some front-ends insist on, once.
+/// With the same payload, which some front-ends require, once.
 fn a_log_is_answered_whether_an_answer_is_asked_for_or_not(target: &dyn Target) {
     if !has_log(target) {
         return;

@@ -15,7 +15,7 @@ use vhost_device_tests::target::{Claim, Request, Target, assert_works, claims};
 
 use crate::{Message, PATIENCE, PROTOCOL_FEATURES, Peer, assert_refused, start};
 
-/// VIRTIO_F_RING_RESET, which some front-ends set whatever was offered.
+/// VIRTIO_F_RING_RESET, which some front-ends set even if it was not offered.
 const FORCED_FEATURES: u64 = 1 << 40;
 
 fn virtio_1_and_protocol_features_are_offered(target: &dyn Target) {
@@ -33,7 +33,7 @@ fn features_are_the_same_each_time(target: &dyn Target) {
     assert_eq!(Peer::new(&running).offered, features);
 }
 
-/// A front-end may do nothing about protocol features before it has set the virtio features.
+/// A front-end may negotiate protocol features before the virtio features.
 fn protocol_features_can_be_set_before_features(target: &dyn Target) {
     let running = target.start();
     let connection = RawConnection::connect(&running.socket).unwrap();
@@ -71,7 +71,7 @@ fn features_can_be_set_again(target: &dyn Target) {
     peer.done(FrontendReq::SET_FEATURES, &payload::u64(peer.features), &[]);
 }
 
-/// QEMU's vhost-user-gpu sets such bits; an end of the connection would end the guest.
+/// QEMU's vhost-user-gpu sets such bits; a disconnect would end the guest.
 fn features_that_were_not_offered_are_not_turned_on(target: &dyn Target) {
     if !claims(target, Claim::Refusal) {
         return;
@@ -95,7 +95,7 @@ fn features_that_were_not_offered_are_not_turned_on(target: &dyn Target) {
     assert_works(target, front_end.memory(), &mut queue);
 }
 
-/// What is agreed on while a ring runs is for the rings that start after that.
+/// Features that are negotiated while a ring runs apply to rings that start later.
 fn features_that_change_while_a_ring_runs_leave_it_alone(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
@@ -182,7 +182,7 @@ fn the_status_is_what_was_set(target: &dyn Target) {
     }
 }
 
-/// Runs one request on a ring that is started from nothing.
+/// Asserts that a request on a new ring is carried out.
 fn assert_starts(target: &dyn Target, front_end: &FrontEnd) {
     let mut queue = front_end.queue(0, 16).unwrap();
     assert_works(target, front_end.memory(), &mut queue);
@@ -252,7 +252,7 @@ fn reset_owner_leaves_the_connection_usable(target: &dyn Target) {
     assert_usable_after(target, FrontendReq::RESET_OWNER);
 }
 
-/// QEMU's device_del and device_add use the same connection: the new device is told of memory and rings from the beginning.
+/// QEMU's device_del and device_add use the same connection: the memory and the rings of the new device are set up from the beginning.
 fn set_owner_begins_a_session(target: &dyn Target) {
     let running = target.start();
     if !claims(target, Claim::RingChecks) {
@@ -287,7 +287,7 @@ fn set_owner_begins_a_session(target: &dyn Target) {
     }
 }
 
-/// Some front-ends say it twice, or late.
+/// Some front-ends send it twice, or late.
 fn set_owner_changes_nothing_at_the_start_or_while_a_ring_runs(target: &dyn Target) {
     let running = target.start();
     if !claims(target, Claim::RingChecks) {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Files that come with messages (vhost-user, "File descriptors"): eventfds that are something else, full, closed or blocking; files
+//! Files that are sent with messages (vhost-user, "File descriptors"): files other than eventfds, full, closed or blocking ones; files
 //! that replace others; and files that are lost because there are too many.
 
 use std::collections::HashSet;
@@ -21,7 +21,7 @@ use vhost_device_tests::target::{Claim, Request, Running, Target, claims};
 
 use crate::{PATIENCE, Peer, owned, ring_start};
 
-/// How long a program is watched that has nothing to do, and how much of that time it may compute.
+/// How long an idle program is watched, and how much CPU time it may use meanwhile.
 const IDLE: Duration = Duration::from_millis(300);
 const IDLE_TIME: Duration = Duration::from_millis(100);
 
@@ -45,7 +45,7 @@ impl Scene {
         }
     }
 
-    /// Starts the ring with `file` instead of the eventfd that `request` would have. Returns whether no message was refused.
+    /// Starts the ring with `file` instead of the eventfd of `request`. Returns whether all messages were accepted.
     fn start(&self, request: FrontendReq, file: BorrowedFd<'_>) -> bool {
         ring_start(&self.peer, &self.memory, &self.queue)
             .into_iter()
@@ -58,7 +58,7 @@ impl Scene {
             })
     }
 
-    /// Starts the ring as it should be.
+    /// Starts the ring with its own eventfds.
     fn start_well(&self) {
         assert!(self.start(
             FrontendReq::SET_OWNER,
@@ -66,7 +66,7 @@ impl Scene {
         ));
     }
 
-    /// Makes a request available, and waits until it is used, without an eventfd of the device's.
+    /// Makes a request available, and waits until it is used, without using the call eventfd.
     fn carry_out(&mut self, target: &dyn Target, what: &str) {
         let mut request = Request::new(target, &self.memory);
         self.queue.submit(&request.write(1));
@@ -84,14 +84,14 @@ fn an_eventfd(count: u32) -> OwnedFd {
     eventfd(count, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap()
 }
 
-/// Adds as much to an eventfd as it takes.
+/// Fills an eventfd.
 fn fill(eventfd: &OwnedFd) {
     // It may have been signalled.
     let _ = rustix::io::read(eventfd, &mut [0; 8]);
     rustix::io::write(eventfd, &(u64::MAX - 1).to_ne_bytes()).unwrap();
 }
 
-/// Returns a pipe whose other end is closed, or a socket.
+/// Creates pipes whose other end is closed, and such a socket.
 fn without_peer() -> [(&'static str, OwnedFd); 3] {
     [
         (
@@ -119,7 +119,7 @@ fn assert_idle(program: &Program, what: &str) {
     );
 }
 
-/// What is always readable, or broken, wakes the device once at most: it must not go round in circles.
+/// A file that is always readable, or broken, wakes the device once at most: it must not loop.
 fn a_kick_of_any_kind_costs_nothing_while_there_is_nothing_to_do(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
@@ -154,7 +154,7 @@ fn a_kick_of_any_kind_costs_nothing_while_there_is_nothing_to_do(target: &dyn Ta
     }
 }
 
-/// A driver that cannot be called has its requests carried out all the same; it is the front-end's own loss.
+/// The requests of a driver that cannot be called are carried out all the same; it is the front-end's own loss.
 fn a_call_that_fails_does_no_harm(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
@@ -173,7 +173,7 @@ fn a_call_that_fails_does_no_harm(target: &dyn Target) {
             scene.carry_out(target, what);
         }
         scene.stop();
-        // The same for the one that tells of a broken ring.
+        // The same for the ERR eventfd.
         scene.queue.reset();
         assert!(scene.start(FrontendReq::SET_VRING_ERR, file.as_fd()));
         scene.queue.publish_nonsense();
@@ -184,7 +184,7 @@ fn a_call_that_fails_does_no_harm(target: &dyn Target) {
     }
 }
 
-/// Returns the two ends of a socket or pipe: what is written to, and what that is read from.
+/// Creates sockets and pipes: the end to write to, and the end to read from.
 fn two_ends() -> [(&'static str, OwnedFd, OwnedFd); 3] {
     let (reader, writer) = pipe().unwrap();
     let (ours, theirs) = UnixStream::pair().unwrap();
@@ -196,7 +196,7 @@ fn two_ends() -> [(&'static str, OwnedFd, OwnedFd); 3] {
     ]
 }
 
-/// User-Mode Linux is called by sockets, and reads 8 bytes for each call.
+/// User-Mode Linux is called through sockets, and reads 8 bytes for each call.
 fn a_call_may_be_a_socket_or_a_pipe(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
@@ -205,7 +205,7 @@ fn a_call_may_be_a_socket_or_a_pipe(target: &dyn Target) {
     for (what, theirs, ours) in two_ends() {
         let mut scene = Scene::new(&running);
         assert!(scene.start(FrontendReq::SET_VRING_CALL, theirs.as_fd()));
-        // The first one is for the start.
+        // The first call is for the start.
         for number in 0..3 {
             let mut call = [0; 16];
             assert!(is_readable(&ours), "{what}: no call {number}");
@@ -230,7 +230,7 @@ fn is_readable(end: &OwnedFd) -> bool {
     poll(&mut [PollFd::new(end, PollFlags::IN)], Some(&limit)).unwrap() == 1
 }
 
-/// Writes until there is no more room, and has writes wait for room from now on.
+/// Writes until it is full, and makes later writes block.
 fn fill_up(end: &OwnedFd) {
     let flags = fcntl_getfl(end).unwrap();
     fcntl_setfl(end, flags | OFlags::NONBLOCK).unwrap();
@@ -238,7 +238,7 @@ fn fill_up(end: &OwnedFd) {
     fcntl_setfl(end, flags - OFlags::NONBLOCK).unwrap();
 }
 
-/// A full one means that a call is pending. Nor does the end of the other side end the process.
+/// A full one means that a call is pending. A closed other end does not end the process.
 fn a_socket_or_pipe_that_is_not_read_keeps_no_ring_from_working(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
@@ -264,7 +264,7 @@ fn a_socket_or_pipe_that_is_not_read_keeps_no_ring_from_working(target: &dyn Tar
     }
 }
 
-/// A front-end can have its eventfds block again, whatever the back-end has set them to.
+/// A front-end can make its eventfds block again, after the back-end has changed them.
 fn a_blocking_call_eventfd_does_not_keep_a_ring_from_stopping(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
@@ -301,7 +301,7 @@ fn a_blocking_call_eventfd_does_not_keep_a_ring_from_stopping(target: &dyn Targe
     }
 }
 
-/// The same for the one that tells of a ring which cannot start.
+/// The same for the ERR eventfd of a ring that cannot start.
 fn a_blocking_err_eventfd_delays_no_message(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
@@ -337,7 +337,7 @@ fn is_closed(end: impl AsFd) -> bool {
     poll(&mut fds, Some(&limit)).unwrap() == 1
 }
 
-/// A new kick takes the place of the old one, which is released: in the worker, and in what it waits with.
+/// A new kick eventfd replaces the old one, which is closed: in the worker, and in its epoll or io_uring instance.
 fn a_replaced_kick_eventfd_is_closed(target: &dyn Target) {
     if !claims(target, Claim::NoLeak) {
         return;
@@ -383,7 +383,7 @@ fn the_kick_eventfd_of_a_stopped_ring_is_closed(target: &dyn Target) {
     }
 }
 
-/// Sets the limit of the numbers of a program's open files, and gives what it was.
+/// Sets the limit of open files of a program, and returns the previous one.
 fn set_file_limit(program: &Program, limit: u64) -> u64 {
     let maximum = getrlimit(Resource::Nofile).maximum;
     let id = Pid::from_raw(program.id() as i32);
@@ -392,7 +392,7 @@ fn set_file_limit(program: &Program, limit: u64) -> u64 {
     old.unwrap().current.unwrap()
 }
 
-/// Lets a program open `room` files more, and no others. Returns the limit that it had.
+/// Lets a program open only `room` more files. Returns the previous limit.
 fn leave_room(program: &Program, room: usize) -> u64 {
     let numbers = fs::read_dir(format!("/proc/{}/fd", program.id())).unwrap();
     let open: HashSet<u64> = numbers
@@ -410,7 +410,7 @@ fn leave_room(program: &Program, room: usize) -> u64 {
     set_file_limit(program, free.nth(room).unwrap())
 }
 
-/// The kernel drops what a process has no room for (MSG_CTRUNC). A message without all its files cannot be trusted.
+/// The kernel drops files that a process has no room for (MSG_CTRUNC). A message without all its files cannot be trusted.
 fn a_message_whose_files_are_lost_ends_its_connection(target: &dyn Target) {
     if !claims(target, Claim::NoLeak) {
         return;
@@ -438,7 +438,7 @@ fn a_message_whose_files_are_lost_ends_its_connection(target: &dyn Target) {
     }
 }
 
-/// A process that may open no more files can serve nobody, but neither does it end, nor go round in circles.
+/// A process that cannot open more files can serve nobody, but neither ends nor loops.
 fn a_back_end_without_room_for_a_connection_waits(target: &dyn Target) {
     if !claims(target, Claim::NoLeak) {
         return;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Messages on the stream: in pieces, several at once, with and without acknowledgement.
+//! Messages on the stream: in pieces, several at once, with and without acknowledgements.
 
 use vhost::vhost_user::message::{FrontendReq, VhostUserProtocolFeatures as ProtocolFeatures};
 use vhost_device_tests::front_end::connection::{NEED_REPLY, REPLY, VERSION, message, payload};
@@ -8,14 +8,14 @@ use vhost_device_tests::target::{Claim, Target, assert_works, claims};
 
 use crate::{Message, PATIENCE, Peer, ring_start, start, wait_until_read};
 
-/// Memory and a ring for a whole session.
+/// Creates memory and a ring for a whole session.
 fn ring(peer: &Peer) -> (GuestMemory, Queue, Vec<Message>) {
     let (memory, queue) = peer.ring(16);
     let messages = ring_start(peer, &memory, &queue);
     (memory, queue, messages)
 }
 
-/// Requests with a reply of their own, that were agreed on.
+/// Returns the negotiated requests that have a reply of their own.
 fn questions(peer: &Peer) -> Vec<(FrontendReq, Vec<u8>)> {
     let mut questions = vec![
         (FrontendReq::GET_FEATURES, Vec::new()),
@@ -164,7 +164,7 @@ fn a_message_may_be_cut_anywhere(target: &dyn Target) {
     }
 }
 
-/// A message ends where its header says, not where a write did.
+/// A message ends where its header says, not at the end of a write.
 fn a_piece_may_hold_the_end_of_one_message_and_the_start_of_the_next(target: &dyn Target) {
     if !claims(target, Claim::Pieces) {
         return;
@@ -209,7 +209,7 @@ const UNASSIGNED: [u32; 12] = [
     u32::MAX,
 ];
 
-/// Requests that belong to features which these suites never agree on.
+/// Requests of features that these suites never negotiate.
 const NOT_AGREED_ON: [FrontendReq; 17] = [
     FrontendReq::SET_LOG_BASE,
     FrontendReq::SET_LOG_FD,
@@ -230,7 +230,7 @@ const NOT_AGREED_ON: [FrontendReq; 17] = [
     FrontendReq::GET_SHMEM_CONFIG,
 ];
 
-/// Returns the requests that the target should know nothing of.
+/// Returns the requests that the target should not know.
 fn unknown_requests(target: &dyn Target) -> Vec<u32> {
     let mut requests = UNASSIGNED.to_vec();
     if target.claims(Claim::Unknown) {

@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Front-ends that are malicious, or leave in the middle. Whatever they do, the next one is served, and nothing of theirs is left: the
+//! Malicious front-ends, and front-ends that disconnect in the middle. Whatever they do, the next one is served, and they leave nothing behind: the
 //! harness compares files, threads, mappings and memory at the end of each test with those at its start.
 //!
-//! Where what of the protocol is sent as it should not be:
-//! - headers, sizes, short and long payloads, requests out of the air, files that no message has a use for, and ends in the middle: here;
-//!   pieces of messages, and requests that are not known: `framing`;
+//! Where the invalid parts of the protocol are tested:
+//! - headers, sizes, short and long payloads, unexpected requests, files that no message uses, and disconnects in the middle: here;
+//!   pieces of messages, and unknown requests: `framing`;
 //! - files of the wrong kind, full, closed, blocking, too many to be received, and too many to be opened: `files`;
-//! - clients in crowds, silent, without end, and settings that are repeated forever: `clients`; front-ends that are killed: `killed` of
+//! - many clients, silent ones, endless messages, and repeated settings: `clients`; killed front-ends: `killed` of
 //!   the suite `ring`;
-//! - memory tables and slots: `memory`; memory that goes under rings and requests: `memory_changes` of the suite `ring`;
+//! - memory tables and slots: `memory`; memory that is removed under rings and requests: `memory_changes` of the suite `ring`;
 //! - vrings, by index, size, base, address and order: `rings`; features, status, reset and the channel of the back-end: `features`; the
 //!   config space: `config`;
-//! - requests in flight: `inflight`, and the suite `block`; the dirty log: `dirty_log`, and the suite of that name; the state of a
+//! - the inflight region: `inflight`, and the suite `block`; the dirty log: `dirty_log`, and the suite of that name; the state of a
 //!   device: `device_state`; the display of a GPU: `answers`, `display`, `fuzz` and `dmabuf` of the suite `gpu`.
 //!
-//! What guests do to rings and requests is in the suite `ring`, at its module `corrupt`.
+//! The module `corrupt` of the suite `ring` lists the attacks of guests on rings and requests.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
@@ -31,7 +31,7 @@ use vhost_device_tests::target::{Claim, Request, Target, claims};
 
 use crate::{Message, PATIENCE, Peer, assert_refused};
 
-/// Every request with a payload, and the size of that.
+/// Every request with a payload, and the size of the payload.
 const PAYLOADS: [(FrontendReq, usize); 14] = [
     (FrontendReq::SET_FEATURES, 8),
     (FrontendReq::SET_PROTOCOL_FEATURES, 8),
@@ -119,7 +119,7 @@ fn a_message_without_version_1_ends_its_connection(target: &dyn Target) {
     assert_flags_end_a_connection(target, &[0, 2, 3, NEED_REPLY, 2 | NEED_REPLY, !VERSION]);
 }
 
-/// Bits that mean nothing yet: the message may be answered, or its connection end.
+/// Bits without a meaning: the message may be answered, or its connection may end.
 fn reserved_flags_do_no_harm(target: &dyn Target) {
     let running = target.start();
     for bit in 4..32 {
@@ -174,7 +174,7 @@ fn a_front_end_that_disconnects_before_the_reply_does_no_harm(target: &dyn Targe
     Peer::new(&running);
 }
 
-/// Sends until nothing more goes, and leaves.
+/// Sends until the socket is full, and disconnects.
 fn a_front_end_that_never_reads_does_no_harm(target: &dyn Target) {
     let running = target.start();
     let mut connection = RawConnection::connect(&running.socket).unwrap();
@@ -186,7 +186,7 @@ fn a_front_end_that_never_reads_does_no_harm(target: &dyn Target) {
     Peer::new(&running);
 }
 
-/// Bytes that mean nothing, and well-formed headers before bytes that mean nothing.
+/// Random bytes, and valid headers before random bytes.
 fn garbage_ends_only_its_connection(target: &dyn Target) {
     const CONNECTIONS: u64 = 100;
     let running = target.start();
@@ -219,7 +219,7 @@ fn files_that_a_message_does_not_use_are_closed(target: &dyn Target) {
     let mut running = target.start();
     let peer = Peer::new(&running);
     peer.assert_alive();
-    // What these keep is kept once, and replaced after that.
+    // These are stored once, and replaced later.
     let region = Region::new(0, 4096);
     let eventfd = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let needs_one = [
@@ -235,7 +235,7 @@ fn files_that_a_message_does_not_use_are_closed(target: &dyn Target) {
         &payload::memory_table(&[region.info()]),
         &[region.file().as_fd()],
     );
-    // They take a file, of which a message brings more than one (CVE-2022-0669), or none at all.
+    // They take one file. A message brings more (CVE-2022-0669), or none.
     let inflight = [
         [4096u64, 0].map(u64::to_ne_bytes).concat(),
         vec![1, 0, 64, 0],
@@ -275,7 +275,7 @@ fn files_that_a_message_does_not_use_are_closed(target: &dyn Target) {
             let files = vec![eventfd.as_fd(); count];
             peer.connection.answer(*request, payload, &files).unwrap();
         }
-        // Whether this many are too many is for the back-end to say.
+        // The back-end decides whether this is too many.
         let table = payload::memory_table(&[region.info()]);
         peer.connection
             .answer(FrontendReq::SET_MEM_TABLE, &table, &files)
@@ -358,7 +358,7 @@ fn a_connection_leaves_no_resources_behind(target: &dyn Target) {
             .send_bytes(&[1, 0, 0], &[Region::new(0, 4096).file().as_fd()])
             .unwrap();
     }
-    // Compared in the same situation: one front-end that has done nothing but negotiate.
+    // Compared in the same situation: one front-end that has only negotiated.
     let _peer = Peer::new(&running);
     running.program.wait_for_resources(before).unwrap();
 }

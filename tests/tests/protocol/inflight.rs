@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The file in which requests in flight are noted (INFLIGHT_SHMFD).
+//! The file that records requests in flight (INFLIGHT_SHMFD).
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -10,23 +10,23 @@ use vhost_device_tests::target::{Request, Target};
 
 use crate::{Message, PATIENCE, Peer, assert_refused, ring_start, start};
 
-/// Returns the payload of GET_INFLIGHT_FD and SET_INFLIGHT_FD.
+/// Encodes GET_INFLIGHT_FD and SET_INFLIGHT_FD.
 fn description(size: u64, offset: u64, queues: u16, queue_size: u16) -> Vec<u8> {
     let mut payload = [size, offset].map(u64::to_ne_bytes).concat();
     payload.extend([queues, queue_size].map(u16::to_ne_bytes).concat());
     payload
 }
 
-/// Returns bytes of the region of a ring, which begins at a multiple of 64.
+/// Returns the size of the region of a ring, a multiple of 64 bytes.
 fn region(peer: &Peer, queue_size: u64) -> u64 {
     let entry = if peer.is_packed() { 32 } else { 16 };
     (entry + entry * queue_size).next_multiple_of(64)
 }
 
-/// Bytes after the regions in which a device keeps what it was told once.
+/// Size of the note of a device after the regions, in bytes.
 const NOTE: u64 = 64;
 
-/// Returns a file of this length.
+/// Creates a file of this length.
 fn sized(length: u64) -> OwnedFd {
     let file = memfd_create("inflight", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&file, length).unwrap();
@@ -99,7 +99,7 @@ fn a_malformed_description_is_refused(target: &dyn Target) {
     });
 }
 
-/// Its requests would be lost in a crash, and nobody would know.
+/// Its requests would be lost silently in a crash.
 fn a_ring_larger_than_its_inflight_region_does_not_start(target: &dyn Target) {
     if !has_inflight(target) {
         return;
@@ -127,7 +127,7 @@ fn a_ring_larger_than_its_inflight_region_does_not_start(target: &dyn Target) {
     assert!(!queue.wait_error(Duration::ZERO));
 }
 
-/// What is in the file is the front-end's: nothing of it is taken on trust.
+/// The front-end controls the contents of the file: none of it is trusted.
 fn invalid_contents_of_the_inflight_file_do_no_harm(target: &dyn Target) {
     const SIZE: u16 = 64;
     if !has_inflight(target) {
@@ -156,7 +156,7 @@ fn invalid_contents_of_the_inflight_file_do_no_harm(target: &dyn Target) {
     }
 }
 
-/// A front-end can cut the file short that it has shared: whoever touches what is gone gets SIGBUS.
+/// A front-end can truncate the file that it has shared: an access to the lost part raises SIGBUS.
 fn a_truncated_inflight_file_ends_only_its_connection(target: &dyn Target) {
     const SIZE: u16 = 64;
     if !has_inflight(target) {
@@ -189,7 +189,7 @@ fn a_truncated_inflight_file_ends_only_its_connection(target: &dyn Target) {
             ring.submit(&request.write(1));
         } else {
             ftruncate(&file, 0).unwrap();
-            // The connection may end before all is said.
+            // The connection may end before all messages are sent.
             let _ = start();
         }
         assert!(

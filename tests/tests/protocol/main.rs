@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The vhost-user protocol as a front-end meets it: every request, well-formed and not.
+//! The vhost-user protocol as a front-end sees it: every request, well-formed and not.
 //!
-//! Nothing here depends on the device, so that all tests run against several back-ends. What a target does not claim is skipped, and
-//! the skip printed.
+//! Nothing here depends on the device, so all tests run against several back-ends. Tests of properties that a target does not claim are
+//! skipped, and the skips printed.
 
 #![cfg(test)]
 
@@ -37,7 +37,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Feature bit 30: the back-end has protocol features.
 const PROTOCOL_FEATURES: u64 = 1 << 30;
 
-/// Returns the protocol features that these suites know what to do with.
+/// Returns the protocol features that these suites use.
 fn known_protocol_features() -> ProtocolFeatures {
     ProtocolFeatures::MQ
         | ProtocolFeatures::REPLY_ACK
@@ -51,21 +51,21 @@ fn known_protocol_features() -> ProtocolFeatures {
         | ProtocolFeatures::STATUS
 }
 
-/// Starts the target, with a front-end that has negotiated all that it knows.
+/// Starts the target, with a front-end that has negotiated all that it supports.
 fn start(target: &dyn Target) -> (Running, Peer) {
     let running = target.start();
     let peer = Peer::new(&running);
     (running, peer)
 }
 
-/// A front-end that has negotiated all that it knows.
+/// A front-end that has negotiated all that it supports.
 struct Peer {
     connection: RawConnection,
     /// Features that the back-end offers.
     offered: u64,
-    /// Those agreed on: all, but packed rings only if the environment asks for them.
+    /// Negotiated features: all, but packed rings only if the environment asks for them.
     features: u64,
-    /// Protocol features agreed on.
+    /// Negotiated protocol features.
     protocol_features: ProtocolFeatures,
     /// Number of queues, one without MQ.
     queues: u32,
@@ -109,7 +109,7 @@ impl Peer {
         }
     }
 
-    /// Returns whether the feature was agreed on; the skip is printed if it was not.
+    /// Returns whether the feature was negotiated; skips the test if not.
     fn has(&self, feature: ProtocolFeatures, target: &dyn Target) -> bool {
         let has = self.protocol_features.contains(feature);
         if !has {
@@ -123,7 +123,7 @@ impl Peer {
         self.features & RING_PACKED != 0
     }
 
-    /// Returns a ring of `size` descriptors as it was agreed on, that begins.
+    /// Returns the options of a ring of `size` descriptors for the negotiated features.
     fn queue_options(&self, size: u16) -> QueueOptions {
         QueueOptions {
             size,
@@ -160,7 +160,7 @@ impl Peer {
         self.acknowledged(message.request, &message.payload, &message.fds())
     }
 
-    /// Returns guest memory, and a ring of `size` descriptors in it that the back-end does not know yet.
+    /// Creates guest memory, and a ring of `size` descriptors in it that is not set up.
     fn ring(&self, size: u16) -> (GuestMemory, Queue) {
         let memory = GuestMemory::new(&[(0, 1 << 20)]);
         let queue = Queue::new(&memory, self.queue_options(size));
@@ -184,7 +184,7 @@ impl Peer {
         u32::from_ne_bytes(base.try_into().unwrap())
     }
 
-    /// Sends a request that has a reply of its own.
+    /// Sends a request that has a reply of its own. Returns the payload of the reply.
     fn ask(&self, request: FrontendReq, payload: &[u8]) -> Vec<u8> {
         let reply = self.connection.ask(request, payload, &[]);
         reply
@@ -192,7 +192,7 @@ impl Peer {
             .payload
     }
 
-    /// Asserts that the connection is in step: the reply that comes is the one that was asked for.
+    /// Asserts that the connection is in step: the next reply is the one that was asked for.
     fn assert_alive(&self) {
         let reply = self.connection.ask(FrontendReq::GET_FEATURES, &[], &[]);
         assert_eq!(
@@ -204,7 +204,7 @@ impl Peer {
     }
 }
 
-/// A request with the files that go with it.
+/// A request with its files.
 struct Message {
     what: &'static str,
     request: FrontendReq,
@@ -222,7 +222,7 @@ impl Message {
         }
     }
 
-    /// SET_MEM_TABLE with these regions.
+    /// Creates SET_MEM_TABLE with these regions.
     fn memory_table(what: &'static str, regions: &[Arc<Region>]) -> Self {
         let infos: Vec<_> = regions.iter().map(|region| region.info()).collect();
         let payload = payload::memory_table(&infos);
@@ -324,7 +324,7 @@ fn owned(eventfd: &EventFd) -> OwnedFd {
     borrowed.try_clone_to_owned().unwrap()
 }
 
-/// Waits until the back-end has read what was sent, so that what is sent next is a piece of its own. A back-end that leaves incomplete
+/// Waits until the back-end has read everything, so that later bytes arrive as a separate piece. A back-end that leaves incomplete
 /// messages in the socket is not waited for.
 #[allow(unsafe_code)]
 fn wait_until_read(connection: &RawConnection) {

@@ -17,15 +17,15 @@ use crate::{Message, Peer, assert_refused, assert_refused_after, start};
 
 const PAGE: u64 = 4096;
 
-/// What GET_MAX_MEM_SLOTS says, as KVM and libvhost-user do.
+/// The reply to GET_MAX_MEM_SLOTS, as of KVM and libvhost-user.
 const SLOTS: u64 = 509;
 
-/// Returns a table of `count` regions of a page each, with a hole after each.
+/// Creates a table of `count` regions of a page each, with a hole after each.
 fn table(count: u64) -> Message {
     changed("many regions", count, |_| {})
 }
 
-/// Such a table, with some of the fields of its regions changed.
+/// Creates such a table, and changes some fields of its regions.
 fn changed(
     what: &'static str,
     count: u64,
@@ -40,7 +40,7 @@ fn changed(
     message
 }
 
-/// Fields of a region that cannot be mapped.
+/// Invalid fields of a region.
 type Change = (&'static str, fn(&mut VhostUserMemoryRegionInfo));
 
 const CHANGES: [Change; 6] = [
@@ -62,7 +62,7 @@ const CHANGES: [Change; 6] = [
     }),
 ];
 
-/// Returns files that are no memory to share: one that cannot be mapped, and one that cannot be written.
+/// Returns files that cannot be used as memory: one that cannot be mapped, and one that cannot be written.
 fn wrong_files() -> [(&'static str, OwnedFd); 2] {
     let memfd = Region::new(0, PAGE as usize);
     let path = format!(
@@ -124,13 +124,13 @@ fn a_malformed_table_is_refused(target: &dyn Target) {
         }));
         bad
     };
-    // `vhost-user-backend` takes what the kernel maps, whatever the file and the user addresses.
+    // `vhost-user-backend` accepts everything that the kernel can map, whatever the file and the user addresses.
     if target.claims(Claim::RingChecks) {
         assert_refused(target, tables);
     }
 }
 
-/// As User-Mode Linux sends it. Only whole regions are room.
+/// As User-Mode Linux sends it. Only room for whole regions is accepted.
 fn a_table_may_be_padded_for_more_regions(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
@@ -148,7 +148,7 @@ fn a_table_may_be_padded_for_more_regions(target: &dyn Target) {
     });
 }
 
-/// Whether the back-end takes it or not, the connection or the next one lives on.
+/// Whether the back-end accepts it or not, the connection or the next one continues.
 fn a_table_of_no_regions_does_no_harm(target: &dyn Target) {
     let (running, peer) = start(target);
     let _ = peer.acknowledged(FrontendReq::SET_MEM_TABLE, &payload::memory_table(&[]), &[]);
@@ -159,7 +159,7 @@ fn a_table_of_no_regions_does_no_harm(target: &dyn Target) {
     Peer::new(&running);
 }
 
-/// More than front-ends send, up to the largest message that the kernel lets carry its files, and beyond.
+/// More than front-ends send, up to the largest message whose files the kernel passes, and beyond.
 fn a_table_of_more_regions_than_front_ends_send_does_no_harm(target: &dyn Target) {
     let running = target.start();
     for (count, files) in [
@@ -175,7 +175,7 @@ fn a_table_of_more_regions_than_front_ends_send_does_no_harm(target: &dyn Target
         table.files.truncate(files);
         let _ = peer.offer(&table);
     }
-    // Files beyond those that the table has regions for.
+    // More files than the table has regions.
     let peer = Peer::new(&running);
     let mut few = table(2);
     few.files = table(250).files;
@@ -184,7 +184,7 @@ fn a_table_of_more_regions_than_front_ends_send_does_no_harm(target: &dyn Target
     Peer::new(&running).assert_alive();
 }
 
-/// Two ranges of guest addresses that are the same memory.
+/// Two ranges of guest addresses with the same memory.
 fn two_regions_may_share_their_memory(target: &dyn Target) {
     let running = target.start();
     let options = Options {
@@ -211,7 +211,7 @@ fn two_regions_may_share_their_memory(target: &dyn Target) {
     request.finish(&mut queue);
 }
 
-/// Runs a request in memory whose file offset is no multiple of the page size; a back-end that cannot map it says so.
+/// Runs a request in memory whose file offset is not a multiple of the page size; a back-end that cannot map it refuses it.
 fn a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused(target: &dyn Target) {
     if !claims(target, Claim::Refusal) {
         return;
@@ -250,11 +250,11 @@ fn a_region_that_starts_inside_a_page_of_its_file_is_served_or_refused(target: &
     assert_works(target, front_end.memory(), &mut queue);
 }
 
-/// Lets the host make huge pages when they are asked for, for as long as it lives, if this is root.
+/// Allows the host to allocate huge pages until this is dropped, if this is root.
 struct HugePages {
-    /// What was allowed before.
+    /// The previous setting.
     before: Option<String>,
-    /// Others wait until that is so again.
+    /// Other tests wait for this.
     _lock: File,
 }
 
@@ -280,7 +280,7 @@ impl Drop for HugePages {
     }
 }
 
-/// QEMU leaves holes in the first MiB, wherever pages begin and end. A mapping cannot.
+/// QEMU leaves holes in the first MiB, at any address. A mapping cannot.
 fn a_region_that_starts_inside_a_huge_page_is_served(target: &dyn Target) {
     const HOLE: u64 = 0xa0000;
     const START: u64 = 0xc0000;
@@ -313,7 +313,7 @@ fn a_region_that_starts_inside_a_huge_page_is_served(target: &dyn Target) {
     assert_works(target, front_end.memory(), &mut queue);
 }
 
-/// Persistent memory is one, which has no size to be asked for: /dev/dax.
+/// Persistent memory is a character device without a size: /dev/dax.
 fn a_region_of_a_character_device_is_mapped(target: &dyn Target) {
     let (_running, peer) = start(target);
     let device = File::options().read(true).write(true).open("/dev/zero");
@@ -327,7 +327,7 @@ fn a_region_of_a_character_device_is_mapped(target: &dyn Target) {
     );
 }
 
-/// What was agreed on last stays in force.
+/// The previous table stays in force.
 fn a_refused_table_leaves_the_old_one_in_place(target: &dyn Target) {
     if !claims(target, Claim::Refusal) {
         return;
@@ -353,7 +353,7 @@ fn has_slots(peer: &Peer, target: &dyn Target) -> bool {
     peer.has(ProtocolFeatures::CONFIGURE_MEM_SLOTS, target)
 }
 
-/// Region `index` of a page each, all in one file.
+/// Returns region `index`, of a page each, all in one file.
 fn slot(file: &Region, index: u64) -> VhostUserMemoryRegionInfo {
     let mut info = file.info();
     info.guest_phys_addr = index * 2 * PAGE;
@@ -396,7 +396,7 @@ fn as_many_regions_as_there_are_slots_can_be_added(target: &dyn Target) {
     assert_eq!(add(SLOTS).unwrap(), 0, "after another was removed");
 }
 
-/// A removed region is identified by its addresses and size; a file that comes with it is of no use.
+/// A removed region is identified by its addresses and size; a file that is sent with it is unused.
 fn a_region_is_removed_whatever_its_offset(target: &dyn Target) {
     let (_running, peer) = start(target);
     if !has_slots(&peer, target) {
@@ -421,8 +421,8 @@ fn a_region_is_removed_whatever_its_offset(target: &dyn Target) {
     peer.assert_alive();
 }
 
-/// Adds the region that the changed ones are near to. Its user addresses are none that this process maps anything at, so that it is
-/// not they that the changed ones are refused for.
+/// Adds the region that the changed ones are next to. This process maps nothing at its user addresses, so that these are
+/// no reason to refuse the changed ones.
 fn add_first_slot(peer: &Peer) {
     let memory = Region::new(0, PAGE as usize);
     let mut info = memory.info();

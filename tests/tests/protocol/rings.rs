@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The messages about rings: in any order, and out of range.
+//! The messages about rings: in any order, and with invalid values.
 
 use std::os::fd::AsFd;
 
@@ -20,7 +20,7 @@ fn an_eventfd() -> std::os::fd::OwnedFd {
     eventfd(0, EventfdFlags::CLOEXEC).unwrap()
 }
 
-/// Returns whether rings are split; the skip is printed if they are not.
+/// Returns whether rings are split; skips the test if they are not.
 fn is_split(target: &dyn Target) -> bool {
     let is_split = !Peer::new(&target.start()).is_packed();
     if !is_split {
@@ -73,7 +73,7 @@ fn an_index_without_a_queue_is_refused(target: &dyn Target) {
     });
 }
 
-/// There is no reply that says no, so the connection may end; the next is served.
+/// The protocol has no negative reply, so the connection may end; the next is served.
 fn the_base_of_a_missing_ring_is_not_reported(target: &dyn Target) {
     let (running, peer) = start(target);
     let reply = peer.connection.ask(
@@ -151,8 +151,8 @@ fn an_enable_value_other_than_0_and_1_is_refused(target: &dyn Target) {
     });
 }
 
-/// A base that is far from what the driver has made available is a corrupt ring, whoever is wrong. The driver of a packed ring says nowhere
-/// how far it is.
+/// A base far from the driver's available index is a corrupt ring, whoever is wrong. The driver of a packed ring does not store
+/// its index.
 fn a_base_far_from_the_available_index_stops_its_ring(target: &dyn Target) {
     if !claims(target, Claim::BrokenRing) || !is_split(target) {
         return;
@@ -174,8 +174,8 @@ fn a_base_far_from_the_available_index_stops_its_ring(target: &dyn Target) {
     }
 }
 
-/// Rings of which one cannot start, because its guest chose addresses that cannot be, and all others can: with a table that comes
-/// last, the table is in force, and they start.
+/// One ring cannot start, because its guest chose invalid addresses, and all others can: a table that comes last
+/// takes effect, and they start.
 fn a_ring_that_cannot_start_does_not_stop_the_others(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
@@ -237,7 +237,7 @@ fn is_refused(peer: &Peer, memory: &GuestMemory, queue: &Queue, layout: Layout) 
     refused
 }
 
-/// It is the guest that chooses them, so that the connection must not suffer.
+/// The guest chooses them, so the connection must survive.
 fn ring_addresses_that_cannot_be_are_refused(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
@@ -248,7 +248,7 @@ fn ring_addresses_that_cannot_be_are_refused(target: &dyn Target) {
     let mut queue = Queue::new(&memory, options);
     let good = *queue.layout();
     let end = 0x11_0000;
-    // An event suppression structure is too small for that, so that it is outside.
+    // An event suppression structure is too small for that, so it is outside.
     let across = |bytes: u64| end - if options.packed { 0 } else { bytes };
     for (what, layout) in [
         (
@@ -322,7 +322,7 @@ fn ring_addresses_that_cannot_be_are_refused(target: &dyn Target) {
             "{what}: accepted"
         );
         peer.assert_alive();
-        // Nothing is left of it: the same ring can be set up as it should be.
+        // Nothing is left of it: the same ring can be set up correctly.
         peer.stop(0);
         queue.reset();
         assert!(
@@ -355,7 +355,7 @@ fn ring_addresses_that_cannot_be_spare_the_connection(target: &dyn Target) {
     assert!(queue.wait_error(PATIENCE), "ERR is not signalled");
 }
 
-/// What describes a ring stays as it is while the ring runs.
+/// The settings of a ring cannot change while it runs.
 fn a_running_ring_cannot_be_changed(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
@@ -441,13 +441,13 @@ fn a_kick_before_the_addresses_is_accepted(target: &dyn Target) {
     peer.assert_alive();
 }
 
-/// The message that completes a ring starts it, whichever that is.
+/// The last message of the set-up starts the ring, whichever that is.
 fn a_ring_works_whatever_the_order_of_its_messages(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
     let running = target.start();
-    // The first two are features and memory; the last one has been, in one of the rounds, each of the others.
+    // The first two are features and memory; each of the others is the last one in one of the rounds.
     const FIXED: usize = 2;
     for rotation in 0..7 {
         let peer = Peer::new(&running);

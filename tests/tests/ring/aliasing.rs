@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Memory that is several things at once: what is read is also written, parts of a ring lie on one another, and buffers in the ring. The
-//! guest gets what it asked for, garbage, or a ring that is broken, and nobody else notices.
+//! Overlapping memory: what is read is also written, parts of a ring overlap, and buffers are inside the ring. The
+//! guest gets a valid answer, garbage, or a broken ring, and nobody else notices.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use vhost_device_tests::target::{Request, Running, Target, assert_works};
 use crate::corrupt::{SIZE, Scene, descriptor};
 use crate::{Mode, PATIENCE, usual};
 
-/// How long a ring may do whatever it does before the others are looked at.
+/// How long to wait before the others are checked.
 const MOMENT: Duration = Duration::from_millis(5);
 
-/// The response over the command, wholly and partly: what is needed of the one is read before the other is written, or at least
+/// The response over the command, completely and partly: either the command is read before the response is written, or at least
 /// nothing else suffers.
 fn a_request_may_overlap_its_response(target: &dyn Target) {
     let running = target.start();
@@ -37,7 +37,7 @@ fn a_request_may_overlap_its_response(target: &dyn Target) {
                 assert!(queue.wait_used(PATIENCE), "{what}");
                 let used = queue.take_used().unwrap();
                 assert!(used.length <= room, "{what}: {used:?}");
-                // The last byte is not where the command is read from, but in the one case.
+                // Only in one case is the last byte part of the command.
                 if shift + u64::from(readable.length) < u64::from(room) {
                     let last = memory.read_u8(writable.address + u64::from(room) - 1);
                     assert!(!target.has_failed(used, last), "{what}: {used:?}");
@@ -60,13 +60,13 @@ fn a_request_may_overlap_its_response(target: &dyn Target) {
     }
 }
 
-/// Waits for what a device makes of a ring: ERR, a used request, or nothing.
+/// Waits for the reaction of a device: ERR, a used request, or nothing.
 fn settle(queue: &Queue) {
     let end = Instant::now() + MOMENT;
     while Instant::now() < end && !queue.wait_error(Duration::from_millis(1)) {}
 }
 
-/// The device writes its answers over the ring that they are asked by.
+/// The device writes its answers over its own ring.
 fn buffers_inside_the_ring_harm_only_that_ring(target: &dyn Target) {
     let running = target.start();
     usual(target).for_each(|mode| write_to_the_ring_itself(target, &running, mode));
@@ -118,7 +118,7 @@ fn write_to_the_ring_itself(target: &dyn Target, running: &Running, mode: Mode) 
     }
 }
 
-/// Parts of a ring on one another, and on those of another ring.
+/// Overlapping parts of a ring, and of two rings.
 fn overlapping_rings_harm_no_other_ring(target: &dyn Target) {
     let running = target.start();
     usual(target).for_each(|mode| lay_on_one_another(target, &running, mode));
@@ -159,7 +159,7 @@ fn lay_on_one_another(target: &dyn Target, running: &Running, mode: Mode) {
         let mut ring = Queue::at(&memory, options, layout);
         for filled in [0, 0xff] {
             memory.fill(area, 1 << 14, filled);
-            // The front-end does not look at what is in the ring.
+            // The front-end does not check the contents of the ring.
             scene.front_end.start(0, &ring, options.start()).unwrap();
             let _ = ring.add(&request.write(1));
             for index in 1..=4 {

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Drivers that are malicious. Such a driver loses its request, or the ring that it has corrupted; nobody else notices.
+//! Malicious drivers. Such a driver loses its request, or the ring that it has corrupted; nobody else notices.
 //!
-//! Where what a driver can do wrong is done:
-//! - indices, heads, chains and indirect tables that cannot be, buffers outside guest memory, without bytes, or of too many: here;
-//! - the same at random, without end, and in memory that is cut short: `persistent`; while the device reads it, and faster than it
+//! Where the attacks of a driver are tested:
+//! - invalid indices, heads, chains and indirect tables, buffers outside guest memory, empty buffers, or too many: here;
+//! - the same at random, endlessly, and in truncated memory: `persistent`; while the device reads it, and faster than it
 //!   answers: `race`;
-//! - memory that is several things at once, rings that lie on one another or in their own buffers: `aliasing`;
-//! - memory that its front-end takes away meanwhile: `memory_changes`; a front-end that is killed: `killed`.
+//! - overlapping memory, rings that overlap each other or their own buffers: `aliasing`;
+//! - memory that its front-end removes meanwhile: `memory_changes`; a front-end that is killed: `killed`.
 //!
-//! Requests that are well-formed chains but make no sense to the device have the device's own error: `errors` and `framing` of the suite
+//! Well-formed chains that are invalid for the device get the device's own error: `errors` and `framing` of the suite
 //! `block`, `requests` of `rng`, `hostile` and `status` of `uml_input`, and `commands`, `framing`, `backing`, `bounds`, `cursor`,
 //! `scanouts`, `virgl_refused` and `fuzz` of `gpu`.
 
@@ -26,10 +26,10 @@ use crate::{Mode, PATIENCE, QUIET, USUAL, modes};
 
 pub const SIZE: u16 = 16;
 
-/// No guest memory is here, nor anywhere near.
+/// An address far from any guest memory.
 pub const HOLE: u64 = 0x8000_0000;
 
-/// What a driver can get at: its ring, guest memory, and two buffers of a good request.
+/// What a driver can change: its ring, guest memory, and two buffers of a valid request.
 struct Driver<'a> {
     queue: &'a mut Queue,
     memory: &'a GuestMemory,
@@ -38,7 +38,7 @@ struct Driver<'a> {
 }
 
 impl Driver<'_> {
-    /// Writes the descriptors of the good request, the last one with `flags` more and `next`.
+    /// Writes the descriptors of the valid request, the last one with additional `flags` and `next`.
     fn chain(&mut self, flags: u16, next: u16) {
         let Driver {
             readable, writable, ..
@@ -75,7 +75,7 @@ impl Driver<'_> {
         self.queue.split().set_descriptor(0, table);
     }
 
-    /// Returns the good request as an indirect table.
+    /// Returns the valid request as an indirect table.
     fn table(&self) -> [Descriptor; 2] {
         [
             descriptor(self.readable, NEXT, 1),
@@ -94,7 +94,7 @@ pub fn descriptor(buffer: Buffer, flags: u16, next: u16) -> Descriptor {
     }
 }
 
-/// What a driver does to its ring. What is left is to make descriptor 0 available.
+/// What a driver does to its ring. Afterwards descriptor 0 is made available.
 type Corruption = (&'static str, fn(&mut Driver));
 
 const CHAINS: [Corruption; 5] = [
@@ -164,7 +164,7 @@ const TABLES: [Corruption; 8] = [
     }),
 ];
 
-/// A front-end with a ring 0 to corrupt, and a ring 1 to see that it does not care, if the device has one.
+/// A front-end with a ring 0 to corrupt, and a ring 1 that must not be affected, if the device has one.
 pub struct Scene {
     pub front_end: FrontEnd,
     pub victim: Queue,
@@ -185,7 +185,7 @@ impl Scene {
         Self::with_rings_in(target, front_end, mode, &memory, &memory)
     }
 
-    /// Creates a scene whose ring 0 lies in `of_victim`, and ring 1 in `of_bystander`.
+    /// Creates a scene with ring 0 in `of_victim`, and ring 1 in `of_bystander`.
     pub fn with_rings_in(
         target: &dyn Target,
         front_end: FrontEnd,
@@ -206,19 +206,19 @@ impl Scene {
         }
     }
 
-    /// Starts ring 0 where `victim` begins, or began.
+    /// Starts ring 0 at its initial position.
     pub fn start_victim(&self) {
         start(&self.front_end, 0, &self.victim);
     }
 
-    /// Stops ring 0, and starts it as a driver does that starts again.
+    /// Stops ring 0, and starts it for a new driver.
     pub fn restart(&mut self) {
         self.front_end.stop(0).unwrap();
         self.victim.reset();
         self.start_victim();
     }
 
-    /// Lets `act` do what it wants to ring 0.
+    /// Lets `act` change ring 0.
     fn act(&mut self, target: &dyn Target, act: impl FnOnce(&mut Driver)) {
         let mut request = Request::new(target, self.front_end.memory());
         let [readable, writable] = request.write(9);
@@ -230,7 +230,7 @@ impl Scene {
         });
     }
 
-    /// Asserts that the session and the other ring continue.
+    /// Asserts that the session and the other ring still work.
     pub fn assert_others_live(&mut self, target: &dyn Target, what: &str) {
         let features = self
             .front_end
@@ -243,7 +243,7 @@ impl Scene {
         }
     }
 
-    /// Asserts that ring 0 stops, and works again after it was reset.
+    /// Asserts that ring 0 stops, and works again after a reset.
     pub fn assert_restarts(&mut self, target: &dyn Target, what: &str) {
         self.front_end
             .stop(0)
@@ -259,7 +259,7 @@ impl Scene {
         );
     }
 
-    /// Asserts that ring 0 stops for the reason of `what`: ERR is signalled, and nothing comes back.
+    /// Asserts that ring 0 stops because of `what`: ERR is signalled, and nothing is returned.
     pub fn assert_broken(&mut self, target: &dyn Target, what: &str) {
         assert!(
             self.victim.wait_error(PATIENCE),
@@ -275,7 +275,7 @@ impl Scene {
         self.assert_restarts(target, what);
     }
 
-    /// Asserts that the device has given the one request back, or ring 0 has stopped.
+    /// Asserts that the device has returned the one request, or ring 0 has stopped.
     fn assert_handled(&mut self, target: &dyn Target, what: &str) {
         let end = Instant::now() + PATIENCE;
         while self.victim.split().used_index() == 0
@@ -357,7 +357,7 @@ fn a_head_outside_the_table_stops_its_ring(target: &dyn Target) {
     }
 }
 
-/// Requests before the corrupt one are good: they are carried out, at the latest when the ring is found to be corrupt.
+/// Requests before the corrupt one are valid: they are carried out, at the latest when the corruption is detected.
 fn requests_before_a_corrupt_one_are_carried_out(target: &dyn Target) {
     const GOOD: u16 = 5;
     if !claims(target, Claim::BrokenRing) {
@@ -381,7 +381,7 @@ fn requests_before_a_corrupt_one_are_carried_out(target: &dyn Target) {
     scene.assert_restarts(target, "a bad head after good ones");
 }
 
-/// Some devices give such a request back, others stop the ring.
+/// Some devices return such a request, others stop the ring.
 fn a_meaningless_chain_does_no_harm(target: &dyn Target) {
     if !claims(target, Claim::BrokenRing) {
         return;
@@ -477,7 +477,7 @@ fn a_meaningless_chain_does_no_harm(target: &dyn Target) {
     }
 }
 
-/// Descriptors of no bytes between those of a good request.
+/// Empty descriptors between those of a valid request.
 fn empty_buffers_do_no_harm(target: &dyn Target) {
     if !claims(target, Claim::BrokenRing) {
         return;
@@ -501,7 +501,7 @@ fn empty_buffers_do_no_harm(target: &dyn Target) {
     }
 }
 
-/// Places that are not, or not wholly, in guest memory: address and length.
+/// Returns ranges that are not, or not completely, in guest memory: address and length.
 fn bad_places(memory: &GuestMemory, length: u32) -> Vec<(&'static str, u64, u32)> {
     let end = memory.regions()[0].size();
     let high = &memory.regions()[1];
@@ -530,7 +530,7 @@ fn bad_places(memory: &GuestMemory, length: u32) -> Vec<(&'static str, u64, u32)
     ]
 }
 
-/// The one request fails, and its ring continues.
+/// Only this request fails, and its ring continues.
 fn a_buffer_outside_guest_memory_fails_only_its_request(target: &dyn Target) {
     if !claims(target, Claim::BadBuffer) {
         return;
@@ -630,7 +630,7 @@ fn the_err_eventfd_outlives_stop_and_reset(target: &dyn Target) {
     }
 }
 
-/// A ring without an ERR eventfd stops all the same.
+/// A ring without an ERR eventfd stops as well.
 fn a_corrupt_ring_without_an_err_eventfd_does_no_harm(target: &dyn Target) {
     const NO_FD: u64 = 1 << 8;
     if !claims(target, Claim::BrokenRing) {

@@ -12,17 +12,17 @@ use vhost_device_tests::target::{Block, Gpu, Rng, Target, assert_works};
 
 use crate::{Load, Mode, PATIENCE, usual};
 
-/// Name the target and the socket of a front-end that is to be killed, and tell whether its rings are packed.
+/// Environment variables for the front-end that is killed: its target and socket, and whether its rings are packed.
 const TARGET: &str = "VHOST_DEVICE_TEST_TARGET";
 const SOCKET: &str = "VHOST_DEVICE_TEST_SOCKET";
 const PACKED: &str = "VHOST_DEVICE_TEST_PACKED";
-/// What it prints when its requests are in flight.
+/// Output when its requests are in flight.
 const BUSY: &str = "requests are on their way";
 
-/// Requests that a queue has at a time.
+/// Requests in flight on a queue.
 const DEPTH: usize = 128;
 
-/// The front-end itself, in a process of its own.
+/// The front-end, in its own process.
 #[test]
 #[ignore = "does nothing where no other test runs it"]
 fn front_end() {
@@ -47,7 +47,7 @@ fn front_end() {
     }
 }
 
-/// SIGKILL at any moment: nothing is left of the front-end, and the next one is served.
+/// SIGKILL at any moment: the front-end leaves nothing behind, and the next one is served.
 fn a_killed_front_end_leaves_no_resources_behind(target: &dyn Target) {
     const KILLS: usize = 6;
     let mut running = target.start();

@@ -58,7 +58,7 @@ fn a_disabled_ring_does_nothing_until_it_is_enabled_again(target: &dyn Target) {
     }
 }
 
-/// Enabling what is enabled already, as some front-ends do, changes nothing.
+/// Enabling an enabled ring, as some front-ends do, changes nothing.
 fn enabling_twice_changes_nothing(target: &dyn Target) {
     let running = target.start();
     for mode in usual(target) {
@@ -88,7 +88,7 @@ fn a_stop_returns_the_index_after_the_last_request(target: &dyn Target) {
     }
 }
 
-/// What is available when a ring stops is either carried out before the answer, or not touched until it is started again.
+/// Requests that are available when a ring stops are either carried out before the answer, or not touched until it is started again.
 fn a_stop_leaves_no_request_half_done(target: &dyn Target) {
     const REQUESTS: usize = 64;
     let running = target.start();
@@ -113,7 +113,7 @@ fn a_stop_leaves_no_request_half_done(target: &dyn Target) {
                 "{mode:?}, round {round}: guest memory changed after the stop"
             );
             assert!(!queue.has_used());
-            // The rest is carried out without a kick.
+            // The remaining requests are carried out without a kick.
             front_end.start(0, &queue, base).unwrap();
             load.drain(&mut queue);
         }
@@ -150,7 +150,7 @@ fn a_ring_continues_where_it_stopped(target: &dyn Target) {
     }
 }
 
-/// As after a reset of the guest: everything about the ring is new.
+/// As after a reset of the guest: all settings of the ring are new.
 fn a_ring_can_be_started_elsewhere_with_another_size(target: &dyn Target) {
     let running = target.start();
     for mode in usual(target) {
@@ -206,7 +206,7 @@ fn a_disabled_ring_that_is_set_up_again_begins_anew(target: &dyn Target) {
     }
 }
 
-/// SET_VRING_BASE of ring 0; returns whether it is carried out.
+/// Sends SET_VRING_BASE of ring 0. Returns whether it was accepted.
 fn set_base(front_end: &FrontEnd, base: u32) -> bool {
     let request = FrontendReq::SET_VRING_BASE;
     let payload = payload::vring_state(0, base);
@@ -214,7 +214,7 @@ fn set_base(front_end: &FrontEnd, base: u32) -> bool {
     raw.acknowledged(request, &payload, &[]).unwrap() == 0
 }
 
-/// Nothing is lost by a set-up that ends without a kick file.
+/// A set-up without a kick eventfd loses nothing.
 fn a_disabled_ring_that_gets_its_own_base_continues_when_enabled(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Rings as a driver meets them: requests in any form, notifications, start and stop, and drivers that are malicious.
+//! Rings as a driver sees them: requests in any form, notifications, start and stop, and malicious drivers.
 //!
-//! Nothing here depends on the device, so that all tests run against several back-ends. What a target does not claim is skipped, and
-//! the skip printed.
+//! Nothing here depends on the device, so all tests run against several back-ends. Tests of properties that a target does not claim are
+//! skipped, and the skips printed.
 
 #![cfg(test)]
 
@@ -32,7 +32,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// How long to watch for something that must not happen.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// Descriptors in an indirect table where nothing else is said.
+/// Default size of an indirect table in descriptors.
 const INDIRECT: u16 = 4;
 
 /// Ring features.
@@ -43,7 +43,7 @@ struct Mode {
     indirect: bool,
 }
 
-/// What most drivers choose, where a test writes to a split ring what a driver would not. The module `packed_format` has the same of packed
+/// The usual features, for tests that write invalid contents to a split ring. The module `packed_format` has the same for packed
 /// rings.
 const USUAL: Mode = Mode {
     packed: false,
@@ -51,7 +51,7 @@ const USUAL: Mode = Mode {
     indirect: true,
 };
 
-/// Ring features in all combinations that `target` claims to know.
+/// Returns all combinations of ring features that `target` supports.
 fn modes(target: &dyn Target) -> impl Iterator<Item = Mode> {
     let formats = match target.claims(Claim::Packed) {
         true => &[false, true][..],
@@ -66,13 +66,13 @@ fn modes(target: &dyn Target) -> impl Iterator<Item = Mode> {
     })
 }
 
-/// Returns what most drivers choose, in each format that `target` claims to know.
+/// Returns the usual features, in each format that `target` supports.
 fn usual(target: &dyn Target) -> impl Iterator<Item = Mode> {
     modes(target).filter(|mode| mode.event_idx && mode.indirect)
 }
 
 impl Mode {
-    /// Returns what a front-end with such rings negotiates.
+    /// Returns the options of a front-end with such rings.
     fn front_end(self) -> Options {
         let without = |has: bool, bit: u64| if has { 0 } else { bit };
         let defaults = Options::default();
@@ -87,7 +87,7 @@ impl Mode {
     }
 
     fn connect(self, running: &Running) -> FrontEnd {
-        // A test that fails tells with which.
+        // Shown when a test fails.
         println!("{self:?}");
         let front_end = FrontEnd::connect(&running.socket, &self.front_end()).unwrap();
         let has = |bit: u64| front_end.features() & bit != 0;
@@ -99,7 +99,7 @@ impl Mode {
         front_end
     }
 
-    /// Returns a ring in which `base` descriptors, or entries, have come and gone.
+    /// Returns the options of a ring in which `base` descriptors, or entries, have been used.
     fn options(self, size: u16, base: u16) -> QueueOptions {
         let start = packed::Position::from_bits(1 << 15);
         let rounds = base / size;
@@ -116,14 +116,14 @@ impl Mode {
         }
     }
 
-    /// Returns a front-end with ring 0 started, in which `base` descriptors, or entries, have come and gone.
+    /// Connects a front-end with ring 0 started, in which `base` descriptors, or entries, have been used.
     fn start(self, running: &Running, size: u16, base: u16) -> (FrontEnd, Queue) {
         let front_end = self.connect(running);
         let queue = self.queue(&front_end, size, base);
         (front_end, queue)
     }
 
-    /// Ring 0, started.
+    /// Creates ring 0, and starts it.
     fn queue(self, front_end: &FrontEnd, size: u16, base: u16) -> Queue {
         let queue = front_end.queue_with(0, self.options(size, base)).unwrap();
         // A back-end may call once when a ring starts.
@@ -132,17 +132,17 @@ impl Mode {
     }
 }
 
-/// Requests that are sent again and again, so that some are always in flight.
+/// Requests that are sent repeatedly, so that some are always in flight.
 struct Load<'a> {
     requests: Vec<Request<'a>>,
-    /// For the head of a chain: the request that it belongs to.
+    /// The request of each chain, by its head.
     owner: Vec<usize>,
     idle: Vec<usize>,
     sent: u32,
 }
 
 impl<'a> Load<'a> {
-    /// As many as `most` requests in flight at once.
+    /// Creates a load of at most `most` requests in flight at once.
     fn new(target: &'a dyn Target, memory: &'a GuestMemory, queue: &Queue, most: usize) -> Self {
         let requests: Vec<_> = (0..most).map(|_| Request::new(target, memory)).collect();
         let size = usize::from(queue.options().size);
@@ -174,7 +174,7 @@ impl<'a> Load<'a> {
         queue.publish();
     }
 
-    /// Takes and checks what the device has used. Returns their number.
+    /// Takes and checks the used requests. Returns their number.
     fn take(&mut self, queue: &mut Queue) -> u32 {
         let mut taken = 0;
         while let Some(used) = queue.take_used() {
@@ -186,7 +186,7 @@ impl<'a> Load<'a> {
         taken
     }
 
-    /// Takes and checks all that are in flight.
+    /// Takes and checks all requests in flight.
     fn drain(&mut self, queue: &mut Queue) {
         while self.idle.len() < self.requests.len() {
             let missing = self.requests.len() - self.idle.len();
@@ -198,7 +198,7 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// Carries `count` requests out.
+    /// Runs `count` requests.
     fn run(&mut self, queue: &mut Queue, count: u32) {
         let end = self.sent + count;
         while self.sent < end {
@@ -212,7 +212,7 @@ impl<'a> Load<'a> {
     }
 }
 
-/// Carries `count` requests out one after the other, with an eye on the ring rather than on calls.
+/// Runs `count` requests one after the other, and polls the ring instead of waiting for calls.
 fn poll_requests(request: &mut Request, queue: &mut Queue, count: u16) {
     for tag in 0..count {
         push(queue, &request.write(tag.into()));
@@ -221,12 +221,12 @@ fn poll_requests(request: &mut Request, queue: &mut Queue, count: u16) {
     }
 }
 
-/// Returns the signals on the call eventfd since the last look.
+/// Returns the number of signals on the call eventfd since the last read.
 fn calls(queue: &Queue) -> u64 {
     queue.call_fd().read().unwrap_or(0)
 }
 
-/// Asserts that nothing more comes back than was taken. The call for what came back before may still be in flight.
+/// Asserts that nothing more is returned. The call for an earlier request may still arrive.
 fn assert_quiet(queue: &Queue) {
     let end = Instant::now() + QUIET;
     while Instant::now() < end {
@@ -235,14 +235,14 @@ fn assert_quiet(queue: &Queue) {
     }
 }
 
-/// Publishes `chain` and kicks, whatever the device wishes.
+/// Publishes `chain` and kicks in any case.
 fn push(queue: &mut Queue, chain: &[Buffer]) {
     queue.add(chain).unwrap();
     queue.publish();
     queue.kick_anyway();
 }
 
-/// Keeps other threads going for as long as it lives, also when that ends with a panic.
+/// Keeps other threads running until it is dropped, also by a panic.
 struct Going<'a>(&'a AtomicBool);
 
 impl Drop for Going<'_> {
@@ -251,7 +251,7 @@ impl Drop for Going<'_> {
     }
 }
 
-/// Runs `work` again and again in another thread while `meanwhile` runs in this one.
+/// Runs `work` repeatedly in another thread while `meanwhile` runs in this one.
 fn while_repeating(mut work: impl FnMut() + Send, meanwhile: impl FnOnce()) {
     let going = AtomicBool::new(true);
     std::thread::scope(|scope| {

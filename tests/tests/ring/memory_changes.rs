@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Memory that the front-end takes away while rings run: under a ring, and under requests in flight.
+//! Memory that the front-end removes while rings run: under a ring, and under requests in flight.
 
 use std::time::Duration;
 
@@ -10,11 +10,11 @@ use vhost_device_tests::target::{Claim, Request, Running, Target, assert_works, 
 use crate::corrupt::{SIZE, Scene};
 use crate::{Load, Mode, PATIENCE, QUIET, assert_quiet, modes, usual};
 
-/// Where the second region of guest memory is, and how large it is.
+/// Address and size of the second region of guest memory.
 const HIGH: u64 = 1 << 32;
 const HIGH_SIZE: usize = 4 << 20;
 
-/// Returns a front-end with memory in slots, and views of its two regions.
+/// Connects a front-end with memory slots, and returns views of its two regions.
 fn connect(running: &Running, mode: Mode) -> (FrontEnd, GuestMemory, GuestMemory) {
     let options = Options {
         memory_slots: true,
@@ -27,7 +27,7 @@ fn connect(running: &Running, mode: Mode) -> (FrontEnd, GuestMemory, GuestMemory
     (front_end, low, high)
 }
 
-/// REM_MEM_REG of the region that a ring lies in. From the answer on the device writes nothing there.
+/// REM_MEM_REG of the region with a ring. After the answer the device writes nothing there.
 fn a_ring_whose_region_is_removed_pauses(target: &dyn Target) {
     let running = target.start();
     usual(target).for_each(|mode| remove_the_region_of_a_ring(target, &running, mode));
@@ -37,7 +37,7 @@ fn remove_the_region_of_a_ring(target: &dyn Target, running: &Running, mode: Mod
     let (front_end, low, high) = connect(running, mode);
     let mut scene = Scene::with_rings_in(target, front_end, mode, &high, &low);
     assert_works(target, &low, &mut scene.victim);
-    // The region itself is still ours to look at.
+    // This process keeps the region mapped.
     scene.front_end.remove_region(HIGH).unwrap();
     let mut request = Request::new(target, &low);
     scene.victim.submit(&request.write(1));
@@ -52,7 +52,7 @@ fn remove_the_region_of_a_ring(target: &dyn Target, running: &Running, mode: Mod
     );
     assert!(!scene.victim.wait_error(Duration::ZERO), "ERR is signalled");
     scene.front_end.stop(0).unwrap();
-    // Other memory comes to be where that was.
+    // Other memory is added at that address.
     scene.front_end.add_region(HIGH, HIGH_SIZE).unwrap();
     let fresh = scene.front_end.memory().without(0);
     scene.victim = Queue::new(&fresh, mode.options(SIZE, 0));
@@ -64,7 +64,7 @@ fn remove_the_region_of_a_ring(target: &dyn Target, running: &Running, mode: Mod
     );
 }
 
-/// The same memory is there again: the ring continues with what has become available meanwhile.
+/// The same memory is added again: the ring continues with the requests that became available meanwhile.
 fn a_ring_whose_region_returns_continues(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
@@ -91,7 +91,7 @@ fn a_ring_whose_region_returns_continues(target: &dyn Target) {
     }
 }
 
-/// Each request is either carried out, in the memory that it still holds, or fails for lack of it; and all come back.
+/// Each request is either carried out, in the memory that it still holds, or fails because of the missing memory; all are returned.
 fn requests_whose_memory_goes_are_answered(target: &dyn Target) {
     if !claims(target, Claim::BadBuffer) {
         return;
@@ -120,7 +120,7 @@ fn remove_the_memory_of_requests(target: &dyn Target, running: &Running, mode: M
                 "round {round}: a request is lost"
             );
             let used = queue.take_used().unwrap();
-            // Where it could not even be told how it went, nothing is said to be written.
+            // Without room for the status, the used length is 0.
             assert!(used.length == 0 || used.length == requests[0].writable().length);
         }
         assert!(!queue.wait_error(Duration::ZERO), "round {round}: ERR");
@@ -130,7 +130,7 @@ fn remove_the_memory_of_requests(target: &dyn Target, running: &Running, mode: M
     }
 }
 
-/// The table is replaced by others, with and without what requests and rings lie in, as fast as that goes, while requests run.
+/// The table is replaced as fast as possible, with and without the memory of requests and rings, while requests run.
 fn constant_memory_changes_do_no_harm(target: &dyn Target) {
     if !claims(target, Claim::BadBuffer) {
         return;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Kicks and calls: none is lost, and none sent that is not wanted.
+//! Kicks and calls: none is lost, and none is sent that is not wanted.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ const WITHOUT_EVENT_IDX: Mode = Mode {
     indirect: false,
 };
 
-/// Waits for a signal. Returns their number since the last look.
+/// Waits for a signal. Returns the number of signals since the last read.
 fn wait_calls(queue: &Queue) -> u64 {
     let end = Instant::now() + PATIENCE;
     while Instant::now() < end {
@@ -63,7 +63,7 @@ fn each_used_request_is_signalled_once(target: &dyn Target) {
     }
 }
 
-/// The signals of a device that does not look at the flag would have come before the one that is waited for.
+/// The signals of a device that ignores the flag would have come before the expected one.
 fn the_no_interrupt_flag_is_respected(target: &dyn Target) {
     if !claims(target, Claim::NoInterrupt) {
         return;
@@ -84,7 +84,7 @@ fn a_call_comes_when_the_used_index_passes_used_event_and_only_then(target: &dyn
     for (base, silent) in [(0, 0), (0, 1), (0, 10), (0xfff8, 10), (0xfffe, 1)] {
         let mut queue = WITH_EVENT_IDX.queue(&front_end, 16, base);
         let mut request = Request::new(target, front_end.memory());
-        // The first request after the start is signalled by some devices whatever the event.
+        // Some devices signal the first request after the start whatever the event.
         poll_requests(&mut request, &mut queue, 1);
         wait_calls(&queue);
         let event = queue.split().used_index().wrapping_add(silent);
@@ -97,7 +97,7 @@ fn a_call_comes_when_the_used_index_passes_used_event_and_only_then(target: &dyn
         );
         poll_requests(&mut request, &mut queue, 1);
         assert_eq!(wait_calls(&queue), 1, "from {base}, event {event}");
-        // Had there been more, they would have come before the next that must.
+        // Further signals would have come before the next expected one.
         poll_requests(&mut request, &mut queue, 20);
         queue.split().set_used_event(queue.split().used_index());
         poll_requests(&mut request, &mut queue, 1);
@@ -110,7 +110,7 @@ fn a_call_comes_when_the_used_index_passes_used_event_and_only_then(target: &dyn
     }
 }
 
-/// An event that lies in a batch is passed when the batch is published.
+/// An event inside a batch is passed when the batch is published.
 fn a_call_comes_for_an_event_in_the_middle_of_a_batch(target: &dyn Target) {
     let running = target.start();
     let (front_end, mut queue) = WITH_EVENT_IDX.start(&running, 64, 0);
@@ -127,7 +127,7 @@ fn a_call_comes_for_an_event_in_the_middle_of_a_batch(target: &dyn Target) {
     }
 }
 
-/// The driver kicks only if the device asks for it, and at moments that the device does not expect.
+/// The driver kicks only if the device asks for it, and at unexpected moments.
 fn no_kick_is_lost(target: &dyn Target) {
     const TIME: Duration = Duration::from_secs(1);
     let running = target.start();
@@ -161,8 +161,8 @@ fn no_kick_is_lost(target: &dyn Target) {
     }
 }
 
-/// The driver makes the next request available in the moment in which the device has looked for one and is about to wait. That is
-/// some time after the one before was made available, or after it came back.
+/// The driver makes the next request available just when the device has polled for one and is about to wait. That is
+/// some time after the previous one was made available, or was returned.
 fn no_kick_is_lost_when_the_device_goes_to_sleep(target: &dyn Target) {
     const TIME: Duration = Duration::from_secs(1);
     const REQUESTS: usize = 3;
@@ -193,7 +193,7 @@ fn no_kick_is_lost_when_the_device_goes_to_sleep(target: &dyn Target) {
     }
 }
 
-/// A device may say at any time that it wants no kicks, but not when it waits for one.
+/// A device may suppress kicks at any time, but not while it waits for one.
 fn an_idle_device_wants_a_kick(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
@@ -277,7 +277,7 @@ fn a_ring_works_without_a_call_eventfd(target: &dyn Target) {
     assert_works(target, front_end.memory(), &mut queue);
 }
 
-/// SET_VRING_KICK without an eventfd asks for that.
+/// SET_VRING_KICK without an eventfd requests polling.
 fn a_ring_without_a_kick_eventfd_is_polled(target: &dyn Target) {
     const NO_FD: u64 = 1 << 8;
     if !claims(target, Claim::Polling) {
@@ -299,7 +299,7 @@ fn a_ring_without_a_kick_eventfd_is_polled(target: &dyn Target) {
     }
 }
 
-/// Anyone who continues with the ring waits for a kick.
+/// The next process that serves the ring waits for a kick.
 fn a_ring_that_stops_while_its_thread_polls_asks_for_kicks(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
@@ -320,7 +320,7 @@ fn a_ring_that_stops_while_its_thread_polls_asks_for_kicks(target: &dyn Target) 
     }
 }
 
-/// A call may have gone to the file before it. QEMU's own tests wait for one too.
+/// An earlier call may have gone to the previous file. QEMU's own tests wait for one too.
 fn a_call_file_is_signalled_once_when_it_is_first_used(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;

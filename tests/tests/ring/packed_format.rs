@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What only packed rings have: wrap counters, buffer ids, event suppression structures, and their own ways to be corrupt.
+//! Features of packed rings: wrap counters, buffer ids, event suppression structures, and their own forms of corruption.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ const ENABLE: u16 = 0;
 const DISABLE: u16 = 1;
 const DESCRIPTOR: u16 = 2;
 
-/// Returns the descriptor that a buffer is, without NEXT.
+/// Returns the descriptor of a buffer, without NEXT.
 fn descriptor(buffer: Buffer) -> Descriptor {
     Descriptor {
         address: buffer.address,
@@ -36,7 +36,7 @@ fn descriptor(buffer: Buffer) -> Descriptor {
     }
 }
 
-/// Writes descriptors with these flags from the start of a fresh ring on, and makes them available, the first one last.
+/// Writes descriptors with these flags to the start of a new ring, and makes them available, the first one last.
 fn write(queue: &Queue, descriptors: &[Descriptor]) {
     for (index, descriptor) in descriptors.iter().enumerate().rev() {
         let flags = descriptor.flags | AVAILABLE;
@@ -46,7 +46,7 @@ fn write(queue: &Queue, descriptors: &[Descriptor]) {
     }
 }
 
-/// Returns a table in guest memory, in the format of packed rings, of `length` bytes.
+/// Creates a table in guest memory, in the format of packed rings, of `length` bytes.
 fn table(memory: &GuestMemory, descriptors: &[Descriptor], length: usize) -> Descriptor {
     let address = memory.allocate(length.max(16) as u64, 16);
     let bytes: Vec<u8> = descriptors
@@ -80,7 +80,7 @@ fn a_ring_may_have_any_number_of_descriptors(target: &dyn Target) {
     }
 }
 
-/// Chains of different lengths, so that places and ids have nothing to do with each other.
+/// Chains of different lengths, so that positions and ids are unrelated.
 fn chains_of_all_lengths_share_a_ring(target: &dyn Target) {
     let running = target.start();
     let mode = Mode {
@@ -127,7 +127,7 @@ fn a_ring_starts_with_the_wrap_counters_of_its_base(target: &dyn Target) {
     }
 }
 
-/// A front-end that says nothing of it begins where drivers do.
+/// A front-end that does not send a base starts where drivers do.
 fn a_ring_starts_with_wrap_counters_of_one(target: &dyn Target) {
     let running = target.start();
     let front_end = PACKED.connect(&running);
@@ -143,7 +143,7 @@ fn a_ring_starts_with_wrap_counters_of_one(target: &dyn Target) {
     assert_works(target, front_end.memory(), &mut queue);
 }
 
-/// User-Mode Linux says 0, as for a split ring. No driver begins with wrap counters of 0, but a ring can stop there: after its first round.
+/// User-Mode Linux sends 0, as for a split ring. No driver starts with wrap counters of 0, but a ring can stop there: after its first round.
 fn base_0_is_the_beginning_of_a_ring_that_was_never_used(target: &dyn Target) {
     let running = target.start();
     for is_early in [false, true] {
@@ -157,7 +157,7 @@ fn base_0_is_the_beginning_of_a_ring_that_was_never_used(target: &dyn Target) {
         load.drain(&mut queue);
         let done = load.sent;
         load.run(&mut queue, 8 - done);
-        // Chains are indirect: a descriptor each.
+        // Chains are indirect: one descriptor each.
         assert_eq!(front_end.stop(0).unwrap(), 0);
         front_end.start(0, &queue, 0).unwrap();
         load.run(&mut queue, 20);
@@ -165,7 +165,7 @@ fn base_0_is_the_beginning_of_a_ring_that_was_never_used(target: &dyn Target) {
     }
 }
 
-/// Where chains lie across the end of the ring, the first descriptor need not be one that was marked used.
+/// If chains cross the end of the ring, the first descriptor need not be marked used.
 fn base_0_is_the_second_round_of_a_ring_whose_chains_lie_across_its_end(target: &dyn Target) {
     let running = target.start();
     let mode = Mode {
@@ -213,7 +213,7 @@ fn disabled_events_are_respected(target: &dyn Target) {
         let mut request = Request::new(target, front_end.memory());
         queue.packed().set_driver_event(0, DISABLE);
         poll_requests(&mut request, &mut queue, 50);
-        // A signal that was not wanted would have come before the one that is.
+        // An unwanted signal would have come before the expected one.
         queue.packed().set_driver_event(0, ENABLE);
         poll_requests(&mut request, &mut queue, 1);
         assert!(queue.wait_call(PATIENCE), "EVENT_IDX {event_idx}");
@@ -260,7 +260,7 @@ fn invalid_event_suppression_flags_enable_calls(target: &dyn Target) {
     }
 }
 
-/// What a driver writes at the start of its ring, given the two buffers of a good request.
+/// What a driver writes at the start of its ring, given the two buffers of a valid request.
 type Corruption = (
     &'static str,
     fn(&GuestMemory, [Descriptor; 2]) -> Vec<Descriptor>,
@@ -343,7 +343,7 @@ fn an_indirect_table_that_was_not_agreed_on_stops_its_ring(target: &dyn Target) 
     scene.assert_broken(target, "an indirect table");
 }
 
-/// Ids are the driver's own affair.
+/// Ids are chosen by the driver.
 fn any_id_comes_back_as_it_was(target: &dyn Target) {
     let running = target.start();
     let front_end = PACKED.connect(&running);
@@ -364,7 +364,7 @@ fn any_id_comes_back_as_it_was(target: &dyn Target) {
     }
 }
 
-/// Descriptors that are not available, whatever their flags say of the other round.
+/// Descriptors that are not available, whatever their flags were in the other round.
 fn only_the_flags_of_this_round_count(target: &dyn Target) {
     let running = target.start();
     let front_end = PACKED.connect(&running);
@@ -376,7 +376,7 @@ fn only_the_flags_of_this_round_count(target: &dyn Target) {
         ring.set_descriptor(1, writable, 0, writable.flags | flags);
         ring.set_descriptor(0, readable, 0, readable.flags | NEXT | flags);
         queue.kick_anyway();
-        // Its answer comes after all that was done for the kick.
+        // Its answer comes after the kick was processed.
         std::thread::sleep(Duration::from_millis(10));
         request.assert_untouched();
         assert_eq!(front_end.stop(0).unwrap(), 0x8000_8000, "{flags:#x}");
@@ -423,7 +423,7 @@ fn random_rings_do_no_harm(target: &dyn Target) {
     scene.assert_restarts(target, "a changing ring");
 }
 
-/// Addresses that are not aligned as the format asks.
+/// Addresses without the required alignment.
 fn parts_that_are_not_aligned_are_refused(target: &dyn Target) {
     let running = target.start();
     let front_end = PACKED.connect(&running);

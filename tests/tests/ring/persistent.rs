@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Drivers and front-ends that are malicious, for longer: again and again, and at random.
+//! Malicious drivers and front-ends, for longer: repeatedly, and at random.
 
 use std::os::fd::AsFd;
 
@@ -13,7 +13,7 @@ use vhost_device_tests::target::{Claim, Request, Running, Target, assert_works, 
 use crate::corrupt::{HOLE, SIZE, Scene};
 use crate::{Mode, PATIENCE, USUAL, usual};
 
-/// Neither with bad requests, nor with bad rings.
+/// Neither with invalid requests, nor with corrupt rings.
 fn a_guest_cannot_fill_the_log(target: &dyn Target) {
     if !claims(target, Claim::ShortLog) {
         return;
@@ -38,7 +38,7 @@ fn fill_the_log(target: &dyn Target, running: &Running, mode: Mode) {
     }
     let lines = running.program.stderr().lines().count() - before;
     assert!(lines < LINES, "{lines} lines for {REQUESTS} bad requests");
-    // A line for each start and stop of a ring is of use to who looks for the reason.
+    // A line for each start and stop of a ring helps to find the cause.
     let warnings = || {
         running
             .program
@@ -60,7 +60,7 @@ fn fill_the_log(target: &dyn Target, running: &Running, mode: Mode) {
     );
 }
 
-/// The front-end takes away the memory that ring 0 lies in, and brings it back.
+/// The front-end removes the memory of ring 0, and adds it again.
 fn a_ring_whose_memory_is_taken_away_does_no_harm(target: &dyn Target) {
     if !claims(target, Claim::BrokenRing) {
         return;
@@ -128,7 +128,7 @@ pub fn random_descriptor(random: &mut Rng, area: u64) -> Descriptor {
     }
 }
 
-/// A ring full of random descriptors, again and again.
+/// Random descriptors in the whole ring, repeatedly.
 fn random_rings_do_no_harm(target: &dyn Target) {
     const ROUNDS: u64 = 300;
     if !claims(target, Claim::BrokenRing) {
@@ -136,7 +136,7 @@ fn random_rings_do_no_harm(target: &dyn Target) {
     }
     let running = target.start();
     let mut scene = Scene::new(target, &running, USUAL);
-    // The device may write anything in here; the bystander lies elsewhere.
+    // The device may write anything here; the bystander is elsewhere.
     let area = scene.front_end.memory().regions()[1].guest_address();
     for seed in 0..ROUNDS {
         let mut random = Rng::with_seed(seed);
@@ -166,7 +166,7 @@ fn random_rings_do_no_harm(target: &dyn Target) {
     scene.assert_restarts(target, "random rings");
 }
 
-/// A front-end can cut the file short that it has shared: whoever touches what is gone gets SIGBUS.
+/// A front-end can truncate the file that it has shared: an access to the lost part raises SIGBUS.
 fn truncated_memory_ends_only_its_connection(target: &dyn Target) {
     if !claims(target, Claim::LostMemory) {
         return;
@@ -175,7 +175,7 @@ fn truncated_memory_ends_only_its_connection(target: &dyn Target) {
     let cuts = |mode| [true, false, true].map(|cuts_the_ring| (mode, cuts_the_ring));
     for (mode, cuts_the_ring) in usual(target).flat_map(cuts) {
         let front_end = mode.connect(&running);
-        // Nothing of ours may be in what goes.
+        // Nothing that this process uses may be in the truncated part.
         let cut = front_end.memory().without(0);
         let kept = front_end.memory().without(cut.regions()[0].guest_address());
         let [ring, buffers] = match cuts_the_ring {
@@ -188,7 +188,7 @@ fn truncated_memory_ends_only_its_connection(target: &dyn Target) {
         queue.publish();
         let region = cut.regions()[0].clone();
         region.file().set_len(0).unwrap();
-        // The back-end looks at a ring as soon as it starts, or answers no more. It may fail the request without touching the buffers.
+        // The back-end reads a ring as soon as it starts, or no longer answers. It may fail the request without touching the buffers.
         let _ = front_end.start(0, &queue, queue.options().start());
         if cuts_the_ring {
             let raw = front_end.raw().unwrap();

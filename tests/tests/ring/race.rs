@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Drivers that do not wait: who change what the device is reading, make the same available again and again, and never look at what
-//! comes back.
+//! Drivers that do not wait: they change what the device is reading, make the same requests available repeatedly, and never read the
+//! used ring.
 
 use std::env;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,21 +18,21 @@ use crate::corrupt::{SIZE, Scene, descriptor};
 use crate::persistent::random_descriptor;
 use crate::{Going, Mode, PATIENCE, USUAL, usual};
 
-/// Fixes what the fuzzer does: the number that a failed run has printed.
+/// Environment variable with the seed of the fuzzer, which a failed run prints.
 const SEED: &str = "VHOST_DEVICE_TEST_SEED";
 
 /// How long the fuzzer races with a device, in each format.
 const TIME: Duration = Duration::from_millis(1000);
 
-/// Whom the device races with: a thread that writes all over a ring, and over the requests that it is asked for.
+/// The opponent of the device: a thread that writes all over a ring, and over its requests.
 struct Scribbler<'a> {
     random: Rng,
     memory: &'a GuestMemory,
     ring: Layout,
     packed: bool,
-    /// Requests that can be carried out, whose bytes are changed too.
+    /// Valid requests, whose bytes are changed too.
     requests: &'a [[Buffer; 2]],
-    /// Memory that the device may write anything in, with indirect tables.
+    /// Memory that the device may write to, with indirect tables.
     area: u64,
 }
 
@@ -65,11 +65,11 @@ impl Scribbler<'_> {
         }
     }
 
-    /// Returns the same where it is in a packed ring, or in a table of one, with flags of any round.
+    /// Returns the same for a packed ring, or for a table of one, with flags of any round.
     fn packed_descriptor(&mut self, size: u16) -> [u8; 16] {
         let descriptor = self.descriptor(size);
         let round = [AVAILABLE, USED, AVAILABLE | USED, 0][self.random.usize(0..4)];
-        // In this order the fields lie in a packed ring.
+        // A packed ring has the fields in this order.
         let packed = Descriptor {
             flags: descriptor.next,
             next: descriptor.flags | round,
@@ -164,8 +164,8 @@ impl Scribbler<'_> {
     }
 }
 
-/// The driver writes wherever it can while the device works, and its front-end stops and starts the ring meanwhile. Each descriptor that
-/// the device checks must be the one that it uses: read once.
+/// The driver writes everywhere while the device works, and its front-end stops and starts the ring meanwhile. The device must use
+/// the descriptor that it has checked: it reads each one once.
 fn a_ring_that_changes_while_it_is_read_does_no_harm(target: &dyn Target) {
     let seed = env::var(SEED).map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
     println!("{SEED}={seed}");
@@ -241,8 +241,8 @@ fn race(target: &dyn Target, running: &Running, mode: Mode, seed: u64) {
     scene.assert_restarts(target, "a changing ring");
 }
 
-/// Drivers that make requests available as fast as they can, the same ones while the device has them, and look at nothing that comes
-/// back (CVE-2016-5403). No more than the ring's size is in flight at a time.
+/// Drivers that make requests available as fast as they can, the same ones while the device has them, and never read the used
+/// ring (CVE-2016-5403). At most as many as the ring's size are in flight at a time.
 fn endless_submissions_are_bounded_by_the_ring(target: &dyn Target) {
     const ROUNDS: u16 = 2000;
     let running = target.start();
@@ -252,12 +252,12 @@ fn endless_submissions_are_bounded_by_the_ring(target: &dyn Target) {
     let ring = scene.victim.split();
     ring.set_descriptor(0, descriptor(readable, NEXT, 1));
     ring.set_descriptor(1, descriptor(writable, 0, 0));
-    // All entries name the same request.
+    // All entries refer to the same request.
     (0..SIZE).for_each(|slot| scene.victim.split().set_avail_entry(slot, 0));
     let threads = running.program.resources().unwrap().threads;
     let mut bytes = 0;
     for round in 0..ROUNDS {
-        // As far ahead of the device as may be.
+        // As far ahead of the device as permitted.
         let index = scene.victim.split().used_index().wrapping_add(SIZE);
         scene.victim.split().set_avail_index(index);
         scene.victim.kick_anyway();
@@ -275,7 +275,7 @@ fn endless_submissions_are_bounded_by_the_ring(target: &dyn Target) {
     assert!(grown < 1 << 20, "it takes {grown} bytes more");
     let now = running.program.resources().unwrap().threads;
     assert!(now <= threads + 16, "{threads} threads became {now}");
-    // One further, and the ring is corrupt.
+    // One more, and the ring is corrupt.
     scene
         .victim
         .split()

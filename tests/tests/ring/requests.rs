@@ -97,7 +97,7 @@ fn writable_bytes_may_be_cut_anywhere(target: &dyn Target) {
     });
 }
 
-/// As many buffers as a request may have by the limits of common devices.
+/// As many buffers as common devices allow.
 fn both_may_be_in_many_pieces(target: &dyn Target) {
     assert_framings(target, |readable, writable| {
         [1, 2, 3, 7, 16, 60]
@@ -146,7 +146,7 @@ fn each_queue_works_while_the_others_do(target: &dyn Target) {
     }
 }
 
-/// A driver that accepted the feature need not look at what it gets back.
+/// A driver that accepted the feature need not check the ids.
 fn requests_come_back_in_order_where_that_is_offered(target: &dyn Target) {
     let running = target.start();
     for mode in modes(target) {
@@ -175,7 +175,7 @@ fn requests_come_back_in_order_where_that_is_offered(target: &dyn Target) {
     }
 }
 
-/// Guest addresses that follow each other are one range to the driver, wherever their memory comes from.
+/// Adjacent guest addresses are one range to the driver, wherever their memory comes from.
 fn a_buffer_may_cross_two_regions(target: &dyn Target) {
     use vhost_device_tests::front_end::Options;
     const BORDER: u64 = 1 << 20;

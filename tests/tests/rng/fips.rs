@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The statistical tests of FIPS 140-2 (section 4.9.1, with change notice 1) on what the device gives from its default source.
+//! The statistical tests of FIPS 140-2 (section 4.9.1, with change notice 1) on the output of the default source.
 
 use std::ops::RangeInclusive;
 
 use crate::{Device, LARGEST};
 
-/// Bytes of a block: each test looks at 20 000 bits.
+/// Size of a block in bytes: each test uses 20 000 bits.
 const BLOCK: usize = 20_000 / 8;
 
-/// Of all bits, how many are ones.
+/// Permitted number of ones.
 const ONES: RangeInclusive<u32> = 9726..=10_274;
-/// Of all runs of zeroes, and likewise of ones, how many have 1, 2, 3, 4, 5, and 6 or more bits.
+/// Permitted numbers of runs with 1, 2, 3, 4, 5, and 6 or more bits, for zeroes and for ones.
 const RUNS: [RangeInclusive<u32>; 6] = [
     2315..=2685,
     1114..=1386,
@@ -19,10 +19,10 @@ const RUNS: [RangeInclusive<u32>; 6] = [
     103..=209,
     103..=209,
 ];
-/// No run has this many bits.
+/// No run may have this many bits.
 const LONG_RUN: usize = 26;
 
-/// What a block can fail.
+/// The tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Failure {
     Monobit,
@@ -50,7 +50,7 @@ fn monobit(block: &[u8]) -> bool {
     ONES.contains(&block.iter().map(|byte| byte.count_ones()).sum())
 }
 
-/// Returns how evenly the 16 values of four bits come: 16 / 5000 * (sum of squares) - 5000 lies between 2.16 and 46.17.
+/// The distribution of the 16 values of four bits: 16 / 5000 * (sum of squares) - 5000 must be between 2.16 and 46.17.
 fn poker(block: &[u8]) -> bool {
     let mut counts = [0u64; 16];
     for byte in block {
@@ -64,7 +64,7 @@ fn poker(block: &[u8]) -> bool {
 
 /// The runs of equal bits in a block.
 struct Runs {
-    /// For zeroes and for ones: how many have 1, 2, 3, 4, 5, and 6 or more bits.
+    /// Number of runs with 1, 2, 3, 4, 5, and 6 or more bits, for zeroes and for ones.
     counts: [[u32; 6]; 2],
     longest: usize,
 }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `vhost-device-rng` as a driver meets it: what it gives, how much of it, and what becomes of requests that must wait.
+//! `vhost-device-rng` as a driver sees it: its bytes, their amount, and requests that must wait.
 
 #![cfg(test)]
 
@@ -23,10 +23,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long to watch for something that must not happen.
 const QUIET: Duration = Duration::from_millis(50);
 
-/// The most that one request gets.
+/// Maximum bytes of a request.
 const LARGEST: u32 = 64 << 10;
 
-/// What buffers are filled with before a request.
+/// Byte that fills buffers before a request.
 const UNTOUCHED: u8 = 0xdd;
 
 /// A running device.
@@ -37,12 +37,12 @@ struct Device {
 }
 
 impl Device {
-    /// Creates the device with these arguments.
+    /// Starts the device with these arguments.
     fn start(arguments: &[&str]) -> Self {
         Self::start_in(tempfile::tempdir().unwrap(), None, arguments)
     }
 
-    /// Creates the device with a file of these bytes as its source.
+    /// Starts the device with a file of these bytes as its source.
     fn with_source(bytes: &[u8], arguments: &[&str]) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let source = directory.path().join("source");
@@ -73,7 +73,7 @@ impl Device {
         Driver::new(FrontEnd::connect(&self.socket, &Options::default()).unwrap())
     }
 
-    /// Returns how often the device said that its source gives nothing.
+    /// Returns how often the device reported that its source has no bytes.
     fn complaints(&self) -> usize {
         self.program
             .stderr()
@@ -115,7 +115,7 @@ impl Driver {
         }
     }
 
-    /// Returns the first `length` bytes of the area, made untouched.
+    /// Returns the first `length` bytes of the area, and resets them.
     fn buffer(&self, length: u32) -> Buffer {
         self.front_end
             .memory()
@@ -123,7 +123,7 @@ impl Driver {
         Buffer::writable(self.area, length)
     }
 
-    /// Sends a request, and waits until it is answered. Returns how many bytes were written.
+    /// Sends a request, and waits until it is answered. Returns the number of bytes written.
     fn carry_out(&mut self, chain: &[Buffer]) -> u32 {
         let head = self.queue.submit(chain);
         assert!(
@@ -135,14 +135,14 @@ impl Driver {
         used.length
     }
 
-    /// Returns the bytes that a request for `length` gets, all of them in its first part.
+    /// Returns the bytes for a request of `length`, which must all be in its first part.
     fn read(&mut self, length: u32) -> Vec<u8> {
         let buffer = self.buffer(length);
         let written = self.carry_out(&[buffer]);
         self.check(length, written)
     }
 
-    /// Returns the `written` first bytes of the area; what follows must be untouched.
+    /// Returns the `written` first bytes of the area; the rest must be untouched.
     fn check(&self, length: u32, written: u32) -> Vec<u8> {
         assert!(written <= length, "{written} bytes written to {length}");
         let mut bytes = self.front_end.memory().read_vec(self.area, length as usize);
@@ -154,20 +154,20 @@ impl Driver {
         bytes
     }
 
-    /// Sends a request for `length` bytes, and leaves it there.
+    /// Sends a request for `length` bytes, and does not wait.
     fn submit(&mut self, length: u32) {
         let buffer = self.buffer(length);
         self.queue.submit(&[buffer]);
     }
 
-    /// Waits until the request that was left there is answered, and gives its bytes.
+    /// Waits until that request is answered, and returns its bytes.
     fn answer(&mut self, length: u32) -> Vec<u8> {
         assert!(self.queue.wait_used(PATIENCE), "a request was not answered");
         let used = self.queue.take_used().unwrap();
         self.check(length, used.length)
     }
 
-    /// Asserts that nothing comes back.
+    /// Asserts that nothing is returned.
     fn assert_waits(&mut self) {
         assert!(!self.queue.wait_used(QUIET), "a request came back");
     }
@@ -179,7 +179,7 @@ impl Driver {
     }
 }
 
-/// Returns bytes that differ from place to place: a counter.
+/// Returns bytes that depend on their position: a counter.
 fn words(count: u32) -> Vec<u8> {
     (0..count).flat_map(u32::to_le_bytes).collect()
 }

@@ -9,10 +9,10 @@ use vhost_device_tests::process::Signal;
 
 use crate::{Device, Driver, LARGEST, PATIENCE, assert_same, words};
 
-/// A period that does not end while a test runs.
+/// A period longer than a test.
 const LONG: &str = "--period=86400000";
 
-/// Arguments for `max_bytes` in periods of `period`.
+/// Returns the arguments for `max_bytes` in periods of `period`.
 fn quota(max_bytes: u32, period: Duration) -> [String; 2] {
     [
         format!("--max-bytes={max_bytes}"),
@@ -20,8 +20,8 @@ fn quota(max_bytes: u32, period: Duration) -> [String; 2] {
     ]
 }
 
-/// Asks for all that there is, `length` bytes at a time, until the quota of more than `count` periods has come. Neither is it exceeded, nor,
-/// but for what a busy machine may lose, is it left unused.
+/// Reads all available bytes, `length` at a time, until more than `count` quotas have been delivered. The quota is neither exceeded nor,
+/// except for delays of a busy machine, left unused.
 fn flood(max_bytes: u32, count: u32, length: u32, kicks: u32) {
     let period = Duration::from_millis(100);
     let before = Instant::now();
@@ -97,7 +97,7 @@ fn the_default_period_is_that_of_qemu() {
     }
 }
 
-/// Returns a device that has given all that it may, with a request that waits.
+/// A device with an exhausted quota, and a waiting request.
 fn out_of_quota(device: &Device) -> Driver {
     let mut driver = device.connect();
     assert_eq!(driver.read(100).len(), 100);
@@ -157,13 +157,13 @@ fn requests_that_wait_get_their_bytes_when_the_next_period_begins() {
     assert!(seen.len() > 3000);
 }
 
-/// Stops a device. Returns what another one needs to continue with its guest.
+/// Stops a device. Returns the state for the next device of its guest.
 fn save(driver: &Driver) -> Vec<u8> {
     driver.front_end.stop(0).unwrap();
     driver.front_end.save_state().unwrap()
 }
 
-/// Returns a driver of a device that has loaded a state.
+/// Connects a driver to a device, and loads a state into it.
 fn connect_with_state(device: &Device, state: &[u8]) -> Driver {
     let front_end = FrontEnd::connect(&device.socket, &Options::default()).unwrap();
     front_end.load_state(state).unwrap();
@@ -209,7 +209,7 @@ fn no_state_renews_the_quota_or_puts_it_off_for_more_than_a_period() {
     let exhausted = save(&driver);
     let raw = driver.front_end.raw().unwrap();
     assert!(raw.loads(&unused));
-    // Nothing was given, and the period is over.
+    // Nothing was delivered, and the period is over.
     assert!(raw.loads(&sealed("rng", 1, &[0, 0])));
     let mut driver = Driver::new(driver.front_end);
     driver.submit(100);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What a request gets, whatever it looks like.
+//! The answer to a request of any form.
 
 use vhost_device_tests::front_end::{Buffer, FrontEnd, Options, QueueOptions};
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Sources that give nothing for a while, or fail: requests wait in the ring, for a driver that gets one back without a byte would not ask
+//! Sources that deliver nothing for a while, or fail: requests wait in the ring, because a driver that gets an empty answer would not ask
 //! again.
 
 use std::fs::File;
@@ -12,10 +12,10 @@ use vhost_device_tests::process::Signal;
 
 use crate::{Device, QUIET, assert_same, words};
 
-/// How long the program may take to end.
+/// Time limit for ending.
 const END: Duration = Duration::from_secs(2);
 
-/// Returns the device with a FIFO as its source, to which nobody writes yet.
+/// Starts the device with a FIFO without a writer as its source.
 fn with_fifo() -> Device {
     let directory = tempfile::tempdir().unwrap();
     let source = directory.path().join("source");
@@ -42,7 +42,7 @@ fn requests_wait_for_an_empty_file_to_grow() {
         seen.extend(driver.answer(2000));
     }
     assert_same(&seen, &source[..3000]);
-    // Once each time that the end came, however often it was met.
+    // Once for each time that the end was reached, however often it was read.
     assert_eq!(device.complaints(), 3);
 }
 
@@ -59,7 +59,7 @@ fn the_last_bytes_of_a_file_are_given_before_requests_wait() {
 
 #[test]
 fn a_source_that_fails_does_not_end_the_device() {
-    // Address 0 of the process itself, which no process has.
+    // Address 0 of the process itself, which is never mapped.
     let mut device = Device::start(&["--rng-source=/proc/self/mem"]);
     let mut driver = device.connect();
     driver.submit(64);
@@ -94,7 +94,7 @@ fn requests_wait_for_somebody_to_write_to_a_fifo() {
     fifo.write_all(&source[..100]).unwrap();
     assert_same(&driver.answer(64), &source[..64]);
     assert_same(&driver.read(64), &source[64..100]);
-    // The writer goes, and another one comes.
+    // The writer closes, and another one opens it.
     drop(fifo);
     driver.submit(64);
     device.wait_for_complaint(2);
@@ -109,7 +109,7 @@ fn an_idle_fifo_is_read_as_soon_as_it_has_a_byte() {
     let mut driver = device.connect();
     driver.submit(64);
     device.wait_for_complaint(1);
-    // It is tried after 0.1, 0.3, 0.7 and 1.5 s, and then after 3.1 s.
+    // Retries happen after 0.1, 0.3, 0.7 and 1.5 s, and then after 3.1 s.
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(1600) {
         driver.assert_waits();
@@ -132,7 +132,7 @@ fn a_request_gets_what_a_slow_writer_has_written() {
         fifo.write_all(&[*byte]).unwrap();
         assert_eq!(driver.answer(64), [*byte]);
     }
-    // Nobody has to be told that a writer takes its time.
+    // A slow writer is no reason for a log line.
     assert_eq!(device.complaints(), 0);
 }
 

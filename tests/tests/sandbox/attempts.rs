@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Files, programs, sockets and the rest, from inside.
+//! Attempts of a compromised thread: files, programs, sockets and more.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -32,7 +32,7 @@ fn programs_and_sockets_end_the_process_in_all_threads(device: &Device) {
     assert_each_ends(device, PROGRAMS_AND_SOCKETS, device.threads);
 }
 
-/// Each in another thread: they have the same table for these.
+/// Each in another thread: all threads have the same rules for these.
 fn forbidden_operations_end_the_process(device: &Device) {
     for (attempt, thread) in FORBIDDEN.iter().zip(device.threads.iter().cycle()) {
         assert_ends(device, attempt, thread);
@@ -106,7 +106,7 @@ fn a_violation_is_always_reported(device: &Device) {
         let arguments = [libc::SIG_SETMASK as u64, all, 0, 8];
         let outcome = intruder.call(libc::SYS_rt_sigprocmask, &arguments).unwrap();
         assert_eq!(outcome, Outcome::Returned(0));
-        // It cannot be told, so it is ended.
+        // It cannot report the call, so it is killed.
         let outcome = intruder.call(libc::SYS_socket, &[1, 1]).unwrap();
         assert_ne!(outcome, Outcome::Returned(0));
         drop(intruder);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! io_uring does not go through the filter of system calls: no thread can make a ring, and those that there are do only what a disk does.
+//! io_uring bypasses the system call filter: no thread can create a ring, and the existing rings only do what a disk needs.
 
 #![allow(unsafe_code)]
 
@@ -20,10 +20,10 @@ const GET_EVENTS: u64 = 1;
 /// Operations, by their numbers.
 const OPENAT: u8 = 18;
 const SOCKET: u8 = 45;
-/// Marks the completion that is waited for.
+/// Marks the expected completion.
 const MARK: u64 = 0x7e57_7e57_7e57_7e57;
 
-/// `struct io_uring_params`: flags, sizes, and where all is in the mappings.
+/// `struct io_uring_params`: flags, sizes, and the offsets in the mappings.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Parameters {
@@ -54,7 +54,7 @@ fn call(intruder: &mut Intruder, number: i64, arguments: &[u64]) -> u64 {
     result as u64
 }
 
-/// A ring, in the memory of a thread that was taken over.
+/// A ring, in the memory of a compromised thread.
 struct Ring {
     file: u64,
     ring: u64,
@@ -63,7 +63,7 @@ struct Ring {
 }
 
 impl Ring {
-    /// Makes one, or gives what becomes of the call.
+    /// Creates a ring, or returns the outcome of the call.
     fn make(intruder: &mut Intruder) -> Result<Self, Outcome> {
         let address = intruder.bytes(&Parameters::default().bytes()).unwrap();
         let file = match intruder
@@ -80,7 +80,7 @@ impl Ring {
         Ok(Self::map(intruder, file as u64, parameters))
     }
 
-    /// Takes one that is there.
+    /// Uses an existing ring.
     fn map(intruder: &mut Intruder, file: u64, parameters: Parameters) -> Self {
         let size = u64::from(parameters.submission[6]) + 4 * u64::from(parameters.entries);
         let mut map = |size, offset| {
@@ -109,7 +109,7 @@ impl Ring {
         u32::from_ne_bytes(bytes)
     }
 
-    /// Submits an operation, and gives its result.
+    /// Submits an operation, and returns its result.
     fn run(&self, intruder: &mut Intruder, entry: [u8; 64]) -> i32 {
         let submission = self.parameters.submission;
         let tail = self.number(intruder, submission[1]);
@@ -147,7 +147,7 @@ impl Ring {
     }
 }
 
-/// `struct io_uring_sqe`.
+/// Returns `struct io_uring_sqe`.
 fn entry(opcode: u8, file: i32, offset: u64, address: u64, length: u32, flags: u32) -> [u8; 64] {
     let mut entry = [0; 64];
     entry[0] = opcode;
@@ -165,7 +165,7 @@ fn socket() -> [u8; 64] {
     entry(SOCKET, libc::AF_INET, libc::SOCK_STREAM as u64, 0, 0, 0)
 }
 
-/// Of other devices too, no thread makes one: that is among what is tried on each of them.
+/// Threads of other devices cannot create rings either: the attempts on each device include that.
 #[test]
 fn a_ring_cannot_be_created_to_open_a_socket() {
     if !BLOCK.is_possible() {
@@ -182,7 +182,7 @@ fn a_ring_cannot_be_created_to_open_a_socket() {
     }
 }
 
-/// What the test above does is an attack.
+/// Checks that the attack in the test above works without a sandbox.
 #[test]
 fn a_ring_opens_a_socket_where_there_is_no_sandbox() {
     if !BLOCK.is_possible() {
@@ -196,12 +196,12 @@ fn a_ring_opens_a_socket_where_there_is_no_sandbox() {
     assert!(ring.run(&mut intruder, socket()) >= 0);
 }
 
-/// Returns the device with a ring that belongs to it, where nothing else would keep that from anything.
+/// Starts the device with a ring of its own, without any other restriction.
 fn start_with_ring() -> (Scene, Intruder, Ring) {
     let scene = BLOCK.start_with(&|_, command| {
         command.arg(mode("off"));
     });
-    // Where things are in it.
+    // Offsets in the ring.
     let mut parameters = Parameters {
         completions: 256,
         // CQSIZE, R_DISABLED, COOP_TASKRUN and TASKRUN_FLAG
@@ -251,7 +251,7 @@ fn the_restrictions_of_a_ring_cannot_be_lifted() {
         return;
     }
     let (_scene, mut intruder, ring) = start_with_ring();
-    // All that can be asked of io_uring_register so far, and more.
+    // All known operations of io_uring_register, and more.
     for what in 0..64 {
         let arguments = [ring.file, what, 0, 0];
         let outcome = intruder.call(libc::SYS_io_uring_register, &arguments);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What is left to a guest that has taken over a back-end: nearly nothing.
+//! What a guest can do after taking over a back-end: nearly nothing.
 //!
-//! The calls are made in the threads of the real program, which the tests take over. That needs root, and a processor whose registers
+//! The tests take over threads of the real program, and make the calls there. This needs root, and a processor whose registers
 //! the tests know.
 
 #![cfg(test)]
@@ -24,18 +24,18 @@ use vhost_device_tests::process::{self, PATIENCE, option};
 use vhost_device_tests::skip::skip;
 use vhost_device_tests::target::{Block, Gpu, Request, Rng, Running, Target};
 
-/// The thread that serves the front-end, in place of its name, which is that of the program.
+/// The thread of the front-end, which has the name of the program.
 const MAIN: &str = "";
 
-/// A device, and the threads that it has when it works.
+/// A device, and its threads under load.
 #[derive(Clone, Copy)]
 struct Device {
     target: &'static dyn Target,
     options: &'static [&'static str],
     threads: &'static [&'static str],
-    /// It opens files after its start, so that it is not seccomp but landlock that keeps it from others.
+    /// It opens files after its start, so landlock and not seccomp restricts file access.
     opens_files: bool,
-    /// It makes memory executable.
+    /// It creates executable memory.
     compiles: bool,
 }
 
@@ -43,7 +43,7 @@ const BLOCK: Device = Device {
     target: &Block {
         io_engine: "io_uring",
     },
-    // On any host, all of them are worked on by one thread.
+    // One thread serves all queues, on any host.
     options: &["--num-queues=1"],
     threads: &[MAIN, "control", "log", "queues"],
     opens_files: false,
@@ -77,7 +77,7 @@ const GPU_WITH_3D: Device = Device {
 };
 
 impl Device {
-    /// Returns whether this host can run it, and lets its threads be taken over. The test is skipped if not.
+    /// Returns whether this host can run it and trace its threads. Skips the test if not.
     fn is_possible(&self) -> bool {
         let possible = rustix::process::geteuid().is_root()
             && self.target.is_possible()
@@ -95,7 +95,7 @@ impl Device {
         self.start_with(&|_, _| {})
     }
 
-    /// Starts it and has it carry out a request, so that it has all its threads.
+    /// Starts it and runs a request, so that it has all its threads.
     fn start_with(&self, configure: &dyn Fn(&Path, &mut Command)) -> Scene {
         let running = self.target.start_with(&|directory, command| {
             command.env_remove("RUST_LOG").args(self.options);
@@ -114,7 +114,7 @@ fn has_3d() -> bool {
     String::from_utf8_lossy(&output.unwrap().stdout).contains("\"virgl\"")
 }
 
-/// A device at work.
+/// A running device.
 struct Scene {
     target: &'static dyn Target,
     running: Running,
@@ -160,7 +160,7 @@ impl Scene {
         }
     }
 
-    /// Takes one of its threads over.
+    /// Takes over one of its threads.
     fn enter(&self, thread: &str) -> Intruder {
         let id = self.running.program.id();
         let thread = intruder::thread(id, &self.name(thread)).unwrap();
@@ -172,7 +172,7 @@ impl Scene {
     }
 }
 
-/// `--sandbox=MODE`.
+/// Returns `--sandbox=MODE`.
 fn mode(mode: &str) -> std::ffi::OsString {
     option("sandbox", mode)
 }

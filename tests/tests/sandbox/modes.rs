@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `--sandbox`, users without privileges, and kernels that have not all of it.
+//! `--sandbox`, unprivileged users, and kernels without all features.
 
 #![allow(unsafe_code)]
 
@@ -18,7 +18,7 @@ use vhost_device_tests::process::{PATIENCE, Program, Signal, inherit};
 use crate::state::{assert_confined, statuses};
 use crate::{Device, RNG, for_each_device, mode};
 
-/// Somebody without privileges.
+/// An unprivileged user.
 const NOBODY: u32 = 65534;
 
 fn log_names_what_on_would_stop_and_stops_nothing(device: &Device) {
@@ -72,11 +72,11 @@ fn off_restricts_nothing(device: &Device) {
     scene.assert_serves();
 }
 
-/// Has the command run as somebody without privileges, who owns the files.
+/// Makes the command run as an unprivileged user, who owns the files.
 fn as_nobody(directory: &Path, command: &mut Command) {
-    // Where the program was built, that user may not look.
+    // That user may not be able to enter the directory of the program.
     let program = directory.join("program");
-    // By another process: a file that this one writes could be open in a child of another test, and then it cannot be run.
+    // Copied by another process: a file that this one writes could be open in a child of another test, and could not be run.
     let mut copy = Command::new("cp");
     copy.arg(command.get_program()).arg(&program);
     assert!(copy.status().unwrap().success(), "{copy:?}");
@@ -113,7 +113,7 @@ fn a_user_without_privileges_has_the_sandbox_too(device: &Device) {
     }
 }
 
-/// Returns a filter by which the kernel has not got these system calls.
+/// Creates a filter that simulates a kernel without these system calls.
 fn without(calls: &[i64]) -> BpfProgram {
     let rules = calls.iter().map(|call| (*call, Vec::new())).collect();
     let missing = SeccompAction::Errno(libc::ENOSYS as u32);
@@ -122,7 +122,7 @@ fn without(calls: &[i64]) -> BpfProgram {
     filter.unwrap().try_into().unwrap()
 }
 
-/// Has the program that `command` starts run under `filter`.
+/// Makes the program that `command` starts run under `filter`.
 fn filtered(command: &mut Command, filter: BpfProgram) {
     let apply =
         move || apply_filter(&filter).map_err(|_| std::io::Error::from_raw_os_error(libc::EINVAL));

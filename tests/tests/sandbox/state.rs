@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the kernel says of the process.
+//! The state of the process according to the kernel.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,7 @@ pub fn statuses(process: u32) -> Vec<BTreeMap<String, String>> {
     tasks.map(status).collect()
 }
 
-/// Asserts that all threads have given up what they do not use.
+/// Asserts that all threads have dropped the privileges that they do not need.
 #[track_caller]
 pub fn assert_confined(program: &Program, had_privileges: bool) {
     for status in statuses(program.id()) {
@@ -30,7 +30,7 @@ pub fn assert_confined(program: &Program, had_privileges: bool) {
         assert_eq!(status["NoNewPrivs"], "1", "{name}");
         assert_eq!(status["Seccomp"], "2", "{name}");
         let mut sets = vec!["CapInh", "CapPrm", "CapEff", "CapAmb"];
-        // Only who has privileges can drop others for good; no_new_privs does that too.
+        // Only a privileged process can drop others permanently; no_new_privs does that too.
         sets.extend(had_privileges.then_some("CapBnd"));
         for set in sets {
             assert_eq!(
@@ -57,12 +57,12 @@ fn all_threads_are_confined(device: &Device) {
         .iter()
         .map(|thread| scene.name(thread))
         .collect();
-    // Each kind of thread has a filter of its own beside those of the one that started it. Threads may just have started.
+    // Each kind of thread has one more filter than the thread that started it. Threads may have just started.
     let all_have_filters = || {
         let statuses = statuses(id);
         let filters = |name: &String| {
             let status = statuses.iter().find(|status| status["Name"] == *name)?;
-            // Kernels before 5.9 do not tell.
+            // Kernels before 5.9 do not report this.
             let filters = status.get("Seccomp_filters").map_or("", String::as_str);
             Some(filters.parse().unwrap_or(u32::MAX))
         };
@@ -100,7 +100,7 @@ fn a_passed_connection_is_served_in_the_sandbox() {
     let mut command = vhost_device_tests::process::command("vhost-device-rng").unwrap();
     command.arg("--fd=300").arg(mode("on"));
     inherit(&mut command, theirs.into(), 300);
-    // It is there before the program is.
+    // It exists before the program.
     let request: [u32; 3] = [1, 1, 0];
     std::io::Write::write_all(&mut &ours, &request.map(u32::to_ne_bytes).concat()).unwrap();
     let program = Program::spawn(&mut command).unwrap();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The answers of the config space (VIRTIO 1.3, 5.8.4), held against what the kernel says of the node.
+//! The config space (VIRTIO 1.3, 5.8.4), compared with what the kernel reports about the node.
 
 use vhost_device_tests::evdev::{
     Description, Device, EV_ABS, EV_FF, EV_KEY, EV_LED, EV_MSC, EV_REL, EV_REP, EV_SND, EV_SW,
@@ -18,7 +18,7 @@ const PROP_BITS: u8 = 0x10;
 const EV_BITS: u8 = 0x11;
 const ABS_INFO: u8 = 0x12;
 
-/// The config space as QEMU sees it: of each byte that the guest writes, it writes all.
+/// The config space as QEMU uses it: it writes the whole space for each byte that the guest writes.
 struct Config<'a> {
     front_end: &'a FrontEnd,
     bytes: Vec<u8>,
@@ -32,14 +32,14 @@ impl<'a> Config<'a> {
         }
     }
 
-    /// The guest writes one byte, and QEMU reads all again.
+    /// Writes one byte for the guest; QEMU then reads everything again.
     fn write(&mut self, offset: usize, byte: u8) {
         self.bytes[offset] = byte;
         self.front_end.set_config(0, &self.bytes).unwrap();
         self.bytes = self.front_end.config(0, SIZE).unwrap();
     }
 
-    /// Returns the answer to what is selected, of which all else is checked.
+    /// Returns the answer to the selection, and checks the rest.
     fn answer(&self, select: u8, subsel: u8) -> &[u8] {
         let (head, answer) = self.bytes.split_at(8);
         assert_eq!(head[..2], [select, subsel]);
@@ -57,7 +57,7 @@ impl<'a> Config<'a> {
     }
 }
 
-/// Returns a bitmap as VIRTIO has it: no longer than needed.
+/// Returns a bitmap in VIRTIO's format: no longer than needed.
 fn bitmap(codes: &[u16]) -> Vec<u8> {
     let mut bytes = Vec::new();
     for &code in codes {
@@ -68,13 +68,13 @@ fn bitmap(codes: &[u16]) -> Vec<u8> {
     bytes
 }
 
-/// Returns what the kernel says of the node.
+/// Returns the answer according to the kernel.
 fn expected(node: &Node, select: u8, subsel: u8) -> Vec<u8> {
     let kinds = node.codes(0).unwrap();
     let kind = u16::from(subsel);
     match (select, subsel) {
         (ID_NAME, 0) => node.name().unwrap().into_bytes(),
-        // uinput gives none.
+        // uinput sets none.
         (ID_SERIAL, 0) => Vec::new(),
         (ID_DEVIDS, 0) => node.ids().unwrap(),
         (PROP_BITS, 0) => bitmap(&node.properties().unwrap()),
@@ -103,7 +103,7 @@ fn check_answers(description: &Description) {
     let mut subsel = 0;
     let mut ask = |select: u8, wanted: u8| {
         config.write(0, select);
-        // Until the guest has written the other byte too, that is what it was.
+        // Until the guest has written the other byte, that one keeps its value.
         let answer = config.answer(select, subsel);
         assert_eq!(
             answer,
@@ -144,7 +144,7 @@ fn answers_are_what_the_kernel_says() {
 #[test]
 #[ignore = "needs uinput"]
 fn recorded_devices_have_what_their_kind_has() {
-    // The other test holds the answers against the kernel; this one holds what it compares.
+    // The other test compares the answers with the kernel's; this one checks the kernel's.
     let device = Device::create(&devices::TABLET).unwrap();
     let input = Input::start(&device);
     let front_end = input.connect();

@@ -14,7 +14,7 @@ use vhost_device_tests::process::PATIENCE;
 
 use super::{Driver, Guest, Input, start, wait_until};
 
-/// Returns a report with all that ten fingers have.
+/// Returns a report of ten fingers with all their axes.
 pub fn ten_fingers(first_id: i32) -> Report {
     let mut events = Vec::new();
     for finger in 0..10 {
@@ -33,12 +33,12 @@ pub fn ten_fingers(first_id: i32) -> Report {
         (EV_ABS, ABS_X, 100),
         (EV_ABS, ABS_Y, 200),
     ]);
-    // The device is in the first slot when it is new, and tells no slot that it is in already.
+    // A new device is in the first slot, and does not report its current slot.
     events.remove(0);
     report(&events)
 }
 
-/// Asserts that the device does this; it comes to the guest as it is, after the state that the device was in.
+/// Asserts that the guest receives these reports of the device unchanged, after the initial state of the device.
 #[track_caller]
 fn check_reports(description: &Description, reports: &[&[(u16, u16, i32)]]) {
     let (device, node, input) = start(description);
@@ -214,7 +214,7 @@ fn many_reports_come_in_order() {
     let input = Input::start(&device);
     let mut driver = Driver::connect(&input);
     for round in 0..100 {
-        // No more at a time than the kernel keeps for a reader.
+        // No more at a time than the kernel buffers for a reader.
         let reports: Vec<Report> = (1..=8)
             .map(|step| match step % 3 {
                 0 => report(&[(EV_REL, REL_WHEEL_HI_RES, 8 * round + step)]),
@@ -228,7 +228,7 @@ fn many_reports_come_in_order() {
         }
         let mut expected = reports;
         expected.push(end);
-        // A button that is down already goes no further down.
+        // A pressed button cannot be pressed again.
         let mut is_down = false;
         for report in &mut expected {
             report.retain(|event| {
@@ -311,7 +311,7 @@ fn an_event_waits_for_a_buffer_large_enough() {
     let address = memory.allocate(64, 8);
     memory.fill(address, 64, 0xee);
     let writable = |length| Buffer::writable(address, length);
-    // The device returns these with nothing in them.
+    // The device returns these empty.
     for chain in [
         vec![writable(7)],
         vec![Buffer::readable(address, 8)],

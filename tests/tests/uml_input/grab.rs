@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Whose events they are: the guest's alone, or the host's too.
+//! Who receives the events: only the guest, or the host too.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use vhost_device_tests::process::{PATIENCE, Signal};
 
 use super::{Driver, Input, start, wait_until};
 
-/// Asserts that another reader of the node has seen nothing of what the guest has, or all of it.
+/// Asserts that another reader of the node has seen none of the guest's events, or all of them.
 #[track_caller]
 fn check_other_reader(options: &[&str], sees_all: bool) {
     let device = Device::create(&devices::KEYBOARD).unwrap();
@@ -81,7 +81,7 @@ fn the_key_that_started_the_back_end_is_released_on_the_host_first() {
     device.report(&press(1)).unwrap();
     let input = std::thread::scope(|scope| {
         let start = scope.spawn(|| Input::start(&device));
-        // It has begun when it has opened the node, which it does not grab yet.
+        // It has opened the node, which it has not grabbed yet.
         wait_until("the back-end opens the node", || {
             readers(device.node()) > 1 || start.is_finished()
         });

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A real Linux guest in a real QEMU, which both run where the devices are.
+//! A Linux guest in QEMU, which both run where the devices are.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use vhost_device_tests::guest::Machine;
 
 use super::{Input, wait_until};
 
-/// In the guest: finds devices by name, tells what Linux makes of them, records what comes, and switches a light on.
+/// In the guest: finds devices by name, prints their properties, records events, and switches a light on.
 const SCRIPT: &str = r#"
     find_node() {
         for node in $(ls -d /sys/class/input/event* | xargs -n 1 readlink -f | grep $2); do
@@ -85,7 +85,7 @@ fn a_guest_has_the_devices_their_events_and_their_lights() {
     }
     let output = guest.finish().unwrap();
     assert_eq!(guest.qemu_stderr(), "");
-    // QEMU hands packed rings to guests whenever a back-end has them.
+    // QEMU offers packed rings to guests whenever a back-end supports them.
     for back_end in &back_ends {
         assert_eq!(back_end.logged(" started: packed ring"), 2);
     }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Guests and front-ends that are malicious, on the rings of an input device. What does not depend on the device is tested with the others,
-//! in the suites `ring` and `protocol`.
+//! Malicious guests and front-ends, on the rings of an input device. The suites `ring` and `protocol` test what does not depend on the
+//! device.
 
 use std::time::Duration;
 
@@ -20,19 +20,19 @@ fn a_corrupt_ring_stops_alone() {
     let (device, node, input) = start(&devices::KEYBOARD);
     let press = |down| report(&[(EV_KEY, KEY_A, down)]);
     let mut driver = Driver::connect(&input);
-    // Events still come.
+    // Events still arrive.
     driver.status.publish_nonsense();
     assert!(driver.status.wait_error(PATIENCE), "ERR is not signalled");
     driver.assert_gets(&device, &press(1));
     drop(driver);
     let mut driver = Driver::with_queue(&input, 16);
-    // The device does not use a buffer before there is an event; then it looks. What the guest sets is still set.
+    // The device reads a buffer only when there is an event. The status queue still works.
     driver.events.publish_nonsense();
     device.report(&press(0)).unwrap();
     assert!(driver.events.wait_error(PATIENCE), "ERR is not signalled");
     driver.set_report(&[(EV_LED, LED_CAPSL, 1)]);
     assert_eq!(node.lights().unwrap(), [LED_CAPSL]);
-    // Set up anew, it works.
+    // After a new set-up, it works.
     driver.front_end.stop(0).unwrap();
     driver.events.reset();
     let start = driver.events.options().start();
@@ -72,7 +72,7 @@ fn status_events_of_any_value_do_no_harm() {
             false => random.i32(..),
         };
         driver.set(Event::new(kind, code, value));
-        // Nobody else takes what was set.
+        // Nobody else reads the changes.
         device.received().unwrap();
     }
     let grown = input.program.anonymous_growth(bytes).unwrap();
@@ -107,7 +107,7 @@ fn front_ends_that_leave_during_events_leave_no_resources_behind() {
     driver.reports_until(|report| *report == press);
 }
 
-/// The guest's buffers for events are its ring, or the memory of its front-end goes, while events come.
+/// The guest's event buffers are inside its ring, or the front-end's memory is removed, while events arrive.
 #[test]
 #[ignore = "needs uinput"]
 fn event_buffers_inside_the_ring_harm_only_that_ring() {

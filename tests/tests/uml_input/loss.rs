@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Events that are lost: because the guest is slow, because the back-end was, because nobody was there.
+//! Lost events: because the guest or the back-end is slow, or nobody is connected.
 
 use vhost_device_tests::evdev::{
     ABS_MT_POSITION_X, ABS_MT_SLOT, ABS_MT_TRACKING_ID, ABS_X, BTN_LEFT, BTN_TOUCH, Device, EV_ABS,
@@ -11,16 +11,16 @@ use vhost_device_tests::process::Signal;
 use super::events::ten_fingers;
 use super::{Driver, Guest, Input, start, wait_until};
 
-/// In the log when reports are dropped.
+/// Log line for dropped reports.
 const WARNING: &str = "does not fetch its input events";
 
-/// Fewer reports of a few events than the kernel keeps for a reader.
+/// Fewer reports than the kernel buffers for a reader.
 const BURST: usize = 8;
 
-/// More events than the back-end keeps for a guest.
+/// More events than the back-end buffers for a guest.
 const FLOOD: usize = 20_000;
 
-/// Returns a movement that is like no other. Not all have as many events, so that no bound falls between two by chance.
+/// Returns a unique movement. Lengths differ, so that no limit falls between two movements by chance.
 fn movement(number: i32) -> Report {
     let mut movement = report(&[(EV_REL, REL_X, number), (EV_REL, REL_Y, -number)]);
     movement.resize(2 + number as usize % 2, Event::new(EV_REL, REL_WHEEL, 1));
@@ -47,7 +47,7 @@ fn a_slow_guest_loses_whole_reports_with_one_warning() {
     let (device, node, input) = start(&devices::MOUSE);
     let mut driver = Driver::with_queue(&input, 64);
     let count = flood(&device, &input, movement);
-    // Dropped too, with what they say of the button.
+    // Dropped too, including the button.
     for value in [1, 0, 1] {
         device
             .report(&report(&[(EV_KEY, BTN_LEFT, value)]))
@@ -57,7 +57,7 @@ fn a_slow_guest_loses_whole_reports_with_one_warning() {
     let press = report(&[(EV_KEY, BTN_LEFT, 1)]);
     let mut reports = driver.reports_until(|report| *report == press);
     reports.pop();
-    // The first movements that there were, and none in parts.
+    // The first movements, all complete.
     let kept = reports.len() as i32;
     assert!(kept > 100 && kept < count, "{kept} reports of {count}");
     let expected: Vec<Report> = (1..=kept).map(movement).collect();
@@ -90,7 +90,7 @@ fn no_key_stays_down_after_dropped_events() {
     });
     guest.take(&reports);
     guest.assert_agrees(&node);
-    // And none that was pressed meanwhile is missed.
+    // Later presses are not missed.
     assert!(guest.keys.is_empty());
     driver.assert_gets(&device, &report(&[(EV_KEY, KEY_B, 1)]));
 }
@@ -130,7 +130,7 @@ fn touches_agree_after_dropped_events() {
     let mut guest = Guest::default();
     guest.take(&driver.reports_until(|report| report.iter().any(|event| event.value == 777)));
     guest.assert_agrees(&node);
-    // The next events are for the slot that the host's device is in.
+    // The next events are for the current slot of the host's device.
     let moved = report(&[(EV_ABS, ABS_MT_POSITION_X, 1234)]);
     device.report(&moved).unwrap();
     let reports = driver.reports(1);
@@ -139,7 +139,7 @@ fn touches_agree_after_dropped_events() {
     guest.assert_agrees(&node);
 }
 
-/// The back-end stands still while more happens than the kernel keeps for it (SYN_DROPPED).
+/// Stops the back-end while more happens than the kernel buffers for it (SYN_DROPPED).
 #[track_caller]
 fn overflow(input: &mut Input, device: &Device, reports: impl IntoIterator<Item = Report>) {
     input.program.signal(Signal::STOP).unwrap();
@@ -209,7 +209,7 @@ fn touches_agree_after_the_kernel_has_dropped_events() {
 #[ignore = "needs uinput"]
 fn a_guest_that_connects_gets_no_old_events() {
     let (device, node, input) = start(&devices::KEYBOARD);
-    // For nobody, and for a guest that took nothing.
+    // Without a guest, and with a guest that took nothing.
     let type_b = || {
         for value in [1, 0] {
             device.report(&report(&[(EV_KEY, KEY_B, value)])).unwrap();
@@ -222,7 +222,7 @@ fn a_guest_that_connects_gets_no_old_events() {
     type_b();
     device.report(&report(&[(EV_KEY, KEY_A, 1)])).unwrap();
     let mut driver = Driver::connect(&input);
-    // The key that is still down is no thing of the past.
+    // A key that is still down is not an old event.
     let down = report(&[(EV_KEY, KEY_A, 1)]);
     assert_eq!(driver.report(), down);
     let mut guest = Guest::default();
@@ -267,11 +267,11 @@ fn switches_that_changed_without_a_guest_are_reported() {
     guest.assert_agrees(&node);
 }
 
-/// Returns a guest that has got four events of a report, and has no buffer for the rest.
+/// Connects a guest that has received four events of a report, and has no buffer for the rest.
 fn within_a_report(device: &Device, input: &Input) -> Driver {
     let mut driver = Driver::with_queue(input, 4);
     driver.start_taking();
-    // How the axes stand, which is a report of its own.
+    // The state of the axes, which is a separate report.
     driver.report();
     driver.is_quick = false;
     device.report(&ten_fingers(100)).unwrap();
@@ -281,7 +281,7 @@ fn within_a_report(device: &Device, input: &Input) -> Driver {
     driver
 }
 
-/// Asserts that the rest comes, and all that the guest is told after it is so.
+/// Asserts that the rest arrives, and that the guest then agrees with the device.
 #[track_caller]
 fn assert_completed(driver: &mut Driver, guest: &mut Guest, node: &Node) {
     driver.start_taking();
@@ -352,7 +352,7 @@ fn touches_agree_after_repeated_losses() {
     for _ in 0..20 {
         let lost: Vec<Report> = (0..200).map(|_| touch()).collect();
         overflow(&mut input, &device, lost);
-        // More happens while the back-end finds out the state of the device.
+        // More happens while the back-end reads the state of the device.
         for _ in 0..50 {
             device.report(&touch()).unwrap();
         }

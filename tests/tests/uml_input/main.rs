@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! `vhost-device-input` on evdev nodes, which the tests make with uinput.
 //!
-//! `cargo xtask test` runs these in User-Mode Linux. A host that has `/dev/uinput`, and lets this user write to it, needs none:
+//! `cargo xtask test` runs these in User-Mode Linux. A host with a `/dev/uinput` that this user can write to can run them directly:
 //! `cargo test -p vhost-device-tests --test uml_input -- --ignored`.
 
 #![cfg(test)]
@@ -30,7 +30,7 @@ use vhost_device_tests::evdev::{Description, Device, Event, Guest, Node, Report}
 use vhost_device_tests::front_end::{Buffer, FrontEnd, Options, Queue};
 use vhost_device_tests::process::{self, PATIENCE, Program, option};
 
-/// How often what can only be looked at is looked at again.
+/// Polling interval.
 const INTERVAL: Duration = Duration::from_millis(2);
 
 /// Waits until `condition` holds.
@@ -43,7 +43,7 @@ fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     }
 }
 
-/// Returns a new device, its node, and the back-end on it.
+/// Creates a device. Returns it, its node, and the back-end on it.
 fn start(description: &Description) -> (Device, Node, Input) {
     let device = Device::create(description).unwrap();
     let node = Node::open(device.node()).unwrap();
@@ -91,7 +91,7 @@ impl Input {
         log.lines().filter(|line| line.contains(text)).count()
     }
 
-    /// Waits until it has missed its device, the `count`th time.
+    /// Waits until it has lost its device for the `count`th time.
     #[track_caller]
     fn wait_gone(&self, count: usize) {
         wait_until("the back-end misses the device", || {
@@ -99,7 +99,7 @@ impl Input {
         });
     }
 
-    /// Panics if it wakes up often, or computes, while nothing happens.
+    /// Panics if it wakes up often, or uses CPU time, while nothing happens.
     fn assert_idle(&self) {
         const TIME: Duration = Duration::from_secs(1);
         let (wakes, ticks) = self.activity();
@@ -109,7 +109,7 @@ impl Input {
         assert!(ticks < 20, "{ticks} ticks of processor time in {TIME:?}");
     }
 
-    /// Returns how often all threads have slept, and the ticks that they have computed.
+    /// Returns how often all threads have slept, and the clock ticks of CPU time that they have used.
     fn activity(&self) -> (u64, u64) {
         let process = PathBuf::from(format!("/proc/{}", self.program.id()));
         let tasks = fs::read_dir(process.join("task")).unwrap();
@@ -142,19 +142,19 @@ struct Driver {
 }
 
 impl Driver {
-    /// Creates a guest that takes events as they come.
+    /// Connects a guest that takes events as they arrive.
     fn connect(input: &Input) -> Self {
         let mut driver = Self::with_queue(input, 64);
         driver.start_taking();
         driver
     }
 
-    /// Creates a guest with an event queue of `size`, that has not given the device any buffer.
+    /// Connects a guest with an event queue of `size` that has not given the device any buffer.
     fn with_queue(input: &Input, size: u16) -> Self {
         Self::with_front_end(input.connect(), size)
     }
 
-    /// Creates the same on a connection that is there.
+    /// Does the same on an existing connection.
     fn with_front_end(front_end: FrontEnd, size: u16) -> Self {
         let events = front_end.queue(0, size).unwrap();
         let status = front_end.queue(1, size).unwrap();
@@ -172,7 +172,7 @@ impl Driver {
         }
     }
 
-    /// Gives the device all buffers, from now on at once when they are read.
+    /// Gives the device all buffers, and from now on each one again at once after it was read.
     fn start_taking(&mut self) {
         self.is_quick = true;
         self.give_buffers();
@@ -180,7 +180,7 @@ impl Driver {
 
     fn give_buffers(&mut self) {
         for address in std::mem::take(&mut self.free) {
-            // What the device does not write is no event that could be expected.
+            // Unwritten bytes match no expected event.
             self.front_end.memory().fill(address, 8, 0xee);
             let buffer = Buffer::writable(address, Event::GUEST_SIZE as u32);
             let head = self.events.add(&[buffer]).unwrap();
@@ -190,7 +190,7 @@ impl Driver {
         self.events.kick();
     }
 
-    /// Returns the next event, if one comes in time.
+    /// Waits for the next event for a limited time.
     fn next(&mut self, within: Duration) -> Option<Event> {
         if !self.events.wait_used(within) {
             return None;
@@ -207,7 +207,7 @@ impl Driver {
         Some(Event::from_guest(bytes))
     }
 
-    /// Returns the next report, without its end.
+    /// Waits for the next report, and returns it without its end.
     #[track_caller]
     fn report(&mut self) -> Report {
         let mut report = Vec::new();
@@ -220,13 +220,13 @@ impl Driver {
         }
     }
 
-    /// As many reports.
+    /// Waits for `count` reports.
     #[track_caller]
     fn reports(&mut self, count: usize) -> Vec<Report> {
         (0..count).map(|_| self.report()).collect()
     }
 
-    /// Returns all reports up to the first for which `is_last` holds.
+    /// Waits for reports up to the first for which `is_last` holds.
     #[track_caller]
     fn reports_until(&mut self, mut is_last: impl FnMut(&Report) -> bool) -> Vec<Report> {
         let mut reports = Vec::new();
@@ -240,7 +240,7 @@ impl Driver {
         }
     }
 
-    /// Makes a report on `device`. Panics unless it is the next that the guest gets.
+    /// Makes a report on `device`. Panics unless the guest receives it next.
     #[track_caller]
     fn assert_gets(&mut self, device: &Device, report: &Report) {
         device.report(report).unwrap();
@@ -257,7 +257,7 @@ impl Driver {
         }
     }
 
-    /// Sets some things on the device, and ends the report.
+    /// Sends events to the device, and ends the report.
     #[track_caller]
     fn set_report(&mut self, events: &[(u16, u16, i32)]) {
         for &(kind, code, value) in events {
@@ -266,7 +266,7 @@ impl Driver {
         self.set(Event::REPORT);
     }
 
-    /// Sets something on the device.
+    /// Sends an event to the device.
     #[track_caller]
     fn set(&mut self, event: Event) {
         let memory = self.front_end.memory();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Devices that go, and come back: to the path at which they were, which often is a link that udev makes.
+//! Devices that are unplugged and plugged in again: at the same path, which often is a link created by udev.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -31,7 +31,7 @@ impl Link {
         link
     }
 
-    /// As udev does: the link is there with its new target, or not.
+    /// Replaces the link atomically, as udev does.
     fn point_to(&self, node: &Path) {
         let new = self.path.with_extension("tmp");
         symlink(node, &new).unwrap();
@@ -43,7 +43,7 @@ impl Link {
     }
 }
 
-/// Asserts that something that the guest can do on the device while it is there.
+/// Asserts that the guest can use the device.
 #[track_caller]
 fn assert_connected(driver: &mut Driver) {
     driver.front_end.config(0, 136).unwrap();
@@ -67,7 +67,7 @@ fn keys_are_released_when_the_device_goes_and_the_guest_stays() {
     assert_connected(&mut driver);
     input.assert_idle();
     assert_eq!(input.program.status().unwrap(), None);
-    // The next guest finds a device that does nothing.
+    // The next guest finds an idle device.
     drop(driver);
     let mut driver = Driver::connect(&input);
     assert_connected(&mut driver);
@@ -104,7 +104,7 @@ fn events_continue_when_the_device_returns_under_another_number() {
     let mut driver = Driver::connect(&input);
     let number = device.node().to_owned();
     drop(device);
-    // The other device gets the number that is free now.
+    // The other device gets the free number.
     let _other = Device::create(&devices::BEEPER).unwrap();
     let device = Device::create(&devices::MOUSE).unwrap();
     assert_ne!(device.node(), number);
@@ -115,7 +115,7 @@ fn events_continue_when_the_device_returns_under_another_number() {
     assert_eq!(node.read().unwrap(), []);
 }
 
-/// Returns whether somebody else has grabbed the device.
+/// Returns whether another process has grabbed the device.
 fn is_grabbed(node: &Node) -> bool {
     let result = node.grab(true);
     if result.is_ok() {
@@ -129,7 +129,7 @@ fn wait_grabbed(node: &Node) {
     wait_until("the back-end has grabbed the device", || is_grabbed(node));
 }
 
-/// Unplugs a device, and plugs another one in at the same path.
+/// Unplugs a device, and plugs in another one at the same path.
 fn replug(first: &Description, second: &Description) -> (Input, Driver, Device, Link) {
     let device = Device::create(first).unwrap();
     let link = Link::to(&device);
@@ -191,7 +191,7 @@ fn another_device_at_the_path_is_not_taken() {
         });
         assert!(!is_grabbed(&node));
         assert_connected(&mut driver);
-        // The right one comes after all.
+        // The right one appears later.
         let device = Device::create(&devices::KEYBOARD).unwrap();
         link.point_to(device.node());
         driver.assert_gets(&device, &report(&[(EV_KEY, KEY_B, 1)]));
@@ -226,6 +226,6 @@ fn a_device_that_is_back_before_a_guest_connects_is_used() {
     let mut driver = Driver::connect(&input);
     let node = Node::open(device.node()).unwrap();
     wait_grabbed(&node);
-    // A movement could be over before the back-end first looks; a button is down as long as it is.
+    // A movement could be over before the back-end first reads the state; a button is down until it is released.
     driver.assert_gets(&device, &report(&[(EV_KEY, BTN_LEFT, 1)]));
 }

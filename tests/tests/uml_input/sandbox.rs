@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What is left to a guest that has taken over the back-end: nothing, and the node that it has.
+//! What a guest can do after taking over the back-end: use the node, and nothing else.
 
 #![cfg(target_arch = "x86_64")]
 
@@ -17,7 +17,7 @@ use super::{Driver, Input};
 /// Names of the threads, the first of which is that of the program.
 const THREADS: [&str; 4] = ["vhost-device-in", "control", "log", "queues"];
 
-/// Returns the back-end, which will not end well.
+/// Starts the back-end, which will not end normally.
 fn start(device: &Device) -> Input {
     let mut input = Input::start(device);
     input.program.expect_anything();

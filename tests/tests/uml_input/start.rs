@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How the program starts, and why it does not.
+//! How the program starts, and why it may not.
 
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{PermissionsExt, chown};
@@ -13,7 +13,7 @@ use vhost_device_tests::process::{self, PATIENCE, Program, Signal, option};
 
 use super::{Driver, Input, start};
 
-/// Asserts that the program ends with status 1, and says why in one line that has these words.
+/// Asserts that the program ends with status 1, and says why in one line with these words.
 #[track_caller]
 fn assert_refused(path: &Path, words: &[&str]) {
     let directory = tempfile::tempdir().unwrap();
@@ -96,10 +96,10 @@ fn a_back_end_that_waits_is_idle() {
     input.assert_idle();
 }
 
-/// The user that owns nothing.
+/// The user `nobody`.
 const NOBODY: u32 = 65534;
 
-/// Returns the program of a user that is not root, on a node with this mode. It does not listen yet.
+/// Starts the program as a user other than root, on a node with this mode. It does not listen yet.
 fn start_as_nobody(device: &Device, mode: u32) -> Input {
     fs::set_permissions(device.node(), Permissions::from_mode(mode)).unwrap();
     let directory = tempfile::tempdir().unwrap();

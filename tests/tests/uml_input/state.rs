@@ -15,7 +15,7 @@ fn keys(keys: &[(u16, i32)]) -> Report {
     report(&events.collect::<Vec<_>>())
 }
 
-/// Stops a guest. Returns what another device needs to continue with it.
+/// Stops a guest. Returns the state for the next device.
 fn save(driver: &Driver) -> Vec<u8> {
     driver.front_end.stop(0).unwrap();
     driver.front_end.stop(1).unwrap();
@@ -45,7 +45,7 @@ fn a_migrated_guest_gets_the_keys_of_the_new_device() {
     guest.take(&[driver.report()]);
     assert!(!guest.keys.contains(&KEY_A), "a key sticks");
     guest.assert_agrees(&node);
-    // And as any guest from there on.
+    // The guest then works like any other.
     let release = keys(&[(KEY_B, 0)]);
     driver.assert_gets(&there, &release);
 }
@@ -87,7 +87,7 @@ fn the_config_selection_is_migrated() {
     assert_ne!(front_end.config(0, 136).unwrap(), config);
     front_end.load_state(&state).unwrap();
     assert_eq!(front_end.config(0, 136).unwrap(), config);
-    // The device of another guest has nothing of it.
+    // The device of another guest has another state.
     drop(front_end);
     assert_ne!(input.connect().config(0, 136).unwrap(), config);
 }

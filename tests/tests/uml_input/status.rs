@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the guest sets on the device, by the status queue.
+//! Changes that the guest makes on the device, through the status queue.
 
 use vhost_device_tests::evdev::{
     Device, EV_ABS, EV_FF, EV_KEY, EV_LED, EV_MSC, EV_REP, EV_SND, EV_SYN, Event, FF_GAIN, KEY_A,
@@ -10,7 +10,7 @@ use vhost_device_tests::front_end::Buffer;
 
 use super::{Driver, Input, start, wait_until};
 
-/// Asserts that the device gets exactly this, and nothing else before it.
+/// Asserts that the device receives exactly these events.
 #[track_caller]
 fn assert_received(device: &Device, expected: &[Event]) {
     let mut received = Vec::new();
@@ -47,7 +47,7 @@ fn lights_go_on_and_off() {
 #[ignore = "needs uinput"]
 fn the_guest_gets_no_echo_of_what_it_sets() {
     let device = Device::create(&devices::KEYBOARD).unwrap();
-    // Then the kernel gives back to all readers what is set.
+    // The kernel then sends changes back to all readers.
     let input = Input::start_with(device.node(), &["--no-grab"]);
     let mut driver = Driver::connect(&input);
     for on in [1, 0, 1] {
@@ -89,7 +89,7 @@ fn sounds_are_made() {
 fn effects_are_played() {
     let device = Device::create(&devices::GAMEPAD).unwrap();
     let input = Input::start_with(device.node(), &["--no-grab"]);
-    // The upload ends when the device has taken the effect.
+    // The upload ends when the device has accepted the effect.
     let node = Node::open(device.node()).unwrap();
     let effect = std::thread::scope(|scope| {
         let upload = scope.spawn(|| node.upload_rumble().unwrap());
@@ -110,7 +110,7 @@ fn effects_are_played() {
         &device,
         &expected.map(|(code, value)| Event::new(EV_FF, code, value)),
     );
-    // The kernel removes the effect when the node is closed, and the device has to answer that.
+    // The kernel removes the effect when the node is closed, and the device has to acknowledge that.
     std::thread::scope(|scope| {
         let close = scope.spawn(|| drop(node));
         wait_until("the effect is removed", || {
@@ -164,7 +164,7 @@ fn buffers_of_any_form_come_back() {
     let light = |on| Event::new(EV_LED, LED_CAPSL, on).to_guest();
     let address = memory.allocate(64, 8);
     memory.write(address, &light(1));
-    // What follows the event is of no interest.
+    // The bytes after the event are ignored.
     memory.fill(address + 8, 56, 0xff);
     let readable = |length| Buffer::readable(address, length);
     let writable = Buffer::writable(address + 32, 8);
@@ -191,6 +191,6 @@ fn buffers_of_any_form_come_back() {
     driver.send_chains(&[vec![readable(24), writable]]);
     assert!(node.lights().unwrap().is_empty(), "longer than an event");
 
-    // The event queue has not suffered.
+    // The event queue still works.
     driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, 1)]));
 }

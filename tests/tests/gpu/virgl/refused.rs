@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! 3D commands that cannot be carried out.
+//! Invalid 3D commands.
 
 use super::*;
 
@@ -288,7 +288,7 @@ fn invalid_3d_commands_are_refused() {
         assert_eq!(response.kind(), expected, "{what}");
         assert_eq!(response.bytes.len(), 24, "{what}");
     }
-    // It works still, in another context: the library gives up one that sent nonsense.
+    // The device still works, in another context: the library drops a context that sent invalid commands.
     done_in(&mut driver, 8, number::CTX_CREATE, &context());
     done_in(&mut driver, 8, number::CTX_ATTACH_RESOURCE, &words(&[1, 0]));
     done_in(&mut driver, 8, number::CTX_ATTACH_RESOURCE, &words(&[5, 0]));
