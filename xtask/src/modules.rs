@@ -25,26 +25,43 @@ use crate::workspace::{cargo, workspace};
 
 /// The crates whose modules have an order, with the modules at their top, from the highest to the lowest. A module may import those after
 /// it, and none before it.
-const ORDER: &[(&str, &[&str])] = &[(
-    "vhost_device_common",
-    &[
-        "program",
-        "session",
-        "device",
-        "wire",
-        "worker",
-        "sandbox",
-        "state",
-        "ring",
-        "chain",
-        "memory",
-        "statistics",
-        "log_limit",
-        "stderr",
-        "file_limit",
-        "error",
-    ],
-)];
+const ORDER: &[(&str, &[&str])] = &[
+    (
+        "vhost_device_common",
+        &[
+            "program",
+            "session",
+            "device",
+            "wire",
+            "worker",
+            "sandbox",
+            "state",
+            "ring",
+            "chain",
+            "memory",
+            "statistics",
+            "log_limit",
+            "stderr",
+            "file_limit",
+            "error",
+        ],
+    ),
+    (
+        "vhost_device_storage",
+        &[
+            "work",
+            "engine",
+            "disk",
+            "throttle",
+            "image",
+            "layout",
+            "lock",
+            "sync",
+            "operation",
+            "options",
+        ],
+    ),
+];
 
 /// Checks each crate of the workspace. Returns the findings.
 pub fn check() -> Result<Vec<String>, String> {

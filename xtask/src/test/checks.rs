@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Checks that do not run our programs: format, lints, documentation, modules, other compilers and targets, licences, packages.
 
+use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -154,11 +156,13 @@ fn deny(stages: &mut Stages) {
 
 /// Builds the crates from their packages, and runs a dry run of publishing those whose names are free.
 fn crates(stages: &mut Stages) {
-    let mut package = cargo(["package", "--workspace", "--offline", "--allow-dirty"]);
-    for tool in TOOLS {
-        package.args(["--exclude", tool]);
-    }
-    stages.check("package", &mut package);
+    stages.run("package", |progress| match package(progress) {
+        Ok(()) => Report::passed(),
+        Err(message) => {
+            eprintln!("{message}");
+            Report::failed("package")
+        }
+    });
     stages.run("publish", |progress| {
         let publish = ["publish", "--workspace", "--dry-run"];
         let mut publish = cargo(publish);
@@ -174,6 +178,30 @@ fn crates(stages: &mut Stages) {
             }
         }
     });
+}
+
+/// Packs the crates and builds them from their packages, in an empty directory with an empty home of cargo: cargo would reuse the results
+/// for an older package with the same version.
+fn package(progress: &Progress) -> Result<(), String> {
+    let fail = |error| format!("cannot prepare the packages: {error}");
+    let directory = tempfile::tempdir_in(target_directory()).map_err(fail)?;
+    let home = directory.path().join("home");
+    fs::create_dir_all(home.join("registry")).map_err(fail)?;
+    let default = || PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cargo");
+    let users = std::env::var_os("CARGO_HOME").map_or_else(default, PathBuf::from);
+    for name in ["registry/index", "registry/cache", "config.toml"] {
+        symlink(users.join(name), home.join(name)).map_err(fail)?;
+    }
+    let mut package = cargo(["package", "--workspace", "--offline", "--allow-dirty"]);
+    for tool in TOOLS {
+        package.args(["--exclude", tool]);
+    }
+    package
+        .arg("--target-dir")
+        .arg(directory.path().join("target"))
+        .env("CARGO_HOME", home)
+        .env("CARGO_PROFILE_DEV_DEBUG", "false");
+    progress.run("package", &mut package)
 }
 
 #[cfg(test)]
@@ -201,7 +229,7 @@ mod tests {
             }
             let manifest = Path::new(package["manifest_path"].as_str().unwrap());
             for licence in ["LICENSE-APACHE", "LICENSE-BSD-3-Clause"] {
-                let text = |path: &Path| std::fs::read(path.join(licence)).unwrap_or_default();
+                let text = |path: &Path| fs::read(path.join(licence)).unwrap_or_default();
                 let folder = manifest.parent().unwrap();
                 assert_eq!(text(folder), text(&workspace()), "{name}: {licence}");
             }
