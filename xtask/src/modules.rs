@@ -40,6 +40,7 @@ const ORDER: &[(&str, &[&str])] = &[
             "chain",
             "memory",
             "statistics",
+            "verb",
             "log_limit",
             "stderr",
             "file_limit",
