@@ -5,7 +5,7 @@
 //!
 //! - items of a module around it, except the root of the crate: the files of a folder belong together, and children often have methods
 //!   of what their parent defines;
-//! - re-exports of the items of a child. Who uses an item by the name that a re-export gives it imports the file that defines it;
+//! - re-exports of the items of a child. A file that uses a re-exported name imports the file that defines the item;
 //! - tests.
 
 mod circles;

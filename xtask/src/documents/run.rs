@@ -24,7 +24,7 @@ use vhost_device_tests::process::{self, PATIENCE, Program, Signal};
 use super::{Document, documents, manuals};
 use crate::programs::PROGRAMS;
 
-/// What is not run: a part of the command, or of the heading above it, and the reason.
+/// The commands that are not run: a part of the command, or of the heading above it, and the reason.
 const NOT_RUN: &[(&str, &str)] = &[
     (
         "cargo ",
@@ -70,10 +70,10 @@ const NOT_RUN: &[(&str, &str)] = &[
     ("SocketGroup=", "it is a line of a unit"),
 ];
 
-/// The reason not to run what is a part of a command, or of a file that is not a script.
+/// The reason not to run a part of a command, or of a file that is not a script.
 const FRAGMENT: &str = "it is a part of a file or of a command line";
 
-/// Programs that a host may lack.
+/// Programs that the host need not have.
 const OPTIONAL: &[&str] = &["curl", "qemu-system-x86_64"];
 
 /// Paths in commands, and where they are in the directory.
@@ -84,10 +84,10 @@ const MOVED: &[(&str, &str)] = &[
     ("/var/lib/machines/debian", "machine"),
 ];
 
-/// What a device logs when it is ready.
+/// The log message of a device that is ready.
 const READY: &str = "waiting for a front-end";
 
-/// The devices that other commands expect, by their sockets.
+/// The sockets that QEMU connects to, and the commands that start their devices.
 const SOCKETS: &[(&str, &str)] = &[
     ("disk.sock", "vhost-device-block --blk-file=disk.img"),
     (
@@ -162,7 +162,7 @@ impl Line {
     }
 }
 
-/// A reader who does as a document says.
+/// Runs the commands of one document.
 struct Reader {
     directory: TempDir,
     devices: Vec<(String, Program)>,
@@ -184,7 +184,7 @@ impl Reader {
             symlink(built, path("bin").join(program.name)).unwrap();
         }
         symlink("/dev/urandom", path("hwrng")).unwrap();
-        // Finds no programs but those that run here.
+        // Finds only programs that this test started.
         let pidof = path("bin").join("pidof");
         fs::write(
             &pidof,
@@ -218,7 +218,7 @@ impl Reader {
         shell
     }
 
-    /// Runs a command. Fails with what is wrong with it.
+    /// Runs a command. Returns an error if it does not behave as expected.
     fn run(&mut self, line: &Line) -> Result<(), String> {
         let is_device = |name: &str| {
             PROGRAMS
@@ -285,7 +285,7 @@ impl Reader {
         Ok(())
     }
 
-    /// Starts the devices that QEMU connects to, and QEMU until it can quit: then it has connected to them.
+    /// Starts the devices that QEMU connects to, and QEMU with the command to quit, which it executes after it has connected to all.
     fn run_qemu(&mut self, line: &Line) -> Result<(), String> {
         for (socket, device) in SOCKETS {
             let is_named = line.command.contains(&format!("/{socket}"));
@@ -326,7 +326,7 @@ fn text(error: io::Error) -> String {
     error.to_string()
 }
 
-/// Runs all that can be run of a document. Returns how many commands ran, why others did not, and what went wrong.
+/// Runs the commands of a document. Returns how many ran, the reasons why others were not run, and the failures.
 fn read(document: &Document) -> (usize, Vec<String>, Vec<String>) {
     let mut reader = Reader::new();
     let (mut ran, mut skipped, mut wrong) = (0, Vec::new(), Vec::new());
@@ -367,7 +367,7 @@ fn commands_do_what_they_should() {
     for (reason, count) in &reasons {
         report += &format!("{count:4} because {reason}\n");
     }
-    // Past the capture of the output.
+    // Bypasses the capture of the output of tests.
     let _ = io::stderr().write_all(report.as_bytes());
     assert!(wrong.is_empty(), "{wrong:#?}");
     assert!(ran > 20, "{report}");
