@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the front-end is told by (SET_VRING_CALL, SET_VRING_ERR): an eventfd, or a socket or pipe that gets 8 bytes each time.
+//! The files that signal the front-end (SET_VRING_CALL, SET_VRING_ERR): an eventfd, or a socket or pipe that receives 8 bytes for each
+//! signal.
 
 use std::io::{self, IoSlice};
 use std::os::fd::OwnedFd;
@@ -9,7 +10,7 @@ use rustix::fs::{FileType, OFlags, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::io::{Errno, ReadWriteFlags, pwritev2, write};
 use rustix::net::{SendFlags, send};
 
-/// A file of the front-end that is written to, without ever waiting for room.
+/// A file of the front-end that is signalled without ever waiting for room.
 #[derive(Debug)]
 pub(crate) struct CallFile {
     file: OwnedFd,
@@ -24,16 +25,18 @@ enum Kind {
 }
 
 impl CallFile {
+    /// Takes a file of the front-end and makes it non-blocking.
+    ///
     /// # Errors
-    /// A write to such a file could wait for good, or do harm.
+    /// The file is of another kind, where a write could block or do damage.
     pub fn new(file: OwnedFd) -> io::Result<Self> {
         let kind = match FileType::from_raw_mode(fstat(&file)?.st_mode) {
-            // Files that have no other type are those that the kernel makes without a file system.
+            // Anonymous inodes, such as eventfds, have no file type.
             FileType::Unknown => Kind::Eventfd,
             FileType::Socket => Kind::Socket,
             FileType::Fifo => Kind::Pipe,
             _ => {
-                let what = "it is no eventfd, socket or pipe";
+                let what = "it is not an eventfd, socket or pipe";
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
             }
         };
@@ -43,7 +46,7 @@ impl CallFile {
         Ok(Self { file, kind })
     }
 
-    /// Tells the front-end. A full file means that an earlier signal is still unread; a closed one is the front-end's own loss.
+    /// Signals the front-end. If the file is full, an earlier signal is still unread. If its other end is closed, the signal is lost.
     pub fn signal(&self) {
         let one = 1u64.to_ne_bytes();
         let written = match self.kind {
@@ -53,23 +56,23 @@ impl CallFile {
         };
         match written {
             Ok(_) | Err(Errno::AGAIN) => {}
-            Err(errno) => log::debug!("cannot signal a file of the front-end: {errno}"),
+            Err(errno) => log::debug!("cannot signal the front-end: {errno}"),
         }
     }
 
-    /// The same for a thread that nobody helps out (see [`CallFile::make_room`]): a full eventfd is not even tried.
+    /// Signals the front-end if there is room: for a thread that [`CallFile::make_room`] cannot rescue.
     pub fn signal_if_room(&self) {
         if self.has_room() == Ok(true) {
             self.signal();
         }
     }
 
-    /// A front-end can have its pipe block again, whatever was done against it.
+    /// Writes to a pipe. The front-end can make it blocking again at any time, so the write itself must not block.
     fn write_to_pipe(&self, bytes: &[u8]) -> rustix::io::Result<usize> {
         let here = u64::MAX;
         let slices = [IoSlice::new(bytes)];
         match pwritev2(&self.file, &slices, here, ReadWriteFlags::NOWAIT) {
-            // Before Linux 6.4 pipes refuse NOWAIT. If the front-end has its pipe block again, and fills it between the look and the
+            // Before Linux 6.4 pipes refuse NOWAIT. If the front-end makes the pipe blocking and fills it between the check and the
             // write, this thread waits until the front-end reads.
             Err(Errno::OPNOTSUPP) if self.has_room()? => write(&self.file, bytes),
             Err(Errno::OPNOTSUPP) => Err(Errno::AGAIN),
@@ -82,8 +85,8 @@ impl CallFile {
         poll(&mut fds, Some(&Timespec::default())).map(|count| count > 0)
     }
 
-    /// Lets a write to an eventfd go on. Such a write can wait, if the eventfd is full: the front-end can undo that it must not. What
-    /// is read is no loss then, since another count follows.
+    /// Unblocks a write to a full eventfd: the front-end can make its eventfd blocking again. The count that is read is no loss, since
+    /// the blocked write adds another.
     pub fn make_room(&self) {
         if matches!(self.kind, Kind::Eventfd) && self.has_room() == Ok(false) {
             let _ = unblock(&self.file).and_then(|()| rustix::io::read(&self.file, &mut [0; 8]));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What the session asks of a worker.
+//! The commands of the session to a worker.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -10,20 +10,20 @@ use super::error::WorkerError;
 use super::queue::{Queue, Stopped};
 use crate::memory::GuestMemory;
 
-/// What it answers.
+/// The answer to a command.
 #[derive(Debug)]
 pub enum Answer {
-    /// It is done.
+    /// The command is done.
     Done,
-    /// To `Stop`, for a queue that the worker has.
+    /// The answer to [`Command::Stop`], for a queue of this worker.
     Stopped(Stopped),
-    /// To `Base`, for a queue that the worker has.
+    /// The answer to [`Command::Base`], for a queue of this worker.
     Base(u32),
     /// To `IsIdle`.
     Idle(bool),
 }
 
-/// What the session asks of a worker.
+/// A command of the session; the methods of [`Worker`](super::Worker) describe each.
 pub enum Command {
     Start(Box<Queue>, Option<Arc<OwnedFd>>),
     Stop(u16),
@@ -40,6 +40,7 @@ pub enum Command {
     Quit,
 }
 
+/// A command, and where its answer goes.
 pub struct Request {
     pub command: Command,
     pub reply: Sender<Result<Answer, WorkerError>>,

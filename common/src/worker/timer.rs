@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A timer that a handler can have watched.
+//! A timer for handlers.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -12,23 +12,24 @@ use rustix::time::{
 
 use crate::log_limit::warn_limited;
 
-/// Becomes ready once after each time that it is set.
+/// A one-shot timer (timerfd, CLOCK_MONOTONIC). Once [added](super::Watcher::add) to a watcher, it is reported once each time that it
+/// expires; it need not be read.
 #[derive(Debug)]
 pub struct Timer(OwnedFd);
 
 impl Timer {
-    /// A timer that is not set.
+    /// Creates a timer that is not set.
     ///
     /// # Errors
-    /// No more files may be opened.
+    /// The limit of open files is reached.
     pub fn new() -> io::Result<Self> {
         let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
         Ok(Self(timerfd_create(TimerfdClockId::Monotonic, flags)?))
     }
 
-    /// Sets the timer to be ready after `time`, whatever it was set to before.
+    /// Sets the timer to expire after `time`. This replaces any earlier setting.
     pub fn set(&self, time: Duration) {
-        // A time of zero would stop the timer.
+        // Zero would disarm the timer.
         let time = time.max(Duration::from_nanos(1));
         let once = Itimerspec {
             it_interval: Timespec::default(),
