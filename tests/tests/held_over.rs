@@ -4,6 +4,7 @@
 #![cfg(test)]
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
@@ -19,7 +20,7 @@ use vhost_device_common::device::{Device, QueueHandler, StartError};
 use vhost_device_common::session;
 use vhost_device_common::statistics::Statistics;
 use vhost_device_common::worker::{Polling, Queue};
-use vhost_device_tests::front_end::device::RING_PACKED;
+use vhost_device_tests::front_end::device::{EVENT_IDX, RING_PACKED};
 use vhost_device_tests::front_end::{Buffer, FrontEnd, Options, Queue as Ring};
 
 const LIMIT: Duration = Duration::from_secs(10);
@@ -31,6 +32,9 @@ const REQUESTS: usize = 8;
 const COMPLETE: u8 = 0;
 const HOLD_OVER: u8 = 1;
 const PUT_BACK: u8 = 2;
+/// It carries requests out by threes, and puts fewer back.
+const GATHER: u8 = 3;
+const GATHERED: usize = 3;
 
 #[derive(Clone)]
 struct Holder(Arc<AtomicU8>);
@@ -77,6 +81,16 @@ impl QueueHandler for Handler {
             chain.write(&[number]).unwrap();
             queue.complete(chain, 1);
         }
+        if what == GATHER {
+            let is_enough = self.held.len() >= GATHERED;
+            while !is_enough && let Some(chain) = self.held.pop() {
+                queue.put_back(chain);
+            }
+            for mut chain in self.held.drain(..) {
+                chain.write(&[GATHER]).unwrap();
+                queue.complete(chain, 1);
+            }
+        }
     }
 
     fn drain(&mut self, queue: &mut Queue) {
@@ -106,6 +120,11 @@ struct Back {
 
 impl Back {
     fn start(packed: bool, what: u8) -> Self {
+        let format = if packed { RING_PACKED } else { 0 };
+        Self::with_features(format | EVENT_IDX, what)
+    }
+
+    fn with_features(features: u64, what: u8) -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let holder = Holder(Arc::new(what.into()));
         let what = Arc::clone(&holder.0);
@@ -115,8 +134,8 @@ impl Back {
             session::serve(&holder, &statistics, theirs, &stop.into(), Polling::Auto).unwrap();
         });
         let mut options = Options::default();
-        options.features &= !RING_PACKED;
-        options.features |= if packed { RING_PACKED } else { 0 };
+        options.features &= !(RING_PACKED | EVENT_IDX);
+        options.features |= features;
         options.protocol_features |= Protocol::INFLIGHT_SHMFD;
         let front_end = FrontEnd::from_stream(ours, &options).unwrap();
         Self {
@@ -169,6 +188,20 @@ impl Back {
         next
     }
 
+    /// Keeps a file of requests in flight.
+    fn note_requests(&self) -> (VhostUserInflight, File) {
+        let wanted = VhostUserInflight {
+            num_queues: 1,
+            queue_size: QUEUE_SIZE,
+            ..VhostUserInflight::default()
+        };
+        let (inflight, file) = self.front_end.call().get_inflight_fd(&wanted).unwrap();
+        let mut call = self.front_end.call();
+        call.set_inflight_fd(&inflight, file.as_raw_fd()).unwrap();
+        drop(call);
+        (inflight, file)
+    }
+
     fn end(self) {
         drop(self.front_end);
         self.server.join().unwrap();
@@ -206,17 +239,7 @@ fn a_queue_that_goes_on_gives_requests_again_that_were_held_over() {
 fn another_process_takes_requests_that_were_held_over_from_the_file_of_requests_in_flight() {
     for packed in [false, true] {
         let mut back = Back::start(packed, HOLD_OVER);
-        let wanted = VhostUserInflight {
-            num_queues: 1,
-            queue_size: QUEUE_SIZE,
-            ..VhostUserInflight::default()
-        };
-        let (inflight, file) = back.front_end.call().get_inflight_fd(&wanted).unwrap();
-        let fd = file.as_raw_fd();
-        back.front_end
-            .call()
-            .set_inflight_fd(&inflight, fd)
-            .unwrap();
+        let (inflight, file) = back.note_requests();
         let mut ring = back.front_end.queue(0, QUEUE_SIZE).unwrap();
         back.submit(&mut ring, &NUMBERS);
         assert_eq!(back.answers(&mut ring, REQUESTS - LEFT.len()), [0; 5]);
@@ -224,7 +247,7 @@ fn another_process_takes_requests_that_were_held_over_from_the_file_of_requests_
         back = back.replace();
         back.front_end
             .call()
-            .set_inflight_fd(&inflight, fd)
+            .set_inflight_fd(&inflight, file.as_raw_fd())
             .unwrap();
         back.front_end.start(0, &ring, base).unwrap();
         assert_eq!(back.answers(&mut ring, LEFT.len()), LEFT, "{packed}");
@@ -254,24 +277,65 @@ fn requests_that_were_put_back_are_in_the_ring() {
 
 #[test]
 fn a_driver_that_begins_anew_has_no_requests_held_over() {
-    for packed in [false, true] {
-        for resets in [false, true] {
-            let mut back = Back::start(packed, HOLD_OVER);
-            let mut ring = back.front_end.queue(0, QUEUE_SIZE).unwrap();
-            back.submit(&mut ring, &NUMBERS);
-            back.answers(&mut ring, REQUESTS - LEFT.len());
-            back.front_end.stop(0).unwrap();
-            if resets {
-                back.front_end.call().reset_device().unwrap();
-            }
-            ring.reset();
-            back.what.store(COMPLETE, Ordering::Release);
-            let start = ring.options().start();
-            back.front_end.start(0, &ring, start).unwrap();
-            back.submit(&mut ring, &[9]);
-            assert_eq!(back.answers(&mut ring, 1), [9], "{packed} {resets}");
-            drop(ring);
-            back.end();
+    for case in 0..8 {
+        let [packed, resets, notes] = [1, 2, 4].map(|bit| case & bit != 0);
+        let mut back = Back::start(packed, HOLD_OVER);
+        let _file = notes.then(|| back.note_requests());
+        let mut ring = back.front_end.queue(0, QUEUE_SIZE).unwrap();
+        back.submit(&mut ring, &NUMBERS);
+        back.answers(&mut ring, REQUESTS - LEFT.len());
+        back.front_end.stop(0).unwrap();
+        if resets {
+            back.front_end.call().reset_device().unwrap();
         }
+        ring.reset();
+        back.what.store(COMPLETE, Ordering::Release);
+        let start = ring.options().start();
+        back.front_end.start(0, &ring, start).unwrap();
+        back.submit(&mut ring, &[9]);
+        let case = format!("packed {packed}, resets {resets}, notes {notes}");
+        assert_eq!(back.answers(&mut ring, 1), [9], "{case}");
+        drop(ring);
+        back.end();
+    }
+}
+
+#[test]
+fn requests_that_were_put_back_are_given_again_when_the_driver_adds_one() {
+    for features in [0, EVENT_IDX, RING_PACKED, RING_PACKED | EVENT_IDX] {
+        let mut back = Back::with_features(features, GATHER);
+        let mut ring = back.front_end.queue(0, QUEUE_SIZE).unwrap();
+        for round in 0..20 {
+            for number in 1..=GATHERED {
+                assert!(!ring.has_used(), "too few in round {round}");
+                // The device sleeps by then, or does not: both ways.
+                if round % 2 == 0 {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                back.submit(&mut ring, &[number as u8]);
+            }
+            let answers = back.answers(&mut ring, GATHERED);
+            assert_eq!(answers, [GATHER; GATHERED], "{features:#x}");
+        }
+        drop(ring);
+        back.end();
+    }
+}
+
+/// As another process would start it, but on the same connection.
+#[test]
+fn a_file_of_requests_in_flight_that_comes_late_loses_no_requests_held_over() {
+    for packed in [false, true] {
+        let mut back = Back::start(packed, HOLD_OVER);
+        let mut ring = back.front_end.queue(0, QUEUE_SIZE).unwrap();
+        back.submit(&mut ring, &NUMBERS);
+        back.answers(&mut ring, REQUESTS - LEFT.len());
+        let base = back.front_end.stop(0).unwrap();
+        let _file = back.note_requests();
+        back.what.store(COMPLETE, Ordering::Release);
+        back.front_end.start(0, &ring, base).unwrap();
+        assert_eq!(back.answers(&mut ring, LEFT.len()), LEFT, "{packed}");
+        drop(ring);
+        back.end();
     }
 }

@@ -116,6 +116,11 @@ impl Ring {
         either!(&self.0, ring => ring.shared.recovered())
     }
 
+    /// Returns the number of requests of a previous device that are taken again.
+    pub fn recorded(&self) -> usize {
+        either!(&self.0, ring => ring.shared.recorded())
+    }
+
     /// Returns the number of requests that the device holds: taken, and neither completed nor given back.
     pub fn held(&self) -> u16 {
         either!(&self.0, ring => ring.shared.held)
@@ -202,8 +207,8 @@ impl Ring {
         either!(&mut self.0, ring => ring.suppress_kicks())
     }
 
-    /// Asks the driver to kick for the next request. Returns whether requests became available meanwhile, for which the driver may not
-    /// have kicked.
+    /// Asks the driver to kick for the first request after those seen already. Returns whether such requests became available meanwhile,
+    /// for which the driver may not have kicked.
     ///
     /// # Errors
     /// The ring is corrupt.

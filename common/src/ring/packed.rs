@@ -49,6 +49,8 @@ pub struct PackedRing {
     next_available: Position,
     /// That descriptor was seen to be available.
     available_seen: bool,
+    /// Where the available descriptors that were seen end, if requests were put back.
+    seen_end: Option<Position>,
     /// Next descriptor to mark used.
     next_used: Position,
     /// Index and final flags of the first used descriptor that is not published yet. Storing the flags publishes it and all that
@@ -141,6 +143,7 @@ impl PackedRing {
             device_event,
             next_available,
             available_seen: false,
+            seen_end: None,
             next_used,
             unpublished: None,
             unpublished_descriptors: 0,
@@ -282,7 +285,8 @@ impl PackedRing {
             chain.set_inflight_entry(inflight.take(&self.taken));
         }
         self.next_available = end;
-        self.available_seen = false;
+        self.seen_end = self.seen_end.filter(|seen_end| *seen_end != end);
+        self.available_seen = self.seen_end.is_some();
         self.last_descriptors = chain.ticket().descriptors;
         self.held_descriptors += self.last_descriptors;
         self.shared.took();
@@ -298,6 +302,7 @@ impl PackedRing {
             if let Some(inflight) = &mut self.shared.inflight {
                 inflight.put_back(entry);
             }
+            self.seen_end.get_or_insert(self.next_available);
             self.next_available = self
                 .next_available
                 .before(descriptors, self.shared.setup.size);
@@ -436,10 +441,10 @@ impl PackedRing {
 
     /// As [`super::Ring::want_kick`].
     pub fn want_kick(&mut self) -> bool {
+        let next = self.seen_end.unwrap_or(self.next_available);
         if self.shared.setup.event_index {
             let event = self.device_event.slice();
-            let bits = self.next_available.bits();
-            store(&event, EVENT_POSITION, bits, Ordering::Relaxed);
+            store(&event, EVENT_POSITION, next.bits(), Ordering::Relaxed);
             self.set_event_flags(VRING_PACKED_EVENT_FLAG_DESC);
         } else {
             self.set_event_flags(VRING_PACKED_EVENT_FLAG_ENABLE);
@@ -447,7 +452,7 @@ impl PackedRing {
         self.shared.wants_kick = true;
         // The request for kicks must be visible before the descriptor is read, or both sides could wait.
         fence(Ordering::SeqCst);
-        self.has_available()
+        self.held_descriptors < self.shared.setup.size && self.is_available(next)
     }
 
     fn set_event_flags(&self, flags: u32) {

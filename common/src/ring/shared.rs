@@ -68,6 +68,12 @@ impl<I> Shared<I> {
         self.again.len()
     }
 
+    /// Returns the number of those that a previous device took.
+    pub fn recorded(&self) -> usize {
+        let is_recorded = |request: &&Again| matches!(request, Again::Noted(_));
+        self.again.iter().filter(is_recorded).count()
+    }
+
     /// Takes the first of these if `accepts` returns true. `gather` reads it again where only its record is left.
     #[cold]
     pub fn take_again(

@@ -203,6 +203,13 @@ impl SplitRing {
         if self.has_known_available() {
             return Ok(true);
         }
+        self.look()?;
+        Ok(self.has_known_available())
+    }
+
+    /// Reads the driver's index.
+    #[inline]
+    fn look(&mut self) -> Result<(), RingError> {
         let index = Wrapping(load(&self.available.slice(), INDEX, Ordering::Acquire));
         // The requests that the driver is waiting for must fit the ring.
         let open = index - self.next_available + Wrapping(self.shared.held);
@@ -213,7 +220,7 @@ impl SplitRing {
             });
         }
         self.available_seen = index;
-        Ok(index != self.next_available)
+        Ok(())
     }
 
     /// As [`super::Ring::take_if`].
@@ -332,7 +339,7 @@ impl SplitRing {
         let used = self.used.slice();
         let place = if self.shared.setup.event_index {
             let place = ENTRIES + 8 * usize::from(self.shared.setup.size);
-            let _ = used.store(self.next_available.0.to_le(), place, Ordering::Relaxed);
+            let _ = used.store(self.available_seen.0.to_le(), place, Ordering::Relaxed);
             place
         } else {
             let _ = used.store(0u16, FLAGS, Ordering::Relaxed);
@@ -342,7 +349,9 @@ impl SplitRing {
         self.shared.wants_kick = true;
         // The request for kicks must be visible before the index is read, or both sides could wait.
         fence(Ordering::SeqCst);
-        self.has_available()
+        let seen = self.available_seen;
+        self.look()?;
+        Ok(self.available_seen != seen)
     }
 }
 

@@ -271,8 +271,8 @@ impl<D: Device> Session<'_, D> {
             self.device.new_driver();
         }
         if self.accepted_features & PROTOCOL_FEATURES == 0 {
-            for vring in &mut self.vrings {
-                vring.enabled = true;
+            for index in 0..self.vrings.len() {
+                self.enable(index, true)?;
             }
         }
         self.apply_log()?;

@@ -45,6 +45,9 @@ impl<D: Device> Session<'_, D> {
     pub(super) fn reset_device(&mut self) -> Answer {
         self.stop_all();
         self.vrings.iter_mut().for_each(Vring::reset);
+        if let Some(inflight) = &self.inflight {
+            (0..self.vrings.len()).for_each(|index| inflight.forget(index as u16));
+        }
         self.end_transfer("the device is reset");
         self.device_state = DeviceState::default();
         self.status = 0;

@@ -131,14 +131,20 @@ impl Vring {
         inflight: Option<&InflightFile>,
     ) -> Result<Ring, SessionError> {
         let setup = self.setup(features);
-        let base = self.base.unwrap_or_else(|| Ring::first_base(setup.packed));
+        let first = Ring::first_base(setup.packed);
+        let base = self.base.unwrap_or(first);
+        let is_other_driver = self.begins_anew(first);
+        if is_other_driver && let Some(inflight) = inflight {
+            inflight.forget(index);
+        }
+        // Requests that were suspended without such a file are recorded nowhere. The next start uses the file.
+        let inflight = inflight.filter(|_| is_other_driver || self.suspended.is_empty());
         let ring = Ring::new(setup, Arc::new(memory), base, inflight, index);
         let mut ring = ring.map_err(|source| {
             self.error.iter().for_each(|error| error.signal_if_room());
             SessionError::Ring { index, source }
         })?;
         // Some front-ends start a packed ring at base 0.
-        let first = Ring::first_base(setup.packed);
         if self.base == Some(0) && ring.base() == first {
             self.base = Some(first);
         }

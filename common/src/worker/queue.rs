@@ -57,6 +57,8 @@ pub struct Queue {
     broken: bool,
     /// The ring is not in guest memory. It stays unused until it is.
     is_unmapped: bool,
+    /// Requests were put back since the batch began.
+    has_put_back: bool,
     /// Completed requests are not published yet.
     has_completed: bool,
     early_call: EarlyCall,
@@ -87,6 +89,7 @@ impl Queue {
             suspending: false,
             broken: false,
             is_unmapped: false,
+            has_put_back: false,
             has_completed: false,
             early_call: EarlyCall::default(),
             recorder,
@@ -109,7 +112,7 @@ impl Queue {
         })
     }
 
-    /// Returns whether the queue is stopping. It then gives only requests that a previous device took.
+    /// Returns whether the queue is stopping. It then gives only requests that are taken again.
     pub fn is_stopping(&self) -> bool {
         self.stopping
     }
@@ -179,6 +182,7 @@ impl Queue {
     /// The device reads it from its beginning again, and must not rely on what it wrote.
     pub fn put_back(&mut self, chain: Chain) {
         self.ring.put_back(chain);
+        self.has_put_back = true;
         // It counts as not taken, so that the worker waits for an event before it calls the handler again.
         self.budget = self.batch.min(self.budget.saturating_add(1));
         self.pending = true;
@@ -187,8 +191,14 @@ impl Queue {
     /// Holds a request over, in [`QueueHandler::drain`](super::QueueHandler::drain): the queue returns it again, before all others,
     /// after its next start. If the front-end keeps a file of requests in flight (vhost-user, "Inflight I/O tracking"), another
     /// process may start the queue; otherwise this connection must. A reset discards these requests.
+    ///
+    /// The request keeps the guest memory that it was taken from, even if the front-end shares other files before the next start. If
+    /// the queue is not stopping, the request is put back instead.
     pub fn suspend(&mut self, chain: Chain) {
-        self.ring.suspend(chain);
+        match self.stopping || self.suspending {
+            true => self.ring.suspend(chain),
+            false => self.put_back(chain),
+        }
     }
 
     /// Publishes completed requests now. The worker does so after each batch; this is for handlers that spend long on one.
@@ -323,6 +333,7 @@ impl Queue {
     pub fn begin_batch(&mut self, now: Instant) {
         self.budget = BATCH;
         self.batch = BATCH;
+        self.has_put_back = false;
         self.recorder.set_time(now);
         self.ring.suppress_kicks();
     }
@@ -344,17 +355,22 @@ impl Queue {
         self.recorder.kicked();
     }
 
-    /// Begins a batch of requests that are taken again, and no others. Returns the number of these requests.
-    pub(super) fn begin_recovered(&mut self, now: Instant) -> usize {
+    /// Begins to stop: no new requests are given.
+    pub(super) fn begin_stop(&mut self) {
         self.stopping = true;
-        let recovered = match self.is_usable() {
-            true => self.ring.recovered(),
-            false => 0,
+    }
+
+    /// Begins a batch of requests that are taken again, and no others. Returns how many a previous device took: these are carried out
+    /// before the queue stops, the others can wait for its next start.
+    pub(super) fn begin_recovered(&mut self, now: Instant) -> usize {
+        let (recovered, recorded) = match self.is_usable() {
+            true => (self.ring.recovered(), self.ring.recorded()),
+            false => (0, 0),
         };
         self.budget = recovered.min(BATCH.into()) as u16;
         self.batch = self.budget;
         self.recorder.set_time(now);
-        recovered
+        recorded
     }
 
     /// Returns whether the handler took requests in this batch.
@@ -364,14 +380,17 @@ impl Queue {
 
     /// Asks the driver to kick. Returns whether there is nothing to do until it does, or until the handler can take more.
     pub(super) fn rest(&mut self) -> bool {
-        if self.broken || self.ring.has_known_available() {
+        let has_known = self.ring.has_known_available();
+        // What was put back may need requests that the driver adds.
+        if self.broken || has_known && !self.has_put_back {
             return true;
         }
-        self.pending = self.ring.want_kick().unwrap_or_else(|error| {
+        let has_more = self.ring.want_kick().unwrap_or_else(|error| {
             self.fail(&error);
             false
         });
-        !self.pending
+        self.pending = !self.broken && (has_more || has_known);
+        !has_more
     }
 
     /// Returns the time after which to call the handler even if nothing becomes ready. A time that the handler asked for applies once.

@@ -321,6 +321,7 @@ impl<H: QueueHandler> Thread<H> {
 
     /// Finishes what is held for a queue and lets go of it.
     fn stop(&mut self, index: u16) -> Option<Stopped> {
+        self.queues.get_mut(index)?.begin_stop();
         let mut recovered = usize::MAX;
         loop {
             self.handler.drain(self.queues.get_mut(index)?);
@@ -342,7 +343,10 @@ impl<H: QueueHandler> Thread<H> {
                 self.wait(None);
             }
             let queue = self.queues.get_mut(index)?;
-            self.handler.process(queue);
+            match queue.is_enabled() || !queue.discards {
+                true => self.handler.process(queue),
+                false => queue.discard(),
+            }
             queue.end_batch(self.busy_poll.tick());
         }
         self.let_go(index)

@@ -326,17 +326,24 @@ impl Model {
 
     /// Returns whether a request is available. Returns `None` if the available index is wrong.
     fn look(&mut self) -> Option<bool> {
-        if self.seen == self.next_available && self.recovered.is_empty() {
-            let index = self.driver.split().available_index(&self.guest);
-            let open = index
-                .wrapping_sub(self.next_available)
-                .wrapping_add(self.held.len() as u16);
-            if open > self.driver.setup(0).size {
-                return None;
-            }
-            self.seen = index;
+        let has_known = self.seen != self.next_available || !self.recovered.is_empty();
+        if !has_known && !self.read_index() {
+            return None;
         }
         Some(self.seen != self.next_available || !self.recovered.is_empty())
+    }
+
+    /// Reads the driver's index. Returns whether it is valid.
+    fn read_index(&mut self) -> bool {
+        let index = self.driver.split().available_index(&self.guest);
+        let open = index
+            .wrapping_sub(self.next_available)
+            .wrapping_add(self.held.len() as u16);
+        let is_valid = open <= self.driver.setup(0).size;
+        if is_valid {
+            self.seen = index;
+        }
+        is_valid
     }
 
     fn take(&mut self) -> bool {
@@ -583,15 +590,16 @@ impl Model {
     }
 
     fn want_kick(&mut self) -> bool {
+        let seen = self.seen;
         let outcome = self.ring.want_kick();
         self.wants_kick = true;
-        let next = self.next_available;
-        self.driver.split().expect_wish(&mut self.guest, Some(next));
-        match self.look() {
-            Some(is_there) => assert!(matches!(outcome, Ok(found) if found == is_there)),
-            None => assert!(outcome.is_err()),
+        self.driver.split().expect_wish(&mut self.guest, Some(seen));
+        let is_valid = self.read_index();
+        match is_valid {
+            true => assert!(matches!(outcome, Ok(has_more) if has_more == (self.seen != seen))),
+            false => assert!(outcome.is_err()),
         }
-        self.look().is_some()
+        is_valid
     }
 
     /// Puts a request back: to the available ring if it is the last one taken from there, otherwise to the front of the recovered ones.
@@ -630,7 +638,8 @@ impl Model {
         let suspended = self.ring.release(true);
         let next = self.next_available;
         if !std::mem::replace(&mut self.wants_kick, true) {
-            self.driver.split().expect_wish(&mut self.guest, Some(next));
+            let seen = self.seen;
+            self.driver.split().expect_wish(&mut self.guest, Some(seen));
         }
         self.ring = ring(&self.driver, &self.guest, &self.inflight, next);
         self.ring.resume(suspended);
@@ -701,7 +710,12 @@ mod tests {
             13 => Step::SetAside(which, random.u16(0..20)),
             14..16 => Step::Complete(which, random.u32(0..50)),
             16 => Step::Publish,
-            17..19 => Step::PutBack(which),
+            17 => Step::PutBack(which),
+            18 => match random.u8(0..4) {
+                0 => Step::SuppressKicks,
+                1 => Step::SetMemory,
+                _ => Step::WantKick,
+            },
             _ if random.u8(0..8) == 0 => Step::Restart,
             _ => Step::Stop,
         }

@@ -170,6 +170,13 @@ impl InflightFile {
         }
     }
 
+    /// Discards the requests in flight of queue `index`: another driver starts it, from its beginning.
+    pub fn forget(&self, index: u16) {
+        if let Some(region) = self.region(self.packed, index, self.size) {
+            region.invalidate();
+        }
+    }
+
     /// Returns the region for a split ring of `size` descriptors, if the file has one.
     pub(super) fn split_ring(&self, index: u16, size: u16) -> Option<SplitInflight> {
         self.region(false, index, size).map(SplitInflight::new)

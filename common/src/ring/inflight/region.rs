@@ -45,6 +45,11 @@ impl Region {
         self.load::<u16>(VERSION) == LAYOUT_VERSION && self.load::<u16>(DESCRIPTORS) == self.size
     }
 
+    /// Makes it new.
+    pub fn invalidate(&self) {
+        self.store(VERSION, 0u16);
+    }
+
     /// Makes it valid.
     pub fn begin(&self) {
         self.store(DESCRIPTORS, self.size);
