@@ -5,9 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
-use vhost_device_common::device::{
-    Call, ConfigError, Device, FrontEnd, Needs, StartError, StateError,
-};
+use vhost_device_common::device::{ConfigError, Device, FrontEnd, Needs, StartError, StateError};
 use vhost_device_common::{info_limited, state, warn_limited};
 use vhost_device_storage::access::Access;
 use vhost_device_storage::disk::Disk;
@@ -215,9 +213,6 @@ impl Device for Block {
     fn needs(&self) -> Needs {
         let mut needs = self.engines.needs();
         self.shared.disk.add_needs(&mut needs);
-        // Both tell the front-end that the disk has grown.
-        needs.control.push(Call::new(libc::SYS_sendmsg));
-        needs.queue.push(Call::new(libc::SYS_sendmsg));
         needs
     }
 

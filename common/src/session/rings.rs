@@ -68,7 +68,10 @@ impl<D: Device> Session<'_, D> {
         is_meant: impl Fn(usize, &Vring) -> bool,
         stop: impl Fn(&mut Vring, u16),
     ) {
-        self.channel.give_up();
+        let mut vrings = self.vrings.iter().enumerate();
+        if vrings.any(|(index, vring)| vring.worker.is_some() && is_meant(index, vring)) {
+            self.channel.give_up();
+        }
         for (index, vring) in self.vrings.iter_mut().enumerate() {
             if is_meant(index, vring) {
                 stop(vring, index as u16);

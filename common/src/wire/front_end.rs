@@ -41,7 +41,7 @@ impl FrontEnd {
     }
 
     /// Notifies the front-end of a change in the config space (CONFIG_CHANGE_MSG). Never blocks: if the channel is full, the front-end
-    /// has an unread notification, or receives this one later.
+    /// has an unread notification, or receives this one with the next reply to a request or on the next channel.
     pub fn config_changed(&self) {
         if let Some(channel) = self.0.upgrade() {
             channel.state().notify();
@@ -52,7 +52,7 @@ impl FrontEnd {
     /// in `replies` under `number`. The device must not tell the driver about the memory before that.
     ///
     /// When a queue stops, all requests without a reply fail, because the front-end sends no replies until the queue has stopped. If it
-    /// maps the file afterwards, the core unmaps it. The front-end removes all mappings when the driver resets the device, and when it
+    /// maps the file afterwards, the core has it unmapped; until then it may refuse to map the range again. The front-end removes all mappings when the driver resets the device, and when it
     /// disconnects: the device discards its list of mappings in [`Device::reset`](crate::device::Device::reset) and
     /// [`Device::new_driver`](crate::device::Device::new_driver).
     ///
@@ -184,6 +184,9 @@ impl Channel {
         state.socket = Some(Arc::new(socket));
         // Only requests for shared memory have replies.
         state.is_read = !self.regions.is_empty();
+        if state.is_notification_due {
+            state.notify();
+        }
     }
 
     /// Closes the socket. Requests without a reply fail.

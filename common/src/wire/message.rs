@@ -345,18 +345,14 @@ fn send(
     file: Option<BorrowedFd<'_>>,
     flags: SendFlags,
 ) -> Result<usize, Errno> {
+    let flags = flags | SendFlags::NOSIGNAL;
+    let Some(file) = file else {
+        // All threads may do this in the sandbox.
+        return retry_on_intr(|| rustix::net::send(&socket, bytes, flags));
+    };
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
-    if let Some(file) = file.as_slice().first() {
-        ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(file)));
-    }
+    ancillary.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(&file)));
     let pieces = [IoSlice::new(bytes)];
-    retry_on_intr(|| {
-        sendmsg(
-            &socket,
-            &pieces,
-            &mut ancillary,
-            flags | SendFlags::NOSIGNAL,
-        )
-    })
+    retry_on_intr(|| sendmsg(&socket, &pieces, &mut ancillary, flags))
 }

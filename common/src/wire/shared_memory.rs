@@ -74,7 +74,8 @@ pub enum SharedMemoryError {
     /// The front-end refused the request: the range overlaps a mapping (map) or is not one (unmap), or the file cannot be mapped.
     #[error("the front-end refused the request")]
     Refused,
-    /// A queue stops, and the front-end sends no replies until it has. The range is free for the next request.
+    /// A queue stops, and the front-end sends no replies until it has. The range may stay mapped until the front-end has handled the
+    /// request; the core then has it unmapped.
     #[error("a queue stops before the front-end replies")]
     Stopped,
     /// The channel failed or was replaced, or the front-end disconnected: no reply will arrive.
