@@ -11,6 +11,7 @@
     reason = "a test ends by a panic, and a driver, an intruder and a load reach memory by pointers"
 )]
 
+pub mod arguments;
 #[cfg(target_arch = "x86_64")]
 pub mod attempts;
 pub mod bench;

@@ -337,7 +337,7 @@ impl Program {
     pub fn wait_for_resources(&mut self, most: Resources) -> Result<(), ProcessError> {
         let id = self.id();
         let mut last = most;
-        let settled = self.wait_until("give back what it had taken", PATIENCE, || {
+        let settled = self.wait_until("release its resources", PATIENCE, || {
             last = resources(id).map_err(io::Error::other)?;
             Ok(last.files <= most.files
                 && last.threads <= most.threads

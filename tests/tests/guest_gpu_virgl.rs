@@ -136,7 +136,7 @@ fn a_cube_turns_on_the_screen_through_pause_and_reset() {
     wait_for_cube(&guest, &gpu);
     assert_eq!(guest.qemu_stderr(), "");
     drop(guest);
-    assert_eq!(gpu.status().unwrap(), None, "the back-end goes on");
+    assert_eq!(gpu.status().unwrap(), None, "the back-end continues");
     assert!(!gpu.stderr().contains("warn: command"), "{}", gpu.stderr());
 }
 
@@ -170,5 +170,5 @@ fn a_triangle_has_the_pixels_that_it_has_on_the_host() {
         expected
     );
     guest.finish().unwrap();
-    assert_eq!(gpu.status().unwrap(), None, "the back-end goes on");
+    assert_eq!(gpu.status().unwrap(), None, "the back-end continues");
 }

@@ -254,7 +254,7 @@ fn migrate(migration: &Migration) {
         };
         here.set_slow(0);
         eprintln!(
-            "migration {number}: {} ms, of which the guest stood still for {} ms",
+            "migration {number}: {} ms, with a downtime of {} ms",
             report["total-time"], report["downtime"]
         );
         assert_eq!(

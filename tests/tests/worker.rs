@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use vhost::VhostBackend;
-use vhost::vhost_user::VhostUserFrontend;
 use vhost_device_common::device::{Device, QueueHandler, StartError};
 use vhost_device_common::session;
 use vhost_device_common::statistics::Statistics;
@@ -181,14 +180,14 @@ fn a_handler_takes_nothing_from_a_disabled_queue() {
         assert!(ring.wait_used(LIMIT), "a request is not done");
         ring.take_used().unwrap();
         // The handler may have requests left of the last batch.
-        front_end.call().set_vring_enable(0, false).unwrap();
+        front_end.enable(0, false).unwrap();
         ring.add(&request).unwrap();
         ring.publish();
         hear();
         // Its completions are published after the session message.
-        front_end.call().set_vring_enable(0, false).unwrap();
+        front_end.enable(0, false).unwrap();
         assert!(!ring.has_used(), "taken from a disabled queue");
-        front_end.call().set_vring_enable(0, true).unwrap();
+        front_end.enable(0, true).unwrap();
         assert!(ring.wait_used(LIMIT), "not done after it was enabled again");
         drop((ring, front_end));
         server.join().unwrap();

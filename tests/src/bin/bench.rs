@@ -5,8 +5,8 @@ use std::fmt::{self, Display};
 use std::fs::File;
 use std::process::ExitCode;
 
-use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
+use vhost_device_tests::arguments::refuse;
 use vhost_device_tests::bench::block::chart;
 use vhost_device_tests::bench::block::report::Report;
 use vhost_device_tests::bench::block::summary::Summary;
@@ -51,19 +51,6 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-/// Prints the requested help, or one line that says what is wrong with the arguments.
-fn refuse(error: &clap::Error) -> ExitCode {
-    if error.exit_code() == 0 || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-    {
-        error.exit();
-    }
-    let text = error.render().to_string();
-    let message = text.split("\n\n").next().unwrap_or_default();
-    let words: Vec<_> = message.split_whitespace().collect();
-    eprintln!("{}; see --help", words.join(" "));
-    ExitCode::from(2)
 }
 
 fn block(options: &BlockOptions) -> Result<(), Box<dyn std::error::Error>> {

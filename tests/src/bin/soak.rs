@@ -4,6 +4,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use vhost_device_tests::arguments::refuse;
 use vhost_device_tests::soak::{self, SoakOptions};
 
 /// Run all devices under load, inject faults, and check that nothing is lost
@@ -17,14 +18,7 @@ struct Arguments {
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) if error.exit_code() == 0 => error.exit(),
-        Err(error) => {
-            let text = error.render().to_string();
-            let message = text.split("\n\n").next().unwrap_or_default();
-            let words: Vec<_> = message.split_whitespace().collect();
-            eprintln!("{}; see --help", words.join(" "));
-            return ExitCode::from(2);
-        }
+        Err(error) => return refuse(&error),
     };
     match soak::run(&arguments.options) {
         Ok(report) => {

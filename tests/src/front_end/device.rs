@@ -93,6 +93,17 @@ impl Default for Options {
     }
 }
 
+impl Options {
+    /// The default options with one region of memory of `size` bytes, which is announced with ADD_MEM_REG.
+    pub fn with_slots(size: usize) -> Self {
+        Options {
+            memory: vec![(0, size)],
+            memory_slots: true,
+            ..Options::default()
+        }
+    }
+}
+
 /// A connection to a back-end, with negotiated features and memory.
 pub struct FrontEnd {
     frontend: Frontend,
@@ -320,9 +331,14 @@ impl FrontEnd {
         self.configure(index, queue, base)?;
         self.call().set_vring_kick(index, queue.kick_fd())?;
         if self.features & PROTOCOL_FEATURES != 0 {
-            self.call().set_vring_enable(index, true)?;
+            self.enable(index, true)?;
         }
         Ok(())
+    }
+
+    /// Enables or disables ring `index` (SET_VRING_ENABLE).
+    pub fn enable(&self, index: usize, enabled: bool) -> Result<()> {
+        Ok(self.call().set_vring_enable(index, enabled)?)
     }
 
     /// Sends the vring messages of [`FrontEnd::start`] up to, but without, the kick eventfd.

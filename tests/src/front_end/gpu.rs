@@ -381,7 +381,7 @@ impl Display {
     pub fn next(&self) -> Shown {
         match self.shown.recv_timeout(PATIENCE) {
             Ok(shown) => shown,
-            Err(error) => panic!("the display is told nothing: {error}"),
+            Err(error) => panic!("the display receives nothing: {error}"),
         }
     }
 

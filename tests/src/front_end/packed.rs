@@ -239,7 +239,7 @@ impl PackedRing {
         let (length, id, _) = self.descriptor(self.next_used.index);
         let count = match self.outstanding.get_mut(usize::from(id)) {
             Some(count) if *count > 0 => std::mem::take(count),
-            _ => panic!("the device used id {id}, which no chain has that it has"),
+            _ => panic!("the device used id {id}, which is not the id of an outstanding chain"),
         };
         self.ids.push(id);
         self.free += count;

@@ -165,7 +165,9 @@ impl SplitRing {
         let (id, length) = self.used_entry(self.next_used);
         let count = match self.outstanding.get_mut(id as usize) {
             Some(count) if *count > 0 => std::mem::take(count),
-            _ => panic!("the device used descriptor {id}, which is not the head of a chain it has"),
+            _ => panic!(
+                "the device used descriptor {id}, which is not the head of an outstanding chain"
+            ),
         };
         self.next_used = self.next_used.wrapping_add(1);
         let head = id as u16;

@@ -259,7 +259,7 @@ impl Guest {
             if self.logs.left().is_zero() {
                 return Err(self
                     .logs
-                    .trouble("can not migrate: nobody waits for it".to_owned()));
+                    .trouble("cannot migrate: no machine waits for it".to_owned()));
             }
             std::thread::sleep(MIGRATION_INTERVAL);
         }

@@ -115,7 +115,7 @@ impl BackEnd {
             }
             if Instant::now() >= deadline {
                 return Err(Loss(format!(
-                    "{} holds {now:?} when nobody is connected; {most:?} is its own",
+                    "{} holds {now:?} without a connection; expected at most {most:?}",
                     self.name
                 )));
             }

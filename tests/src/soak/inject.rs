@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use vhost::VhostBackend;
-use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
 
 use super::fault::Fault;
@@ -34,10 +33,10 @@ pub fn inject(
         }
         Fault::SetVringEnable => {
             let front_end = &scenario.link().front_end;
-            front_end.call().set_vring_enable(index, false)?;
+            front_end.enable(index, false)?;
             std::thread::sleep(Duration::from_millis(random.u64(..5)));
             let front_end = &scenario.link().front_end;
-            front_end.call().set_vring_enable(index, true)?;
+            front_end.enable(index, true)?;
         }
         Fault::SetVringKick => {
             let link = scenario.link();

@@ -44,7 +44,7 @@ pub fn names() -> impl Iterator<Item = String> {
 pub fn is_possible() -> bool {
     let opened = File::options().write(true).open(UINPUT);
     if let Err(error) = &opened {
-        println!("soak: this host can not run input: {UINPUT}: {error}");
+        println!("soak: this host cannot run input: {UINPUT}: {error}");
     }
     opened.is_ok()
 }

@@ -144,7 +144,7 @@ impl Link {
     }
 
     pub(super) fn enable(&self, index: usize, enabled: bool) -> Result<(), Loss> {
-        Ok(self.front_end.call().set_vring_enable(index, enabled)?)
+        Ok(self.front_end.enable(index, enabled)?)
     }
 
     /// Starts all rings after a crash of the back-end: their positions are in the inflight region.
@@ -163,7 +163,7 @@ impl Link {
         match base == used {
             true => Ok(base),
             false => Err(Loss(format!(
-                "queue {index}: GET_VRING_BASE answers {base:#x}, but what is used ends at {used:#x}"
+                "queue {index}: GET_VRING_BASE returns {base:#x}, but the used position is {used:#x}"
             ))),
         }
     }

@@ -200,7 +200,7 @@ impl Crashes {
             assert_eq!(
                 place,
                 Some(0),
-                "a request is answered before one that was made earlier"
+                "a request is answered before an earlier one"
             );
         }
         if let Some(&index) = self.writes.get(number) {
@@ -261,7 +261,7 @@ impl Crashes {
                 // The device may have been writing the new version.
                 assert!(
                     seen == acknowledged || seen == new,
-                    "what was acknowledged for part {index} is not there"
+                    "the acknowledged data of part {index} is not there"
                 );
             }
         }

@@ -277,7 +277,10 @@ impl Ring<'_> {
         }
         let deadline = Instant::now() + PATIENCE;
         while !self.wants_kick() {
-            assert!(Instant::now() < deadline, "the device wants no kick");
+            assert!(
+                Instant::now() < deadline,
+                "the device does not ask for a kick"
+            );
             std::thread::yield_now();
         }
     }

@@ -201,7 +201,7 @@ fn a_display_may_close_at_any_time() {
             drop(display);
             assert_eq!(driver.receive().kind(), number::OK_NODATA);
         }),
-        ("for what it sends only", |driver, mut display| {
+        ("for writing only", |driver, mut display| {
             display.greet(3);
             display.0.shutdown(std::net::Shutdown::Write).unwrap();
             display.wait_until_closed();

@@ -7,7 +7,6 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use vhost::VhostBackend;
-use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::device::RING_PACKED;
 use vhost_device_tests::front_end::gpu::{
@@ -103,13 +102,13 @@ fn a_driver_that_restarts_at_the_old_base_finds_no_old_state() {
     // As QEMU does: rings are enabled when all have started.
     let (front_end, queues) = (&driver.front_end, [&driver.control, &driver.cursor]);
     for (index, queue) in queues.into_iter().enumerate() {
-        front_end.call().set_vring_enable(index, false).unwrap();
+        front_end.enable(index, false).unwrap();
         front_end.configure(index, queue, start).unwrap();
         let kick = front_end.call().set_vring_kick(index, queue.kick_fd());
         kick.unwrap();
     }
     for index in [0, 1] {
-        front_end.call().set_vring_enable(index, true).unwrap();
+        front_end.enable(index, true).unwrap();
     }
     let gone = driver.run(&command(number::UNREF, &words(&[1, 0])));
     assert_eq!(gone.kind(), number::INVALID_RESOURCE_ID);

@@ -369,7 +369,7 @@ fn a_display_that_never_shows_anything_delays_the_guest_once() {
     display.told().assert(DMABUF_UPDATE, &[0, 0, 0, 8, 8]);
     // The cursor does not wait, and does not count as an answer.
     while !driver.control.has_used() {
-        assert!(start.elapsed() < PATIENCE, "the guest waits for ever");
+        assert!(start.elapsed() < PATIENCE, "the guest waits forever");
         driver.move_cursor(0, [7, 1], 0);
         display.told().assert(5, &[0, 7, 1]);
     }
@@ -424,7 +424,7 @@ fn a_display_with_invalid_answers_is_dropped_and_the_next_one_is_used() {
         flushed(&mut driver);
         assert!(start.elapsed() < AT_ONCE);
         let told = display.is_told_something_within(QUIET);
-        assert!(!told, "its socket is open, and nothing comes");
+        assert!(!told, "its socket stays open, and receives nothing");
         display = GlDisplay::connect(&driver, FEATURES);
         display.told().buffer(0, Some(MODIFIER));
         display.shows(0, ALL);

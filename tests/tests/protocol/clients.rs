@@ -72,7 +72,7 @@ fn a_client_that_never_ends_its_message_does_not_keep_the_program(target: &dyn T
         let start = Instant::now();
         let status = running.program.end(Signal::TERM, PATIENCE).unwrap();
         assert_eq!(status.code(), Some(0), "after {what}");
-        assert!(start.elapsed() < END, "after {what} it goes on");
+        assert!(start.elapsed() < END, "after {what} it did not end in time");
     }
 }
 

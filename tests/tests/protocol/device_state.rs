@@ -260,7 +260,7 @@ fn an_endless_state_is_cut_off(target: &dyn Target) {
         let mut outcome = ours.write_all(&beginning);
         let deadline = Instant::now() + PATIENCE;
         while outcome.is_ok() {
-            assert!(Instant::now() < deadline, "it goes on reading");
+            assert!(Instant::now() < deadline, "it continues reading");
             outcome = ours.write_all(&[0; 4096]);
         }
         assert_ne!(peer.connection.check_device_state().unwrap(), 0);

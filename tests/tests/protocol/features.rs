@@ -147,7 +147,7 @@ fn protocol_features_that_were_not_offered_are_refused(target: &dyn Target) {
         vec![
             set("in-band notifications", agreed | 1 << 14),
             set("in-band notifications alone", 1 << 14),
-            set("a bit that nobody knows", agreed | 1 << 63),
+            set("an unknown bit", agreed | 1 << 63),
             set("all bits", u64::MAX),
         ]
     });
@@ -258,11 +258,7 @@ fn set_owner_begins_a_session(target: &dyn Target) {
     if !claims(target, Claim::RingChecks) {
         return;
     }
-    let options = Options {
-        memory: vec![(0, 1 << 20)],
-        memory_slots: true,
-        ..Options::default()
-    };
+    let options = Options::with_slots(1 << 20);
     let mut front_end = running.connect_with(&options);
     for _ in 0..3 {
         assert_starts(target, &front_end);
@@ -306,7 +302,7 @@ fn set_owner_changes_nothing_at_the_start_or_while_a_ring_runs(target: &dyn Targ
         .unwrap();
     own();
     front_end.call().set_vring_kick(0, queue.kick_fd()).unwrap();
-    front_end.call().set_vring_enable(0, true).unwrap();
+    front_end.enable(0, true).unwrap();
     for tag in 0..3 {
         let mut request = Request::new(target, front_end.memory());
         request.run(&mut queue, tag);

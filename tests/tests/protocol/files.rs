@@ -165,7 +165,7 @@ fn a_call_that_fails_does_no_harm(target: &dyn Target) {
     let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
     for (what, file) in [
         ("a full eventfd", full),
-        ("a file that can not be written", set),
+        ("a file that cannot be written", set),
     ] {
         let mut scene = Scene::new(&running);
         assert!(scene.start(FrontendReq::SET_VRING_CALL, file.as_fd()));
@@ -446,7 +446,7 @@ fn a_back_end_without_room_for_a_connection_waits(target: &dyn Target) {
     let mut running = target.start();
     let limit = leave_room(&running.program, 0);
     let mut socket = UnixStream::connect(&running.socket).unwrap();
-    assert_idle(&running.program, "a connection that can not be accepted");
+    assert_idle(&running.program, "a connection that cannot be accepted");
     set_file_limit(&running.program, limit);
     let header = vhost_device_tests::front_end::connection::message;
     socket

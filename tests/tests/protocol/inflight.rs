@@ -121,7 +121,7 @@ fn a_ring_larger_than_its_inflight_region_does_not_start(target: &dyn Target) {
         }
     }
     assert_eq!(refused, [FrontendReq::SET_VRING_KICK]);
-    assert!(queue.wait_error(PATIENCE), "the front-end is not told");
+    assert!(queue.wait_error(PATIENCE), "ERR is not signalled");
     keep(64);
     peer.start_ring(&memory, &queue);
     assert!(!queue.wait_error(Duration::ZERO));
@@ -194,7 +194,7 @@ fn a_truncated_inflight_file_ends_only_its_connection(target: &dyn Target) {
         }
         assert!(
             peer.connection.closed(PATIENCE),
-            "the connection goes on without what it remembers"
+            "the connection continues without its inflight region"
         );
         drop(peer);
         let peer = Peer::new(&running);

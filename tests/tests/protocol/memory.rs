@@ -512,11 +512,7 @@ fn requests_in_memory_that_was_added_are_carried_out(target: &dyn Target) {
     if !has_slots(&Peer::new(&running), target) {
         return;
     }
-    let options = Options {
-        memory: vec![(0, 1 << 20)],
-        memory_slots: true,
-        ..Options::default()
-    };
+    let options = Options::with_slots(1 << 20);
     let mut front_end = running.connect_with(&options);
     let mut queue = front_end.queue(0, 16).unwrap();
     for round in 0..3 {

@@ -15,7 +15,6 @@
 use std::time::{Duration, Instant};
 
 use vhost::VhostBackend;
-use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::connection::payload;
 use vhost_device_tests::front_end::descriptor::{Descriptor, INDIRECT, NEXT, WRITE};
@@ -98,10 +97,10 @@ pub fn descriptor(buffer: Buffer, flags: u16, next: u16) -> Descriptor {
 type Corruption = (&'static str, fn(&mut Driver));
 
 const CHAINS: [Corruption; 5] = [
-    ("a chain that goes on outside the table", |driver| {
+    ("a chain that continues outside the table", |driver| {
         driver.chain(NEXT, SIZE)
     }),
-    ("a chain that goes on far outside the table", |driver| {
+    ("a chain that continues far outside the table", |driver| {
         driver.chain(NEXT, 0xffff)
     }),
     ("a chain that ends in a loop", |driver| {
@@ -141,7 +140,7 @@ const TABLES: [Corruption; 8] = [
         driver.indirect(&table, 32, 0);
     }),
     (
-        "an indirect chain that goes on outside its table",
+        "an indirect chain that continues outside its table",
         |driver| {
             let mut table = driver.table();
             table[1].flags |= NEXT;
@@ -150,7 +149,7 @@ const TABLES: [Corruption; 8] = [
         },
     ),
     (
-        "an indirect chain that goes on far outside its table",
+        "an indirect chain that continues far outside its table",
         |driver| {
             let mut table = driver.table();
             table[0].next = 0xffff;
@@ -621,7 +620,7 @@ fn the_err_eventfd_outlives_stop_and_reset(target: &dyn Target) {
             .call()
             .set_vring_kick(0, scene.victim.kick_fd())
             .unwrap();
-        front_end.call().set_vring_enable(0, true).unwrap();
+        front_end.enable(0, true).unwrap();
         scene.victim.publish_raw(0xffff);
         assert!(
             scene.victim.wait_error(PATIENCE),

@@ -2,7 +2,6 @@
 //! Rings that are started, disabled, stopped, started again, and lose their front-end.
 
 use vhost::VhostBackend;
-use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::connection::payload;
 use vhost_device_tests::front_end::{FrontEnd, Queue};
@@ -36,7 +35,7 @@ fn a_ring_does_nothing_before_it_is_enabled(target: &dyn Target) {
         push(&mut queue, &request.write(1));
         assert_quiet(&queue);
         request.assert_untouched();
-        front_end.call().set_vring_enable(0, true).unwrap();
+        front_end.enable(0, true).unwrap();
         request.finish(&mut queue);
     }
 }
@@ -48,11 +47,11 @@ fn a_disabled_ring_does_nothing_until_it_is_enabled_again(target: &dyn Target) {
         let mut request = Request::new(target, front_end.memory());
         for tag in 0..3 {
             assert_works(target, front_end.memory(), &mut queue);
-            front_end.call().set_vring_enable(0, false).unwrap();
+            front_end.enable(0, false).unwrap();
             push(&mut queue, &request.write(tag));
             assert_quiet(&queue);
             request.assert_untouched();
-            front_end.call().set_vring_enable(0, true).unwrap();
+            front_end.enable(0, true).unwrap();
             request.finish(&mut queue);
         }
     }
@@ -64,7 +63,7 @@ fn enabling_twice_changes_nothing(target: &dyn Target) {
     for mode in usual(target) {
         let (front_end, mut queue) = mode.start(&running, 16, 0);
         for _ in 0..5 {
-            front_end.call().set_vring_enable(0, true).unwrap();
+            front_end.enable(0, true).unwrap();
             assert_works(target, front_end.memory(), &mut queue);
         }
     }
@@ -128,7 +127,7 @@ fn a_stopped_ring_does_nothing(target: &dyn Target) {
         let base = front_end.stop(0).unwrap();
         let mut request = Request::new(target, front_end.memory());
         push(&mut queue, &request.write(1));
-        front_end.call().set_vring_enable(0, true).unwrap();
+        front_end.enable(0, true).unwrap();
         assert_quiet(&queue);
         request.assert_untouched();
         assert_eq!(front_end.stop(0).unwrap(), base, "a second stop");
@@ -195,7 +194,7 @@ fn a_disabled_ring_that_is_set_up_again_begins_anew(target: &dyn Target) {
         let (front_end, mut queue) = mode.start(&running, 16, 0);
         for round in 0..3 {
             Load::new(target, front_end.memory(), &queue, 4).run(&mut queue, 41);
-            front_end.call().set_vring_enable(0, false).unwrap();
+            front_end.enable(0, false).unwrap();
             match round {
                 0 => queue.reset(),
                 _ => queue = Queue::new(front_end.memory(), mode.options(8 << round, 0)),
@@ -225,12 +224,12 @@ fn a_disabled_ring_that_gets_its_own_base_continues_when_enabled(target: &dyn Ta
         let mut load = Load::new(target, front_end.memory(), &queue, 4);
         for _ in 0..3 {
             load.run(&mut queue, 7);
-            front_end.call().set_vring_enable(0, false).unwrap();
+            front_end.enable(0, false).unwrap();
             assert!(set_base(&front_end, queue.used_base()), "{mode:?}");
             load.fill(&mut queue);
             queue.kick_anyway();
             assert_quiet(&queue);
-            front_end.call().set_vring_enable(0, true).unwrap();
+            front_end.enable(0, true).unwrap();
             load.drain(&mut queue);
         }
     }

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use fastrand::Rng;
 use vhost::VhostBackend;
-use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::FrontendReq;
 use vhost_device_tests::front_end::Queue;
 use vhost_device_tests::front_end::connection::payload;
@@ -291,7 +290,7 @@ fn a_ring_without_a_kick_eventfd_is_polled(target: &dyn Target) {
         .unwrap();
     let raw = front_end.raw().unwrap();
     raw.done(FrontendReq::SET_VRING_KICK, &payload::u64(NO_FD), &[]);
-    front_end.call().set_vring_enable(0, true).unwrap();
+    front_end.enable(0, true).unwrap();
     let mut load = Load::new(target, front_end.memory(), &queue, 4);
     for _ in 0..20 {
         load.fill(&mut queue);

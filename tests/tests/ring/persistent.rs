@@ -194,7 +194,7 @@ fn truncated_memory_ends_only_its_connection(target: &dyn Target) {
             let raw = front_end.raw().unwrap();
             assert!(
                 raw.closed(PATIENCE),
-                "the connection goes on without its memory"
+                "the connection continues without its memory"
             );
         }
         drop(front_end);

@@ -214,8 +214,7 @@ fn race(target: &dyn Target, running: &Running, mode: Mode, seed: u64) {
             match random.u8(0..8) {
                 0 => scene.front_end.send_memory_table().unwrap(),
                 1 => {
-                    use vhost::vhost_user::VhostUserFrontend;
-                    let _ = scene.front_end.call().set_vring_enable(0, random.bool());
+                    let _ = scene.front_end.enable(0, random.bool());
                 }
                 2 => scene.assert_others_live(target, "a changing ring"),
                 _ => {

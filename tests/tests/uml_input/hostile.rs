@@ -77,7 +77,7 @@ fn status_events_of_any_value_do_no_harm() {
     }
     let grown = input.program.anonymous_growth(bytes).unwrap();
     assert!(grown < 1 << 20, "{EVENTS} events left {grown} bytes");
-    assert!(node.keys().unwrap().is_empty(), "a guest can not type");
+    assert!(node.keys().unwrap().is_empty(), "a guest cannot type");
     driver.set_report(&[(EV_LED, LED_CAPSL, 1)]);
     assert!(node.lights().unwrap().contains(&LED_CAPSL));
 }

@@ -186,7 +186,7 @@ fn another_device_at_the_path_is_not_taken() {
     for other in [&devices::MOUSE, &renamed, &other_ids, &fewer_keys] {
         let (input, mut driver, device, link) = replug(&devices::KEYBOARD, other);
         let node = Node::open(device.node()).unwrap();
-        wait_until("the back-end says so", || {
+        wait_until("the back-end reports it", || {
             input.logged("is another device") == 1
         });
         assert!(!is_grabbed(&node));

@@ -131,7 +131,7 @@ fn a_state_that_is_refused_changes_nothing_and_none_does_harm() {
     let mut told = driver.report();
     told.sort_by_key(|event| event.code);
     assert_eq!(told, press);
-    wait_until("the back-end has said why", || {
+    wait_until("the back-end has logged the reason", || {
         input.logged("the state of the device was not loaded") > 0
     });
     assert!(input.program.status().unwrap().is_none());

@@ -333,7 +333,7 @@ impl Lane {
         let pending = self
             .pending
             .remove(&used.head)
-            .ok_or("a request that was not made came back")?;
+            .ok_or("a request that was not sent was returned")?;
         let Pending {
             area,
             prepared,

@@ -62,7 +62,7 @@ impl Variant {
         };
         let possible = target.is_possible() && (!self.in_memory || Path::new(MEMORY).is_dir());
         if !possible {
-            println!("soak: this host can not run {}", self.name);
+            println!("soak: this host cannot run {}", self.name);
         }
         possible
     }

@@ -56,7 +56,7 @@ pub fn has_three_d() -> bool {
     };
     let has = has() == Some(true);
     if !has {
-        println!("soak: this host can not run gpu 3D: there is no virglrenderer that can draw");
+        println!("soak: this host cannot run gpu 3D: no virglrenderer here can draw");
     }
     has
 }
@@ -162,7 +162,7 @@ impl Gpu {
             }
             if Instant::now() > deadline {
                 let what = difference.unwrap_or("it does not answer".to_owned());
-                return Err(Loss(format!("the display shows wrong: {what}")));
+                return Err(Loss(format!("the display shows a wrong picture: {what}")));
             }
         }
     }

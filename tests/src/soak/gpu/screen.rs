@@ -98,7 +98,7 @@ impl Default for Screen {
 impl Screen {
     /// Processes a message to the display, which must be valid.
     pub fn show(&mut self, shown: Shown) -> Result<(), Loss> {
-        let nonsense = |what: String| Err(Loss(format!("the display was told {what}")));
+        let nonsense = |what: String| Err(Loss(format!("the display received {what}")));
         match shown {
             Shown::Scanout(scanout, width, height) => {
                 let Some(place) = self.scanouts.get_mut(scanout as usize) else {
