@@ -10,7 +10,7 @@
 //!
 //! Well-formed chains that are invalid for the device get the device's own error: `errors` and `framing` of the suite
 //! `block`, `requests` of `rng`, `hostile` and `status` of `uml_input`, and `commands`, `framing`, `backing`, `bounds`, `cursor`,
-//! `scanouts`, `virgl_refused` and `fuzz` of `gpu`.
+//! `scanouts`, `virgl::refused` and `fuzz` of `gpu`.
 
 use std::time::{Duration, Instant};
 
