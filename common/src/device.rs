@@ -66,7 +66,7 @@ pub trait Device: Send + Sync + Sized + 'static {
     /// Names of the request types that statistics count separately
     /// ([`Queue::complete_with`](crate::worker::Queue::complete_with)).
     const REQUESTS: &'static [&'static str] = &["request"];
-    /// Commands of the control socket that this device adds to those of every device.
+    /// Commands of the control socket that this device adds to those of every device; their names must differ from those.
     const VERBS: &'static [Verb] = &[];
 
     /// Command line options of this device, in addition to those of all devices.

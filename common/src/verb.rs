@@ -15,7 +15,7 @@ pub type Arguments = Map<String, Value>;
 pub struct Verb {
     /// Name, in lower case with hyphens.
     pub name: &'static str,
-    /// One sentence for the person who uses it.
+    /// What it does, in one sentence.
     pub help: &'static str,
     /// Arguments that it takes.
     pub arguments: &'static [Argument],
@@ -51,16 +51,16 @@ pub enum ArgumentType {
 /// Why a command failed.
 #[derive(Debug, Error)]
 pub enum CommandError {
-    /// There is no such command.
+    /// The command does not exist.
     #[error("there is no command {0:?}; query-commands lists those of this device")]
     NotFound(String),
-    /// The command failed: one line for the person who sent it.
+    /// The command failed, for this reason (one line).
     #[error("{0}")]
     Failed(String),
 }
 
 impl CommandError {
-    /// The class of the error, as QMP names it.
+    /// Returns the class of the error in QMP.
     pub(crate) fn class(&self) -> &'static str {
         match self {
             Self::NotFound(_) => "CommandNotFound",
@@ -70,10 +70,10 @@ impl CommandError {
 }
 
 impl Verb {
-    /// Checks what a client sent with this command.
+    /// Checks the arguments and files that a client sent with this command.
     ///
     /// # Errors
-    /// The first argument that is unknown, missing or of another type, or too many files.
+    /// An argument is unknown, missing or of another type, or there are too many files.
     pub(crate) fn check(
         &self,
         arguments: &Arguments,

@@ -13,7 +13,7 @@ pub const HELP: &str = "help";
 /// Prints events until the back-end exits.
 pub const EVENTS: &str = "events";
 
-/// Commands that every device has, and those of this program: what shells complete.
+/// The commands of every device, and those of this program: shells complete them.
 const KNOWN: &[(&str, &str)] = &[
     (
         HELP,
@@ -73,7 +73,7 @@ pub fn command() -> clap::Command {
     Options::command()
 }
 
-/// Takes the name of any command, and knows those that every device has.
+/// Accepts the name of any command, and lists the known ones.
 #[derive(Clone, Debug)]
 struct CommandName;
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The commands of a device, as it lists them, and what a person types for them.
+//! The commands that a device lists, and the arguments that a user types for them.
 
 use serde_json::{Map, Value};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// The command that lists commands.
 pub const QUERY_COMMANDS: &str = "query-commands";
@@ -38,7 +38,7 @@ fn items(value: Option<&Value>) -> impl Iterator<Item = &Value> {
 }
 
 impl Command {
-    /// The commands in the answer to [`QUERY_COMMANDS`].
+    /// Reads the commands from the answer to [`QUERY_COMMANDS`].
     pub fn all(list: &Value) -> Vec<Self> {
         let argument = |value: &Value| Argument {
             name: text(value, "name"),
@@ -55,8 +55,7 @@ impl Command {
         items(Some(list)).map(command).collect()
     }
 
-    /// The arguments for the device, from those that a person typed: each is NAME=VALUE, or the value of the next argument that has
-    /// none.
+    /// Returns the arguments for the device. Each typed word is NAME=VALUE, or the value of the next argument without one.
     pub fn arguments(&self, typed: &[String]) -> Result<Value, Failure> {
         let mut given = Map::new();
         for word in typed {
@@ -92,7 +91,7 @@ impl Command {
             [] => "no arguments".to_owned(),
             names => names.join(", "),
         };
-        Failure::Usage(format!("{} takes {takes}; {word:?} is too much", self.name))
+        Failure::Usage(format!("{} takes {takes}; {word:?} is too many", self.name))
     }
 }
 
@@ -114,7 +113,7 @@ impl Argument {
     }
 }
 
-/// The command of this name.
+/// Returns the command with this name.
 pub fn find<'a>(commands: &'a [Command], name: &str) -> Result<&'a Command, Failure> {
     let found = commands.iter().find(|command| command.name == name);
     found.ok_or_else(|| {
@@ -129,7 +128,7 @@ pub fn find<'a>(commands: &'a [Command], name: &str) -> Result<&'a Command, Fail
     })
 }
 
-/// All commands, or the one of this name.
+/// Returns all commands, or the one with this name.
 pub fn chosen(commands: &[Command], name: Option<&str>) -> Result<Vec<Command>, Failure> {
     match name {
         None => Ok(commands.to_vec()),
@@ -175,7 +174,7 @@ mod tests {
             (&["-1"], "size"),
             (&["1", "maybe"], "force must be a boolean"),
             (&["1", "size=2"], "size is given twice"),
-            (&["1", "on", "x", "y"], "\"y\" is too much"),
+            (&["1", "on", "x", "y"], "\"y\" is too many"),
         ] {
             match arguments(typed) {
                 Err(Failure::Usage(line)) => assert!(line.contains(word), "{line}"),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A connection to a control socket: one JSON object a line, in the shape of QMP.
+//! A connection to a control socket: one JSON object per line, in the shape of QMP.
 
 use std::io::{BufRead, BufReader, ErrorKind, IoSlice, Read};
 use std::mem::MaybeUninit;
@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 
-use crate::Failure;
+use crate::failure::Failure;
 
 /// How long the back-end may take to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -20,7 +20,7 @@ const MOST_BYTES: u64 = 16 << 20;
 /// Most files that are passed with a command.
 const MOST_FILES: usize = 16;
 
-/// A back-end that accepts commands.
+/// A connection to a back-end.
 pub struct Connection(BufReader<UnixStream>);
 
 impl Connection {
@@ -79,7 +79,7 @@ impl Connection {
         Ok(None)
     }
 
-    /// Sends bytes; files go with the first of them.
+    /// Sends bytes; the files are passed with the first of them.
     fn send(&mut self, mut bytes: &[u8], files: &[OwnedFd]) -> Result<(), Failure> {
         let files: Vec<_> = files.iter().map(AsFd::as_fd).collect();
         let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST_FILES))];

@@ -4,6 +4,7 @@
 mod arguments;
 mod commands;
 mod connection;
+mod failure;
 mod text;
 
 use std::fs::File;
@@ -19,18 +20,10 @@ pub use arguments::command;
 use arguments::{EVENTS, HELP, Options};
 use commands::{Command, QUERY_COMMANDS};
 use connection::Connection;
+use failure::Failure;
 
 /// Exit status for a usage error; all other failures have [`ExitCode::FAILURE`].
 const USAGE: u8 = 2;
-
-/// Why the program could not do what it was asked for.
-#[derive(Debug, PartialEq, Eq)]
-enum Failure {
-    /// What was typed is wrong: one line.
-    Usage(String),
-    /// Anything else: one line.
-    Failed(String),
-}
 
 /// The `main` of the program.
 pub fn run() -> ExitCode {
@@ -43,7 +36,7 @@ pub fn run() -> ExitCode {
         Err(Failure::Usage(line)) => (line, ExitCode::from(USAGE)),
         Err(Failure::Failed(line)) => (line, ExitCode::FAILURE),
     };
-    // Nobody may be there to read it.
+    // stderr may be closed.
     let _ = writeln!(std::io::stderr(), "{}: {line}", arguments::NAME);
     status
 }
@@ -81,13 +74,13 @@ fn carry_out(options: &Options) -> Result<(), Failure> {
     let answer = connection.execute(name, arguments, &files)?;
     match (options.json, answer) {
         (true, answer) => print(&answer.to_string()),
-        // What succeeds and has nothing to tell is silent.
+        // An empty answer prints nothing.
         (false, Value::Object(members)) if members.is_empty() => Ok(()),
         (false, answer) => print(&text::answer(&answer)),
     }
 }
 
-/// Opens a file to pass: for reading and writing where that is allowed, else for reading.
+/// Opens a file to pass: for reading and writing, or only for reading where writing is not permitted.
 fn open(path: &Path) -> Result<OwnedFd, Failure> {
     let writable = File::options().read(true).write(true).open(path);
     let file = writable.or_else(|_| File::open(path));

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Answers as text for people.
+//! Answers as human-readable text.
 
 use std::fmt::Write;
 
@@ -7,12 +7,12 @@ use serde_json::{Map, Value};
 
 use crate::commands::Command;
 
-/// Columns that say what a row is about come first.
+/// Columns that identify a row; they come first.
 const FIRST: &[&str] = &["queue", "name", "type"];
-/// How much deeper what is within something is.
+/// Spaces per level of indentation.
 const INDENT: usize = 2;
 
-/// An answer: members one a line, lists of objects as tables.
+/// Formats an answer: one member per line, lists of objects as tables.
 pub fn answer(value: &Value) -> String {
     let mut text = String::new();
     match value {
@@ -23,7 +23,7 @@ pub fn answer(value: &Value) -> String {
     text
 }
 
-/// An event: its time in seconds since 1970, its name, and what it says.
+/// Formats an event: its time in seconds since 1970, its name, and its data.
 pub fn event(event: &Value) -> String {
     let time = |unit| {
         let time = event.pointer(&format!("/timestamp/{unit}"));
@@ -36,7 +36,7 @@ pub fn event(event: &Value) -> String {
     format!("{seconds}.{microseconds:06} {name}{data}")
 }
 
-/// The commands with their arguments.
+/// Formats commands with their arguments.
 pub fn help(commands: &[Command]) -> String {
     let mut text = String::new();
     for command in commands {
@@ -48,7 +48,7 @@ pub fn help(commands: &[Command]) -> String {
                 false => format!(" {name}"),
             };
         }
-        // To write to a string does not fail.
+        // Writing to a string does not fail.
         let _ = writeln!(text, "{usage}\n    {}", command.help);
         for argument in &command.arguments {
             let _ = writeln!(text, "    {}: {}", argument.name, argument.help);
@@ -133,7 +133,7 @@ fn add_table(text: &mut String, rows: &[Value], indent: usize) {
     }
 }
 
-/// A value in one line. Feature bits are shown in hexadecimal.
+/// Formats a value in one line. Feature bits are in hexadecimal.
 fn scalar(name: &str, value: &Value) -> String {
     match value {
         Value::Null => "none".to_owned(),

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A socket whose clients are served by the control thread, which waits for none of them.
+//! The clients of a socket that the control thread serves, without waiting for any of them.
 //!
-//! A client can only hurt itself: the number of clients is bounded, and so are what each may send at a time, what it leaves unread, and
-//! how long it may take for one exchange.
+//! A client can only hurt itself: the number of clients is limited, and so are the bytes that each sends at a time and leaves unread, and
+//! the time that it takes for one exchange.
 
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
@@ -21,66 +21,66 @@ use crate::file_limit::explained;
 use crate::log_limit::warn_limited;
 use crate::sandbox::Call;
 
-/// Clients at a time. If none of them is idle, others wait.
+/// Most clients at a time. A newcomer replaces an idle one, or waits if none is idle.
 const MOST_CLIENTS: usize = 8;
-/// How long an exchange may take: from its first byte, or from when the client is accepted, until the client has the answer.
+/// How long an exchange may take, from its first byte (or from accepting a client that must ask at once) until the answer is sent.
 const TIME: Duration = Duration::from_secs(5);
-/// Most bytes that a client leaves unread before it is dropped, beside the answer to its request.
+/// Most unread bytes of a client, besides the answer to its request. With more it is disconnected.
 const MOST_UNREAD: usize = 64 << 10;
-/// Most files that come with one request.
+/// Most files that a client can pass with one request.
 const MOST_FILES: usize = 16;
-/// Exchanges of one client before others get their turn.
+/// Steps for one client before the others get their turn.
 const TURN: usize = 16;
-/// How long nobody is accepted after that failed, for example because too many files are open.
+/// How long to wait after a failure to accept a client, for example because too many files are open.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// What is said on a socket.
+/// The protocol of a socket.
 pub trait Protocol {
-    /// What it keeps of each client.
+    /// What it stores for each client.
     type State: Default;
-    /// Clients may stay connected between requests, until a newcomer needs the place.
+    /// Clients can stay connected between requests, until a newcomer needs the place.
     const STAYS: bool;
-    /// Clients may pass files.
+    /// Clients can pass files.
     const FILES: bool;
 
-    /// What a client gets before it asks.
+    /// Returns what a client receives when it connects.
     fn greeting(&self) -> Vec<u8> {
         Vec::new()
     }
 
-    /// Takes one request out of what a client sent, and answers.
+    /// Takes one request from what a client sent, and returns what to do.
     fn answer(&mut self, request: &mut Request, state: &mut Self::State) -> Answer;
 }
 
-/// What a client sent that is not answered yet.
+/// What a client has sent, and was not answered yet.
 #[derive(Debug, Default)]
 pub struct Request {
-    /// Bytes.
+    /// The bytes.
     pub bytes: Vec<u8>,
-    /// Files that came with them.
+    /// The files that were passed with them.
     pub files: Vec<OwnedFd>,
-    /// More files came than are taken.
+    /// More files were passed than are accepted.
     pub has_lost_files: bool,
-    /// Nothing more comes.
+    /// The client sends nothing more.
     pub is_last: bool,
 }
 
 impl Request {
-    /// Takes the files, and whether there were more of them.
+    /// Takes the files. Also returns whether more were passed.
     pub fn take_files(&mut self) -> (Vec<OwnedFd>, bool) {
         let files = std::mem::take(&mut self.files);
         (files, std::mem::take(&mut self.has_lost_files))
     }
 }
 
-/// What to do with a client.
+/// What to do for a client.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Wait: the request is not complete.
+    /// Wait for the rest of the request.
     Wait,
-    /// Send this.
+    /// Send these bytes.
     Send(Vec<u8>),
-    /// Send this, then close the connection.
+    /// Send these bytes, then close the connection.
     Close(Vec<u8>),
 }
 
@@ -89,7 +89,7 @@ pub struct Clients<P: Protocol> {
     listener: Arc<Listener>,
     protocol: P,
     clients: Vec<Client<P::State>>,
-    /// Until when nobody is accepted.
+    /// When clients are accepted again after a failure.
     pause: Option<Instant>,
 }
 
@@ -103,7 +103,7 @@ impl<P: Protocol> Clients<P> {
         }
     }
 
-    /// The system calls that it takes, beside those that are made everywhere.
+    /// Returns the system calls that this makes, besides those of all threads.
     pub fn calls() -> Vec<Call> {
         let mut calls = vec![Call::new(libc::SYS_accept4)];
         if P::FILES {
@@ -116,7 +116,7 @@ impl<P: Protocol> Clients<P> {
         &mut self.protocol
     }
 
-    /// What to wait for.
+    /// Returns the files to wait for.
     pub fn files(&self) -> impl Iterator<Item = (BorrowedFd<'_>, PollFlags)> {
         let accepts = self.pause.is_none() && self.has_room();
         let listener = accepts.then(|| (self.listener.as_fd(), PollFlags::IN));
@@ -125,13 +125,13 @@ impl<P: Protocol> Clients<P> {
             .chain(self.clients.iter().map(Client::file))
     }
 
-    /// Until when to wait at most.
+    /// Returns how long to wait at most.
     pub fn deadline(&self) -> Option<Instant> {
         let times = self.clients.iter().filter_map(Client::deadline::<P>);
         times.chain(self.pause).min()
     }
 
-    /// Does what can be done without waiting.
+    /// Serves all clients as far as possible without waiting.
     pub fn advance(&mut self) {
         let now = Instant::now();
         self.pause = self.pause.filter(|until| now < *until);
@@ -143,7 +143,7 @@ impl<P: Protocol> Clients<P> {
             .retain_mut(|client| client.advance(protocol, now).is_ok());
     }
 
-    /// Sends `bytes` to the clients that `wants` chooses.
+    /// Sends `bytes` to all clients for which `wants` is true.
     pub fn broadcast(&mut self, bytes: &[u8], wants: impl Fn(&P::State) -> bool) {
         let now = Instant::now();
         self.clients.retain_mut(|client| {
@@ -190,17 +190,17 @@ impl<P: Protocol> Clients<P> {
     }
 }
 
-/// Somebody who is connected.
+/// A connected client.
 struct Client<S> {
     socket: OwnedFd,
     request: Request,
-    /// Bytes to send, and how many of them are sent.
+    /// Bytes to send, and how many of them have been sent.
     output: (Vec<u8>, usize),
-    /// How much of the output may be unread.
+    /// Most bytes of the output that may be unsent.
     most_unread: usize,
-    /// The connection is closed when the output is sent.
+    /// The connection is closed once the output is sent.
     closes: bool,
-    /// It has had its turn, and there is more to do.
+    /// There is more to do when its next turn comes.
     waits_for_turn: bool,
     /// When the present exchange began, or the last one ended.
     since: Instant,
@@ -225,7 +225,7 @@ impl<S: Default> Client<S> {
         self.output.0.len().saturating_sub(self.output.1)
     }
 
-    /// Whether neither an unfinished request nor unread output is there.
+    /// Returns whether there is neither a partial request nor unsent output.
     fn is_idle<P: Protocol>(&self) -> bool {
         P::STAYS && self.request.bytes.is_empty() && self.unread() == 0
     }
@@ -246,7 +246,7 @@ impl<S: Default> Client<S> {
         }
     }
 
-    /// Adds to what the client gets.
+    /// Adds bytes to the output.
     fn note(&mut self, bytes: &[u8], now: Instant) {
         if self.unread() == 0 && self.request.bytes.is_empty() {
             self.since = now;
@@ -254,7 +254,7 @@ impl<S: Default> Client<S> {
         self.output.0.extend_from_slice(bytes);
     }
 
-    /// Sends what can be sent without waiting.
+    /// Sends output as far as possible without waiting.
     fn flush(&mut self, now: Instant) -> Result<(), Errno> {
         loop {
             let (output, sent) = &mut self.output;
@@ -274,7 +274,7 @@ impl<S: Default> Client<S> {
         Ok(())
     }
 
-    /// Serves the client until it must be waited for, or others get their turn.
+    /// Serves the client until it must be waited for, or its turn is over.
     ///
     /// # Errors
     /// The connection is over.
@@ -298,7 +298,7 @@ impl<S: Default> Client<S> {
         Ok(())
     }
 
-    /// One step: sends, answers or receives. AGAIN means that the client must be waited for.
+    /// Makes one step: sends, answers or receives. AGAIN means that the client must be waited for.
     fn exchange<P: Protocol<State = S>>(
         &mut self,
         protocol: &mut P,
@@ -327,11 +327,8 @@ impl<S: Default> Client<S> {
             true => self.receive_with_files(&mut bytes)?,
             false => rustix::io::read(&self.socket, &mut bytes)?,
         };
-        if self.request.bytes.is_empty() {
-            self.since = match P::STAYS {
-                true => now,
-                false => self.since,
-            };
+        if P::STAYS && self.request.bytes.is_empty() {
+            self.since = now;
         }
         self.request.is_last = count == 0;
         let received = bytes.get(..count).unwrap_or_default();

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The commands of the control socket: those of every device, then the device's own.
+//! The commands of the control socket: those of every device, and those that a device adds.
 
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Weak};
@@ -44,13 +44,13 @@ const COMMON: &[Verb] = &[
     ),
 ];
 
-/// The command that reloading devices have.
+/// The command of devices that reload.
 const RELOAD_VERB: Verb = verb(
     RELOAD,
     "Examine the files named by the options again, as SIGHUP does",
 );
 
-/// Negotiation of QMP, which other clients can omit. It is not listed: people do not type it.
+/// The negotiation of QMP, which other clients can omit. It is not listed, because people do not need it.
 const CAPABILITIES_VERB: Verb = verb(CAPABILITIES, "Negotiate capabilities, and receive events");
 
 const fn verb(name: &'static str, help: &'static str) -> Verb {
@@ -62,11 +62,11 @@ const fn verb(name: &'static str, help: &'static str) -> Verb {
     }
 }
 
-/// What executes commands, on the control thread. No command waits for a queue or a front-end.
+/// Executes commands on the control thread. No command waits for a queue or a front-end.
 pub struct Commands<D> {
     device: Weak<D>,
     statistics: Arc<Statistics>,
-    /// The program was told to exit.
+    /// The command `quit` was executed.
     pub quits: bool,
 }
 
@@ -82,7 +82,7 @@ impl<D: Device> Commands<D> {
     /// Executes a command of a client.
     ///
     /// # Errors
-    /// There is no such command, its arguments are wrong, or it failed.
+    /// The command does not exist, its arguments are wrong, or it failed.
     pub fn execute(
         &mut self,
         name: &str,
@@ -144,7 +144,7 @@ fn verbs<D: Device>() -> impl Iterator<Item = &'static Verb> {
     COMMON.iter().chain(reload).chain(D::VERBS)
 }
 
-/// Each queue that is set up, or was started once, with its state and its counters.
+/// Returns the state and the counters of each queue that is set up or was started before.
 fn queues(states: &[QueueStatus], numbers: &[QueueNumbers]) -> Result<Vec<Value>, CommandError> {
     let last = numbers.last().map_or(0, |last| usize::from(last.queue) + 1);
     let mut queues = Vec::new();
@@ -168,7 +168,7 @@ fn queues(states: &[QueueStatus], numbers: &[QueueNumbers]) -> Result<Vec<Value>
     Ok(queues)
 }
 
-/// Agrees on no capabilities: there are none.
+/// Negotiates capabilities: none is supported.
 fn negotiate(arguments: &Arguments) -> Result<Value, CommandError> {
     let mut arguments = arguments.clone();
     let enabled = arguments.remove("enable");
@@ -177,7 +177,7 @@ fn negotiate(arguments: &Arguments) -> Result<Value, CommandError> {
         None => Ok(json!({})),
         Some(Value::Array(names)) if names.is_empty() => Ok(json!({})),
         Some(_) => Err(CommandError::Failed(
-            "there is no capability to enable".to_owned(),
+            "no capability is supported".to_owned(),
         )),
     }
 }

@@ -15,11 +15,11 @@ use crate::verb::CommandError;
 /// Commands and their answers.
 pub struct ControlProtocol<D>(pub Commands<D>);
 
-/// What is known of a client.
+/// What is stored for each client.
 #[derive(Debug, Default)]
 pub struct State {
     frames: Frames,
-    /// It has sent `qmp_capabilities`, and so gets events. Others get nothing but answers.
+    /// It has sent `qmp_capabilities`, so it receives events. Other clients receive only answers.
     pub negotiated: bool,
 }
 
@@ -33,7 +33,7 @@ impl<D: Device> Protocol for ControlProtocol<D> {
             .split('.')
             .map(|number| number.parse().unwrap_or_default());
         let mut next = || -> u64 { version.next().unwrap_or_default() };
-        // The member "qemu" is what QMP clients look for.
+        // QMP clients expect the member "qemu".
         let numbers = json!({"major": next(), "minor": next(), "micro": next()});
         line(&json!({"QMP": {
             "version": {"qemu": numbers, "package": format!("{} {}", D::PROGRAM, D::VERSION)},
@@ -43,7 +43,13 @@ impl<D: Device> Protocol for ControlProtocol<D> {
 
     fn answer(&mut self, request: &mut Request, state: &mut State) -> Answer {
         let frame = match state.frames.next(&mut request.bytes) {
-            None => return Answer::Wait,
+            None => {
+                // Files without a command are closed.
+                if request.bytes.is_empty() {
+                    request.take_files();
+                }
+                return Answer::Wait;
+            }
             Some(Ok(frame)) => serde_json::from_slice(&frame)
                 .map_err(|error| CommandError::Failed(format!("invalid JSON: {error}"))),
             Some(Err(Broken::Line(text))) => Err(CommandError::Failed(format!(
@@ -54,7 +60,7 @@ impl<D: Device> Protocol for ControlProtocol<D> {
                 return Answer::Close(failure(&CommandError::Failed(text), None));
             }
         };
-        // The kernel may join what came before files with what they came with, but nothing that comes after.
+        // One read can return a command with files together with commands before it, but with none after it.
         let is_last = request.bytes.iter().all(u8::is_ascii_whitespace);
         let (files, has_lost_files) = match is_last {
             true => request.take_files(),
@@ -80,7 +86,7 @@ impl<D: Device> Protocol for ControlProtocol<D> {
     }
 }
 
-/// The name and the arguments in a message.
+/// Returns the name and the arguments of a command.
 fn command(mut message: Map<String, Value>) -> Result<(String, Map<String, Value>), CommandError> {
     let failed = |text: &str| Err(CommandError::Failed(text.to_owned()));
     let name = match message.remove("execute") {
@@ -110,7 +116,7 @@ fn answer(kind: &str, value: Value, id: Option<Value>) -> Vec<u8> {
     line(&Value::Object(members.collect()))
 }
 
-/// An event, as clients get it.
+/// Returns the message for an event.
 pub fn event(event: Event, time: SystemTime) -> Vec<u8> {
     let time = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     line(&json!({
@@ -142,7 +148,7 @@ mod tests {
     use crate::statistics::Statistics;
     use crate::worker::Queue;
 
-    /// Reads from the files that it is given.
+    /// Reads from the files that are passed to it.
     struct Reader;
 
     #[derive(clap::Args)]
@@ -211,7 +217,7 @@ mod tests {
         sendmsg(client, &pieces, &mut control, SendFlags::empty()).unwrap();
     }
 
-    /// What a client gets that says all this and ends.
+    /// Returns the messages that a client receives, which sends what `say` does.
     fn conversation(say: impl FnOnce(&mut UnixStream, &Path)) -> Vec<Value> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");

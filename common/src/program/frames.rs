@@ -1,36 +1,36 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where one JSON object ends and the next begins, in what a client sends.
+//! Splits what a client sends into JSON objects.
 //!
-//! An object ends with its closing brace. It must not contain a line break, so that a client that sent half an object is understood
-//! again from its next line on. Each byte is looked at once, however the bytes arrive.
+//! An object ends with its closing brace, and must not contain a line break. So after a client has sent half an object, its next line is
+//! parsed correctly again. Each byte is examined only once, however the bytes arrive.
 
 /// Most bytes of an object.
 pub const MOST_BYTES: usize = 64 << 10;
-/// Most objects and arrays within each other.
+/// Most levels of nested objects and arrays.
 const MOST_DEPTH: u32 = 16;
 
-/// Why the next bytes are not an object. The text is for the client.
+/// Why the next bytes are not an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Broken {
-    /// The line can be skipped.
+    /// The line is invalid, for this reason. It has been skipped.
     Line(&'static str),
-    /// There is no end: the connection is of no more use.
+    /// The object is too long, and its end is unknown.
     TooLong,
 }
 
-/// How far the bytes of the first object have been looked at.
+/// The progress in the first object.
 #[derive(Debug, Default)]
 pub struct Frames {
     scanned: usize,
     depth: u32,
     in_string: bool,
     escaped: bool,
-    /// What is wrong with this line, which is skipped.
+    /// Why the present line is skipped.
     broken: Option<&'static str>,
 }
 
 impl Frames {
-    /// Takes the first object out of `input`; `None` if its end is not there yet.
+    /// Removes the first object from `input`; `None` if it is not complete.
     pub fn next(&mut self, input: &mut Vec<u8>) -> Option<Result<Vec<u8>, Broken>> {
         if self.scanned == 0 {
             let space = input.iter().take_while(|byte| byte.is_ascii_whitespace());
@@ -49,7 +49,7 @@ impl Frames {
         (input.len() > MOST_BYTES).then_some(Err(Broken::TooLong))
     }
 
-    /// Looks at the next byte. Gives whether the object, or the broken line, ends with it.
+    /// Examines the next byte. Returns a result if the object, or the broken line, ends with it.
     fn step(&mut self, byte: u8) -> Option<Result<(), Broken>> {
         if byte == b'\n' {
             let text = self.broken.unwrap_or("the line ends within the object");
@@ -88,7 +88,7 @@ impl Frames {
 mod tests {
     use super::*;
 
-    /// What is found in `text`, sent in pieces of `size` bytes.
+    /// Returns what is found in `text`, if it arrives in pieces of `size` bytes.
     fn frames(text: &str, size: usize) -> Vec<Result<String, Broken>> {
         let (mut frames, mut input, mut found) = (Frames::default(), Vec::new(), Vec::new());
         for piece in text.as_bytes().chunks(size) {

@@ -173,7 +173,7 @@ pub(crate) fn confine_thread(role: Role) {
         Role::Log => &later.log,
     };
     if let Err(error) = filters.iter().try_for_each(|filter| apply_filter(filter)) {
-        // It goes on with the filter of the thread that started it.
+        // The thread keeps the filter of the thread that started it.
         log::warn!("cannot confine a thread any further: {error}");
     }
 }

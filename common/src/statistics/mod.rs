@@ -140,7 +140,7 @@ pub struct Statistics {
     queues: Mutex<BTreeMap<u16, Arc<QueueStatistics>>>,
     /// The state of the connection.
     front_end: Mutex<Option<FrontEnd>>,
-    /// Set if somebody takes events.
+    /// Set if events are collected.
     events: OnceLock<Events>,
 }
 
