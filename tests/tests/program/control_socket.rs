@@ -383,3 +383,24 @@ fn idle_clients_make_room_for_newcomers() {
     clients[0].query();
     assert!(clients[1].is_closed());
 }
+
+#[test]
+fn a_client_that_reads_no_events_is_disconnected() {
+    let setup = Setup::new(&RNG);
+    let _program = serve(&setup);
+    let mut deaf = Client::connect(&control_socket(&setup));
+    deaf.execute("qmp_capabilities", json!({}));
+    let mut other = Client::connect(&control_socket(&setup));
+    let before = other.query()["front-ends-so-far"].as_u64().unwrap();
+    // More events than a socket and the program keep for a client.
+    const FRONT_ENDS: u64 = 4000;
+    for _ in 0..FRONT_ENDS {
+        assert_serves(&UnixStream::connect(setup.socket()).unwrap());
+    }
+    assert_eq!(
+        other.query()["front-ends-so-far"],
+        before + FRONT_ENDS,
+        "others are served"
+    );
+    assert!(deaf.is_closed());
+}
