@@ -225,8 +225,6 @@ fn add(program: &Program, directories: &Directories, files: &mut Vec<File>) -> R
             files.push(File::text(path, unit));
         }
     }
-    let mut command = (program.command)().disable_help_subcommand(true);
-    command.build();
     for (name, text) in manual::pages(program)? {
         files.push(page(directories, &name, text));
     }
@@ -241,11 +239,21 @@ fn add(program: &Program, directories: &Directories, files: &mut Vec<File>) -> R
             directories.fish.join(format!("{}.fish", program.name)),
         ),
     ] {
-        let mut script = Vec::new();
-        clap_complete::generate(shell, &mut command, program.name, &mut script);
-        files.push(File::text(path, script));
+        files.push(File::text(path, completions(program, shell)));
     }
     Ok(())
+}
+
+/// Returns the completions of a program for a shell.
+fn completions(program: &Program, shell: Shell) -> Vec<u8> {
+    let mut command = (program.command)().disable_help_subcommand(true);
+    command.build();
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, program.name, &mut script);
+    if shell == Shell::Bash {
+        script.extend(program.bash.as_bytes());
+    }
+    script
 }
 
 /// Returns a manual page, in the directory of its section.
@@ -302,5 +310,40 @@ mod tests {
             assert_eq!(denies, device != "gpu", "{unit}");
             assert!(!unit.contains("@NO"), "{unit}");
         }
+    }
+
+    /// The commands that the device at the socket lists, beside those that every device has.
+    #[test]
+    fn bash_completes_the_commands_of_the_device() {
+        let program = PROGRAMS
+            .iter()
+            .find(|program| program.name == "vhost-device-ctl");
+        let directory = tempfile::tempdir().unwrap();
+        let script = directory.path().join("script");
+        fs::write(&script, completions(program.unwrap(), Shell::Bash)).unwrap();
+        let socket = directory.path().join("socket");
+        let _listener = std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        let complete = |word: &str| {
+            let test = r#"
+                source "$1"
+                vhost-device-ctl() { [[ $* == "$socket help" ]] && printf 'query\n    Show\nresize SIZE\n    size: the size\n'; }
+                socket=$2
+                COMP_WORDS=(vhost-device-ctl --json "$socket" "$3")
+                COMP_CWORD=3
+                [[ $(complete -p vhost-device-ctl) =~ -F\ ([^ ]+) ]]
+                "${BASH_REMATCH[1]}" vhost-device-ctl "$3" "$socket"
+                echo "${COMPREPLY[@]}"
+            "#;
+            let mut bash = Command::new("bash");
+            bash.args(["-c", test, "bash"])
+                .args([&script, &socket])
+                .arg(word);
+            let output = bash.output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(complete("re"), "reload resize\n");
+        assert_eq!(complete("qu"), "query query-commands quit\n");
+        assert_eq!(complete("--fi"), "--file\n");
     }
 }

@@ -16,6 +16,8 @@ pub struct Program {
     pub device: Option<&'static str>,
     /// The sections of its manual page that are not generated from its command line, as roff source.
     pub manual: &'static str,
+    /// What follows the generated completions for bash.
+    pub bash: &'static str,
     /// It handles SIGHUP: it re-examines the files named by its options.
     pub reloads: bool,
     /// It, or a library that it loads, generates code at run time.
@@ -37,6 +39,7 @@ pub const PROGRAMS: &[Program] = &[
         command: vhost_device_ctl::command,
         device: None,
         manual: include_str!("../../ctl/manual.roff"),
+        bash: include_str!("../../ctl/completion.bash"),
         reloads: false,
         makes_code: false,
     },
@@ -46,6 +49,7 @@ pub const PROGRAMS: &[Program] = &[
         command: vhost_user_discovery::program::command,
         device: None,
         manual: include_str!("../../discovery/manual.roff"),
+        bash: "",
         reloads: false,
         makes_code: false,
     },
@@ -59,6 +63,7 @@ const fn device<D: Device>(manual: &'static str) -> Program {
         command: program::command::<D>,
         device: Some(D::TYPE),
         manual,
+        bash: "",
         reloads: D::RELOADS,
         makes_code: false,
     }
