@@ -258,8 +258,10 @@ impl QueueHandler for BlockHandler {
         let index = queue.index();
         // Without locks, an operation could overwrite what another program writes next.
         let is_locked = self.shared.disk.image.lock.is_effective();
-        let is_one =
-            |request: &Request| request.queue == index && (is_locked || !request.is_change());
+        let is_one = |request: &Request| {
+            let is_held = request.queue == index && !request.is_abandoned();
+            is_held && (is_locked || !request.is_change())
+        };
         let mut operations = self.engine.suspend(is_one, |chain| queue.suspend(chain));
         if let Some(helper) = &mut self.helper {
             operations += helper.suspend(is_one, |chain| queue.suspend(chain));
