@@ -123,13 +123,13 @@ impl Block {
         self.set_slow(SLOW);
     }
 
-    /// How many requests came along that were under way on the other side.
+    /// Returns how many requests came along that were in flight on the other side.
     fn taken_along(&self) -> u32 {
         let log = self.program.stderr();
         let lines = log.lines().filter(|line| line.contains(" started: "));
         let counts = lines.filter_map(|line| {
-            let (_, after) = line.split_once(", after ")?;
-            after.split(' ').next()?.parse::<u32>().ok()
+            let (_, count) = line.split_once(", recovering ")?;
+            count.split(' ').next()?.parse::<u32>().ok()
         });
         counts.sum()
     }
@@ -144,7 +144,10 @@ impl Block {
 
     /// Returns how often logging was enabled in the back-end.
     fn times_logged(&self) -> usize {
-        self.program.stderr().matches("writes is logged").count()
+        self.program
+            .stderr()
+            .matches("dirty page logging is enabled")
+            .count()
     }
 }
 
@@ -230,7 +233,7 @@ fn migrate(migration: &Migration) {
 
     let mut here = Block::start(&image, &[]);
     let mut there = Block::start(&image, &["--incoming"]);
-    let (mut verified, mut taken_along) = (0, 0);
+    let (mut verified, mut taken_along, mut fastest) = (0, 0, u64::MAX);
     let machine = here.machine(migration, 0, lifetime);
     let mut guest = machine.start().unwrap();
     for number in 1..=migrations {
@@ -266,15 +269,17 @@ fn migrate(migration: &Migration) {
         if migration.with_requests.is_some() {
             let downtime = report["downtime"].as_u64().unwrap();
             let requests = there.taken_along() - before;
-            eprintln!("{requests} requests were under way");
+            eprintln!("{requests} requests were in flight");
             taken_along += requests;
-            assert!(downtime < SLOW, "it waited for its disk");
+            fastest = fastest.min(downtime);
         }
         guest = next;
         std::mem::swap(&mut here, &mut there);
     }
     if migration.with_requests.is_some() {
-        assert!(taken_along > 0, "no request was under way");
+        assert!(taken_along > 0, "no request was in flight");
+        // A machine with much else to do lets a guest stand still for other reasons.
+        assert!(fastest < SLOW / 2, "it waited for its disk");
     }
     let disk = File::options().write(true).open(&image).unwrap();
     disk.write_all_at(STOP, (WRITTEN + READ) as u64).unwrap();
