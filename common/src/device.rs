@@ -16,7 +16,7 @@ pub use crate::verb::{Argument, ArgumentType, Arguments, CommandError, Verb};
 pub use crate::wire::{
     FrontEnd, Mapping, Replies, Reply, SharedMemoryError, SharedRange, SharedRegion,
 };
-pub use crate::worker::QueueHandler;
+pub use crate::worker::{QueueHandler, Watcher};
 
 /// The driver wrote to a read-only part of the config space.
 #[derive(Debug, Error)]
@@ -148,11 +148,11 @@ pub trait Device: Send + Sync + Sized + 'static {
         0
     }
 
-    /// Creates the handler for all queues of `thread`, which is about to start.
+    /// Creates the handler for all queues of `thread`, which is about to start. The handler waits for files by `watcher`.
     ///
     /// # Errors
     /// A host resource is unavailable; the queue cannot start.
-    fn handler(&self, thread: u16) -> io::Result<Self::Handler>;
+    fn handler(&self, thread: u16, watcher: Watcher) -> io::Result<Self::Handler>;
 
     /// Returns what the front-end sends to a device once, and does not send again to its replacement. The core stores it with the requests
     /// in flight, so that it survives the process. 0 if nothing was sent.

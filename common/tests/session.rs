@@ -14,7 +14,9 @@ use vhost::vhost_user::message::{
     BackendReq, VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost_device_common::device::{ConfigError, Device, FrontEnd, QueueHandler, StartError};
+use vhost_device_common::device::{
+    ConfigError, Device, FrontEnd, QueueHandler, StartError, Watcher,
+};
 use vhost_device_common::session;
 use vhost_device_common::statistics::Statistics;
 use vhost_device_common::worker::{Polling, Queue};
@@ -95,7 +97,7 @@ impl Device for Counter {
         *self.value.lock().unwrap() = 0;
     }
 
-    fn handler(&self, _thread: u16) -> io::Result<Nothing> {
+    fn handler(&self, _thread: u16, _watcher: Watcher) -> io::Result<Nothing> {
         Ok(Nothing)
     }
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use clap::{Args, Command, FromArgMatches};
 use vhost_device_common::device::{Device, QueueHandler};
 use vhost_device_common::ring::Ring;
-use vhost_device_common::worker::{EpollPoller, Poller, Queue, Queues, Token};
+use vhost_device_common::worker::{EpollPoller, Poller, Queue, Queues, Readiness, Token, Watcher};
 
 use crate::driver::Driver;
 use crate::guest::Guest;
@@ -52,6 +52,13 @@ pub fn queue(index: u16, driver: &Driver, guest: &Guest) -> Queue {
     Queue::new(index, ring.expect("the ring is in memory"), true)
 }
 
+/// A poller, and the handle by which a handler has it watch files.
+pub fn poller() -> (EpollPoller, Watcher) {
+    let poller = EpollPoller::new().expect("a poller");
+    let watcher = poller.watcher();
+    (poller, watcher)
+}
+
 /// A worker without its thread.
 pub struct Bench<'a, H> {
     handler: &'a mut H,
@@ -60,12 +67,8 @@ pub struct Bench<'a, H> {
 }
 
 impl<'a, H: QueueHandler> Bench<'a, H> {
-    pub fn new(handler: &'a mut H, queues: Vec<Queue>) -> Self {
-        let mut poller = EpollPoller::new().expect("a poller");
-        // A handler with its own poller does not wait here, because its operations complete immediately.
-        if handler.poller().is_none() {
-            handler.watch(&mut poller).expect("files to watch");
-        }
+    /// `poller` has the files that the handler watches.
+    pub fn new(handler: &'a mut H, poller: EpollPoller, queues: Vec<Queue>) -> Self {
         Self {
             handler,
             poller,
@@ -97,7 +100,7 @@ impl<'a, H: QueueHandler> Bench<'a, H> {
             waited.expect("a way to wait").expect("a poller that works");
             for token in ready {
                 if let Token::Device(token) = token {
-                    self.handler.ready(token, &mut self.queues);
+                    self.ready(token);
                 }
             }
             if let Some(queue) = self.queues.get_mut(index) {
@@ -108,19 +111,17 @@ impl<'a, H: QueueHandler> Bench<'a, H> {
 
     /// Calls the handler for all files that have become ready.
     pub fn wait(&mut self) {
-        let mut ready = Vec::new();
-        let waited = self.poller.wait(&mut ready, Some(Duration::ZERO));
+        let waited = self.poller.wait(&mut Vec::new(), Some(Duration::ZERO));
         waited.expect("a poller that works");
-        for token in ready {
-            if let Token::Device(token) = token {
-                self.handler.ready(token, &mut self.queues);
-            }
+        while let Some((token, readiness)) = self.poller.next_file() {
+            self.handler.ready(token, readiness, &mut self.queues);
         }
     }
 
     /// Calls the handler for this token, whether its file is ready or not.
     pub fn ready(&mut self, token: u32) {
-        self.handler.ready(token, &mut self.queues);
+        self.handler
+            .ready(token, Readiness::READABLE, &mut self.queues);
     }
 
     /// Returns the number of requests that the handler holds.

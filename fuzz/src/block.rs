@@ -16,7 +16,7 @@ use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
 };
 
-use crate::bench::{Bench, load, open, queue, save};
+use crate::bench::{Bench, load, open, poller, queue, save};
 use crate::driver::{Driver, Shape};
 use crate::guest::{Guest, Piece, file};
 use crate::split::{Mistake, Start};
@@ -169,7 +169,9 @@ impl Disk {
             Kind::Direct => Some("--direct".to_owned()),
         });
         let device: Block = open(&arguments)?;
-        let handler = device.handler(0).map_err(|error| error.to_string())?;
+        let handler = device
+            .handler(0, poller().1)
+            .map_err(|error| error.to_string())?;
         Ok(Self {
             image,
             device,
@@ -230,7 +232,7 @@ impl Input {
         let mut guest = Guest::new();
         let mut driver = Driver::new(1, self.start, &mut guest);
         let queue = queue(0, &driver, &guest);
-        let mut bench = Bench::new(handler, vec![queue]);
+        let mut bench = Bench::new(handler, poller().0, vec![queue]);
         let mut submitted = 0;
         for step in self.steps {
             match step {

@@ -11,7 +11,7 @@ use vhost_device_common::device::{Device, DeviceRequest, QueueHandler};
 use vhost_device_gpu::Gpu;
 use virtio_bindings::virtio_gpu as gpu;
 
-use crate::bench::{Bench, load, open, queue, save};
+use crate::bench::{Bench, load, open, poller, queue, save};
 use crate::driver::{Driver, Shape};
 use crate::guest::{Address, Guest};
 use crate::split::{Mistake, Start};
@@ -367,9 +367,10 @@ impl Input {
         let mut guest = Guest::new();
         let mut driver = Driver::new(2, self.start, &mut guest);
         load(device, self.state.as_deref());
-        let mut handler = device.handler(0).expect("a handler");
+        let (poller, watcher) = poller();
+        let mut handler = device.handler(0, watcher).expect("a handler");
         let queues = [CONTROL, CURSOR].map(|number| queue(number, &driver, &guest));
-        let mut bench = Bench::new(&mut handler, queues.into());
+        let mut bench = Bench::new(&mut handler, poller, queues.into());
         let mut peer = Peer::default();
         for step in self.steps {
             match step {

@@ -11,7 +11,7 @@ use arbitrary::Arbitrary;
 use vhost_device_common::device::Device;
 use vhost_device_input::{Axis, Bitmap, Event, Identity, Ids, Source, State};
 
-use crate::bench::{Bench, load, queue, save};
+use crate::bench::{Bench, load, poller, queue, save};
 use crate::driver::{Driver, Shape};
 use crate::guest::Guest;
 use crate::split::{Mistake, Start};
@@ -152,11 +152,12 @@ impl Input {
         let fake = Fake(Arc::clone(&path));
         let device = vhost_device_input::Input::new(identity.clone(), fake, node.into());
         load(&device, self.state.as_deref());
-        let mut handler = device.handler(0).expect("a handler");
+        let (poller, watcher) = poller();
+        let mut handler = device.handler(0, watcher).expect("a handler");
         let mut guest = Guest::new();
         let mut driver = Driver::new(2, self.start, &mut guest);
         let queues = [EVENTS, STATUS].map(|number| queue(number, &driver, &guest));
-        let mut bench = Bench::new(&mut handler, queues.into());
+        let mut bench = Bench::new(&mut handler, poller, queues.into());
         let path = || path.lock().unwrap_or_else(PoisonError::into_inner);
         for step in self.steps {
             match step {

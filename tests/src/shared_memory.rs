@@ -11,9 +11,9 @@ use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vhost_device_common::chain::Chain;
 use vhost_device_common::device::{
     Call, Device, FrontEnd, Mapping, Needs, QueueHandler, Replies, SharedMemoryError, SharedRange,
-    SharedRegion, StartError,
+    SharedRegion, StartError, Watcher,
 };
-use vhost_device_common::worker::{Poller, Queue, Queues, Token};
+use vhost_device_common::worker::{Queue, Queues, Readiness};
 use vm_memory::ByteValued;
 
 /// The program.
@@ -183,7 +183,8 @@ impl Device for SharedMemory {
         }
     }
 
-    fn handler(&self, _thread: u16) -> io::Result<Handler> {
+    fn handler(&self, _thread: u16, watcher: Watcher) -> io::Result<Handler> {
+        watcher.add(&self.0.replies, Readiness::READABLE, REPLIES)?;
         Ok(Handler {
             shared: Arc::clone(&self.0),
             held: HashMap::new(),
@@ -258,11 +259,7 @@ impl QueueHandler for Handler {
         }
     }
 
-    fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {
-        poller.watch(self.shared.replies.as_fd(), Token::Device(REPLIES))
-    }
-
-    fn ready(&mut self, _token: u32, queues: &mut Queues) {
+    fn ready(&mut self, _token: u32, _readiness: Readiness, queues: &mut Queues) {
         for reply in self.shared.replies.take() {
             log::info!("reply {}: {:?}", reply.number, reply.outcome);
             if reply.number == RELOAD {

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use vhost::VhostBackend;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost_device_common::device::{Device, QueueHandler, StartError};
+use vhost_device_common::device::{Device, QueueHandler, StartError, Watcher};
 use vhost_device_common::session;
 use vhost_device_common::statistics::Statistics;
 use vhost_device_common::worker::{Polling, Queue};
@@ -55,7 +55,7 @@ impl Device for Port {
         2
     }
 
-    fn handler(&self, _thread: u16) -> io::Result<Self> {
+    fn handler(&self, _thread: u16, _watcher: Watcher) -> io::Result<Self> {
         Ok(self.clone())
     }
 }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use vhost::vhost_user::VhostUserFrontend;
 use vhost::vhost_user::message::{VhostUserInflight, VhostUserProtocolFeatures as Protocol};
 use vhost_device_common::chain::Chain;
-use vhost_device_common::device::{Device, QueueHandler, StartError};
+use vhost_device_common::device::{Device, QueueHandler, StartError, Watcher};
 use vhost_device_common::session;
 use vhost_device_common::statistics::Statistics;
 use vhost_device_common::worker::{Polling, Queue};
@@ -60,7 +60,7 @@ impl Device for Holder {
         Ok(Holder(Arc::default()))
     }
 
-    fn handler(&self, _thread: u16) -> io::Result<Handler> {
+    fn handler(&self, _thread: u16, _watcher: Watcher) -> io::Result<Handler> {
         Ok(Handler {
             what: Arc::clone(&self.0),
             held: Vec::new(),

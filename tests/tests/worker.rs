@@ -4,7 +4,7 @@
 #![cfg(test)]
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, eventfd};
 use vhost::VhostBackend;
-use vhost_device_common::device::{Device, QueueHandler, StartError};
+use vhost_device_common::device::{Device, QueueHandler, StartError, Watcher};
 use vhost_device_common::session;
 use vhost_device_common::statistics::Statistics;
-use vhost_device_common::worker::{Poller, Polling, Queue, Queues, Token};
+use vhost_device_common::worker::{Polling, Queue, Queues, Readiness};
 use vhost_device_tests::front_end::device::{EVENT_IDX, RING_PACKED};
 use vhost_device_tests::front_end::{Buffer, FrontEnd, Options, Queue as Ring};
 use vmm_sys_util::eventfd::EventFd;
@@ -72,7 +72,10 @@ impl Device for Idle {
         QUEUES
     }
 
-    fn handler(&self, _thread: u16) -> io::Result<Self> {
+    fn handler(&self, _thread: u16, watcher: Watcher) -> io::Result<Self> {
+        if let Some(event) = self.0.event.get() {
+            watcher.add(event, Readiness::READABLE, 0)?;
+        }
         Ok(self.clone())
     }
 }
@@ -100,15 +103,8 @@ impl QueueHandler for Idle {
         }
     }
 
-    fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {
-        match self.0.event.get() {
-            Some(event) => poller.watch(event.as_fd(), Token::Device(0)),
-            None => Ok(()),
-        }
-    }
-
     /// Takes requests here too.
-    fn ready(&mut self, _token: u32, queues: &mut Queues) {
+    fn ready(&mut self, _token: u32, _readiness: Readiness, queues: &mut Queues) {
         if let Some(queue) = queues.get_mut(0) {
             self.process(queue);
         }

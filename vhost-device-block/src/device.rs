@@ -5,7 +5,9 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use serde::{Deserialize, Serialize};
-use vhost_device_common::device::{ConfigError, Device, FrontEnd, Needs, StartError, StateError};
+use vhost_device_common::device::{
+    ConfigError, Device, FrontEnd, Needs, StartError, StateError, Watcher,
+};
 use vhost_device_common::{info_limited, state, warn_limited};
 use vhost_device_storage::access::Access;
 use vhost_device_storage::disk::Disk;
@@ -188,7 +190,7 @@ impl Device for Block {
         self.engines.thread_of(queue)
     }
 
-    fn handler(&self, _thread: u16) -> io::Result<BlockHandler> {
+    fn handler(&self, _thread: u16, watcher: Watcher) -> io::Result<BlockHandler> {
         let disk = &self.shared.disk;
         let mut access = Access::new(&disk.image.lock);
         match self.shared.open(&mut access) {
@@ -199,15 +201,15 @@ impl Device for Block {
             }
             opened => opened?,
         }
-        let engine = Engine::new(&self.engines, &disk.image)?;
+        let engine = Engine::new(&self.engines, &disk.image, &watcher)?;
         let helper = match self.engines {
             Engines::IoUring(..) if disk.needs_ioctls() => {
-                Some(Engine::new(&Engines::Threads, &disk.image)?)
+                Some(Engine::new(&Engines::Threads, &disk.image, &watcher)?)
             }
             _ => None,
         };
         let (shared, throttle) = (Arc::clone(&self.shared), self.throttle.clone());
-        BlockHandler::new(shared, engine, helper, throttle, access)
+        Ok(BlockHandler::new(shared, engine, helper, throttle, access))
     }
 
     fn needs(&self) -> Needs {

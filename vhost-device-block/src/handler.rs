@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use vhost_device_common::device::QueueHandler;
 use vhost_device_common::warn_limited;
-use vhost_device_common::worker::{Poller, Queue, Queues};
+use vhost_device_common::worker::{Poller, Queue, Queues, Readiness};
 use vhost_device_storage::access::Access;
 use vhost_device_storage::engine::{Engine, Finished};
 use vhost_device_storage::operation::IoRequest;
@@ -39,27 +39,21 @@ pub struct BlockHandler {
 
 impl BlockHandler {
     /// `helper` carries out ioctls, `engine` everything else; without a helper `engine` does both.
-    ///
-    /// # Errors
-    /// The kernel has no room for one more watch.
     pub fn new(
         shared: Arc<Shared>,
-        mut engine: Engine<Request>,
+        engine: Engine<Request>,
         helper: Option<Engine<Request>>,
         throttle: Option<Arc<Throttle>>,
         access: Access,
-    ) -> io::Result<Self> {
-        if let (Some(poller), Some(helper)) = (engine.poller(), &helper) {
-            helper.watch(poller)?;
-        }
-        Ok(Self {
+    ) -> Self {
+        Self {
             shared,
             engine,
             helper,
             left_read: false,
             throttle,
             access,
-        })
+        }
     }
 
     /// Has an engine start the next operation of a request. Gives the request back if there is no room.
@@ -143,7 +137,7 @@ impl BlockHandler {
         match (taken, start) {
             (Some(chain), _) => return Some(Request::parse(header, index, chain, &self.shared)),
             (None, Ok(())) => self.leave(queue),
-            (None, Err(wait)) => queue.look_again_in(wait),
+            (None, Err(wait)) => queue.retry_after(wait),
         }
         None
     }
@@ -155,7 +149,7 @@ impl BlockHandler {
             if error.kind() != io::ErrorKind::WouldBlock {
                 warn_limited(format_args!("queue {} waits: {error}", queue.index()));
             }
-            queue.look_again_in(INTERVAL);
+            queue.retry_after(INTERVAL);
         }
     }
 
@@ -217,15 +211,11 @@ impl QueueHandler for BlockHandler {
         }
     }
 
-    fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {
-        self.engine.watch(poller)
-    }
-
     fn poller(&mut self) -> Option<&mut dyn Poller> {
         self.engine.poller()
     }
 
-    fn ready(&mut self, _token: u32, queues: &mut Queues) {
+    fn ready(&mut self, _token: u32, _readiness: Readiness, queues: &mut Queues) {
         let mut budget = BUDGET;
         while budget > 0 {
             let Some((request, outcome)) = self.finished() else {

@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 
 use vhost_device_common::device::{
-    Call, ConfigError, Device, DeviceRequest, Needs, StartError, StateError,
+    Call, ConfigError, Device, DeviceRequest, Needs, StartError, StateError, Watcher,
 };
 use vhost_device_common::warn_limited;
 use virtio_bindings::virtio_gpu::{
@@ -124,8 +124,8 @@ impl Device for Gpu {
         Ok(())
     }
 
-    fn handler(&self, _thread: u16) -> io::Result<GpuHandler> {
-        GpuHandler::new(Arc::clone(&self.shared), self.capsets.clone())
+    fn handler(&self, _thread: u16, watcher: Watcher) -> io::Result<GpuHandler> {
+        GpuHandler::new(Arc::clone(&self.shared), self.capsets.clone(), watcher)
     }
 
     fn new_driver(&self) {
@@ -148,6 +148,7 @@ impl Device for Gpu {
     fn reset(&self) {
         let mut state = self.shared.lock();
         state.display.disconnect();
+        state.display.forget_watcher();
         state.clear();
     }
 

@@ -3,7 +3,6 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -13,7 +12,7 @@ use vhost_device_common::device::QueueHandler;
 use vhost_device_common::memory::GuestMemory;
 use vhost_device_common::statistics;
 use vhost_device_common::warn_limited;
-use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
+use vhost_device_common::worker::{Queue, Queues, Readiness, Timer, Watcher};
 use zerocopy::IntoBytes;
 
 use crate::capsets::Capsets;
@@ -26,8 +25,7 @@ use crate::three_d::ThreeD;
 
 /// Index of the control queue. The other queue is the cursor queue.
 const CONTROL: u16 = 0;
-/// Tokens of the files that the worker watches for the handler.
-const DISPLAY: u32 = 0;
+/// Tokens of the files that the handler watches, beside that of the display.
 const TIMER: u32 = 1;
 const FENCES: u32 = 2;
 /// How long a display or renderer may make no progress before the device continues without it.
@@ -73,7 +71,6 @@ struct Completion {
 /// Processes both queues.
 pub struct GpuHandler {
     shared: Arc<Shared>,
-    events: Arc<OwnedFd>,
     timer: Timer,
     /// Whether the timer is running. It is not restarted for each command, which would cost a system call.
     timer_is_set: bool,
@@ -88,16 +85,23 @@ pub struct GpuHandler {
 
 impl GpuHandler {
     /// Creates the handler. `capsets` is `None` without `--virgl`.
-    pub fn new(shared: Arc<Shared>, capsets: Option<Arc<Capsets>>) -> io::Result<Self> {
-        let events = shared.lock().display.events();
+    pub fn new(
+        shared: Arc<Shared>,
+        capsets: Option<Arc<Capsets>>,
+        watcher: Watcher,
+    ) -> io::Result<Self> {
+        let timer = Timer::new()?;
+        watcher.add(&timer, Readiness::READABLE, TIMER)?;
+        let start_3d = |capsets| ThreeD::new(capsets, watcher.clone(), FENCES);
+        let three_d = capsets.map(start_3d).transpose()?;
+        shared.lock().display.set_watcher(watcher)?;
         Ok(Self {
             shared,
-            events,
-            timer: Timer::new()?,
+            timer,
             timer_is_set: false,
             held: None,
             completions: Vec::new(),
-            three_d: capsets.map(ThreeD::new).transpose()?,
+            three_d,
             fenced: VecDeque::new(),
             generation: 0,
         })
@@ -216,8 +220,8 @@ impl GpuHandler {
             if left.is_zero() {
                 break;
             }
-            let mut events = [PollFd::new(three_d.events(), PollFlags::IN)];
-            let _ = poll(&mut events, left.try_into().ok().as_ref());
+            let mut fences = [PollFd::from_borrowed_fd(three_d.poll_fd(), PollFlags::IN)];
+            let _ = poll(&mut fences, left.try_into().ok().as_ref());
         }
         warn_limited(format_args!(
             "renderer unresponsive for 1 s; continuing without it"
@@ -395,16 +399,7 @@ impl QueueHandler for GpuHandler {
         display.send_all(resources);
     }
 
-    fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {
-        poller.watch(self.events.as_fd(), Token::Device(DISPLAY))?;
-        poller.watch(self.timer.as_fd(), Token::Device(TIMER))?;
-        match &self.three_d {
-            Some(three_d) => poller.watch(three_d.events().as_fd(), Token::Device(FENCES)),
-            None => Ok(()),
-        }
-    }
-
-    fn ready(&mut self, token: u32, queues: &mut Queues) {
+    fn ready(&mut self, token: u32, readiness: Readiness, queues: &mut Queues) {
         if token == FENCES {
             if let Some(three_d) = &mut self.three_d {
                 three_d.poll();
@@ -414,6 +409,7 @@ impl QueueHandler for GpuHandler {
             }
             return;
         }
+        let readable = readiness.contains(Readiness::READABLE);
         let Some(queue) = queues.get_mut(CONTROL) else {
             // The timer reports its expiry only once.
             self.timer_is_set &= token != TIMER;
@@ -422,7 +418,6 @@ impl QueueHandler for GpuHandler {
             let State {
                 resources, display, ..
             } = &mut *state;
-            let readable = display.drain_events();
             display.advance(resources, readable);
             return;
         };
@@ -431,7 +426,6 @@ impl QueueHandler for GpuHandler {
         }
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
-        let readable = state.display.drain_events();
         self.advance_display(&mut state, queue, readable);
     }
 

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The renderer, in the thread that processes the queues.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
-use rustix::event::epoll;
-use rustix::time::{
-    Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, timerfd_create,
-    timerfd_settime,
-};
 use vhost_device_common::memory::GuestMemory;
+use vhost_device_common::worker::{Readiness, Timer, Watcher};
 use vhost_device_common::{info_limited, warn_limited};
 use virtio_bindings::virtio_gpu as gpu;
 
@@ -30,34 +28,37 @@ const VIRGL_BIND_RENDER_TARGET: u32 = 1 << 1;
 const MAX_BLOCK_SIZE: u64 = 16;
 /// Highest mipmap level of the largest possible resource.
 const MAX_LEVEL: u32 = 31;
-/// How often fences are polled if the renderer has no poll descriptor, in nanoseconds.
-const FENCE_INTERVAL_NS: i64 = 1_000_000;
+/// How often fences are polled if the renderer has no poll descriptor.
+const FENCE_INTERVAL: Duration = Duration::from_millis(1);
 
 /// 3D in the thread that processes the queues. The first command that needs the renderer starts it.
 pub struct ThreeD {
     pub capsets: Arc<Capsets>,
     renderer: Option<Renderer>,
-    /// Becomes readable when fences are to be polled.
-    events: OwnedFd,
+    watcher: Watcher,
+    /// The watcher reports fences as this token.
+    token: u32,
     /// Triggers polling if the renderer has no poll descriptor.
-    timer: OwnedFd,
+    timer: Timer,
 }
 
 impl ThreeD {
-    /// Prepares to start the renderer.
-    pub fn new(capsets: Arc<Capsets>) -> std::io::Result<Self> {
-        let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
+    /// Prepares to start the renderer. The watcher reports `token` when [`ThreeD::poll`] may return a new fence.
+    pub fn new(capsets: Arc<Capsets>, watcher: Watcher, token: u32) -> io::Result<Self> {
         Ok(Self {
             capsets,
             renderer: None,
-            events: epoll::create(epoll::CreateFlags::CLOEXEC)?,
-            timer: timerfd_create(TimerfdClockId::Monotonic, flags)?,
+            watcher,
+            token,
+            timer: Timer::new()?,
         })
     }
 
     /// Returns the file that becomes readable when [`ThreeD::poll`] may return a new fence.
-    pub fn events(&self) -> &OwnedFd {
-        &self.events
+    pub fn poll_fd(&self) -> BorrowedFd<'_> {
+        let renderer = self.renderer.as_ref();
+        let own = renderer.and_then(Renderer::poll_fd);
+        own.unwrap_or(self.timer.as_fd())
     }
 
     /// Returns the renderer if it has started.
@@ -156,36 +157,34 @@ impl ThreeD {
         match &mut self.renderer {
             Some(renderer) => Ok(renderer),
             none => {
-                let renderer =
-                    start(&self.capsets, &self.events, &self.timer).map_err(|error| {
+                let renderer = Renderer::new(self.capsets.node.as_deref())
+                    .and_then(|renderer| {
+                        let fences = renderer.poll_fd().unwrap_or(self.timer.as_fd());
+                        self.watcher
+                            .add(fences, Readiness::READABLE, self.token)
+                            .map_err(|error| VirglError::System(error.kind()))?;
+                        Ok(renderer)
+                    })
+                    .map_err(|error| {
                         warn_limited(format_args!("cannot enable 3D: {error}"));
                         CommandError::Unspecified
                     })?;
+                info_limited(format_args!("3D started"));
                 Ok(none.insert(renderer))
             }
         }
     }
 
-    /// Makes [`ThreeD::events`] readable when a fence may have signalled.
+    /// Has the watcher report when a fence may have signalled.
     pub fn expect_fence(&self) {
-        let Some(renderer) = &self.renderer else {
-            return;
-        };
-        if renderer.poll_fd().is_none() {
-            let once = Itimerspec {
-                it_interval: Timespec::default(),
-                it_value: Timespec {
-                    tv_sec: 0,
-                    tv_nsec: FENCE_INTERVAL_NS,
-                },
-            };
-            let _ = timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once);
+        let renderer = self.renderer.as_ref();
+        if renderer.is_some_and(|renderer| renderer.poll_fd().is_none()) {
+            self.timer.set(FENCE_INTERVAL);
         }
     }
 
     /// Returns the last fence that has signalled.
     pub fn poll(&mut self) -> u32 {
-        let _ = rustix::io::read(&self.timer, &mut [0; 8]);
         self.renderer.as_mut().map_or(0, Renderer::poll)
     }
 
@@ -209,21 +208,6 @@ impl ThreeD {
             }
         }
     }
-}
-
-/// Starts the renderer on this thread.
-fn start(capsets: &Capsets, events: &OwnedFd, timer: &OwnedFd) -> Result<Renderer, VirglError> {
-    let renderer = Renderer::new(capsets.node.as_deref())?;
-    let source = renderer.poll_fd().unwrap_or(timer.as_fd());
-    epoll::add(
-        events,
-        source,
-        epoll::EventData::new_u64(0),
-        epoll::EventFlags::IN,
-    )
-    .map_err(|errno| VirglError::System(errno.kind()))?;
-    info_limited(format_args!("3D started"));
-    Ok(renderer)
 }
 
 /// Copies a rectangle from the renderer into the resource's pixels. Does nothing if the resource is not in the

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
-use vhost_device_common::device::{ConfigError, Device, Needs, StartError, StateError};
+use vhost_device_common::device::{ConfigError, Device, Needs, StartError, StateError, Watcher};
 use vhost_device_common::state;
 
 use crate::config::{CONFIG_SIZE, Selection, config_space};
@@ -81,11 +81,12 @@ impl Device for Input {
         Ok(())
     }
 
-    fn handler(&self, _thread: u16) -> io::Result<InputHandler> {
+    fn handler(&self, _thread: u16, watcher: Watcher) -> io::Result<InputHandler> {
         InputHandler::new(
             Arc::clone(&self.identity),
             Arc::clone(&self.host),
             Arc::clone(&self.suspended),
+            watcher,
         )
     }
 

@@ -2,14 +2,12 @@
 //! Forwards events from the node to the guest, and settings from the guest to the node.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use rustix::event::epoll;
 use vhost_device_common::device::QueueHandler;
 use vhost_device_common::warn_limited;
-use vhost_device_common::worker::{Poller, Queue, Queues, Timer, Token};
+use vhost_device_common::worker::{Queue, Queues, Readiness, Timer, Watcher};
 
 use crate::event::Event;
 use crate::host_device::HostDevice;
@@ -36,8 +34,7 @@ pub struct InputHandler {
     host: Arc<Mutex<HostDevice>>,
     suspended: Arc<Mutex<Suspended>>,
     reports: Reports,
-    /// Watches the node. The worker watches this epoll instance, because nodes disappear and return.
-    epoll: OwnedFd,
+    watcher: Watcher,
     retry: Timer,
 }
 
@@ -48,6 +45,7 @@ impl InputHandler {
         identity: Arc<Identity>,
         host: Arc<Mutex<HostDevice>>,
         suspended: Arc<Mutex<Suspended>>,
+        watcher: Watcher,
     ) -> io::Result<Self> {
         let suspended_state = lock(&suspended).clone();
         let mut handler = Self {
@@ -55,12 +53,15 @@ impl InputHandler {
             identity,
             host,
             suspended,
-            epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            watcher,
             retry: Timer::new()?,
         };
+        handler
+            .watcher
+            .add(&handler.retry, Readiness::READABLE, RETRY)?;
         let host = lock(&handler.host);
         match host.node() {
-            Some(node) => watch_node(&handler.epoll, node)?,
+            Some(node) => handler.watcher.add(node, Readiness::READABLE, NODE)?,
             None => handler.retry.set(Duration::ZERO),
         }
         drop(host);
@@ -84,7 +85,7 @@ impl InputHandler {
         if let Err(error) = outcome {
             log::warn!("the input device has disappeared ({error}); waiting until it is back");
             if let Some(node) = host.node() {
-                let _ = epoll::delete(&self.epoll, node);
+                self.watcher.remove(node);
             }
             host.close();
             self.reports.unplug();
@@ -95,7 +96,8 @@ impl InputHandler {
     /// Continues with the node if it is back.
     fn reopen_node(&mut self) {
         let mut host = lock(&self.host);
-        let outcome = host.reopen().map(|node| watch_node(&self.epoll, node));
+        let reopened = host.reopen();
+        let outcome = reopened.map(|node| self.watcher.add(node, Readiness::READABLE, NODE));
         match outcome {
             Some(Ok(())) => {
                 drop(host);
@@ -158,12 +160,7 @@ impl QueueHandler for InputHandler {
         }
     }
 
-    fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {
-        poller.watch(self.epoll.as_fd(), Token::Device(NODE))?;
-        poller.watch(self.retry.as_fd(), Token::Device(RETRY))
-    }
-
-    fn ready(&mut self, token: u32, queues: &mut Queues) {
+    fn ready(&mut self, token: u32, _readiness: Readiness, queues: &mut Queues) {
         // A queue that has started receives events even if it has no buffers yet.
         if queues.get_mut(EVENT_QUEUE).is_some() {
             self.reports.sync_guest();
@@ -194,11 +191,6 @@ fn stable_state(host: &HostDevice) -> io::Result<State> {
         state = host.state()?;
     }
     Ok(state)
-}
-
-fn watch_node(epoll: &OwnedFd, node: impl AsFd) -> io::Result<()> {
-    let data = epoll::EventData::new_u64(0);
-    Ok(epoll::add(epoll, node, data, epoll::EventFlags::IN)?)
 }
 
 /// Locks a mutex, even if a thread has panicked while holding it.

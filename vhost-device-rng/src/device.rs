@@ -2,13 +2,12 @@
 //! The entropy device: one queue of buffers to fill, no features, no config space.
 
 use std::io::{self, ErrorKind};
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use vhost_device_common::device::{Device, QueueHandler, StartError, StateError};
+use vhost_device_common::device::{Device, QueueHandler, StartError, StateError, Watcher};
 use vhost_device_common::state;
-use vhost_device_common::worker::{Poller, Queue, Queues, Token};
+use vhost_device_common::worker::{Queue, Queues, Readiness};
 
 use crate::options::Options;
 use crate::quota::{Quota, Spent};
@@ -61,8 +60,17 @@ impl Device for Rng {
         }))))
     }
 
-    fn handler(&self, _thread: u16) -> io::Result<Self> {
-        Ok(self.clone())
+    fn handler(&self, _thread: u16, watcher: Watcher) -> io::Result<Self> {
+        let supply = self.supply();
+        match supply
+            .source
+            .file()
+            .map(|file| watcher.add(file, Readiness::READABLE, SOURCE))
+        {
+            // epoll refuses files that never block.
+            Some(Err(error)) if error.kind() != ErrorKind::PermissionDenied => Err(error),
+            _ => Ok(self.clone()),
+        }
     }
 
     fn save(&self) -> Result<Vec<u8>, StateError> {
@@ -85,7 +93,7 @@ impl QueueHandler for Rng {
         while queue.has_available() {
             let limit = match supply.available() {
                 Ok(limit) => limit,
-                Err(wait) => return queue.look_again_in(wait),
+                Err(wait) => return queue.retry_after(wait),
             };
             let Some(mut chain) = queue.take() else {
                 return;
@@ -96,17 +104,7 @@ impl QueueHandler for Rng {
         }
     }
 
-    fn watch(&mut self, poller: &mut dyn Poller) -> io::Result<()> {
-        let supply = self.supply();
-        let file = supply.source.file();
-        match file.map(|file| poller.watch(file.as_fd(), Token::Device(SOURCE))) {
-            // epoll refuses files that never block.
-            Some(Err(error)) if error.kind() != ErrorKind::PermissionDenied => Err(error),
-            _ => Ok(()),
-        }
-    }
-
-    fn ready(&mut self, _token: u32, _queues: &mut Queues) {
+    fn ready(&mut self, _token: u32, _readiness: Readiness, _queues: &mut Queues) {
         self.supply().source.retry_now();
     }
 }

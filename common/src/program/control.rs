@@ -148,7 +148,7 @@ mod tests {
     use rustix::process::{Signal as Number, getpid, kill_process};
 
     use super::*;
-    use crate::device::QueueHandler;
+    use crate::device::{QueueHandler, Watcher};
     use crate::worker::Queue;
 
     /// Sends a message on each reload.
@@ -177,7 +177,7 @@ mod tests {
             Err(StartError(String::new()))
         }
 
-        fn handler(&self, _thread: u16) -> io::Result<Nothing> {
+        fn handler(&self, _thread: u16, _watcher: Watcher) -> io::Result<Nothing> {
             Ok(Nothing)
         }
 

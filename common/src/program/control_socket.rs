@@ -142,7 +142,9 @@ mod tests {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
     use super::*;
-    use crate::device::{Argument, ArgumentType, Arguments, QueueHandler, StartError, Verb};
+    use crate::device::{
+        Argument, ArgumentType, Arguments, QueueHandler, StartError, Verb, Watcher,
+    };
     use crate::program::clients::Clients;
     use crate::program::socket::Listener;
     use crate::statistics::Statistics;
@@ -184,7 +186,7 @@ mod tests {
             Err(StartError(String::new()))
         }
 
-        fn handler(&self, _thread: u16) -> std::io::Result<Nothing> {
+        fn handler(&self, _thread: u16, _watcher: Watcher) -> std::io::Result<Nothing> {
             Ok(Nothing)
         }
 

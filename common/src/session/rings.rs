@@ -11,7 +11,7 @@ use super::{Answer, Session, SessionError};
 use crate::device::Device;
 use crate::ring::Ring;
 use crate::wire::Message;
-use crate::worker::{Worker, WorkerError};
+use crate::worker::Worker;
 
 /// Payload of SET_VRING_KICK, CALL and ERR: the ring index, and the flag for a request without a file.
 const VRING_INDEX_MASK: u64 = 0xff;
@@ -267,8 +267,8 @@ impl<D: Device> Session<'_, D> {
             true => "queues".to_owned(),
             false => format!("queue-{thread}"),
         };
-        let handler = self.device.handler(thread).map_err(WorkerError::Start)?;
-        let worker = Arc::new(Worker::start(name, handler, self.polling)?);
+        let make = |watcher| self.device.handler(thread, watcher);
+        let worker = Arc::new(Worker::start(name, make, self.polling)?);
         self.workers.insert(thread, Arc::clone(&worker));
         Ok(worker)
     }

@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! How long a worker that has run out of work looks for more before it sleeps.
+//! Busy polling: how long a worker polls its rings before it sleeps.
 
 use std::str::FromStr;
 use std::time::{Duration, Instant};
 
-/// Most time that is spent looking in vain if nobody chose one. To sleep and be woken costs about as much.
+/// Default cap on busy polling: about one sleep/wake cycle.
 const LONGEST: Duration = Duration::from_micros(100);
-/// Time that is spent looking at first.
+/// How long to poll at first.
 const FIRST: Duration = Duration::from_micros(50);
-/// Less than this is not worth looking.
+/// Polling for less than this is not worthwhile.
 const SHORTEST: Duration = Duration::from_micros(10);
-/// Most microseconds that can be asked for.
+/// The largest value of the option, in microseconds.
 const MOST_MICROSECONDS: u64 = 1_000_000;
 
-/// How long a queue's thread looks for more work, without sleeping, after there was some.
+/// How long a queue thread polls for more work before it sleeps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Polling {
-    /// As long as has been worth it lately, 100 us at most: not at all if work comes more seldom than that.
+    /// As long as polling has paid recently, at most 100 us; not at all if work is less frequent.
     #[default]
     Auto,
-    /// For this time.
+    /// This long.
     For(Duration),
 }
 
 impl FromStr for Polling {
     type Err = String;
 
-    /// A number of microseconds, `auto`, or `off`.
+    /// Parses a number of microseconds, `auto` or `off`.
     fn from_str(text: &str) -> Result<Self, String> {
         match text {
             "auto" => Ok(Self::Auto),
@@ -43,17 +43,17 @@ impl FromStr for Polling {
     }
 }
 
-/// When there was work, and how long it is worth looking for more.
+/// Decides whether to poll, from how soon work has followed work.
 #[derive(Debug)]
 pub(super) struct BusyPoll {
     polling: Polling,
-    /// How long to look.
+    /// How long to poll.
     window: Duration,
-    /// When all work was done for the last time.
+    /// When the last work was done.
     last_work: Instant,
-    /// When the thread looked for work for the last time.
-    last_look: Instant,
-    /// When it looked at the clock for the last time.
+    /// When the thread last looked for work.
+    last_poll: Instant,
+    /// The clock when it was last read.
     now: Instant,
 }
 
@@ -67,21 +67,21 @@ impl BusyPoll {
                 Polling::For(time) => time,
             },
             last_work: now,
-            last_look: now,
+            last_poll: now,
             now,
         }
     }
 
-    /// There was work at the last look, and now it is done.
-    pub fn worked(&mut self) {
+    /// Records that the last look found work, which is now done.
+    pub fn note_work(&mut self) {
         if self.polling == Polling::Auto {
-            let gap = self.last_look.saturating_duration_since(self.last_work);
+            let gap = self.last_poll.saturating_duration_since(self.last_work);
             self.learn(gap);
         }
-        self.last_work = self.tick();
+        self.last_work = self.update_clock();
     }
 
-    /// Work came so long after there was none left.
+    /// Adjusts the window to work that came after a gap.
     fn learn(&mut self, gap: Duration) {
         if gap > LONGEST {
             self.window /= 2;
@@ -93,29 +93,29 @@ impl BusyPoll {
         }
     }
 
-    /// Notes that the thread looks now, having slept perhaps.
-    pub fn look(&mut self) {
-        self.last_look = self.tick();
+    /// Records that the thread looks for work now, after a sleep or without.
+    pub fn note_poll(&mut self) {
+        self.last_poll = self.update_clock();
     }
 
-    /// Looks at the clock.
-    pub fn tick(&mut self) -> Instant {
+    /// Reads the clock.
+    pub fn update_clock(&mut self) -> Instant {
         self.now = Instant::now();
         self.now
     }
 
-    /// The time when the clock was looked at for the last time.
+    /// Returns the clock as it was last read.
     pub fn now(&self) -> Instant {
         self.now
     }
 
-    /// Looks, and says whether to look again rather than sleep.
-    pub fn looks_again(&mut self) -> bool {
+    /// Records a look for work. Returns whether to poll on rather than sleep.
+    pub fn should_poll(&mut self) -> bool {
         if self.window == Duration::ZERO {
             return false;
         }
-        self.look();
-        self.last_look.saturating_duration_since(self.last_work) < self.window
+        self.note_poll();
+        self.last_poll.saturating_duration_since(self.last_work) < self.window
     }
 }
 
@@ -128,28 +128,28 @@ mod tests {
     fn window_after(gaps: impl IntoIterator<Item = Duration>) -> Duration {
         let mut busy_poll = BusyPoll::new(Polling::Auto);
         for gap in gaps {
-            busy_poll.last_look = busy_poll.last_work + gap;
-            busy_poll.worked();
+            busy_poll.last_poll = busy_poll.last_work + gap;
+            busy_poll.note_work();
         }
         busy_poll.window
     }
 
     #[test]
-    fn work_that_comes_soon_is_waited_for_awake() {
+    fn frequent_work_is_polled_for() {
         for gap in [1, 20, 49, 60, 99] {
             assert!(window_after([gap * US; 10]) > gap * US, "{gap}");
         }
     }
 
     #[test]
-    fn work_that_comes_seldom_is_waited_for_asleep() {
+    fn infrequent_work_is_not_polled_for() {
         for gap in [101, 1000, 1_000_000] {
             assert_eq!(window_after([gap * US; 10]), Duration::ZERO, "{gap}");
         }
     }
 
     #[test]
-    fn one_long_pause_changes_little_and_work_that_comes_soon_again_is_noticed_at_once() {
+    fn a_single_pause_changes_little_and_frequent_work_restores_polling_at_once() {
         let pause = [20 * US, 20 * US, 5000 * US];
         assert!(window_after(pause) > 20 * US);
         let mut gaps = vec![5000 * US; 10];
@@ -158,22 +158,22 @@ mod tests {
     }
 
     #[test]
-    fn no_gap_makes_the_window_longer_than_the_longest() {
+    fn the_window_never_exceeds_its_cap() {
         for gap in 0..200 {
             assert!(window_after([gap * US; 3]) <= LONGEST);
         }
     }
 
     #[test]
-    fn a_window_that_was_chosen_stays() {
+    fn a_configured_window_stays() {
         let mut busy_poll = BusyPoll::new(Polling::For(30 * US));
-        busy_poll.last_look = busy_poll.last_work + 5000 * US;
-        busy_poll.worked();
+        busy_poll.last_poll = busy_poll.last_work + 5000 * US;
+        busy_poll.note_work();
         assert_eq!(busy_poll.window, 30 * US);
     }
 
     #[test]
-    fn what_a_person_says() {
+    fn the_option_is_auto_off_or_microseconds() {
         assert_eq!("auto".parse(), Ok(Polling::Auto));
         assert_eq!("off".parse(), Ok(Polling::For(Duration::ZERO)));
         assert_eq!("0".parse(), Ok(Polling::For(Duration::ZERO)));

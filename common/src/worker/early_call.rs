@@ -1,43 +1,43 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Calls a sleeping driver shortly before its last request is done, so that it wakes up meanwhile.
+//! Calls a sleeping driver shortly before its last request completes, so that the driver wakes up meanwhile.
 
-/// Most requests left when the driver is called.
+/// The largest number of requests left at an early call.
 const MOST: u16 = 32;
-/// How often a driver that has needed no early call must be late before it gets one. A call in the middle of a batch interrupts the
-/// device if both share a processor.
+/// How often a driver must be late before it gets its first early call. A call in the middle of a batch interrupts the device if both
+/// share a processor.
 const LATE: i16 = 16;
-/// How many more times it must be late if the earliest call was of no use.
+/// How many more times a driver must be late once even the earliest call did not help.
 const PAUSE: i16 = 1000;
 
-/// Decides when the driver of one queue is called early. It learns how early: earlier if there was nothing more to do when the last
-/// request was done, and later if the driver had made more available by then.
+/// Decides when to call the driver of one queue early. Learns how early: earlier if the queue was empty when the last request
+/// completed, later if the driver had made more available by then.
 #[derive(Debug, Default)]
 pub(super) struct EarlyCall {
-    /// How many requests are left when the driver is called.
+    /// How many requests are left at the early call; 0 for no early call.
     length: u16,
-    /// How many of those are still left, once it has been called.
+    /// How many of those are still to be taken, after the early call.
     left: Option<u16>,
-    /// How often the driver was late since an early call was last not needed, or of no use.
+    /// How often the driver was late since an early call was last unnecessary or useless.
     late: i16,
 }
 
 impl EarlyCall {
-    /// Whether it begins now. `has_more_than` says whether more requests wait than a number.
+    /// Returns whether to call the driver now. `has_more_than` tells whether more than a number of requests are available.
     #[inline]
-    pub fn begins(&mut self, has_more_than: impl Fn(u16) -> bool) -> bool {
-        let begins = self.length > 0
+    pub fn should_call(&mut self, has_more_than: impl Fn(u16) -> bool) -> bool {
+        let calls = self.length > 0
             && self.left.is_none()
             && !has_more_than(self.length)
             && has_more_than(0);
-        if begins {
+        if calls {
             self.left = Some(self.length);
         }
-        begins
+        calls
     }
 
-    /// Another request was there to be taken, or none, and some are done that the driver was not called for.
+    /// Records whether another request was available, and whether the driver has not been called for some that completed.
     #[inline]
-    pub fn took(&mut self, another: bool, has_completed: bool) {
+    pub fn note_take(&mut self, another: bool, has_completed: bool) {
         match self.left {
             Some(left @ 1..) if another => self.left = Some(left - 1),
             Some(_) => {
@@ -70,19 +70,19 @@ impl EarlyCall {
 mod tests {
     use super::*;
 
-    /// Lets a driver have `depth` requests done, `rounds` times, which makes as many available again when `reaction` more were done
-    /// after its call. Gives how many were left at the call of each round.
+    /// Plays a driver that submits `depth` requests, `rounds` times, and submits the next ones when `reaction` more have completed after
+    /// its call. Returns how many were left at the call of each round.
     fn calls(rounds: usize, depth: u16, reaction: u16) -> Vec<u16> {
         let mut early_call = EarlyCall::default();
         let play = |_| {
             let (mut left, mut call) = (depth, None);
             loop {
-                if left < depth && early_call.begins(|count| left > count) {
+                if left < depth && early_call.should_call(|count| left > count) {
                     assert_eq!(call, None);
                     call = Some(left);
                 }
                 let reacted = call.is_some_and(|at| at - left >= reaction);
-                early_call.took(left > 0 || reacted, call != Some(left));
+                early_call.note_take(left > 0 || reacted, call != Some(left));
                 if left == 0 {
                     return call.unwrap_or(0);
                 }
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_is_called_as_early_as_it_needs() {
+    fn the_call_is_as_early_as_the_driver_needs() {
         for reaction in [1, 5, 12, 25] {
             for left in calls(200, 32, reaction).split_off(100) {
                 assert!(left.abs_diff(reaction) <= 1, "{reaction}: {left}");
@@ -102,13 +102,13 @@ mod tests {
     }
 
     #[test]
-    fn a_driver_that_goes_on_at_once_is_seldom_called_before_all_is_done() {
+    fn a_fast_driver_is_seldom_called_early() {
         let early = calls(1000, 32, 0).into_iter().filter(|left| *left > 0);
         assert!(early.count() <= 1000 / LATE as usize);
     }
 
     #[test]
-    fn the_head_start_has_an_end_and_is_seldom_tried_where_it_does_not_help() {
+    fn early_calls_are_bounded_and_seldom_retried_where_they_do_not_help() {
         for (depth, most) in [(64, MOST), (4, 3), (1, 0)] {
             let calls = calls(10_000, depth, 1000);
             assert_eq!(calls.iter().max(), Some(&most), "{depth}");

@@ -1,39 +1,30 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What works on the queues of one thread: the part of a device that the worker calls.
+//! The part of a device that works on the queues of one thread; the worker calls it.
 
-use std::io;
 use std::sync::Arc;
 
 use super::poller::Poller;
 use super::queue::{Queue, Queues};
+use super::watcher::Readiness;
 use crate::memory::GuestMemory;
 
-/// Works on the queues of one thread.
+/// Works on the queues of one thread. `Device::handler` makes it, and gives it a
+/// [`Watcher`](super::Watcher) for the files that it waits for beside the queues.
 ///
 /// A request may be completed at once or later, in any order.
 pub trait QueueHandler {
-    /// Requests are available on `queue`: takes what it can. What it leaves, because too much is held
-    /// already or there is no answer yet, is offered again when something that the handler waits for
-    /// became ready.
+    /// Takes requests of `queue`, which are available. Those that it leaves, because it holds too many already or cannot answer yet,
+    /// are offered again after the next call of [`QueueHandler::ready`], or when [`Queue::retry_after`] says.
     fn process(&mut self, queue: &mut Queue);
 
-    /// Has `poller` watch what the handler waits for beside requests, as `Token::Device`: files,
-    /// eventfds, timerfds. They stay open for as long as the handler lives.
-    ///
-    /// # Errors
-    /// The kernel cannot wait on one of them; the queue cannot start.
-    fn watch(&mut self, _poller: &mut dyn Poller) -> io::Result<()> {
-        Ok(())
-    }
-
-    /// What the thread waits with instead of epoll, for a handler that has a way of its own which sees
-    /// its completions too. It is not asked to watch anything then.
+    /// Returns the poller that the thread waits with instead of epoll, if the handler has one of its own, such as io_uring.
     fn poller(&mut self) -> Option<&mut dyn Poller> {
         None
     }
 
-    /// Something of this handler's is ready: what is watched as `Token::Device(token)`.
-    fn ready(&mut self, _token: u32, _queues: &mut Queues) {}
+    /// Handles a watched file, by its token, that is ready for `readiness`; or an event of the handler's own poller, which is always
+    /// [`Readiness::READABLE`].
+    fn ready(&mut self, _token: u32, _readiness: Readiness, _queues: &mut Queues) {}
 
     /// Reports that `queue` was enabled or disabled (SET_VRING_ENABLE), or starts in that state. No request can be taken from a disabled
     /// queue; those taken before can be completed.
@@ -45,12 +36,12 @@ pub trait QueueHandler {
         false
     }
 
-    /// Another table of guest memory is in force. A handler that keeps pointers into the one before it, beside those of
-    /// requests, replaces them now.
+    /// Follows a change of the guest memory table. A handler that keeps pointers to guest memory, other than those of requests,
+    /// replaces them now.
     fn memory_changed(&mut self, _memory: &Arc<GuestMemory>) {}
 
-    /// `queue` is about to stop: whatever is held for it must be completed soon. A handler that waits
-    /// for something that may never come gives up here.
+    /// Has the requests that are held for `queue` completed soon: the queue is about to stop. A handler that waits for something
+    /// that may never happen gives up here.
     fn drain(&mut self, _queue: &mut Queue) {}
 
     /// Suspends the requests of `queue`, which is about to stop: gives each request to [`Queue::suspend`] for which nothing writes guest

@@ -1,18 +1,21 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A thread that owns some queues: it waits for kicks, lets the device's handler take requests,
-//! publishes what was completed, and obeys the session.
+//! A thread that owns queues. It waits for kicks, lets the device's handler take requests, publishes completions, and carries out the
+//! session's commands.
 
 mod busy_poll;
 mod call_file;
 mod command;
 mod early_call;
+mod epoll;
 mod error;
 mod handler;
 mod poller;
 mod queue;
 mod thread;
 mod timer;
+mod watcher;
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -26,34 +29,36 @@ use crate::sandbox::{Role, confine_thread};
 pub use busy_poll::Polling;
 pub(crate) use call_file::CallFile;
 use command::{Answer, Command, Request};
+pub use epoll::EpollPoller;
 pub use error::WorkerError;
 pub use handler::QueueHandler;
-pub use poller::{EpollPoller, Poller, Token};
+pub use poller::{Poller, Token};
 pub use queue::{Queue, Queues, Stopped};
 use thread::Thread;
 pub use timer::Timer;
+pub use watcher::{Readiness, Watcher};
 
-/// How long the session waits for a worker before it looks whether that hangs in an eventfd of the front-end.
+/// How long the session waits for a worker before it checks whether a full eventfd of the front-end blocks the thread.
 const HANG: Duration = Duration::from_millis(100);
 
-/// The session's end of a worker. Dropping it finishes what is held and ends the thread.
+/// The session's handle of a worker. Dropping it completes all held requests and ends the thread.
 #[derive(Debug)]
 pub struct Worker {
     requests: Sender<Request>,
     wake: Arc<OwnedFd>,
-    /// The front-end's files that the thread may be writing to.
+    /// Files of the front-end that the thread may be writing to.
     signalled: Mutex<Vec<Weak<CallFile>>>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Worker {
-    /// Starts a thread called `name` that works with `handler`.
+    /// Starts a thread called `name` with the handler that `make` returns. The watcher is for that handler.
     ///
     /// # Errors
-    /// There are too many threads or open files.
+    /// `make` fails, or the limit of threads or open files is reached.
     pub fn start<H: QueueHandler + Send + 'static>(
         name: String,
-        handler: H,
+        make: impl FnOnce(Watcher) -> io::Result<H>,
         polling: Polling,
     ) -> Result<Self, WorkerError> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
@@ -61,7 +66,7 @@ impl Worker {
         let wake = Arc::new(wake);
         let (requests, inbox) = channel();
         let thread =
-            Thread::new(handler, inbox, Arc::clone(&wake), polling).map_err(WorkerError::Start)?;
+            Thread::new(make, inbox, Arc::clone(&wake), polling).map_err(WorkerError::Start)?;
         let thread = std::thread::Builder::new()
             .name(name)
             .spawn(move || {
@@ -77,7 +82,7 @@ impl Worker {
         })
     }
 
-    /// Asks, and waits until it is done.
+    /// Sends a command, and waits until it is done.
     fn ask(&self, command: Command) -> Result<Answer, WorkerError> {
         let (reply, answer) = channel();
         self.requests
@@ -103,7 +108,7 @@ impl Worker {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The thread may write to these from now on.
+    /// Records files that the thread may write to from now on.
     fn may_signal<'a>(&self, files: impl IntoIterator<Item = &'a Arc<CallFile>>) {
         let mut signalled = self.signalled();
         signalled.retain(|file| file.strong_count() > 0);
@@ -114,10 +119,10 @@ impl Worker {
         }
     }
 
-    /// Starts working on `queue`, which is kicked by `kick`.
+    /// Starts a queue. The driver kicks it by `kick`; without one the worker polls the ring.
     ///
     /// # Errors
-    /// `kick` cannot be waited on.
+    /// `kick` cannot be waited on, or the thread has ended.
     pub fn start_queue(&self, queue: Queue, kick: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
         self.may_signal(queue.files());
         self.ask(Command::Start(Box::new(queue), kick)).map(drop)
@@ -154,7 +159,7 @@ impl Worker {
         !matches!(self.ask(Command::IsIdle), Ok(Answer::Idle(false)))
     }
 
-    /// Tells where a running queue is, which is past that already if it is enabled.
+    /// Returns the base of a running queue. If the queue is enabled it may already be past that.
     ///
     /// # Errors
     /// The thread has ended.
@@ -173,15 +178,15 @@ impl Worker {
         self.ask(Command::Enable(index, enabled)).map(drop)
     }
 
-    /// Replaces the eventfd that the driver kicks.
+    /// Replaces the kick eventfd.
     ///
     /// # Errors
-    /// It cannot be waited on.
+    /// `kick` cannot be waited on, or the thread has ended.
     pub fn set_kick(&self, index: u16, kick: Option<Arc<OwnedFd>>) -> Result<(), WorkerError> {
         self.ask(Command::Kick(index, kick)).map(drop)
     }
 
-    /// Replaces the file that calls the driver, which is called by the new one at once.
+    /// Replaces the call file, and signals the new one at once.
     ///
     /// # Errors
     /// The thread has ended.
@@ -194,7 +199,7 @@ impl Worker {
         self.ask(Command::Call(index, call)).map(drop)
     }
 
-    /// Replaces the file that tells the front-end of a corrupt ring.
+    /// Replaces the error file, which is signalled when the ring is corrupt.
     ///
     /// # Errors
     /// The thread has ended.
@@ -207,7 +212,7 @@ impl Worker {
         self.ask(Command::Error(index, error)).map(drop)
     }
 
-    /// Has writes to a used ring logged by this guest address, or not any more.
+    /// Starts logging writes to the used ring at this guest address, or stops logging them.
     ///
     /// # Errors
     /// The thread has ended.
@@ -215,13 +220,12 @@ impl Worker {
         self.ask(Command::UsedLog(index, address)).map(drop)
     }
 
-    /// Takes all further requests from another table of guest memory. Writes are logged where it says: when this returns, the log of
-    /// the one before it is not written to any more.
+    /// Replaces the guest memory table, and with it the dirty log. When this returns, nothing is written to the previous log any more.
     ///
     /// # Errors
     /// The thread has ended.
     pub fn set_memory(&self, memory: &GuestMemory) -> Result<(), WorkerError> {
-        // Each worker counts its references in a cache line of its own.
+        // A copy for each worker: their reference counts do not share a cache line.
         self.ask(Command::Memory(Arc::new(memory.clone())))
             .map(drop)
     }

@@ -48,7 +48,7 @@ pub struct Queue {
     /// Number of requests that it could take when the batch began.
     batch: u16,
     /// Time after which the handler is called again, even if nothing happens.
-    pub(super) look_again: Option<Duration>,
+    pub(super) retry_after: Option<Duration>,
     /// The queue is stopping: it gives only requests that are taken again.
     stopping: bool,
     /// The queue is stopping, and the requests that it holds stay noted in flight.
@@ -84,7 +84,7 @@ impl Queue {
             pending: true,
             budget: 0,
             batch: 0,
-            look_again: None,
+            retry_after: None,
             stopping: false,
             suspending: false,
             broken: false,
@@ -136,14 +136,19 @@ impl Queue {
             return None;
         }
         let ring = &self.ring;
-        if self.has_completed && self.early_call.begins(|count| ring.has_more_than(count)) {
+        if self.has_completed
+            && self
+                .early_call
+                .should_call(|count| ring.has_more_than(count))
+        {
             self.publish();
         }
         let mut taken = self.ring.take_if(accepts).unwrap_or_else(|error| {
             self.fail(&error);
             None
         });
-        self.early_call.took(taken.is_some(), self.has_completed);
+        self.early_call
+            .note_take(taken.is_some(), self.has_completed);
         if let Some(chain) = &mut taken {
             chain.taken = self.recorder.taken();
             self.budget -= 1;
@@ -152,8 +157,8 @@ impl Queue {
     }
 
     /// Calls the handler again after `time` at the latest, for requests that it leaves in the ring until then.
-    pub fn look_again_in(&mut self, time: Duration) {
-        self.look_again = Some(time);
+    pub fn retry_after(&mut self, time: Duration) {
+        self.retry_after = Some(time);
         self.pending = true;
     }
 
@@ -230,13 +235,13 @@ impl Queue {
 
     /// Calls the driver through a new eventfd. A call may have been lost: it went to the previous eventfd, or to none, or a previous
     /// device ended before it called.
-    pub(super) fn greet(&self) {
+    pub(super) fn call_initially(&self) {
         self.call.iter().for_each(|call| call.signal());
     }
 
     pub(super) fn set_call(&mut self, call: Option<Arc<CallFile>>) {
         self.call = call;
-        self.greet();
+        self.call_initially();
     }
 
     /// Returns the eventfds for calls and errors.
@@ -379,7 +384,7 @@ impl Queue {
     }
 
     /// Asks the driver to kick. Returns whether there is nothing to do until it does, or until the handler can take more.
-    pub(super) fn rest(&mut self) -> bool {
+    pub(super) fn enable_kicks(&mut self) -> bool {
         let has_known = self.ring.has_known_available();
         // What was put back may need requests that the driver adds.
         if self.broken || has_known && !self.has_put_back {
@@ -394,9 +399,9 @@ impl Queue {
     }
 
     /// Returns the time after which to call the handler even if nothing becomes ready. A time that the handler asked for applies once.
-    pub(super) fn next_look(&mut self) -> Option<Duration> {
+    pub(super) fn next_retry(&mut self) -> Option<Duration> {
         let unkicked = self.kick.is_none().then_some(UNKICKED_INTERVAL);
-        self.look_again.take().into_iter().chain(unkicked).min()
+        self.retry_after.take().into_iter().chain(unkicked).min()
     }
 
     pub(super) fn base(&self) -> u32 {

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The thread of a worker: it waits, has requests taken and published, and does what the session asks.
+//! The thread of a worker: it waits, lets the handler take requests, publishes completions, and carries out the session's commands.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -9,36 +9,39 @@ use std::time::Duration;
 
 use super::busy_poll::{BusyPoll, Polling};
 use super::command::{Answer, Command, Request};
+use super::epoll::EpollPoller;
 use super::error::WorkerError;
 use super::handler::QueueHandler;
-use super::poller::{EpollPoller, Poller, Token};
+use super::poller::{Poller, Token};
 use super::queue::{Queue, Queues, Stopped};
+use super::watcher::{Readiness, Watcher};
 use crate::log_limit::warn_limited;
 
-/// Most looks for requests between two system calls.
-const LOOKS: u32 = 16;
-/// How long to do nothing when the kernel refuses to wait.
+/// Maximum number of looks for requests between two system calls.
+const POLLS: u32 = 16;
+/// How long to sleep when the wait system call fails.
 const REFUSED: Duration = Duration::from_millis(1);
-/// How long the queues of a thread are served, one after the other, before the session is heard again.
+/// How long the queues of a thread are served, one after the other, before the session's commands are handled.
 const SLICE: Duration = Duration::from_millis(2);
 
-/// What the thread waits with.
+/// The poller that the thread waits with: the handler's own, or epoll.
 fn poller<'a, H: QueueHandler>(
     handler: &'a mut H,
-    epoll: &'a mut Option<EpollPoller>,
-) -> Option<&'a mut dyn Poller> {
-    match epoll {
-        Some(epoll) => Some(epoll),
-        None => handler.poller(),
+    epoll: &'a mut EpollPoller,
+) -> &'a mut dyn Poller {
+    match handler.poller() {
+        Some(own) => own,
+        None => epoll,
     }
 }
 
 /// A thread of a worker, with its handler and its queues.
 pub struct Thread<H> {
     handler: H,
-    epoll: Option<EpollPoller>,
+    /// Has the handler's watched files. The handler's own poller, if there is one, watches this one.
+    epoll: EpollPoller,
     queues: Queues,
-    /// Place among them of the one that is served first: the next after the one that took requests last.
+    /// Index of the queue that is served first: the one after the last that took requests.
     first: usize,
     inbox: Receiver<Request>,
     ready: Vec<Token>,
@@ -48,24 +51,22 @@ pub struct Thread<H> {
 }
 
 impl<H: QueueHandler> Thread<H> {
-    /// Has what `handler` waits for watched, and `wake`, by which `inbox` is announced.
+    /// Makes the handler, and waits for `wake`, which announces commands in `inbox`.
     ///
     /// # Errors
-    /// There are too many open files, or one of them cannot be waited on.
+    /// `make` fails, the limit of open files is reached, or a file cannot be waited on.
     pub fn new(
-        mut handler: H,
+        make: impl FnOnce(Watcher) -> io::Result<H>,
         inbox: Receiver<Request>,
         wake: Arc<OwnedFd>,
         polling: Polling,
     ) -> io::Result<Self> {
-        let mut epoll = None;
-        if handler.poller().is_none() {
-            let epoll = epoll.insert(EpollPoller::new()?);
-            handler.watch(epoll)?;
+        let mut epoll = EpollPoller::new()?;
+        let mut handler = make(epoll.watcher())?;
+        if let Some(own) = handler.poller() {
+            own.watch(epoll.as_fd(), Token::Watcher)?;
         }
-        if let Some(poller) = poller(&mut handler, &mut epoll) {
-            poller.watch(wake.as_fd(), Token::Control)?;
-        }
+        poller(&mut handler, &mut epoll).watch(wake.as_fd(), Token::Control)?;
         Ok(Self {
             handler,
             epoll,
@@ -78,23 +79,24 @@ impl<H: QueueHandler> Thread<H> {
         })
     }
 
-    /// Works until the session has it quit.
+    /// Works until the session sends [`Command::Quit`].
     pub fn run(mut self) {
         loop {
-            let sleeps = !self.look() && !self.spins() && self.rest();
-            if self.wait((!sleeps).then_some(Duration::ZERO)) && !self.obey() {
+            let sleeps = !self.poll_queues() && !self.busy_polls() && self.enable_kicks();
+            if self.wait((!sleeps).then_some(Duration::ZERO)) && !self.handle_commands() {
                 return;
             }
         }
     }
 
-    /// Looks for requests, several times where it is worth it: a look takes much less than a system call. Returns whether there were any.
-    fn look(&mut self) -> bool {
-        for _ in 0..LOOKS {
+    /// Looks for requests, repeatedly while busy polling pays: a look costs much less than a system call. Returns whether there were
+    /// any.
+    fn poll_queues(&mut self) -> bool {
+        for _ in 0..POLLS {
             if self.serve() {
                 return true;
             }
-            if !self.looks_again() {
+            if !self.should_poll() {
                 return false;
             }
             std::hint::spin_loop();
@@ -102,12 +104,12 @@ impl<H: QueueHandler> Thread<H> {
         false
     }
 
-    /// Lets the handler take what is available. Returns whether it took anything.
+    /// Lets the handler take available requests. Returns whether it took any.
     fn serve(&mut self) -> bool {
         let mut took = false;
         let begin = self.busy_poll.now();
         let count = self.queues.0.len();
-        // The handler may have room for one queue only: that is not always the same one.
+        // The handler may have room for the requests of one queue only: start with another queue each time.
         let (before, after) = self.queues.0.split_at_mut(self.first.min(count));
         let first = before.len();
         for (turn, queue) in after.iter_mut().chain(before).enumerate() {
@@ -123,13 +125,14 @@ impl<H: QueueHandler> Thread<H> {
             if queue.took() {
                 took = true;
                 self.first = (first + turn + 1) % count;
-                if count > 1 && self.busy_poll.tick().saturating_duration_since(begin) > SLICE {
+                let now = self.busy_poll.update_clock();
+                if count > 1 && now.saturating_duration_since(begin) > SLICE {
                     break;
                 }
             }
         }
         if took {
-            self.busy_poll.worked();
+            self.busy_poll.note_work();
             for queue in &mut self.queues.0 {
                 queue.end_batch(self.busy_poll.now());
             }
@@ -137,55 +140,68 @@ impl<H: QueueHandler> Thread<H> {
         took
     }
 
-    /// Whether to look for more to do rather than sleep. Not while several requests are under way: their
-    /// completion wakes the thread, and gathers more of them until then. Nor while requests wait for a time.
-    fn looks_again(&mut self) -> bool {
+    /// Whether to poll rather than sleep. Not while several requests are in progress, whose completion wakes the thread and gathers
+    /// more requests until then; nor while requests wait for a time.
+    fn should_poll(&mut self) -> bool {
         let mut held = 0;
         for queue in &self.queues.0 {
             held += u32::from(queue.held());
-            if queue.look_again.is_some() {
+            if queue.retry_after.is_some() {
                 return false;
             }
         }
-        held <= 1 && self.busy_poll.looks_again()
+        held <= 1 && self.busy_poll.should_poll()
     }
 
-    /// The same, after letting others have the processor: the driver may be waiting for this very one.
-    fn spins(&mut self) -> bool {
-        let again = self.looks_again();
-        if again {
+    /// Returns whether to poll rather than sleep, after yielding the processor: the driver may be waiting for it.
+    fn busy_polls(&mut self) -> bool {
+        let polls = self.should_poll();
+        if polls {
             std::thread::yield_now();
         }
-        again
+        polls
     }
 
-    /// Asks all drivers to kick from now on. Returns whether there is nothing to do until they do.
-    fn rest(&mut self) -> bool {
+    /// Enables kicks of all queues. Returns whether the thread can sleep until there is one.
+    fn enable_kicks(&mut self) -> bool {
         let mut idle = true;
         for queue in self.queues.0.iter_mut().filter(|queue| queue.is_runnable()) {
-            idle &= queue.rest();
+            idle &= queue.enable_kicks();
         }
         idle
     }
 
-    /// Waits, and deals with what became ready. Returns whether the session has something to say.
+    /// Waits for events, and fetches those of watched files.
+    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        let Self { epoll, ready, .. } = self;
+        let Some(own) = self.handler.poller() else {
+            return epoll.wait(ready, timeout);
+        };
+        own.wait(ready, timeout)?;
+        if ready.contains(&Token::Watcher) || epoll.has_more() {
+            epoll.wait(ready, Some(Duration::ZERO))?;
+        }
+        Ok(())
+    }
+
+    /// Waits, and handles what became ready. Returns whether the session sent a command.
     fn wait(&mut self, timeout: Option<Duration>) -> bool {
         let queues = self.queues.0.iter_mut();
-        let next_look = queues.filter_map(Queue::next_look).min();
-        let timeout = timeout.or(next_look);
-        let Some(poller) = poller(&mut self.handler, &mut self.epoll) else {
-            return true;
+        let next_retry = queues.filter_map(Queue::next_retry).min();
+        let timeout = match self.epoll.has_more() {
+            true => Some(Duration::ZERO),
+            false => timeout.or(next_retry),
         };
-        if let Err(error) = poller.wait(&mut self.ready, timeout) {
+        if let Err(error) = self.poll(timeout) {
             warn_limited(format_args!("cannot wait for requests: {error}"));
             std::thread::sleep(REFUSED);
             return true;
         }
         let slept = timeout != Some(Duration::ZERO);
         if slept {
-            self.busy_poll.look();
+            self.busy_poll.note_poll();
         } else if !self.ready.is_empty() {
-            self.busy_poll.tick();
+            self.busy_poll.update_clock();
         }
         for queue in &mut self.queues.0 {
             queue.wake(self.busy_poll.now());
@@ -200,8 +216,15 @@ impl<H: QueueHandler> Thread<H> {
                     }
                 }
                 Token::Device(token) => {
-                    self.handler.ready(token, &mut self.queues);
+                    let readiness = Readiness::READABLE;
+                    self.handler.ready(token, readiness, &mut self.queues);
                     worked = true;
+                }
+                Token::Watcher => {
+                    while let Some((token, readiness)) = self.epoll.next_file() {
+                        self.handler.ready(token, readiness, &mut self.queues);
+                        worked = true;
+                    }
                 }
             }
         }
@@ -210,17 +233,17 @@ impl<H: QueueHandler> Thread<H> {
             queue.pending |= queue.kick.is_none();
         }
         if worked {
-            self.busy_poll.worked();
+            self.busy_poll.note_work();
         }
         control
     }
 
-    /// Does what the session asks. Returns whether the thread goes on.
-    fn obey(&mut self) -> bool {
+    /// Carries out the commands of the session. Returns whether the thread continues.
+    fn handle_commands(&mut self) -> bool {
         while let Ok(Request { command, reply }) = self.inbox.try_recv() {
             let quit = matches!(command, Command::Quit);
             let outcome = self.execute(command);
-            // The session may have given up waiting.
+            // The session may have stopped waiting.
             let _ = reply.send(outcome);
             if quit {
                 return false;
@@ -239,7 +262,7 @@ impl<H: QueueHandler> Thread<H> {
                     return Err(error);
                 }
                 if let Some(queue) = self.queues.get_mut(index) {
-                    queue.greet();
+                    queue.call_initially();
                     queue.discards = self.handler.discards(index);
                     self.handler.set_enabled(queue, queue.is_enabled());
                     queue.publish();
@@ -303,9 +326,7 @@ impl<H: QueueHandler> Thread<H> {
         let Some(queue) = self.queues.get_mut(index) else {
             return Ok(());
         };
-        let Some(poller) = poller(&mut self.handler, &mut self.epoll) else {
-            return Err(WorkerError::Gone);
-        };
+        let poller = poller(&mut self.handler, &mut self.epoll);
         if let Some(old) = queue.kick.take() {
             let _ = poller.forget(old.as_fd(), Token::Kick(index));
         }
@@ -319,7 +340,7 @@ impl<H: QueueHandler> Thread<H> {
         Ok(())
     }
 
-    /// Finishes what is held for a queue and lets go of it.
+    /// Completes all held requests of a queue and removes it.
     fn stop(&mut self, index: u16) -> Option<Stopped> {
         self.queues.get_mut(index)?.begin_stop();
         let mut recovered = usize::MAX;
@@ -328,15 +349,15 @@ impl<H: QueueHandler> Thread<H> {
             while self.queues.get_mut(index)?.held() > 0 {
                 self.wait(None);
             }
-            // The available index counts these among those that are done with.
+            // Requests that an earlier device had taken: the available index is past them already.
             let queue = self.queues.get_mut(index)?;
-            let begin = self.busy_poll.tick();
+            let begin = self.busy_poll.update_clock();
             let before = std::mem::replace(&mut recovered, queue.begin_recovered(begin));
             if recovered == 0 {
                 break;
             }
             if recovered == before {
-                // The handler has no room for them until requests of other queues are done.
+                // The handler has no room for them until requests of other queues complete.
                 if self.queues.0.iter().all(|queue| queue.held() == 0) {
                     break;
                 }
@@ -347,7 +368,7 @@ impl<H: QueueHandler> Thread<H> {
                 true => self.handler.process(queue),
                 false => queue.discard(),
             }
-            queue.end_batch(self.busy_poll.tick());
+            queue.end_batch(self.busy_poll.update_clock());
         }
         self.let_go(index)
     }
@@ -373,10 +394,9 @@ impl<H: QueueHandler> Thread<H> {
     fn let_go(&mut self, index: u16) -> Option<Stopped> {
         let queue = self.queues.get_mut(index)?;
         let stopped = queue.release();
-        queue.end_batch(self.busy_poll.tick());
-        if let Some(kick) = queue.kick.take()
-            && let Some(poller) = poller(&mut self.handler, &mut self.epoll)
-        {
+        queue.end_batch(self.busy_poll.update_clock());
+        if let Some(kick) = queue.kick.take() {
+            let poller = poller(&mut self.handler, &mut self.epoll);
             let _ = poller.forget(kick.as_fd(), Token::Kick(index));
         }
         self.queues.0.retain(|queue| queue.index() != index);

@@ -6,7 +6,9 @@ use std::sync::{Mutex, PoisonError};
 
 use clap::Args;
 use vhost_device_common::chain::Chain;
-use vhost_device_common::device::{ConfigError, Device, QueueHandler, StartError, StateError};
+use vhost_device_common::device::{
+    ConfigError, Device, QueueHandler, StartError, StateError, Watcher,
+};
 use vhost_device_common::worker::Queue;
 
 use super::QUEUES;
@@ -73,7 +75,7 @@ impl<const ONE_PER_QUEUE: bool> Device for Echo<ONE_PER_QUEUE> {
         if ONE_PER_QUEUE { queue } else { 0 }
     }
 
-    fn handler(&self, _thread: u16) -> io::Result<Kept> {
+    fn handler(&self, _thread: u16, _watcher: Watcher) -> io::Result<Kept> {
         Ok(Kept::default())
     }
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use vhost_device_common::chain::Chain;
 use vhost_device_common::device::{Call, Needs, StartError};
-use vhost_device_common::worker::Poller;
+use vhost_device_common::worker::{Poller, Watcher};
 
 use crate::image::Image;
 use crate::operation::IoRequest;
@@ -116,14 +116,15 @@ pub enum Engine<R: IoRequest> {
 }
 
 impl<R: IoRequest> Engine<R> {
-    /// Makes an engine for `image`, for which `engines` were opened.
+    /// Makes an engine for `image`, for which `engines` were opened. When operations have ended, the handler's
+    /// [`ready`](vhost_device_common::worker::QueueHandler::ready) is called.
     ///
     /// # Errors
     /// The process has too many open files, or all rings are in use.
-    pub fn new(engines: &Engines, image: &Arc<Image>) -> io::Result<Self> {
+    pub fn new(engines: &Engines, image: &Arc<Image>, watcher: &Watcher) -> io::Result<Self> {
         match engines {
             Engines::IoUring(rings, _) => UringEngine::new(rings).map(Self::IoUring),
-            Engines::Threads => ThreadsEngine::new(image).map(Self::Threads),
+            Engines::Threads => ThreadsEngine::new(image, watcher).map(Self::Threads),
         }
     }
 
@@ -192,17 +193,6 @@ impl<R: IoRequest> Engine<R> {
         match self {
             Self::IoUring(engine) => Some(engine),
             Self::Threads(_) => None,
-        }
-    }
-
-    /// Makes another poller watch for operations that have ended.
-    ///
-    /// # Errors
-    /// The kernel cannot watch one more file.
-    pub fn watch(&self, poller: &mut dyn Poller) -> io::Result<()> {
-        match self {
-            Self::IoUring(_) => Ok(()),
-            Self::Threads(engine) => engine.watch(poller),
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -11,7 +11,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use vhost_device_common::chain::Chain;
 use vhost_device_common::sandbox::confine_helper;
 use vhost_device_common::warn_limited;
-use vhost_device_common::worker::{Poller, Token};
+use vhost_device_common::worker::{Readiness, Watcher};
 
 use super::slots::{Finished, Slots};
 use super::slow;
@@ -109,8 +109,9 @@ pub struct ThreadsEngine<R> {
 }
 
 impl<R: IoRequest> ThreadsEngine<R> {
-    pub fn new(image: &Arc<Image>) -> io::Result<Self> {
+    pub fn new(image: &Arc<Image>, watcher: &Watcher) -> io::Result<Self> {
         let ended = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        watcher.add(&ended, Readiness::READABLE, 0)?;
         Ok(Self {
             shared: Arc::new(Shared {
                 image: Arc::clone(image),
@@ -130,11 +131,6 @@ impl<R: IoRequest> ThreadsEngine<R> {
 
     pub fn under_way(&self) -> usize {
         self.slots.len()
-    }
-
-    /// Has `poller` watch for ended jobs.
-    pub fn watch(&self, poller: &mut dyn Poller) -> io::Result<()> {
-        poller.watch(self.shared.ended.as_fd(), Token::Device(0))
     }
 
     /// Shows ended jobs as ready again.

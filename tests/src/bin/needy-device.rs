@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use vhost_device_common::device::{
-    Access, Call, CapabilitySet, Device, Needs, QueueHandler, StartError,
+    Access, Call, CapabilitySet, Device, Needs, QueueHandler, StartError, Watcher,
 };
 use vhost_device_common::program;
 use vhost_device_common::worker::Queue;
@@ -53,7 +53,7 @@ impl Device for Needy {
         Ok(Self(options))
     }
 
-    fn handler(&self, _thread: u16) -> io::Result<Idle> {
+    fn handler(&self, _thread: u16, _watcher: Watcher) -> io::Result<Idle> {
         Ok(Idle)
     }
 

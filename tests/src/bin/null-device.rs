@@ -4,7 +4,7 @@
 use std::io;
 use std::process::ExitCode;
 
-use vhost_device_common::device::{Device, QueueHandler, StartError};
+use vhost_device_common::device::{Device, QueueHandler, StartError, Watcher};
 use vhost_device_common::program;
 use vhost_device_common::worker::Queue;
 use vhost_device_tests::bench::block::image::Place;
@@ -34,7 +34,7 @@ impl Device for NullDevice {
         sectors.to_le_bytes().to_vec()
     }
 
-    fn handler(&self, _thread: u16) -> io::Result<Null> {
+    fn handler(&self, _thread: u16, _watcher: Watcher) -> io::Result<Null> {
         Ok(Null)
     }
 }

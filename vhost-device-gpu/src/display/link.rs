@@ -3,18 +3,18 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
-use rustix::event::epoll;
-use rustix::io::Errno;
 use thiserror::Error;
 use vhost_device_common::info_limited;
+use vhost_device_common::worker::{Readiness, Watcher};
 use zerocopy::FromBytes;
 
 use super::message::{FEATURE_DMABUF2, FEATURE_EDID, Query};
 use super::outgoing::Outgoing;
 
+/// The watcher reports the display as this token.
+pub const DISPLAY: u32 = 0;
 /// Most queries without a reply. No more are sent to a display that does not reply.
 pub const MAX_SENT_QUERIES: usize = 64;
 
@@ -28,7 +28,7 @@ pub enum DisplayError {
     #[error("received data without a query")]
     Unsolicited,
     #[error("{0}")]
-    System(#[from] Errno),
+    System(#[from] io::Error),
     #[error("the resource to send does not exist")]
     Resource,
 }
@@ -51,7 +51,7 @@ pub struct Link {
     pub sent_queries: VecDeque<Query>,
     /// The received part of the next reply.
     pub reply: Vec<u8>,
-    /// Whether epoll waits until the socket is writable.
+    /// Whether the watcher reports when the socket is writable.
     pub watches_writable: bool,
     /// The display made no progress within the timeout. Nothing waits for it until it does.
     pub stalled: bool,
@@ -138,25 +138,26 @@ impl Link {
         }
     }
 
-    /// Starts or stops waiting until the socket is writable.
-    pub fn watch_writable(&mut self, events: &OwnedFd, wanted: bool) -> Result<(), Errno> {
+    /// Starts watching the socket.
+    pub fn watch(&self, watcher: &Watcher) -> io::Result<()> {
+        watcher.add(&self.socket, self.interest(), DISPLAY)
+    }
+
+    /// Starts or stops watching whether the socket is writable.
+    pub fn watch_writable(&mut self, watcher: Option<&Watcher>, wanted: bool) -> io::Result<()> {
         if self.watches_writable != wanted {
             self.watches_writable = wanted;
-            let mut flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
-            flags.set(epoll::EventFlags::OUT, wanted);
-            epoll::modify(events, &self.socket, epoll::EventData::new_u64(0), flags)?;
+            if let Some(watcher) = watcher {
+                watcher.change(&self.socket, self.interest(), DISPLAY)?;
+            }
         }
         Ok(())
     }
-}
 
-/// Adds the socket of a display to the epoll instance.
-pub fn register(events: &OwnedFd, socket: BorrowedFd<'_>) -> io::Result<()> {
-    let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::OUT;
-    Ok(epoll::add(
-        events,
-        socket,
-        epoll::EventData::new_u64(0),
-        flags,
-    )?)
+    fn interest(&self) -> Readiness {
+        match self.watches_writable {
+            true => Readiness::READABLE | Readiness::WRITABLE,
+            false => Readiness::READABLE,
+        }
+    }
 }

@@ -11,22 +11,23 @@ mod scanout;
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
-use rustix::event::{EventfdFlags, Timespec, epoll, eventfd};
+use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::Errno;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
+use vhost_device_common::worker::{Readiness, Watcher};
 use vhost_device_common::{info_limited, warn_limited};
 
 use crate::dmabuf::Dmabuf;
 use crate::protocol::MAX_SCANOUTS;
 use crate::rectangle::Rectangle;
 use crate::resource_table::ResourceTable;
-use link::{DisplayError, Link, MAX_SENT_QUERIES, register};
+use link::{DISPLAY, DisplayError, Link, MAX_SENT_QUERIES};
 pub use message::Query;
 use message::{HEADER_SIZE, Request, message};
 use outgoing::Outgoing;
@@ -40,9 +41,9 @@ const SEND_BUFFER: usize = 208 << 10;
 /// The display.
 #[derive(Debug)]
 pub struct Display {
-    /// An epoll instance that becomes readable when there is something to do.
-    events: Arc<OwnedFd>,
-    /// Signals that a display has disconnected: the cursor queue may notice this while a command of the control queue
+    /// The watcher of the handler, once there is one.
+    watcher: Option<Watcher>,
+    /// An eventfd. Signals that a display has disconnected: the cursor queue may notice this while a command of the control queue
     /// waits for the display.
     disconnected: OwnedFd,
     link: Option<Link>,
@@ -59,14 +60,9 @@ pub struct Display {
 impl Display {
     /// Creates the state without a display.
     pub fn new() -> io::Result<Self> {
-        let events = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        let disconnected = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        // Edge-triggered, so that it does not have to be read.
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
-        epoll::add(&events, &disconnected, epoll::EventData::new_u64(0), flags)?;
         Ok(Self {
-            events: Arc::new(events),
-            disconnected,
+            watcher: None,
+            disconnected: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
             link: None,
             idle_socket: None,
             scanouts: Default::default(),
@@ -75,9 +71,19 @@ impl Display {
         })
     }
 
-    /// Returns the file that becomes readable when [`Display::advance`] must be called.
-    pub fn events(&self) -> Arc<OwnedFd> {
-        Arc::clone(&self.events)
+    /// Has this watcher report when [`Display::advance`] must be called.
+    pub fn set_watcher(&mut self, watcher: Watcher) -> io::Result<()> {
+        watcher.add(&self.disconnected, Readiness::READABLE, DISPLAY)?;
+        if let Some(Err(error)) = self.link.as_ref().map(|link| link.watch(&watcher)) {
+            self.drop_link(&error.into());
+        }
+        self.watcher = Some(watcher);
+        Ok(())
+    }
+
+    /// Forgets the watcher of a handler that is gone.
+    pub fn forget_watcher(&mut self) {
+        self.watcher = None;
     }
 
     /// Switches to a new display.
@@ -85,9 +91,12 @@ impl Display {
         // A command that waits for the previous display waits for the new one from now on.
         let query = self.query;
         self.disconnect();
-        register(&self.events, socket.as_fd())?;
         let _ = set_socket_send_buffer_size(&socket, SEND_BUFFER);
-        self.link = Some(Link::new(socket, query));
+        let link = Link::new(socket, query);
+        if let Some(watcher) = &self.watcher {
+            link.watch(watcher)?;
+        }
+        self.link = Some(link);
         self.query = query;
         for scanout in &mut self.scanouts {
             scanout.source_changed = scanout.source.is_some();
@@ -121,7 +130,9 @@ impl Display {
     fn close_link(&mut self) -> Option<UnixStream> {
         self.query = None;
         let Link { socket, .. } = self.link.take()?;
-        let _ = epoll::delete(&*self.events, &socket);
+        if let Some(watcher) = &self.watcher {
+            watcher.remove(&socket);
+        }
         let _ = rustix::io::write(&self.disconnected, &1u64.to_ne_bytes());
         Some(socket)
     }
@@ -335,7 +346,7 @@ impl Display {
             }
         }
         if let Some(link) = self.link.as_mut().filter(|link| link.outgoing.is_none()) {
-            link.watch_writable(&self.events, false)?;
+            link.watch_writable(self.watcher.as_ref(), false)?;
         }
         Ok(())
     }
@@ -373,7 +384,7 @@ impl Display {
             }
             Err(Errno::AGAIN) => {
                 link.outgoing = Some(outgoing);
-                link.watch_writable(&self.events, true)?;
+                link.watch_writable(self.watcher.as_ref(), true)?;
                 Ok(false)
             }
             Err(Errno::INTR) => {
@@ -381,7 +392,7 @@ impl Display {
                 Ok(true)
             }
             Err(Errno::PIPE | Errno::CONNRESET) => Err(DisplayError::Closed),
-            Err(errno) => Err(errno.into()),
+            Err(errno) => Err(io::Error::from(errno).into()),
         }
     }
 
@@ -467,7 +478,7 @@ impl Display {
                 Err(Errno::AGAIN) => return Ok(()),
                 Err(Errno::INTR) => continue,
                 Err(Errno::CONNRESET) => return Err(DisplayError::Closed),
-                Err(errno) => return Err(errno.into()),
+                Err(errno) => return Err(io::Error::from(errno).into()),
             }
             if chunk.is_empty() {
                 return Err(DisplayError::Closed);
@@ -480,20 +491,6 @@ impl Display {
             link.reply.extend_from_slice(&chunk);
         }
     }
-
-    /// Clears the pending epoll events. Returns whether there may be data to receive.
-    pub fn drain_events(&self) -> bool {
-        let mut events = Vec::with_capacity(4);
-        let now = Timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
-        let _ = epoll::wait(&*self.events, spare_capacity(&mut events), Some(&now));
-        let room = epoll::EventFlags::OUT;
-        events
-            .iter()
-            .any(|event: &epoll::Event| { event.flags } != room)
-    }
 }
 
 #[cfg(test)]
@@ -501,22 +498,31 @@ mod tests {
     use std::fs::File;
     use std::io::Write;
 
-    use rustix::event::{PollFd, PollFlags, poll};
+    use std::time::Duration;
+
+    use vhost_device_common::worker::{EpollPoller, Poller};
     use zerocopy::IntoBytes;
 
     use super::*;
 
-    fn has_events(display: &Display) -> bool {
-        let events = display.events();
-        let mut events = [PollFd::new(&*events, PollFlags::IN)];
-        poll(&mut events, Some(&Timespec::default())).unwrap() > 0
+    fn watched_display() -> (Display, EpollPoller) {
+        let mut display = Display::new().unwrap();
+        let poller = EpollPoller::new().unwrap();
+        display.set_watcher(poller.watcher()).unwrap();
+        (display, poller)
+    }
+
+    fn has_events(poller: &mut EpollPoller) -> bool {
+        let mut ready = Vec::new();
+        poller.wait(&mut ready, Some(Duration::ZERO)).unwrap();
+        std::iter::from_fn(|| poller.next_file()).count() > 0
     }
 
     /// A command that waits for the display is on the control queue, which is processed again only after an event.
     #[test]
     fn a_disconnection_noticed_while_the_cursor_moves_is_an_event() {
         let resources = ResourceTable::new(0);
-        let mut display = Display::new().unwrap();
+        let (mut display, mut poller) = watched_display();
         let (mut ours, theirs) = UnixStream::pair().unwrap();
         display.connect(theirs).unwrap();
         display.advance(&resources, false);
@@ -524,30 +530,39 @@ mod tests {
         display.advance(&resources, true);
         assert!(display.start_query(Query::DisplayInfo));
         display.advance(&resources, false);
-        display.drain_events();
-        assert!(!has_events(&display));
+        has_events(&mut poller);
+        assert!(!has_events(&mut poller));
         drop(ours);
         display.set_cursor(0, (1, 1), true, None);
         display.send_all(&resources);
         assert!(!display.awaits_reply());
-        assert!(has_events(&display), "no event");
-        display.drain_events();
-        assert!(!has_events(&display));
+        assert!(has_events(&mut poller), "no event");
+        assert!(!has_events(&mut poller));
     }
 
     /// A socket that is not one disconnects the previous display, too.
     #[test]
     fn an_invalid_display_is_an_event_for_commands_that_wait_for_the_previous_one() {
         let resources = ResourceTable::new(0);
-        let mut display = Display::new().unwrap();
+        let (mut display, mut poller) = watched_display();
         let (_ours, theirs) = UnixStream::pair().unwrap();
         display.connect(theirs).unwrap();
         assert!(display.start_query(Query::DisplayInfo));
         display.advance(&resources, false);
-        display.drain_events();
+        has_events(&mut poller);
         let file = File::open("/").unwrap();
         display.connect(OwnedFd::from(file).into()).unwrap_err();
         assert!(!display.awaits_reply());
-        assert!(has_events(&display), "no event");
+        assert!(has_events(&mut poller), "no event");
+    }
+
+    #[test]
+    fn an_invalid_display_that_connects_before_the_handler_starts_is_disabled() {
+        let mut display = Display::new().unwrap();
+        let file = File::open("/").unwrap();
+        display.connect(OwnedFd::from(file).into()).unwrap();
+        let poller = EpollPoller::new().unwrap();
+        display.set_watcher(poller.watcher()).unwrap();
+        assert!(!display.is_connected());
     }
 }
