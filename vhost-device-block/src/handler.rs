@@ -10,7 +10,7 @@ use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Queue, Queues, Readiness};
 use vhost_device_storage::access::Access;
 use vhost_device_storage::engine::{Engine, Finished};
-use vhost_device_storage::operation::IoRequest;
+use vhost_device_storage::operation::{IoRequest, Label};
 use vhost_device_storage::throttle::Throttle;
 
 use crate::request::{Answer, Header, Next, Request, Status};
@@ -235,8 +235,8 @@ impl QueueHandler for BlockHandler {
             budget = budget.saturating_sub(next.bytes());
             self.step(next, queue);
         }
-        self.engine.look_again();
-        self.helper.iter().for_each(Engine::look_again);
+        self.engine.report_again();
+        self.helper.iter().for_each(Engine::report_again);
     }
 
     fn drain(&mut self, queue: &mut Queue) {
@@ -248,10 +248,7 @@ impl QueueHandler for BlockHandler {
         let index = queue.index();
         // Without locks, an operation could overwrite what another program writes next.
         let is_locked = self.shared.disk.image.lock.is_effective();
-        let is_one = |request: &Request| {
-            let is_held = request.queue == index && !request.is_abandoned();
-            is_held && (is_locked || !request.is_change())
-        };
+        let is_one = |label: Label| label.queue == index && (is_locked || !label.is_change);
         let mut operations = self.engine.suspend(is_one, |chain| queue.suspend(chain));
         if let Some(helper) = &mut self.helper {
             operations += helper.suspend(is_one, |chain| queue.suspend(chain));

@@ -12,7 +12,7 @@ use vhost_device_common::statistics::Outcome;
 use vhost_device_common::warn_limited;
 use vhost_device_storage::disk::DiskError;
 use vhost_device_storage::image::{MAX_DISCARD_SECTORS, SECTOR_SIZE};
-use vhost_device_storage::operation::{IoRequest, MAX_BYTES, Operation};
+use vhost_device_storage::operation::{IoRequest, Label, MAX_BYTES, Operation};
 use vhost_device_storage::work::{Ranges, Work};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,
@@ -226,11 +226,6 @@ impl Request {
         self.is_abandoned
     }
 
-    /// Whether the request changes the disk.
-    pub fn is_change(&self) -> bool {
-        self.work.is_change()
-    }
-
     /// Whether the request moves much data to the guest.
     pub fn is_large_read(&self) -> bool {
         self.work.is_large_read()
@@ -268,12 +263,25 @@ impl IoRequest for Request {
         self.work.operation(&self.chain)
     }
 
+    fn label(&self) -> Label {
+        Label {
+            queue: self.queue,
+            is_change: self.work.is_change(),
+            is_abandoned: self.is_abandoned,
+        }
+    }
+
     fn abandon(&mut self) -> Option<Chain> {
         if self.is_abandoned || self.work.is_direct() {
             return None;
         }
         self.is_abandoned = true;
         Some(std::mem::take(&mut self.chain))
+    }
+
+    fn restore(&mut self, chain: Chain) {
+        self.chain = chain;
+        self.is_abandoned = false;
     }
 
     fn into_chain(self) -> Option<Chain> {

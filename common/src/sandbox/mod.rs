@@ -49,7 +49,7 @@ pub struct Needs {
     pub control: Vec<Call>,
     /// System calls of the threads that work on queues.
     pub queue: Vec<Call>,
-    /// System calls of the threads that those start, if they start any. Such a thread calls [`confine_helper`] first.
+    /// System calls of the threads of a [`Pool`](crate::worker::Pool), if the device has one.
     pub helper: Option<Vec<Call>>,
     /// Files and directories that are used by their names, each with what is done there. A directory stands for all files below it.
     pub files: Vec<(PathBuf, Access)>,
@@ -81,11 +81,6 @@ impl Needs {
         let removes = |(_, access): &(PathBuf, Access)| access.contains(Access::REMOVE);
         self.files.iter().any(removes)
     }
-}
-
-/// Restricts the calling thread, which a queue thread has started, to the system calls of helpers ([`Needs::helper`]).
-pub fn confine_helper() {
-    confine_thread(Role::Helper);
 }
 
 /// Restricts this process, which must have only one thread.

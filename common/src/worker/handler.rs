@@ -11,7 +11,7 @@ use crate::memory::GuestMemory;
 /// Works on the queues of one thread. `Device::handler` makes it, and gives it a
 /// [`Watcher`](super::Watcher) for the files that it waits for beside the queues.
 ///
-/// A request may be completed at once or later, in any order.
+/// A request may be completed at once or later, in any order. Calls that block go to a [`Pool`](super::Pool).
 pub trait QueueHandler {
     /// Takes requests of `queue`, which are available. Those that it leaves, because it holds too many already or cannot answer yet,
     /// are offered again after the next call of [`QueueHandler::ready`], or when [`Queue::retry_after`] says.

@@ -20,7 +20,7 @@ use vhost_device_common::device::{Call, Needs, StartError};
 use vhost_device_common::worker::{Poller, Watcher};
 
 use crate::image::Image;
-use crate::operation::IoRequest;
+use crate::operation::{IoRequest, Label};
 use crate::options::IoEngine;
 use rings::Rings;
 pub use slots::Finished;
@@ -96,16 +96,6 @@ impl Engines {
     }
 }
 
-/// Takes the chains from requests whose operations continue without them, for [`Engine::suspend`]. Returns how many they are.
-fn abandon<'a, R: IoRequest>(
-    requests: impl Iterator<Item = &'a mut R>,
-    is_one: impl Fn(&R) -> bool,
-    give: impl FnMut(Chain),
-) -> usize {
-    let picked = requests.filter(|request| is_one(request));
-    picked.filter_map(IoRequest::abandon).map(give).count()
-}
-
 /// Carries out operations for one thread.
 #[allow(clippy::large_enum_variant, reason = "there is one per thread")]
 pub enum Engine<R: IoRequest> {
@@ -164,7 +154,7 @@ impl<R: IoRequest> Engine<R> {
     /// Suspends the requests that `is_one` selects. Passes the chain of each to `give` whose operation has not begun, or continues without
     /// the chain ([`IoRequest::abandon`]). Returns how many operations continue so; [`Engine::finished`] returns what is left of their
     /// requests. The other requests stay as they are.
-    pub fn suspend(&mut self, is_one: impl Fn(&R) -> bool, give: impl FnMut(Chain)) -> usize {
+    pub fn suspend(&mut self, is_one: impl Fn(Label) -> bool, give: impl FnMut(Chain)) -> usize {
         match self {
             Self::IoUring(engine) => engine.suspend(is_one, give),
             Self::Threads(engine) => engine.suspend(is_one, give),
@@ -179,12 +169,12 @@ impl<R: IoRequest> Engine<R> {
         }
     }
 
-    /// Makes operations that have ended, and were not taken, show as ready again.
-    pub fn look_again(&self) {
+    /// Has operations that have ended and were not taken reported again.
+    pub fn report_again(&self) {
         match self {
             // Its poller checks whether any are left.
             Self::IoUring(_) => {}
-            Self::Threads(engine) => engine.look_again(),
+            Self::Threads(engine) => engine.report_again(),
         }
     }
 

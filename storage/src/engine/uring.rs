@@ -18,7 +18,7 @@ use vhost_device_common::worker::{Poller, Token};
 use super::rings::{Ring, Rings};
 use super::slots::{Finished, Slots};
 use super::slow;
-use crate::operation::{IoRequest, Operation};
+use crate::operation::{IoRequest, Label, Operation};
 
 /// Operations that are submitted together: the disk works on the first ones of a batch while the rest is taken from the queue.
 const PIECE: usize = 4;
@@ -146,17 +146,26 @@ impl<R: IoRequest> UringEngine<R> {
     }
 
     /// As [`super::Engine::suspend`].
-    pub fn suspend(&mut self, is_one: impl Fn(&R) -> bool, mut give: impl FnMut(Chain)) -> usize {
+    pub fn suspend(
+        &mut self,
+        is_one: impl Fn(Label) -> bool,
+        mut give: impl FnMut(Chain),
+    ) -> usize {
+        let is_one = |label: Label| !label.is_abandoned && is_one(label);
         let slots = &mut self.slots;
         self.left.retain(|number| {
-            let keep = !slots.get(*number).is_some_and(&is_one);
+            let request = slots.get(*number);
+            let keep = !request.is_some_and(|request| is_one(request.label()));
             if !keep {
                 let chain = slots.remove(*number).and_then(IoRequest::into_chain);
                 chain.into_iter().for_each(&mut give);
             }
             keep
         });
-        super::abandon(self.slots.iter_mut(), is_one, give)
+        // Those with operations that continue without the chain.
+        let requests = self.slots.iter_mut();
+        let picked = requests.filter(|request| is_one(request.label()));
+        picked.filter_map(IoRequest::abandon).map(give).count()
     }
 
     pub fn begin(&mut self) {

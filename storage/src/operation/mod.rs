@@ -151,17 +151,34 @@ impl Range {
     }
 }
 
+/// What tells requests that are suspended from those that are not.
+#[derive(Clone, Copy, Debug)]
+pub struct Label {
+    /// Index of the queue.
+    pub queue: u16,
+    /// Whether the request changes the disk.
+    pub is_change: bool,
+    /// Whether its chain was taken out ([`IoRequest::abandon`]), or it has none.
+    pub is_abandoned: bool,
+}
+
 /// A request of a device, which an engine carries out one operation at a time.
 ///
 /// The engine owns the request, and does not move it, for as long as the operation is in flight.
-pub trait IoRequest: 'static {
+pub trait IoRequest: Send + 'static {
     /// The next operation.
     fn operation(&self) -> Operation<'_>;
+
+    /// What the request is, for [`Engine::suspend`](crate::engine::Engine::suspend).
+    fn label(&self) -> Label;
 
     /// Takes the chain out of the request while the operation is in flight, if the operation does not use guest memory and borrows
     /// nothing from the chain. The operation stays the same; what is left of the request has nobody to answer. `None` if that is not
     /// possible, or was done before.
     fn abandon(&mut self) -> Option<Chain>;
+
+    /// Puts the chain of an abandoned request back.
+    fn restore(&mut self, chain: Chain);
 
     /// Takes the chain out of a request without an operation in flight, and drops the rest.
     fn into_chain(self) -> Option<Chain>
@@ -175,7 +192,15 @@ impl IoRequest for Infallible {
         match *self {}
     }
 
+    fn label(&self) -> Label {
+        match *self {}
+    }
+
     fn abandon(&mut self) -> Option<Chain> {
+        match *self {}
+    }
+
+    fn restore(&mut self, _chain: Chain) {
         match *self {}
     }
 
