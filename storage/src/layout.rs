@@ -27,7 +27,7 @@ pub enum Layout {
 }
 
 impl Layout {
-    /// Finds the first piece of `length` bytes of the disk at `offset`. It has at least one byte, unless `length` is 0.
+    /// Finds the first piece of `length` bytes of the disk at `offset`, where `length` is not 0. The piece has at least one byte.
     #[inline]
     pub fn find(self, offset: u64, length: u64) -> Piece {
         match self {

@@ -6,6 +6,8 @@
 
 mod buffer;
 mod ranges;
+#[cfg(test)]
+mod testing;
 mod transfer;
 
 use std::fmt;

@@ -177,50 +177,17 @@ fn is_unsupported(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::fs::File;
-    use std::os::fd::AsRawFd;
-    use std::os::unix::fs::FileExt;
-
-    use rustix::fs::{MemfdFlags, memfd_create};
-
+    use super::super::testing::{BLOCK, SIZE, content, disk, execute};
     use super::*;
-    use crate::image::Source;
-    use crate::layout::Layout;
-    use crate::options::{Discard, DiskOptions, IoEngine};
 
-    const SIZE: u64 = 64 << 10;
-    const BLOCK: u64 = 16 << 10;
-
-    /// A disk of ones whose blocks are in reverse order.
-    fn disk() -> Disk {
-        let file = File::from(memfd_create("image", MemfdFlags::CLOEXEC).unwrap());
-        file.write_all_at(&[1; SIZE as usize], 0).unwrap();
-        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-        let options = DiskOptions {
-            read_only: false,
-            logical_block_size: 512,
-            physical_block_size: None,
-            direct: false,
-            discard: Discard::Unmap,
-            iops: None,
-            bps: None,
-            iops_burst: None,
-            bps_burst: None,
-        };
-        let mut disk =
-            Disk::open(Source::Path(path.into()), &options, false, IoEngine::Auto).unwrap();
-        disk.layout = Layout::Reversed {
-            block: BLOCK,
-            size: SIZE,
-        };
-        disk
+    fn ones() -> Disk {
+        disk(false, |_| 1)
     }
 
     /// Carries out all that is left to do. Returns the number of operations.
     fn finish(ranges: &mut Ranges, disk: &Disk) -> usize {
         for count in 1..100 {
-            let image = &disk.image;
-            let outcome = image.syncs.execute(&image.file, ranges.operation());
+            let outcome = execute(disk, ranges.operation());
             if ranges.advance(disk, outcome).unwrap() {
                 return count;
             }
@@ -230,17 +197,14 @@ mod tests {
 
     /// Checks that bytes of the disk, and no others, are zero.
     fn assert_zero(disk: &Disk, zero: std::ops::Range<u64>) {
-        let mut bytes = vec![0; SIZE as usize];
-        disk.image.file.read_exact_at(&mut bytes, 0).unwrap();
-        for offset in 0..SIZE {
-            let byte = bytes[disk.layout.find(offset, 1).offset as usize];
+        for (offset, byte) in (0..SIZE).zip(content(disk)) {
             assert_eq!(byte == 0, zero.contains(&offset), "byte {offset}");
         }
     }
 
     #[test]
     fn a_range_is_zeroed_wherever_its_pieces_are() {
-        let disk = disk();
+        let disk = ones();
         let mut ranges = Ranges::zero(false);
         ranges.push(&disk, 512, BLOCK * 2, true).unwrap();
         assert_eq!(finish(&mut ranges, &disk), 3);
@@ -249,7 +213,7 @@ mod tests {
 
     #[test]
     fn zeroes_that_the_file_system_cannot_make_are_written_piece_by_piece() {
-        let disk = disk();
+        let disk = ones();
         let mut ranges = Ranges::zero(true);
         ranges.push(&disk, BLOCK - 512, BLOCK + 1024, true).unwrap();
         // It can neither punch a hole nor zero a range.
@@ -265,7 +229,7 @@ mod tests {
 
     #[test]
     fn a_range_beyond_the_end_is_refused() {
-        let disk = disk();
+        let disk = ones();
         let mut ranges = Ranges::discard();
         assert!(ranges.push(&disk, SIZE, 0, false).is_ok());
         for (offset, length) in [(SIZE, 512), (u64::MAX, 512), (512, u64::MAX), (0, SIZE + 1)] {

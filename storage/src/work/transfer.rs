@@ -133,6 +133,9 @@ impl Transfer {
         .map_err(io::Error::other)?;
         self.offset += count;
         self.remaining -= count;
+        if self.remaining == 0 {
+            return Ok(());
+        }
         self.piece = disk.layout.find(self.offset, self.remaining);
         self.fill_bounce(chain).map_err(io::Error::other)
     }
@@ -142,7 +145,7 @@ impl Transfer {
         let Some(bounce) = &mut self.bounce else {
             return Ok(());
         };
-        if self.remaining == 0 || !bounce.part.is_empty() {
+        if !bounce.part.is_empty() {
             return Ok(());
         }
         bounce.part = 0..chunk(self.remaining);
@@ -182,4 +185,85 @@ fn copy(
         start += length;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::Work;
+    use super::super::testing::{BLOCK, Guest, SIZE, content, disk, execute};
+    use super::*;
+    use crate::image::DirectAlignment;
+
+    /// The segments of the guest's memory. Their borders are not those of the blocks.
+    const SEGMENTS: [u64; 4] = [BLOCK / 2, BLOCK, 512, BLOCK];
+    const LENGTH: u64 = BLOCK * 5 / 2 + 512;
+
+    fn byte(offset: u64) -> u8 {
+        (offset / 512 * 3 + offset % 7) as u8
+    }
+
+    /// Opens a disk that transfers directly or through a buffer.
+    fn disk_for(is_bounced: bool) -> Disk {
+        let mut disk = disk(false, byte);
+        if is_bounced {
+            // No memory of the guest has this alignment.
+            let image = Arc::get_mut(&mut disk.image).unwrap();
+            image.direct = Some(DirectAlignment {
+                memory: 1 << 30,
+                offset: 1 << 30,
+            });
+        }
+        disk
+    }
+
+    /// Carries out the rest of `work`. Each operation reports at most `most` bytes.
+    fn finish(work: &mut Work, chain: &mut Chain, disk: &Disk, most: u64) {
+        for _ in 0..1000 {
+            let outcome = execute(disk, work.operation(chain));
+            let outcome = outcome.map(|count| count.min(most));
+            if work.advance(chain, disk, outcome).unwrap() {
+                assert_eq!((work.bytes(), work.remaining()), (LENGTH, 0));
+                return;
+            }
+        }
+        panic!("it does not end");
+    }
+
+    /// Calls `each` for transfers that are direct or not, and complete or short.
+    fn for_each_way(each: impl Fn(bool, u64)) {
+        for is_bounced in [false, true] {
+            for most in [u64::MAX, 4096, 512] {
+                each(is_bounced, most);
+            }
+        }
+    }
+
+    #[test]
+    fn a_read_up_to_the_end_collects_the_pieces_of_the_layout() {
+        for_each_way(|is_bounced, most| {
+            let (disk, guest) = (disk_for(is_bounced), Guest::new());
+            let mut chain = guest.chain(&SEGMENTS, true);
+            let mut work = Work::read(&mut chain, SIZE - LENGTH, &disk).unwrap();
+            finish(&mut work, &mut chain, &disk, most);
+            let expected: Vec<u8> = (SIZE - LENGTH..SIZE).map(byte).collect();
+            assert!(guest.data(LENGTH) == expected, "{is_bounced} {most}");
+        });
+    }
+
+    #[test]
+    fn a_write_up_to_the_end_distributes_the_data_over_the_pieces_of_the_layout() {
+        for_each_way(|is_bounced, most| {
+            let (disk, guest) = (disk_for(is_bounced), Guest::new());
+            let data: Vec<u8> = (0..LENGTH).map(|offset| !byte(offset)).collect();
+            guest.write_data(&data);
+            let mut chain = guest.chain(&SEGMENTS, false);
+            let mut work = Work::write(&mut chain, SIZE - LENGTH, false, &disk).unwrap();
+            finish(&mut work, &mut chain, &disk, most);
+            let mut expected: Vec<u8> = (0..SIZE - LENGTH).map(byte).collect();
+            expected.extend(data);
+            assert!(content(&disk) == expected, "{is_bounced} {most}");
+        });
+    }
 }
