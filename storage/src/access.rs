@@ -25,7 +25,7 @@ pub struct Access {
 
 impl Access {
     /// Access that is not open yet.
-    pub fn new(lock: &Arc<Lock>) -> Self {
+    pub(crate) fn new(lock: &Arc<Lock>) -> Self {
         Self {
             lock: Arc::clone(lock),
             in_use: None,
@@ -39,6 +39,11 @@ impl Access {
     #[inline]
     pub fn is_open(&self) -> bool {
         self.is_open
+    }
+
+    /// Whether locks keep other programs away from the image, as far as is known.
+    pub fn is_exclusive(&self) -> bool {
+        self.lock.is_effective()
     }
 
     /// Takes the image, and opens the access. Returns whether another program had the image until now.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A disk, as all queues of a device share it: an image, where the disk's bytes are in it, and what may be done with it.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -8,10 +9,11 @@ use thiserror::Error;
 use vhost_device_common::chain::ChainError;
 use vhost_device_common::device::{Call, Needs, StartError};
 
+use crate::access::Access;
 use crate::image::{DiscardLimits, Image, Measured, Source};
 use crate::layout::Layout;
 use crate::lock;
-use crate::operation::{Range, discard_call};
+use crate::operation::{Operation, Range, discard_call};
 use crate::options::{Discard, DiskOptions, IoEngine};
 
 /// Why a disk does not start a request.
@@ -38,7 +40,7 @@ pub enum DiskError {
 #[derive(Debug)]
 pub struct Disk {
     /// The file or device that has the data.
-    pub image: Arc<Image>,
+    pub(crate) image: Arc<Image>,
     /// Where the bytes of the disk are in the image.
     pub(crate) layout: Layout,
     read_only: bool,
@@ -81,6 +83,29 @@ impl Disk {
     #[inline]
     pub fn size(&self) -> u64 {
         self.image.size()
+    }
+
+    /// The size of a physical block in bytes, to which the guest aligns.
+    pub fn physical_block_size(&self) -> u32 {
+        self.image.physical_block_size
+    }
+
+    /// Makes a serial number of twenty characters from the identity of the image.
+    pub fn serial(&self) -> String {
+        self.image.identity.serial()
+    }
+
+    /// The access of a queue thread, which is not open yet.
+    pub fn access(&self) -> Access {
+        Access::new(&self.image.lock)
+    }
+
+    /// Carries out `operation` and waits for it. Returns the bytes that were read or written.
+    ///
+    /// # Errors
+    /// It failed, or it is a flush or a write-through write and an earlier one failed.
+    pub fn execute(&self, operation: Operation<'_>) -> io::Result<u64> {
+        self.image.execute(operation)
     }
 
     /// Whether operations are carried out at once, in the thread of the queue.

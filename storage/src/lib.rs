@@ -10,8 +10,8 @@
 //! - [`image`]: one open file or block device: size, alignment, limits of discards;
 //! - `layout`: where the bytes of a disk are in its image;
 //! - [`access`]: when a queue thread may carry out requests;
-//! - [`lock`]: one writer or several readers of an image; its hand-over in a migration;
-//! - [`sync`]: remembers that storage has lost data;
+//! - `lock`: one writer or several readers of an image; its hand-over in a migration;
+//! - `sync`: remembers that storage has lost data;
 //! - [`operation`]: one operation, and the system call that carries it out;
 //! - [`options`]: the options of all disks.
 //!
@@ -23,10 +23,10 @@ pub mod disk;
 pub mod engine;
 pub mod image;
 mod layout;
-pub mod lock;
+mod lock;
 #[allow(unsafe_code)]
 pub mod operation;
 pub mod options;
-pub mod sync;
+mod sync;
 pub mod throttle;
 pub mod work;

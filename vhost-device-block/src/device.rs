@@ -9,7 +9,6 @@ use vhost_device_common::device::{
     ConfigError, Device, FrontEnd, Needs, StartError, StateError, Watcher,
 };
 use vhost_device_common::{info_limited, state, warn_limited};
-use vhost_device_storage::access::Access;
 use vhost_device_storage::disk::Disk;
 use vhost_device_storage::engine::{Engine, Engines};
 use vhost_device_storage::image::{DiscardLimits, SECTOR_SIZE};
@@ -71,10 +70,10 @@ impl Device for Block {
     fn open(options: Options) -> Result<Self, StartError> {
         let (engine, queues) = (options.io_engine, options.num_queues);
         let disk = Disk::open(options.source(), &options.disk, options.incoming, engine)?;
-        let engines = Engines::open(&disk.image, engine, queues)?;
+        let engines = Engines::open(&disk, engine, queues)?;
         let throttle = Throttle::open(&options.disk, queues);
         let serial = options.serial.clone();
-        let serial = serial.unwrap_or_else(|| disk.image.identity.serial());
+        let serial = serial.unwrap_or_else(|| disk.serial());
         let caching = Caching::new();
         Ok(Self {
             shared: Arc::new(Shared {
@@ -126,7 +125,7 @@ impl Device for Block {
     fn config(&self) -> Vec<u8> {
         let Shared { disk, caching, .. } = &*self.shared;
         let block = self.options.disk.logical_block_size;
-        let physical = disk.image.physical_block_size;
+        let physical = disk.physical_block_size();
         let blocks = physical / block;
         // Without discards the driver does not read these fields.
         let discard = disk
@@ -165,8 +164,7 @@ impl Device for Block {
         let before = self.shared.caching.choose(writeback == 1);
         if before
             && writeback == 0
-            && let image = &self.shared.disk.image
-            && let Err(error) = image.syncs.execute(&image.file, Operation::Flush)
+            && let Err(error) = self.shared.disk.execute(Operation::Flush)
         {
             // The driver expects earlier writes to be as safe as later ones. If they are not, later ones fail too.
             warn_limited(format_args!(
@@ -192,7 +190,7 @@ impl Device for Block {
 
     fn handler(&self, _thread: u16, watcher: Watcher) -> io::Result<BlockHandler> {
         let disk = &self.shared.disk;
-        let mut access = Access::new(&disk.image.lock);
+        let mut access = disk.access();
         match self.shared.open(&mut access) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 info_limited(format_args!(
@@ -201,10 +199,10 @@ impl Device for Block {
             }
             opened => opened?,
         }
-        let engine = Engine::new(&self.engines, &disk.image, &watcher)?;
+        let engine = Engine::new(&self.engines, disk, &watcher)?;
         let helper = match self.engines {
             Engines::IoUring(..) if disk.needs_ioctls() => {
-                Some(Engine::new(&Engines::Threads, &disk.image, &watcher)?)
+                Some(Engine::new(&Engines::Threads, disk, &watcher)?)
             }
             _ => None,
         };

@@ -98,8 +98,7 @@ impl BlockHandler {
                         false => self.submit(request),
                     };
                     let Some(request) = here else { return };
-                    let image = &self.shared.disk.image;
-                    let outcome = image.syncs.execute(&image.file, request.operation());
+                    let outcome = self.shared.disk.execute(request.operation());
                     next = request.advance(outcome, &self.shared);
                 }
             }
@@ -166,8 +165,7 @@ impl BlockHandler {
         if self.access.finish()
             && let Some(flush) = self.engine.submit(Request::flush())
         {
-            let image = &self.shared.disk.image;
-            let outcome = image.syncs.execute(&image.file, flush.operation());
+            let outcome = self.shared.disk.execute(flush.operation());
             self.end_abandoned(&flush, outcome);
         }
     }
@@ -247,7 +245,7 @@ impl QueueHandler for BlockHandler {
         self.leave(queue);
         let index = queue.index();
         // Without locks, an operation could overwrite what another program writes next.
-        let is_locked = self.shared.disk.image.lock.is_effective();
+        let is_locked = self.access.is_exclusive();
         let is_one = |label: Label| label.queue == index && (is_locked || !label.is_change);
         let mut operations = self.engine.suspend(is_one, |chain| queue.suspend(chain));
         if let Some(helper) = &mut self.helper {

@@ -19,7 +19,7 @@ use vhost_device_common::chain::Chain;
 use vhost_device_common::device::{Call, Needs, StartError};
 use vhost_device_common::worker::{Poller, Watcher};
 
-use crate::image::Image;
+use crate::disk::Disk;
 use crate::operation::{IoRequest, Label};
 use crate::options::IoEngine;
 use rings::Rings;
@@ -44,11 +44,12 @@ impl Engines {
     ///
     /// # Errors
     /// This host refuses io_uring; why, and what to do.
-    pub fn open(image: &Arc<Image>, wanted: IoEngine, queues: u16) -> Result<Self, StartError> {
+    pub fn open(disk: &Disk, wanted: IoEngine, queues: u16) -> Result<Self, StartError> {
         slow::open();
         if wanted == IoEngine::Threads {
             return Ok(Self::Threads);
         }
+        let image = &disk.image;
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let most = processors.min(MAX_RINGS).min(queues.into()) as u16;
         match (probe::open_rings(&image.file, &image.syncs, most), wanted) {
@@ -106,15 +107,15 @@ pub enum Engine<R: IoRequest> {
 }
 
 impl<R: IoRequest> Engine<R> {
-    /// Makes an engine for `image`, for which `engines` were opened. When operations have ended, the handler's
+    /// Makes an engine for `disk`, for which `engines` were opened. When operations have ended, the handler's
     /// [`ready`](vhost_device_common::worker::QueueHandler::ready) is called.
     ///
     /// # Errors
     /// The process has too many open files, or all rings are in use.
-    pub fn new(engines: &Engines, image: &Arc<Image>, watcher: &Watcher) -> io::Result<Self> {
+    pub fn new(engines: &Engines, disk: &Disk, watcher: &Watcher) -> io::Result<Self> {
         match engines {
             Engines::IoUring(rings, _) => UringEngine::new(rings).map(Self::IoUring),
-            Engines::Threads => ThreadsEngine::new(image, watcher).map(Self::Threads),
+            Engines::Threads => ThreadsEngine::new(disk, watcher).map(Self::Threads),
         }
     }
 

@@ -10,7 +10,7 @@ use vhost_device_common::worker::{Pool, PoolLimits, Watcher};
 
 use super::slots::{DEPTH, Finished};
 use super::slow;
-use crate::image::Image;
+use crate::disk::Disk;
 use crate::operation::{IoRequest, Label};
 
 /// The limits for one queue.
@@ -32,14 +32,14 @@ pub struct ThreadsEngine<R> {
 }
 
 impl<R: IoRequest> ThreadsEngine<R> {
-    pub fn new(image: &Arc<Image>, watcher: &Watcher) -> io::Result<Self> {
-        let image = Arc::clone(image);
+    pub fn new(disk: &Disk, watcher: &Watcher) -> io::Result<Self> {
+        let image = Arc::clone(&disk.image);
         let run = move |(chain, request): Item<R>| {
             if let Some(delay) = slow::delay() {
                 std::thread::sleep(delay);
             }
             // Records a failed sync at once: the kernel does not report it to the other threads.
-            let outcome = image.syncs.execute(&image.file, request.operation());
+            let outcome = image.execute(request.operation());
             (chain, (request, outcome))
         };
         Ok(Self {

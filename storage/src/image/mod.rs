@@ -16,12 +16,13 @@ use rustix::fs::{AtFlags, StatxFlags, fstatfs, ioctl_blkpbszget, ioctl_blksszget
 use vhost_device_common::device::StartError;
 
 use crate::lock::Lock;
-use crate::operation::is_read_only;
+use crate::operation::{Operation, is_read_only};
 use crate::options::DiskOptions;
 use crate::sync::Syncs;
 pub use limits::{DiscardLimits, MAX_DISCARD_SECTORS, SECTOR_SIZE};
+pub(crate) use source::Identity;
 use source::Opened;
-pub use source::{Identity, Source};
+pub use source::Source;
 
 /// File systems whose files are in memory: I/O on them does not wait for a device.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -29,7 +30,7 @@ const RAMFS_MAGIC: u64 = 0x8584_58f6;
 
 /// The alignment that O_DIRECT requires, in bytes.
 #[derive(Clone, Copy, Debug)]
-pub struct DirectAlignment {
+pub(crate) struct DirectAlignment {
     /// Of memory.
     pub memory: u32,
     /// Of offsets in the file, and of lengths.
@@ -38,7 +39,7 @@ pub struct DirectAlignment {
 
 /// An image that is open and locked.
 #[derive(Debug)]
-pub struct Image {
+pub(crate) struct Image {
     /// The file or device.
     pub file: File,
     /// Where it comes from.
@@ -160,6 +161,14 @@ impl Image {
         })
     }
 
+    /// Carries out `operation` and waits for it. Returns the bytes that were read or written.
+    ///
+    /// # Errors
+    /// As for [`Syncs::execute`].
+    pub fn execute(&self, operation: Operation<'_>) -> io::Result<u64> {
+        self.syncs.execute(&self.file, operation)
+    }
+
     /// The size of the disk in bytes.
     #[inline]
     pub fn size(&self) -> u64 {
@@ -194,7 +203,7 @@ impl Image {
 
 /// The size of an image that was measured again, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Measured {
+pub(crate) enum Measured {
     /// It is the same.
     Same,
     /// It has grown, and the disk with it.

@@ -16,7 +16,7 @@ use vm_memory::VolatileMemory;
 use vm_memory::mmap::MmapRegion;
 
 use ioctl::discard;
-pub use ioctl::{discard_call, is_read_only};
+pub(crate) use ioctl::{discard_call, is_read_only};
 
 /// The most iovecs that Linux takes for one read or write (UIO_MAXIOV).
 const MAX_IOVECS: usize = 1024;
@@ -213,7 +213,7 @@ impl IoRequest for Infallible {
 ///
 /// # Errors
 /// The system call failed.
-pub fn execute(file: &File, operation: Operation<'_>) -> io::Result<u64> {
+pub(crate) fn execute(file: &File, operation: Operation<'_>) -> io::Result<u64> {
     let done = |errno: Result<(), rustix::io::Errno>| errno.map(|()| 0).map_err(io::Error::from);
     match operation {
         Operation::Read { to, offset } => vectored(to, |iovecs, count| {

@@ -177,7 +177,7 @@ fn is_unsupported(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{BLOCK, SIZE, content, disk, execute};
+    use super::super::testing::{BLOCK, SIZE, content, disk};
     use super::*;
 
     fn ones() -> Disk {
@@ -187,7 +187,7 @@ mod tests {
     /// Carries out all that is left to do. Returns the number of operations.
     fn finish(ranges: &mut Ranges, disk: &Disk) -> usize {
         for count in 1..100 {
-            let outcome = execute(disk, ranges.operation());
+            let outcome = disk.execute(ranges.operation());
             if ranges.advance(disk, outcome).unwrap() {
                 return count;
             }

@@ -2,7 +2,6 @@
 //! A disk with a layout, and requests in the memory of a guest, for tests.
 
 use std::fs::File;
-use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -16,7 +15,6 @@ use vhost_device_common::ring::{Ring, RingSetup};
 use crate::disk::Disk;
 use crate::image::Source;
 use crate::layout::Layout;
-use crate::operation::Operation;
 use crate::options::{Discard, DiskOptions, IoEngine};
 
 /// The size of the disk, and of one of its blocks, in bytes.
@@ -54,12 +52,6 @@ pub fn disk(read_only: bool, byte: impl Fn(u64) -> u8) -> Disk {
     let mut disk = Disk::open(Source::Path(path.into()), &options, false, IoEngine::Auto).unwrap();
     disk.layout = layout;
     disk
-}
-
-/// Carries out an operation on the disk.
-pub fn execute(disk: &Disk, operation: Operation<'_>) -> io::Result<u64> {
-    let image = &disk.image;
-    image.syncs.execute(&image.file, operation)
 }
 
 /// Returns the content of the disk.

@@ -192,7 +192,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::super::Work;
-    use super::super::testing::{BLOCK, Guest, SIZE, content, disk, execute};
+    use super::super::testing::{BLOCK, Guest, SIZE, content, disk};
     use super::*;
     use crate::image::DirectAlignment;
 
@@ -221,7 +221,7 @@ mod tests {
     /// Carries out the rest of `work`. Each operation reports at most `most` bytes.
     fn finish(work: &mut Work, chain: &mut Chain, disk: &Disk, most: u64) {
         for _ in 0..1000 {
-            let outcome = execute(disk, work.operation(chain));
+            let outcome = disk.execute(work.operation(chain));
             let outcome = outcome.map(|count| count.min(most));
             if work.advance(chain, disk, outcome).unwrap() {
                 assert_eq!((work.bytes(), work.remaining()), (LENGTH, 0));
