@@ -304,7 +304,6 @@ fn parse(header: Header, chain: &mut Chain, shared: &Shared) -> Result<Parsed, S
             Work::read(chain, offset, disk)?
         }
         Kind::Write => {
-            disk.check_writable()?;
             let offset = byte_offset(sector, chain.readable_len())?;
             Work::write(chain, offset, shared.caching.is_write_through(), disk)?
         }
@@ -318,6 +317,7 @@ fn parse(header: Header, chain: &mut Chain, shared: &Shared) -> Result<Parsed, S
             return Ok(Parsed::Done(SERIAL_LENGTH as u64));
         }
         Kind::Discard | Kind::WriteZeroes => {
+            // Before flags that the driver must not set: on a read-only disk all of them fail alike.
             disk.check_writable()?;
             let ranges = parse_ranges(chain, kind, shared)?;
             if ranges.is_empty() {

@@ -51,16 +51,17 @@ impl Work {
     }
 
     /// Writes all that is left to read of `chain` to the disk at `offset`; if `stable`, the work is done when the data is on stable
-    /// storage. Whether the disk may be written is for the caller to [check](Disk::check_writable).
+    /// storage.
     ///
     /// # Errors
-    /// The disk does not have so many bytes there, or there is no data.
+    /// The disk is read-only, or does not have so many bytes there, or there is no data.
     pub fn write(
         chain: &mut Chain,
         offset: u64,
         stable: bool,
         disk: &Disk,
     ) -> Result<Self, DiskError> {
+        disk.check_writable()?;
         Transfer::start(chain, Direction::ToDisk { stable }, offset, disk).map(Self::transfer)
     }
 

@@ -55,10 +55,10 @@ impl Ranges {
     }
 
     /// Adds `length` bytes of the disk at `offset`. Zeroes with `unmap` give storage back to the host, if the options allow it. The caller
-    /// bounds how many ranges there are, and checks whether the disk may be written.
+    /// bounds how many ranges there are.
     ///
     /// # Errors
-    /// The disk does not have so many bytes there.
+    /// The disk is read-only, or does not have so many bytes there.
     pub fn push(
         &mut self,
         disk: &Disk,
@@ -66,6 +66,7 @@ impl Ranges {
         length: u64,
         unmap: bool,
     ) -> Result<(), DiskError> {
+        disk.check_writable()?;
         disk.check_range(offset, length)?;
         let how = match self.is_discard {
             true => disk.discard(),
@@ -237,5 +238,15 @@ mod tests {
             assert_eq!(refused, Err(DiskError::OutOfRange));
         }
         assert!(ranges.is_empty());
+    }
+
+    #[test]
+    fn a_range_of_a_read_only_disk_is_refused() {
+        let disk = disk(true, |_| 1);
+        for mut ranges in [Ranges::discard(), Ranges::zero(false)] {
+            let refused = ranges.push(&disk, 0, 512, false);
+            assert_eq!(refused, Err(DiskError::ReadOnly));
+            assert!(ranges.is_empty());
+        }
     }
 }

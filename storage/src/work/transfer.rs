@@ -266,4 +266,12 @@ mod tests {
             assert!(content(&disk) == expected, "{is_bounced} {most}");
         });
     }
+
+    #[test]
+    fn a_write_to_a_read_only_disk_is_refused() {
+        let (disk, guest) = (disk(true, byte), Guest::new());
+        let mut chain = guest.chain(&SEGMENTS, false);
+        let refused = Work::write(&mut chain, 0, false, &disk);
+        assert_eq!(refused.err(), Some(DiskError::ReadOnly));
+    }
 }
