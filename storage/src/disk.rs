@@ -25,7 +25,9 @@ pub enum DiskError {
     /// The request changes a read-only disk.
     #[error("the disk is read-only")]
     ReadOnly,
-    /// The request moves no data, or more than [`MAX_TRANSFER`](crate::work::MAX_TRANSFER).
+    /// The request moves no data, or more than a request may: see [`MAX_TRANSFER`](crate::work::MAX_TRANSFER),
+    /// [`MAX_DISCARD_SECTORS`](crate::image::MAX_DISCARD_SECTORS) and
+    /// [`MAX_WRITE_ZEROES_SECTORS`](crate::image::MAX_WRITE_ZEROES_SECTORS).
     #[error("the request moves no data, or too much")]
     Length,
     /// The data of the request is not guest memory.

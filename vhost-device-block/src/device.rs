@@ -11,7 +11,7 @@ use vhost_device_common::device::{
 use vhost_device_common::{info_limited, state, warn_limited};
 use vhost_device_storage::disk::Disk;
 use vhost_device_storage::engine::{Engine, Engines};
-use vhost_device_storage::image::{DiscardLimits, SECTOR_SIZE};
+use vhost_device_storage::image::{DiscardLimits, MAX_WRITE_ZEROES_SECTORS, SECTOR_SIZE};
 use vhost_device_storage::operation::Operation;
 use vhost_device_storage::throttle::Throttle;
 use virtio_bindings::virtio_blk::{
@@ -23,7 +23,7 @@ use virtio_bindings::virtio_blk::{
 use crate::caching::Caching;
 use crate::handler::BlockHandler;
 use crate::options::Options;
-use crate::request::{KINDS, MAX_SEGMENTS, MAX_WRITE_ZEROES_SECTORS};
+use crate::request::{KINDS, MAX_SEGMENTS};
 use crate::shared::Shared;
 
 /// Bytes of the config space without the fields of features that are not offered.

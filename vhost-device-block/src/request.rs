@@ -11,7 +11,7 @@ use vhost_device_common::chain::{Chain, ChainError};
 use vhost_device_common::statistics::Outcome;
 use vhost_device_common::warn_limited;
 use vhost_device_storage::disk::DiskError;
-use vhost_device_storage::image::{MAX_DISCARD_SECTORS, SECTOR_SIZE};
+use vhost_device_storage::image::SECTOR_SIZE;
 use vhost_device_storage::operation::{IoRequest, Label, MAX_BYTES, Operation};
 use vhost_device_storage::work::{Ranges, Work};
 use virtio_bindings::virtio_blk::{
@@ -25,8 +25,6 @@ use crate::shared::Shared;
 
 /// The most segments of one discard or write-zeroes request.
 pub const MAX_SEGMENTS: u64 = 16;
-/// The most sectors of one write-zeroes segment: 64 MiB, in case they have to be written.
-pub const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 17;
 
 /// Bytes of a segment: sector u64, sectors u32, flags u32.
 const SEGMENT_SIZE: u64 = 16;
@@ -336,11 +334,10 @@ fn parse_ranges(chain: &mut Chain, kind: Kind, shared: &Shared) -> Result<Ranges
     if length == 0 || !length.is_multiple_of(SEGMENT_SIZE) || length / SEGMENT_SIZE > MAX_SEGMENTS {
         return Err(Status::IoError);
     }
-    let (mut ranges, most, allowed) = match kind {
-        Kind::Discard => (Ranges::discard(), MAX_DISCARD_SECTORS, 0),
+    let (mut ranges, allowed) = match kind {
+        Kind::Discard => (Ranges::discard(), 0),
         _ => (
             Ranges::zero(shared.caching.is_write_through()),
-            MAX_WRITE_ZEROES_SECTORS,
             VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
         ),
     };
@@ -350,9 +347,6 @@ fn parse_ranges(chain: &mut Chain, kind: Kind, shared: &Shared) -> Result<Ranges
         let flags = u32::from_le(chain.read_object()?);
         if flags & !allowed != 0 {
             return Err(Status::Unsupported);
-        }
-        if sectors > most {
-            return Err(Status::IoError);
         }
         let length = u64::from(sectors) * SECTOR_SIZE;
         let offset = byte_offset(sector, length)?;

@@ -9,6 +9,8 @@ use rustix::fs::{Dev, major, minor};
 pub const SECTOR_SIZE: u64 = 512;
 /// The most sectors of one discard segment: 1 GiB.
 pub const MAX_DISCARD_SECTORS: u32 = 1 << 21;
+/// The most sectors of one write-zeroes segment: 64 MiB, because the host may have to write them.
+pub const MAX_WRITE_ZEROES_SECTORS: u32 = 1 << 17;
 
 /// Limits of discards, in sectors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

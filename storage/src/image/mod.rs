@@ -19,7 +19,7 @@ use crate::lock::Lock;
 use crate::operation::{Operation, is_read_only};
 use crate::options::DiskOptions;
 use crate::sync::Syncs;
-pub use limits::{DiscardLimits, MAX_DISCARD_SECTORS, SECTOR_SIZE};
+pub use limits::{DiscardLimits, MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, SECTOR_SIZE};
 pub(crate) use source::Identity;
 use source::Opened;
 pub use source::Source;

@@ -9,6 +9,7 @@ use vm_memory::mmap::MmapRegion;
 
 use super::buffer::{buffer, chunk};
 use crate::disk::{Disk, DiskError};
+use crate::image::{MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, SECTOR_SIZE};
 use crate::layout::Piece;
 use crate::operation::{Memory, Operation, Range};
 
@@ -58,7 +59,7 @@ impl Ranges {
     /// bounds how many ranges there are.
     ///
     /// # Errors
-    /// The disk is read-only, or does not have so many bytes there.
+    /// The disk is read-only, or does not have so many bytes there, or they are more than one range of this kind may have.
     pub fn push(
         &mut self,
         disk: &Disk,
@@ -68,6 +69,13 @@ impl Ranges {
     ) -> Result<(), DiskError> {
         disk.check_writable()?;
         disk.check_range(offset, length)?;
+        let most = match self.is_discard {
+            true => MAX_DISCARD_SECTORS,
+            false => MAX_WRITE_ZEROES_SECTORS,
+        };
+        if length > u64::from(most) * SECTOR_SIZE {
+            return Err(DiskError::Length);
+        }
         let how = match self.is_discard {
             true => disk.discard(),
             false if unmap && disk.zeroes_may_unmap() => Some(Range::Punch),
@@ -178,8 +186,11 @@ fn is_unsupported(error: &io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::super::testing::{BLOCK, SIZE, content, disk};
     use super::*;
+    use crate::layout::Layout;
 
     fn ones() -> Disk {
         disk(false, |_| 1)
@@ -238,6 +249,24 @@ mod tests {
             assert_eq!(refused, Err(DiskError::OutOfRange));
         }
         assert!(ranges.is_empty());
+    }
+
+    #[test]
+    fn a_range_that_is_longer_than_the_limit_of_its_kind_is_refused() {
+        let mut disk = disk(false, |_| 1);
+        let image = Arc::get_mut(&mut disk.image).unwrap();
+        image.file.set_len(2 << 30).unwrap();
+        image.measure().unwrap();
+        for (mut ranges, sectors) in [
+            (Ranges::discard(), MAX_DISCARD_SECTORS),
+            (Ranges::zero(false), MAX_WRITE_ZEROES_SECTORS),
+        ] {
+            let most = u64::from(sectors) * SECTOR_SIZE;
+            disk.layout = Layout::Flat;
+            assert_eq!(ranges.push(&disk, 0, most, false), Ok(()));
+            let refused = ranges.push(&disk, 0, most + 512, false);
+            assert_eq!(refused, Err(DiskError::Length));
+        }
     }
 
     #[test]
