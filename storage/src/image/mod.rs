@@ -74,13 +74,12 @@ impl Image {
     /// One line that names the image, what is wrong with it, and what to do.
     pub fn open(source: Source, options: &DiskOptions, incoming: bool) -> Result<Self, StartError> {
         let fail = |what: String| StartError(format!("{source}: {what}"));
-        if options
-            .physical_block_size
-            .is_some_and(|size| size < options.logical_block_size)
+        let logical = options.logical_block_size;
+        if let Some(physical) = options.physical_block_size
+            && physical < logical
         {
-            return Err(StartError(format!(
-                "--physical-block-size is less than --logical-block-size={}; omit it or raise it",
-                options.logical_block_size
+            return Err(fail(format!(
+                "--physical-block-size={physical} is less than --logical-block-size={logical}; omit it or raise it"
             )));
         }
         let opened = source.open(options).map_err(fail)?;

@@ -293,10 +293,9 @@ fn the_physical_block_size_is_as_given() {
     let arguments = ["--physical-block-size=512", "--logical-block-size=4096"];
     let socket = path.with_file_name("socket");
     let mut command = Variant::THREADS.command(&path, &socket, &arguments);
-    assert_refused(
-        &mut command,
-        &["--physical-block-size", "--logical-block-size"],
-    );
+    let name = path.to_str().unwrap();
+    let [physical, logical] = arguments;
+    assert_refused(&mut command, &[name, physical, logical]);
 }
 
 /// A guest aligns partitions and file systems to it; 64 KiB, or 2 MiB, would waste space.
