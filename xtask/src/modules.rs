@@ -56,6 +56,7 @@ const ORDER: &[(&str, &[&str])] = &[
             "throttle",
             "image",
             "layout",
+            "access",
             "lock",
             "sync",
             "operation",
