@@ -35,13 +35,13 @@ impl Access {
         }
     }
 
-    /// Whether requests may be carried out.
+    /// Returns whether requests may be carried out.
     #[inline]
     pub fn is_open(&self) -> bool {
         self.is_open
     }
 
-    /// Whether locks keep other programs away from the image, as far as is known.
+    /// Returns whether locks keep other programs away from the image, as far as is known.
     pub fn is_exclusive(&self) -> bool {
         self.lock.is_effective()
     }
@@ -100,7 +100,7 @@ impl Access {
         is_due
     }
 
-    /// Whether none of these operations is in flight.
+    /// Returns whether none of these operations is in flight.
     pub fn is_idle(&self) -> bool {
         self.abandoned == 0
     }

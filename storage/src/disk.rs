@@ -81,13 +81,13 @@ impl Disk {
         })
     }
 
-    /// The size of the disk in bytes: whole logical blocks. It only grows.
+    /// Returns the size of the disk in bytes: whole logical blocks. It only grows.
     #[inline]
     pub fn size(&self) -> u64 {
         self.image.size()
     }
 
-    /// The size of a physical block in bytes, to which the guest aligns.
+    /// Returns the size of a physical block in bytes, to which the guest aligns.
     pub fn physical_block_size(&self) -> u32 {
         self.image.physical_block_size
     }
@@ -97,7 +97,7 @@ impl Disk {
         self.image.identity.serial()
     }
 
-    /// The access of a queue thread, which is not open yet.
+    /// Returns the access of a queue thread, which is not open yet.
     pub fn access(&self) -> Access {
         Access::new(&self.image.lock)
     }
@@ -110,7 +110,7 @@ impl Disk {
         self.image.execute(operation)
     }
 
-    /// Whether operations are carried out at once, in the thread of the queue.
+    /// Returns whether operations are carried out at once, in the thread of the queue.
     #[inline]
     pub fn is_inline(&self) -> bool {
         self.is_inline
@@ -146,7 +146,7 @@ impl Disk {
         }
     }
 
-    /// Whether the kernel can use this memory for the image without a buffer, and may.
+    /// Returns whether the kernel can and may use this memory for the image without a buffer.
     #[inline]
     pub(crate) fn is_direct(&self, iovecs: &[libc::iovec]) -> bool {
         if self.expects_suspend.load(Ordering::Relaxed) {
@@ -161,7 +161,7 @@ impl Disk {
         })
     }
 
-    /// How a range is discarded; `None` if discards are ignored.
+    /// Returns how a range is discarded; `None` if discards are ignored.
     pub(crate) fn discard(&self) -> Option<Range> {
         match (self.discard, self.image.is_device) {
             (Discard::Ignore, _) => None,
@@ -170,19 +170,19 @@ impl Disk {
         }
     }
 
-    /// Whether zeroes that a guest writes may give storage back to the host.
+    /// Returns whether zeroes that a guest writes may give storage back to the host.
     pub fn zeroes_may_unmap(&self) -> bool {
         self.discard == Discard::Unmap
     }
 
-    /// The limits of discards; `None` if the disk has no discards. Those that are ignored have the limits of a file.
+    /// Returns the limits of discards; `None` if the disk has no discards. Those that are ignored have the limits of a file.
     pub fn discard_limits(&self) -> Option<DiscardLimits> {
         let ignored = || DiscardLimits::of_file(self.image.physical_block_size);
         let limits = self.image.discard;
         limits.or_else(|| (self.discard == Discard::Ignore).then(ignored))
     }
 
-    /// Whether the disk needs operations that are ioctls, which io_uring does not have.
+    /// Returns whether the disk needs operations that are ioctls, which io_uring does not have.
     pub fn needs_ioctls(&self) -> bool {
         self.image.is_device && !self.read_only && self.discard == Discard::Unmap
     }

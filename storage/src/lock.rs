@@ -123,7 +123,7 @@ impl Unflushed {
     }
 }
 
-/// The system calls of a thread that locks or releases an image.
+/// Returns the system calls of a thread that locks or releases an image.
 pub fn calls() -> impl Iterator<Item = Call> {
     let fcntl = |command: i32| Call::new(libc::SYS_fcntl).with(1, command as u32);
     [libc::F_OFD_SETLK, libc::F_OFD_GETLK]
@@ -201,7 +201,7 @@ impl Lock {
         })
     }
 
-    /// Whether locks keep other programs away, as far as is known.
+    /// Returns whether locks keep other programs away, as far as is known.
     pub fn is_effective(&self) -> bool {
         !self.is_refused.load(Ordering::Relaxed)
     }
@@ -234,7 +234,7 @@ impl Lock {
         self.set(libc::F_UNLCK, FINISHING);
     }
 
-    /// Whether another program waits for the image.
+    /// Returns whether another program waits for the image.
     fn is_awaited(&self) -> bool {
         self.is_locked(libc::F_WRLCK, WAITING)
     }
@@ -279,7 +279,7 @@ impl Lock {
         }
     }
 
-    /// Whether another open file has a lock that conflicts with this one.
+    /// Returns whether another open file has a lock that conflicts with this one.
     fn is_locked(&self, kind: i32, byte: i64) -> bool {
         let mut lock = request(kind, byte);
         let looked = fcntl(&self.file, FcntlArg::F_OFD_GETLK(&mut lock));

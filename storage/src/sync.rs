@@ -20,7 +20,7 @@ pub struct Syncs {
 }
 
 impl Syncs {
-    /// No operation has failed so far.
+    /// Creates a record without failures.
     pub fn new(is_direct: bool) -> Self {
         Self {
             failed: AtomicBool::new(false),
@@ -29,7 +29,7 @@ impl Syncs {
         }
     }
 
-    /// Whether a flush or a write-through write has failed.
+    /// Returns whether a flush or a write-through write has failed.
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Acquire)
     }
@@ -93,8 +93,8 @@ impl Syncs {
     }
 }
 
-/// Whether the kernel returns this error before it writes anything: there is no space or memory, or the arguments are wrong. Then nothing
-/// that was written before is lost.
+/// Returns whether the kernel reports this error before it writes anything: there is no space or memory, or the arguments are wrong. Then
+/// nothing that was written before is lost.
 fn is_refusal(error: &io::Error) -> bool {
     matches!(
         error.raw_os_error(),

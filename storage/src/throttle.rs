@@ -34,14 +34,14 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// The time in which the limit allows `amount`.
+    /// Returns the time in which the limit allows `amount`.
     fn time(self, amount: u64) -> Duration {
         let nanoseconds = u128::from(amount) * 1_000_000_000;
         let nanoseconds = nanoseconds.div_ceil(u128::from(self.rate).max(1));
         u64::try_from(nanoseconds).map_or(Duration::MAX, Duration::from_nanos)
     }
 
-    /// What may go at once, as the time in which the rate allows it.
+    /// Returns the amount that may go at once, as the time in which the rate allows it.
     fn burst(self) -> Duration {
         self.burst
             .map_or(DEFAULT_BURST, |burst| self.time(burst))
@@ -60,7 +60,7 @@ struct Bucket {
 }
 
 impl Bucket {
-    /// A bucket for amounts that are multiples of `unit`.
+    /// Creates a bucket for amounts that are multiples of `unit`.
     fn new(limit: Limit, unit: u64) -> Self {
         Self {
             limit,
@@ -70,7 +70,7 @@ impl Bucket {
         }
     }
 
-    /// How long it stays in debt.
+    /// Returns how long it stays in debt.
     fn debt(&self, now: Duration) -> Duration {
         self.full_at
             .saturating_sub(self.capacity)
@@ -127,7 +127,7 @@ impl State {
         }
     }
 
-    /// The buckets that a request is charged to, with the amounts.
+    /// Returns the buckets that a request is charged to, with the amounts.
     fn buckets(&mut self, bytes: u64) -> impl Iterator<Item = (&mut Bucket, u64)> {
         let requests = self.requests.iter_mut().map(|bucket| (bucket, 1));
         let bytes = self.bytes.iter_mut().map(move |bucket| (bucket, bytes));
@@ -219,8 +219,8 @@ impl Throttle {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a request of `queue` that moves so many bytes, and charges it. The other queues let this one go first when it is its turn, until it
-    /// leaves.
+    /// Starts a request of `queue` that moves `bytes` bytes, and charges it. The other queues let this one go first when it is its turn,
+    /// until it leaves.
     ///
     /// # Errors
     /// It may not start yet: how long to wait before asking again.

@@ -20,7 +20,7 @@ pub struct Caching {
 }
 
 impl Caching {
-    /// Write-back, as nobody has chosen yet.
+    /// Creates the state before the driver has chosen: write-back.
     pub fn new() -> Self {
         Self {
             features: AtomicU64::new(0),
@@ -29,7 +29,7 @@ impl Caching {
         }
     }
 
-    /// Whether a write must be on stable storage before it is answered.
+    /// Returns whether a write must be on stable storage before it is answered.
     #[inline]
     pub fn is_write_through(&self) -> bool {
         let features = self.features.load(Ordering::Relaxed);
@@ -70,7 +70,7 @@ impl Caching {
         self.writeback.store(writeback, Ordering::Relaxed);
     }
 
-    /// The last choice, as it is noted in the file of requests in flight.
+    /// Returns the last choice, as it is noted in the file of requests in flight.
     pub fn kept(&self) -> u8 {
         self.chosen.load(Ordering::Relaxed)
     }
@@ -87,7 +87,8 @@ impl Caching {
             _ => {
                 self.choose(false);
                 log::info!(
-                    "it is unknown whether this driver chose write-through caching before; writes are written through until it chooses again"
+                    "it is unknown whether this driver chose write-through caching before; \
+                     writes are written through until it chooses again"
                 );
             }
         }

@@ -54,7 +54,7 @@ pub struct Options {
 }
 
 impl Options {
-    /// The image. Exactly one of the options names it.
+    /// Returns the image. Exactly one of the options names it.
     pub fn source(&self) -> Source {
         match self.blk_fd {
             Some(number) => Source::Inherited(number, format!("--blk-fd={number}")),

@@ -105,7 +105,7 @@ impl Header {
         Ok(Self { kind, sector })
     }
 
-    /// The bytes that the request moves between the disk and the guest; `None` if no limit counts requests of this type.
+    /// Returns the bytes that the request moves between the disk and the guest; `None` if no limit counts requests of this type.
     pub fn bytes(self, chain: &Chain, shared: &Shared) -> Option<u64> {
         let length = match self.kind {
             Kind::Read => chain.writable_len(),
@@ -120,7 +120,7 @@ impl Header {
     }
 }
 
-/// The offset of `sector` in bytes, for `length` bytes that are whole sectors.
+/// Returns the offset of `sector` in bytes, for `length` bytes that are whole sectors.
 fn byte_offset(sector: u64, length: u64) -> Result<u64, Status> {
     let offset = sector.checked_mul(SECTOR_SIZE);
     let offset = offset.filter(|_| length.is_multiple_of(SECTOR_SIZE));
@@ -154,7 +154,7 @@ pub enum Next {
 }
 
 impl Next {
-    /// Bytes that the next operation moves, zeroes or discards.
+    /// Returns how many bytes the next operation moves, zeroes or discards.
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Operation(request) => request.remaining().min(MAX_BYTES as u64),
@@ -208,7 +208,7 @@ impl Request {
         }
     }
 
-    /// A flush that has nobody to answer.
+    /// Creates a flush without a chain to answer.
     pub fn flush() -> Self {
         Self {
             queue: 0,
@@ -219,17 +219,17 @@ impl Request {
         }
     }
 
-    /// Whether the request was suspended while an operation was in flight.
+    /// Returns whether the request was suspended while an operation was in flight.
     pub fn is_abandoned(&self) -> bool {
         self.is_abandoned
     }
 
-    /// Whether the request moves much data to the guest.
+    /// Returns whether the request moves much data to the guest.
     pub fn is_large_read(&self) -> bool {
         self.work.is_large_read()
     }
 
-    /// Bytes that are left to move, to zero or to discard.
+    /// Returns how many bytes are left to move, to zero or to discard.
     pub fn remaining(&self) -> u64 {
         self.work.remaining()
     }

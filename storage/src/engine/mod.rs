@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! What carries out operations on an image: io_uring, or threads that make blocking system calls. An engine moves data and knows neither
-//! the device nor the format of the image.
+//! Engines carry out operations on an image: by io_uring, or by threads that make blocking system calls. An engine moves data and knows
+//! neither the device nor the format of the image.
 //!
 //! An engine owns a request while its operation is in flight, so what the operation points to (the memory of a chain, or a buffer)
 //! outlives it.
@@ -30,7 +30,7 @@ use uring::UringEngine;
 /// The most rings of io_uring. A ring takes time at the start, and locked memory.
 const MAX_RINGS: usize = 16;
 
-/// The means to make engines, opened before the sandbox is entered.
+/// Resources of engines, opened before the sandbox is entered.
 pub enum Engines {
     /// The rings of io_uring, and their number.
     IoUring(Arc<Rings>, u16),
@@ -39,11 +39,11 @@ pub enum Engines {
 }
 
 impl Engines {
-    /// Opens what the option names, for so many queues; with `auto`, what this host allows. An engine that was named is never replaced by
-    /// another one.
+    /// Opens the engine that the option names, for this number of queues; with `auto`, the one that this host allows. A named engine is
+    /// never replaced by another one.
     ///
     /// # Errors
-    /// This host refuses io_uring; why, and what to do.
+    /// This host refuses io_uring. The text says why, and what to do.
     pub fn open(disk: &Disk, wanted: IoEngine, queues: u16) -> Result<Self, StartError> {
         slow::open();
         if wanted == IoEngine::Threads {
@@ -68,7 +68,7 @@ impl Engines {
         }
     }
 
-    /// The thread of a queue. With io_uring, queues share the threads, each of which has a ring.
+    /// Returns the thread of a queue. With io_uring, queues share the threads, each of which has a ring.
     pub fn thread_of(&self, queue: u16) -> u16 {
         match self {
             Self::IoUring(_, count) => queue % count,
@@ -76,7 +76,7 @@ impl Engines {
         }
     }
 
-    /// What engines need of the sandbox, including operations that a queue thread carries out itself.
+    /// Returns what engines need of the sandbox, including operations that a queue thread carries out itself.
     pub fn needs(&self) -> Needs {
         let operations = [
             libc::SYS_preadv2,
@@ -119,7 +119,7 @@ impl<R: IoRequest> Engine<R> {
         }
     }
 
-    /// Whether another operation may start.
+    /// Returns whether another operation may start.
     pub fn has_room(&self) -> bool {
         match self {
             Self::IoUring(engine) => engine.has_room(),
@@ -127,7 +127,7 @@ impl<R: IoRequest> Engine<R> {
         }
     }
 
-    /// Operations in flight, as far as is known.
+    /// Returns the number of operations in flight, as far as is known.
     pub fn under_way(&self) -> usize {
         match self {
             Self::IoUring(engine) => engine.under_way(),
@@ -179,7 +179,7 @@ impl<R: IoRequest> Engine<R> {
         }
     }
 
-    /// The poller that the queue's thread must use, if the engine has one. Operations that have ended show as `Token::Device`.
+    /// Returns the poller that the queue's thread must use, if the engine has one. Operations that have ended show as `Token::Device`.
     pub fn poller(&mut self) -> Option<&mut dyn Poller> {
         match self {
             Self::IoUring(engine) => Some(engine),

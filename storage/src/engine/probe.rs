@@ -78,7 +78,7 @@ mod tests {
         Arc::new(Syncs::new(false))
     }
 
-    /// One ring. On a host without io_uring, writes the line that `cargo xtask test` counts, past the capture of the test's output.
+    /// Creates one ring. On a host without io_uring, writes the line that `cargo xtask test` counts, past the capture of the test's output.
     fn ring() -> Option<Arc<Rings>> {
         match open_rings(&image(), &syncs(), 1) {
             Ok((rings, _)) => Some(rings),
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn who_takes_a_ring_finds_nothing_of_who_had_it() {
+    fn an_engine_sees_nothing_of_the_previous_engine_of_its_ring() {
         let Some(rings) = ring() else { return };
         for event in [event(), event(), event()] {
             let mut engine = UringEngine::<Infallible>::new(&rings).unwrap();
@@ -130,7 +130,7 @@ mod tests {
                 signal(&event);
                 assert_eq!(wait(&mut engine), [Token::Kick(1)]);
             }
-            // The next engine sees neither this signal, for which nobody waited, nor the one after it.
+            // The next engine sees neither this signal nor the one after the drop.
             signal(&event);
             drop(engine);
             signal(&event);
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_forgotten_is_not_heard_of() {
+    fn a_forgotten_file_is_not_reported() {
         let Some(rings) = ring() else { return };
         let mut engine = UringEngine::<Infallible>::new(&rings).unwrap();
         let event = event();

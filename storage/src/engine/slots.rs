@@ -46,12 +46,12 @@ impl<R> Slots<R> {
         }
     }
 
-    /// The request with this number.
+    /// Returns the request with this number.
     pub fn get(&self, number: u32) -> Option<&R> {
         self.slots.get(number as usize)?.as_ref()
     }
 
-    /// All requests. They do not move.
+    /// Iterates over all requests. They do not move.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut R> {
         self.slots.iter_mut().flatten()
     }

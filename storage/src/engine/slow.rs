@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A disk that takes its time, for tests: what happens while operations are under way for seconds.
+//! Simulates a slow disk, for tests with operations that are in flight for seconds.
 //!
-//! Where a debug build finds the name of a file in [`SLOW_DISK`], each operation of an engine begins as many milliseconds late as the
-//! file says at that moment. Builds without debug assertions, which releases are, never look.
+//! If the environment variable [`SLOW_DISK`] names a file, each operation of an engine begins as many milliseconds late as the file
+//! contains at that moment. Only builds with debug assertions support this; releases ignore the variable.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub(super) fn open() {
     FILE.get_or_init(|| std::fs::File::open(std::env::var_os(SLOW_DISK)?).ok());
 }
 
-/// How late an operation begins.
+/// Returns the delay of an operation.
 #[cfg(debug_assertions)]
 pub(super) fn delay() -> Option<Duration> {
     use std::io::IoSliceMut;
@@ -38,12 +38,12 @@ pub(super) fn delay() -> Option<Duration> {
     (milliseconds > 0).then(|| Duration::from_millis(milliseconds))
 }
 
-/// Nothing, in this build.
+/// Does nothing in this build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub(super) fn open() {}
 
-/// Not at all, in this build.
+/// Returns no delay in this build.
 #[cfg(not(debug_assertions))]
 #[inline(always)]
 pub(super) fn delay() -> Option<Duration> {

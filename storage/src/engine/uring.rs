@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The io_uring engine. A thread has one ring, on which it also waits for kicks: one system call submits a batch and waits for
-//! whatever comes next.
+//! The io_uring engine. A thread has one ring, on which it also waits for kicks: one system call submits a batch of operations
+//! and waits for the next event.
 
 use std::collections::VecDeque;
 use std::io;
@@ -28,16 +28,16 @@ const IMAGE: Fixed = Fixed(0);
 const TOKEN_BITS: u32 = 40;
 /// Marks, in the name of a watch, the completion of its removal. No token has this bit.
 const REMOVAL: u64 = 1 << (TOKEN_BITS - 1);
-/// How long a watch that failed is left alone. What it watched counts as ready meanwhile.
+/// How long to wait before a failed watch is armed again. Meanwhile its file counts as ready.
 const RETRY: Duration = Duration::from_millis(1);
-/// How long it may take to end all watches.
+/// Time limit for the end of all watches.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A file that is waited on.
+/// A watched file.
 struct Watch {
     fd: RawFd,
     token: Token,
-    /// Tells its completions from those of an earlier watch with the same token, which may still come.
+    /// Distinguishes its completions from late ones of an earlier watch with the same token.
     name: u64,
 }
 
@@ -54,11 +54,11 @@ pub struct UringEngine<R: IoRequest> {
     /// Slots of operations that begin late, and when: see [`slow`].
     slow: Vec<(Instant, u32)>,
     watched: Vec<Watch>,
-    /// Watches that there have been.
+    /// Number of watches so far.
     watches: u32,
-    /// Watches, and removals of some, that have not ended.
+    /// Number of polls and removals that have not ended.
     polls: usize,
-    /// It only finds out whether the kernel can watch, so that a failure is nobody's concern yet.
+    /// The engine only tests whether the kernel can watch files. Failures are not worth a warning.
     pub is_probe: bool,
     /// Names of watches that have failed.
     failed: Vec<u64>,
@@ -169,12 +169,12 @@ impl<R: IoRequest> UringEngine<R> {
     }
 
     pub fn begin(&mut self) {
-        // If this fails, the thread submits the rest, and meets the error again, when it waits.
+        // If this fails, the thread submits the rest when it waits, and handles the error there.
         let _ = self.ring.uring.submit();
     }
 
     /// # Safety
-    /// All that the entry points to must stay valid until its completion has been seen.
+    /// Everything that the entry points to must stay valid until its completion has been seen.
     unsafe fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
         loop {
             // SAFETY: the caller's promise.
@@ -208,7 +208,7 @@ impl<R: IoRequest> UringEngine<R> {
         Ok(())
     }
 
-    /// Whether all that is watched goes on being watched.
+    /// Returns whether no watch has failed.
     pub fn is_watching(&self) -> bool {
         self.failed.is_empty()
     }
@@ -243,18 +243,18 @@ impl<R: IoRequest> UringEngine<R> {
         }
     }
 
-    /// Takes one completion; returns the token of a watched file that is ready.
+    /// Handles one completion. Returns the token of a watched file that is ready.
     fn reap(&mut self, completion: &cqueue::Entry) -> Option<Token> {
         let (number, result) = (completion.user_data(), completion.result());
-        // A watch has a number above its token, whatever that is.
+        // This is not the name of a watch, which has a number in its upper bits.
         if let Token::Device(slot) = Token::from_u64(number) {
             self.end(slot, result);
             return None;
         }
-        let goes_on = cqueue::more(completion.flags());
-        self.polls = self.polls.saturating_sub(usize::from(!goes_on));
+        let continues = cqueue::more(completion.flags());
+        self.polls = self.polls.saturating_sub(usize::from(!continues));
         if number & REMOVAL != 0 {
-            // The kernel was about to tell of this watch, which it does not remove then.
+            // The watch was about to complete, so the kernel did not remove it.
             if result == -libc::EALREADY {
                 let _ = self.push_removal(number & !REMOVAL);
             }
@@ -264,7 +264,7 @@ impl<R: IoRequest> UringEngine<R> {
         let (fd, token) = (watch.fd, watch.token);
         let outcome = match result {
             error @ ..0 => Err(io::Error::from_raw_os_error(-error)),
-            _ if goes_on => Ok(()),
+            _ if continues => Ok(()),
             _ => self.push_watch(fd, number),
         };
         if let Err(error) = outcome {
@@ -272,7 +272,7 @@ impl<R: IoRequest> UringEngine<R> {
                 log::debug!("cannot watch a file by io_uring: {error}");
             } else {
                 warn_limited(format_args!(
-                    "cannot wait for kicks: {error}; looking for requests all the time instead, and trying again"
+                    "cannot wait for kicks: {error}; polling instead, and trying again"
                 ));
             }
             self.failed.push(number);
@@ -280,7 +280,7 @@ impl<R: IoRequest> UringEngine<R> {
         Some(token)
     }
 
-    /// Watches again what failed some time ago: the first `count` of those that did.
+    /// Arms the first `count` failed watches again.
     fn watch_again(&mut self, count: usize) {
         for name in self.failed.drain(..count).collect::<Vec<_>>() {
             let watch = self.watched.iter().find(|watch| watch.name == name);
@@ -304,7 +304,7 @@ impl<R: IoRequest> UringEngine<R> {
         }
     }
 
-    /// Waits until nothing is under way any more, and nothing watched.
+    /// Waits until no operation is in flight, and removes all watches.
     fn end_all(&mut self) -> io::Result<()> {
         while let Some(watch) = self.watched.pop() {
             self.push_removal(watch.name)?;
@@ -324,7 +324,7 @@ impl<R: IoRequest> UringEngine<R> {
         }
     }
 
-    /// The operation of the request in `slot` has ended.
+    /// Records that the operation of the request in `slot` has ended.
     fn end(&mut self, slot: u32, result: i32) {
         let outcome = match (u64::try_from(result), -result) {
             (Ok(count), _) => Ok(count),
@@ -400,7 +400,7 @@ impl<R: IoRequest> Poller for UringEngine<R> {
     }
 
     fn wait(&mut self, ready: &mut Vec<Token>, timeout: Option<Duration>) -> io::Result<()> {
-        // What has ended, or is to be done here, does not wait.
+        // Do not wait while operations have ended, or while this thread has to carry some out.
         let timeout = if self.finished.is_empty() && self.left.is_empty() {
             timeout
         } else {
@@ -436,15 +436,15 @@ impl<R: IoRequest> Poller for UringEngine<R> {
 }
 
 impl<R: IoRequest> Drop for UringEngine<R> {
-    /// Closing a ring does not wait for its operations; their memory must not go before they end. Who takes it next is to find nothing
-    /// of this engine's.
+    /// Waits for all operations, because closing a ring does not, and their memory must stay until they end. The next engine that takes
+    /// the ring must find nothing of this one.
     fn drop(&mut self) {
         let ended = self.end_all();
         if let Err(error) = &ended {
-            log::debug!("a ring of io_uring is given up: {error}");
+            log::debug!("a ring of io_uring is abandoned: {error}");
             if !self.slots.is_empty() {
-                log::error!("cannot wait for operations that are under way: {error}");
-                // Their memory stays for ever rather than go before they end.
+                log::error!("cannot wait for operations in flight: {error}");
+                // The kernel may still use their memory, so it is never freed.
                 std::mem::forget(std::mem::replace(&mut self.slots, Slots::new()));
             }
         }

@@ -23,7 +23,7 @@ const SIGNATURES: [(&str, usize, &[u8]); 7] = [
 #[repr(align(4096))]
 struct Buffer([u8; LENGTH]);
 
-/// The format that the image appears to have, if it is not raw.
+/// Returns the format that the image appears to have, if it is not raw.
 pub fn other_than_raw(image: &File) -> Option<&'static str> {
     let mut buffer = Buffer([0; LENGTH]);
     image.read_at(&mut buffer.0, 0).ok()?;

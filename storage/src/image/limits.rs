@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The unit of a disk, and the limits of discards: those of the host, as the driver is told of them (VIRTIO 1.3, 5.2.4).
+//! The unit of a disk, and the limits of discards: those of the host, which the driver reads (VIRTIO 1.3, 5.2.4).
 
 use std::path::Path;
 
@@ -22,7 +22,7 @@ pub struct DiscardLimits {
 }
 
 impl DiscardLimits {
-    /// The limits of a file with physical blocks of `block` bytes.
+    /// Returns the limits of a file with physical blocks of `block` bytes.
     pub fn of_file(block: u32) -> Self {
         Self {
             max_sectors: MAX_DISCARD_SECTORS,
@@ -30,7 +30,8 @@ impl DiscardLimits {
         }
     }
 
-    /// The limits of a block device with logical blocks of `block` bytes. `None` if it has no discards, or the kernel does not tell.
+    /// Returns the limits of a block device with logical blocks of `block` bytes. `None` if it has no discards, or the kernel does not
+    /// report them.
     pub fn of_device(device: Dev, block: u32) -> Option<Self> {
         let folder = format!("/sys/dev/block/{}:{}", major(device), minor(device));
         // A partition does not have a queue of its own.

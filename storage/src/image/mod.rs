@@ -168,13 +168,13 @@ impl Image {
         self.syncs.execute(&self.file, operation)
     }
 
-    /// The size of the disk in bytes.
+    /// Returns the size of the disk in bytes.
     #[inline]
     pub fn size(&self) -> u64 {
         self.size.load(Ordering::Relaxed)
     }
 
-    /// What the path names now, if it is not the file that was opened.
+    /// Describes what the path names now, if it is not the file that was opened.
     pub fn path_change(&self) -> Option<&'static str> {
         match self.source.current()? {
             Ok(found) if found == self.identity => None,
@@ -219,7 +219,7 @@ pub(crate) enum Measured {
     },
 }
 
-/// The length of a file or block device, in bytes. Changes its position, which nothing else uses.
+/// Returns the length of a file or block device, in bytes. Changes its position, which nothing else uses.
 fn length(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
@@ -229,7 +229,7 @@ fn whole(length: u64, block: u64) -> u64 {
     length / block * block
 }
 
-/// The alignment that the kernel requires for O_DIRECT on this file.
+/// Returns the alignment that the kernel requires for O_DIRECT on this file.
 fn direct_alignment(file: &File) -> DirectAlignment {
     let told = statx(file, c"", AtFlags::EMPTY_PATH, StatxFlags::DIOALIGN)
         .ok()

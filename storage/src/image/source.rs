@@ -71,7 +71,7 @@ impl Identity {
 }
 
 impl Source {
-    /// The source that `path`, the value of `option`, names. A path below /dev/fd names an inherited file.
+    /// Returns the source that `path`, the value of `option`, names. A path below /dev/fd names an inherited file.
     pub fn path(path: PathBuf, option: &str) -> Self {
         let number = path.to_str().and_then(|path| {
             let number = INHERITED.iter().find_map(|start| path.strip_prefix(start));
@@ -94,7 +94,7 @@ impl Source {
         }
     }
 
-    /// Which file the path names now; `None` for an inherited file.
+    /// Returns which file the path names now; `None` for an inherited file.
     ///
     /// # Errors
     /// The path cannot be examined.
@@ -188,7 +188,7 @@ fn open(path: &Path, options: &DiskOptions) -> io::Result<File> {
         .open(path)
 }
 
-/// Whether this is a URI rather than a path.
+/// Returns whether this is a URI rather than a path.
 fn is_uri(path: &Path) -> bool {
     let scheme = path.to_str().and_then(|text| text.split_once("://"));
     scheme.is_some_and(|(scheme, _)| {

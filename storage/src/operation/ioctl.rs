@@ -10,7 +10,7 @@ use vhost_device_common::device::Call;
 const BLKROGET: Opcode = opcode::none(0x12, 94);
 const BLKDISCARD: Opcode = opcode::none(0x12, 119);
 
-/// The system call of [`discard`].
+/// Returns the system call of [`discard`].
 pub fn discard_call() -> Call {
     Call::new(libc::SYS_ioctl).with(1, BLKDISCARD)
 }
@@ -21,7 +21,7 @@ pub fn discard(device: &File, offset: u64, length: u64) -> Result<()> {
     unsafe { ioctl(device, Setter::<BLKDISCARD, _>::new([offset, length])) }
 }
 
-/// Whether a block device cannot be written, however it was opened.
+/// Returns whether a block device cannot be written, however it was opened.
 ///
 /// # Errors
 /// It is not a block device.

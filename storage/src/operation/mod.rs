@@ -35,17 +35,17 @@ enum Kind<'a> {
 }
 
 impl<'a> Memory<'a> {
-    /// The first bytes that the device may still read of a chain, at most `most`; nothing if they are not guest memory.
+    /// Returns the first bytes that the device may still read of a chain, at most `most`; nothing if they are not guest memory.
     pub fn readable(chain: &'a Chain, most: u64) -> Self {
         Self::first(chain.readable_iovecs().unwrap_or_default(), most)
     }
 
-    /// The first bytes that the device may still write of a chain, at most `most`; nothing if they are not guest memory.
+    /// Returns the first bytes that the device may still write of a chain, at most `most`; nothing if they are not guest memory.
     pub fn writable(chain: &'a Chain, most: u64) -> Self {
         Self::first(chain.writable_iovecs().unwrap_or_default(), most)
     }
 
-    /// As many of the first iovecs as one operation takes, or a part of the first one if that is too large.
+    /// Returns as many of the first iovecs as one operation takes, or a part of the first one if that is too large.
     fn first(iovecs: &'a [libc::iovec], most: u64) -> Self {
         let most = usize::try_from(most).map_or(MAX_BYTES, |most| most.min(MAX_BYTES));
         let mut bytes = 0_usize;
@@ -63,7 +63,7 @@ impl<'a> Memory<'a> {
         }
     }
 
-    /// A part of a buffer of our own; nothing if the buffer is smaller.
+    /// Returns a part of a buffer of this process; nothing if the buffer is smaller.
     pub fn buffer(buffer: &'a MmapRegion, part: std::ops::Range<usize>) -> Self {
         let valid = part.start <= part.end && part.end <= buffer.len();
         let part = if valid { part } else { 0..0 };
@@ -74,7 +74,7 @@ impl<'a> Memory<'a> {
         Self(Kind::One(iovec, PhantomData))
     }
 
-    /// The only iovec, or all of them.
+    /// Returns the only iovec, or all of them.
     pub(crate) fn iovecs(&self) -> Result<libc::iovec, &'a [libc::iovec]> {
         match self.0 {
             Kind::One(iovec, _) | Kind::Many(&[iovec]) => Ok(iovec),
@@ -127,7 +127,7 @@ pub enum Range {
 }
 
 impl Operation<'_> {
-    /// Whether the operation is an ioctl, which io_uring does not have.
+    /// Returns whether the operation is an ioctl, which io_uring does not have.
     pub fn is_ioctl(&self) -> bool {
         matches!(
             self,
@@ -140,7 +140,7 @@ impl Operation<'_> {
 }
 
 impl Range {
-    /// The mode of fallocate.
+    /// Returns the mode of fallocate.
     pub(crate) fn flags(self) -> FallocateFlags {
         FallocateFlags::KEEP_SIZE
             | match self {
@@ -166,7 +166,7 @@ pub struct Label {
 ///
 /// The engine owns the request, and does not move it, for as long as the operation is in flight.
 pub trait IoRequest: Send + 'static {
-    /// The next operation.
+    /// Returns the next operation.
     fn operation(&self) -> Operation<'_>;
 
     /// What the request is, for [`Engine::suspend`](crate::engine::Engine::suspend).
@@ -274,7 +274,7 @@ fn vectored(
 mod tests {
     use super::*;
 
-    /// The lengths of the iovecs that one operation takes.
+    /// Returns the lengths of the iovecs that one operation takes.
     fn lengths(iovecs: &[usize], most: u64) -> Vec<usize> {
         let iovec = |&iov_len: &usize| libc::iovec {
             iov_base: std::ptr::null_mut(),

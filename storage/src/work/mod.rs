@@ -79,12 +79,12 @@ impl Work {
         Self::new(Kind::Ranges(ranges))
     }
 
-    /// Whether operations use guest memory.
+    /// Returns whether operations use guest memory.
     pub fn is_direct(&self) -> bool {
         matches!(&self.kind, Kind::Transfer(transfer) if transfer.is_direct())
     }
 
-    /// Whether it changes the disk.
+    /// Returns whether it changes the disk.
     pub fn is_change(&self) -> bool {
         match &self.kind {
             Kind::Transfer(transfer) => !transfer.is_read(),
@@ -93,12 +93,12 @@ impl Work {
         }
     }
 
-    /// Whether it moves much data to the guest.
+    /// Returns whether it moves much data to the guest.
     pub fn is_large_read(&self) -> bool {
         matches!(&self.kind, Kind::Transfer(transfer) if transfer.is_read() && transfer.remaining >= LARGE)
     }
 
-    /// Bytes that are left to move, to zero or to discard.
+    /// Returns how many bytes are left to move, to zero or to discard.
     pub fn remaining(&self) -> u64 {
         match &self.kind {
             Kind::Transfer(transfer) => transfer.remaining,
@@ -107,12 +107,12 @@ impl Work {
         }
     }
 
-    /// Data bytes that were moved so far; those that were zeroed or discarded, once all are.
+    /// Returns how many data bytes were moved so far; those that were zeroed or discarded count once all are.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The next operation, on the memory of `chain`.
+    /// Returns the next operation, on the memory of `chain`.
     pub fn operation<'a>(&'a self, chain: &'a Chain) -> Operation<'a> {
         match &self.kind {
             Kind::Transfer(transfer) => transfer.operation(chain),

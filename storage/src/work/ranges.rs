@@ -35,12 +35,12 @@ struct Segment {
 }
 
 impl Ranges {
-    /// Ranges to discard: a hint, so what the storage cannot discard counts as done.
+    /// Creates a list of ranges to discard: a hint, so what the storage cannot discard counts as done.
     pub fn discard() -> Self {
         Self::new(true, false)
     }
 
-    /// Ranges to zero; if `stable`, the work is done when the zeroes are on stable storage.
+    /// Creates a list of ranges to zero; if `stable`, the work is done when the zeroes are on stable storage.
     pub fn zero(stable: bool) -> Self {
         Self::new(false, stable)
     }
@@ -95,7 +95,7 @@ impl Ranges {
         Ok(())
     }
 
-    /// Whether there is nothing to do: the ranges have no bytes, or discards are ignored.
+    /// Returns whether there is nothing to do: the ranges have no bytes, or discards are ignored.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
     }

@@ -17,11 +17,11 @@ use crate::operation::{Memory, Operation};
 /// The most bytes that one request reads or writes: drivers do not need more, and Linux moves a little less at once.
 pub const MAX_TRANSFER: u64 = 2 << 30;
 
-/// Which way data goes.
+/// The direction of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     ToGuest,
-    /// If `stable`, as far as stable storage.
+    /// If `stable`, up to stable storage.
     ToDisk {
         stable: bool,
     },
@@ -83,7 +83,7 @@ impl Transfer {
         self.direction == Direction::ToGuest
     }
 
-    /// Whether operations use guest memory.
+    /// Returns whether operations use guest memory.
     pub fn is_direct(&self) -> bool {
         self.bounce.is_none()
     }
