@@ -298,12 +298,15 @@ fn parse(header: Header, chain: &mut Chain, shared: &Shared) -> Result<Parsed, S
     let disk = &shared.disk;
     let work = match kind {
         Kind::Read => {
-            let offset = byte_offset(sector, chain.writable_len())?;
-            Work::read(chain, offset, disk)?
+            let length = chain.writable_len();
+            let offset = byte_offset(sector, length)?;
+            Work::read(chain, offset, length, disk)?
         }
         Kind::Write => {
-            let offset = byte_offset(sector, chain.readable_len())?;
-            Work::write(chain, offset, shared.caching.is_write_through(), disk)?
+            let length = chain.readable_len();
+            let offset = byte_offset(sector, length)?;
+            let stable = shared.caching.is_write_through();
+            Work::write(chain, offset, length, stable, disk)?
         }
         Kind::Flush => Work::flush(),
         Kind::GetId => {

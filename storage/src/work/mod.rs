@@ -42,27 +42,34 @@ impl Work {
         Self { kind, bytes: 0 }
     }
 
-    /// Reads from the disk at `offset` into all that is left to write of `chain`.
+    /// Reads `length` bytes of the disk at `offset` into the next bytes of `chain` that can be written.
     ///
     /// # Errors
-    /// The disk does not have so many bytes there, or there is no place for them.
-    pub fn read(chain: &mut Chain, offset: u64, disk: &Disk) -> Result<Self, DiskError> {
-        Transfer::start(chain, Direction::ToGuest, offset, disk).map(Self::transfer)
+    /// The disk does not have so many bytes there, the chain does not have so many left, or `length` is 0 or above [`MAX_TRANSFER`].
+    pub fn read(
+        chain: &mut Chain,
+        offset: u64,
+        length: u64,
+        disk: &Disk,
+    ) -> Result<Self, DiskError> {
+        Transfer::start(chain, Direction::ToGuest, offset, length, disk).map(Self::transfer)
     }
 
-    /// Writes all that is left to read of `chain` to the disk at `offset`; if `stable`, the work is done when the data is on stable
-    /// storage.
+    /// Writes the next `length` bytes of `chain` that can be read to the disk at `offset`; if `stable`, the work is done when the data is
+    /// on stable storage.
     ///
     /// # Errors
-    /// The disk is read-only, or does not have so many bytes there, or there is no data.
+    /// The disk is read-only; otherwise as [`Work::read`].
     pub fn write(
         chain: &mut Chain,
         offset: u64,
+        length: u64,
         stable: bool,
         disk: &Disk,
     ) -> Result<Self, DiskError> {
         disk.check_writable()?;
-        Transfer::start(chain, Direction::ToDisk { stable }, offset, disk).map(Self::transfer)
+        let direction = Direction::ToDisk { stable };
+        Transfer::start(chain, direction, offset, length, disk).map(Self::transfer)
     }
 
     fn transfer(transfer: Transfer) -> Self {

@@ -46,32 +46,33 @@ struct Bounce {
 }
 
 impl Transfer {
-    /// Moves all that `chain` has in this direction.
+    /// Starts to move the next `length` bytes of `chain` in this direction.
     pub fn start(
         chain: &mut Chain,
         direction: Direction,
         offset: u64,
+        length: u64,
         disk: &Disk,
     ) -> Result<Self, DiskError> {
-        let (remaining, iovecs) = match direction {
+        let (available, iovecs) = match direction {
             Direction::ToGuest => (chain.writable_len(), chain.writable_iovecs()?),
             Direction::ToDisk { .. } => (chain.readable_len(), chain.readable_iovecs()?),
         };
-        disk.check_range(offset, remaining)?;
-        if remaining == 0 || remaining > MAX_TRANSFER {
+        disk.check_range(offset, length)?;
+        if length == 0 || length > available.min(MAX_TRANSFER) {
             return Err(DiskError::Length);
         }
         let is_direct = disk.is_direct(iovecs);
         let mut transfer = Self {
             direction,
             offset,
-            remaining,
-            piece: disk.layout.find(offset, remaining),
+            remaining: length,
+            piece: disk.layout.find(offset, length),
             bounce: None,
         };
         if !is_direct {
             transfer.bounce = Some(Bounce {
-                buffer: buffer(remaining)?,
+                buffer: buffer(length)?,
                 part: 0..0,
             });
             transfer.fill_bounce(chain)?;
@@ -218,14 +219,14 @@ mod tests {
         disk
     }
 
-    /// Carries out the rest of `work`. Each operation reports at most `most` bytes.
-    fn finish(work: &mut Work, chain: &mut Chain, disk: &Disk, most: u64) {
+    /// Carries out the rest of `work`. Each operation reports at most `most` bytes. Returns how many were moved.
+    fn finish(work: &mut Work, chain: &mut Chain, disk: &Disk, most: u64) -> u64 {
         for _ in 0..1000 {
             let outcome = disk.execute(work.operation(chain));
             let outcome = outcome.map(|count| count.min(most));
             if work.advance(chain, disk, outcome).unwrap() {
-                assert_eq!((work.bytes(), work.remaining()), (LENGTH, 0));
-                return;
+                assert_eq!(work.remaining(), 0);
+                return work.bytes();
             }
         }
         panic!("it does not end");
@@ -245,8 +246,8 @@ mod tests {
         for_each_way(|is_bounced, most| {
             let (disk, guest) = (disk_for(is_bounced), Guest::new());
             let mut chain = guest.chain(&SEGMENTS, true);
-            let mut work = Work::read(&mut chain, SIZE - LENGTH, &disk).unwrap();
-            finish(&mut work, &mut chain, &disk, most);
+            let mut work = Work::read(&mut chain, SIZE - LENGTH, LENGTH, &disk).unwrap();
+            assert_eq!(finish(&mut work, &mut chain, &disk, most), LENGTH);
             let expected: Vec<u8> = (SIZE - LENGTH..SIZE).map(byte).collect();
             assert!(guest.data(LENGTH) == expected, "{is_bounced} {most}");
         });
@@ -259,8 +260,8 @@ mod tests {
             let data: Vec<u8> = (0..LENGTH).map(|offset| !byte(offset)).collect();
             guest.write_data(&data);
             let mut chain = guest.chain(&SEGMENTS, false);
-            let mut work = Work::write(&mut chain, SIZE - LENGTH, false, &disk).unwrap();
-            finish(&mut work, &mut chain, &disk, most);
+            let mut work = Work::write(&mut chain, SIZE - LENGTH, LENGTH, false, &disk).unwrap();
+            assert_eq!(finish(&mut work, &mut chain, &disk, most), LENGTH);
             let mut expected: Vec<u8> = (0..SIZE - LENGTH).map(byte).collect();
             expected.extend(data);
             assert!(content(&disk) == expected, "{is_bounced} {most}");
@@ -268,10 +269,45 @@ mod tests {
     }
 
     #[test]
+    fn a_transfer_moves_only_the_bytes_that_were_asked_for() {
+        const SHORT: u64 = BLOCK + 512;
+        for_each_way(|is_bounced, most| {
+            let (disk, guest) = (disk_for(is_bounced), Guest::new());
+            let mut chain = guest.chain(&SEGMENTS, true);
+            let mut work = Work::read(&mut chain, SIZE - SHORT, SHORT, &disk).unwrap();
+            assert_eq!(finish(&mut work, &mut chain, &disk, most), SHORT);
+            assert_eq!(chain.writable_len(), LENGTH - SHORT);
+            let mut expected: Vec<u8> = (SIZE - SHORT..SIZE).map(byte).collect();
+            expected.resize(LENGTH as usize, 0);
+            assert!(guest.data(LENGTH) == expected, "{is_bounced} {most}");
+
+            let mut chain = guest.chain(&SEGMENTS, false);
+            let mut work = Work::write(&mut chain, 0, SHORT, false, &disk).unwrap();
+            assert_eq!(finish(&mut work, &mut chain, &disk, most), SHORT);
+            expected.truncate(SHORT as usize);
+            expected.extend((SHORT..SIZE).map(byte));
+            assert!(content(&disk) == expected, "{is_bounced} {most}");
+        });
+    }
+
+    #[test]
+    fn a_transfer_of_nothing_or_of_more_than_the_request_has_is_refused() {
+        let (disk, guest) = (disk_for(false), Guest::new());
+        for length in [0, LENGTH + 512] {
+            let mut chain = guest.chain(&SEGMENTS, true);
+            let refused = Work::read(&mut chain, 0, length, &disk);
+            assert_eq!(refused.err(), Some(DiskError::Length));
+            let mut chain = guest.chain(&SEGMENTS, false);
+            let refused = Work::write(&mut chain, 0, length, false, &disk);
+            assert_eq!(refused.err(), Some(DiskError::Length));
+        }
+    }
+
+    #[test]
     fn a_write_to_a_read_only_disk_is_refused() {
         let (disk, guest) = (disk(true, byte), Guest::new());
         let mut chain = guest.chain(&SEGMENTS, false);
-        let refused = Work::write(&mut chain, 0, false, &disk);
+        let refused = Work::write(&mut chain, 0, LENGTH, false, &disk);
         assert_eq!(refused.err(), Some(DiskError::ReadOnly));
     }
 }
