@@ -140,9 +140,7 @@ impl Work {
     ) -> io::Result<bool> {
         match &mut self.kind {
             Kind::Transfer(transfer) => {
-                let count = outcome?;
-                transfer.advance(chain, disk, count)?;
-                self.bytes += count;
+                self.bytes += transfer.advance(chain, disk, outcome?)?;
                 Ok(transfer.remaining == 0)
             }
             Kind::Flush => outcome.map(|_| true),

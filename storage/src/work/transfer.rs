@@ -11,6 +11,7 @@ use vm_memory::{VolatileMemory, VolatileSlice};
 
 use super::buffer::{buffer, chunk};
 use crate::disk::{Disk, DiskError};
+use crate::image::SECTOR_SIZE;
 use crate::layout::Piece;
 use crate::operation::{Memory, Operation};
 
@@ -109,8 +110,9 @@ impl Transfer {
         }
     }
 
-    /// Continues after `count` bytes went between the image and memory.
-    pub fn advance(&mut self, chain: &mut Chain, disk: &Disk, count: u64) -> io::Result<()> {
+    /// Continues after `count` bytes went between the image and memory. Returns how many of them are done.
+    pub fn advance(&mut self, chain: &mut Chain, disk: &Disk, count: u64) -> io::Result<u64> {
+        let count = self.whole(count);
         if count == 0 || count > self.piece.length {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
@@ -134,11 +136,24 @@ impl Transfer {
         .map_err(io::Error::other)?;
         self.offset += count;
         self.remaining -= count;
-        if self.remaining == 0 {
-            return Ok(());
+        if self.remaining > 0 {
+            self.piece = disk.layout.find(self.offset, self.remaining);
+            self.fill_bounce(chain).map_err(io::Error::other)?;
         }
-        self.piece = disk.layout.find(self.offset, self.remaining);
-        self.fill_bounce(chain).map_err(io::Error::other)
+        Ok(count)
+    }
+
+    /// Returns how many of `count` bytes are done: of a short read into the buffer only whole sectors, because what transforms the data (such
+    /// as decryption) needs whole sectors. The rest is read again.
+    fn whole(&self, count: u64) -> u64 {
+        match &self.bounce {
+            Some(bounce) if self.is_read() => {
+                let length = self.piece.length.min(bounce.part.len() as u64);
+                let is_short = count < length;
+                count - if is_short { count % SECTOR_SIZE } else { 0 }
+            }
+            _ => count,
+        }
     }
 
     /// Prepares the buffer, if there is one, for the next operation, unless the last one left something in it.
@@ -301,6 +316,32 @@ mod tests {
             let refused = Work::write(&mut chain, 0, length, false, &disk);
             assert_eq!(refused.err(), Some(DiskError::Length));
         }
+    }
+
+    #[test]
+    fn a_read_through_a_buffer_continues_at_a_whole_sector_after_a_short_one() {
+        let (disk, guest) = (disk_for(true), Guest::new());
+        let mut chain = guest.chain(&SEGMENTS, true);
+        let mut work = Work::read(&mut chain, SIZE - LENGTH, LENGTH, &disk).unwrap();
+        for (count, moved) in [(512, 512), (1023, 1024), (1025, 2048)] {
+            let outcome = disk.execute(work.operation(&chain));
+            assert!(outcome.unwrap() > count);
+            assert!(!work.advance(&mut chain, &disk, Ok(count)).unwrap());
+            assert_eq!(work.bytes(), moved);
+        }
+        assert_eq!(finish(&mut work, &mut chain, &disk, 700), LENGTH);
+        let expected: Vec<u8> = (SIZE - LENGTH..SIZE).map(byte).collect();
+        assert!(guest.data(LENGTH) == expected);
+    }
+
+    #[test]
+    fn a_read_through_a_buffer_of_less_than_a_sector_fails() {
+        let (disk, guest) = (disk_for(true), Guest::new());
+        let mut chain = guest.chain(&SEGMENTS, true);
+        let mut work = Work::read(&mut chain, SIZE - LENGTH, LENGTH, &disk).unwrap();
+        let failed = work.advance(&mut chain, &disk, Ok(511));
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!((work.bytes(), work.remaining()), (0, LENGTH));
     }
 
     #[test]
