@@ -118,7 +118,7 @@ impl Chain {
         self.readable.len()
     }
 
-    /// Returns how many bytes the device can still write, without a tail that was split off.
+    /// Returns how many bytes the device can still write, without a head and a tail that were split off.
     #[inline]
     pub fn writable_len(&self) -> u64 {
         self.writable.len()
@@ -193,6 +193,23 @@ impl Chain {
         self.writable.write_tail(bytes)
     }
 
+    /// Splits off the next `length` writable bytes for [`Chain::write_head`], for example a response before the data. They replace an
+    /// earlier head.
+    ///
+    /// # Errors
+    /// Fewer bytes are left.
+    pub fn split_head(&mut self, length: u64) -> Result<(), ChainError> {
+        self.writable.split_head(length)
+    }
+
+    /// Writes `bytes` to the start of what [`Chain::split_head`] split off.
+    ///
+    /// # Errors
+    /// Fewer bytes were split off, or some are not guest memory.
+    pub fn write_head(&mut self, bytes: &[u8]) -> Result<(), ChainError> {
+        self.writable.write_head(bytes)
+    }
+
     /// Returns what the device can still read, as iovecs for vectored I/O. The addresses stay valid until the chain is completed.
     ///
     /// # Errors
@@ -202,7 +219,7 @@ impl Chain {
         self.readable.iovecs()
     }
 
-    /// Returns what the device can still write, without the tail that was split off; otherwise like [`Chain::readable_iovecs`].
+    /// Returns what the device can still write, without the head and the tail that were split off; otherwise like [`Chain::readable_iovecs`].
     ///
     /// # Errors
     /// A writable part of the request is not guest memory.

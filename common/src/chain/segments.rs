@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Half of a chain: segments of mapped guest memory, which are read or written from the front, and whose tail can be split off. Only
-//! this file of the module turns pointers into memory.
+//! Half of a chain: segments of mapped guest memory, which are read or written from the front, and whose head and tail can be split off.
+//! Only this file of the module turns pointers into memory.
 
 #![allow(unsafe_code)]
 
+use std::ops::Range;
 use std::ptr;
 
 use vm_memory::VolatileSlice;
@@ -62,11 +63,14 @@ impl Segment {
 
 /// The readable or the writable bytes of a chain.
 ///
-/// Reads and writes consume bytes from the front. [`Segments::split_tail`] splits off bytes at the end, such as a status after the data.
+/// Reads and writes consume bytes from the front. [`Segments::split_tail`] splits off bytes at the end, such as a status after the data,
+/// and [`Segments::split_head`] bytes at the front, such as a response before the data.
 #[derive(Debug, Default)]
 pub(crate) struct Segments {
-    /// Consumed segments, then those in view, then the tail.
+    /// Consumed segments and the head, then those in view, then the tail.
     list: Vec<Segment>,
+    /// The head, which is before those in view.
+    head: Range<usize>,
     start: usize,
     /// Bytes that were consumed of the first segment in view, and that it no longer contains.
     cut: usize,
@@ -212,26 +216,64 @@ impl Segments {
         Ok(())
     }
 
-    /// Writes `bytes` to the start of what was split off. Each call starts there again.
+    /// Writes `bytes` to the start of the tail that was split off. Each call starts there again.
     ///
     /// # Errors
     /// Fewer bytes were split off, or some are not guest memory.
     pub fn write_tail(&mut self, bytes: &[u8]) -> Result<(), ChainError> {
-        let mut rest = bytes;
-        for segment in self.list.get(self.end..).unwrap_or_default() {
-            if rest.is_empty() {
+        write_to(self.list.get(self.end..).unwrap_or_default(), bytes)
+    }
+
+    /// Splits off the next `length` bytes for [`Segments::write_head`]. They replace an earlier head.
+    ///
+    /// # Errors
+    /// Fewer bytes are in view.
+    pub fn split_head(&mut self, length: u64) -> Result<(), ChainError> {
+        self.need(length)?;
+        if self.cut > 0
+            && let Some(&segment) = self.list.get(self.start)
+        {
+            // The part that was consumed becomes a segment of its own.
+            self.replace_first(segment.with_front(self.cut).split(self.cut));
+            self.cut = 0;
+        }
+        let start = self.start;
+        let mut left = length;
+        while left > 0 {
+            let Some(&segment) = self.list.get(self.start) else {
                 break;
+            };
+            let size = segment.len() as u64;
+            if size <= left {
+                left -= size;
+                self.start += 1;
+            } else {
+                self.replace_first(segment.split(left as usize));
+                left = 0;
             }
-            volatile(segment)?.copy_from(rest);
-            rest = rest.get(segment.len()..).unwrap_or_default();
         }
-        if rest.is_empty() {
-            return Ok(());
+        self.head = start..self.start;
+        self.length -= length;
+        Ok(())
+    }
+
+    /// Replaces the first segment in view by two, of which only the second one is in view.
+    fn replace_first(&mut self, (front, rest): (Segment, Segment)) {
+        if let Some(segment) = self.list.get_mut(self.start) {
+            *segment = front;
+            self.start += 1;
+            self.end += 1;
+            self.list.insert(self.start, rest);
         }
-        Err(ChainError::TooShort {
-            have: (bytes.len() - rest.len()) as u64,
-            need: bytes.len() as u64,
-        })
+    }
+
+    /// Writes `bytes` to the start of the head that was split off. Each call starts there again.
+    ///
+    /// # Errors
+    /// As [`Segments::write_tail`].
+    pub fn write_head(&mut self, bytes: &[u8]) -> Result<(), ChainError> {
+        let head = self.list.get(self.head.clone());
+        write_to(head.unwrap_or_default(), bytes)
     }
 
     /// Brings all bytes into view again: those that were consumed, and those that were split off.
@@ -242,6 +284,7 @@ impl Segments {
             *segment = segment.with_front(self.cut);
         }
         (self.start, self.cut, self.end) = (0, 0, self.list.len());
+        self.head = 0..0;
         self.length = self.list.iter().map(|segment| segment.len() as u64).sum();
     }
 
@@ -267,6 +310,25 @@ impl Segments {
         // SAFETY: `Segment` is a transparent wrapper of `iovec`.
         Ok(unsafe { &*(ptr::from_ref(segments) as *const [libc::iovec]) })
     }
+}
+
+/// Writes `bytes` to the start of `segments`.
+fn write_to(segments: &[Segment], bytes: &[u8]) -> Result<(), ChainError> {
+    let mut rest = bytes;
+    for segment in segments {
+        if rest.is_empty() {
+            break;
+        }
+        volatile(segment)?.copy_from(rest);
+        rest = rest.get(segment.len()..).unwrap_or_default();
+    }
+    if rest.is_empty() {
+        return Ok(());
+    }
+    Err(ChainError::TooShort {
+        have: (bytes.len() - rest.len()) as u64,
+        need: bytes.len() as u64,
+    })
 }
 
 /// Returns the memory of a segment, while the segment is borrowed.
@@ -305,9 +367,10 @@ mod tests {
             for _ in 0..random.usize(0..8) {
                 let length = random.u64(0..=segments.len());
                 // Holes cannot be written to.
-                let _ = match random.u8(0..4) {
+                let _ = match random.u8(0..5) {
                     0 => segments.split_tail(length),
-                    1 => segments.skip(length),
+                    1 => segments.split_head(length),
+                    2 => segments.skip(length),
                     _ => segments.write(&vec![1; length.min(40) as usize]),
                 };
             }
@@ -317,5 +380,70 @@ mod tests {
                 .collect();
             assert_eq!(covered, pushed, "from {start:#x}");
         }
+    }
+    /// Pushes all of `memory` in segments of these lengths.
+    fn segments(memory: &mut [u8], lengths: &[usize]) -> Segments {
+        let mut segments = Segments::default();
+        let mut rest = memory;
+        for length in lengths {
+            let (piece, left) = rest.split_at_mut(*length);
+            segments.push(&VolatileSlice::from(piece));
+            rest = left;
+        }
+        segments
+    }
+
+    #[test]
+    fn a_head_is_written_after_the_bytes_behind_it() {
+        for lengths in [&[10][..], &[4, 6], &[3, 7], &[1; 10], &[4, 4, 2]] {
+            let mut memory = *b"..........";
+            let mut segments = segments(&mut memory, lengths);
+            segments.split_head(4).unwrap();
+            segments.split_tail(2).unwrap();
+            assert_eq!(segments.len(), 4);
+            segments.write(b"data").unwrap();
+            let no_room = ChainError::TooShort { have: 4, need: 5 };
+            assert_eq!(segments.write_head(b"wrong"), Err(no_room));
+            segments.write_head(b"head").unwrap();
+            segments.write_head(b"HE").unwrap();
+            segments.write_tail(b"ta").unwrap();
+            assert_eq!(&memory, b"HEaddatata", "{lengths:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_begins_where_the_bytes_that_were_consumed_end() {
+        for lengths in [&[10][..], &[4, 6], &[2, 3, 5], &[1; 10]] {
+            let mut memory = *b"..........";
+            let mut segments = segments(&mut memory, lengths);
+            segments.write(b"ab").unwrap();
+            segments.split_head(3).unwrap();
+            segments.write(b"fgh").unwrap();
+            segments.write_head(b"cde").unwrap();
+            assert_eq!(segments.len(), 2);
+            // A second head replaces the first one.
+            segments.split_head(1).unwrap();
+            segments.write_head(b"i").unwrap();
+            let too_many = segments.split_head(2);
+            assert_eq!(too_many, Err(ChainError::TooShort { have: 1, need: 2 }));
+            segments.rewind();
+            assert_eq!(segments.len(), 10);
+            let no_head = ChainError::TooShort { have: 0, need: 1 };
+            assert_eq!(segments.write_head(b"x"), Err(no_head));
+            segments.write(b"A").unwrap();
+            assert_eq!(&memory, b"Abcdefghi.", "{lengths:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_outside_guest_memory_is_not_written() {
+        let mut memory = *b"....";
+        let mut segments = Segments::default();
+        segments.push_hole(2);
+        segments.push(&VolatileSlice::from(&mut memory[..]));
+        segments.split_head(3).unwrap();
+        assert_eq!(segments.write_head(b"abc"), Err(ChainError::NotMemory));
+        segments.write(b"def").unwrap();
+        assert_eq!(&memory, b".def");
     }
 }
