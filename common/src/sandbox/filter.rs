@@ -80,7 +80,7 @@ pub(super) fn compile(
         });
         let rule = SeccompRule::new(conditions.collect::<Result<_, _>>()?)?;
         match rules.get_mut(&call.number()) {
-            Some(any) if any.is_empty() => {}
+            Some(others) if others.is_empty() || others.contains(&rule) => {}
             Some(others) => others.push(rule),
             None => {
                 rules.insert(call.number(), vec![rule]);
@@ -201,5 +201,17 @@ mod tests {
             let found = calls.iter().find(|call| io_uring.contains(&call.number()));
             assert_eq!(found, None, "{role:?}");
         }
+    }
+    /// The kernel limits the length of filters, and each disk of a device may name the same calls.
+    #[test]
+    fn a_call_that_is_named_twice_takes_no_more_room_in_the_filter() {
+        let call = |command| Call::new(libc::SYS_fcntl).with(1, command);
+        let length = |calls: &[Call]| {
+            let filter = compile(calls, SeccompAction::Allow, SeccompAction::Trap);
+            filter.unwrap().len()
+        };
+        let once = length(&[call(1), call(2)]);
+        assert_eq!(length(&[call(1), call(2), call(1), call(2)]), once);
+        assert!(length(&[call(1), call(2), call(3)]) > once);
     }
 }
