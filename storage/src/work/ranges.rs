@@ -257,12 +257,12 @@ mod tests {
         let image = Arc::get_mut(&mut disk.image).unwrap();
         image.file.set_len(2 << 30).unwrap();
         image.measure().unwrap();
+        disk.layout = Layout::Flat;
         for (mut ranges, sectors) in [
             (Ranges::discard(), MAX_DISCARD_SECTORS),
             (Ranges::zero(false), MAX_WRITE_ZEROES_SECTORS),
         ] {
             let most = u64::from(sectors) * SECTOR_SIZE;
-            disk.layout = Layout::Flat;
             assert_eq!(ranges.push(&disk, 0, most, false), Ok(()));
             let refused = ranges.push(&disk, 0, most + 512, false);
             assert_eq!(refused, Err(DiskError::Length));

@@ -143,8 +143,8 @@ impl Transfer {
         Ok(count)
     }
 
-    /// Returns how many of `count` bytes are done: of a short read into the buffer only whole sectors, because what transforms the data (such
-    /// as decryption) needs whole sectors. The rest is read again.
+    /// Returns how many of `count` bytes are done. After a short read into the buffer these are whole sectors, because decryption, for
+    /// example, needs whole sectors. The rest is read again.
     fn whole(&self, count: u64) -> u64 {
         match &self.bounce {
             Some(bounce) if self.is_read() => {
