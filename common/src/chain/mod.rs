@@ -219,7 +219,8 @@ impl Chain {
         self.readable.iovecs()
     }
 
-    /// Returns what the device can still write, without the head and the tail that were split off; otherwise like [`Chain::readable_iovecs`].
+    /// Returns what the device can still write, without the head and the tail that were split off; otherwise like
+    /// [`Chain::readable_iovecs`].
     ///
     /// # Errors
     /// A writable part of the request is not guest memory.
