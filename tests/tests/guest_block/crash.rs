@@ -55,7 +55,7 @@ fn kill(program: &mut Program, after: Duration) {
 /// Returns the number of requests that a device has taken over from its predecessor, according to its log.
 fn taken_again(log: &str) -> u64 {
     let started = log.lines().find(|line| line.contains(STARTED));
-    let count = started.and_then(|line| line.split_once(", after "));
+    let count = started.and_then(|line| line.split_once(", recovering "));
     count.map_or(0, |(_, rest)| {
         rest.split(' ').next().unwrap().parse().unwrap()
     })
