@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Machine, argument, kernel, machine, write_init};
+use super::{Machine, argument, kernel, machine, quoted, write_init};
 use crate::guest::{GuestError, find_program};
 
 /// Memory of the guest in MiB.
@@ -27,7 +27,7 @@ pub struct Device<'a> {
 /// `work`. Returns the script's exit status. The time limit is `deadline`.
 pub fn run(
     devices: &[Device<'_>],
-    script: &str,
+    script: impl Into<OsString>,
     work: &Path,
     deadline: Duration,
 ) -> Result<i32, GuestError> {
@@ -58,4 +58,19 @@ pub fn run(
         .trim()
         .parse()
         .map_err(|_| GuestError::Guest("in User-Mode Linux ended before its script did".into()))
+}
+
+/// Boots a guest with these devices, and runs a program in it, whose output is this process's. Programs are BusyBox's, or the host's by
+/// their path. Returns the exit status. Ends the guest after `deadline`.
+pub fn run_program(
+    devices: &[Device<'_>],
+    words: &[OsString],
+    deadline: Duration,
+) -> Result<i32, GuestError> {
+    let mut script = OsString::new();
+    for word in words {
+        script.push(quoted(word));
+        script.push(" ");
+    }
+    run(devices, script, super::work()?.path(), deadline)
 }
