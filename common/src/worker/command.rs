@@ -19,7 +19,7 @@ pub enum Answer {
     Stopped(Stopped),
     /// The answer to [`Command::Base`], for a queue of this worker.
     Base(u32),
-    /// To `IsIdle`.
+    /// The answer to [`Command::IsIdle`].
     Idle(bool),
 }
 
@@ -35,7 +35,6 @@ pub enum Command {
     Error(u16, Option<Arc<CallFile>>),
     UsedLog(u16, Option<u64>),
     Memory(Arc<GuestMemory>),
-    /// Whether no operation of a suspended request is under way.
     IsIdle,
     Quit,
 }

@@ -44,17 +44,17 @@ pub trait QueueHandler {
     /// that may never happen gives up here.
     fn drain(&mut self, _queue: &mut Queue) {}
 
-    /// Suspends the requests of `queue`, which is about to stop: gives each request to [`Queue::suspend`] for which nothing writes guest
-    /// memory any more. The worker waits for the others; they can be suspended too when their operation ends
+    /// Suspends the requests of `queue`, which is about to stop: passes each request whose operation does not write guest memory any
+    /// more to [`Queue::suspend`]. The worker waits for the others, which can be suspended when their operations end
     /// ([`Queue::is_suspending`]). By default all are completed.
     fn suspend(&mut self, queue: &mut Queue) {
         self.drain(queue);
     }
 
-    /// The last queue of the thread was suspended. The thread lives until [`QueueHandler::is_idle`].
+    /// Reports that the last queue of the thread was suspended. The thread runs until [`QueueHandler::is_idle`] returns true.
     fn suspended(&mut self) {}
 
-    /// Returns whether no operation of a suspended request is under way.
+    /// Returns whether the operations of all suspended requests have ended.
     fn is_idle(&self) -> bool {
         true
     }

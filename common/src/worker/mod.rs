@@ -130,8 +130,8 @@ impl Worker {
         self.ask(Command::Start(Box::new(queue), kick)).map(drop)
     }
 
-    /// Stops a queue: when this returns, the device holds no request of it and writes no guest memory
-    /// for it. `None` if the worker has no such queue.
+    /// Stops a queue. When this returns, the device holds no request of the queue and does not write guest memory for it any more.
+    /// Returns `None` if the worker has no such queue.
     ///
     /// # Errors
     /// The thread has ended.
@@ -146,8 +146,8 @@ impl Worker {
         })
     }
 
-    /// Stops a queue and suspends its requests: they stay noted in flight, if the front-end has a file for that and the handler can suspend
-    /// them. When this returns, the device writes no guest memory for the queue. `None` if the worker has no such queue.
+    /// Stops a queue and suspends its requests, if the front-end has a file of requests in flight and the handler can suspend them. When
+    /// this returns, the device does not write guest memory for the queue any more. Returns `None` if the worker has no such queue.
     ///
     /// # Errors
     /// The thread has ended.
@@ -155,9 +155,9 @@ impl Worker {
         self.ask_to_stop(Command::Suspend(index))
     }
 
-    /// Returns whether no operation of a suspended request is under way.
+    /// Returns whether the operations of all suspended requests have ended.
     pub fn is_idle(&self) -> bool {
-        // A thread that has ended does nothing.
+        // A thread that has ended has no operations.
         !matches!(self.ask(Command::IsIdle), Ok(Answer::Idle(false)))
     }
 

@@ -62,6 +62,7 @@ mod tests {
     use io_uring::opcode;
     use rustix::fs::{MemfdFlags, memfd_create};
     use rustix::io::{fcntl_dupfd_cloexec, write};
+    use vhost_device_common::worker::{EpollPoller, Readiness};
 
     use super::*;
 
@@ -134,6 +135,24 @@ mod tests {
             signal(&event);
             drop(engine);
             signal(&event);
+        }
+    }
+
+    #[test]
+    fn files_of_a_watcher_are_reported_each_time() {
+        let Some(rings) = ring() else { return };
+        let mut engine = UringEngine::<Infallible>::new(&rings).unwrap();
+        let mut epoll = EpollPoller::new().unwrap();
+        engine.watch(epoll.as_fd(), Token::Watcher).unwrap();
+        let event = event();
+        let watcher = epoll.watcher();
+        watcher.add(&event, Readiness::READABLE, 5).unwrap();
+        for _ in 0..3 {
+            signal(&event);
+            assert_eq!(wait(&mut engine), [Token::Watcher]);
+            epoll.wait(&mut Vec::new(), Some(Duration::ZERO)).unwrap();
+            assert_eq!(epoll.next_file(), Some((5, Readiness::READABLE)));
+            assert_eq!(wait(&mut engine), []);
         }
     }
 
