@@ -183,7 +183,7 @@ impl Disk {
     }
 
     /// Returns whether the disk needs operations that are ioctls, which io_uring does not have.
-    pub fn needs_ioctls(&self) -> bool {
+    pub(crate) fn needs_ioctls(&self) -> bool {
         self.image.is_device && !self.read_only && self.discard == Discard::Unmap
     }
 

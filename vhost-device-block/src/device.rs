@@ -200,14 +200,8 @@ impl Device for Block {
             opened => opened?,
         }
         let engine = Engine::new(&self.engines, disk, &watcher)?;
-        let helper = match self.engines {
-            Engines::IoUring(..) if disk.needs_ioctls() => {
-                Some(Engine::new(&Engines::Threads, disk, &watcher)?)
-            }
-            _ => None,
-        };
         let (shared, throttle) = (Arc::clone(&self.shared), self.throttle.clone());
-        Ok(BlockHandler::new(shared, engine, helper, throttle, access))
+        Ok(BlockHandler::new(shared, engine, throttle, access))
     }
 
     fn needs(&self) -> Needs {

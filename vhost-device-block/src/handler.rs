@@ -9,7 +9,7 @@ use vhost_device_common::device::QueueHandler;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Queue, Queues, Readiness};
 use vhost_device_storage::access::Access;
-use vhost_device_storage::engine::{Engine, Finished};
+use vhost_device_storage::engine::Engine;
 use vhost_device_storage::operation::{IoRequest, Label};
 use vhost_device_storage::throttle::Throttle;
 
@@ -28,53 +28,31 @@ const INTERVAL: Duration = Duration::from_millis(5);
 pub struct BlockHandler {
     shared: Arc<Shared>,
     engine: Engine<Request>,
-    /// For what the engine cannot do.
-    helper: Option<Engine<Request>>,
     /// Whether the last large read was left to another thread.
     left_read: bool,
     throttle: Option<Arc<Throttle>>,
-    /// Dropped after the engines.
+    /// Dropped after the engine.
     access: Access,
 }
 
 impl BlockHandler {
-    /// `helper` carries out ioctls, `engine` everything else; without a helper `engine` does both.
+    /// Creates the handler of a thread.
     pub fn new(
         shared: Arc<Shared>,
         engine: Engine<Request>,
-        helper: Option<Engine<Request>>,
         throttle: Option<Arc<Throttle>>,
         access: Access,
     ) -> Self {
         Self {
             shared,
             engine,
-            helper,
             left_read: false,
             throttle,
             access,
         }
     }
 
-    /// Has an engine start the next operation of a request. Gives the request back if there is no room.
-    fn submit(&mut self, request: Request) -> Option<Request> {
-        match &mut self.helper {
-            Some(helper) if request.operation().is_ioctl() => helper.submit(request),
-            _ => self.engine.submit(request),
-        }
-    }
-
-    /// The next request whose operation has ended.
-    fn finished(&mut self) -> Option<Finished<Request>> {
-        let helped = || self.helper.as_mut().and_then(Engine::finished);
-        self.engine.finished().or_else(helped)
-    }
-
-    fn has_room(&self) -> bool {
-        self.engine.has_room() && self.helper.as_ref().is_none_or(Engine::has_room)
-    }
-
-    /// Whether to carry a request out at once: what moves more than the budget would take too long.
+    /// Returns whether to carry a request out at once: what moves more than the budget would take too long.
     fn is_inline(&self, request: &Request) -> bool {
         self.shared.disk.is_inline() && request.remaining() <= BUDGET
     }
@@ -95,7 +73,7 @@ impl BlockHandler {
                 Next::Operation(request) => {
                     let here = match self.is_inline(&request) {
                         true => Some(request),
-                        false => self.submit(request),
+                        false => self.engine.submit(request),
                     };
                     let Some(request) = here else { return };
                     let outcome = self.shared.disk.execute(request.operation());
@@ -115,7 +93,7 @@ impl BlockHandler {
 
     /// Takes a request that the engine has room for, and that the limits allow. The rest stays in the queue: it can stop at any time.
     fn take(&self, queue: &mut Queue) -> Option<Next> {
-        if !self.has_room() {
+        if !self.engine.has_room() {
             self.leave(queue);
             return None;
         }
@@ -216,7 +194,7 @@ impl QueueHandler for BlockHandler {
     fn ready(&mut self, _token: u32, _readiness: Readiness, queues: &mut Queues) {
         let mut budget = BUDGET;
         while budget > 0 {
-            let Some((request, outcome)) = self.finished() else {
+            let Some((request, outcome)) = self.engine.finished() else {
                 if queues.is_empty() {
                     self.finish();
                 }
@@ -234,7 +212,6 @@ impl QueueHandler for BlockHandler {
             self.step(next, queue);
         }
         self.engine.report_again();
-        self.helper.iter().for_each(Engine::report_again);
     }
 
     fn drain(&mut self, queue: &mut Queue) {
@@ -247,10 +224,7 @@ impl QueueHandler for BlockHandler {
         // Without locks, an operation could overwrite what another program writes next.
         let is_locked = self.access.is_exclusive();
         let is_one = |label: Label| label.queue == index && (is_locked || !label.is_change);
-        let mut operations = self.engine.suspend(is_one, |chain| queue.suspend(chain));
-        if let Some(helper) = &mut self.helper {
-            operations += helper.suspend(is_one, |chain| queue.suspend(chain));
-        }
+        let operations = self.engine.suspend(is_one, |chain| queue.suspend(chain));
         self.access.suspended(operations);
     }
 

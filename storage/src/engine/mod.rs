@@ -100,8 +100,8 @@ impl Engines {
 /// Carries out operations for one thread.
 #[allow(clippy::large_enum_variant, reason = "there is one per thread")]
 pub enum Engine<R: IoRequest> {
-    /// Uses io_uring.
-    IoUring(UringEngine<R>),
+    /// Uses io_uring, and threads for ioctls if the disk needs them.
+    IoUring(UringEngine<R>, Option<ThreadsEngine<R>>),
     /// Uses threads.
     Threads(ThreadsEngine<R>),
 }
@@ -114,7 +114,15 @@ impl<R: IoRequest> Engine<R> {
     /// The process has too many open files, or all rings are in use.
     pub fn new(engines: &Engines, disk: &Disk, watcher: &Watcher) -> io::Result<Self> {
         match engines {
-            Engines::IoUring(rings, _) => UringEngine::new(rings).map(Self::IoUring),
+            Engines::IoUring(rings, _) => {
+                let threads = disk
+                    .needs_ioctls()
+                    .then(|| ThreadsEngine::new(disk, watcher));
+                Ok(Self::IoUring(
+                    UringEngine::new(rings)?,
+                    threads.transpose()?,
+                ))
+            }
             Engines::Threads => ThreadsEngine::new(disk, watcher).map(Self::Threads),
         }
     }
@@ -122,7 +130,9 @@ impl<R: IoRequest> Engine<R> {
     /// Returns whether another operation may start.
     pub fn has_room(&self) -> bool {
         match self {
-            Self::IoUring(engine) => engine.has_room(),
+            Self::IoUring(engine, threads) => {
+                engine.has_room() && threads.as_ref().is_none_or(ThreadsEngine::has_room)
+            }
             Self::Threads(engine) => engine.has_room(),
         }
     }
@@ -130,7 +140,9 @@ impl<R: IoRequest> Engine<R> {
     /// Returns the number of operations in flight, as far as is known.
     pub fn under_way(&self) -> usize {
         match self {
-            Self::IoUring(engine) => engine.under_way(),
+            Self::IoUring(engine, threads) => {
+                engine.under_way() + threads.as_ref().map_or(0, ThreadsEngine::under_way)
+            }
             Self::Threads(engine) => engine.under_way(),
         }
     }
@@ -139,7 +151,10 @@ impl<R: IoRequest> Engine<R> {
     #[must_use]
     pub fn submit(&mut self, request: R) -> Option<R> {
         match self {
-            Self::IoUring(engine) => engine.submit(request),
+            Self::IoUring(_, Some(threads)) if request.operation().is_ioctl() => {
+                threads.submit(request)
+            }
+            Self::IoUring(engine, _) => engine.submit(request),
             Self::Threads(engine) => engine.submit(request),
         }
     }
@@ -147,7 +162,7 @@ impl<R: IoRequest> Engine<R> {
     /// Starts everything that was submitted now, not when the thread waits.
     pub fn begin(&mut self) {
         match self {
-            Self::IoUring(engine) => engine.begin(),
+            Self::IoUring(engine, _) => engine.begin(),
             Self::Threads(_) => {}
         }
     }
@@ -155,9 +170,17 @@ impl<R: IoRequest> Engine<R> {
     /// Suspends the requests that `is_one` selects. Passes the chain of each to `give` whose operation has not begun, or continues without
     /// the chain ([`IoRequest::abandon`]). Returns how many operations continue so; [`Engine::finished`] returns what is left of their
     /// requests. The other requests stay as they are.
-    pub fn suspend(&mut self, is_one: impl Fn(Label) -> bool, give: impl FnMut(Chain)) -> usize {
+    pub fn suspend(
+        &mut self,
+        is_one: impl Fn(Label) -> bool,
+        mut give: impl FnMut(Chain),
+    ) -> usize {
         match self {
-            Self::IoUring(engine) => engine.suspend(is_one, give),
+            Self::IoUring(engine, threads) => {
+                let count = engine.suspend(&is_one, &mut give);
+                let threads = threads.as_mut();
+                count + threads.map_or(0, |threads| threads.suspend(is_one, give))
+            }
             Self::Threads(engine) => engine.suspend(is_one, give),
         }
     }
@@ -165,7 +188,10 @@ impl<R: IoRequest> Engine<R> {
     /// Takes the next request whose operation has ended.
     pub fn finished(&mut self) -> Option<Finished<R>> {
         match self {
-            Self::IoUring(engine) => engine.finished(),
+            Self::IoUring(engine, threads) => {
+                let threads = || threads.as_mut().and_then(ThreadsEngine::finished);
+                engine.finished().or_else(threads)
+            }
             Self::Threads(engine) => engine.finished(),
         }
     }
@@ -173,8 +199,8 @@ impl<R: IoRequest> Engine<R> {
     /// Has operations that have ended and were not taken reported again.
     pub fn report_again(&self) {
         match self {
-            // Its poller checks whether any are left.
-            Self::IoUring(_) => {}
+            // The poller of io_uring checks whether any are left.
+            Self::IoUring(_, threads) => threads.iter().for_each(ThreadsEngine::report_again),
             Self::Threads(engine) => engine.report_again(),
         }
     }
@@ -182,7 +208,7 @@ impl<R: IoRequest> Engine<R> {
     /// Returns the poller that the queue's thread must use, if the engine has one. Operations that have ended show as `Token::Device`.
     pub fn poller(&mut self) -> Option<&mut dyn Poller> {
         match self {
-            Self::IoUring(engine) => Some(engine),
+            Self::IoUring(engine, _) => Some(engine),
             Self::Threads(_) => None,
         }
     }

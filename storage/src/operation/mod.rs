@@ -128,7 +128,7 @@ pub enum Range {
 
 impl Operation<'_> {
     /// Returns whether the operation is an ioctl, which io_uring does not have.
-    pub fn is_ioctl(&self) -> bool {
+    pub(crate) fn is_ioctl(&self) -> bool {
         matches!(
             self,
             Operation::Allocate {

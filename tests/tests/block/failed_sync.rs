@@ -67,7 +67,7 @@ impl Small {
         Some(small)
     }
 
-    fn file(&self) -> PathBuf {
+    pub fn file(&self) -> PathBuf {
         self.directory.path().join("image")
     }
 
@@ -92,7 +92,7 @@ impl Drop for Small {
 }
 
 /// Returns a running device with this image.
-fn start(variant: Variant, image: &Path) -> Device {
+pub fn start(variant: Variant, image: &Path) -> Device {
     let sockets = tempfile::tempdir().unwrap();
     let socket = sockets.path().join("socket");
     let mut program = Program::serve(&mut variant.command(image, &socket, &[]), &socket).unwrap();

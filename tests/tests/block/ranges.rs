@@ -1,12 +1,16 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Discard and write-zeroes: what the guest reads afterwards, and what storage the host gets back.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
 use vhost_device_tests::front_end::block::{
     Completion, DISCARD, Request, SECTOR_SIZE, UNMAP, WRITE_ZEROES, segment,
 };
 use vhost_device_tests::front_end::{BlockDriver, Result};
 
-use crate::{Disk, IMAGE_SIZE, SECTORS, Variant, assert_same, noise, ok};
+use crate::failed_sync::{Small, start};
+use crate::{Disk, IMAGE_SIZE, SECTORS, Variant, assert_same, driver, noise, ok};
 
 /// Storage that a file system may use for itself, in bytes.
 const SLACK: u64 = 64 << 10;
@@ -223,8 +227,26 @@ fn nothing_of_a_range_is_lost_with_o_direct(variant: Variant) {
     disk.assert_contents(&image);
 }
 
+fn a_discard_on_a_block_device_gives_storage_back(variant: Variant) {
+    let Some(small) = Small::with_device() else {
+        return;
+    };
+    let allocated = || fs::metadata(small.file()).unwrap().blocks() * SECTOR_SIZE as u64;
+    let device = start(variant, small.device());
+    let front_end = device.connect();
+    let mut driver = driver(&front_end);
+    ok(driver.write(0, &noise(1, IMAGE_SIZE)).unwrap());
+    ok(driver.flush().unwrap());
+    let before = allocated();
+    ok(driver.discard(0, SECTORS as u32).unwrap());
+    assert!(before - allocated() >= IMAGE_SIZE as u64 - SLACK);
+    let read = driver.read(0, IMAGE_SIZE as u32).unwrap();
+    assert_eq!(read.data, [0; IMAGE_SIZE]);
+}
+
 crate::for_each_variant!(
     discarded_storage_goes_back_to_the_host,
+    a_discard_on_a_block_device_gives_storage_back,
     a_discarded_range_can_be_written_again,
     an_ignored_discard_succeeds_and_changes_nothing,
     discards_of_any_sectors_leave_all_others_alone,
