@@ -60,6 +60,8 @@ enum Step {
     PutBack(u8),
     /// The queue stops while the device suspends its requests, and starts again.
     Stop,
+    SplitHead(u8, u16),
+    WriteHead(u8, u16, u8),
 }
 
 /// The address of a piece that is not memory. No region can contain it.
@@ -73,6 +75,8 @@ struct Half {
     done: u64,
     /// Number of bytes that were split off at the end.
     aside: u64,
+    /// The head that was split off at the front: its offset and its length.
+    head: (u64, u64),
     length: u64,
     /// The device hit a piece that is not memory. What it accesses afterwards is not defined.
     is_broken: bool,
@@ -99,6 +103,7 @@ impl Half {
             pieces: known,
             done: 0,
             aside: 0,
+            head: (0, 0),
             is_broken: false,
         }
     }
@@ -154,6 +159,26 @@ impl Held {
     fn again(&self) -> Again {
         let (readable, writable) = (self.readable.pieces.clone(), self.writable.pieces.clone());
         (self.head, Some(Walked { readable, writable }))
+    }
+
+    /// Expects that the device writes `bytes` to what was split off: `length` bytes at an offset.
+    fn expect_apart(
+        &mut self,
+        guest: &mut Guest,
+        (offset, length): (u64, u64),
+        bytes: &[u8],
+        outcome: Result<(), ChainError>,
+    ) {
+        // The device writes as many bytes as fit.
+        let room = length.min(bytes.len() as u64);
+        let pieces = self.writable.pieces(offset, room);
+        let is_memory = expect(guest, &pieces, &bytes[..room as usize]);
+        self.written.extend(pieces);
+        if !is_memory {
+            assert_eq!(outcome, Err(ChainError::NotMemory));
+        } else {
+            assert_eq!(outcome.is_ok(), room == bytes.len() as u64);
+        }
     }
 }
 
@@ -294,6 +319,8 @@ impl Model {
             Step::SkipWritable(which, length) => self.skip(which, length, true),
             Step::SetAside(which, length) => self.set_aside(which, length),
             Step::WriteAside(which, length, byte) => self.write_aside(which, length, byte),
+            Step::SplitHead(which, length) => self.split_head(which, length),
+            Step::WriteHead(which, length, byte) => self.write_head(which, length, byte),
             Step::Complete(which, written) => self.complete(which, written),
             Step::Publish => self.publish(),
             Step::SuppressKicks => {
@@ -524,22 +551,44 @@ impl Model {
         let Some((held, guest)) = self.which(which) else {
             return;
         };
-        let half = &mut held.writable;
+        let half = &held.writable;
         if half.is_broken {
             return;
         }
         let bytes = pattern(length, byte);
         let outcome = held.chain.write_tail(&bytes);
-        // The device writes as many bytes as fit.
-        let room = half.aside.min(bytes.len() as u64);
-        let pieces = half.pieces(half.length - half.aside, room);
-        let is_memory = expect(guest, &pieces, &bytes[..room as usize]);
-        held.written.extend(pieces);
-        if !is_memory {
-            assert_eq!(outcome, Err(ChainError::NotMemory));
-        } else {
-            assert_eq!(outcome.is_ok(), room == bytes.len() as u64);
+        let tail = (half.length - half.aside, half.aside);
+        held.expect_apart(guest, tail, &bytes, outcome);
+    }
+
+    fn split_head(&mut self, which: u8, length: u16) {
+        let Some((held, _)) = self.which(which) else {
+            return;
+        };
+        let half = &mut held.writable;
+        if half.is_broken {
+            return;
         }
+        let length = u64::from(length);
+        let outcome = held.chain.split_head(length);
+        assert_eq!(outcome.is_ok(), length <= half.left());
+        if outcome.is_ok() {
+            half.head = (half.done, length);
+            half.done += length;
+        }
+        assert_eq!(held.chain.writable_len(), half.left());
+    }
+
+    fn write_head(&mut self, which: u8, length: u16, byte: u8) {
+        let Some((held, guest)) = self.which(which) else {
+            return;
+        };
+        if held.writable.is_broken {
+            return;
+        }
+        let bytes = pattern(length, byte);
+        let outcome = held.chain.write_head(&bytes);
+        held.expect_apart(guest, held.writable.head, &bytes, outcome);
     }
 
     fn complete(&mut self, which: u8, written: u32) {
@@ -706,8 +755,16 @@ mod tests {
             }
             6..11 => Step::Take,
             11 => Step::Read(which, random.u16(0..20)),
-            12 => Step::Write(which, random.u16(0..20), which),
-            13 => Step::SetAside(which, random.u16(0..20)),
+            12 => match random.bool() {
+                true => Step::Write(which, random.u16(0..20), which),
+                false => Step::SkipWritable(which, random.u16(0..20)),
+            },
+            13 => match random.u8(0..4) {
+                0 => Step::SetAside(which, random.u16(0..20)),
+                1 => Step::WriteAside(which, random.u16(0..20), which),
+                2 => Step::SplitHead(which, random.u16(0..20)),
+                _ => Step::WriteHead(which, random.u16(0..20), which),
+            },
             14..16 => Step::Complete(which, random.u32(0..50)),
             16 => Step::Publish,
             17 => Step::PutBack(which),

@@ -161,6 +161,14 @@ impl Model {
                 let bytes = pattern(length, byte);
                 let _ = self.which(which).map(|chain| chain.write_tail(&bytes));
             }
+            Step::SplitHead(which, length) => {
+                let length = length.into();
+                let _ = self.which(which).map(|chain| chain.split_head(length));
+            }
+            Step::WriteHead(which, length, byte) => {
+                let bytes = pattern(length, byte);
+                let _ = self.which(which).map(|chain| chain.write_head(&bytes));
+            }
             Step::Complete(which, written) => {
                 if let Some(place) = usize::from(which).checked_rem(self.held.len()) {
                     let Held {
