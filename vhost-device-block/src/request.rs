@@ -256,7 +256,10 @@ impl fmt::Display for Request {
     }
 }
 
-impl IoRequest for Request {
+// SAFETY: operations refer to guest memory, which the chain keeps mapped, or to buffers of the work, which stays in the request. The
+// chain is taken out only if the operation does not refer to guest memory.
+#[allow(unsafe_code)]
+unsafe impl IoRequest for Request {
     fn operation(&self) -> Operation<'_> {
         self.work.operation(&self.chain)
     }

@@ -151,7 +151,7 @@ impl Range {
     }
 }
 
-/// What tells requests that are suspended from those that are not.
+/// What a device chooses the requests by that it suspends.
 #[derive(Clone, Copy, Debug)]
 pub struct Label {
     /// Index of the queue.
@@ -165,11 +165,15 @@ pub struct Label {
 /// A request of a device, which an engine carries out one operation at a time.
 ///
 /// The engine owns the request, and does not move it, for as long as the operation is in flight.
-pub trait IoRequest: Send + 'static {
+///
+/// # Safety
+/// The kernel uses what [`IoRequest::operation`] returned until the operation has ended. So nothing that it refers to may be freed or
+/// moved before the request is dropped: neither by [`IoRequest::abandon`], nor, once that returned the chain, by dropping the chain.
+pub unsafe trait IoRequest: Send + 'static {
     /// Returns the next operation.
     fn operation(&self) -> Operation<'_>;
 
-    /// What the request is, for [`Engine::suspend`](crate::engine::Engine::suspend).
+    /// Returns what the request is, for [`Engine::suspend`](crate::engine::Engine::suspend).
     fn label(&self) -> Label;
 
     /// Takes the chain out of the request while the operation is in flight, if the operation does not use guest memory and borrows
@@ -187,7 +191,8 @@ pub trait IoRequest: Send + 'static {
 }
 
 /// For engines without requests.
-impl IoRequest for Infallible {
+// SAFETY: there are none.
+unsafe impl IoRequest for Infallible {
     fn operation(&self) -> Operation<'_> {
         match *self {}
     }
