@@ -86,7 +86,7 @@ impl Vring {
         self.forget_suspended();
     }
 
-    /// Forgets the requests that were held over: the driver begins anew.
+    /// Discards suspended requests: another driver starts.
     pub fn forget_suspended(&mut self) {
         self.suspended.clear();
     }

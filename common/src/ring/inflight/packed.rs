@@ -327,7 +327,7 @@ mod tests {
             .collect()
     }
 
-    /// Where the ring goes on, and the numbers of descriptors of what is under way.
+    /// Returns where the ring continues, and the numbers of descriptors of the requests in flight.
     fn recovered(file: &InflightFile, is_used: bool) -> (Position, Vec<u16>) {
         let mut ring = file.packed_ring(1, SIZE).unwrap();
         let (used, requests) = ring.recover(at(0, true), |_| is_used);
