@@ -100,7 +100,7 @@ enum Task {
     Fuzz(fuzz::Options),
     /// Check that no files of a crate import each other in a circle
     ///
-    /// In `common` no module may import one above it either. The order of the modules, and what counts as an import, is in
+    /// In `common` and `storage` no module may import one above it either. The order of the modules, and what counts as an import, is in
     /// xtask/src/modules.rs. The exit status is 1 if anything was found. `test` runs this check too.
     Modules,
     /// Build the release binaries and install them, with descriptors, manual pages, completions and systemd units
