@@ -179,7 +179,7 @@ impl Lock {
                 if self.is_locked(libc::F_WRLCK, FINISHING) {
                     return Err(io::ErrorKind::WouldBlock.into());
                 }
-                // It may have let go of the image in between.
+                // It may have released the image in between.
                 if !self.take() {
                     return Err(io::Error::other("another program uses the image"));
                 }

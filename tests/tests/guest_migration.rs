@@ -75,7 +75,7 @@ struct Migration {
     properties: &'static str,
     /// What the back-end calls the rings.
     format: &'static str,
-    /// The requests under way go along, by this QEMU.
+    /// This QEMU migrates the requests in flight too.
     with_requests: Option<NewQemu>,
 }
 

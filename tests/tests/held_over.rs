@@ -177,7 +177,7 @@ impl Back {
         answers
     }
 
-    /// Has another process, which completes all, go on with the same guest.
+    /// Has another process, which completes all requests, continue with the same guest.
     fn replace(self) -> Self {
         let (memory, places) = (self.front_end.memory().clone(), self.places.clone());
         let packed = self.front_end.features() & RING_PACKED != 0;
@@ -264,7 +264,7 @@ fn requests_that_were_put_back_are_in_the_ring() {
         back.submit(&mut ring, &[0, 0, 3, 4, 5]);
         assert_eq!(back.answers(&mut ring, 2), [0; 2]);
         let base = back.front_end.stop(0).unwrap();
-        assert_eq!(base, ring.used_base(), "nothing is under way");
+        assert_eq!(base, ring.used_base(), "nothing is in flight");
         // Another process needs to know no more than this.
         back = back.replace();
         back.front_end.start(0, &ring, base).unwrap();
@@ -308,7 +308,7 @@ fn requests_that_were_put_back_are_given_again_when_the_driver_adds_one() {
         for round in 0..20 {
             for number in 1..=GATHERED {
                 assert!(!ring.has_used(), "too few in round {round}");
-                // The device sleeps by then, or does not: both ways.
+                // Whether or not the device sleeps by then.
                 if round % 2 == 0 {
                     std::thread::sleep(Duration::from_millis(2));
                 }

@@ -18,7 +18,7 @@ use crate::shared::Shared;
 
 /// Large reads that another thread does meanwhile. When they do not end, there is no processor free for them.
 const MAX_LEFT: usize = 4;
-/// Bytes that may be moved in the queue's thread before it hears the session again. Where memory is new they take some milliseconds.
+/// Bytes that may be moved in the queue's thread before it handles commands of the session. In new memory this takes some milliseconds.
 const BUDGET: u64 = 1 << 20;
 
 /// How often a queue thread without access tries again.

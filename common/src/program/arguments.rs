@@ -22,7 +22,7 @@ use crate::worker::Polling;
 pub struct Arguments<O: Args> {
     /// Listen on a unix socket at PATH and serve one front-end after the other.
     ///
-    /// A stale socket (one that nobody listens on) is replaced; if anything else is at PATH, the program does not start. The socket is
+    /// A stale socket (one without a listener) is replaced; if anything else is at PATH, the program does not start. The socket is
     /// removed at exit.
     #[arg(long, value_name = "PATH", groups = ["socket", "files"])]
     pub socket_path: Option<PathBuf>,

@@ -190,7 +190,7 @@ fn start<D: Device>(
     outcome
 }
 
-/// Creates the socket file of `option`, which is none of those of `others`. Nobody can connect yet.
+/// Creates the socket file of `option`, which is none of those of `others`. No client can connect yet.
 fn bind_for_clients(
     path: PathBuf,
     mode: u32,

@@ -168,7 +168,7 @@ impl Listener {
         Self { socket, file: None }
     }
 
-    /// Creates the socket file at `path`, which `option` names. It has the permissions `mode` from the start. Nobody can connect yet.
+    /// Creates the socket file at `path`, which `option` names. It has the permissions `mode` from the start. No program can connect yet.
     pub fn bind(path: PathBuf, mode: u32, option: &str) -> Result<Self, StartError> {
         make_way(&path, option)?;
         let failed = |error| cannot_listen(&path, &error);

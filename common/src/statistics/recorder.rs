@@ -50,7 +50,7 @@ impl Recorder {
         }
     }
 
-    /// Returns a recorder whose counters nobody reads.
+    /// Returns a recorder whose counters are not used.
     pub(crate) fn discarding() -> Self {
         Self::new(Arc::new(QueueStatistics::new(1)))
     }

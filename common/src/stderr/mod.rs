@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! What the program writes to stderr: log lines, panics, and the reason why it exits.
 //!
-//! stderr can be a pipe that nobody reads, and other processes share it, so it cannot always be made non-blocking. Therefore lines go to
+//! stderr can be a pipe without a reader, and other processes share it, so it cannot always be made non-blocking. Therefore lines go to
 //! a queue in memory, and a separate thread writes them. No other thread waits for stderr: lines that do not fit into the queue are
 //! dropped and counted, and the count is written in their place.
 

@@ -35,6 +35,7 @@ pub enum Command {
     Error(u16, Option<Arc<CallFile>>),
     UsedLog(u16, Option<u64>),
     Memory(Arc<GuestMemory>),
+    /// Asks whether no operation of a suspended request is in flight.
     IsIdle,
     Quit,
 }

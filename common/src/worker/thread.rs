@@ -379,7 +379,7 @@ impl<H: QueueHandler> Thread<H> {
         self.let_go(index)
     }
 
-    /// Suspends the requests of a queue, and lets go of the queue.
+    /// Suspends the requests of a queue and removes it.
     fn suspend(&mut self, index: u16) -> Option<Stopped> {
         let queue = self.queues.get_mut(index)?;
         if !queue.begin_suspend() {

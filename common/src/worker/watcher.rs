@@ -147,7 +147,7 @@ impl Watcher {
         Ok(())
     }
 
-    /// Stops watching a file. The handler that removes a file hears nothing more of it, not even what happened before. Does nothing
+    /// Stops watching a file. If the handler removes it, no more events of it are reported, not even earlier ones. Does nothing
     /// if the file is not watched.
     pub fn remove(&self, file: impl AsFd) {
         let file = file.as_fd();

@@ -177,7 +177,7 @@ pub unsafe trait IoRequest: Send + 'static {
     fn label(&self) -> Label;
 
     /// Takes the chain out of the request while the operation is in flight, if the operation does not use guest memory and borrows
-    /// nothing from the chain. The operation stays the same; what is left of the request has nobody to answer. `None` if that is not
+    /// nothing from the chain. The operation stays the same; what is left of the request completes nothing. `None` if that is not
     /// possible, or was done before.
     fn abandon(&mut self) -> Option<Chain>;
 
@@ -222,8 +222,8 @@ pub(crate) fn execute(file: &File, operation: Operation<'_>) -> io::Result<u64> 
     let done = |errno: Result<(), rustix::io::Errno>| errno.map(|()| 0).map_err(io::Error::from);
     match operation {
         Operation::Read { to, offset } => vectored(to, |iovecs, count| {
-            // SAFETY: the iovecs point to memory that `to` keeps mapped, and that only the guest
-            // or nobody else uses.
+            // SAFETY: the iovecs point to memory that `to` keeps mapped, and that at most the
+            // guest uses too.
             unsafe { libc::preadv2(file.as_raw_fd(), iovecs, count, offset as i64, 0) }
         }),
         Operation::Write {

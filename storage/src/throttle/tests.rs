@@ -19,7 +19,7 @@ fn limit(rate: u64, burst: u64) -> Option<Limit> {
 #[derive(Clone, Copy, Debug)]
 struct Source {
     bytes: u64,
-    /// It has no more than this many requests under way, each of which takes `latency`. 0 is no limit.
+    /// It has no more than this many requests in flight, each of which takes `latency`. 0 is no limit.
     depth: u64,
     latency: Duration,
     late: Duration,

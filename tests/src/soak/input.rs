@@ -192,7 +192,7 @@ impl Input {
     fn take(&mut self, tally: &Tally) -> Result<(), Loss> {
         while let Some(used) = self.link.queues[EVENTS].take_used() {
             let pending = self.pending.remove(&used.head);
-            let pending = pending.ok_or_else(|| Loss(format!("{used:?} was not under way")))?;
+            let pending = pending.ok_or_else(|| Loss(format!("{used:?} was not in flight")))?;
             if used.length == 0 && pending.moving.is_some() {
                 // The memory was removed; the event arrives in another buffer.
                 continue;

@@ -191,7 +191,7 @@ impl Entropy {
 
     fn check(&mut self, used: Used) -> Result<(), Loss> {
         let pending = self.pending.pop_front();
-        let pending = pending.ok_or_else(|| Loss(format!("{used:?} was not under way")))?;
+        let pending = pending.ok_or_else(|| Loss(format!("{used:?} was not in flight")))?;
         self.free.push(pending.place);
         if used.head != pending.head {
             return Err(Loss(format!(

@@ -102,7 +102,7 @@ fn an_image_is_handed_over_when_its_guest_stops(variant: Variant) {
     for round in 0..4 {
         let [active, passive] = &ends;
         let mut queues = driver(active);
-        // More than one queue is at work.
+        // More than one queue runs.
         let second = active.queue(1, 16).unwrap();
         let data = noise(round, 4096);
         ok(queues.write(8, &data).unwrap());

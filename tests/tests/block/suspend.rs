@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A guest that migrates while its disk works for seconds: its rings stop at once, and the requests under way go along (vhost-user,
+//! A guest that migrates while its disk works for seconds: its rings stop at once, and requests in flight migrate too (vhost-user,
 //! GET_VRING_BASE_INFLIGHT and GET_VRING_BASE_SKIP_DRAIN).
 
 use std::fs::File;
@@ -39,7 +39,7 @@ const LATE: Duration = Duration::from_millis(1000);
 /// Environment variable with another number of migrations, there and back again in turn.
 const MIGRATIONS: &str = "VHOST_DEVICE_MIGRATIONS";
 
-/// Queues, requests under way on each, and bytes of their data.
+/// Queues, requests in flight on each, and bytes of their data.
 const QUEUES: usize = 2;
 const DEPTH: usize = 10;
 const SIZE: usize = 8192;
@@ -177,7 +177,7 @@ impl Guest {
         self.front_end.log_writes(true).unwrap();
     }
 
-    /// Stops all rings with their requests under way. Returns where they go on, and how long that took.
+    /// Stops all rings with their requests in flight. Returns where they continue, and how long that took.
     fn stop(&self) -> (Vec<u32>, Duration) {
         for index in 0..QUEUES {
             self.front_end
@@ -390,7 +390,7 @@ fn no_guest_memory_is_written_after_the_stop(variant: Variant) {
     }
 }
 
-/// The migration fails, and the guest goes on where it was.
+/// The migration fails, and the guest continues at the source.
 fn a_guest_that_goes_on_has_its_requests_carried_out_in_order(variant: Variant) {
     for (packed, ask) in WAYS {
         let side = Side::start(variant, None, &[]);
@@ -458,7 +458,7 @@ fn a_read_from_before_the_migration_is_waited_for(variant: Variant) {
     }
 }
 
-/// Only a guest that migrates has its requests suspended, unless its front-end says so: other stops end with nothing under way.
+/// Only a guest that migrates has its requests suspended, unless its front-end says so: other stops leave nothing in flight.
 fn a_stop_without_a_migration_waits(variant: Variant) {
     for packed in [false, true] {
         let side = Side::start(variant, None, &[]);

@@ -17,7 +17,7 @@ use crate::{
 /// Requests that may wait for replies.
 const MAX_PENDING: u64 = 64;
 
-/// The session and the queue go on, and another channel is as good as the first one.
+/// Checks that the session and the queue continue, and that another channel works like the first one.
 fn assert_lives(driver: &mut Driver) {
     assert_eq!(driver.carry_out(&map(0)), CLOSED);
     assert_eq!(driver.carry_out(&NOTIFICATION), OK);

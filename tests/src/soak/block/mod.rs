@@ -246,7 +246,7 @@ impl Block {
         let mut count = 0;
         while let Some(used) = self.link.queues[queue].take_used() {
             let pending = self.pending[queue][usize::from(used.head)].take();
-            let pending = pending.ok_or_else(|| Loss(format!("{used:?} was not under way")))?;
+            let pending = pending.ok_or_else(|| Loss(format!("{used:?} was not in flight")))?;
             self.under_way -= 1;
             let (kind, sectors) = (pending.kind, pending.sectors.clone());
             self.check(queue, pending, used, tally)

@@ -87,7 +87,7 @@ impl Driver {
             return Ok(None);
         };
         let Some((header, since)) = self.under_way.take() else {
-            return Err(Loss(format!("{used:?} was not under way")));
+            return Err(Loss(format!("{used:?} was not in flight")));
         };
         let room = Buffer::writable(self.response, RESPONSE);
         self.link.check_log(0, since, &[room], used.length)?;
