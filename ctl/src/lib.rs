@@ -10,6 +10,7 @@ mod text;
 use std::fs::File;
 use std::io::Write;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -46,11 +47,18 @@ fn carry_out(options: &Options) -> Result<(), Failure> {
     let name = options.command.as_deref().unwrap_or(HELP);
     if name == EVENTS {
         connection.execute("qmp_capabilities", json!({}), &[])?;
+        let mut has_ended = false;
         while let Some(event) = connection.event()? {
+            has_ended |= event.get("event").is_some_and(|name| name == "SHUTDOWN");
             print(&match options.json {
                 true => event.to_string(),
                 false => text::event(&event),
             })?;
+        }
+        // A client can lose its place to another one.
+        if !has_ended && UnixStream::connect(&options.socket).is_ok() {
+            let line = "the back-end closed the connection, but is still running";
+            return Err(Failure::Failed(line.to_owned()));
         }
         return Ok(());
     }

@@ -2,8 +2,9 @@
 //! When a queue thread may carry out requests: when this program has the image, and no operation of a suspended request is in flight.
 //!
 //! Such an operation continues after its guest has left, or was stopped and started again. The request is carried out again, and that must
-//! happen after the operation: otherwise the operation could overwrite what the guest writes next. So all queue threads of this process
-//! wait until no such operation is in flight. Another process waits for the lock on the image, which is released only then.
+//! happen after the operation: otherwise the operation could overwrite what the guest writes next. So a queue thread whose requests were
+//! suspended, or that starts, waits until no such operation of this process is in flight. Other threads continue: they do not carry out
+//! the suspended requests. Another process waits for the lock on the image, which is released only then.
 
 use std::io;
 use std::sync::Arc;
@@ -55,7 +56,7 @@ impl Access {
         if self.lock.abandoned.load(Ordering::Acquire) > 0 {
             return Err(io::ErrorKind::WouldBlock.into());
         }
-        let in_use = match self.in_use.take() {
+        let mut in_use = match self.in_use.take() {
             Some(in_use) => in_use,
             None => self.lock.begin()?,
         };
@@ -78,9 +79,12 @@ impl Access {
 
     /// Notes that one of these operations has ended.
     pub fn ended(&mut self) {
-        self.abandoned = self.abandoned.saturating_sub(1);
+        let Some(left) = self.abandoned.checked_sub(1) else {
+            return;
+        };
+        self.abandoned = left;
         self.lock.abandoned.fetch_sub(1, Ordering::AcqRel);
-        if self.abandoned == 0
+        if left == 0
             && let Some(unflushed) = self.unflushed.take()
         {
             self.in_use = Some(unflushed.flushed());
@@ -110,5 +114,29 @@ impl Drop for Access {
     fn drop(&mut self) {
         let abandoned = &self.lock.abandoned;
         abandoned.fetch_sub(self.abandoned, Ordering::AcqRel);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::Syncs;
+
+    #[test]
+    fn an_image_that_is_used_again_is_flushed_again() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lock = |waits| {
+            let syncs = Arc::new(Syncs::new(false));
+            Arc::new(Lock::new(file.reopen().unwrap(), syncs, false, waits).unwrap())
+        };
+        let (ours, _theirs) = (lock(false), lock(true));
+        let mut access = Access::new(&ours);
+        for _ in 0..2 {
+            access.open().unwrap();
+            access.suspended(0);
+            assert!(access.finish(), "a flush is due");
+            // It ends after the queue was started again.
+            access.ended();
+        }
     }
 }

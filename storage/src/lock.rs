@@ -75,8 +75,9 @@ impl InUse {
         self.lock.set(libc::F_RDLCK, FINISHING);
     }
 
-    /// Announces that the thread uses the image again.
-    pub fn resume(&self) {
+    /// Announces that the thread uses the image again, and may write to it.
+    pub fn resume(&mut self) {
+        self.flushed = None;
         self.lock.set(libc::F_UNLCK, FINISHING);
     }
 

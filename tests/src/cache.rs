@@ -3,11 +3,10 @@
 
 use std::ffi::OsString;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
-
-use crate::guest::target_directory;
 
 /// Environment variable that names another cache directory.
 pub const CACHE: &str = "VHOST_DEVICE_CACHE";
@@ -25,6 +24,17 @@ pub fn directory() -> PathBuf {
             target.unwrap_or_else(|_| "/tmp".into()).join("cache")
         }),
     }
+}
+
+/// Returns the target directory in which this program was built.
+pub(crate) fn target_directory() -> io::Result<PathBuf> {
+    let executable = std::env::current_exe()?;
+    let profile = executable
+        .ancestors()
+        .skip(1)
+        .find(|directory| !directory.ends_with("deps"));
+    let target = profile.and_then(Path::parent);
+    Ok(target.unwrap_or(Path::new("/tmp")).to_owned())
 }
 
 #[derive(Debug, PartialEq, Eq)]

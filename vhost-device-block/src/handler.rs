@@ -140,7 +140,7 @@ impl BlockHandler {
 
     /// Releases the image when all operations of suspended requests have ended, and flushes it first.
     fn finish(&mut self) {
-        if self.access.finish()
+        while self.access.finish()
             && let Some(flush) = self.engine.submit(Request::flush())
         {
             let outcome = self.shared.disk.execute(flush.operation());

@@ -106,6 +106,9 @@ fn crates() -> Result<Vec<(String, PathBuf)>, String> {
             }
         }
     }
+    if crates.is_empty() {
+        return Err("cargo metadata lists no crates".to_owned());
+    }
     Ok(crates)
 }
 
@@ -122,7 +125,34 @@ fn check_crate(root: &Path, order: Option<&[&str]>) -> Result<Vec<String>, Strin
             .iter()
             .map(|circle| show(circle, &imports)),
     );
+    if findings.is_empty() {
+        // A circle can also go through a parent, whose items its children use.
+        let tops = between_tops(&source, &imports);
+        findings.extend(circles(&tops).iter().map(|circle| show(circle, &tops)));
+    }
     Ok(findings)
+}
+
+/// The imports between the modules at the top of a crate, each with all files below it.
+fn between_tops(source: &Crate, imports: &Imports) -> Imports {
+    let modules = source.modules.iter();
+    let modules = modules.filter(|(_, module)| module.file != source.root);
+    let tops: BTreeMap<&PathBuf, PathBuf> = modules
+        .filter_map(|(path, module)| Some((&module.file, PathBuf::from(path.first()?))))
+        .collect();
+    let mut joined = Imports::new();
+    for (from, imported) in imports {
+        for (to, items) in imported {
+            if let (Some(from), Some(to)) = (tops.get(from), tops.get(to))
+                && from != to
+            {
+                let all = joined.entry(from.clone()).or_default();
+                let all = all.entry(to.clone()).or_default();
+                all.extend(items.iter().cloned());
+            }
+        }
+    }
+    joined
 }
 
 /// The modules at the top of a crate that `order` does not contain, and the imports of one that is above the importing one.
@@ -157,7 +187,7 @@ fn against_order(source: &Crate, imports: &Imports, order: &[&str]) -> Vec<Strin
 
 /// Describes a circle.
 fn show(circle: &Circle, imports: &Imports) -> String {
-    let mut text = format!("{} files import each other:", circle.files.len());
+    let mut text = format!("{} files or modules import each other:", circle.files.len());
     for (from, to) in &circle.shortest {
         let items = imports.get(*from).and_then(|imported| imported.get(*to));
         let items = items.map(list).unwrap_or_default();
@@ -218,7 +248,7 @@ mod tests {
     const TWO: (&str, &str) = ("lib.rs", "mod a;\nmod b;");
 
     #[test]
-    fn a_sourcewithout_a_circle_has_no_findings() {
+    fn a_crate_without_a_circle_has_no_findings() {
         let files = [
             ("lib.rs", "mod a;\nmod b;\npub use a::{A, run};"),
             (
@@ -232,6 +262,30 @@ mod tests {
             ),
         ];
         assert_eq!(findings(&files, Some(&["a", "b"])), [""; 0]);
+    }
+
+    #[test]
+    fn a_circle_through_a_parent_or_an_item_of_a_macro_is_found() {
+        let inside = ("a/inside.rs", "use super::X;\npub struct A(X);");
+        let parent = [
+            TWO,
+            (
+                "a/mod.rs",
+                "mod inside;\nuse crate::b::B;\npub struct X(B);",
+            ),
+            inside,
+            ("b.rs", "use crate::a::inside::A;\npub struct B(A);"),
+        ];
+        assert_eq!(findings(&parent, None).len(), 1);
+        let of_macro = [
+            TWO,
+            ("a.rs", "use crate::b::B;\npub struct A(B);"),
+            (
+                "b.rs",
+                "use crate::a::A;\nmacro_rules! m { ($n:ident) => { pub struct $n; } }\nm!(B);",
+            ),
+        ];
+        assert_eq!(findings(&of_macro, None).len(), 1);
     }
 
     #[test]
@@ -260,7 +314,7 @@ mod tests {
             let found = findings(&files, None);
             assert_eq!(found.len(), 1, "{import}: {found:?}");
             assert!(
-                found[0].starts_with("2 files import each other"),
+                found[0].starts_with("2 files or modules import each other"),
                 "{found:?}"
             );
         }
@@ -275,7 +329,7 @@ mod tests {
             ("c.rs", "use crate::{a::A, b::B};\npub struct C;"),
             ("d.rs", "use crate::a::A;"),
         ];
-        let expected = "3 files import each other:\n    b.rs imports C of c.rs\n    c.rs imports B of b.rs\n    and a.rs";
+        let expected = "3 files or modules import each other:\n    b.rs imports C of c.rs\n    c.rs imports B of b.rs\n    and a.rs";
         assert_eq!(findings(&files, None), [expected]);
     }
 

@@ -50,7 +50,11 @@ pub const GPU_PEER: &[Need] = &[(bench::gpu::QEMU, "qemu-system-gui")];
 pub const PACKAGING: &[Need] = &[("dpkg-shlibdeps", "dpkg-dev")];
 
 /// For checking installed files.
-pub const INSTALLED: &[Need] = &[("man", "man-db"), ("systemd-analyze", "systemd")];
+pub const INSTALLED: &[Need] = &[
+    ("curl", "curl"),
+    ("man", "man-db"),
+    ("systemd-analyze", "systemd"),
+];
 
 /// For building User-Mode Linux, and for the tests in it.
 pub const USER_MODE_LINUX: &[Need] = &[

@@ -134,10 +134,16 @@ impl<P: Protocol> Clients<P> {
     /// Serves all clients as far as possible without waiting.
     pub fn advance(&mut self) {
         let now = Instant::now();
+        // A client that has sent a request is not idle when a newcomer needs its place.
+        self.serve(now);
         self.pause = self.pause.filter(|until| now < *until);
         if self.pause.is_none() && self.has_room() {
             self.accept(now);
+            self.serve(now);
         }
+    }
+
+    fn serve(&mut self, now: Instant) {
         let protocol = &mut self.protocol;
         self.clients
             .retain_mut(|client| client.advance(protocol, now).is_ok());

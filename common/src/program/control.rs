@@ -64,27 +64,28 @@ impl<D: Device> Control<D> {
             if let Some(stats_socket) = &mut self.stats_socket {
                 stats_socket.advance();
             }
-            self.serve_commands();
+            if self.serve_commands() {
+                break;
+            }
         }
         self.statistics.emit(Event::Shutdown);
         self.serve_commands();
+        // After `quit`, the program can exit at once. After a signal this changes nothing.
+        self.signals.stop();
         self.force_end();
     }
 
-    /// Serves the clients of the control socket: commands, then events.
-    fn serve_commands(&mut self) {
+    /// Serves the clients of the control socket: commands, then events. Returns whether one of them has sent `quit`.
+    fn serve_commands(&mut self) -> bool {
         let Some(control_socket) = &mut self.control_socket else {
-            return;
+            return false;
         };
         control_socket.advance();
         let events = self.statistics.events();
         for (time, what) in events.into_iter().flat_map(|events| events.take()) {
             control_socket.broadcast(&event(what, time), |client: &State| client.negotiated);
         }
-        // Only after the answer is sent, if the client reads it.
-        if std::mem::take(&mut control_socket.protocol().0.quits) {
-            self.signals.stop();
-        }
+        control_socket.protocol().0.quits
     }
 
     /// Waits until there may be something to do. Returns whether the program continues.

@@ -76,8 +76,9 @@ impl<D: Device> Protocol for ControlProtocol<D> {
                 let text = "too many file descriptors came with the command";
                 return Err(CommandError::Failed(text.to_owned()));
             }
+            let value = self.0.execute(&name, &arguments, files)?;
             state.negotiated |= name == "qmp_capabilities";
-            self.0.execute(&name, &arguments, files)
+            Ok(value)
         });
         Answer::Send(match executed {
             Ok(value) => answer("return", value, id),

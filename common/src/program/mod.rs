@@ -143,8 +143,11 @@ fn start<D: Device>(
     let outcome = bound.and_then(|(stats_socket, control_socket)| {
         let mut needs = device.needs();
         if !device.shared_memory().is_empty() {
-            // Its requests to the front-end come with files.
-            needs.queue.push(Call::new(libc::SYS_sendmsg));
+            // Its requests to the front-end come with files, from any thread.
+            let send = Call::new(libc::SYS_sendmsg);
+            needs.queue.push(send);
+            needs.control.push(send);
+            needs.helper.iter_mut().for_each(|calls| calls.push(send));
         }
         file_limit::warn_if_below(needs.open_files);
         if stats_socket.is_some() {

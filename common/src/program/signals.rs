@@ -31,6 +31,9 @@ impl Signals {
         signal_hook::flag::register(SIGXFSZ, Arc::default()).map_err(|error| failed(&error))?;
         survive_lost_memory().map_err(|error| failed(&error))?;
         let (stop, stopper) = register(&[SIGTERM, SIGINT])?;
+        stopper
+            .set_nonblocking(true)
+            .map_err(|error| failed(&error))?;
         Ok(Self {
             stop: Arc::new(stop.into()),
             stopper,

@@ -52,8 +52,8 @@ impl FrontEnd {
     /// in `replies` under `number`. The device must not tell the driver about the memory before that.
     ///
     /// When a queue stops, all requests without a reply fail, because the front-end sends no replies until the queue has stopped. If it
-    /// maps the file afterwards, the core has it unmapped; until then it may refuse to map the range again. The front-end removes all mappings when the driver resets the device, and when it
-    /// disconnects: the device discards its list of mappings in [`Device::reset`](crate::device::Device::reset) and
+    /// maps the file afterwards, the core has it unmapped; until then it may refuse to map the range again. The front-end removes all
+    /// mappings when the driver resets the device, and when it disconnects: the device discards its list of mappings in [`Device::reset`](crate::device::Device::reset) and
     /// [`Device::new_driver`](crate::device::Device::new_driver).
     ///
     /// # Errors
@@ -76,8 +76,8 @@ impl FrontEnd {
         }
     }
 
-    /// Asks the front-end to remove a mapping of [`FrontEnd::map`] with exactly this range (SHMEM_UNMAP). Never blocks: the reply arrives in
-    /// `replies` under `number`. The front-end handles requests in order, so the device can map the range again at once.
+    /// Asks the front-end to remove a mapping of [`FrontEnd::map`] with exactly this range (SHMEM_UNMAP). Never blocks: the reply arrives
+    /// in `replies` under `number`. The front-end handles requests in order, so the device can map the range again at once.
     ///
     /// # Errors
     /// As for [`FrontEnd::map`].

@@ -5,6 +5,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -23,8 +24,11 @@ pub struct PoolLimits {
     pub items: usize,
 }
 
-/// Runs a function on items of type `T` in threads of its own, confined as [`Needs::helper`](crate::sandbox::Needs::helper) says.
-/// Results have type `R` and come in any order.
+/// An item whose run has ended, with its outcome.
+pub type Ended<T, R> = (T, io::Result<R>);
+
+/// Runs a function on items of type `T` in threads of its own, confined as [`Needs::helper`](crate::sandbox::Needs::helper) says. An
+/// item comes back with what the function returned, or with an error if it panicked. Items come back in any order.
 ///
 /// A request that is handed over counts as held until its handler completes it, so a queue does not stop before that. Dropping the
 /// pool waits for all items.
@@ -36,12 +40,15 @@ pub struct Pool<T, R> {
     /// Items that are in the pool, and results that were not taken.
     len: usize,
     /// Results that were fetched together.
-    finished: VecDeque<R>,
+    finished: VecDeque<Ended<T, R>>,
     watcher: Watcher,
 }
 
+/// What is done with an item.
+type Run<T, R> = dyn Fn(&mut T) -> io::Result<R> + Send + Sync;
+
 struct Shared<T, R> {
-    run: Box<dyn Fn(T) -> R + Send + Sync>,
+    run: Box<Run<T, R>>,
     state: Mutex<State<T, R>>,
     /// An item was added, or the pool is dropped.
     work: Condvar,
@@ -53,7 +60,7 @@ struct State<T, R> {
     waiting: VecDeque<T>,
     /// Threads without work.
     idle: usize,
-    finished: VecDeque<R>,
+    finished: VecDeque<Ended<T, R>>,
     quit: bool,
 }
 
@@ -66,11 +73,21 @@ impl<T, R> Shared<T, R> {
         let _ = rustix::io::write(&self.done, &1u64.to_ne_bytes());
     }
 
+    /// Runs an item. A panic becomes the item's error: a lost item would keep its queue from stopping.
+    fn run_one(&self, mut item: T) -> Ended<T, R> {
+        let outcome = catch_unwind(AssertUnwindSafe(|| (self.run)(&mut item)));
+        let outcome = outcome.unwrap_or_else(|_| {
+            log::error!("a blocking call has crashed; please report this");
+            Err(io::Error::other("the call has crashed"))
+        });
+        (item, outcome)
+    }
+
     /// Runs all items that wait, on the calling thread.
     fn run_waiting(&self) {
         let waiting = std::mem::take(&mut self.lock().waiting);
         for item in waiting {
-            let result = (self.run)(item);
+            let result = self.run_one(item);
             self.lock().finished.push_back(result);
         }
         self.signal();
@@ -82,7 +99,7 @@ impl<T, R> Shared<T, R> {
         loop {
             if let Some(item) = state.waiting.pop_front() {
                 drop(state);
-                let result = (self.run)(item);
+                let result = self.run_one(item);
                 state = self.lock();
                 let is_first = state.finished.is_empty();
                 state.finished.push_back(result);
@@ -113,7 +130,7 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
         limits: PoolLimits,
         watcher: &Watcher,
         token: u32,
-        run: impl Fn(T) -> R + Send + Sync + 'static,
+        run: impl Fn(&mut T) -> io::Result<R> + Send + Sync + 'static,
     ) -> io::Result<Self> {
         let done = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         watcher.add(&done, Readiness::READABLE, token)?;
@@ -210,7 +227,7 @@ impl<T: Send + 'static, R: Send + 'static> Pool<T, R> {
     }
 
     /// Takes the next result.
-    pub fn finished(&mut self) -> Option<R> {
+    pub fn finished(&mut self) -> Option<Ended<T, R>> {
         if self.finished.is_empty() {
             std::mem::swap(&mut self.finished, &mut self.shared.lock().finished);
         }
@@ -255,7 +272,7 @@ mod tests {
     /// A pool, and what reports it.
     fn pool<T: Send + 'static, R: Send + 'static>(
         limits: PoolLimits,
-        run: impl Fn(T) -> R + Send + Sync + 'static,
+        run: impl Fn(&mut T) -> io::Result<R> + Send + Sync + 'static,
     ) -> (Pool<T, R>, EpollPoller) {
         let poller = EpollPoller::new().unwrap();
         let pool = Pool::new("io", limits, &poller.watcher(), TOKEN, run).unwrap();
@@ -271,8 +288,8 @@ mod tests {
 
     #[test]
     fn results_come_to_the_thread_that_handed_the_items_over() {
-        let (mut pool, mut poller) = pool(LIMITS, |number: u64| {
-            (number * 2, std::thread::current().id())
+        let (mut pool, mut poller) = pool(LIMITS, |number: &mut u64| {
+            Ok((*number * 2, std::thread::current().id()))
         });
         let mut sum = 0;
         for _ in 0..100 {
@@ -281,7 +298,8 @@ mod tests {
             }
             while !pool.is_empty() {
                 assert!(is_reported(&mut poller, Duration::from_secs(10)));
-                while let Some((double, thread)) = pool.finished() {
+                while let Some((_, outcome)) = pool.finished() {
+                    let (double, thread) = outcome.unwrap();
                     assert_ne!(thread, std::thread::current().id());
                     sum += double;
                 }
@@ -297,10 +315,10 @@ mod tests {
         let (started, starts) = channel();
         let running = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&running);
-        let (mut pool, _poller) = pool(LIMITS, move |()| {
+        let (mut pool, _poller) = pool(LIMITS, move |_: &mut ()| {
             started.send(count.fetch_add(1, Ordering::Relaxed)).unwrap();
             released.lock().unwrap().recv().unwrap();
-            count.fetch_sub(1, Ordering::Relaxed)
+            Ok(count.fetch_sub(1, Ordering::Relaxed))
         });
         for _ in 0..8 {
             assert!(pool.has_room());
@@ -326,11 +344,11 @@ mod tests {
             threads: 0,
             ..LIMITS
         };
-        let (mut pool, mut poller) = pool(limits, |()| std::thread::current().id());
+        let (mut pool, mut poller) = pool(limits, |_: &mut ()| Ok(std::thread::current().id()));
         pool.submit(()).unwrap();
         assert!(is_reported(&mut poller, Duration::ZERO));
-        let thread: Option<ThreadId> = pool.finished();
-        assert_eq!(thread, Some(std::thread::current().id()));
+        let thread: ThreadId = pool.finished().unwrap().1.unwrap();
+        assert_eq!(thread, std::thread::current().id());
     }
 
     #[test]
@@ -342,10 +360,10 @@ mod tests {
             threads: 1,
             ..LIMITS
         };
-        let (mut pool, mut poller) = pool(limits, move |number| {
+        let (mut pool, mut poller) = pool(limits, move |_: &mut i32| {
             started.send(()).unwrap();
             released.lock().unwrap().recv().unwrap();
-            number
+            Ok(())
         });
         for number in 0..5 {
             pool.submit(number).unwrap();
@@ -356,26 +374,44 @@ mod tests {
         for number in [0, 1, 3] {
             release.send(()).unwrap();
             assert!(is_reported(&mut poller, Duration::from_secs(10)));
-            assert_eq!(pool.finished(), Some(number));
+            assert_eq!(pool.finished().unwrap().0, number);
         }
         assert!(pool.is_empty());
     }
 
     #[test]
     fn results_that_are_left_can_be_reported_again() {
-        let (mut pool, mut poller) = pool(LIMITS, |()| ());
+        let (mut pool, mut poller) = pool(LIMITS, |_: &mut ()| Ok(()));
         pool.submit(()).unwrap();
         assert!(is_reported(&mut poller, Duration::from_secs(10)));
         assert!(!is_reported(&mut poller, Duration::ZERO));
         pool.report_again();
         assert!(is_reported(&mut poller, Duration::ZERO));
-        assert_eq!(pool.finished(), Some(()));
-        assert_eq!(pool.finished(), None);
+        assert!(pool.finished().is_some());
+        assert!(pool.finished().is_none());
+    }
+
+    #[test]
+    fn an_item_that_panics_comes_back_with_an_error() {
+        for threads in [0, 1] {
+            let limits = PoolLimits { threads, ..LIMITS };
+            let (mut pool, mut poller) = pool(limits, |number: &mut u32| {
+                assert_ne!(*number, 1, "as the test wants");
+                Ok(())
+            });
+            for number in [1, 2] {
+                pool.submit(number).unwrap();
+                assert!(is_reported(&mut poller, Duration::from_secs(10)));
+                let (item, outcome) = pool.finished().unwrap();
+                assert_eq!((item, outcome.is_err()), (number, number == 1));
+            }
+            assert!(pool.is_empty());
+        }
     }
 
     #[test]
     fn a_pool_that_is_gone_is_not_reported() {
-        let (mut pool, mut poller) = pool(LIMITS, |()| ());
+        let (mut pool, mut poller) = pool(LIMITS, |_: &mut ()| Ok(()));
         pool.submit(()).unwrap();
         drop(pool);
         assert!(!is_reported(&mut poller, Duration::ZERO));

@@ -382,14 +382,16 @@ impl<H: QueueHandler> Thread<H> {
     /// Suspends the requests of a queue and removes it.
     fn suspend(&mut self, index: u16) -> Option<Stopped> {
         let queue = self.queues.get_mut(index)?;
-        if !queue.begin_suspend() {
-            return self.stop(index);
-        }
-        self.handler.suspend(queue);
-        while self.queues.get_mut(index)?.held() > 0 {
-            self.wait(None);
-        }
-        let stopped = self.let_go(index);
+        let stopped = match queue.begin_suspend() {
+            false => self.stop(index),
+            true => {
+                self.handler.suspend(queue);
+                while self.queues.get_mut(index)?.held() > 0 {
+                    self.wait(None);
+                }
+                self.let_go(index)
+            }
+        };
         if self.queues.is_empty() {
             self.handler.suspended();
         }

@@ -24,7 +24,7 @@ type Item<R> = (Option<u64>, R);
 
 /// Carries out operations in a pool.
 pub struct ThreadsEngine<R> {
-    pool: Pool<Item<R>, (Option<u64>, Finished<R>)>,
+    pool: Pool<Item<R>, u64>,
     /// Chains that the operations of their requests do not use, so that the requests can be suspended.
     chains: HashMap<u64, (Label, Chain)>,
     /// The number of the last chain that stayed here.
@@ -34,13 +34,12 @@ pub struct ThreadsEngine<R> {
 impl<R: IoRequest> ThreadsEngine<R> {
     pub fn new(disk: &Disk, watcher: &Watcher) -> io::Result<Self> {
         let image = Arc::clone(&disk.image);
-        let run = move |(chain, request): Item<R>| {
+        let run = move |(_, request): &mut Item<R>| {
             if let Some(delay) = slow::delay() {
                 std::thread::sleep(delay);
             }
             // Records a failed sync at once: the kernel does not report it to the other threads.
-            let outcome = image.execute(request.operation());
-            (chain, (request, outcome))
+            image.execute(request.operation())
         };
         Ok(Self {
             pool: Pool::new("io", LIMITS, watcher, 0, run)?,
@@ -108,7 +107,7 @@ impl<R: IoRequest> ThreadsEngine<R> {
     }
 
     pub fn finished(&mut self) -> Option<Finished<R>> {
-        let (number, (mut request, outcome)) = self.pool.finished()?;
+        let ((number, mut request), outcome) = self.pool.finished()?;
         if let Some((_, chain)) = number.and_then(|number| self.chains.remove(&number)) {
             request.restore(chain);
         }

@@ -2,10 +2,11 @@
 //! Programs and directories of the host.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use super::error::{GuestError, system};
+use crate::cache;
 
 /// Runs a program of the host to its end and returns its stdout.
 pub(crate) fn output(command: &mut Command) -> Result<Vec<u8>, GuestError> {
@@ -38,11 +39,5 @@ pub fn find_program(name: &str) -> Option<PathBuf> {
 
 /// Returns the target directory that this executable was built into.
 pub(crate) fn target_directory() -> Result<PathBuf, GuestError> {
-    let executable = std::env::current_exe().map_err(system("find this executable"))?;
-    let profile = executable
-        .ancestors()
-        .skip(1)
-        .find(|directory| !directory.ends_with("deps"));
-    let target = profile.and_then(Path::parent);
-    Ok(target.unwrap_or(Path::new("/tmp")).to_owned())
+    cache::target_directory().map_err(system("find this executable"))
 }

@@ -95,7 +95,7 @@ impl Input {
     #[track_caller]
     fn wait_gone(&self, count: usize) {
         wait_until("the back-end misses the device", || {
-            self.logged("is gone") == count
+            self.logged("has disappeared") == count
         });
     }
 

@@ -132,7 +132,7 @@ fn a_node_that_can_only_be_read_has_events_and_no_lights() {
     driver.assert_gets(&device, &report(&[(EV_KEY, KEY_A, 1)]));
     assert!(node.lights().unwrap().is_empty());
     assert!(node.grab(true).is_err());
-    assert_eq!(input.logged("read only"), 1);
+    assert_eq!(input.logged("is read-only"), 1);
 }
 
 #[test]

@@ -48,8 +48,8 @@ struct Found {
 }
 
 /// Finds the item that `path` names in `module`. Returns None for a module, for items of other crates, and for local names.
-fn find(source: &Crate, module: &[String], path: &[String], exports: usize) -> Option<Found> {
-    let (module, path) = follow(source, module, path);
+fn find(source: &Crate, start: &[String], path: &[String], exports: usize) -> Option<Found> {
+    let (module, path) = follow(source, start, path);
     let here = source.modules.get(&module)?;
     let (first, rest) = path.split_first()?;
     if here.items.contains(first) {
@@ -65,9 +65,18 @@ fn find(source: &Crate, module: &[String], path: &[String], exports: usize) -> O
         return find(source, &module, &path, exports + 1);
     }
     let mut globs = here.uses.iter().filter(|import| import.name.is_none());
-    globs.find_map(|import| {
+    let found = globs.find_map(|import| {
         let path = [&import.path, path].concat();
         find(source, &module, &path, exports + 1)
+    });
+    found.or_else(|| {
+        // An item that a macro defines. A module alone is not an item.
+        let child = [module.as_slice(), std::slice::from_ref(first)].concat();
+        let is_item = exports == 0 && module != start && !source.modules.contains_key(&child);
+        is_item.then(|| Found {
+            module: module.clone(),
+            item: first.clone(),
+        })
     })
 }
 
