@@ -30,7 +30,7 @@ pub fn target_directory() -> PathBuf {
     target.unwrap_or(Path::new("target")).to_owned()
 }
 
-/// Finds the program of a crate on crates.io, or builds it and keeps it in the cache.
+/// Finds the program of a published crate, or builds it and keeps it in the cache.
 pub fn tool(progress: &Progress, name: &str, version: &str) -> Result<PathBuf, String> {
     let tools = cache::directory()
         .join("tools")

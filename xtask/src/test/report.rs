@@ -33,7 +33,7 @@ const ACCEPTED: &[&str] = &[
 
 /// Reasons of checks that are not tests.
 pub const NO_ADVISORIES: &str = "the database of advisories cannot be fetched";
-pub const NO_INDEX: &str = "the index of crates.io cannot be fetched";
+pub const NO_INDEX: &str = "the index of the package registry cannot be fetched";
 pub const NO_TOOLCHAIN: &str = "there is no toolchain for Rust ";
 pub const NO_TARGET: &str = "there is no standard library for ";
 pub const NO_GUEST: &str = "skipped by --no-guest";
