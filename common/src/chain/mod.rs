@@ -15,7 +15,7 @@ use vm_memory::ByteValued;
 
 use crate::memory::{DirtyLog, GuestMemory};
 use crate::statistics::Taken;
-pub(crate) use segments::Segments;
+pub(crate) use segments::Halves;
 pub(crate) use ticket::Ticket;
 
 /// Why a part of a chain could not be used.
@@ -43,8 +43,8 @@ pub enum ChainError {
 #[derive(Debug, Default)]
 #[must_use = "a chain that is not completed is never answered"]
 pub struct Chain {
-    readable: Segments,
-    writable: Segments,
+    /// Apart, and used again by later chains: a chain is moved often, and should be small.
+    halves: Box<Halves>,
     /// How its ring identifies it.
     ticket: Ticket,
     /// When its queue took it.
@@ -56,16 +56,10 @@ pub struct Chain {
 }
 
 impl Chain {
-    pub(crate) fn new(
-        ticket: Ticket,
-        memory: Arc<GuestMemory>,
-        readable: Segments,
-        writable: Segments,
-    ) -> Self {
+    pub(crate) fn new(ticket: Ticket, memory: Arc<GuestMemory>, halves: Box<Halves>) -> Self {
         Self {
-            writable_total: writable.len(),
-            readable,
-            writable,
+            writable_total: halves.writable.len(),
+            halves,
             ticket,
             taken: Taken::default(),
             memory,
@@ -88,22 +82,24 @@ impl Chain {
 
     /// Marks all writable bytes: the device wrote some of them, not always the first ones.
     pub(crate) fn mark_dirty(&self, log: &DirtyLog) {
-        for (pointer, length) in self.writable.pieces() {
+        for (pointer, length) in self.halves.writable.pieces() {
             if let Some(address) = self.memory.guest_address(pointer) {
                 log.mark(address, length as u64);
             }
         }
     }
 
-    /// Returns the storage of both halves, for the next chain.
-    pub(crate) fn into_segments(self) -> [Segments; 2] {
-        [self.readable, self.writable]
+    /// Returns the storage of both halves, emptied for the next chain.
+    pub(crate) fn into_storage(mut self) -> Box<Halves> {
+        self.halves.readable.clear();
+        self.halves.writable.clear();
+        self.halves
     }
 
     /// Makes all of the request readable and writable again: it is to be carried out from its beginning, by another ring too.
     pub(crate) fn rewind(&mut self) {
-        self.readable.rewind();
-        self.writable.rewind();
+        self.halves.readable.rewind();
+        self.halves.writable.rewind();
         self.ticket.sequence = 0;
     }
 
@@ -115,13 +111,13 @@ impl Chain {
     /// Returns how many bytes the device can still read.
     #[inline]
     pub fn readable_len(&self) -> u64 {
-        self.readable.len()
+        self.halves.readable.len()
     }
 
     /// Returns how many bytes the device can still write, without a head and a tail that were split off.
     #[inline]
     pub fn writable_len(&self) -> u64 {
-        self.writable.len()
+        self.halves.writable.len()
     }
 
     /// Checks that the whole request is in guest memory, for devices that do not access all of it.
@@ -130,8 +126,8 @@ impl Chain {
     /// A part of it is not.
     #[inline]
     pub fn check(&self) -> Result<(), ChainError> {
-        self.readable.iovecs()?;
-        self.writable.iovecs()?;
+        self.halves.readable.iovecs()?;
+        self.halves.writable.iovecs()?;
         Ok(())
     }
 
@@ -140,7 +136,7 @@ impl Chain {
     /// # Errors
     /// Fewer bytes are left, or some are not guest memory.
     pub fn read(&mut self, bytes: &mut [u8]) -> Result<(), ChainError> {
-        self.readable.read(bytes)
+        self.halves.readable.read(bytes)
     }
 
     /// Reads one value in its memory layout, and moves past it.
@@ -149,7 +145,7 @@ impl Chain {
     /// As [`Chain::read`].
     pub fn read_object<T: ByteValued + Default>(&mut self) -> Result<T, ChainError> {
         let mut object = T::default();
-        self.readable.read(object.as_mut_slice())?;
+        self.halves.readable.read(object.as_mut_slice())?;
         Ok(object)
     }
 
@@ -158,7 +154,7 @@ impl Chain {
     /// # Errors
     /// Fewer bytes are left, or some are not guest memory.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), ChainError> {
-        self.writable.write(bytes)
+        self.halves.writable.write(bytes)
     }
 
     /// Moves past `length` readable bytes that the kernel has read.
@@ -166,7 +162,7 @@ impl Chain {
     /// # Errors
     /// As [`Chain::read`].
     pub fn skip_readable(&mut self, length: u64) -> Result<(), ChainError> {
-        self.readable.skip(length)
+        self.halves.readable.skip(length)
     }
 
     /// Moves past `length` writable bytes that the kernel has written.
@@ -174,7 +170,7 @@ impl Chain {
     /// # Errors
     /// As [`Chain::write`].
     pub fn skip_writable(&mut self, length: u64) -> Result<(), ChainError> {
-        self.writable.skip(length)
+        self.halves.writable.skip(length)
     }
 
     /// Splits off the last `length` writable bytes for [`Chain::write_tail`], for example a status after the data.
@@ -182,7 +178,7 @@ impl Chain {
     /// # Errors
     /// Fewer bytes are left.
     pub fn split_tail(&mut self, length: u64) -> Result<(), ChainError> {
-        self.writable.split_tail(length)
+        self.halves.writable.split_tail(length)
     }
 
     /// Writes `bytes` to the start of what [`Chain::split_tail`] split off.
@@ -190,7 +186,7 @@ impl Chain {
     /// # Errors
     /// Fewer bytes were split off, or some are not guest memory.
     pub fn write_tail(&mut self, bytes: &[u8]) -> Result<(), ChainError> {
-        self.writable.write_tail(bytes)
+        self.halves.writable.write_tail(bytes)
     }
 
     /// Splits off the next `length` writable bytes for [`Chain::write_head`], for example a response before the data. They replace an
@@ -199,7 +195,7 @@ impl Chain {
     /// # Errors
     /// Fewer bytes are left.
     pub fn split_head(&mut self, length: u64) -> Result<(), ChainError> {
-        self.writable.split_head(length)
+        self.halves.writable.split_head(length)
     }
 
     /// Writes `bytes` to the start of what [`Chain::split_head`] split off.
@@ -207,7 +203,7 @@ impl Chain {
     /// # Errors
     /// Fewer bytes were split off, or some are not guest memory.
     pub fn write_head(&mut self, bytes: &[u8]) -> Result<(), ChainError> {
-        self.writable.write_head(bytes)
+        self.halves.writable.write_head(bytes)
     }
 
     /// Returns what the device can still read, as iovecs for vectored I/O. The addresses stay valid until the chain is completed.
@@ -216,7 +212,7 @@ impl Chain {
     /// A readable part of the request is not guest memory.
     #[inline]
     pub fn readable_iovecs(&self) -> Result<&[libc::iovec], ChainError> {
-        self.readable.iovecs()
+        self.halves.readable.iovecs()
     }
 
     /// Returns what the device can still write, without the head and the tail that were split off; otherwise like
@@ -226,6 +222,6 @@ impl Chain {
     /// A writable part of the request is not guest memory.
     #[inline]
     pub fn writable_iovecs(&self) -> Result<&[libc::iovec], ChainError> {
-        self.writable.iovecs()
+        self.halves.writable.iovecs()
     }
 }

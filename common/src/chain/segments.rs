@@ -61,6 +61,13 @@ impl Segment {
     }
 }
 
+/// Both halves of a chain.
+#[derive(Debug, Default)]
+pub(crate) struct Halves {
+    pub readable: Segments,
+    pub writable: Segments,
+}
+
 /// The readable or the writable bytes of a chain.
 ///
 /// Reads and writes consume bytes from the front. [`Segments::split_tail`] splits off bytes at the end, such as a status after the data,
@@ -84,14 +91,14 @@ impl Segments {
     /// Storage that is kept for the next chain has room for at most this many segments.
     const KEPT_CAPACITY: usize = 256;
 
-    /// Empties the storage for the next chain.
-    pub(crate) fn recycle(mut self) -> Self {
+    /// Removes all segments. The storage stays, for the next chain.
+    pub fn clear(&mut self) {
         self.list.clear();
         self.list.shrink_to(Self::KEPT_CAPACITY);
-        Self {
-            list: self.list,
+        *self = Self {
+            list: std::mem::take(&mut self.list),
             ..Self::default()
-        }
+        };
     }
 
     /// Adds a segment of guest memory at the end. The caller keeps it mapped: a [`super::Chain`] holds the memory of its segments.

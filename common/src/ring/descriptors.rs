@@ -8,7 +8,7 @@ use vm_memory::{ByteValued, VolatileMemory, VolatileSlice};
 
 use super::error::RingError;
 use super::setup::RingSetup;
-use crate::chain::{Chain, Segments, Ticket};
+use crate::chain::{Chain, Halves, Ticket};
 use crate::memory::GuestMemory;
 
 /// Maximum number of descriptors in an indirect table that is longer than its ring. Linux builds such tables; QEMU has the same
@@ -18,24 +18,23 @@ pub const MAX_INDIRECT_DESCRIPTORS: usize = 1024;
 /// Size of a descriptor in bytes, in either format.
 pub(super) const DESCRIPTOR_SIZE: usize = 16;
 
-/// Maximum number of halves of completed chains whose storage is kept.
-const KEPT_SEGMENTS: usize = 256;
+/// Maximum number of completed chains whose storage is kept.
+const KEPT_CHAINS: usize = 128;
 
-/// Storage for halves of chains.
+/// Storage for the halves of chains. It is boxed because chains have it so: nothing is allocated for a request.
 #[derive(Debug, Default)]
-pub(super) struct Storage(Vec<Segments>);
+#[allow(clippy::vec_box)]
+pub(super) struct Storage(Vec<Box<Halves>>);
 
 impl Storage {
-    fn take(&mut self) -> Segments {
+    fn take(&mut self) -> Box<Halves> {
         self.0.pop().unwrap_or_default()
     }
 
     /// Keeps the storage of a completed chain.
     pub(super) fn keep(&mut self, chain: Chain) {
-        for segments in chain.into_segments() {
-            if self.0.len() < KEPT_SEGMENTS {
-                self.0.push(segments.recycle());
-            }
+        if self.0.len() < KEPT_CHAINS {
+            self.0.push(chain.into_storage());
         }
     }
 }
@@ -67,8 +66,7 @@ impl Buffer {
 /// A chain being gathered.
 pub(super) struct Gathering<'a> {
     memory: &'a Arc<GuestMemory>,
-    readable: Segments,
-    writable: Segments,
+    halves: Box<Halves>,
     count: usize,
     limit: usize,
 }
@@ -78,8 +76,7 @@ impl<'a> Gathering<'a> {
     pub(super) fn new(memory: &'a Arc<GuestMemory>, storage: &mut Storage, limit: usize) -> Self {
         Self {
             memory,
-            readable: storage.take(),
-            writable: storage.take(),
+            halves: storage.take(),
             count: 0,
             limit,
         }
@@ -95,11 +92,11 @@ impl<'a> Gathering<'a> {
             return Err(RingError::ChainTooLong { limit: self.limit });
         }
         let half = if buffer.has(VRING_DESC_F_WRITE) {
-            &mut self.writable
-        } else if self.writable.len() > 0 {
+            &mut self.halves.writable
+        } else if self.halves.writable.len() > 0 {
             return Err(RingError::ReadableAfterWritable);
         } else {
-            &mut self.readable
+            &mut self.halves.readable
         };
         let (mut address, mut length) = (buffer.address, buffer.length as usize);
         while length > 0 {
@@ -142,12 +139,7 @@ impl<'a> Gathering<'a> {
 
     /// Returns the chain, with the ring's `ticket` for it.
     pub(super) fn finish(self, ticket: Ticket) -> Chain {
-        Chain::new(
-            ticket,
-            Arc::clone(self.memory),
-            self.readable,
-            self.writable,
-        )
+        Chain::new(ticket, Arc::clone(self.memory), self.halves)
     }
 }
 
