@@ -41,8 +41,8 @@ pub struct Query<'a> {
     pub stop: Option<BorrowedFd<'a>>,
 }
 
-/// Queries the programs of `descriptors`, several at the same time. Calls `waiting` with the number of programs that have not answered
-/// if they take longer than 2 s. Returns an answer for each descriptor, in the same order.
+/// Queries the programs of `descriptors` in parallel. If they take longer than 2 s, calls `waiting` with the number of those that
+/// have not answered. Returns an answer for each descriptor, in the same order.
 pub fn query(
     root: &Root,
     descriptors: &[Descriptor],

@@ -257,7 +257,7 @@ impl Driver {
         either!(&mut self.rings[usize::from(ring)], ring => ring.err(guest, mistake));
     }
 
-    /// Returns whether the driver has not made a mistake that the device cannot detect.
+    /// Returns false once the driver has made a mistake that the device cannot detect.
     pub fn is_honest(&self) -> bool {
         self.is_honest
     }

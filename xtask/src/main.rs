@@ -22,9 +22,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::error::ErrorKind;
 use clap::{Parser, Subcommand};
 
+use vhost_device_tests::arguments;
 use vhost_device_tests::soak::SoakOptions;
 
 use crate::progress::Progress;
@@ -121,7 +121,7 @@ enum Task {
 fn main() -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => return refuse(&error),
+        Err(error) => return arguments::refuse(&error),
     };
     let progress = Progress::start();
     let result = match arguments.command {
@@ -143,19 +143,6 @@ fn main() -> ExitCode {
         eprintln!("{error}");
         ExitCode::FAILURE
     })
-}
-
-/// Prints the requested help, or one line about the error in the arguments.
-fn refuse(error: &clap::Error) -> ExitCode {
-    if error.exit_code() == 0 || error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
-    {
-        error.exit();
-    }
-    let text = error.render().to_string();
-    let message = text.split("\n\n").next().unwrap_or_default();
-    let words: Vec<_> = message.split_whitespace().collect();
-    eprintln!("{}; see --help", words.join(" "));
-    ExitCode::from(2)
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ impl EarlyCall {
         calls
     }
 
-    /// Records whether another request was available, and whether the driver has not been called for some that completed.
+    /// Records a take: whether it found a request, and whether completed requests wait for a call.
     #[inline]
     pub fn note_take(&mut self, another: bool, has_completed: bool) {
         match self.left {

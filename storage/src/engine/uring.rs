@@ -56,7 +56,7 @@ pub struct UringEngine<R: IoRequest> {
     watched: Vec<Watch>,
     /// Number of watches so far.
     watches: u32,
-    /// Number of polls and removals that have not ended.
+    /// Number of polls and removals in flight.
     polls: usize,
     /// The engine only tests whether the kernel can watch files. Failures are not worth a warning.
     pub is_probe: bool,

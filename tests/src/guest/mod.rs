@@ -48,7 +48,7 @@ const MIGRATION_INTERVAL: Duration = Duration::from_millis(50);
 const KERNEL_COMMAND_LINE: &str =
     "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off tsc=reliable";
 
-/// A virtual machine that has not been started.
+/// The configuration of a virtual machine.
 #[derive(Debug)]
 pub struct Machine {
     name: String,

@@ -81,7 +81,7 @@ fn the_key_that_started_the_back_end_is_released_on_the_host_first() {
     device.report(&press(1)).unwrap();
     let input = std::thread::scope(|scope| {
         let start = scope.spawn(|| Input::start(&device));
-        // It has opened the node, which it has not grabbed yet.
+        // The node is open, and not grabbed yet.
         wait_until("the back-end opens the node", || {
             readers(device.node()) > 1 || start.is_finished()
         });
