@@ -295,8 +295,8 @@ impl Display {
         self.progress
     }
 
-    /// Sends what the socket takes, and receives replies that are due or, if `readable`, all data. Returns the reply
-    /// that a command waits for, once it is complete.
+    /// Sends what the socket takes, and receives all data if `readable`. Returns the reply that a command waits for,
+    /// once it is complete.
     pub fn advance(&mut self, resources: &ResourceTable, readable: bool) -> Option<Vec<u8>> {
         let mut reply = None;
         if let Err(error) = self.exchange(resources, readable, &mut reply) {
@@ -333,15 +333,13 @@ impl Display {
         readable: bool,
         reply: &mut Option<Vec<u8>>,
     ) -> Result<(), DisplayError> {
-        let expects_reply = |display: &Self| {
-            let link = display.link.as_ref();
-            link.is_some_and(|link| !link.sent_queries.is_empty())
-        };
-        if readable || expects_reply(self) {
+        // Not for each request: the watcher reports a reply, and to look for one costs a system call.
+        if readable {
             self.receive(reply)?;
         }
         while self.send(resources)? {
-            if reply.is_none() && expects_reply(self) {
+            let link = self.link.as_ref();
+            if reply.is_none() && link.is_some_and(|link| !link.sent_queries.is_empty()) {
                 self.receive(reply)?;
             }
         }
