@@ -128,11 +128,28 @@ pub fn find<'a>(commands: &'a [Command], name: &str) -> Result<&'a Command, Fail
     })
 }
 
-/// Returns all commands, or the one with this name.
-pub fn chosen(commands: &[Command], name: Option<&str>) -> Result<Vec<Command>, Failure> {
-    match name {
-        None => Ok(commands.to_vec()),
-        Some(name) => find(commands, name).map(|command| vec![command.clone()]),
+/// Returns the answer to [`QUERY_COMMANDS`], or only its part about the command with this name.
+pub fn chosen(mut list: Value, name: Option<&str>) -> Result<Value, Failure> {
+    if let Some(name) = name {
+        find(&Command::all(&list), name)?;
+        if let Some(commands) = list.as_array_mut() {
+            commands.retain(|command| text(command, "name") == name);
+        }
+    }
+    Ok(list)
+}
+
+/// Checks that a command of this program has at most `limit` arguments.
+pub fn check_count(name: &str, typed: &[String], limit: usize) -> Result<(), Failure> {
+    match typed.get(limit) {
+        None => Ok(()),
+        Some(word) => Err(Failure::Usage(format!(
+            "{name} takes {}; {word:?} is too many",
+            match limit {
+                0 => "no arguments",
+                _ => "the name of one command",
+            }
+        ))),
     }
 }
 

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! A connection to a control socket: one JSON object per line, in the shape of QMP.
 
-use std::io::{BufRead, BufReader, ErrorKind, IoSlice, Read};
+use std::io::{self, BufRead, BufReader, ErrorKind, IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+use rustix::net::{
+    AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
+    SocketFlags, SocketType, sendmsg, socket_with,
+};
 use serde_json::{Value, json};
 
 use crate::failure::Failure;
@@ -21,19 +24,58 @@ const MOST_BYTES: u64 = 16 << 20;
 const MOST_FILES: usize = 16;
 
 /// A connection to a back-end.
-pub struct Connection(BufReader<UnixStream>);
+pub struct Connection(BufReader<Stream>);
+
+/// A socket whose reads end at a deadline, however slowly data comes.
+struct Stream {
+    socket: UnixStream,
+    deadline: Option<Instant>,
+}
+
+impl Stream {
+    fn expect_answer(&mut self) {
+        self.deadline = Some(Instant::now() + PATIENCE);
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let now = Instant::now();
+        let left = self
+            .deadline
+            .map(|deadline| deadline.saturating_duration_since(now));
+        if left == Some(Duration::ZERO) {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.socket.set_read_timeout(left)?;
+        self.socket.read(buffer)
+    }
+}
 
 impl Connection {
     /// Connects, and reads the greeting.
     pub fn open(path: &Path) -> Result<Self, Failure> {
         let shown = path.display();
         let connect = || {
-            let stream = UnixStream::connect(path)?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            stream.set_write_timeout(Some(PATIENCE))?;
+            let address = SocketAddrUnix::new(path)?;
+            let socket = socket_with(
+                AddressFamily::UNIX,
+                SocketType::STREAM,
+                SocketFlags::CLOEXEC,
+                None,
+            )?;
+            let socket = UnixStream::from(socket);
+            // A connect waits as long as a write while the back-end has too many clients to accept.
+            socket.set_write_timeout(Some(PATIENCE))?;
+            rustix::net::connect(&socket, &address)?;
+            let mut stream = Stream {
+                socket,
+                deadline: None,
+            };
+            stream.expect_answer();
             Ok(Self(BufReader::new(stream)))
         };
-        let mut connection = connect().map_err(|error: std::io::Error| {
+        let mut connection = connect().map_err(|error: io::Error| {
             Failure::Failed(format!(
                 "cannot connect to {shown}: {error}; is the back-end running with --control-socket={shown}?"
             ))
@@ -52,6 +94,7 @@ impl Connection {
         files: &[OwnedFd],
     ) -> Result<Value, Failure> {
         let request = json!({"execute": name, "arguments": arguments});
+        self.0.get_mut().expect_answer();
         self.send(format!("{request}\n").as_bytes(), files)?;
         loop {
             let mut answer = self.line()?;
@@ -69,8 +112,7 @@ impl Connection {
 
     /// Waits for the next event; `None` when the back-end closes the connection.
     pub fn event(&mut self) -> Result<Option<Value>, Failure> {
-        let timeout = self.0.get_ref().set_read_timeout(None);
-        timeout.map_err(|error| failed(&error))?;
+        self.0.get_mut().deadline = None;
         while let Some(line) = self.next_line()? {
             if line.get("event").is_some() {
                 return Ok(Some(line));
@@ -91,8 +133,13 @@ impl Connection {
         }
         while !bytes.is_empty() {
             let pieces = [IoSlice::new(bytes)];
-            let sent = sendmsg(self.0.get_ref(), &pieces, &mut control, SendFlags::NOSIGNAL)
-                .map_err(|errno| failed(&errno.into()))?;
+            let sent = sendmsg(
+                &self.0.get_ref().socket,
+                &pieces,
+                &mut control,
+                SendFlags::NOSIGNAL,
+            )
+            .map_err(|errno| failed(&errno.into()))?;
             bytes = bytes.get(sent..).unwrap_or_default();
             control.clear();
         }
@@ -121,7 +168,7 @@ impl Connection {
     }
 }
 
-fn failed(error: &std::io::Error) -> Failure {
+fn failed(error: &io::Error) -> Failure {
     Failure::Failed(match error.kind() {
         ErrorKind::WouldBlock => format!(
             "the back-end does not answer within {} s",

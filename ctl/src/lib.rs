@@ -43,8 +43,13 @@ pub fn run() -> ExitCode {
 }
 
 fn carry_out(options: &Options) -> Result<(), Failure> {
-    let mut connection = Connection::open(&options.socket)?;
     let name = options.command.as_deref().unwrap_or(HELP);
+    match name {
+        EVENTS => commands::check_count(name, &options.arguments, 0)?,
+        HELP | QUERY_COMMANDS => commands::check_count(name, &options.arguments, 1)?,
+        _ => {}
+    }
+    let mut connection = Connection::open(&options.socket)?;
     if name == EVENTS {
         connection.execute("qmp_capabilities", json!({}), &[])?;
         let mut has_ended = false;
@@ -63,15 +68,15 @@ fn carry_out(options: &Options) -> Result<(), Failure> {
         return Ok(());
     }
     let list = connection.execute(QUERY_COMMANDS, json!({}), &[])?;
-    let commands = Command::all(&list);
     if name == HELP || name == QUERY_COMMANDS {
         let wanted = options.arguments.first();
-        let commands = commands::chosen(&commands, wanted.map(String::as_str))?;
+        let list = commands::chosen(list, wanted.map(String::as_str))?;
         return print(&match options.json {
             true => list.to_string(),
-            false => text::help(&commands),
+            false => text::help(&Command::all(&list)),
         });
     }
+    let commands = Command::all(&list);
     let command = commands::find(&commands, name)?;
     let arguments = command.arguments(&options.arguments)?;
     let files: Vec<_> = options

@@ -5,6 +5,7 @@ use std::io::Read;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vhost_device_tests::ended::{Ended, assert_refused, run};
@@ -67,6 +68,11 @@ fn help_lists_the_commands_of_the_device() {
         assert!(all.contains(name) && all.contains(help), "{name}: {all}");
         assert!(own.contains(&format!("- {name}:")), "{name}: {own}");
         assert!(all.contains(&succeed(&setup, &["help", name])));
+        let one = succeed(&setup, &["--json", "help", name]);
+        assert_eq!(
+            serde_json::from_str::<Value>(&one).unwrap(),
+            serde_json::json!([command])
+        );
     }
 }
 
@@ -94,6 +100,8 @@ fn what_cannot_be_done_is_one_line_and_a_status() {
     };
     refuse(&["shout"], 2, "shout");
     refuse(&["help", "shout"], 2, "shout");
+    refuse(&["help", "query", "quit"], 2, "quit");
+    refuse(&["events", "all"], 2, "all");
     refuse(&["log-level", "loud"], 1, "loud");
     refuse(&["log-level", "info", "warn"], 2, "warn");
     refuse(&["query", "--file=/nonexistent"], 1, "/nonexistent");
@@ -116,6 +124,25 @@ fn a_program_that_is_no_back_end_is_refused() {
         assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(1));
         assert_eq!(program.stderr().lines().count(), 1, "{}", program.stderr());
     }
+}
+
+#[test]
+fn a_back_end_that_answers_byte_by_byte_has_no_more_time() {
+    let setup = Setup::new(&BLOCK);
+    let listener = UnixListener::bind(control_socket(&setup)).unwrap();
+    let mut program = Program::spawn(&mut ctl(&control_socket(&setup), &["query"])).unwrap();
+    let (mut stream, _) = listener.accept().unwrap();
+    let begin = Instant::now();
+    while std::io::Write::write_all(&mut stream, b" ").is_ok() {
+        assert!(begin.elapsed() < PATIENCE, "it still waits");
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    assert_eq!(program.wait(PATIENCE).unwrap().code(), Some(1));
+    assert!(
+        program.stderr().contains("within 10 s"),
+        "{}",
+        program.stderr()
+    );
 }
 
 #[test]
