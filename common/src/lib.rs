@@ -17,12 +17,13 @@
 //! | [`memory`] | the memory of the guest |
 //! | [`statistics`] | counters, and the present state of the connection |
 //!
-//! Below them are `verb`, `log_limit`, `stderr`, `file_limit` and `error`.
+//! Below them are `verb`, `log_limit`, `stderr`, `file_limit`, `lock` and `error`.
 
 pub mod chain;
 pub mod device;
 mod error;
 mod file_limit;
+mod lock;
 mod log_limit;
 pub mod memory;
 pub mod program;
@@ -36,4 +37,5 @@ mod verb;
 mod wire;
 pub mod worker;
 
+pub use lock::lock;
 pub use log_limit::{info_limited, warn_limited};

@@ -44,6 +44,7 @@ const ORDER: &[(&str, &[&str])] = &[
             "log_limit",
             "stderr",
             "file_limit",
+            "lock",
             "error",
         ],
     ),
