@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use vhost_device_common::device::{
     ConfigError, Device, FrontEnd, Needs, StartError, StateError, Watcher,
 };
-use vhost_device_common::{info_limited, state, warn_limited};
+use vhost_device_common::{info_limited, lock, state, warn_limited};
 use vhost_device_storage::disk::Disk;
 use vhost_device_storage::engine::{Engine, Engines};
 use vhost_device_storage::image::{DiscardLimits, MAX_WRITE_ZEROES_SECTORS, SECTOR_SIZE};
@@ -175,12 +175,12 @@ impl Device for Block {
     }
 
     fn connected(&self, front_end: &FrontEnd) {
-        self.shared.front_end().clone_from(front_end);
+        lock(&self.shared.front_end).clone_from(front_end);
     }
 
     fn reload(&self) {
         if self.shared.disk.reload() {
-            self.shared.front_end().config_changed();
+            lock(&self.shared.front_end).config_changed();
         }
     }
 

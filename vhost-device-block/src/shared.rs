@@ -2,9 +2,10 @@
 //! What the device and the handlers of all its queues share.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 use vhost_device_common::device::FrontEnd;
+use vhost_device_common::lock;
 use vhost_device_storage::access::Access;
 use vhost_device_storage::disk::Disk;
 
@@ -28,14 +29,8 @@ impl Shared {
     pub fn open(&self, access: &mut Access) -> io::Result<()> {
         // The program that had the image may have seen it grow.
         if access.open()? && self.disk.measure(true) {
-            self.front_end().config_changed();
+            lock(&self.front_end).config_changed();
         }
         Ok(())
-    }
-
-    pub fn front_end(&self) -> MutexGuard<'_, FrontEnd> {
-        self.front_end
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -2,12 +2,12 @@
 //! The entropy device: one queue of buffers to fill, no features, no config space.
 
 use std::io::{self, ErrorKind};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vhost_device_common::device::{Device, QueueHandler, StartError, StateError, Watcher};
-use vhost_device_common::state;
 use vhost_device_common::worker::{Queue, Queues, Readiness};
+use vhost_device_common::{lock, state};
 
 use crate::options::Options;
 use crate::quota::{Quota, Spent};
@@ -36,12 +36,6 @@ impl Supply {
     }
 }
 
-impl Rng {
-    fn supply(&self) -> MutexGuard<'_, Supply> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Device for Rng {
     const TYPE: &'static str = "rng";
     const PROGRAM: &'static str = env!("CARGO_PKG_NAME");
@@ -61,7 +55,7 @@ impl Device for Rng {
     }
 
     fn handler(&self, _thread: u16, watcher: Watcher) -> io::Result<Self> {
-        let supply = self.supply();
+        let supply = lock(&self.0);
         match supply
             .source
             .file()
@@ -74,13 +68,13 @@ impl Device for Rng {
     }
 
     fn save(&self) -> Result<Vec<u8>, StateError> {
-        state::encode(&self.supply().quota.spent(Instant::now()))
+        state::encode(&lock(&self.0).quota.spent(Instant::now()))
     }
 
     /// Counts the bytes that another process spent in this period. An invalid state cannot increase the quota.
     fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
         let spent: Spent = state::decode(state)?;
-        self.supply().quota.restore(spent, Instant::now());
+        lock(&self.0).quota.restore(spent, Instant::now());
         Ok(())
     }
 }
@@ -89,7 +83,7 @@ impl QueueHandler for Rng {
     /// Leaves requests in the ring until there is a byte for them: VIRTIO 1.3, 5.4.6.2 forbids completing one without
     /// data, and Linux would not send another one.
     fn process(&mut self, queue: &mut Queue) {
-        let supply = &mut *self.supply();
+        let supply = &mut *lock(&self.0);
         while queue.has_available() {
             let limit = match supply.available() {
                 Ok(limit) => limit,
@@ -105,6 +99,6 @@ impl QueueHandler for Rng {
     }
 
     fn ready(&mut self, _token: u32, _readiness: Readiness, _queues: &mut Queues) {
-        self.supply().source.retry_now();
+        lock(&self.0).source.retry_now();
     }
 }
