@@ -13,7 +13,7 @@ use vhost_device_storage::engine::Engine;
 use vhost_device_storage::operation::{IoRequest, Label};
 use vhost_device_storage::throttle::Throttle;
 
-use crate::request::{Answer, Header, Next, Request, Status};
+use crate::request::{Header, Next, Request, Status};
 use crate::shared::Shared;
 
 /// Large reads that another thread does meanwhile. When they do not end, there is no processor free for them.
@@ -61,11 +61,9 @@ impl BlockHandler {
     fn step(&mut self, mut next: Next, queue: &mut Queue) {
         loop {
             match next {
-                Next::Done(Answer {
-                    chain,
-                    used,
-                    outcome,
-                }) => return queue.complete_with(chain, used, outcome),
+                Next::Done(answer) => {
+                    return queue.complete_with(answer.chain, answer.used, answer.outcome);
+                }
                 Next::Operation(request) if queue.is_suspending() => {
                     let chain = request.into_chain();
                     return chain.into_iter().for_each(|chain| queue.suspend(chain));

@@ -147,7 +147,7 @@ impl Work {
             Kind::Ranges(ranges) => {
                 let is_done = ranges.advance(disk, outcome)?;
                 if is_done {
-                    self.bytes = ranges.bytes();
+                    self.bytes = ranges.bytes;
                 }
                 Ok(is_done)
             }

@@ -14,13 +14,14 @@ use crate::layout::Piece;
 use crate::operation::{Memory, Operation, Range};
 
 /// Ranges of the disk to discard or to zero, in order.
+#[derive(Default)]
 pub struct Ranges {
     is_discard: bool,
     /// A flush follows.
     stable: bool,
     list: VecDeque<Segment>,
     /// Bytes of all ranges that there were.
-    bytes: u64,
+    pub(super) bytes: u64,
     /// Zeroes to write, where the file system cannot make them by itself.
     zeroes: Option<MmapRegion>,
 }
@@ -37,21 +38,17 @@ struct Segment {
 impl Ranges {
     /// Creates a list of ranges to discard: a hint, so what the storage cannot discard counts as done.
     pub fn discard() -> Self {
-        Self::new(true, false)
+        Self {
+            is_discard: true,
+            ..Self::default()
+        }
     }
 
     /// Creates a list of ranges to zero; if `stable`, the work is done when the zeroes are on stable storage.
     pub fn zero(stable: bool) -> Self {
-        Self::new(false, stable)
-    }
-
-    fn new(is_discard: bool, stable: bool) -> Self {
         Self {
-            is_discard,
             stable,
-            list: VecDeque::new(),
-            bytes: 0,
-            zeroes: None,
+            ..Self::default()
         }
     }
 
@@ -103,10 +100,6 @@ impl Ranges {
     pub(super) fn remaining(&self) -> u64 {
         let lengths = self.list.iter().map(|segment| segment.length);
         lengths.fold(0, u64::saturating_add)
-    }
-
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
     }
 
     pub(super) fn operation(&self) -> Operation<'_> {
