@@ -3,8 +3,6 @@
 
 use std::path::{Path, PathBuf};
 
-use vhost_device_common::device::Needs;
-
 use crate::virgl::{self, Capset, Renderer, VirglError};
 
 /// The capability sets (VIRTIO 1.3, 5.7.6.8, GET_CAPSET_INFO), and the configuration of the renderer.
@@ -37,15 +35,5 @@ impl Capsets {
             export_dmabufs,
             sets,
         })
-    }
-
-    /// Adds the system calls and files that the renderer needs.
-    pub fn add_needs(&self, needs: &mut Needs) {
-        virgl::add_needs(needs, self.node.as_deref());
-    }
-
-    /// Returns the number of capability sets.
-    pub fn count(&self) -> u32 {
-        self.sets.len() as u32
     }
 }

@@ -2,12 +2,12 @@
 //! The GPU device: features, config space, display socket.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use vhost_device_common::device::{
     Call, ConfigError, Device, DeviceRequest, Needs, StartError, StateError, Watcher,
 };
-use vhost_device_common::warn_limited;
+use vhost_device_common::{lock, warn_limited};
 use virtio_bindings::virtio_gpu::{
     VIRTIO_GPU_F_EDID, VIRTIO_GPU_F_RESOURCE_UUID, VIRTIO_GPU_F_VIRGL,
 };
@@ -17,15 +17,15 @@ use crate::handler::GpuHandler;
 use crate::options::Options;
 use crate::protocol::MAX_SCANOUTS;
 use crate::saved;
-use crate::state::{Shared, State};
-use crate::virgl::has_render_node;
+use crate::state::State;
+use crate::virgl;
 
 /// Size of the config space in bytes (VIRTIO 1.3, 5.7.4): events_read, events_clear, num_scanouts, num_capsets.
 const CONFIG_SIZE: usize = 16;
 
 /// The GPU device.
 pub struct Gpu {
-    shared: Arc<Shared>,
+    state: Arc<Mutex<State>>,
     headless: bool,
     max_hostmem: u64,
     /// The capability sets of the renderer; `None` without `--virgl`.
@@ -46,7 +46,7 @@ impl Device for Gpu {
 
     fn capabilities() -> Vec<&'static str> {
         let mut capabilities = Vec::new();
-        if has_render_node() {
+        if virgl::has_render_node() {
             capabilities.push("render-node");
         }
         if can_render() {
@@ -57,23 +57,20 @@ impl Device for Gpu {
 
     fn open(options: Options) -> Result<Self, StartError> {
         let node = options.render_node.as_deref();
-        let capsets = match options.virgl {
-            true => Some(
-                Capsets::probe(node, !options.no_dmabuf && !options.headless).map_err(|error| {
-                    StartError(format!(
-                        "cannot enable 3D: {error}; fix this or omit --virgl"
-                    ))
-                })?,
-            ),
-            false => None,
-        };
+        let export_dmabufs = !options.no_dmabuf && !options.headless;
+        let capsets = options.virgl.then(|| Capsets::probe(node, export_dmabufs));
+        let capsets = capsets.transpose().map_err(|error| {
+            StartError(format!(
+                "cannot enable 3D: {error}; fix this or omit --virgl"
+            ))
+        })?;
         let state = State::new(options.max_hostmem).map_err(|error| {
             StartError(format!(
                 "cannot create the display's epoll instance: {error}"
             ))
         })?;
         Ok(Self {
-            shared: Arc::new(Shared::new(state)),
+            state: Arc::new(Mutex::new(state)),
             headless: options.headless,
             max_hostmem: options.max_hostmem,
             capsets: capsets.map(Arc::new),
@@ -86,8 +83,7 @@ impl Device for Gpu {
     }
 
     fn set_features(&self, accepted: u64) {
-        self.shared
-            .set_accepts_3d(accepted & 1 << VIRTIO_GPU_F_VIRGL != 0);
+        lock(&self.state).accepts_3d = accepted & 1 << VIRTIO_GPU_F_VIRGL != 0;
     }
 
     fn num_queues(&self) -> u16 {
@@ -95,8 +91,9 @@ impl Device for Gpu {
     }
 
     fn config(&self) -> Vec<u8> {
-        let num_capsets = self.capsets.as_ref().map_or(0, |capsets| capsets.count());
-        [0, 0, MAX_SCANOUTS as u32, num_capsets]
+        let capsets = self.capsets.as_ref();
+        let num_capsets = capsets.map_or(0, |capsets| capsets.sets.len());
+        [0, 0, MAX_SCANOUTS as u32, num_capsets as u32]
             .map(u32::to_le_bytes)
             .concat()
     }
@@ -115,7 +112,7 @@ impl Device for Gpu {
         let DeviceRequest::GpuSocket(socket) = request else {
             return Err(request);
         };
-        let display = &mut self.shared.lock().display;
+        let display = &mut lock(&self.state).display;
         if self.headless {
             display.keep_open(socket);
         } else if let Err(error) = display.connect(socket) {
@@ -125,11 +122,11 @@ impl Device for Gpu {
     }
 
     fn handler(&self, _thread: u16, watcher: Watcher) -> io::Result<GpuHandler> {
-        GpuHandler::new(Arc::clone(&self.shared), self.capsets.clone(), watcher)
+        GpuHandler::new(Arc::clone(&self.state), self.capsets.clone(), watcher)
     }
 
     fn new_driver(&self) {
-        self.shared.lock().clear();
+        lock(&self.state).clear();
     }
 
     fn needs(&self) -> Needs {
@@ -140,13 +137,13 @@ impl Device for Gpu {
             ..Needs::default()
         };
         if let Some(capsets) = &self.capsets {
-            capsets.add_needs(&mut needs);
+            virgl::add_needs(&mut needs, capsets.node.as_deref());
         }
         needs
     }
 
     fn reset(&self) {
-        let mut state = self.shared.lock();
+        let mut state = lock(&self.state);
         state.display.disconnect();
         state.display.forget_watcher();
         state.clear();
@@ -157,11 +154,11 @@ impl Device for Gpu {
     }
 
     fn save(&self) -> Result<Vec<u8>, StateError> {
-        saved::save(&self.shared.lock())
+        saved::save(&lock(&self.state))
     }
 
     fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
-        saved::load(&mut self.shared.lock(), state)
+        saved::load(&mut lock(&self.state), state)
     }
 }
 

@@ -2,12 +2,13 @@
 //! vhost-user back-end for the VIRTIO GPU device (VIRTIO 1.3, 5.7).
 //!
 //! The `handler` takes commands from the control queue; `command` executes them on the `state`: the guest's `resource`s
-//! and the scanouts that show them. `display` sends what the scanouts show to the front-end's display. `three_d` runs
-//! the renderer in `virgl`, which executes the 3D commands.
+//! and the scanouts that show them; `completion` responds to them in order. `display` sends what the scanouts show to
+//! the front-end's display. `three_d` runs the renderer in `virgl`, which executes the 3D commands.
 
 mod backing;
 mod capsets;
 mod command;
+mod completion;
 mod device;
 mod display;
 mod dmabuf;

@@ -39,17 +39,28 @@ impl Pixels {
 
     /// Returns all pixels.
     pub fn as_mut_slice(&mut self) -> &mut [u32] {
-        let range = 0..self.len();
-        self.get_mut(range).unwrap_or_default()
+        self.get_mut(0, self.len()).unwrap_or_default()
     }
 
-    /// Returns a range of pixels, or `None` if it is out of bounds.
-    pub fn get(&self, range: Range<usize>) -> Option<&[u32]> {
-        self.buffer.get(self.start..)?.get(range)
+    /// Returns the range of `count` pixels in the buffer.
+    fn range(&self, first: usize, count: usize) -> Range<usize> {
+        let start = self.start.saturating_add(first);
+        start..start.saturating_add(count)
     }
 
-    /// Returns a mutable range of pixels, or `None` if it is out of bounds.
-    pub fn get_mut(&mut self, range: Range<usize>) -> Option<&mut [u32]> {
-        self.buffer.get_mut(self.start..)?.get_mut(range)
+    /// Returns `count` pixels from `first` on, or none if they are out of bounds.
+    pub fn get(&self, first: usize, count: usize) -> &[u32] {
+        let range = self.range(first, count);
+        self.buffer.get(range).unwrap_or_default()
+    }
+
+    /// Returns `count` pixels from `first` on.
+    ///
+    /// # Errors
+    /// They are out of bounds.
+    pub fn get_mut(&mut self, first: usize, count: usize) -> Result<&mut [u32], CommandError> {
+        let range = self.range(first, count);
+        let pixels = self.buffer.get_mut(range);
+        pixels.ok_or(CommandError::InvalidParameter)
     }
 }

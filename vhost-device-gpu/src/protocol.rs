@@ -4,7 +4,8 @@
 use thiserror::Error;
 use vhost_device_common::chain::{Chain, ChainError};
 use virtio_bindings::virtio_gpu::{
-    VIRTIO_GPU_FLAG_FENCE, virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_CREATE as CTX_CREATE,
+    VIRTIO_GPU_FLAG_FENCE, VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP,
+    virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_CTX_CREATE as CTX_CREATE,
     virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SUBMIT_3D as SUBMIT_3D,
     virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_CONTEXT_ID as INVALID_CONTEXT_ID,
     virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_ERR_INVALID_PARAMETER as INVALID_PARAMETER,
@@ -23,6 +24,8 @@ use crate::rectangle::Rectangle;
 pub const MAX_SCANOUTS: usize = 16;
 /// Size in bytes of the EDID field in the response to GET_EDID.
 pub const MAX_EDID: usize = 1024;
+/// `PIPE_TEXTURE_2D`, a value of `pipe_texture_target`: the resource holds an image.
+const PIPE_TEXTURE_2D: u32 = 2;
 /// Width and height of a cursor in pixels.
 pub const CURSOR_SIZE: u32 = 64;
 
@@ -171,14 +174,31 @@ layout! {
 }
 
 impl RawRectangle {
-    /// Converts the rectangle. Returns `None` if it is empty or overflows.
-    pub fn checked(&self) -> Option<Rectangle> {
-        Rectangle::new(
-            self.x.get(),
-            self.y.get(),
-            self.width.get(),
-            self.height.get(),
-        )
+    /// Converts the rectangle.
+    ///
+    /// # Errors
+    /// It is empty or overflows.
+    pub fn checked(&self) -> Result<Rectangle, CommandError> {
+        let [x, y, width, height] = [self.x, self.y, self.width, self.height].map(U32::get);
+        Rectangle::new(x, y, width, height).ok_or(CommandError::InvalidParameter)
+    }
+}
+
+impl Create3d {
+    /// Creates the command for a 2D image whose first row is the top. `bind` is `VIRGL_BIND_*`.
+    pub fn image(image: &Create2d, bind: u32) -> Self {
+        Self {
+            resource: image.resource,
+            target: PIPE_TEXTURE_2D.into(),
+            format: image.format,
+            bind: bind.into(),
+            width: image.width,
+            height: image.height,
+            depth: 1.into(),
+            array_size: 1.into(),
+            flags: VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP.into(),
+            ..Self::default()
+        }
     }
 }
 
@@ -246,21 +266,21 @@ pub struct Response {
 }
 
 impl Response {
-    /// Returns a response without data.
+    /// Creates a response of type `kind`.
+    pub fn new(kind: u32, body: impl Into<Vec<u8>>) -> Self {
+        let body = body.into();
+        Self { kind, body }
+    }
+
+    /// Creates a response without data.
     pub fn no_data() -> Self {
-        Self {
-            kind: OK_NODATA,
-            body: Vec::new(),
-        }
+        Self::new(OK_NODATA, [])
     }
 }
 
 impl From<CommandError> for Response {
     fn from(error: CommandError) -> Self {
-        Self {
-            kind: error as u32,
-            body: Vec::new(),
-        }
+        Self::new(error as u32, [])
     }
 }
 

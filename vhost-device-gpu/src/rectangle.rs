@@ -23,6 +23,11 @@ impl Rectangle {
         })
     }
 
+    /// Returns x, y, width and height.
+    pub fn words(&self) -> [u32; 4] {
+        [self.x, self.y, self.width, self.height]
+    }
+
     /// Returns the first column to the right of the rectangle.
     pub fn right(&self) -> u32 {
         self.x.saturating_add(self.width)

@@ -26,16 +26,16 @@ struct RendererState {
 }
 
 /// A resource.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Resource {
     pub width: u32,
     pub height: u32,
     /// `None` if displays cannot show it.
-    format: Option<Format>,
+    pub format: Option<Format>,
     /// Rows of 0xAARRGGBB pixels, top first. Allocated for a resource in the renderer once a scanout shows it.
     pixels: Pixels,
     rendered: Option<RendererState>,
-    backing: Option<Backing>,
+    pub backing: Option<Backing>,
     /// The UUID from RESOURCE_ASSIGN_UUID.
     pub uuid: Option<[u8; 16]>,
 }
@@ -48,9 +48,7 @@ impl Resource {
             height,
             format: Some(format),
             pixels,
-            rendered: None,
-            backing: None,
-            uuid: None,
+            ..Self::default()
         }
     }
 
@@ -60,10 +58,8 @@ impl Resource {
             width,
             height,
             format,
-            pixels: Pixels::default(),
             rendered: Some(RendererState { size, stale: true }),
-            backing: None,
-            uuid: None,
+            ..Self::default()
         }
     }
 
@@ -74,11 +70,6 @@ impl Resource {
         OVERHEAD + self.pixels.len() as u64 * PIXEL_SIZE + backing + rendered
     }
 
-    /// Returns the format, or `None` if displays cannot show the resource.
-    pub fn format(&self) -> Option<Format> {
-        self.format
-    }
-
     /// Returns all pixels, as 0xAARRGGBB.
     pub fn pixels_mut(&mut self) -> &mut [u32] {
         self.pixels.as_mut_slice()
@@ -87,21 +78,6 @@ impl Resource {
     /// Returns whether the renderer holds the resource.
     pub fn is_in_renderer(&self) -> bool {
         self.rendered.is_some()
-    }
-
-    /// Returns the backing, if one is attached.
-    pub fn backing(&self) -> Option<&Backing> {
-        self.backing.as_ref()
-    }
-
-    /// Attaches a backing, instead of any other one.
-    pub fn set_backing(&mut self, backing: Backing) {
-        self.backing = Some(backing);
-    }
-
-    /// Detaches the backing.
-    pub fn take_backing(&mut self) -> Option<Backing> {
-        self.backing.take()
     }
 
     /// Returns whether the resource is in the renderer and has no pixels here yet.
@@ -121,6 +97,14 @@ impl Resource {
         }
     }
 
+    /// Returns the rectangle of the whole image.
+    ///
+    /// # Errors
+    /// The resource has no pixels, because displays cannot show it.
+    pub fn bounds(&self) -> Result<Rectangle, CommandError> {
+        Rectangle::new(0, 0, self.width, self.height).ok_or(CommandError::InvalidParameter)
+    }
+
     /// Returns the size of the whole image in bytes.
     pub fn image_size(&self) -> u64 {
         (u64::from(self.width) * u64::from(self.height)).saturating_mul(PIXEL_SIZE)
@@ -133,24 +117,15 @@ impl Resource {
         read: impl FnOnce(&Rectangle, u32, &mut [u32]) -> Result<(), CommandError>,
     ) -> Result<(), CommandError> {
         let format = self.format.ok_or(CommandError::InvalidParameter)?;
-        let rendered = self
-            .rendered
-            .as_mut()
-            .ok_or(CommandError::InvalidParameter)?;
-        let whole =
-            Rectangle::new(0, 0, self.width, self.height).ok_or(CommandError::InvalidParameter)?;
+        let whole = self.bounds()?;
+        let rendered = self.rendered.as_mut();
+        let rendered = rendered.ok_or(CommandError::InvalidParameter)?;
         let rectangle = if rendered.stale { &whole } else { rectangle };
         read(rectangle, self.width, self.pixels.as_mut_slice())?;
         rendered.stale = false;
-        let (mut start, width) = (first_pixel(self.width, rectangle), self.width as usize);
-        for _ in 0..rectangle.height {
-            let end = start.saturating_add(rectangle.width as usize);
-            format.convert(
-                self.pixels
-                    .get_mut(start..end)
-                    .ok_or(CommandError::InvalidParameter)?,
-            );
-            start += width;
+        for y in rectangle.y..rectangle.bottom() {
+            let start = self.position(rectangle.x, y);
+            format.convert(self.pixels.get_mut(start, rectangle.width as usize)?);
         }
         Ok(())
     }
@@ -160,25 +135,20 @@ impl Resource {
         rectangle.is_within(self.width, self.height)
     }
 
+    /// Returns the index of a pixel.
     fn position(&self, x: u32, y: u32) -> usize {
         y as usize * self.width as usize + x as usize
     }
 
     /// Returns `count` pixels of row `y`, from column `x` on.
     pub fn row(&self, x: u32, y: u32, count: u32) -> &[u32] {
-        let start = self.position(x, y);
-        self.pixels
-            .get(start..start.saturating_add(count as usize))
-            .unwrap_or_default()
+        self.pixels.get(self.position(x, y), count as usize)
     }
 
     /// Returns whole rows, which are contiguous.
     pub fn rows(&self, y: u32, count: u32) -> &[u32] {
-        let (start, end) = (
-            self.position(0, y),
-            self.position(0, y.saturating_add(count)),
-        );
-        self.pixels.get(start..end).unwrap_or_default()
+        let (start, count) = (self.position(0, y), self.position(0, count));
+        self.pixels.get(start, count)
     }
 
     /// Copies a rectangle from guest memory (TRANSFER_TO_HOST_2D). Its first pixel is at `offset` bytes in the backing,
@@ -206,14 +176,10 @@ impl Resource {
             false => (rectangle.height, rectangle.width as usize),
         };
         let mut from = offset;
-        let mut to = first_pixel(self.width, rectangle);
+        let mut to = self.position(rectangle.x, rectangle.y);
         for _ in 0..runs {
-            let pixels = self
-                .pixels
-                .get_mut(to..to.saturating_add(run))
-                .ok_or(CommandError::InvalidParameter)?;
             let mut position = from;
-            for band in pixels.chunks_mut(CHUNK_PIXELS) {
+            for band in self.pixels.get_mut(to, run)?.chunks_mut(CHUNK_PIXELS) {
                 backing.read(memory, position, band.as_mut_bytes())?;
                 format.convert(band);
                 position += band.len() as u64 * PIXEL_SIZE;
@@ -223,11 +189,6 @@ impl Resource {
         }
         Ok(())
     }
-}
-
-/// Returns the index of the first pixel of `rectangle` in an image of this width.
-fn first_pixel(width: u32, rectangle: &Rectangle) -> usize {
-    rectangle.y as usize * width as usize + rectangle.x as usize
 }
 
 #[cfg(test)]
@@ -249,7 +210,7 @@ mod tests {
         );
         let mut backing = Backing::default();
         backing.push(0x1000, 400);
-        resource.set_backing(backing);
+        resource.backing = Some(backing);
         assert_eq!(
             transfer(&mut resource, &all, 0),
             Err(CommandError::Unspecified)

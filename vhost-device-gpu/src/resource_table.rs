@@ -124,7 +124,7 @@ impl ResourceTable {
     /// Prepares a resource for a scanout. If it is in the renderer, allocates its pixels and marks them stale.
     pub fn prepare_scanout(&mut self, id: u32) -> Result<(), CommandError> {
         let resource = self.get(id)?;
-        resource.format().ok_or(CommandError::InvalidParameter)?;
+        resource.format.ok_or(CommandError::InvalidParameter)?;
         let size = resource.image_size();
         if resource.lacks_pixels() {
             self.charge(size)?;
@@ -153,17 +153,17 @@ impl ResourceTable {
 
     /// Executes RESOURCE_ATTACH_BACKING.
     pub fn attach_backing(&mut self, id: u32, backing: Backing) -> Result<(), CommandError> {
-        if self.get(id)?.backing().is_some() {
+        if self.get(id)?.backing.is_some() {
             return Err(CommandError::Unspecified);
         }
         self.charge(backing.cost())?;
-        self.get_mut(id)?.set_backing(backing);
+        self.get_mut(id)?.backing = Some(backing);
         Ok(())
     }
 
     /// Executes RESOURCE_DETACH_BACKING.
     pub fn detach_backing(&mut self, id: u32) -> Result<(), CommandError> {
-        let backing = self.get_mut(id)?.take_backing();
+        let backing = self.get_mut(id)?.backing.take();
         let cost = backing.ok_or(CommandError::Unspecified)?.cost();
         self.refund(cost);
         Ok(())

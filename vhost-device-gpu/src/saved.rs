@@ -76,15 +76,7 @@ pub fn save(state: &State) -> Result<Vec<u8>, StateError> {
         .display
         .scanouts()
         .map(|(source, cursor)| SavedScanout {
-            source: source.map(|source| {
-                let Rectangle {
-                    x,
-                    y,
-                    width,
-                    height,
-                } = source.rectangle;
-                (source.resource, [x, y, width, height])
-            }),
+            source: source.map(|source| (source.resource, source.rectangle.words())),
             cursor: (cursor.x, cursor.y),
             is_cursor_visible: cursor.visible,
             hot_spot: (cursor.hot_x, cursor.hot_y),
@@ -98,15 +90,11 @@ pub fn save(state: &State) -> Result<Vec<u8>, StateError> {
     for (id, resource) in all {
         let resource = SavedResource {
             id,
-            format: resource.format().map_or(0, Format::number),
+            format: resource.format.map_or(0, Format::number),
             width: resource.width,
             height: resource.height,
             uuid: resource.uuid,
-            backing: resource
-                .backing()
-                .map(encode_entries)
-                .unwrap_or_default()
-                .into(),
+            backing: encode_entries(resource.backing.as_ref()).into(),
             pixels: encode_pixels(resource.rows(0, resource.height)),
         };
         bytes = encode_next(&resource, bytes)?;
@@ -214,8 +202,9 @@ fn restore_resource(
     Ok(())
 }
 
-fn encode_entries(backing: &Backing) -> Vec<u8> {
-    let entries = backing.entries().map(|(address, length)| MemoryEntry {
+fn encode_entries(backing: Option<&Backing>) -> Vec<u8> {
+    let entries = backing.into_iter().flat_map(Backing::entries);
+    let entries = entries.map(|(address, length)| MemoryEntry {
         address: address.into(),
         // Was 32 bits wide in the command.
         length: (length as u32).into(),

@@ -2,19 +2,19 @@
 //! The state of the guest, shared by the session and the queues.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::display::Display;
 use crate::resource_table::ResourceTable;
 
-/// The guest's resources and scanouts.
+/// The guest's resources and scanouts. No thread waits while it holds the mutex around them.
 #[derive(Debug)]
 pub struct State {
     pub resources: ResourceTable,
     pub display: Display,
     /// Increases whenever a new driver starts, so that the handler can clear the renderer.
     pub generation: u64,
+    /// Whether the driver has accepted VIRTIO_GPU_F_VIRGL.
+    pub accepts_3d: bool,
     /// Whether the renderer had contexts when the control queue stopped.
     pub has_contexts: bool,
 }
@@ -26,6 +26,7 @@ impl State {
             resources: ResourceTable::new(max_hostmem),
             display: Display::new()?,
             generation: 0,
+            accepts_3d: false,
             has_contexts: false,
         })
     }
@@ -36,37 +37,5 @@ impl State {
         self.resources.clear();
         self.generation = self.generation.wrapping_add(1);
         self.has_contexts = false;
-    }
-}
-
-/// The state behind a lock, which is never held while a thread waits.
-#[derive(Debug)]
-pub struct Shared {
-    state: Mutex<State>,
-    accepts_3d: AtomicBool,
-}
-
-impl Shared {
-    /// Shares the state.
-    pub fn new(state: State) -> Self {
-        Self {
-            state: Mutex::new(state),
-            accepts_3d: AtomicBool::new(false),
-        }
-    }
-
-    /// Records whether the driver has accepted VIRTIO_GPU_F_VIRGL.
-    pub fn set_accepts_3d(&self, accepts: bool) {
-        self.accepts_3d.store(accepts, Ordering::Relaxed);
-    }
-
-    /// Returns whether the driver has accepted VIRTIO_GPU_F_VIRGL.
-    pub fn accepts_3d(&self) -> bool {
-        self.accepts_3d.load(Ordering::Relaxed)
-    }
-
-    /// Locks the state.
-    pub fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,19 +9,17 @@ use std::time::Duration;
 use vhost_device_common::memory::GuestMemory;
 use vhost_device_common::worker::{Readiness, Timer, Watcher};
 use vhost_device_common::{info_limited, warn_limited};
-use virtio_bindings::virtio_gpu as gpu;
 
 use crate::capsets::Capsets;
 use crate::dmabuf::Dmabuf;
 use crate::format::{Format, PIXEL_SIZE};
-use crate::protocol::{CommandError, Create2d, Create3d};
+use crate::protocol::{CommandError, Create2d, Create3d, Transfer2d, Transfer3d};
 use crate::rectangle::Rectangle;
 use crate::resource_table::ResourceTable;
 use crate::virgl::{Direction, Renderer, TransferBox, VirglError};
 
-/// Values of `pipe_texture_target`: a resource that holds plain bytes, and one that holds an image.
+/// Value of `pipe_texture_target`: the resource holds plain bytes.
 const PIPE_BUFFER: u32 = 0;
-const PIPE_TEXTURE_2D: u32 = 2;
 /// `VIRGL_BIND_RENDER_TARGET`: contexts can render to the resource.
 const VIRGL_BIND_RENDER_TARGET: u32 = 1 << 1;
 /// Size in bytes of a pixel, or compressed block, of the largest format.
@@ -88,60 +86,41 @@ impl ThreeD {
         resources: &mut ResourceTable,
         command: &Create2d,
     ) -> Result<(), CommandError> {
-        let command = Create3d {
-            resource: command.resource,
-            target: PIPE_TEXTURE_2D.into(),
-            format: command.format,
-            bind: VIRGL_BIND_RENDER_TARGET.into(),
-            width: command.width,
-            height: command.height,
-            depth: 1.into(),
-            array_size: 1.into(),
-            flags: gpu::VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP.into(),
-            ..Create3d::default()
-        };
+        let command = Create3d::image(command, VIRGL_BIND_RENDER_TARGET);
         self.create(resources, &command)
     }
 
     /// Executes TRANSFER_TO_HOST_2D for a resource in the renderer. The rectangle must be within the resource.
-    pub fn transfer_2d(
-        &mut self,
-        id: u32,
-        rectangle: &Rectangle,
-        offset: u64,
-    ) -> Result<(), CommandError> {
-        let region = TransferBox {
-            x: rectangle.x,
-            y: rectangle.y,
-            z: 0,
-            width: rectangle.width,
-            height: rectangle.height,
-            depth: 1,
-        };
+    pub fn transfer_2d(&mut self, command: &Transfer2d) -> Result<(), CommandError> {
         // Stride 0: rows are as long as the resource's.
-        self.transfer(Direction::ToHost, 0, id, 0, (0, 0), region, offset)
+        let command = Transfer3d {
+            x: command.rectangle.x,
+            y: command.rectangle.y,
+            width: command.rectangle.width,
+            height: command.rectangle.height,
+            depth: 1.into(),
+            offset: command.offset,
+            resource: command.resource,
+            ..Transfer3d::default()
+        };
+        self.transfer(Direction::ToHost, 0, &command)
     }
 
     /// Executes TRANSFER_TO_HOST_3D or TRANSFER_FROM_HOST_3D. Context 0 stands for none.
     ///
     /// # Errors
     /// The transfer is not within the resource and its backing, or the renderer cannot be started.
-    #[allow(clippy::too_many_arguments, reason = "the fields of the command")]
     pub fn transfer(
         &mut self,
         direction: Direction,
         context: u32,
-        id: u32,
-        level: u32,
-        strides: (u32, u32),
-        region: TransferBox,
-        offset: u64,
+        command: &Transfer3d,
     ) -> Result<(), CommandError> {
-        if !fits_in_32_bits(&region, strides, offset) || level > MAX_LEVEL {
+        if !fits_in_32_bits(command) || command.level.get() > MAX_LEVEL {
             return Err(CommandError::InvalidParameter);
         }
         let renderer = self.start_renderer()?;
-        renderer.transfer(direction, context, id, level, strides, region, offset)
+        renderer.transfer(direction, context, command)
     }
 
     /// Exports a resource as a dma-buf for the display. Returns `None` if this is disabled or not possible.
@@ -201,7 +180,7 @@ impl ThreeD {
             return;
         };
         for (id, resource) in resources.in_renderer() {
-            if let Some(backing) = resource.backing()
+            if let Some(backing) = &resource.backing
                 && renderer.attach_backing(id, backing, memory).is_err()
             {
                 log::debug!("resource {id} has lost its backing: not in guest memory any more");
@@ -253,7 +232,8 @@ fn estimated_size(command: &Create3d) -> u64 {
 }
 
 /// Returns whether virglrenderer, which computes sizes with 32 bits, can check that the transfer is within the backing.
-fn fits_in_32_bits(region: &TransferBox, (stride, layer_stride): (u32, u32), offset: u64) -> bool {
+fn fits_in_32_bits(command: &Transfer3d) -> bool {
+    let region = TransferBox::from(command);
     let ends = [
         region.x.checked_add(region.width),
         region.y.checked_add(region.height),
@@ -265,9 +245,9 @@ fn fits_in_32_bits(region: &TransferBox, (stride, layer_stride): (u32, u32), off
     };
     let sizes = [
         product([region.width, region.height, region.depth]),
-        u64::from(stride) * u64::from(region.height),
-        u64::from(layer_stride) * u64::from(region.depth),
-        offset,
+        u64::from(command.stride) * u64::from(region.height),
+        u64::from(command.layer_stride) * u64::from(region.depth),
+        command.offset.get(),
     ];
     let size = sizes.into_iter().fold(0, u64::saturating_add);
     ends.into_iter().all(|end| end.is_some()) && size <= u32::MAX.into()

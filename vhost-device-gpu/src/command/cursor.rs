@@ -5,7 +5,6 @@ use vhost_device_common::chain::Chain;
 use virtio_bindings::virtio_gpu as gpu;
 
 use crate::protocol::{CURSOR_SIZE, CommandError, Cursor, Header, check_scanout, read};
-use crate::rectangle::Rectangle;
 use crate::state::State;
 use crate::three_d::{ThreeD, read_back};
 
@@ -42,8 +41,7 @@ fn cursor_image(
     id: u32,
 ) -> Result<Vec<u32>, CommandError> {
     let resource = state.resources.get(id)?;
-    let all = Rectangle::new(0, 0, resource.width, resource.height)
-        .ok_or(CommandError::InvalidParameter)?;
+    let all = resource.bounds()?;
     if (all.width, all.height) != (CURSOR_SIZE, CURSOR_SIZE) {
         return Err(CommandError::InvalidParameter);
     }

@@ -23,10 +23,7 @@ pub fn display_response(query: Query, reply: &[u8]) -> Response {
             return CommandError::Unspecified.into();
         }
     };
-    Response {
-        kind,
-        body: reply.get(HEADER_SIZE..).unwrap_or_default().to_vec(),
-    }
+    Response::new(kind, reply.get(HEADER_SIZE..).unwrap_or_default())
 }
 
 /// Returns the response to a command when there is no reply from a display: one screen of the default mode. The EDID is

@@ -25,32 +25,39 @@ use crate::three_d::{ThreeD, read_back};
 pub enum Outcome {
     /// Finished.
     Done(Response),
-    /// Finishes when the flushed rectangle has been sent to the display.
-    AwaitFlush,
-    /// Finishes when the display has replied.
-    AwaitReply(Query),
+    /// Finishes when the display has done something.
+    Wait(Wait),
+}
+
+/// What a command waits for.
+#[derive(Clone, Copy, Debug)]
+pub enum Wait {
+    /// The flushed rectangle has been sent to the display.
+    Flush,
+    /// The display has replied.
+    Reply(Query),
 }
 
 /// Executes a command of the control queue. The header has already been read. `three_d` is `None` if the driver did not
 /// accept VIRTIO_GPU_F_VIRGL.
 pub fn process(
     state: &mut State,
-    mut three_d: Option<&mut ThreeD>,
+    three_d: Option<&mut ThreeD>,
     header: &Header,
     chain: &mut Chain,
 ) -> Result<Outcome, CommandError> {
     match header.kind.get() {
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_DISPLAY_INFO => {
-            return Ok(Outcome::AwaitReply(Query::DisplayInfo));
+            return Ok(Outcome::Wait(Wait::Reply(Query::DisplayInfo)));
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_EDID => {
             let scanout = read::<IdCommand>(chain)?.id.get();
             check_scanout(scanout)?;
-            return Ok(Outcome::AwaitReply(Query::Edid { scanout }));
+            return Ok(Outcome::Wait(Wait::Reply(Query::Edid { scanout })));
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_FLUSH => {
             flush(state, three_d, &read(chain)?)?;
-            return Ok(Outcome::AwaitFlush);
+            return Ok(Outcome::Wait(Wait::Flush));
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_CREATE_2D => {
             create_2d(state, three_d, &read(chain)?)?
@@ -69,17 +76,11 @@ pub fn process(
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_2D => {
             let command: Transfer2d = read(chain)?;
-            let rectangle = command
-                .rectangle
-                .checked()
-                .ok_or(CommandError::InvalidParameter)?;
-            let (id, offset) = (command.resource.get(), command.offset.get());
-            let resource = state.resources.get_mut(id)?;
+            let rectangle = command.rectangle.checked()?;
+            let resource = state.resources.get_mut(command.resource.get())?;
             match three_d.filter(|_| resource.is_in_renderer()) {
-                Some(three_d) if resource.contains(&rectangle) => {
-                    three_d.transfer_2d(id, &rectangle, offset)?
-                }
-                _ => resource.transfer(chain.memory(), &rectangle, offset)?,
+                Some(three_d) if resource.contains(&rectangle) => three_d.transfer_2d(&command)?,
+                _ => resource.transfer(chain.memory(), &rectangle, command.offset.get())?,
             }
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_ATTACH_BACKING => {
@@ -93,35 +94,28 @@ pub fn process(
             }
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_RESOURCE_ASSIGN_UUID => {
-            let resource = state
-                .resources
-                .get_mut(read::<IdCommand>(chain)?.id.get())?;
+            let id = read::<IdCommand>(chain)?.id.get();
+            let resource = state.resources.get_mut(id)?;
             let uuid = match resource.uuid {
                 Some(uuid) => uuid,
                 None => *resource.uuid.insert(random_uuid()?),
             };
-            return Ok(Outcome::Done(Response {
-                kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_RESOURCE_UUID,
-                body: uuid.to_vec(),
-            }));
+            let kind = gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_RESOURCE_UUID;
+            return Ok(Outcome::Done(Response::new(kind, uuid)));
         }
-        kind => match three_d.take() {
-            Some(three_d) => {
-                let response = three_d::process(three_d, &mut state.resources, header, chain)?;
-                return Ok(Outcome::Done(response));
-            }
+        gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET_INFO
+        | gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET
+            if three_d.is_none() =>
+        {
             // No capability sets are offered.
-            None if matches!(
-                kind,
-                gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET_INFO
-                    | gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_GET_CAPSET
-            ) =>
-            {
-                return Err(CommandError::InvalidParameter);
-            }
-            // Unknown, or part of a feature that is not offered.
-            None => return Err(CommandError::Unspecified),
-        },
+            return Err(CommandError::InvalidParameter);
+        }
+        _ => {
+            // Without 3D, the command is unknown, or part of a feature that is not offered.
+            let three_d = three_d.ok_or(CommandError::Unspecified)?;
+            let response = three_d::process(three_d, &mut state.resources, header, chain)?;
+            return Ok(Outcome::Done(response));
+        }
     }
     Ok(Outcome::Done(Response::no_data()))
 }
@@ -167,10 +161,7 @@ fn set_scanout(
     let source = match id {
         0 => None,
         resource => {
-            let rectangle = command
-                .rectangle
-                .checked()
-                .ok_or(CommandError::InvalidParameter)?;
+            let rectangle = command.rectangle.checked()?;
             let source = Source::new(resource, state.resources.get(resource)?, rectangle)
                 .ok_or(CommandError::InvalidParameter)?;
             // QEMU shows the part of a dma-buf that starts at (0, 0), whatever the offset.
@@ -193,10 +184,7 @@ fn flush(
     mut three_d: Option<&mut ThreeD>,
     command: &Flush,
 ) -> Result<(), CommandError> {
-    let rectangle = command
-        .rectangle
-        .checked()
-        .ok_or(CommandError::InvalidParameter)?;
+    let rectangle = command.rectangle.checked()?;
     let id = command.resource.get();
     if !state.resources.get(id)?.contains(&rectangle) {
         return Err(CommandError::InvalidParameter);
@@ -236,7 +224,7 @@ fn attach_backing(
     let resource = state.resources.get(id)?;
     if resource.is_in_renderer()
         && let Some(renderer) = three_d.and_then(ThreeD::started_renderer)
-        && let Some(backing) = resource.backing()
+        && let Some(backing) = &resource.backing
     {
         let outcome = renderer.attach_backing(id, backing, chain.memory());
         return outcome.inspect_err(|_| {

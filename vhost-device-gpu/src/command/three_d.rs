@@ -12,7 +12,7 @@ use crate::protocol::{
 };
 use crate::resource_table::ResourceTable;
 use crate::three_d::ThreeD;
-use crate::virgl::{Direction, TransferBox};
+use crate::virgl::Direction;
 
 /// Most bytes of commands in one SUBMIT_3D. Linux guests stay far below.
 const MAX_COMMAND_BYTES: u32 = 16 << 20;
@@ -62,22 +62,12 @@ pub fn process(
             three_d.create(resources, &read(chain)?)?;
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_TO_HOST_3D => {
-            transfer(
-                three_d,
-                resources,
-                Direction::ToHost,
-                context,
-                &read(chain)?,
-            )?;
+            let command = transfer(resources, chain)?;
+            three_d.transfer(Direction::ToHost, context, &command)?;
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_TRANSFER_FROM_HOST_3D => {
-            transfer(
-                three_d,
-                resources,
-                Direction::FromHost,
-                context,
-                &read(chain)?,
-            )?;
+            let command = transfer(resources, chain)?;
+            three_d.transfer(Direction::FromHost, context, &command)?;
         }
         gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_CMD_SUBMIT_3D => {
             let size = read::<IdCommand>(chain)?.id.get();
@@ -107,10 +97,8 @@ fn capset_info(capsets: &Capsets, index: u32) -> Result<Response, CommandError> 
         max_size: capset.size.into(),
         padding: 0.into(),
     };
-    Ok(Response {
-        kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_CAPSET_INFO,
-        body: info.as_bytes().to_vec(),
-    })
+    let kind = gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_CAPSET_INFO;
+    Ok(Response::new(kind, info.as_bytes()))
 }
 
 fn capset(three_d: &mut ThreeD, command: &GetCapset) -> Result<Response, CommandError> {
@@ -119,33 +107,16 @@ fn capset(three_d: &mut ThreeD, command: &GetCapset) -> Result<Response, Command
     let capset = *capsets
         .find(|capset| capset.id == id && version <= capset.max_version)
         .ok_or(CommandError::InvalidParameter)?;
-    Ok(Response {
-        kind: gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_CAPSET,
-        body: three_d.start_renderer()?.fill_capset(&capset, version)?,
-    })
+    let kind = gpu::virtio_gpu_ctrl_type_VIRTIO_GPU_RESP_OK_CAPSET;
+    let body = three_d.start_renderer()?.fill_capset(&capset, version)?;
+    Ok(Response::new(kind, body))
 }
 
-fn transfer(
-    three_d: &mut ThreeD,
-    resources: &ResourceTable,
-    direction: Direction,
-    context: u32,
-    command: &Transfer3d,
-) -> Result<(), CommandError> {
-    let id = command.resource.get();
-    if !resources.get(id)?.is_in_renderer() {
-        return Err(CommandError::InvalidParameter);
+/// Reads the command of a transfer, whose resource must be in the renderer.
+fn transfer(resources: &ResourceTable, chain: &mut Chain) -> Result<Transfer3d, CommandError> {
+    let command: Transfer3d = read(chain)?;
+    match resources.get(command.resource.get())?.is_in_renderer() {
+        true => Ok(command),
+        false => Err(CommandError::InvalidParameter),
     }
-    let region = TransferBox {
-        x: command.x.get(),
-        y: command.y.get(),
-        z: command.z.get(),
-        width: command.width.get(),
-        height: command.height.get(),
-        depth: command.depth.get(),
-    };
-    let level = command.level.get();
-    let strides = (command.stride.get(), command.layer_stride.get());
-    let offset = command.offset.get();
-    three_d.transfer(direction, context, id, level, strides, region, offset)
 }

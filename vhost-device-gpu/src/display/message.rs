@@ -5,7 +5,6 @@
 use zerocopy::IntoBytes;
 
 use crate::dmabuf::Dmabuf;
-use crate::protocol::CURSOR_SIZE;
 use crate::rectangle::Rectangle;
 
 /// Requests of the vhost-user-gpu protocol.
@@ -75,16 +74,10 @@ impl Query {
     pub fn message(self) -> Vec<u8> {
         match self {
             Self::Edid { scanout } => message(self.request(), &[scanout]),
-            Self::DmabufUpdate { scanout, rectangle } => message(
-                self.request(),
-                &[
-                    scanout,
-                    rectangle.x,
-                    rectangle.y,
-                    rectangle.width,
-                    rectangle.height,
-                ],
-            ),
+            Self::DmabufUpdate { scanout, rectangle } => {
+                let words = [&[scanout], &rectangle.words()[..]].concat();
+                message(self.request(), &words)
+            }
             _ => message(self.request(), &[]),
         }
     }
@@ -104,15 +97,6 @@ pub fn message(request: Request, words: &[u32]) -> Vec<u8> {
     bytes
 }
 
-/// Encodes CURSOR_UPDATE.
-pub fn cursor_update(position: [u32; 3], hot_spot: [u32; 2], image: &[u32]) -> Vec<u8> {
-    let mut words = Vec::with_capacity(5 + (CURSOR_SIZE * CURSOR_SIZE) as usize);
-    words.extend_from_slice(&position);
-    words.extend_from_slice(&hot_spot);
-    words.extend_from_slice(image);
-    message(Request::CursorUpdate, &words)
-}
-
 /// Encodes DMABUF_SCANOUT2 or, without the feature or a modifier, DMABUF_SCANOUT.
 pub fn dmabuf_scanout(
     scanout: u32,
@@ -120,18 +104,14 @@ pub fn dmabuf_scanout(
     buffer: &Dmabuf,
     features: u64,
 ) -> Vec<u8> {
-    let mut words = vec![
-        scanout,
-        rectangle.x,
-        rectangle.y,
-        rectangle.width,
-        rectangle.height,
+    let image = [
         buffer.width,
         buffer.height,
         buffer.stride,
         buffer.flags,
         buffer.fourcc,
     ];
+    let mut words = [&[scanout], &rectangle.words()[..], &image].concat();
     match buffer.modifier {
         Some(modifier) if features & FEATURE_DMABUF2 != 0 => {
             let halves: [u32; 2] = zerocopy::transmute!(modifier);

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use rustix::buffer::spare_capacity;
 use rustix::event::{EventfdFlags, eventfd};
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recv, sendmsg};
 use vhost_device_common::worker::{Readiness, Watcher};
@@ -99,12 +99,7 @@ impl Display {
         self.link = Some(link);
         self.query = query;
         for scanout in &mut self.scanouts {
-            scanout.source_changed = scanout.source.is_some();
-            scanout.dmabuf_sent = false;
-            scanout.dirty = scanout.source.map(|source| source.bounds());
-            scanout.cursor.moved = scanout.cursor.visible;
-            scanout.cursor.image_changed =
-                scanout.cursor.visible && !scanout.cursor.image.is_empty();
+            scanout.send_again();
         }
         Ok(())
     }
@@ -179,18 +174,14 @@ impl Display {
 
     /// Returns the source and cursor of each scanout.
     pub fn scanouts(&self) -> [(Option<Source>, &Cursor); MAX_SCANOUTS] {
-        self.scanouts
-            .each_ref()
-            .map(|scanout| (scanout.source, &scanout.cursor))
+        let scanouts = self.scanouts.each_ref();
+        scanouts.map(|scanout| (scanout.source, &scanout.cursor))
     }
 
     fn scanouts_of(&self, resource: u32) -> impl Iterator<Item = &Scanout> {
+        let shows = move |source: Source| source.resource == resource;
         let scanouts = self.scanouts.iter();
-        scanouts.filter(move |scanout| {
-            scanout
-                .source
-                .is_some_and(|source| source.resource == resource)
-        })
+        scanouts.filter(move |scanout| scanout.source.is_some_and(shows))
     }
 
     /// Returns whether a scanout shows this resource and needs its pixels.
@@ -290,6 +281,11 @@ impl Display {
         self.query.is_some() && self.link.is_some()
     }
 
+    fn has_sent_queries(&self) -> bool {
+        let link = self.link.as_ref();
+        link.is_some_and(|link| !link.sent_queries.is_empty())
+    }
+
     /// Returns a counter that increases with all data received and each part of an image sent.
     pub fn progress(&self) -> u64 {
         self.progress
@@ -338,8 +334,7 @@ impl Display {
             self.receive(reply)?;
         }
         while self.send(resources)? {
-            let link = self.link.as_ref();
-            if reply.is_none() && link.is_some_and(|link| !link.sent_queries.is_empty()) {
+            if reply.is_none() && self.has_sent_queries() {
                 self.receive(reply)?;
             }
         }
@@ -352,10 +347,7 @@ impl Display {
     /// Sends one message, or a part of it. Returns whether the socket may take more.
     fn send(&mut self, resources: &ResourceTable) -> Result<bool, DisplayError> {
         let next = self.next_message();
-        let Some(link) = &mut self.link else {
-            return Ok(false);
-        };
-        let Some(mut outgoing) = link.outgoing.take().or(next) else {
+        let (Some(mut outgoing), Some(link)) = (next, &mut self.link) else {
             return Ok(false);
         };
         let io_slices = outgoing
@@ -368,7 +360,7 @@ impl Display {
         if !fds.is_empty() {
             control.push(SendAncillaryMessage::ScmRights(&fds));
         }
-        match sendmsg(&link.socket, &io_slices, &mut control, flags) {
+        match retry_on_intr(|| sendmsg(&link.socket, &io_slices, &mut control, flags)) {
             Ok(0) => Err(DisplayError::Resource),
             Ok(count) => {
                 if matches!(outgoing, Outgoing::Update(_)) {
@@ -385,20 +377,16 @@ impl Display {
                 link.watch_writable(self.watcher.as_ref(), true)?;
                 Ok(false)
             }
-            Err(Errno::INTR) => {
-                link.outgoing = Some(outgoing);
-                Ok(true)
-            }
             Err(Errno::PIPE | Errno::CONNRESET) => Err(DisplayError::Closed),
             Err(errno) => Err(io::Error::from(errno).into()),
         }
     }
 
-    /// Returns the next message to send.
+    /// Takes the message to send next: the rest of the last one, or a new one.
     fn next_message(&mut self) -> Option<Outgoing> {
         let link = self.link.as_mut()?;
         if link.outgoing.is_some() || !link.ready {
-            return None;
+            return link.outgoing.take();
         }
         if std::mem::take(&mut link.must_set_features) {
             let features = [link.features as u32, (link.features >> 32) as u32];
@@ -467,14 +455,10 @@ impl Display {
                 continue;
             }
             let mut chunk = Vec::with_capacity(room);
-            match recv(
-                &link.socket,
-                spare_capacity(&mut chunk),
-                RecvFlags::DONTWAIT,
-            ) {
+            let flags = RecvFlags::DONTWAIT;
+            match retry_on_intr(|| recv(&link.socket, spare_capacity(&mut chunk), flags)) {
                 Ok(_) => {}
                 Err(Errno::AGAIN) => return Ok(()),
-                Err(Errno::INTR) => continue,
                 Err(Errno::CONNRESET) => return Err(DisplayError::Closed),
                 Err(errno) => return Err(io::Error::from(errno).into()),
             }

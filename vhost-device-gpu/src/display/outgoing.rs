@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use zerocopy::IntoBytes;
 
-use super::message::{HEADER_SIZE, Request, dmabuf_scanout, message};
+use super::message::Request;
 use crate::dmabuf::Dmabuf;
 use crate::protocol::CommandError;
 use crate::rectangle::Rectangle;
 use crate::resource_table::ResourceTable;
 
 /// Size of an UPDATE before its pixels, in bytes: header, scanout, rectangle.
-const UPDATE_HEADER_SIZE: usize = HEADER_SIZE + 20;
+const UPDATE_HEADER_SIZE: usize = size_of::<[[u32; 4]; 2]>();
 /// Most buffers in one system call.
 const IOV_MAX: usize = 1024;
 
@@ -34,7 +34,7 @@ pub enum Outgoing {
 /// An UPDATE that is being sent.
 #[derive(Debug)]
 pub struct Update {
-    header: [u8; UPDATE_HEADER_SIZE],
+    header: [[u32; 4]; 2],
     resource: u32,
     /// The rectangle of the resource.
     rectangle: Rectangle,
@@ -44,28 +44,10 @@ pub struct Update {
 impl Update {
     /// Creates an UPDATE that shows `rectangle` of a resource at `place` on the scanout. Both have the same size.
     pub fn new(scanout: u32, place: &Rectangle, resource: u32, rectangle: Rectangle) -> Self {
-        let Rectangle {
-            x,
-            y,
-            width,
-            height,
-        } = *place;
-        let pixels = width.saturating_mul(height);
+        let pixels = place.width.saturating_mul(place.height);
         let size = 20 + pixels.saturating_mul(4);
-        let words = [
-            Request::Update as u32,
-            0,
-            size,
-            scanout,
-            x,
-            y,
-            width,
-            height,
-        ];
-        let mut header = [0; UPDATE_HEADER_SIZE];
-        header.copy_from_slice(words.as_bytes());
         Self {
-            header,
+            header: [[Request::Update as u32, 0, size, scanout], place.words()],
             resource,
             rectangle,
             sent: 0,
@@ -86,14 +68,10 @@ impl Update {
         resources: &'a ResourceTable,
     ) -> Result<Vec<IoSlice<'a>>, CommandError> {
         let resource = resources.get(self.resource)?;
-        let Rectangle {
-            x,
-            y,
-            width,
-            height,
-        } = self.rectangle;
+        let [x, y, width, height] = self.rectangle.words();
         let mut io_slices = Vec::with_capacity(IOV_MAX.min(height as usize + 1));
-        let header = self.header.get(self.sent..).unwrap_or_default();
+        let header = self.header.as_bytes();
+        let header = header.get(self.sent..).unwrap_or_default();
         if !header.is_empty() {
             io_slices.push(IoSlice::new(header));
         }
@@ -129,24 +107,13 @@ impl Outgoing {
         }
     }
 
-    /// Creates a message that shows a rectangle of a dma-buf on a scanout.
-    pub fn scanout(
-        scanout: u32,
-        rectangle: &Rectangle,
-        dmabuf: &Arc<Dmabuf>,
-        features: u64,
-    ) -> Self {
+    /// Creates a message with the file of a dma-buf.
+    pub fn with_file(bytes: Vec<u8>, dmabuf: &Arc<Dmabuf>) -> Self {
         Self::Bytes {
-            bytes: dmabuf_scanout(scanout, rectangle, dmabuf, features),
+            bytes,
             sent: 0,
             dmabuf: Some(Arc::clone(dmabuf)),
         }
-    }
-
-    /// Creates a message that removes the dma-buf from a scanout.
-    pub fn disable_scanout(scanout: u32) -> Self {
-        let words = [scanout, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-        Self::bytes(message(Request::DmabufScanout, &words))
     }
 
     /// Returns the file to send with the next byte.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::message::{MAX_UPDATE_PIXELS, Request, cursor_update, message};
+use super::message::{MAX_UPDATE_PIXELS, Request, dmabuf_scanout, message};
 use super::outgoing::{Outgoing, Update};
 use crate::dmabuf::Dmabuf;
 use crate::rectangle::Rectangle;
@@ -30,8 +30,13 @@ impl Source {
         })
     }
 
+    /// Returns width and height.
+    fn size(self) -> (u32, u32) {
+        (self.rectangle.width, self.rectangle.height)
+    }
+
     /// Returns the whole source in coordinates of the scanout.
-    pub fn bounds(&self) -> Rectangle {
+    fn bounds(&self) -> Rectangle {
         self.rectangle.relative_to(&self.rectangle)
     }
 }
@@ -57,9 +62,9 @@ pub struct Scanout {
     /// The dma-buf that the display shows, if the renderer has exported one.
     pub dmabuf: Option<Arc<Dmabuf>>,
     /// Whether the display has been sent a dma-buf.
-    pub dmabuf_sent: bool,
+    dmabuf_sent: bool,
     /// Whether the display must be sent the source before any pixels.
-    pub source_changed: bool,
+    source_changed: bool,
     /// The changed rectangle, in coordinates of the scanout.
     pub dirty: Option<Rectangle>,
     pub cursor: Cursor,
@@ -68,11 +73,8 @@ pub struct Scanout {
 impl Scanout {
     /// Sets the source, and the dma-buf that holds it if there is one.
     pub fn set_source(&mut self, source: Option<Source>, dmabuf: Option<Arc<Dmabuf>>) {
-        let size = |source: &Option<Source>| {
-            source.map(|source| (source.rectangle.width, source.rectangle.height))
-        };
         self.source_changed |= match (&self.dmabuf, &dmabuf) {
-            (None, None) => size(&self.source) != size(&source),
+            (None, None) => self.source.map(Source::size) != source.map(Source::size),
             (Some(before), Some(dmabuf)) => self.source != source || !Arc::ptr_eq(before, dmabuf),
             _ => true,
         };
@@ -82,6 +84,16 @@ impl Scanout {
         (self.source, self.dmabuf) = (source, dmabuf);
     }
 
+    /// Marks everything that is shown as changed, for a new display.
+    pub fn send_again(&mut self) {
+        self.source_changed = self.source.is_some();
+        self.dmabuf_sent = false;
+        self.dirty = self.source.map(|source| source.bounds());
+        let cursor = &mut self.cursor;
+        cursor.moved = cursor.visible;
+        cursor.image_changed = cursor.visible && !cursor.image.is_empty();
+    }
+
     /// Returns the next message that has no pixels.
     pub fn next_control_message(&mut self, index: u32, features: u64) -> Option<Outgoing> {
         if !std::mem::take(&mut self.source_changed) {
@@ -89,17 +101,16 @@ impl Scanout {
         }
         if let (Some(source), Some(dmabuf)) = (&self.source, &self.dmabuf) {
             self.dmabuf_sent = true;
-            let message = Outgoing::scanout(index, &source.rectangle, dmabuf, features);
-            return Some(message);
+            let message = dmabuf_scanout(index, &source.rectangle, dmabuf, features);
+            return Some(Outgoing::with_file(message, dmabuf));
         }
         if std::mem::take(&mut self.dmabuf_sent) {
             // The new source follows.
             self.source_changed = true;
-            return Some(Outgoing::disable_scanout(index));
+            let no_image = [index, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            return Some(Outgoing::bytes(message(Request::DmabufScanout, &no_image)));
         }
-        let (width, height) = self.source.map_or((0, 0), |source| {
-            (source.rectangle.width, source.rectangle.height)
-        });
+        let (width, height) = self.source.map_or((0, 0), Source::size);
         let words = [index, width, height];
         Some(Outgoing::bytes(message(Request::Scanout, &words)))
     }
@@ -129,11 +140,9 @@ impl Cursor {
         let position = [index, self.x, self.y];
         if std::mem::take(&mut self.image_changed) {
             self.moved = !self.visible;
-            return Some(cursor_update(
-                position,
-                [self.hot_x, self.hot_y],
-                &self.image,
-            ));
+            let hot_spot = [self.hot_x, self.hot_y];
+            let words = [&position[..], &hot_spot, &self.image].concat();
+            return Some(message(Request::CursorUpdate, &words));
         }
         std::mem::take(&mut self.moved).then(|| {
             let request = match self.visible {

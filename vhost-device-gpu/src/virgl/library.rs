@@ -7,6 +7,7 @@ use std::ptr::NonNull;
 use std::sync::OnceLock;
 
 use super::error::VirglError;
+use crate::protocol::Transfer3d;
 
 /// File name of the library in all releases so far.
 const NAME: &CStr = c"libvirglrenderer.so.1";
@@ -57,6 +58,19 @@ pub struct TransferBox {
     pub width: u32,
     pub height: u32,
     pub depth: u32,
+}
+
+impl From<&Transfer3d> for TransferBox {
+    fn from(command: &Transfer3d) -> Self {
+        Self {
+            x: command.x.get(),
+            y: command.y.get(),
+            z: command.z.get(),
+            width: command.width.get(),
+            height: command.height.get(),
+            depth: command.depth.get(),
+        }
+    }
 }
 
 /// `struct virgl_renderer_resource_info`. Release 0.10 has no `fd`.

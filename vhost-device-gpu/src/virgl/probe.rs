@@ -8,20 +8,18 @@ use std::path::Path;
 
 use rustix::process::{Pid, Resource, Rlimit, WaitOptions, setrlimit, waitpid};
 use vhost_device_common::program::forked;
-use virtio_bindings::virtio_gpu::VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP;
 
 use super::error::VirglError;
 use super::renderer::Renderer;
-use crate::protocol::{CommandError, Create3d};
+use crate::protocol::{CommandError, Create2d, Create3d};
 use crate::rectangle::Rectangle;
 
 /// Exit statuses of the process.
 const DRAWN: i32 = 0;
 const NO_RENDERER: i32 = 1;
 const WRONG_PIXELS: i32 = 2;
-/// `VIRGL_FORMAT_B8G8R8A8_UNORM`, `PIPE_TEXTURE_2D`, `VIRGL_BIND_RENDER_TARGET` and `VIRGL_BIND_SAMPLER_VIEW`.
+/// `VIRGL_FORMAT_B8G8R8A8_UNORM`, `VIRGL_BIND_RENDER_TARGET` and `VIRGL_BIND_SAMPLER_VIEW`.
 const FORMAT: u32 = 1;
-const PIPE_TEXTURE_2D: u32 = 2;
 const BIND: u32 = 1 << 1 | 1 << 3;
 /// IDs of the objects.
 const CONTEXT: u32 = 1;
@@ -98,18 +96,13 @@ fn run_test(node: Option<&Path>) -> i32 {
 fn draw_test_image(renderer: &mut Renderer) -> Result<Vec<u32>, CommandError> {
     renderer.create_context(CONTEXT, b"probe")?;
     for (id, side) in [(SOURCE, SMALL), (TARGET, LARGE)] {
-        renderer.create_resource(&Create3d {
+        let image = Create2d {
             resource: id.into(),
-            target: PIPE_TEXTURE_2D.into(),
             format: FORMAT.into(),
-            bind: BIND.into(),
             width: side.into(),
             height: side.into(),
-            depth: 1.into(),
-            array_size: 1.into(),
-            flags: VIRTIO_GPU_RESOURCE_FLAG_Y_0_TOP.into(),
-            ..Create3d::default()
-        })?;
+        };
+        renderer.create_resource(&Create3d::image(&image, BIND))?;
         renderer.attach_to_context(CONTEXT, id)?;
     }
     renderer.submit(CONTEXT, &mut commands())?;

@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{c_int, c_void};
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::os::fd::{BorrowedFd, IntoRawFd};
 use std::path::{Path, PathBuf};
 use std::ptr::null_mut;
@@ -19,7 +19,7 @@ use super::library::{
     Callbacks, Library, ResourceCreateArgs, THREAD_SYNC, TransferBox, USE_EGL, USE_SURFACELESS,
 };
 use crate::backing::Backing;
-use crate::protocol::{CommandError, Create3d};
+use crate::protocol::{CommandError, Create3d, Transfer3d};
 use crate::rectangle::Rectangle;
 
 /// Capability sets that the library supports: VIRTIO_GPU_CAPSET_VIRGL and VIRTIO_GPU_CAPSET_VIRGL2.
@@ -56,12 +56,6 @@ static CALLBACKS: Callbacks = Callbacks {
     get_drm_fd,
 };
 
-/// A resource in the library.
-#[derive(Default)]
-struct Resource {
-    attached: Option<Attached>,
-}
-
 /// Guest memory that the library may access during any call.
 struct Attached {
     /// The library keeps a pointer to these.
@@ -85,7 +79,8 @@ pub struct Renderer {
     /// The library keeps a pointer to it.
     cookie: Box<Cookie>,
     contexts: HashSet<u32>,
-    resources: HashMap<u32, Resource>,
+    /// The resources in the library, with the backing of each.
+    resources: HashMap<u32, Option<Attached>>,
     /// The last fence that was created.
     fence: u32,
 }
@@ -260,7 +255,7 @@ impl Renderer {
             (library.resource_create)(&raw mut arguments, null_mut(), 0)
         };
         check(outcome)?;
-        self.resources.insert(arguments.handle, Resource::default());
+        self.resources.insert(arguments.handle, None);
         Ok(())
     }
 
@@ -287,14 +282,12 @@ impl Renderer {
     ) -> Result<(), CommandError> {
         let library = self.library()?;
         self.detach_backing(id);
-        let resource = self
-            .resources
-            .get_mut(&id)
-            .ok_or(CommandError::InvalidResourceId)?;
+        let resource = self.resources.get_mut(&id);
+        let resource = resource.ok_or(CommandError::InvalidResourceId)?;
         let mut iovecs = iovecs(backing, memory).ok_or(CommandError::Unspecified)?;
         let (start, count) = (iovecs.as_mut_ptr(), iovecs.len() as c_int);
         // Stored before the call, so that it lives at least as long as the library uses it.
-        let attached = resource.attached.insert(Attached {
+        let attached = resource.insert(Attached {
             iovecs,
             _memory: Arc::clone(memory),
         });
@@ -304,14 +297,14 @@ impl Renderer {
             (library.force_ctx_0)();
             (library.resource_attach_iov)(id as c_int, start, count)
         };
-        check(outcome).inspect_err(|_| resource.attached = None)
+        check(outcome).inspect_err(|_| *resource = None)
     }
 
     /// Detaches guest memory from a resource. Does nothing if none is attached.
     pub fn detach_backing(&mut self, id: u32) {
         if let Ok(library) = self.library()
             && let Some(resource) = self.resources.get_mut(&id)
-            && let Some(attached) = resource.attached.take()
+            && let Some(attached) = resource.take()
         {
             // SAFETY: the iovecs still exist while the library detaches them. It writes nothing through null pointers.
             unsafe {
@@ -322,30 +315,25 @@ impl Renderer {
         }
     }
 
-    /// Transfers data between a resource and its backing.
-    #[allow(clippy::too_many_arguments, reason = "the fields of the command")]
+    /// Transfers data between a resource and its backing. Context 0 stands for none.
     pub fn transfer(
         &mut self,
         direction: Direction,
         context: u32,
-        id: u32,
-        level: u32,
-        (stride, layer_stride): (u32, u32),
-        mut region: TransferBox,
-        offset: u64,
+        command: &Transfer3d,
     ) -> Result<(), CommandError> {
         let library = self.library()?;
         if context != 0 {
             self.check_context(context)?;
         }
-        let resource = self
-            .resources
-            .get(&id)
-            .ok_or(CommandError::InvalidResourceId)?;
-        resource
-            .attached
-            .as_ref()
-            .ok_or(CommandError::Unspecified)?;
+        let id = command.resource.get();
+        let backing = self.resources.get(&id);
+        let backing = backing.ok_or(CommandError::InvalidResourceId)?;
+        backing.as_ref().ok_or(CommandError::Unspecified)?;
+        let level = command.level.get();
+        let (stride, layer_stride) = (command.stride.get(), command.layer_stride.get());
+        let offset = command.offset.get();
+        let mut region = TransferBox::from(command);
         let region = &raw mut region;
         // SAFETY: a call without iovecs uses the attached ones, and the library checks that box and offset are within
         // them.
@@ -532,12 +520,8 @@ fn check(outcome: c_int) -> Result<(), CommandError> {
 
 /// Returns whether this host has a render node.
 pub fn has_render_node() -> bool {
-    let Ok(directory) = std::fs::read_dir("/dev/dri") else {
-        return false;
-    };
-    directory
-        .flatten()
-        .any(|entry| entry.file_name().as_encoded_bytes().starts_with(b"renderD"))
+    let is_node = |entry: DirEntry| entry.file_name().as_encoded_bytes().starts_with(b"renderD");
+    std::fs::read_dir("/dev/dri").is_ok_and(|entries| entries.flatten().any(is_node))
 }
 
 fn open(node: &Path) -> std::io::Result<File> {
