@@ -4,7 +4,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::event::EV_ABS;
-use crate::identity::{Axis, Identity, Ids};
+use crate::identity::Identity;
 
 /// Size of `struct virtio_input_config` in bytes.
 pub const CONFIG_SIZE: usize = 136;
@@ -43,15 +43,8 @@ fn answer(identity: &Identity, selection: Selection) -> Vec<u8> {
         (ID_NAME, 0) => identity.name.clone(),
         (ID_SERIAL, 0) => identity.serial.clone(),
         (ID_DEVIDS, 0) => {
-            let Ids {
-                bus,
-                vendor,
-                product,
-                version,
-            } = identity.ids;
-            [bus, vendor, product, version]
-                .map(u16::to_le_bytes)
-                .concat()
+            let ids: [u16; 4] = zerocopy::transmute!(identity.ids);
+            ids.map(u16::to_le_bytes).concat()
         }
         (PROP_BITS, 0) => identity.properties.as_bytes().to_vec(),
         (EV_BITS, kind) => match identity.codes.get(&kind.into()) {
@@ -60,16 +53,8 @@ fn answer(identity: &Identity, selection: Selection) -> Vec<u8> {
         },
         (ABS_INFO, code) if identity.has(EV_ABS, code.into()) => {
             let axis = identity.axes.get(&code.into()).copied().unwrap_or_default();
-            let Axis {
-                minimum,
-                maximum,
-                fuzz,
-                flat,
-                resolution,
-            } = axis;
-            [minimum, maximum, fuzz, flat, resolution]
-                .map(i32::to_le_bytes)
-                .concat()
+            let axis: [i32; 5] = zerocopy::transmute!(axis);
+            axis.map(i32::to_le_bytes).concat()
         }
         _ => Vec::new(),
     };

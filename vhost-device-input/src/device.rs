@@ -6,10 +6,10 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
 use vhost_device_common::device::{ConfigError, Device, Needs, StartError, StateError, Watcher};
-use vhost_device_common::state;
+use vhost_device_common::{lock, state};
 
 use crate::config::{CONFIG_SIZE, Selection, config_space};
-use crate::handler::{InputHandler, lock};
+use crate::handler::InputHandler;
 use crate::host_device::HostDevice;
 use crate::identity::Identity;
 use crate::options::Options;

@@ -3,6 +3,7 @@
 //! those in Linux's `input-event-codes.h`.
 
 use serde::{Deserialize, Serialize};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Event types.
 pub const EV_SYN: u16 = 0x00;
@@ -38,8 +39,11 @@ pub const FF_GAIN: u16 = 0x60;
 /// If these were reported back, the guest would take them for changes and set them again, in a loop.
 pub const FORWARDED_TYPES: [u16; 6] = [EV_SYN, EV_KEY, EV_REL, EV_ABS, EV_MSC, EV_SW];
 
-/// An input event.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// An input event, as the kernel lays it out after the time. VIRTIO has the same layout, in little-endian byte order.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, FromBytes, Immutable, IntoBytes,
+)]
+#[repr(C)]
 pub struct Event {
     /// `EV_*`
     pub kind: u16,
@@ -53,7 +57,7 @@ impl Event {
     /// Size of the kernel's `struct input_event` in bytes: a time, then the fields of [`Event`].
     pub const HOST_SIZE: usize = size_of::<libc::input_event>();
     /// Size of `struct virtio_input_event` in bytes (VIRTIO 1.3, 5.8.6).
-    pub const GUEST_SIZE: usize = 8;
+    pub const GUEST_SIZE: usize = size_of::<Self>();
 
     /// The event that ends a report.
     pub const REPORT: Self = Self::new(EV_SYN, SYN_REPORT, 0);
@@ -73,41 +77,32 @@ impl Event {
         bytes
             .chunks_exact(Self::HOST_SIZE)
             .filter_map(|event| event.last_chunk())
-            .map(|&[k0, k1, c0, c1, v0, v1, v2, v3]| Self {
-                kind: u16::from_ne_bytes([k0, k1]),
-                code: u16::from_ne_bytes([c0, c1]),
-                value: i32::from_ne_bytes([v0, v1, v2, v3]),
-            })
+            .map(|fields: &[u8; Self::GUEST_SIZE]| zerocopy::transmute!(*fields))
     }
 
     /// Encodes the event for the kernel, which sets the time itself.
     pub fn to_host(self) -> [u8; Self::HOST_SIZE] {
-        let [k0, k1] = self.kind.to_ne_bytes();
-        let [c0, c1] = self.code.to_ne_bytes();
-        let [v0, v1, v2, v3] = self.value.to_ne_bytes();
         let mut bytes = [0; Self::HOST_SIZE];
-        if let Some(end) = bytes.last_chunk_mut() {
-            *end = [k0, k1, c0, c1, v0, v1, v2, v3];
+        if let Some(end) = bytes.last_chunk_mut::<{ Self::GUEST_SIZE }>() {
+            *end = zerocopy::transmute!(self);
         }
         bytes
     }
 
     /// Decodes the event from a buffer of the guest.
     pub fn from_guest(bytes: [u8; Self::GUEST_SIZE]) -> Self {
-        let [k0, k1, c0, c1, v0, v1, v2, v3] = bytes;
-        Self {
-            kind: u16::from_le_bytes([k0, k1]),
-            code: u16::from_le_bytes([c0, c1]),
-            value: i32::from_le_bytes([v0, v1, v2, v3]),
-        }
+        let event: Self = zerocopy::transmute!(bytes);
+        event.to_le()
     }
 
     /// Encodes the event for a buffer of the guest.
     pub fn to_guest(self) -> [u8; Self::GUEST_SIZE] {
-        let [k0, k1] = self.kind.to_le_bytes();
-        let [c0, c1] = self.code.to_le_bytes();
-        let [v0, v1, v2, v3] = self.value.to_le_bytes();
-        [k0, k1, c0, c1, v0, v1, v2, v3]
+        zerocopy::transmute!(self.to_le())
+    }
+
+    /// Converts between the byte order of the host and that of the guest.
+    fn to_le(self) -> Self {
+        Self::new(self.kind.to_le(), self.code.to_le(), self.value.to_le())
     }
 }
 

@@ -2,12 +2,12 @@
 //! Forwards events from the node to the guest, and settings from the guest to the node.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use vhost_device_common::device::QueueHandler;
-use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Queue, Queues, Readiness, Timer, Watcher};
+use vhost_device_common::{lock, warn_limited};
 
 use crate::event::Event;
 use crate::host_device::HostDevice;
@@ -191,11 +191,6 @@ fn stable_state(host: &HostDevice) -> io::Result<State> {
         state = host.state()?;
     }
     Ok(state)
-}
-
-/// Locks a mutex, even if a thread has panicked while holding it.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -104,16 +104,11 @@ impl HostDevice {
                 self.node = node;
             }
             Err(error) => {
-                let is_same = |(last, _): &(String, bool)| *last == error;
-                match self.last_error.take_if(|last| is_same(last)) {
-                    Some((_, logged)) => {
-                        if !logged {
-                            log::warn!("{error}; waiting for the device");
-                        }
-                        self.last_error = Some((error, true));
-                    }
-                    None => self.last_error = Some((error, false)),
+                let same = self.last_error.take().filter(|(last, _)| *last == error);
+                if let Some((_, false)) = same {
+                    log::warn!("{error}; waiting for the device");
                 }
+                self.last_error = Some((error, same.is_some()));
             }
         }
         self.node()

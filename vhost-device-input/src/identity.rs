@@ -3,10 +3,13 @@
 
 use std::collections::BTreeMap;
 
+use zerocopy::{FromBytes, IntoBytes};
+
 use crate::event::{EV_FF, EV_LED, EV_REP, EV_SND, Event, FF_GAIN};
 
-/// The ids of a device (`struct input_id`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The ids of a device, in the layout of `struct input_id`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes)]
+#[repr(C)]
 pub struct Ids {
     /// `BUS_*`
     pub bus: u16,
@@ -18,8 +21,9 @@ pub struct Ids {
     pub version: u16,
 }
 
-/// The properties of an axis (`struct input_absinfo` without the value).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// The properties of an axis, in the layout of `struct input_absinfo` without the value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes)]
+#[repr(C)]
 pub struct Axis {
     /// Smallest value.
     pub minimum: i32,

@@ -8,12 +8,13 @@ use std::os::fd::BorrowedFd;
 use rustix::io::{Errno, Result};
 use rustix::ioctl::{Direction, IntegerSetter, Ioctl, IoctlOutput, Opcode, Setter, ioctl, opcode};
 use vhost_device_common::device::Call;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::event::{
     ABS_MT_FIRST, ABS_MT_LAST, ABS_MT_SLOT, EV_ABS, EV_FF, EV_KEY, EV_LED, EV_MSC, EV_REL, EV_REP,
     EV_SND, EV_SW, EV_SYN, Event,
 };
-use crate::identity::{Axis, Bitmap, Identity, Ids};
+use crate::identity::{Axis, Bitmap, Identity};
 use crate::state::State;
 
 const EVDEV: u8 = b'E';
@@ -53,6 +54,14 @@ struct InputMask {
     kind: u32,
     codes_size: u32,
     codes: u64,
+}
+
+/// `struct input_absinfo`: the value and properties of an axis.
+#[derive(FromBytes, IntoBytes)]
+#[repr(C)]
+struct AbsInfo {
+    value: i32,
+    axis: Axis,
 }
 
 /// An ioctl of evdev that fills a buffer from its start.
@@ -112,15 +121,11 @@ fn bitmap(node: BorrowedFd<'_>, number: u8) -> Result<Bitmap> {
     bytes(node, number).map(Bitmap::new)
 }
 
-/// Reads a structure that consists of `N` i32.
-fn numbers<const N: usize>(node: BorrowedFd<'_>, number: u8) -> Result<[i32; N]> {
-    let mut buffer = vec![0; N * size_of::<i32>()];
-    read_ioctl(node, number, &mut buffer)?;
-    let mut numbers = [0; N];
-    for (number, bytes) in numbers.iter_mut().zip(buffer.as_chunks().0) {
-        *number = i32::from_ne_bytes(*bytes);
-    }
-    Ok(numbers)
+/// Reads a structure.
+fn structure<T: FromBytes + IntoBytes>(node: BorrowedFd<'_>, number: u8) -> Result<T> {
+    let mut structure = T::new_zeroed();
+    read_ioctl(node, number, structure.as_mut_bytes())?;
+    Ok(structure)
 }
 
 /// Returns the number of the ioctl for an event type or an axis. There are fewer than 64 of each.
@@ -128,18 +133,9 @@ fn indexed(base: u8, index: u16) -> u8 {
     base | (index as u8 & 0x3f)
 }
 
-/// Reads `struct input_absinfo`: the value and properties of an axis.
-fn absinfo(node: BorrowedFd<'_>, code: u16) -> Result<(i32, Axis)> {
-    let [value, minimum, maximum, fuzz, flat, resolution] =
-        numbers(node, indexed(EVIOCGABS, code))?;
-    let axis = Axis {
-        minimum,
-        maximum,
-        fuzz,
-        flat,
-        resolution,
-    };
-    Ok((value, axis))
+/// Reads the value and properties of an axis.
+fn absinfo(node: BorrowedFd<'_>, code: u16) -> Result<AbsInfo> {
+    structure(node, indexed(EVIOCGABS, code))
 }
 
 /// Returns the ioctls of this module.
@@ -157,22 +153,11 @@ pub fn calls() -> [Call; 3] {
 /// # Errors
 /// `node` is not an evdev node (ENOTTY or EINVAL), or the device has disappeared.
 pub fn identity(node: BorrowedFd<'_>) -> Result<Identity> {
-    numbers::<1>(node, EVIOCGVERSION)?;
-    let [bus, vendor, product, version] = numbers::<2>(node, EVIOCGID)?
-        .map(i32::to_ne_bytes)
-        .map(|[a, b, c, d]| [[a, b], [c, d]].map(u16::from_ne_bytes))
-        .as_flattened()
-        .try_into()
-        .unwrap_or_default();
+    structure::<c_int>(node, EVIOCGVERSION)?;
     let mut identity = Identity {
         name: string(node, EVIOCGNAME)?,
         serial: string(node, EVIOCGUNIQ)?,
-        ids: Ids {
-            bus,
-            vendor,
-            product,
-            version,
-        },
+        ids: structure(node, EVIOCGID)?,
         properties: bitmap(node, EVIOCGPROP)?,
         ..Identity::default()
     };
@@ -190,7 +175,7 @@ pub fn identity(node: BorrowedFd<'_>) -> Result<Identity> {
     }
     if let Some(axes) = identity.codes.get(&EV_ABS) {
         for code in axes.iter() {
-            identity.axes.insert(code, absinfo(node, code)?.1);
+            identity.axes.insert(code, absinfo(node, code)?.axis);
         }
     }
     Ok(identity)
@@ -212,24 +197,20 @@ pub fn state(node: BorrowedFd<'_>, identity: &Identity) -> Result<State> {
     }
     for &code in identity.axes.keys() {
         if !(ABS_MT_SLOT..=ABS_MT_LAST).contains(&code) {
-            state.apply(Event::new(EV_ABS, code, absinfo(node, code)?.0));
+            state.apply(Event::new(EV_ABS, code, absinfo(node, code)?.value));
         }
     }
     if let Some(slots) = identity.axes.get(&ABS_MT_SLOT) {
         let count = usize::try_from(slots.maximum)
             .unwrap_or(0)
             .saturating_add(1);
-        for &code in identity
-            .axes
-            .range(ABS_MT_FIRST..=ABS_MT_LAST)
-            .map(|(code, _)| code)
-        {
+        for (&code, _) in identity.axes.range(ABS_MT_FIRST..=ABS_MT_LAST) {
             for (slot, value) in (0..).zip(slot_values(node, code, count)?) {
                 state.apply(Event::new(EV_ABS, ABS_MT_SLOT, slot));
                 state.apply(Event::new(EV_ABS, code, value));
             }
         }
-        let (slot, _) = absinfo(node, ABS_MT_SLOT)?;
+        let slot = absinfo(node, ABS_MT_SLOT)?.value;
         state.apply(Event::new(EV_ABS, ABS_MT_SLOT, slot));
     }
     Ok(state)
@@ -238,12 +219,10 @@ pub fn state(node: BorrowedFd<'_>, identity: &Identity) -> Result<State> {
 /// Reads the values of an axis in all slots.
 fn slot_values(node: BorrowedFd<'_>, code: u16, count: usize) -> Result<Vec<i32>> {
     // The first element is the axis code; the kernel keeps it.
-    let mut buffer = i32::from(code).to_ne_bytes().to_vec();
-    buffer.resize((1 + count.min(MAX_SLOTS)) * size_of::<i32>(), 0);
-    read_ioctl(node, EVIOCGMTSLOTS, &mut buffer)?;
-    let (words, _) = buffer.as_chunks();
-    let values = words.iter().skip(1);
-    Ok(values.map(|word| i32::from_ne_bytes(*word)).collect())
+    let mut values = vec![i32::from(code)];
+    values.resize(1 + count.min(MAX_SLOTS), 0);
+    read_ioctl(node, EVIOCGMTSLOTS, values.as_mut_bytes())?;
+    Ok(values.split_off(1))
 }
 
 /// Returns whether any key is held.

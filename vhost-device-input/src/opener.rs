@@ -54,14 +54,8 @@ impl Opener {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut files = RecvAncillaryBuffer::new(&mut space);
         let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::WAITALL;
-        let received = retry_on_intr(|| {
-            recvmsg(
-                &self.0,
-                &mut [IoSliceMut::new(&mut bytes)],
-                &mut files,
-                flags,
-            )
-        });
+        let mut text = [IoSliceMut::new(&mut bytes)];
+        let received = retry_on_intr(|| recvmsg(&self.0, &mut text, &mut files, flags));
         if received.map(|message| message.bytes) != Ok(bytes.len()) {
             return Err(Errno::CHILD);
         }
@@ -95,9 +89,8 @@ fn calls() -> Vec<Call> {
 fn serve(path: &Path, socket: &UnixStream) {
     while let Ok(1) = retry_on_intr(|| rustix::io::read(socket, &mut [0u8; 1])) {
         let outcome = open_node(path);
-        let error = outcome
-            .as_ref()
-            .map_or_else(|errno| errno.raw_os_error(), |_| 0);
+        let error = outcome.as_ref().err();
+        let error = error.map_or(0, |errno| errno.raw_os_error());
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut files = SendAncillaryBuffer::new(&mut space);
         let file = outcome.as_ref().map(|node| [node.as_fd()]);

@@ -56,11 +56,9 @@ impl Evdev {
     pub fn new(options: Options) -> Result<(Self, OwnedFd), StartError> {
         let path = options.evdev_path;
         let opener = Opener::start(path.clone())?;
-        let (node, identity) = open_node(&opener, &path).map_err(|error| {
-            StartError(match error {
-                OpenError::Missing => format!("cannot open {}: {}", path.display(), Errno::NOENT),
-                OpenError::Other(message) => message,
-            })
+        let found = open_node(&opener, &path).map_err(StartError)?;
+        let (node, identity) = found.ok_or_else(|| {
+            StartError(format!("cannot open {}: {}", path.display(), Errno::NOENT))
         })?;
         let evdev = Self {
             path,
@@ -103,10 +101,8 @@ impl Evdev {
 
 impl Source for Evdev {
     fn open(&mut self) -> Result<Option<OwnedFd>, String> {
-        let (node, identity) = match open_node(&self.opener, &self.path) {
-            Ok(found) => found,
-            Err(OpenError::Missing) => return Ok(None),
-            Err(OpenError::Other(message)) => return Err(message),
+        let Some((node, identity)) = open_node(&self.opener, &self.path)? else {
+            return Ok(None);
         };
         if identity != self.identity {
             return Err(format!(
@@ -134,35 +130,28 @@ impl Source for Evdev {
     }
 }
 
-/// Why a node cannot be opened.
-enum OpenError {
-    /// The path does not exist.
-    Missing,
-    /// A message for the user.
-    Other(String),
-}
-
-/// Opens the evdev node at `path` and reads its identity.
-fn open_node(opener: &Opener, path: &Path) -> Result<(OwnedFd, Identity), OpenError> {
+/// Opens the evdev node at `path` and reads its identity. Returns `None` if the path does not exist.
+///
+/// # Errors
+/// Returns a message for the user.
+fn open_node(opener: &Opener, path: &Path) -> Result<Option<(OwnedFd, Identity)>, String> {
     let path_text = path.display();
-    let error_of = |errno: Errno| {
-        OpenError::Other(match errno {
-            Errno::CHILD => format!("cannot open {path_text}: the process that opens it has ended"),
-            Errno::NOTTY | Errno::INVAL => {
-                format!("{path_text} is not an evdev node; those are /dev/input/event*")
-            }
-            errno => format!("cannot open {path_text}: {errno}"),
-        })
+    let error_of = |errno: Errno| match errno {
+        Errno::CHILD => format!("cannot open {path_text}: the process that opens it has ended"),
+        Errno::NOTTY | Errno::INVAL => {
+            format!("{path_text} is not an evdev node; those are /dev/input/event*")
+        }
+        errno => format!("cannot open {path_text}: {errno}"),
     };
-    let node = opener.open().map_err(|errno| match errno {
-        Errno::NOENT => OpenError::Missing,
-        errno => error_of(errno),
-    })?;
+    let node = match opener.open() {
+        Err(Errno::NOENT) => return Ok(None),
+        opened => opened.map_err(error_of)?,
+    };
     let identity = node::identity(node.as_fd()).map_err(error_of)?;
     if let Err(errno) = node::select_types(node.as_fd(), &FORWARDED_TYPES) {
         log::debug!("cannot restrict the event types: {errno}");
     }
-    Ok((node, identity))
+    Ok(Some((node, identity)))
 }
 
 fn is_writable(node: &OwnedFd) -> bool {
