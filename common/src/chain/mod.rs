@@ -8,6 +8,8 @@
 mod segments;
 mod ticket;
 
+use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -171,6 +173,24 @@ impl Chain {
     /// As [`Chain::write`].
     pub fn skip_writable(&mut self, length: u64) -> Result<(), ChainError> {
         self.halves.writable.skip(length)
+    }
+
+    /// Writes the next readable bytes, at most `most`, to `file` by one `writev(2)`, and moves past those that were written. Returns how
+    /// many they are: fewer than `most` if the file takes no more, or if they are in very many parts.
+    ///
+    /// # Errors
+    /// That of the system call, or `InvalidInput` if a readable part of the request is not guest memory.
+    pub fn write_to(&mut self, file: impl AsFd, most: u64) -> io::Result<usize> {
+        self.halves.readable.write_to(file.as_fd(), most)
+    }
+
+    /// Reads from `file` into the next writable bytes, at most `most`, by one `readv(2)`, and moves past those that were read. Returns how
+    /// many they are. The sandbox allows `readv(2)` to devices that ask for it.
+    ///
+    /// # Errors
+    /// As [`Chain::write_to`].
+    pub fn read_from(&mut self, file: impl AsFd, most: u64) -> io::Result<usize> {
+        self.halves.writable.read_from(file.as_fd(), most)
     }
 
     /// Splits off the last `length` writable bytes for [`Chain::write_tail`], for example a status after the data.

@@ -4,7 +4,10 @@
 
 #![allow(unsafe_code)]
 
+use std::io;
+use std::mem::MaybeUninit;
 use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr;
 
 use vm_memory::VolatileSlice;
@@ -18,6 +21,9 @@ struct Segment(libc::iovec);
 
 // SAFETY: a segment is an address and a length; memory is only accessed through it by volatile operations or by the kernel.
 unsafe impl Send for Segment {}
+
+/// Most iovecs of one call of [`Segments::write_to`] and [`Segments::read_from`] if the call takes only a part of the bytes in view.
+const PARTS: usize = 32;
 
 impl Segment {
     /// Returns a segment for bytes that are not guest memory.
@@ -317,6 +323,72 @@ impl Segments {
         // SAFETY: `Segment` is a transparent wrapper of `iovec`.
         Ok(unsafe { &*(ptr::from_ref(segments) as *const [libc::iovec]) })
     }
+
+    /// Writes at most `most` bytes in view to `file` by one `writev(2)`, and moves past those that were written.
+    ///
+    /// # Errors
+    /// That of the system call, or `InvalidInput` if some bytes are not guest memory.
+    pub fn write_to(&mut self, file: BorrowedFd<'_>, most: u64) -> io::Result<usize> {
+        self.transfer(most, |iovecs, count| {
+            // SAFETY: the iovecs are mapped guest memory, which the chain keeps mapped.
+            unsafe { libc::writev(file.as_raw_fd(), iovecs, count) }
+        })
+    }
+
+    /// Reads at most `most` bytes from `file` into the bytes in view by one `readv(2)`, and moves past those that were read.
+    ///
+    /// # Errors
+    /// As [`Segments::write_to`].
+    pub fn read_from(&mut self, file: BorrowedFd<'_>, most: u64) -> io::Result<usize> {
+        self.transfer(most, |iovecs, count| {
+            // SAFETY: as above.
+            unsafe { libc::readv(file.as_raw_fd(), iovecs, count) }
+        })
+    }
+
+    /// Passes the first bytes in view, at most `most`, to a system call, and moves past as many as it returns.
+    fn transfer(
+        &mut self,
+        most: u64,
+        call: impl Fn(*const libc::iovec, libc::c_int) -> isize,
+    ) -> io::Result<usize> {
+        let iovecs = self.iovecs().map_err(|_| io::ErrorKind::InvalidInput)?;
+        let mut part = [MaybeUninit::<libc::iovec>::uninit(); PARTS];
+        let (pointer, count) = if most >= self.length {
+            let count = iovecs.len().min(libc::UIO_MAXIOV as usize);
+            (iovecs.as_ptr(), count)
+        } else {
+            let mut left = most;
+            let mut count = 0;
+            for (place, iovec) in part.iter_mut().zip(iovecs) {
+                let length = left.min(iovec.iov_len as u64);
+                if length == 0 && iovec.iov_len > 0 {
+                    break;
+                }
+                place.write(libc::iovec {
+                    iov_len: length as usize,
+                    ..*iovec
+                });
+                left -= length;
+                count += 1;
+            }
+            (part.as_ptr().cast(), count)
+        };
+        let moved = loop {
+            match usize::try_from(call(pointer, count as libc::c_int)) {
+                Ok(moved) => break moved,
+                Err(_) => {
+                    let error = io::Error::last_os_error();
+                    if error.kind() != io::ErrorKind::Interrupted {
+                        return Err(error);
+                    }
+                }
+            }
+        };
+        // No more than was asked for, so this cannot fail.
+        let _ = self.skip(moved as u64);
+        Ok(moved)
+    }
 }
 
 /// Writes `bytes` to the start of `segments`.
@@ -452,5 +524,46 @@ mod tests {
         assert_eq!(segments.write_head(b"abc"), Err(ChainError::NotMemory));
         segments.write(b"def").unwrap();
         assert_eq!(&memory, b".def");
+    }
+
+    #[test]
+    fn a_vectored_call_moves_past_what_it_moved() {
+        use std::os::fd::AsFd;
+        let lengths = [1, 0, 3, 4, 2];
+        for most in 0..=12 {
+            let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
+            writer.set_nonblocking(true).unwrap();
+            let mut from = *b"0123456789";
+            let mut source = segments(&mut from, &lengths);
+            let written = source.write_to(writer.as_fd(), most).unwrap();
+            assert_eq!(written as u64, most.min(10));
+            assert_eq!(source.len(), 10 - written as u64);
+            let mut to = [b'.'; 10];
+            let mut target = segments(&mut to, &lengths);
+            target.split_head(2).unwrap();
+            if written > 0 {
+                let read = target.read_from(reader.as_fd(), most).unwrap();
+                assert_eq!(read, written.min(8));
+                assert_eq!(target.len(), 8 - read as u64);
+                assert_eq!(to[2..2 + read], b"0123456789"[..read], "{most}");
+                assert_eq!(to[2 + read..], [b'.'; 8][read..], "{most}");
+            }
+            assert_eq!(to[..2], *b"..");
+        }
+    }
+
+    #[test]
+    fn a_vectored_call_fails_as_the_kernel_says_and_moves_nothing() {
+        use std::os::fd::AsFd;
+        let (reader, _writer) = std::os::unix::net::UnixStream::pair().unwrap();
+        reader.set_nonblocking(true).unwrap();
+        let mut memory = [0; 8];
+        let mut target = segments(&mut memory, &[8]);
+        let error = target.read_from(reader.as_fd(), 8).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(target.len(), 8);
+        target.push_hole(1);
+        let error = target.write_to(reader.as_fd(), 8).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }
