@@ -5,6 +5,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
 use serde_json::Value;
 use thiserror::Error;
@@ -17,6 +18,7 @@ pub use crate::wire::{
     FrontEnd, Mapping, Replies, Reply, SharedMemoryError, SharedRange, SharedRegion,
 };
 pub use crate::worker::{QueueHandler, Watcher};
+pub use rustix::net::SocketType;
 
 /// The driver wrote to a read-only part of the config space.
 #[derive(Debug, Error)]
@@ -34,6 +36,17 @@ pub struct ConfigError {
 pub enum DeviceRequest {
     /// GPU_SET_SOCKET: the display of a GPU, in place of the one before.
     GpuSocket(UnixStream),
+}
+
+/// A unix socket on which a device accepts connections, beside that of the front-end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListeningSocket {
+    /// Where it is in the file system.
+    pub path: PathBuf,
+    /// Its type, such as [`SocketType::STREAM`].
+    pub kind: SocketType,
+    /// The option that names the path, such as `--uds-path`.
+    pub option: &'static str,
 }
 
 /// A device: what it is, what it offers, and its config space.
@@ -176,6 +189,15 @@ pub trait Device: Send + Sync + Sized + 'static {
     fn needs(&self) -> Needs {
         Needs::default()
     }
+
+    /// Returns the sockets on which the device accepts connections. The core creates their files as it creates that of `--socket-path`,
+    /// and removes them at exit. None by default.
+    fn sockets(&self) -> Vec<ListeningSocket> {
+        Vec::new()
+    }
+
+    /// Receives the sockets of [`Device::sockets`], in their order, before the sandbox is entered. They do not block, and listen soon.
+    fn set_sockets(&self, _sockets: Vec<OwnedFd>) {}
 
     /// Re-examines the files named by the options (SIGHUP). Runs on the control thread, with or without a front-end, and must not block:
     /// the same thread ends the program.

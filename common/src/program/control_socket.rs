@@ -143,6 +143,7 @@ mod tests {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
     use super::*;
+    use crate::device::SocketType;
     use crate::device::{
         Argument, ArgumentType, Arguments, QueueHandler, StartError, Verb, Watcher,
     };
@@ -224,7 +225,8 @@ mod tests {
     fn conversation(say: impl FnOnce(&mut UnixStream, &Path)) -> Vec<Value> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
-        let listener = Listener::bind(path.clone(), 0o600, "--control-socket").unwrap();
+        let listener =
+            Listener::bind(path.clone(), SocketType::STREAM, 0o600, "--control-socket").unwrap();
         listener.set_nonblocking().unwrap();
         listener.listen().unwrap();
         let device = Arc::new(Reader);

@@ -13,7 +13,7 @@ mod socket;
 mod stats_socket;
 mod turn;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -25,7 +25,7 @@ use clap::Command;
 use serde::Serialize;
 use vhost_user_discovery::schema::{VHostUserBackendCapabilities, VhostUserBackend};
 
-use crate::device::{Device, StartError};
+use crate::device::{Device, ListeningSocket, SocketType, StartError};
 use crate::file_limit::{self, explained};
 use crate::log_limit::{info_limited, warn_limited};
 use crate::sandbox::{self, Access, Call, Role, confine_thread};
@@ -94,7 +94,7 @@ pub fn run<D: Device>() -> ExitCode {
 
 fn print(document: &impl Serialize) -> Result<(), StartError> {
     serde_json::to_string_pretty(document)
-        .map_err(std::io::Error::from)
+        .map_err(io::Error::from)
         .and_then(|text| writeln!(std::io::stdout(), "{text}"))
         .map_err(|error| StartError(format!("cannot print: {error}")))
 }
@@ -123,24 +123,41 @@ fn start<D: Device>(
     let stop = Arc::clone(&signals.stop);
     let manager = manager.connect();
     let statistics = Arc::new(Statistics::new(D::TYPE, D::REQUESTS));
+    let device_sockets = device.sockets();
     let sockets = source
         .path()
         .into_iter()
         .chain(arguments.stats_socket.as_deref())
-        .chain(arguments.control_socket.as_deref());
+        .chain(arguments.control_socket.as_deref())
+        .chain(device_sockets.iter().map(|socket| socket.path.as_path()));
     let mut turn = Some(Turn::wait(sockets));
     let server = Server::open(source)?;
     let mut listeners = Vec::from_iter(server.listener());
-    let mut bind = |path: Option<PathBuf>, option| {
-        let path =
-            path.map(|path| bind_for_clients(path, arguments.socket_mode, option, &listeners));
-        let listener = path.transpose()?;
-        listeners.extend(listener.clone());
+    let mode = arguments.socket_mode;
+    let mut bind = |socket: ListeningSocket| {
+        let listener = bind_for_clients(socket, mode, &listeners)?;
+        listeners.push(Arc::clone(&listener));
         Ok(listener)
     };
-    let bound = bind(arguments.stats_socket, "--stats-socket")
-        .and_then(|stats| Ok((stats, bind(arguments.control_socket, "--control-socket")?)));
-    let outcome = bound.and_then(|(stats_socket, control_socket)| {
+    let stream = |path: Option<PathBuf>, option| {
+        let kind = SocketType::STREAM;
+        path.map(|path| ListeningSocket { path, kind, option })
+    };
+    let bind_all = || {
+        let stats = stream(arguments.stats_socket, "--stats-socket").map(&mut bind);
+        let stats = stats.transpose()?;
+        let control = stream(arguments.control_socket, "--control-socket").map(&mut bind);
+        let control = control.transpose()?;
+        let others = device_sockets.iter().cloned().map(&mut bind);
+        let others = others.collect::<Result<Vec<_>, _>>()?;
+        Ok((stats, control, others))
+    };
+    let bound = bind_all();
+    let outcome = bound.and_then(|(stats_socket, control_socket, others)| {
+        let duplicates: io::Result<_> = others.iter().map(|other| other.try_clone()).collect();
+        let duplicates = duplicates
+            .map_err(|error| StartError(format!("cannot duplicate a socket: {error}")))?;
+        device.set_sockets(duplicates);
         let mut needs = device.needs();
         if !device.shared_memory().is_empty() {
             // Its requests to the front-end come with files, from any thread.
@@ -164,7 +181,7 @@ fn start<D: Device>(
             .extend(directories.map(|directory| (directory, Access::REMOVE)));
         sandbox::enter(D::PROGRAM, arguments.sandbox, &needs)?;
         stderr::start(D::PROGRAM, || confine_thread(Role::Log))?;
-        let for_clients = stats_socket.iter().chain(&control_socket);
+        let for_clients = stats_socket.iter().chain(&control_socket).chain(&others);
         for_clients
             .into_iter()
             .try_for_each(|listener| listener.listen())?;
@@ -193,20 +210,20 @@ fn start<D: Device>(
     outcome
 }
 
-/// Creates the socket file of `option`, which is none of those of `others`. No client can connect yet.
+/// Creates a socket file, which is none of those of `others`. No client can connect yet.
 fn bind_for_clients(
-    path: PathBuf,
+    socket: ListeningSocket,
     mode: u32,
-    option: &str,
     others: &[Arc<Listener>],
 ) -> Result<Arc<Listener>, StartError> {
+    let ListeningSocket { path, kind, option } = socket;
     if others.iter().any(|other| other.is_at(&path)) {
         return Err(StartError(format!(
             "{} is already the path of another socket of this program; choose another {option}",
             path.display()
         )));
     }
-    let listener = Listener::bind(path, mode, option)?;
+    let listener = Listener::bind(path, kind, mode, option)?;
     match listener.set_nonblocking() {
         Ok(()) => Ok(Arc::new(listener)),
         Err(error) => {
@@ -228,7 +245,8 @@ impl Server {
             Source::Connected(socket) => Self::Connected(socket),
             Source::Listening(socket) => Self::Listening(Arc::new(Listener::adopt(socket))),
             Source::Path { path, mode } => {
-                Self::Listening(Arc::new(Listener::bind(path, mode, "--socket-path")?))
+                let kind = SocketType::STREAM;
+                Self::Listening(Arc::new(Listener::bind(path, kind, mode, "--socket-path")?))
             }
         })
     }

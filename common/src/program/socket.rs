@@ -119,7 +119,7 @@ impl Source {
 }
 
 /// Removes a stale socket at `path`, which `option` names. Anything else there is left alone, and is an error.
-fn make_way(path: &Path, option: &str) -> Result<(), StartError> {
+fn make_way(path: &Path, kind: SocketType, option: &str) -> Result<(), StartError> {
     let shown = path.display();
     let metadata = match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -131,10 +131,11 @@ fn make_way(path: &Path, option: &str) -> Result<(), StartError> {
             "{shown} exists and is not a socket; choose another {option} or move it away"
         )));
     }
-    match probe(path) {
+    match probe(path, kind) {
         Err(Errno::CONNREFUSED) => std::fs::remove_file(path)
             .map_err(|error| StartError(format!("cannot replace the stale {shown}: {error}"))),
-        Ok(()) | Err(Errno::AGAIN) => Err(StartError(format!(
+        // PROTOTYPE: it listens on a socket of another type.
+        Ok(()) | Err(Errno::AGAIN | Errno::PROTOTYPE) => Err(StartError(format!(
             "another program listens on {shown}; stop it or choose another {option}"
         ))),
         Err(errno) => Err(StartError(format!(
@@ -148,9 +149,9 @@ fn cannot_listen(path: &Path, error: &io::Error) -> StartError {
 }
 
 /// Connects, to find out whether a program listens. Does not wait if its queue is full.
-fn probe(path: &Path) -> Result<(), Errno> {
+fn probe(path: &Path, kind: SocketType) -> Result<(), Errno> {
     let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let socket = socket_with(AddressFamily::UNIX, kind, flags, None)?;
     connect(socket, &SocketAddrUnix::new(path)?)
 }
 
@@ -168,14 +169,20 @@ impl Listener {
         Self { socket, file: None }
     }
 
-    /// Creates the socket file at `path`, which `option` names. It has the permissions `mode` from the start. No program can connect yet.
-    pub fn bind(path: PathBuf, mode: u32, option: &str) -> Result<Self, StartError> {
-        make_way(&path, option)?;
+    /// Creates a socket of type `kind`, and its file at `path`, which `option` names. The file has the permissions `mode` from the start.
+    /// No program can connect yet.
+    pub fn bind(
+        path: PathBuf,
+        kind: SocketType,
+        mode: u32,
+        option: &str,
+    ) -> Result<Self, StartError> {
+        make_way(&path, kind, option)?;
         let failed = |error| cannot_listen(&path, &error);
         let address = SocketAddrUnix::new(&path).map_err(|errno| failed(errno.into()))?;
         let (family, flags) = (AddressFamily::UNIX, SocketFlags::CLOEXEC);
-        let socket = socket_with(family, SocketType::STREAM, flags, None)
-            .map_err(|errno| failed(errno.into()))?;
+        let socket =
+            socket_with(family, kind, flags, None).map_err(|errno| failed(errno.into()))?;
         let before = rustix::process::umask(Mode::from_raw_mode(!mode & 0o777));
         let bound = bind(&socket, &address);
         rustix::process::umask(before);
@@ -226,6 +233,11 @@ impl Listener {
         {
             log::warn!("cannot remove {}: {error}", path.display());
         }
+    }
+
+    /// Duplicates the socket, for a device that accepts connections on it.
+    pub fn try_clone(&self) -> io::Result<OwnedFd> {
+        self.socket.try_clone().map(OwnedFd::from)
     }
 
     /// Makes `accept(2)` fail if no connection waits.
