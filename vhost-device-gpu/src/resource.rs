@@ -33,7 +33,7 @@ pub struct Resource {
     /// `None` if displays cannot show it.
     pub format: Option<Format>,
     /// Rows of 0xAARRGGBB pixels, top first. Allocated for a resource in the renderer once a scanout shows it.
-    pixels: Pixels,
+    pub pixels: Pixels,
     rendered: Option<RendererState>,
     pub backing: Option<Backing>,
     /// The UUID from RESOURCE_ASSIGN_UUID.
@@ -70,24 +70,9 @@ impl Resource {
         OVERHEAD + self.pixels.len() as u64 * PIXEL_SIZE + backing + rendered
     }
 
-    /// Returns all pixels, as 0xAARRGGBB.
-    pub fn pixels_mut(&mut self) -> &mut [u32] {
-        self.pixels.as_mut_slice()
-    }
-
     /// Returns whether the renderer holds the resource.
     pub fn is_in_renderer(&self) -> bool {
         self.rendered.is_some()
-    }
-
-    /// Returns whether the resource is in the renderer and has no pixels here yet.
-    pub fn lacks_pixels(&self) -> bool {
-        self.is_in_renderer() && self.pixels.len() == 0
-    }
-
-    /// Adds the pixels of a resource in the renderer.
-    pub fn set_pixels(&mut self, pixels: Pixels) {
-        self.pixels = pixels;
     }
 
     /// Marks all pixels of a resource in the renderer as stale.

@@ -125,11 +125,11 @@ impl ResourceTable {
     pub fn prepare_scanout(&mut self, id: u32) -> Result<(), CommandError> {
         let resource = self.get(id)?;
         resource.format.ok_or(CommandError::InvalidParameter)?;
-        let size = resource.image_size();
-        if resource.lacks_pixels() {
+        if resource.is_in_renderer() && resource.pixels.len() == 0 {
+            let size = resource.image_size();
             self.charge(size)?;
             let pixels = Pixels::new(size / PIXEL_SIZE).inspect_err(|_| self.refund(size))?;
-            self.get_mut(id)?.set_pixels(pixels);
+            self.get_mut(id)?.pixels = pixels;
         }
         self.get_mut(id)?.mark_stale();
         Ok(())

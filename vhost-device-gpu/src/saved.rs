@@ -198,7 +198,7 @@ fn restore_resource(
     }
     let resource = resources.get_mut(id).map_err(invalid)?;
     resource.uuid = saved.uuid;
-    decode_pixels(resource.pixels_mut(), &saved.pixels);
+    decode_pixels(resource.pixels.as_mut_slice(), &saved.pixels);
     Ok(())
 }
 

@@ -2,7 +2,6 @@
 //! The functions of libvirglrenderer, loaded at run time: those that releases 0.10 and 1.x share, and optional ones.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
-use std::fmt;
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 
@@ -190,12 +189,6 @@ impl Library {
             .get_or_init(Self::open)
             .as_ref()
             .map_err(Clone::clone)
-    }
-}
-
-impl fmt::Debug for Library {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.write_str("Library")
     }
 }
 
