@@ -10,6 +10,7 @@
 //! - [`dirty_log`]: the memory of a guest that migrates;
 //! - [`block`]: virtio-blk requests in any framing;
 //! - [`gpu`]: virtio-gpu commands, and a display for the device;
+//! - [`vsock`]: virtio-vsock packets;
 //! - [`state`]: saving and loading the state of a device.
 //!
 //! Misuse by a test panics. Errors of the back-end are returned as an [`Error`], or panic with
@@ -27,6 +28,7 @@ pub mod packed;
 pub mod queue;
 pub mod split;
 pub mod state;
+pub mod vsock;
 mod watchdog;
 
 pub use block::BlockDriver;

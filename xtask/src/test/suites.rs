@@ -20,13 +20,22 @@ const ALONE: &[&str] = &["bench", "program", "rng", "worker"];
 const HEAVY: &[&str] = &["ring", "soak"];
 
 /// Suites that run a second time on packed rings. The suites ring and soak always use both formats.
-const PACKED: &[&str] = &["block", "rng", "gpu", "dirty_log", "protocol", "sandbox"];
+const PACKED: &[&str] = &[
+    "block",
+    "rng",
+    "gpu",
+    "vsock",
+    "dirty_log",
+    "protocol",
+    "sandbox",
+];
 
 /// The variable that selects packed rings.
 const RING: (&str, &str) = ("VHOST_DEVICE_RING", "packed");
 
 /// The variables that `--long` sets for tests, and for tests in guests.
 const LONG: &[(&str, &str)] = &[
+    ("VHOST_DEVICE_CONNECTS", "1000000"),
     ("VHOST_DEVICE_KILLS", "200"),
     ("VHOST_DEVICE_MIGRATIONS", "20"),
 ];
