@@ -161,7 +161,7 @@ fn check(options: &Options) -> Result<(), StartError> {
     for forward in &options.forward {
         if !cids.insert(forward.cid) {
             return Err(StartError(format!(
-                "--forward: CID {} is that of another guest; give each guest its own",
+                "CID {} of --forward is that of another guest; give each guest its own",
                 forward.cid
             )));
         }
@@ -173,8 +173,7 @@ fn check(options: &Options) -> Result<(), StartError> {
         let length = path.as_os_str().as_bytes().len();
         if length == 0 || length + MAX_ENDING > MAX_PATH {
             return Err(StartError(format!(
-                "{option}: the path {} has {length} bytes; it must have 1 to {}, because ports are appended to it",
-                path.display(),
+                "the path of {option} has {length} bytes; it must have 1 to {}, because ports are appended to it",
                 MAX_PATH - MAX_ENDING
             )));
         }
