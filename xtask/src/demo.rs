@@ -5,6 +5,7 @@ mod back_end;
 mod gpu;
 pub mod input;
 mod parts;
+mod vsock;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use vhost_device_tests::process;
 
 use self::back_end::{BackEnd, shown};
 use self::parts::Parts;
+use self::vsock::{Sockets, VSOCK};
 use crate::packages::{self, GUEST};
 use crate::progress::Progress;
 use crate::workspace::cargo;
@@ -58,11 +60,13 @@ pub fn run(progress: &Progress) -> Result<ExitCode, String> {
     let screen = packages::kernel(progress, Flavour::Plain);
     let keyboard = input::prepare(progress);
     let mut build = cargo(["build", "--release"]);
-    build.args([BLOCK, RNG, gpu::GPU, input::INPUT].map(|package| format!("--package={package}")));
+    build.args(
+        [BLOCK, RNG, VSOCK, gpu::GPU, input::INPUT].map(|package| format!("--package={package}")),
+    );
     progress.run("Building the release binaries", &mut build)?;
 
     let mut parts = Parts::new(progress);
-    parts.show("disk and random numbers", Ok(()), || {
+    parts.show("disk, random numbers and socket", Ok(()), || {
         disk(progress, &kernel)
     });
     parts.show("screen", screen.map(drop), || gpu::run(progress));
@@ -70,7 +74,7 @@ pub fn run(progress: &Progress) -> Result<ExitCode, String> {
     Ok(parts.close())
 }
 
-/// Shows a disk and random numbers in a guest, and the content of the disk afterwards.
+/// Shows a disk, random numbers and a socket in a guest, and the content of the disk afterwards.
 fn disk(progress: &Progress, kernel: &Kernel) -> Result<(), String> {
     let directory = tempfile::tempdir()
         .map_err(|error| format!("cannot create a temporary directory: {error}"))?;
@@ -87,26 +91,31 @@ fn disk(progress: &Progress, kernel: &Kernel) -> Result<(), String> {
         ],
     )?;
     let rng = BackEnd::start(progress, RNG, &[])?;
+    let sockets = Sockets::start(progress)?;
     progress.step(&format!(
         "Booting a guest with Linux {} in QEMU",
         kernel.release
     ));
-    let guest = Machine::new("demo", SCRIPT)
+    let guest = Machine::new("demo", [vsock::SCRIPT, SCRIPT].concat())
         .module("virtio_blk")
         .module("virtio-rng")
+        .module("vmw_vsock_virtio_transport")
         .program("fio")
+        .program("socat")
         .memory(768)
         .argument("-smp")
         .argument("2")
         .vhost_user("vhost-user-blk-pci,num-queues=2", &disk.socket)
         .vhost_user("vhost-user-rng-pci", &rng.socket)
+        .vhost_user("vhost-user-vsock-pci", &sockets.back_end.socket)
         .start();
     let result = guest.and_then(|mut guest| show(progress, &mut guest));
     result.map_err(|error| {
-        let wrote = [&disk, &rng].map(|back_end| back_end.program.stderr());
+        let wrote = [&disk, &rng, &sockets.back_end].map(|back_end| back_end.program.stderr());
         format!("{error}\nlog of the back-ends:\n{}", wrote.concat())
     })?;
     disk.end()?;
+    progress.step(&format!("The host heard: {}", sockets.heard()?));
 
     let written = run_quietly(
         Command::new(tool("debugfs")?)
@@ -128,6 +137,7 @@ fn show(
     guest: &mut Guest,
 ) -> Result<(), vhost_device_tests::guest::GuestError> {
     let lines = [
+        ("vsock", "answer of the host over a socket"),
         ("kernel", "is up"),
         ("size", "disk"),
         ("serial", "serial"),

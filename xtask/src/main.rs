@@ -44,7 +44,7 @@ struct Arguments {
 enum Task {
     /// Boot Linux guests in QEMU with our devices, and print what the guests see
     ///
-    /// Builds the release binaries, creates a file system image of 256 MiB, starts block and rng, boots a guest, and prints what the guest
+    /// Builds the release binaries, creates a file system image of 256 MiB, starts block, rng and vsock, boots a guest, and prints what the guest
     /// sees: size, serial number, file system, throughput, random numbers. Then boots a second guest with a GPU and saves its screen in
     /// target/demo/screen.png, and a third guest with a keyboard. A host without uinput runs the third part in User-Mode Linux, which
     /// takes two minutes to build once. The rest takes less than two minutes after the build. The processors of the guests are emulated,

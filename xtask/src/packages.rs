@@ -25,6 +25,7 @@ pub const GUEST: &[Need] = &[
     ("xz", "xz-utils"),
     ("mkfs.ext4", "e2fsprogs"),
     ("fio", "fio"),
+    ("socat", "socat"),
 ];
 
 /// For guests with a display: a program for the guest, and QEMU's D-Bus display for the tests.
