@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Where a port leads to, and how clients arrive there.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, socket_with,
+};
+use vhost_device_common::device::{Access, StartError};
+use vhost_device_common::program::Listener;
+
+use crate::client::{Client, Kind};
+use crate::options::Backend;
+use crate::pty::Pty;
+use crate::stdio::{self, Stdio};
+
+/// Permissions of the sockets of ports.
+const MODE: u32 = 0o660;
+
+/// Where a port leads to.
+#[derive(Debug)]
+pub enum Endpoint {
+    Pty(Pty),
+    /// A socket that clients connect to.
+    Listen(PathBuf, Listener),
+    /// A socket of another program, which this one connects to.
+    Connect(PathBuf),
+    /// Only files of the port: there are no clients.
+    File,
+    Stdio(Stdio),
+    /// The client is an inherited file.
+    Fd,
+}
+
+impl Endpoint {
+    /// Opens what `backend` names. Returns its client too, if there is one from the start.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub fn open(backend: Backend) -> Result<(Self, Option<Client>), StartError> {
+        Ok(match backend {
+            Backend::Pty(link) => {
+                let (pty, master) = Pty::open(link)?;
+                let mut client = Client::new(0, Kind::Pty, master, 0);
+                client.is_open = false;
+                (Self::Pty(pty), Some(client))
+            }
+            Backend::Listen(path) => {
+                let listener = Listener::bind(path.clone(), MODE, "path for the port")?;
+                let failed =
+                    |error| StartError(format!("cannot listen on {}: {error}", path.display()));
+                listener.set_nonblocking().map_err(failed)?;
+                listener.listen()?;
+                (Self::Listen(path, listener), None)
+            }
+            Backend::Connect(path) => {
+                SocketAddrUnix::new(&path).map_err(|errno| {
+                    StartError(format!("cannot connect to {}: {errno}", path.display()))
+                })?;
+                (Self::Connect(path), None)
+            }
+            Backend::File { .. } => (Self::File, None),
+            Backend::Stdio => {
+                let (stdio, client) = Stdio::open()?;
+                (Self::Stdio(stdio), Some(client))
+            }
+            Backend::Fd(number) => (Self::Fd, Some(stdio::client(number)?)),
+        })
+    }
+
+    /// Returns the name of its kind, as in the option --port.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Pty(_) => "pty",
+            Self::Listen(..) => "unix",
+            Self::Connect(_) => "unix-connect",
+            Self::File => "file",
+            Self::Stdio(_) => "stdio",
+            Self::Fd => "fd",
+        }
+    }
+
+    /// Returns the path that clients use, or that this program connects to.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Pty(pty) => Some(pty.path()),
+            Self::Listen(path, _) | Self::Connect(path) => Some(path),
+            Self::File | Self::Stdio(_) | Self::Fd => None,
+        }
+    }
+
+    /// Returns the file that is readable when something other than a client has an event.
+    pub fn notifier(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Pty(pty) => Some(pty.notifications()),
+            Self::Listen(_, listener) => Some(listener.as_fd()),
+            Self::Stdio(stdio) => stdio.resized().map(AsFd::as_fd),
+            Self::Connect(_) | Self::File | Self::Fd => None,
+        }
+    }
+
+    /// Returns a client that waits to be accepted.
+    pub fn accept(&self) -> Option<OwnedFd> {
+        let Self::Listen(_, listener) = self else {
+            return None;
+        };
+        let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+        retry_on_intr(|| accept_with(listener, flags)).ok()
+    }
+
+    /// Connects to the socket of the other program, if this endpoint does that.
+    pub fn connect(&self) -> Option<io::Result<OwnedFd>> {
+        let Self::Connect(path) = self else {
+            return None;
+        };
+        let connected = || -> Result<OwnedFd, Errno> {
+            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+            connect(&socket, &SocketAddrUnix::new(path)?)?;
+            Ok(socket)
+        };
+        Some(connected().map_err(io::Error::from))
+    }
+
+    /// Returns what it uses by its name after the start.
+    pub fn files(&self) -> Option<(PathBuf, Access)> {
+        match self {
+            Self::Pty(pty) => pty.link().map(|link| (directory(link), Access::REMOVE)),
+            Self::Listen(path, _) => Some((directory(path), Access::REMOVE)),
+            Self::Connect(path) => Some((directory(path), Access::CONNECT)),
+            Self::File | Self::Stdio(_) | Self::Fd => None,
+        }
+    }
+}
+
+/// Returns the directory of a file.
+pub fn directory(path: &Path) -> PathBuf {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => ".".into(),
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        match self {
+            Self::Pty(pty) => pty.remove_link(),
+            Self::Listen(_, listener) => listener.remove_file(),
+            Self::Connect(_) | Self::File | Self::Stdio(_) | Self::Fd => {}
+        }
+    }
+}
