@@ -27,6 +27,7 @@ pub struct Program {
 /// All installed programs.
 pub const PROGRAMS: &[Program] = &[
     device::<vhost_device_block::Block>(include_str!("../../vhost-device-block/manual.roff")),
+    device::<vhost_device_console::Console>(include_str!("../../vhost-device-console/manual.roff")),
     Program {
         makes_code: true,
         ..device::<vhost_device_gpu::Gpu>(include_str!("../../vhost-device-gpu/manual.roff"))

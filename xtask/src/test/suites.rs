@@ -22,6 +22,7 @@ const HEAVY: &[&str] = &["ring", "soak"];
 /// Suites that run a second time on packed rings. The suites ring and soak always use both formats.
 const PACKED: &[&str] = &[
     "block",
+    "console",
     "rng",
     "gpu",
     "vsock",
