@@ -170,7 +170,7 @@ impl Device for Console {
     }
 
     fn save(&self) -> Result<Vec<u8>, StateError> {
-        state::encode(&Saved::new(&self.0.lock()))
+        state::encode(&Saved::new(&mut self.0.lock()))
     }
 
     fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {

@@ -84,6 +84,8 @@ pub struct Port {
     delivered: u64,
     /// Position in the history up to which clients were served.
     flushed: u64,
+    /// The state was saved: what a channel has not delivered is for the clients of another device, unless the queue starts again.
+    is_saved: bool,
     was_open: bool,
     last_number: u16,
     watcher: Option<Watcher>,
@@ -129,6 +131,7 @@ impl Port {
             offset: 0,
             delivered: 0,
             flushed: 0,
+            is_saved: false,
             was_open: false,
             last_number: 0,
             watcher: None,
@@ -334,18 +337,7 @@ impl Port {
                     crate::stdio::discard(file);
                 }
             }
-            Endpoint::Listen(..) => {
-                while let Some(file) = self.endpoint.accept() {
-                    match self.clients.len() < MAX_CLIENTS {
-                        true => self.add_client(file),
-                        false => warn_limited(format_args!(
-                            "port {}: {MAX_CLIENTS} clients are connected; another one is disconnected",
-                            self.number
-                        )),
-                    }
-                }
-            }
-            Endpoint::Connect(_) | Endpoint::File | Endpoint::Fd => {}
+            Endpoint::Listen(..) | Endpoint::Connect(_) | Endpoint::File | Endpoint::Fd => {}
         }
         self.settle();
         self.flush();
@@ -364,8 +356,24 @@ impl Port {
         }
     }
 
-    /// Discards what clients send that are not the first one, and forgets clients that are gone.
+    /// Accepts clients as long as there is room for them; the others wait. Forgets those that are gone.
     fn settle(&mut self) {
+        self.forget_gone_clients();
+        while self.clients.len() < MAX_CLIENTS
+            && let Some(file) = self.endpoint.accept()
+        {
+            self.add_client(file);
+            self.forget_gone_clients();
+        }
+        let is_open = self.is_open();
+        if self.was_open && !is_open {
+            self.driver.closed();
+        }
+        self.was_open = is_open;
+    }
+
+    /// Discards what clients send that are not the first one, and forgets clients that are gone.
+    fn forget_gone_clients(&mut self) {
         if let Some(sender) = self.sender() {
             let (first, others) = self.clients.split_at_mut(sender + 1);
             // What a client sends after the one before it has ended is for the guest.
@@ -394,11 +402,6 @@ impl Port {
                 client.is_open = client.sends || client.receives;
             }
         }
-        let is_open = self.is_open();
-        if self.was_open && !is_open {
-            self.driver.closed();
-        }
-        self.was_open = is_open;
     }
 
     /// Returns whether something must be looked at again and again, because the kernel does not report it.
@@ -451,6 +454,7 @@ impl Port {
 impl Port {
     /// Takes what the guest has written.
     pub fn transmit(&mut self, queue: &mut Queue) {
+        self.is_saved = false;
         let mut budget = BUDGET;
         loop {
             let mut outcome = Outcome {
@@ -554,7 +558,12 @@ impl Port {
         for file in &mut self.files {
             file.write(&self.history);
         }
-        for client in self.clients.iter_mut().filter(|client| client.is_open) {
+        let is_paused = self.is_saved && !self.is_console();
+        let open = self
+            .clients
+            .iter_mut()
+            .filter(|client| client.is_open && !is_paused);
+        for client in open {
             if let Err(error) = client.write(&self.history) {
                 log::debug!("port {}: cannot write to a client: {error}", self.number);
             }
@@ -624,16 +633,18 @@ impl Port {
     pub fn reset(&mut self) {
         self.driver = Driver::default();
         self.offset = 0;
+        self.is_saved = false;
     }
 
     /// Returns the offset in the chain that the queue gives next, and the last bytes that the guest wrote: those of a console that a
     /// client receives that arrives late, and those of a channel that were not delivered.
-    pub fn saved(&self) -> (u64, Vec<u8>) {
+    pub fn save(&mut self) -> (u64, Vec<u8>) {
+        self.is_saved = true;
         let bytes = self.history.after(self.first_position()).concat();
         (self.offset, bytes)
     }
 
-    /// Continues from what [`Port::saved`] returned for another device.
+    /// Continues from what [`Port::save`] returned for another device.
     pub fn restore(&mut self, offset: u64, bytes: &[u8]) {
         self.offset = offset;
         self.history.append(bytes);

@@ -38,9 +38,9 @@ pub fn max_size(ports: usize) -> u64 {
 
 impl Saved {
     /// Creates the state to save.
-    pub fn new(state: &State) -> Self {
-        let ports = state.ports.iter().map(|port| {
-            let (offset, bytes) = port.saved();
+    pub fn new(state: &mut State) -> Self {
+        let ports = state.ports.iter_mut().map(|port| {
+            let (offset, bytes) = port.save();
             SavedPort {
                 driver: port.driver,
                 offset,

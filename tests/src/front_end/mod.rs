@@ -9,6 +9,7 @@
 //!   [`descriptor`]: the contents of a ring;
 //! - [`dirty_log`]: the memory of a guest that migrates;
 //! - [`block`]: virtio-blk requests in any framing;
+//! - [`console`]: control messages and ports of a console;
 //! - [`gpu`]: virtio-gpu commands, and a display for the device;
 //! - [`vsock`]: virtio-vsock packets;
 //! - [`state`]: saving and loading the state of a device.
@@ -18,6 +19,7 @@
 
 pub mod block;
 pub mod connection;
+pub mod console;
 pub mod descriptor;
 pub mod device;
 pub mod dirty_log;
@@ -33,6 +35,7 @@ mod watchdog;
 
 pub use block::BlockDriver;
 pub use connection::{RawConnection, Reply};
+pub use console::ConsoleDriver;
 pub use descriptor::{Buffer, Used};
 pub use device::{FrontEnd, Options};
 pub use dirty_log::{DirtyLog, Shadow};

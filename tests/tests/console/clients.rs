@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The clients of a console: they come, go, read slowly, and several at a time.
+
+use super::*;
+
+#[test]
+fn what_the_guest_writes_reaches_the_client_and_the_other_way_round() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let client = device.client("port");
+    let mut driver = device.connect();
+    driver.write(0, b"login: ", PATIENCE);
+    assert_eq!(receive(&client, 7), b"login: ");
+    { &client }.write_all(b"root\r").unwrap();
+    assert_eq!(driver.read(0, 5, PATIENCE), b"root\r");
+}
+
+#[test]
+fn a_guest_without_multiport_uses_the_first_port() {
+    let device = Device::start(&["unix=DIR/port", "unix=DIR/other"], &[]);
+    let mut options = Options::default();
+    options.features &= !(1 << 1);
+    let mut driver = device.connect_with(&options);
+    driver.start(PATIENCE);
+    let client = device.client("port");
+    driver.write(0, b"hello", PATIENCE);
+    assert_eq!(receive(&client, 5), b"hello");
+    { &client }.write_all(b"world").unwrap();
+    assert_eq!(driver.read(0, 5, PATIENCE), b"world");
+}
+
+/// rust-vmm's device corrupts its ring with the tenth byte.
+#[test]
+fn a_paste_of_1_mib_arrives_intact() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let client = device.client("port");
+    let mut driver = device.connect();
+    let paste = text(1 << 20);
+    let sent = paste.clone();
+    let sender = std::thread::spawn(move || { &client }.write_all(&sent).unwrap());
+    assert_same(&driver.read(0, paste.len(), PATIENCE), &paste);
+    sender.join().unwrap();
+}
+
+#[test]
+fn all_that_the_guest_writes_arrives_at_a_client_that_reads() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let client = device.client("port");
+    let mut driver = device.connect();
+    let stream = text(8 << 20);
+    let count = stream.len();
+    let reader = std::thread::spawn(move || receive(&client, count));
+    // Not faster than the client reads, because the guest does not wait for it.
+    for (number, chunk) in stream.chunks(256 << 10).enumerate() {
+        driver.write(0, chunk, PATIENCE);
+        let due = ((number + 1) * (256 << 10)).saturating_sub(HISTORY / 2);
+        device.wait_for(0, |port| {
+            port["bytes-from-guest"].as_u64() >= Some(due as u64)
+        });
+        std::thread::sleep(Duration::from_millis(3));
+    }
+    assert_same(&reader.join().unwrap(), &stream);
+    assert_eq!(device.port(0)["bytes-missed"], 0);
+}
+
+#[test]
+fn a_client_that_does_not_read_never_makes_the_guest_wait_and_misses_the_oldest_bytes() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let stuck = device.client("port");
+    let mut driver = device.connect();
+    device.wait_for_clients(0, 1);
+    let stream = text(8 << 20);
+    driver.write(0, &stream, PATIENCE);
+    // What it reads begins at the beginning, has one gap, and ends with the end.
+    stuck
+        .set_read_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
+    let mut seen = Vec::new();
+    let _ = { &stuck }.read_to_end(&mut seen);
+    let missed = device.port(0)["bytes-missed"].as_u64().unwrap() as usize;
+    assert!(missed > 4 << 20, "{missed}");
+    assert_eq!(seen.len() + missed, stream.len());
+    let begin = seen.iter().zip(&stream).take_while(|(a, b)| a == b).count();
+    let (first, second) = seen.split_at(begin);
+    assert_same(first, &stream[..begin]);
+    assert!(second.len() >= HISTORY - SCROLLBACK, "{}", second.len());
+    assert_same(second, &stream[stream.len() - second.len()..]);
+}
+
+#[test]
+fn a_client_that_does_not_read_does_not_disturb_another_one() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let _stuck = device.client("port");
+    let mut driver = device.connect();
+    device.wait_for_clients(0, 1);
+    let client = device.client("port");
+    device.wait_for_clients(0, 2);
+    let stream = text(4 << 20);
+    let expected = stream.clone();
+    let reader =
+        std::thread::spawn(move || assert_same(&receive(&client, expected.len()), &expected));
+    for chunk in stream.chunks(64 << 10) {
+        driver.write(0, chunk, PATIENCE);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    reader.join().unwrap();
+}
+
+#[test]
+fn a_late_client_receives_the_last_64_kib() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let mut driver = device.connect();
+    let stream = text(200_000);
+    driver.write(0, &stream, PATIENCE);
+    for _ in 0..2 {
+        let client = device.client("port");
+        assert_same(
+            &receive(&client, SCROLLBACK),
+            &stream[stream.len() - SCROLLBACK..],
+        );
+        assert_quiet(&client);
+    }
+    let client = device.client("port");
+    receive(&client, SCROLLBACK);
+    driver.write(0, b"more", PATIENCE);
+    assert_eq!(receive(&client, 4), b"more");
+}
+
+#[test]
+fn output_before_the_first_client_is_kept() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let mut driver = device.connect();
+    driver.write(0, b"early", PATIENCE);
+    assert_eq!(receive(&device.client("port"), 5), b"early");
+}
+
+#[test]
+fn all_clients_read_and_only_the_first_one_writes() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let mut driver = device.connect();
+    let first = device.client("port");
+    device.wait_for_clients(0, 1);
+    let second = device.client("port");
+    device.wait_for_clients(0, 2);
+    driver.write(0, b"both", PATIENCE);
+    assert_eq!(receive(&first, 4), b"both");
+    assert_eq!(receive(&second, 4), b"both");
+    { &second }.write_all(b"lost").unwrap();
+    device.wait_for(0, |port| port["bytes-discarded"] == 4);
+    { &first }.write_all(b"kept").unwrap();
+    assert_eq!(driver.read(0, 4, PATIENCE), b"kept");
+    drop(first);
+    device.wait_for_clients(0, 1);
+    { &second }.write_all(b"next").unwrap();
+    assert_eq!(driver.read(0, 4, PATIENCE), b"next");
+}
+
+#[test]
+fn no_byte_is_lost_while_clients_come_and_go() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let mut driver = device.connect();
+    let stream = text(400 << 10);
+    let path = device.path("port");
+    let sent = stream.clone();
+    let sender = std::thread::spawn(move || {
+        for chunk in sent.chunks(3000) {
+            UnixStream::connect(&path)
+                .unwrap()
+                .write_all(chunk)
+                .unwrap();
+        }
+    });
+    assert_same(&driver.read(0, stream.len(), PATIENCE), &stream);
+    sender.join().unwrap();
+    assert_eq!(device.port(0)["bytes-discarded"], 0);
+    device.wait_for_clients(0, 0);
+}
+
+#[test]
+fn a_client_that_has_ended_its_input_still_reads() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let mut driver = device.connect();
+    let client = device.client("port");
+    { &client }.write_all(b"command").unwrap();
+    client.shutdown(std::net::Shutdown::Write).unwrap();
+    assert_eq!(driver.read(0, 7, PATIENCE), b"command");
+    driver.write(0, b"answer", PATIENCE);
+    assert_eq!(receive(&client, 6), b"answer");
+    // The next one is the first that can send.
+    let next = device.client("port");
+    device.wait_for_clients(0, 2);
+    { &next }.write_all(b"next").unwrap();
+    assert_eq!(driver.read(0, 4, PATIENCE), b"next");
+}
+
+#[test]
+fn the_number_of_clients_is_limited() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let mut driver = device.connect();
+    let clients: Vec<UnixStream> = (0..16).map(|_| device.client("port")).collect();
+    device.wait_for_clients(0, 16);
+    let waiting = device.client("port");
+    driver.write(0, b"line", PATIENCE);
+    assert_quiet(&waiting);
+    drop(clients);
+    device.wait_for_clients(0, 1);
+    assert_eq!(receive(&waiting, 4), b"line");
+    { &waiting }.write_all(b"key").unwrap();
+    assert_eq!(driver.read(0, 3, PATIENCE), b"key");
+}
+
+#[test]
+fn clients_stay_when_the_front_end_connects_again() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let client = device.client("port");
+    for round in 0..3 {
+        let mut driver = device.connect();
+        let line = format!("boot {round}");
+        driver.write(0, line.as_bytes(), PATIENCE);
+        assert_eq!(receive(&client, line.len()), line.as_bytes());
+        { &client }.write_all(b"key").unwrap();
+        assert_eq!(driver.read(0, 3, PATIENCE), b"key");
+    }
+}
+
+#[test]
+fn what_clients_send_waits_for_buffers_of_the_guest() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let client = device.client("port");
+    { &client }.write_all(b"typed before the start").unwrap();
+    let mut driver = device.connect();
+    assert_eq!(driver.read(0, 22, PATIENCE), b"typed before the start");
+}
+
+#[test]
+fn the_program_connects_to_a_socket_and_connects_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("server");
+    let listen = || std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let listener = listen();
+    let device = Device::start_in(directory, &["unix-connect=DIR/server"], &[], |_| {});
+    let path = device.path("server");
+    let mut driver = device.connect();
+    let (client, _) = listener.accept().unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    driver.write(0, b"one", PATIENCE);
+    assert_eq!(receive(&client, 3), b"one");
+    drop((client, listener));
+    device.wait_for_clients(0, 0);
+    std::fs::remove_file(&path).unwrap();
+    driver.write(0, b"two", PATIENCE);
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let (client, _) = listener.accept().unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert_eq!(receive(&client, 6), b"onetwo");
+    { &client }.write_all(b"three").unwrap();
+    assert_eq!(driver.read(0, 5, PATIENCE), b"three");
+}
+
+#[test]
+fn the_filter_takes_out_what_could_harm_a_terminal() {
+    let device = Device::start(
+        &["unix=DIR/port", "name=raw,unix=DIR/raw"],
+        &["--filter", "--log=DIR/log"],
+    );
+    let client = device.client("port");
+    let channel = device.client("raw");
+    let mut driver = device.connect();
+    let line = b"\x1b[31mred\x1b[0m\x1b]0;title\x07\x1b[6n ok\n";
+    // In pieces, as a driver may send it.
+    for piece in line.chunks(3) {
+        driver.write(0, piece, PATIENCE);
+    }
+    let passed = b"\x1b[31mred\x1b[0m ok\n";
+    assert_eq!(receive(&client, passed.len()), passed);
+    assert_eq!(std::fs::read(device.path("log")).unwrap(), passed);
+    driver.write(1, line, PATIENCE);
+    assert_eq!(receive(&channel, line.len()), line);
+}
