@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 use vhost_device_common::device::{
-    Arguments, CommandError, ConfigError, Device, FrontEnd, Needs, StartError, StateError, Verb,
-    Watcher,
+    Arguments, CommandError, ConfigError, Device, FrontEnd, ListeningSocket, Needs, StartError,
+    StateError, Verb, Watcher,
 };
 use vhost_device_common::state;
 
@@ -128,6 +128,23 @@ impl Device for Console {
 
     fn new_driver(&self) {
         self.0.lock().reset();
+    }
+
+    fn sockets(&self) -> Vec<ListeningSocket> {
+        let state = self.0.lock();
+        let ports = state.ports.iter();
+        ports
+            .filter_map(|port| port.endpoint.listening_socket())
+            .collect()
+    }
+
+    fn set_sockets(&self, sockets: Vec<OwnedFd>) {
+        let mut state = self.0.lock();
+        let ports = state.ports.iter_mut();
+        let listeners = ports.filter_map(|port| port.endpoint.listener());
+        for (listener, socket) in listeners.zip(sockets) {
+            *listener = Some(socket);
+        }
     }
 
     fn needs(&self) -> Needs {

@@ -9,23 +9,19 @@ use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, socket_with,
 };
-use vhost_device_common::device::{Access, StartError};
-use vhost_device_common::program::Listener;
+use vhost_device_common::device::{Access, ListeningSocket, StartError};
 
 use crate::client::{Client, Kind};
 use crate::options::Backend;
 use crate::pty::Pty;
 use crate::stdio::{self, Stdio};
 
-/// Permissions of the sockets of ports.
-const MODE: u32 = 0o660;
-
 /// Where a port leads to.
 #[derive(Debug)]
 pub enum Endpoint {
     Pty(Pty),
-    /// A socket that clients connect to.
-    Listen(PathBuf, Listener),
+    /// A socket that clients connect to. The core creates it, and removes its file.
+    Listen(PathBuf, Option<OwnedFd>),
     /// A socket of another program, which this one connects to.
     Connect(PathBuf),
     /// Only files of the port: there are no clients.
@@ -48,14 +44,7 @@ impl Endpoint {
                 client.is_open = false;
                 (Self::Pty(pty), Some(client))
             }
-            Backend::Listen(path) => {
-                let listener = Listener::bind(path.clone(), MODE, "path for the port")?;
-                let failed =
-                    |error| StartError(format!("cannot listen on {}: {error}", path.display()));
-                listener.set_nonblocking().map_err(failed)?;
-                listener.listen()?;
-                (Self::Listen(path, listener), None)
-            }
+            Backend::Listen(path) => (Self::Listen(path, None), None),
             Backend::Connect(path) => {
                 SocketAddrUnix::new(&path).map_err(|errno| {
                     StartError(format!("cannot connect to {}: {errno}", path.display()))
@@ -96,15 +85,35 @@ impl Endpoint {
     pub fn notifier(&self) -> Option<BorrowedFd<'_>> {
         match self {
             Self::Pty(pty) => Some(pty.notifications()),
-            Self::Listen(_, listener) => Some(listener.as_fd()),
+            Self::Listen(_, listener) => listener.as_ref().map(AsFd::as_fd),
             Self::Stdio(stdio) => stdio.resized().map(AsFd::as_fd),
             Self::Connect(_) | Self::File | Self::Fd => None,
         }
     }
 
+    /// Returns the socket that the core creates for it.
+    pub fn listening_socket(&self) -> Option<ListeningSocket> {
+        match self {
+            Self::Listen(path, _) => Some(ListeningSocket {
+                path: path.clone(),
+                kind: SocketType::STREAM,
+                option: "path for the port",
+            }),
+            _ => None,
+        }
+    }
+
+    /// Returns where the socket belongs that the core creates for it.
+    pub fn listener(&mut self) -> Option<&mut Option<OwnedFd>> {
+        match self {
+            Self::Listen(_, listener) => Some(listener),
+            _ => None,
+        }
+    }
+
     /// Returns a client that waits to be accepted.
     pub fn accept(&self) -> Option<OwnedFd> {
-        let Self::Listen(_, listener) = self else {
+        let Self::Listen(_, Some(listener)) = self else {
             return None;
         };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
@@ -129,9 +138,8 @@ impl Endpoint {
     pub fn files(&self) -> Option<(PathBuf, Access)> {
         match self {
             Self::Pty(pty) => pty.link().map(|link| (directory(link), Access::REMOVE)),
-            Self::Listen(path, _) => Some((directory(path), Access::REMOVE)),
             Self::Connect(path) => Some((directory(path), Access::CONNECT)),
-            Self::File | Self::Stdio(_) | Self::Fd => None,
+            Self::Listen(..) | Self::File | Self::Stdio(_) | Self::Fd => None,
         }
     }
 }
@@ -146,10 +154,8 @@ pub fn directory(path: &Path) -> PathBuf {
 
 impl Drop for Endpoint {
     fn drop(&mut self) {
-        match self {
-            Self::Pty(pty) => pty.remove_link(),
-            Self::Listen(_, listener) => listener.remove_file(),
-            Self::Connect(_) | Self::File | Self::Stdio(_) | Self::Fd => {}
+        if let Self::Pty(pty) = self {
+            pty.remove_link();
         }
     }
 }
