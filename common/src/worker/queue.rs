@@ -156,9 +156,10 @@ impl Queue {
         taken
     }
 
-    /// Calls the handler again after `time` at the latest, for requests that it leaves in the ring until then.
+    /// Calls the handler again after `time` at the latest, for requests that it leaves in the ring until then. Of several times, the
+    /// shortest counts.
     pub fn retry_after(&mut self, time: Duration) {
-        self.retry_after = Some(time);
+        self.retry_after = Some(self.retry_after.map_or(time, |earlier| earlier.min(time)));
         self.pending = true;
     }
 
@@ -443,5 +444,36 @@ impl Queues {
     #[inline]
     pub fn get_mut(&mut self, index: u16) -> Option<&mut Queue> {
         self.0.iter_mut().find(|queue| queue.index == index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vhost::vhost_user::message::VhostUserMemoryRegion;
+
+    use super::*;
+    use crate::ring::RingSetup;
+
+    #[test]
+    fn of_several_times_to_call_the_handler_again_the_shortest_counts() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x1_0000).unwrap();
+        let info = VhostUserMemoryRegion::new(0, 0x1_0000, 0, 0);
+        let memory = GuestMemory::default().with_region(&info, file.into());
+        let setup = RingSetup {
+            size: 16,
+            available: 0x1000,
+            used: 0x2000,
+            ..RingSetup::default()
+        };
+        let ring = Ring::new(setup, Arc::new(memory.unwrap()), 0, None, 0);
+        let mut queue = Queue::new(0, ring.unwrap(), true);
+        // Otherwise the ring is polled.
+        queue.kick = Some(Arc::new(tempfile::tempfile().unwrap().into()));
+        for milliseconds in [30, 5, 20] {
+            queue.retry_after(Duration::from_millis(milliseconds));
+        }
+        assert_eq!(queue.next_retry(), Some(Duration::from_millis(5)));
+        assert_eq!(queue.next_retry(), None, "it counts once");
     }
 }
