@@ -70,7 +70,7 @@ impl Device for Block {
     fn open(options: Options) -> Result<Self, StartError> {
         let (engine, queues) = (options.io_engine, options.num_queues);
         let disk = Disk::open(options.source(), &options.disk, options.incoming, engine)?;
-        let engines = Engines::open(&disk, engine, queues)?;
+        let engines = Engines::open(Some(&disk), engine, queues)?;
         let throttle = Throttle::open(&options.disk, queues);
         let serial = options.serial.clone();
         let serial = serial.unwrap_or_else(|| disk.serial());
@@ -199,7 +199,7 @@ impl Device for Block {
             }
             opened => opened?,
         }
-        let engine = Engine::new(&self.engines, disk, &watcher)?;
+        let engine = Engine::new(&self.engines, Some(disk), &watcher)?;
         let (shared, throttle) = (Arc::clone(&self.shared), self.throttle.clone());
         Ok(BlockHandler::new(shared, engine, throttle, access))
     }

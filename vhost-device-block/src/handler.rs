@@ -9,8 +9,7 @@ use vhost_device_common::device::QueueHandler;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Queue, Queues, Readiness};
 use vhost_device_storage::access::Access;
-use vhost_device_storage::engine::Engine;
-use vhost_device_storage::operation::{IoRequest, Label};
+use vhost_device_storage::engine::{Engine, IoRequest, Label};
 use vhost_device_storage::throttle::Throttle;
 
 use crate::request::{Header, Next, Request, Status};

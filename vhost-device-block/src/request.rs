@@ -11,8 +11,9 @@ use vhost_device_common::chain::{Chain, ChainError};
 use vhost_device_common::statistics::Outcome;
 use vhost_device_common::warn_limited;
 use vhost_device_storage::disk::DiskError;
+use vhost_device_storage::engine::{IoRequest, Label};
 use vhost_device_storage::image::SECTOR_SIZE;
-use vhost_device_storage::operation::{IoRequest, Label, MAX_BYTES, Operation};
+use vhost_device_storage::operation::{MAX_BYTES, Operation};
 use vhost_device_storage::work::{Ranges, Work};
 use virtio_bindings::virtio_blk::{
     VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_T_DISCARD,

@@ -1,11 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Engines carry out operations on an image: by io_uring, or by threads that make blocking system calls. An engine moves data and knows
+//! Engines carry out operations on images: by io_uring, or by threads that make blocking system calls. An engine moves data and knows
 //! neither the device nor the format of the image.
+//!
+//! A device with one disk opens engines for it; io_uring then has the image as a registered file of each ring. Files can be registered
+//! only before the sandbox is entered, and stay open until the process exits. So a device whose disks come and go names the disk in each
+//! request ([`IoRequest::disk`]), and io_uring uses its descriptor, which all rings share. The kernel reports lost data once for each open
+//! file, and two rings that share one would report it in any order: so syncs of such disks go to threads, which take turns.
 //!
 //! An engine owns a request while its operation is in flight, so what the operation points to (the memory of a chain, or a buffer)
 //! outlives it.
 
 mod probe;
+mod request;
 mod rings;
 mod slots;
 pub mod slow;
@@ -20,8 +26,8 @@ use vhost_device_common::device::{Call, Needs, StartError};
 use vhost_device_common::worker::{Poller, Watcher};
 
 use crate::disk::Disk;
-use crate::operation::{IoRequest, Label};
 use crate::options::IoEngine;
+pub use request::{IoRequest, Label};
 use rings::Rings;
 pub use slots::Finished;
 use threads::ThreadsEngine;
@@ -40,19 +46,19 @@ pub enum Engines {
 
 impl Engines {
     /// Opens the engine that the option names, for this number of queues; with `auto`, the one that this host allows. A named engine is
-    /// never replaced by another one.
+    /// never replaced by another one. Without `disk`, requests name their disks.
     ///
     /// # Errors
     /// This host refuses io_uring. The text says why, and what to do.
-    pub fn open(disk: &Disk, wanted: IoEngine, queues: u16) -> Result<Self, StartError> {
+    pub fn open(disk: Option<&Disk>, wanted: IoEngine, queues: u16) -> Result<Self, StartError> {
         slow::open();
         if wanted == IoEngine::Threads {
             return Ok(Self::Threads);
         }
-        let image = &disk.image;
+        let image = disk.map(|disk| &disk.image);
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         let most = processors.min(MAX_RINGS).min(queues.into()) as u16;
-        match (probe::open_rings(&image.file, &image.syncs, most), wanted) {
+        match (probe::open_rings(image, most), wanted) {
             (Ok((rings, count)), _) => Ok(Self::IoUring(rings, count)),
             (Err(error), IoEngine::IoUring) => Err(StartError(format!(
                 "this host refuses io_uring: {}; or use --io-engine=auto or --io-engine=threads",
@@ -90,7 +96,10 @@ impl Engines {
             ..Needs::default()
         };
         match self {
-            Self::IoUring(..) => needs.queue.push(Call::new(libc::SYS_io_uring_enter)),
+            Self::IoUring(rings, _) => {
+                needs.queue.push(Call::new(libc::SYS_io_uring_enter));
+                needs.helper = rings.image.is_none().then(|| operations.to_vec());
+            }
             Self::Threads => needs.helper = Some(operations.to_vec()),
         }
         needs
@@ -100,23 +109,23 @@ impl Engines {
 /// Carries out operations for one thread.
 #[allow(clippy::large_enum_variant, reason = "there is one per thread")]
 pub enum Engine<R: IoRequest> {
-    /// Uses io_uring, and threads for ioctls if the disk needs them.
+    /// Uses io_uring, and threads for what it does not do: ioctls, and syncs of several disks.
     IoUring(UringEngine<R>, Option<ThreadsEngine<R>>),
     /// Uses threads.
     Threads(ThreadsEngine<R>),
 }
 
 impl<R: IoRequest> Engine<R> {
-    /// Makes an engine for `disk`, for which `engines` were opened. When operations have ended, the handler's
-    /// [`ready`](vhost_device_common::worker::QueueHandler::ready) is called.
+    /// Makes an engine for `disk`, for which `engines` were opened, or for requests that name their disks. When operations have ended, the
+    /// handler's [`ready`](vhost_device_common::worker::QueueHandler::ready) is called.
     ///
     /// # Errors
     /// The process has too many open files, or all rings are in use.
-    pub fn new(engines: &Engines, disk: &Disk, watcher: &Watcher) -> io::Result<Self> {
+    pub fn new(engines: &Engines, disk: Option<&Disk>, watcher: &Watcher) -> io::Result<Self> {
         match engines {
             Engines::IoUring(rings, _) => {
                 let threads = disk
-                    .needs_ioctls()
+                    .is_none_or(Disk::needs_ioctls)
                     .then(|| ThreadsEngine::new(disk, watcher));
                 Ok(Self::IoUring(
                     UringEngine::new(rings)?,
@@ -151,9 +160,7 @@ impl<R: IoRequest> Engine<R> {
     #[must_use]
     pub fn submit(&mut self, request: R) -> Option<R> {
         match self {
-            Self::IoUring(_, Some(threads)) if request.operation().is_ioctl() => {
-                threads.submit(request)
-            }
+            Self::IoUring(_, Some(threads)) if is_for_threads(&request) => threads.submit(request),
             Self::IoUring(engine, _) => engine.submit(request),
             Self::Threads(engine) => engine.submit(request),
         }
@@ -212,4 +219,11 @@ impl<R: IoRequest> Engine<R> {
             Self::Threads(_) => None,
         }
     }
+}
+
+/// Returns whether io_uring leaves the next operation to threads.
+#[inline]
+fn is_for_threads(request: &impl IoRequest) -> bool {
+    let operation = request.operation();
+    operation.is_ioctl() || request.disk().is_some() && operation.is_sync()
 }

@@ -2,7 +2,6 @@
 //! Finds out whether io_uring can be used on this host, by doing what the engine does.
 
 use std::convert::Infallible;
-use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -13,26 +12,25 @@ use vhost_device_common::worker::{Poller, Token};
 
 use super::rings::{OPERATIONS, Rings};
 use super::uring::UringEngine;
-use crate::sync::Syncs;
+use crate::image::Image;
 
 /// How long the kernel may take to report a file that is ready.
 const PROBE: Duration = Duration::from_secs(1);
 
-/// Creates up to `most` rings, at least one, for operations on `image`, and tries one. Returns their number too.
+/// Creates up to `most` rings, at least one, and tries one: see [`Rings::create`]. Returns their number too.
 ///
 /// # Errors
 /// This host refuses io_uring, or does not have all that the engine needs.
-pub fn open_rings(image: &File, syncs: &Arc<Syncs>, most: u16) -> io::Result<(Arc<Rings>, u16)> {
-    open_for(image, syncs, most, &OPERATIONS)
+pub fn open_rings(image: Option<&Arc<Image>>, most: u16) -> io::Result<(Arc<Rings>, u16)> {
+    open_for(image, most, &OPERATIONS)
 }
 
 fn open_for(
-    image: &File,
-    syncs: &Arc<Syncs>,
+    image: Option<&Arc<Image>>,
     most: u16,
     operations: &[u8],
 ) -> io::Result<(Arc<Rings>, u16)> {
-    let (rings, count) = Rings::create(image, syncs, most, operations)?;
+    let (rings, count) = Rings::create(image, most, operations)?;
     probe(&rings)?;
     Ok((rings, count))
 }
@@ -60,7 +58,6 @@ mod tests {
     use std::os::fd::OwnedFd;
 
     use io_uring::opcode;
-    use rustix::fs::{MemfdFlags, memfd_create};
     use rustix::io::{fcntl_dupfd_cloexec, write};
     use vhost_device_common::worker::{EpollPoller, Readiness};
 
@@ -71,17 +68,9 @@ mod tests {
     /// Long enough for an event that comes, short enough for one that does not.
     const SHORT: Duration = Duration::from_millis(20);
 
-    fn image() -> File {
-        File::from(memfd_create("image", MemfdFlags::CLOEXEC).unwrap())
-    }
-
-    fn syncs() -> Arc<Syncs> {
-        Arc::new(Syncs::new(false))
-    }
-
     /// Creates one ring. On a host without io_uring, writes the line that `cargo xtask test` counts, past the capture of the test's output.
     fn ring() -> Option<Arc<Rings>> {
-        match open_rings(&image(), &syncs(), 1) {
+        match open_rings(None, 1) {
             Ok((rings, _)) => Some(rings),
             Err(error) => {
                 let _ = writeln!(io::stderr(), "SKIPPED a test: no io_uring: {error}");
@@ -111,7 +100,7 @@ mod tests {
             other => other,
         });
         if ring().is_some() {
-            assert!(open_for(&image(), &syncs(), 1, &without).is_err());
+            assert!(open_for(None, 1, &without).is_err());
         }
     }
 

@@ -11,7 +11,7 @@ use io_uring::register::Restriction;
 use io_uring::{IoUring, opcode, squeue};
 use rustix::fs::{Mode, OFlags, fcntl_getfl};
 
-use crate::sync::Syncs;
+use crate::image::Image;
 
 /// Submission entries, which count as locked memory. Operations that do not fit are submitted early.
 const ENTRIES: u32 = 64;
@@ -30,7 +30,7 @@ pub const OPERATIONS: [u8; 8] = [
     opcode::PollRemove::CODE,
 ];
 
-/// A ring. The image is its registered file 0.
+/// A ring. If the engine was opened for one image, that is its registered file 0.
 pub struct Ring {
     pub uring: IoUring,
     /// A flag in shared memory shows that completions are waiting, so there is no need to ask the kernel.
@@ -38,7 +38,7 @@ pub struct Ring {
 }
 
 impl Ring {
-    fn new(image: &File, operations: &[u8]) -> io::Result<Self> {
+    fn new(image: Option<&File>, operations: &[u8]) -> io::Result<Self> {
         let mut builder = IoUring::builder();
         builder.setup_r_disabled().setup_cqsize(COMPLETIONS);
         let plain = builder.clone();
@@ -51,12 +51,16 @@ impl Ring {
             built => (built?, true),
         };
         let submitter = uring.submitter();
-        // The kernel reports lost data once for each open file. Of threads that share one, only one would notice.
-        let own = reopen(image).or_else(|error| {
-            log::debug!("cannot open the image once more, so rings share one open file: {error}");
-            image.try_clone()
-        })?;
-        submitter.register_files(&[own.as_raw_fd()])?;
+        if let Some(image) = image {
+            // The kernel reports lost data once for each open file. Of threads that share one, only one would notice.
+            let own = reopen(image).or_else(|error| {
+                log::debug!(
+                    "cannot open the image once more, so rings share one open file: {error}"
+                );
+                image.try_clone()
+            })?;
+            submitter.register_files(&[own.as_raw_fd()])?;
+        }
         let allowed = operations.iter().copied().map(Restriction::sqe_op);
         let mut restrictions = Vec::from_iter(allowed);
         restrictions.push(Restriction::sqe_flags_allowed(
@@ -76,31 +80,30 @@ fn reopen(file: &File) -> io::Result<File> {
     Ok(File::from(opened))
 }
 
-/// The rings for one image.
+/// The rings of a device.
 pub struct Rings {
     /// Rings that no thread uses now.
     idle: Mutex<Vec<Ring>>,
-    /// The image, for operations that a ring cannot carry out.
-    pub image: File,
-    /// Gets the outcome of operations on the image.
-    pub syncs: Arc<Syncs>,
+    /// The registered image of all rings, if they have one.
+    pub(super) image: Option<Arc<Image>>,
 }
 
 impl Rings {
-    /// Creates up to `most` rings, at least one, for these operations on `image`. Returns their number too.
+    /// Creates up to `most` rings, at least one, for these operations: on `image`, or on the disks that requests name. Returns their number
+    /// too.
     ///
     /// # Errors
     /// This host refuses io_uring, or does not have all that the engine needs.
-    pub fn create(
-        image: &File,
-        syncs: &Arc<Syncs>,
+    pub(super) fn create(
+        image: Option<&Arc<Image>>,
         most: u16,
         operations: &[u8],
     ) -> io::Result<(Arc<Self>, u16)> {
-        let mut rings = vec![Ring::new(image, operations)?];
+        let file = image.map(|image| &image.file);
+        let mut rings = vec![Ring::new(file, operations)?];
         let mut count = 1;
         while count < most {
-            match Ring::new(image, operations) {
+            match Ring::new(file, operations) {
                 Ok(ring) => rings.push(ring),
                 Err(error) => {
                     log::warn!(
@@ -114,8 +117,7 @@ impl Rings {
         }
         let rings = Arc::new(Self {
             idle: Mutex::new(rings),
-            image: image.try_clone()?,
-            syncs: Arc::clone(syncs),
+            image: image.cloned(),
         });
         Ok((rings, count))
     }

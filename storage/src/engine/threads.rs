@@ -8,10 +8,10 @@ use std::sync::Arc;
 use vhost_device_common::chain::Chain;
 use vhost_device_common::worker::{Pool, PoolLimits, Watcher};
 
+use super::request::{IoRequest, Label};
 use super::slots::{DEPTH, Finished};
 use super::slow;
 use crate::disk::Disk;
-use crate::operation::{IoRequest, Label};
 
 /// The limits for one queue.
 const LIMITS: PoolLimits = PoolLimits {
@@ -32,14 +32,18 @@ pub struct ThreadsEngine<R> {
 }
 
 impl<R: IoRequest> ThreadsEngine<R> {
-    pub fn new(disk: &Disk, watcher: &Watcher) -> io::Result<Self> {
-        let image = Arc::clone(&disk.image);
+    pub fn new(disk: Option<&Disk>, watcher: &Watcher) -> io::Result<Self> {
+        let own = disk.map(|disk| Arc::clone(&disk.image));
         let run = move |(_, request): &mut Item<R>| {
             if let Some(delay) = slow::delay() {
                 std::thread::sleep(delay);
             }
             // Records a failed sync at once: the kernel does not report it to the other threads.
-            image.execute(request.operation())
+            match (request.disk(), &own) {
+                (Some(disk), _) => disk.image.execute(request.operation()),
+                (None, Some(image)) => image.execute(request.operation()),
+                (None, None) => Err(io::ErrorKind::NotFound.into()),
+            }
         };
         Ok(Self {
             pool: Pool::new("io", LIMITS, watcher, 0, run)?,

@@ -15,14 +15,16 @@ use vhost_device_common::chain::Chain;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Token};
 
+use super::request::{IoRequest, Label};
 use super::rings::{Ring, Rings};
 use super::slots::{Finished, Slots};
 use super::slow;
-use crate::operation::{IoRequest, Label, Operation};
+use crate::image::Image;
+use crate::operation::Operation;
 
 /// Operations that are submitted together: the disk works on the first ones of a batch while the rest is taken from the queue.
 const PIECE: usize = 4;
-/// The image, in the ring's table of registered files.
+/// The image of a device with one disk, in the ring's table of registered files.
 const IMAGE: Fixed = Fixed(0);
 /// A watch is named by its token in these low bits, and by a number of its own above them.
 const TOKEN_BITS: u32 = 40;
@@ -113,7 +115,7 @@ impl<R: IoRequest> UringEngine<R> {
             self.slow.push((Instant::now() + delay, number));
             return None;
         }
-        let entry = entry(&request.operation()).user_data(Token::Device(number).to_u64());
+        let entry = entry(request).user_data(Token::Device(number).to_u64());
         self.start(number, &entry);
         None
     }
@@ -137,7 +139,7 @@ impl<R: IoRequest> UringEngine<R> {
         let due: Vec<_> = self.slow.extract_if(.., |(due, _)| *due <= now).collect();
         for (_, number) in due {
             if let Some(request) = self.slots.get(number) {
-                let entry = entry(&request.operation()).user_data(Token::Device(number).to_u64());
+                let entry = entry(request).user_data(Token::Device(number).to_u64());
                 self.start(number, &entry);
             }
         }
@@ -298,9 +300,20 @@ impl<R: IoRequest> UringEngine<R> {
             return;
         };
         if let Some(request) = self.slots.get(number) {
-            let rings = &self.rings;
-            let outcome = rings.syncs.execute(&rings.image, request.operation());
+            let outcome = match self.image(request) {
+                Some(image) => image.execute(request.operation()),
+                None => Err(io::ErrorKind::NotFound.into()),
+            };
             self.finished.push_back((number, outcome));
+        }
+    }
+
+    /// Returns the image that the operation of `request` is for.
+    #[inline]
+    fn image<'a>(&'a self, request: &'a R) -> Option<&'a Image> {
+        match request.disk() {
+            Some(disk) => Some(&disk.image),
+            None => self.rings.image.as_deref(),
         }
     }
 
@@ -333,20 +346,37 @@ impl<R: IoRequest> UringEngine<R> {
             (_, errno) => Err(io::Error::from_raw_os_error(errno)),
         };
         if let Some(request) = self.slots.get(slot) {
-            let outcome = self.rings.syncs.check(request.operation(), outcome);
+            let outcome = match self.image(request) {
+                Some(image) => image.syncs.check(request.operation(), outcome),
+                None => outcome,
+            };
             self.finished.push_back((slot, outcome));
         }
     }
 }
 
-/// Makes the submission entry of an operation.
-fn entry(operation: &Operation<'_>) -> squeue::Entry {
+/// Makes the submission entry of the operation of `request`.
+#[inline]
+fn entry(request: &impl IoRequest) -> squeue::Entry {
+    let operation = request.operation();
+    match request.disk() {
+        None => entry_on(IMAGE, &operation),
+        // Without the flag for registered files, the number is that of a descriptor.
+        Some(disk) => {
+            let descriptor = disk.image.file.as_raw_fd();
+            entry_on(Fixed(descriptor as u32), &operation).clear_flags()
+        }
+    }
+}
+
+/// Makes the submission entry of an operation on a registered file.
+fn entry_on(file: Fixed, operation: &Operation<'_>) -> squeue::Entry {
     match *operation {
         Operation::Read { to, offset } => match to.iovecs() {
-            Ok(one) => opcode::Read::new(IMAGE, one.iov_base.cast(), one.iov_len as u32)
+            Ok(one) => opcode::Read::new(file, one.iov_base.cast(), one.iov_len as u32)
                 .offset(offset)
                 .build(),
-            Err(many) => opcode::Readv::new(IMAGE, many.as_ptr(), many.len() as u32)
+            Err(many) => opcode::Readv::new(file, many.as_ptr(), many.len() as u32)
                 .offset(offset)
                 .build(),
         },
@@ -357,24 +387,22 @@ fn entry(operation: &Operation<'_>) -> squeue::Entry {
         } => {
             let flags = if stable { libc::RWF_DSYNC } else { 0 };
             match from.iovecs() {
-                Ok(one) => opcode::Write::new(IMAGE, one.iov_base.cast(), one.iov_len as u32)
+                Ok(one) => opcode::Write::new(file, one.iov_base.cast(), one.iov_len as u32)
                     .offset(offset)
                     .rw_flags(flags)
                     .build(),
-                Err(many) => opcode::Writev::new(IMAGE, many.as_ptr(), many.len() as u32)
+                Err(many) => opcode::Writev::new(file, many.as_ptr(), many.len() as u32)
                     .offset(offset)
                     .rw_flags(flags)
                     .build(),
             }
         }
-        Operation::Flush => opcode::Fsync::new(IMAGE)
-            .flags(FsyncFlags::DATASYNC)
-            .build(),
+        Operation::Flush => opcode::Fsync::new(file).flags(FsyncFlags::DATASYNC).build(),
         Operation::Allocate {
             how,
             offset,
             length,
-        } => opcode::Fallocate::new(IMAGE, length)
+        } => opcode::Fallocate::new(file, length)
             .offset(offset)
             .mode(how.flags().bits() as i32)
             .build(),

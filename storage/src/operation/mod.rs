@@ -3,7 +3,6 @@
 
 mod ioctl;
 
-use std::convert::Infallible;
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
@@ -137,6 +136,14 @@ impl Operation<'_> {
             }
         )
     }
+
+    /// Returns whether the operation ends only when data is on stable storage.
+    pub(crate) fn is_sync(&self) -> bool {
+        matches!(
+            self,
+            Operation::Flush | Operation::Write { stable: true, .. }
+        )
+    }
 }
 
 impl Range {
@@ -148,69 +155,6 @@ impl Range {
                 Self::Punch | Self::Discard => FallocateFlags::PUNCH_HOLE,
                 Self::Zero => FallocateFlags::ZERO_RANGE,
             }
-    }
-}
-
-/// What a device chooses the requests by that it suspends.
-#[derive(Clone, Copy, Debug)]
-pub struct Label {
-    /// Index of the queue.
-    pub queue: u16,
-    /// Whether the request changes the disk.
-    pub is_change: bool,
-    /// Whether its chain was taken out ([`IoRequest::abandon`]), or it has none.
-    pub is_abandoned: bool,
-}
-
-/// A request of a device, which an engine carries out one operation at a time.
-///
-/// The engine owns the request, and does not move it, for as long as the operation is in flight.
-///
-/// # Safety
-/// The kernel uses what [`IoRequest::operation`] returned until the operation has ended. So nothing that it refers to may be freed or
-/// moved before the request is dropped: neither by [`IoRequest::abandon`], nor, once that returned the chain, by dropping the chain.
-pub unsafe trait IoRequest: Send + 'static {
-    /// Returns the next operation.
-    fn operation(&self) -> Operation<'_>;
-
-    /// Returns what the request is, for [`Engine::suspend`](crate::engine::Engine::suspend).
-    fn label(&self) -> Label;
-
-    /// Takes the chain out of the request while the operation is in flight, if the operation does not use guest memory and borrows
-    /// nothing from the chain. The operation stays the same; what is left of the request completes nothing. `None` if that is not
-    /// possible, or was done before.
-    fn abandon(&mut self) -> Option<Chain>;
-
-    /// Puts the chain of an abandoned request back.
-    fn restore(&mut self, chain: Chain);
-
-    /// Takes the chain out of a request without an operation in flight, and drops the rest.
-    fn into_chain(self) -> Option<Chain>
-    where
-        Self: Sized;
-}
-
-/// For engines without requests.
-// SAFETY: there are none.
-unsafe impl IoRequest for Infallible {
-    fn operation(&self) -> Operation<'_> {
-        match *self {}
-    }
-
-    fn label(&self) -> Label {
-        match *self {}
-    }
-
-    fn abandon(&mut self) -> Option<Chain> {
-        match *self {}
-    }
-
-    fn restore(&mut self, _chain: Chain) {
-        match *self {}
-    }
-
-    fn into_chain(self) -> Option<Chain> {
-        match self {}
     }
 }
 
