@@ -2,18 +2,21 @@
 //! A disk, as all queues of a device share it: an image, where the disk's bytes are in it, and what may be done with it.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::fs::{SeekFrom, ftruncate, seek};
+use rustix::io::Errno;
 use thiserror::Error;
 use vhost_device_common::chain::ChainError;
-use vhost_device_common::device::{Call, Needs, StartError};
+use vhost_device_common::device::{Access as FileAccess, Call, Needs, StartError};
 
 use crate::access::Access;
-use crate::image::{DiscardLimits, Image, Measured, Source};
+use crate::image::{DiscardLimits, FOLDERS, Image, Measured, Source};
 use crate::layout::Layout;
 use crate::lock;
-use crate::operation::{Operation, Range, discard_call};
+use crate::operation::{Operation, Range, discard_call, measure_calls};
 use crate::options::{Discard, DiskOptions, IoEngine};
 
 /// Why a disk does not start a request.
@@ -90,6 +93,21 @@ impl Disk {
     /// Returns the size of a physical block in bytes, to which the guest aligns.
     pub fn physical_block_size(&self) -> u32 {
         self.image.physical_block_size
+    }
+
+    /// Returns whether the medium rotates; `None` if the host does not tell.
+    pub fn rotational(&self) -> Option<bool> {
+        self.image.topology.rotational
+    }
+
+    /// Returns the best size of a transfer in bytes; 0 if there is none.
+    pub fn optimal_io_size(&self) -> u32 {
+        self.image.topology.optimal_io_size
+    }
+
+    /// Returns where the image comes from.
+    pub fn source(&self) -> &Source {
+        &self.image.source
     }
 
     /// Makes a serial number of twenty characters from the identity of the image.
@@ -170,6 +188,16 @@ impl Disk {
         }
     }
 
+    /// Returns whether discards reach the storage: the host has them, and the options do not ignore them.
+    pub fn discards(&self) -> bool {
+        self.discard().is_some() && self.image.discard.is_some()
+    }
+
+    /// Returns whether bytes that were discarded are read as zeroes.
+    pub fn discarded_reads_zeroes(&self) -> bool {
+        self.discard() == Some(Range::Punch)
+    }
+
     /// Returns whether zeroes that a guest writes may give storage back to the host.
     pub fn zeroes_may_unmap(&self) -> bool {
         self.discard == Discard::Unmap
@@ -202,6 +230,92 @@ impl Disk {
         // `reload`.
         let control = [libc::SYS_lseek, libc::SYS_statx, libc::SYS_newfstatat];
         needs.control.extend(control.map(Call::new));
+    }
+
+    /// Adds what [`Disk::open`] needs of the sandbox for a file that was passed to this program ([`Source::Passed`]), and what all that is
+    /// done with such disks needs: see [`Disk::add_needs`]. For the control thread.
+    pub fn add_needs_to_open(needs: &mut Needs) {
+        needs.queue.push(discard_call());
+        let helper = needs.helper.get_or_insert_default();
+        helper.push(discard_call());
+        // `extent`.
+        helper.push(Call::new(libc::SYS_lseek));
+        needs.session.extend(lock::calls());
+        needs.queue.extend(lock::calls());
+        needs.queue.push(Call::new(libc::SYS_lseek));
+        let plain = [
+            libc::SYS_lseek,
+            libc::SYS_statx,
+            libc::SYS_newfstatat,
+            libc::SYS_fstat,
+            libc::SYS_fstatfs,
+            libc::SYS_pread64,
+            libc::SYS_ftruncate,
+            libc::SYS_fdatasync,
+        ];
+        needs.control.extend(plain.map(Call::new));
+        needs.control.extend(lock::calls());
+        let commands = [libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC];
+        let fcntl = |command: i32| Call::new(libc::SYS_fcntl).with(1, command as u32);
+        needs.control.extend(commands.map(fcntl));
+        needs.control.extend(measure_calls());
+        // The limits of a block device are in sysfs.
+        const NO_READING: u64 = (libc::O_ACCMODE | libc::O_CREAT | libc::O_TRUNC) as u64;
+        let read = Call::new(libc::SYS_openat).with_bits(2, NO_READING, 0);
+        needs.control.push(read);
+        let folders = FOLDERS.map(|folder| (folder.into(), FileAccess::READ));
+        needs.files.extend(folders);
+    }
+
+    /// Makes the image of a raw file larger, and the disk with it: both have `size` bytes afterwards, or more.
+    ///
+    /// # Errors
+    /// What is wrong: the image cannot grow, or is larger already.
+    pub fn grow(&self, size: u64) -> Result<(), String> {
+        let source = &self.image.source;
+        if self.image.is_device {
+            return Err(format!(
+                "{source}: a block device; change its size with its own tools, then repeat this command without a size"
+            ));
+        }
+        if size < self.size() {
+            return Err(format!(
+                "{source}: the disk has {} bytes, and cannot shrink",
+                self.size()
+            ));
+        }
+        let failed = |errno: Errno| format!("{source}: cannot change its length: {errno}");
+        let length = seek(&self.image.file, SeekFrom::End(0)).map_err(failed)?;
+        if size > length {
+            ftruncate(self.image.file.as_fd(), size).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Returns whether the image has storage for the bytes at `offset`, which is inside the disk, and for how many bytes from there the
+    /// same is true. May block.
+    ///
+    /// # Errors
+    /// The host cannot tell.
+    pub fn extent(&self, offset: u64) -> io::Result<(bool, u64)> {
+        let left = self.size().saturating_sub(offset);
+        if left == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let piece = self.layout.find(offset, left);
+        let distance = |found: u64| found.saturating_sub(piece.offset).min(piece.length);
+        let file = &self.image.file;
+        let (is_mapped, length) = match seek(file, SeekFrom::Data(piece.offset)) {
+            Err(Errno::NXIO) => (false, piece.length),
+            Ok(data) if data > piece.offset => (false, distance(data)),
+            Ok(_) => (true, distance(seek(file, SeekFrom::Hole(piece.offset))?)),
+            Err(errno) => return Err(errno.into()),
+        };
+        match length {
+            // Somebody has changed the file in between.
+            0 => Err(io::Error::other("the file has changed")),
+            length => Ok((is_mapped, length)),
+        }
     }
 
     /// Measures the image again, and logs the result; with `silent` only if the size has changed. Returns whether the disk has grown.

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The unit of a disk, and the limits of discards: those of the host, which the driver reads (VIRTIO 1.3, 5.2.4).
 
-use std::path::Path;
+use rustix::fs::Dev;
 
-use rustix::fs::{Dev, major, minor};
+use super::topology::{attribute, queue_folder};
 
 /// The unit of sizes and addresses of VIRTIO's disks, in bytes (VIRTIO 1.3, 5.2.4).
 pub const SECTOR_SIZE: u64 = 512;
@@ -33,13 +33,9 @@ impl DiscardLimits {
     /// Returns the limits of a block device with logical blocks of `block` bytes. `None` if it has no discards, or the kernel does not
     /// report them.
     pub fn of_device(device: Dev, block: u32) -> Option<Self> {
-        let folder = format!("/sys/dev/block/{}:{}", major(device), minor(device));
-        // A partition does not have a queue of its own.
-        let whole = ["queue", "../queue"].map(|queue| Path::new(&folder).join(queue));
-        let queue = whole.iter().find(|queue| queue.is_dir())?;
+        let queue = queue_folder(device)?;
         let sectors = |name| {
-            let text = std::fs::read_to_string(queue.join(name)).ok()?;
-            let bytes: u64 = text.trim().parse().ok()?;
+            let bytes = attribute(&queue, name)?;
             Some(u32::try_from(bytes / SECTOR_SIZE).unwrap_or(u32::MAX))
         };
         let max_sectors = sectors("discard_max_bytes")?.min(MAX_DISCARD_SECTORS);

@@ -4,6 +4,7 @@
 mod format;
 mod limits;
 mod source;
+mod topology;
 
 use std::cmp;
 use std::fs::File;
@@ -23,6 +24,8 @@ pub use limits::{DiscardLimits, MAX_DISCARD_SECTORS, MAX_WRITE_ZEROES_SECTORS, S
 pub(crate) use source::Identity;
 use source::Opened;
 pub use source::Source;
+pub(crate) use topology::FOLDERS;
+use topology::Topology;
 
 /// File systems whose files are in memory: I/O on them does not wait for a device.
 const TMPFS_MAGIC: u64 = 0x0102_1994;
@@ -62,6 +65,8 @@ pub(crate) struct Image {
     pub discard: Option<DiscardLimits>,
     /// Whether the file is in memory.
     pub in_memory: bool,
+    /// What the kernel tells about its storage.
+    pub topology: Topology,
     /// The lock. It is on a file of its own: io_uring closes `file` only some time after the process has ended, when a new process may
     /// need the lock already.
     pub lock: Arc<Lock>,
@@ -151,6 +156,7 @@ impl Image {
             direct,
             is_device,
             discard,
+            topology: Topology::of(&metadata),
             in_memory: !is_device && matches!(file_system, TMPFS_MAGIC | RAMFS_MAGIC),
             file,
             identity: Identity::of(&metadata),

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Where an image comes from: a path to open, or a file that is inherited.
+//! Where an image comes from: a path to open, or a file that is inherited or passed.
 
 use std::fmt;
 use std::fs::{File, Metadata, OpenOptions};
@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::RawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, major, minor};
 use vhost_device_common::program::inherited;
@@ -23,13 +24,15 @@ pub enum Source {
     Path(PathBuf),
     /// An inherited file, with the option that names it.
     Inherited(RawFd, String),
+    /// A file that a client of the control socket has passed, with its name in messages. It is not opened again: the sandbox has no paths.
+    Passed(Arc<File>, String),
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Path(path) => path.display().fmt(formatter),
-            Self::Inherited(_, name) => formatter.write_str(name),
+            Self::Inherited(_, name) | Self::Passed(_, name) => formatter.write_str(name),
         }
     }
 }
@@ -91,17 +94,28 @@ impl Source {
         match self {
             Self::Path(path) => open_path(path, options),
             Self::Inherited(number, _) => adopt(*number, options),
+            Self::Passed(file, _) => {
+                let file = file.try_clone().map_err(|error| error.to_string())?;
+                let metadata = examine(&file)?;
+                let flags = check_mode(&file, options)?;
+                Ok(Opened {
+                    lock_holder: file.try_clone().map_err(|error| error.to_string())?,
+                    is_direct: options.direct || flags.contains(OFlags::DIRECT),
+                    file,
+                    metadata,
+                })
+            }
         }
     }
 
-    /// Returns which file the path names now; `None` for an inherited file.
+    /// Returns which file the path names now; `None` for a file without a path.
     ///
     /// # Errors
     /// The path cannot be examined.
     pub fn current(&self) -> Option<io::Result<Identity>> {
         match self {
             Self::Path(path) => Some(std::fs::metadata(path).map(|found| Identity::of(&found))),
-            Self::Inherited(..) => None,
+            Self::Inherited(..) | Self::Passed(..) => None,
         }
     }
 }
@@ -124,19 +138,40 @@ fn adopt(number: RawFd, options: &DiskOptions) -> Result<Opened, String> {
     let mut file = File::from(inherited(number).map_err(|error| {
         format!("no file is open under this number: {error}; pass the descriptor of an open image")
     })?);
-    let metadata = file
-        .metadata()
-        .map_err(|error| format!("cannot examine it: {error}"))?;
-    check_kind(&metadata)?;
-    let mut flags = fcntl_getfl(&file).map_err(|errno| errno.to_string())?;
+    let metadata = examine(&file)?;
+    let flags = fcntl_getfl(&file).map_err(|errno| errno.to_string())?;
     if flags.contains(OFlags::PATH) {
         file = open(&path, options).map_err(|error| {
             format!("opened with O_PATH, and cannot be opened for I/O: {error}")
         })?;
-        flags = fcntl_getfl(&file).map_err(|errno| errno.to_string())?;
     }
+    let flags = check_mode(&file, options)?;
+    // A file that cannot be opened again shares its locks with the program that passed it.
+    let lock_holder = open(&path, options).or_else(|_| file.try_clone());
+    Ok(Opened {
+        lock_holder: lock_holder.map_err(|error| error.to_string())?,
+        file,
+        metadata,
+        is_direct: options.direct || flags.contains(OFlags::DIRECT),
+    })
+}
+
+fn examine(file: &File) -> Result<Metadata, String> {
+    let metadata = file
+        .metadata()
+        .map_err(|error| format!("cannot examine it: {error}"))?;
+    check_kind(&metadata)?;
+    Ok(metadata)
+}
+
+/// Checks that a file that another program has opened allows what the options need, and switches O_DIRECT on if they want it. Returns the
+/// flags of the file before that.
+fn check_mode(file: &File, options: &DiskOptions) -> Result<OFlags, String> {
+    let flags = fcntl_getfl(file).map_err(|errno| errno.to_string())?;
     let mode = flags & OFlags::RWMODE;
-    let fault = if mode == OFlags::WRONLY {
+    let fault = if flags.contains(OFlags::PATH) {
+        "opened with O_PATH; open it for reading and writing"
+    } else if mode == OFlags::WRONLY {
         "cannot be read; open it for reading too"
     } else if mode == OFlags::RDONLY && !options.read_only {
         "opened only for reading; open it for writing too, or add --read-only"
@@ -149,18 +184,11 @@ fn adopt(number: RawFd, options: &DiskOptions) -> Result<Opened, String> {
         return Err(fault.to_owned());
     }
     if options.direct && !flags.contains(OFlags::DIRECT) {
-        fcntl_setfl(&file, flags | OFlags::DIRECT).map_err(|errno| {
+        fcntl_setfl(file, flags | OFlags::DIRECT).map_err(|errno| {
             format!("its file system does not support O_DIRECT: {errno}; omit --direct")
         })?;
     }
-    // A file that cannot be opened again shares its locks with the program that passed it.
-    let lock_holder = open(&path, options).or_else(|_| file.try_clone());
-    Ok(Opened {
-        lock_holder: lock_holder.map_err(|error| error.to_string())?,
-        file,
-        metadata,
-        is_direct: options.direct || flags.contains(OFlags::DIRECT),
-    })
+    Ok(flags)
 }
 
 fn check_kind(metadata: &Metadata) -> Result<(), String> {

@@ -15,6 +15,13 @@ pub fn discard_call() -> Call {
     Call::new(libc::SYS_ioctl).with(1, BLKDISCARD)
 }
 
+/// Returns the system calls that measure a block device, including [`is_read_only`].
+pub fn measure_calls() -> [Call; 3] {
+    const BLKSSZGET: Opcode = opcode::none(0x12, 104);
+    const BLKPBSZGET: Opcode = opcode::none(0x12, 123);
+    [BLKROGET, BLKSSZGET, BLKPBSZGET].map(|code| Call::new(libc::SYS_ioctl).with(1, code))
+}
+
 /// Discards a range of a block device, in bytes. May wait for the device.
 pub fn discard(device: &File, offset: u64, length: u64) -> Result<()> {
     // SAFETY: BLKDISCARD reads two u64.

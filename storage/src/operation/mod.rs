@@ -15,7 +15,7 @@ use vm_memory::VolatileMemory;
 use vm_memory::mmap::MmapRegion;
 
 use ioctl::discard;
-pub(crate) use ioctl::{discard_call, is_read_only};
+pub(crate) use ioctl::{discard_call, is_read_only, measure_calls};
 
 /// The most iovecs that Linux takes for one read or write (UIO_MAXIOV).
 const MAX_IOVECS: usize = 1024;

@@ -4,6 +4,7 @@
 //! A device checks its request, makes [`Work`] of it and has an engine carry out [`Work::operation`]. It then hands the outcome to
 //! [`Work::advance`], until the work is done. An operation that moves fewer bytes than it could is normal: the next one continues there.
 
+pub mod blocking;
 mod buffer;
 mod ranges;
 #[cfg(test)]
