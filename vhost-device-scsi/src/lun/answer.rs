@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The answer to a command.
 
-/// SCSI status codes (SAM-6, 5.3.1).
+use super::sense::Sense;
+
+/// SCSI status codes (SAM-5, 5.3.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Status {
@@ -9,8 +11,6 @@ pub enum Status {
     Good = 0x00,
     /// The answer has sense data.
     CheckCondition = 0x02,
-    /// The blocks fit in the cache (PRE-FETCH).
-    ConditionMet = 0x04,
     /// Another initiator has reserved the logical unit.
     ReservationConflict = 0x18,
 }
@@ -42,14 +42,9 @@ pub struct Answer {
 impl Answer {
     /// Returns GOOD without data.
     pub fn good() -> Self {
-        Self::with(Status::Good)
-    }
-
-    /// Returns a status without sense data and data.
-    pub fn with(status: Status) -> Self {
         Self {
             response: Response::Ok,
-            status,
+            status: Status::Good,
             sense: Vec::new(),
             data: Vec::new(),
         }
@@ -62,12 +57,42 @@ impl Answer {
             ..Self::good()
         }
     }
+}
 
-    /// Returns the answer to a command that was not delivered.
-    pub fn undelivered(response: Response) -> Self {
-        Self {
-            response,
-            ..Self::good()
+/// Why a command has failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// CHECK CONDITION.
+    Sense(Sense),
+    /// RESERVATION CONFLICT.
+    Conflict,
+    /// The command was not delivered.
+    Response(Response),
+}
+
+impl From<Sense> for Failure {
+    fn from(sense: Sense) -> Self {
+        Self::Sense(sense)
+    }
+}
+
+impl Failure {
+    /// Returns the answer, with sense data in descriptor format if `descriptors`.
+    pub fn answer(self, descriptors: bool) -> Answer {
+        match self {
+            Self::Sense(sense) => Answer {
+                status: Status::CheckCondition,
+                sense: sense.to_bytes(descriptors),
+                ..Answer::good()
+            },
+            Self::Conflict => Answer {
+                status: Status::ReservationConflict,
+                ..Answer::good()
+            },
+            Self::Response(response) => Answer {
+                response,
+                ..Answer::good()
+            },
         }
     }
 }

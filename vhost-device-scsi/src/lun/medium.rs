@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::LogicalUnit;
-use super::answer::Answer;
+use super::answer::{Answer, Failure};
 
 /// What identifies a logical unit to its initiators. It must stay the same across restarts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +79,8 @@ pub enum Action {
         length: u64,
         /// Whether the data must be on stable storage before the answer (FUA, or no write cache).
         stable: bool,
+        /// Whether a loss of power must leave all of it or nothing (WRITE ATOMIC). No longer than [`Facts::atomic_bytes`].
+        atomic: bool,
     },
     /// Bring all that was written to stable storage.
     Flush,
@@ -152,7 +154,7 @@ pub struct Peer {
 }
 
 /// What a logical unit asks of its target.
-pub trait Target {
+pub trait Target: Send + Sync {
     /// Returns the numbers of the target's logical units, in ascending order.
     fn luns(&self) -> Vec<u16>;
 
@@ -160,7 +162,7 @@ pub trait Target {
     fn find(&self, naa: u64) -> Option<Peer>;
 
     /// Stores the persistent reservations of the logical unit with this NAA designator, so that they survive a restart (APTPL). An empty
-    /// slice deletes what was stored.
+    /// slice deletes what was stored. May block: only procedures call it.
     ///
     /// # Errors
     /// They cannot be stored. The command that changes them fails.
@@ -169,24 +171,44 @@ pub trait Target {
 
 /// A command that needs several operations on the medium, or data in memory.
 pub struct Procedure {
-    /// The bytes that no other command may write or unmap while the procedure runs. Reads of them may see a part of what it writes, unless
-    /// the procedure is atomic.
-    pub(super) exclusive: Option<Range<u64>>,
-    pub(super) run: Run,
+    exclusive: Option<Range<u64>>,
+    unit: Arc<LogicalUnit>,
+    run: Run,
 }
 
 /// What a procedure does.
-pub(super) type Run = Box<dyn FnOnce(&dyn Medium, &mut dyn DataOut) -> Answer + Send>;
+type Run = Box<dyn FnOnce(&dyn Medium, &mut dyn DataOut) -> Result<Answer, Failure> + Send>;
 
 impl Procedure {
+    /// Creates a procedure that others may disturb.
+    pub(super) fn new(
+        unit: &Arc<LogicalUnit>,
+        run: impl FnOnce(&dyn Medium, &mut dyn DataOut) -> Result<Answer, Failure> + Send + 'static,
+    ) -> Self {
+        Self {
+            exclusive: None,
+            unit: Arc::clone(unit),
+            run: Box::new(run),
+        }
+    }
+
+    /// Sets the bytes that no other command may change meanwhile.
+    pub(super) fn exclusively(self, bytes: Range<u64>) -> Self {
+        Self {
+            exclusive: Some(bytes),
+            ..self
+        }
+    }
+
     /// Returns the bytes of the medium that no other command may write or unmap, from before [`Procedure::run`] until it has returned.
     /// `None` if others do not disturb it.
     pub fn exclusive(&self) -> Option<Range<u64>> {
         self.exclusive.clone()
     }
 
-    /// Carries the command out. May block, and takes as long as its operations; buffers have 1 MiB at most.
+    /// Carries the command out. May block, and takes as long as its operations; its buffers have 1 MiB at most.
     pub fn run(self, medium: &dyn Medium, data: &mut dyn DataOut) -> Answer {
-        (self.run)(medium, data)
+        let outcome = (self.run)(medium, data);
+        self.unit.answer(outcome)
     }
 }

@@ -32,7 +32,6 @@ pub mod code {
     pub const INVALID_FIELD_IN_CDB: u16 = 0x2400;
     pub const LOGICAL_UNIT_NOT_SUPPORTED: u16 = 0x2500;
     pub const INVALID_FIELD_IN_PARAMETERS: u16 = 0x2600;
-    pub const PARAMETER_VALUE_INVALID: u16 = 0x2602;
     pub const INVALID_RELEASE: u16 = 0x2604;
     pub const TOO_MANY_TARGET_DESCRIPTORS: u16 = 0x2606;
     pub const UNSUPPORTED_TARGET_DESCRIPTOR: u16 = 0x2607;
@@ -41,6 +40,7 @@ pub mod code {
     pub const INLINE_DATA_LENGTH: u16 = 0x260b;
     pub const WRITE_PROTECTED: u16 = 0x2700;
     pub const SOFTWARE_WRITE_PROTECTED: u16 = 0x2702;
+    pub const SPACE_ALLOCATION_FAILED: u16 = 0x2707;
     pub const POWER_ON: u16 = 0x2901;
     pub const DEVICE_RESET: u16 = 0x2903;
     pub const NEXUS_LOSS: u16 = 0x2907;
