@@ -156,8 +156,8 @@ impl Queue {
         taken
     }
 
-    /// Calls the handler again after `time` at the latest, for requests that it leaves in the ring until then. Of several times, the
-    /// shortest counts.
+    /// Calls the handler again after `time` at the latest, for requests that it leaves in the ring or holds until then. Of several times,
+    /// the shortest counts.
     pub fn retry_after(&mut self, time: Duration) {
         self.retry_after = Some(self.retry_after.map_or(time, |earlier| earlier.min(time)));
         self.pending = true;
@@ -395,7 +395,7 @@ impl Queue {
             self.fail(&error);
             false
         });
-        self.pending = !self.broken && (has_more || has_known);
+        self.pending = !self.broken && (has_more || has_known || self.retry_after.is_some());
         !has_more
     }
 
@@ -473,6 +473,8 @@ mod tests {
         for milliseconds in [30, 5, 20] {
             queue.retry_after(Duration::from_millis(milliseconds));
         }
+        // It is called also if the ring is empty.
+        assert!(queue.enable_kicks() && queue.is_runnable());
         assert_eq!(queue.next_retry(), Some(Duration::from_millis(5)));
         assert_eq!(queue.next_retry(), None, "it counts once");
     }
