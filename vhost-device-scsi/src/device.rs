@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The SCSI device: features, queues, config space, and its logical units.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use serde_json::Value;
+use vhost_device_common::device::{
+    Arguments, CommandError, ConfigError, Device, Needs, StartError, StateError, Verb, Watcher,
+};
+use vhost_device_common::state;
+use vhost_device_storage::disk::Disk;
+use vhost_device_storage::engine::Engines;
+use vhost_device_storage::image::Source;
+use virtio_bindings::virtio_scsi::{VIRTIO_SCSI_F_CHANGE, VIRTIO_SCSI_F_HOTPLUG};
+
+use crate::address::Address;
+use crate::commands;
+use crate::config::Config;
+use crate::handler::{FIRST_REQUEST, ScsiHandler};
+use crate::options::{DiskArguments, Options};
+use crate::request::KINDS;
+use crate::reservations::Reservations;
+use crate::saved::{MAX_STATE_SIZE, Saved};
+use crate::shared::Shared;
+use crate::unit::{Settings, Unit};
+
+/// The most data segments of a request, if queues are large enough: what fits a ring of 128 without indirect descriptors.
+const SEG_MAX: u16 = 126;
+
+/// The SCSI device.
+pub struct Scsi {
+    shared: Arc<Shared>,
+    settings: Settings,
+    queue_size: u16,
+    engines: Engines,
+}
+
+impl Device for Scsi {
+    const TYPE: &'static str = "scsi";
+    const PROGRAM: &'static str = env!("CARGO_PKG_NAME");
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const DESCRIPTION: &'static str = "vhost-user back-end for a virtio SCSI host with disks";
+    // Images are handed over when the last queue has stopped.
+    const KEEPS_THREADS: bool = false;
+    const STATE_VERSION: u32 = 1;
+    const RELOADS: bool = true;
+    const REQUESTS: &'static [&'static str] = KINDS;
+    const VERBS: &'static [Verb] = commands::VERBS;
+
+    type Options = Options;
+    type Handler = ScsiHandler;
+
+    fn open(options: Options) -> Result<Self, StartError> {
+        let request_queues = options.num_queues;
+        let settings = Settings {
+            incoming: options.incoming,
+            engine: options.io_engine,
+            queues: FIRST_REQUEST + request_queues,
+        };
+        // A request also has a descriptor for its header and one for its response.
+        let seg_max = options.queue_size.saturating_sub(2).clamp(1, SEG_MAX);
+        let shared = Shared::new(Config::new(request_queues, seg_max.into()));
+        // Those with a target have the first choice.
+        let (placed, others): (Vec<_>, Vec<_>) =
+            options.disks.iter().partition(|disk| disk.target.is_some());
+        for arguments in placed.into_iter().chain(others) {
+            open_disk(&shared, arguments, settings)?;
+        }
+        Ok(Self {
+            engines: Engines::open(None, options.io_engine, request_queues)?,
+            shared,
+            settings,
+            queue_size: options.queue_size,
+        })
+    }
+
+    fn features(&self) -> u64 {
+        1 << VIRTIO_SCSI_F_HOTPLUG | 1 << VIRTIO_SCSI_F_CHANGE
+    }
+
+    fn set_features(&self, accepted: u64) {
+        self.shared.events().features = accepted;
+    }
+
+    fn num_queues(&self) -> u16 {
+        self.settings.queues
+    }
+
+    fn max_queue_size(&self) -> u16 {
+        self.queue_size
+    }
+
+    fn config(&self) -> Vec<u8> {
+        self.shared.config.bytes()
+    }
+
+    fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigError> {
+        let size = data.len();
+        match self.shared.config.write(offset, data) {
+            true => Ok(()),
+            false => Err(ConfigError { offset, size }),
+        }
+    }
+
+    /// Control and events share the thread of the first request queue.
+    fn thread_of(&self, queue: u16) -> u16 {
+        self.engines.thread_of(queue.saturating_sub(FIRST_REQUEST))
+    }
+
+    fn handler(&self, _thread: u16, watcher: Watcher) -> io::Result<ScsiHandler> {
+        ScsiHandler::new(&self.shared, &self.engines, &watcher)
+    }
+
+    fn needs(&self) -> Needs {
+        let mut needs = self.engines.needs();
+        Disk::add_needs_to_open(&mut needs);
+        Reservations::add_needs(&mut needs);
+        for unit in self.shared.table.units() {
+            unit.disk.add_needs(&mut needs);
+        }
+        needs
+    }
+
+    fn reload(&self) {
+        for unit in self.shared.table.units() {
+            unit.disk.reload();
+            self.shared.update_size(&unit);
+        }
+    }
+
+    fn command(
+        &self,
+        name: &str,
+        arguments: &Arguments,
+        files: Vec<OwnedFd>,
+    ) -> Result<Value, CommandError> {
+        commands::execute(&self.shared, self.settings, name, arguments, files)
+    }
+
+    fn new_driver(&self) {
+        for unit in self.shared.table.units() {
+            unit.logical.reset();
+        }
+    }
+
+    fn reset(&self) {
+        self.shared.config.reset();
+        self.shared.events().reset();
+        self.new_driver();
+    }
+
+    fn max_state_size(&self) -> u64 {
+        MAX_STATE_SIZE
+    }
+
+    fn save(&self) -> Result<Vec<u8>, StateError> {
+        state::encode(&Saved::of(&self.shared))
+    }
+
+    fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
+        state::decode::<Saved>(state)?.restore(&self.shared)
+    }
+}
+
+/// Opens a disk of the command line.
+fn open_disk(
+    shared: &Arc<Shared>,
+    arguments: &DiskArguments,
+    settings: Settings,
+) -> Result<(), StartError> {
+    let path = arguments.file.clone().unwrap_or_default();
+    let source = Source::path(path, "--disk file");
+    let address = match arguments.target {
+        Some(target) => Address {
+            target,
+            lun: arguments.lun,
+        },
+        None => Address {
+            lun: arguments.lun,
+            ..shared.table.free()
+        },
+    };
+    let reservations = arguments.reservations.as_deref().map(Reservations::open);
+    let reservations = reservations.transpose().map_err(StartError)?;
+    let name = source.to_string();
+    let unit = Unit::open(
+        address,
+        Arc::new(shared.target(address.target)),
+        source,
+        reservations,
+        arguments,
+        settings,
+    )?;
+    match commands::add(shared, unit) {
+        Ok(()) => Ok(()),
+        Err(what) => Err(StartError(format!("{name}: {what}"))),
+    }
+}

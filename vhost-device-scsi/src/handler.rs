@@ -1,0 +1,615 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! Takes requests from the queues of a thread, has them carried out, and gives them back.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use vhost_device_common::device::{QueueHandler, Watcher};
+use vhost_device_common::statistics::Outcome;
+use vhost_device_common::warn_limited;
+use vhost_device_common::worker::{Poller, Pool, PoolLimits, Queue, Queues, Readiness};
+use vhost_device_storage::disk::DiskError;
+use vhost_device_storage::engine::{Engine, Engines, IoRequest};
+
+use crate::address::Addressed;
+use crate::control::Functions;
+use crate::lun::{Action, Answer, Command, LogicalUnit, Response, Step};
+use crate::procedure::{ChainData, TaskMedium};
+use crate::request::{
+    Delivery, EVENT, Fault, Header, Reply, Request, Stage, changes, limited_bytes,
+};
+use crate::shared::{DRIVER, Shared};
+use crate::unit::Unit;
+use crate::units::Units;
+
+/// The control queue and the event queue. All others are request queues.
+pub const CONTROL: u16 = 0;
+pub const EVENTS: u16 = 1;
+pub const FIRST_REQUEST: u16 = 2;
+
+/// What the watcher reports: operations of the engine, which has the first token, procedures that have ended, and a call of another thread.
+const PROCEDURES: u32 = 1;
+const WAKE: u32 = 2;
+
+/// Bytes that may be moved in the queue's thread before it handles commands of the session. In new memory this takes some milliseconds.
+const BUDGET: u64 = 1 << 20;
+/// How often to try to get an image that another program has.
+const INTERVAL: Duration = Duration::from_millis(5);
+/// Procedures that run at a time, and that may wait for that.
+const PROCEDURE_LIMITS: PoolLimits = PoolLimits {
+    threads: 4,
+    items: 256,
+};
+
+/// Works on the queues of one thread.
+pub struct ScsiHandler {
+    shared: Arc<Shared>,
+    engine: Engine<Request>,
+    procedures: Pool<Request, ()>,
+    /// Requests that wait for something other than an operation, in the order in which they came.
+    parked: VecDeque<Request>,
+    /// The control queue is one of the thread's.
+    functions: Functions,
+    /// The request queues of the thread that give requests, and the last sweep that each has taken part in.
+    queues: Vec<(u16, u64)>,
+    /// Other threads wake this one by it.
+    _wake: Arc<OwnedFd>,
+    /// Dropped after the engine.
+    units: Units,
+}
+
+impl ScsiHandler {
+    /// Creates the handler of a thread.
+    ///
+    /// # Errors
+    /// The limit of open files is reached, or all rings are in use.
+    pub fn new(shared: &Arc<Shared>, engines: &Engines, watcher: &Watcher) -> io::Result<Self> {
+        let run = |request: &mut Request| {
+            run_procedure(request);
+            Ok(())
+        };
+        let mut units = Units::default();
+        units.refresh(shared);
+        Ok(Self {
+            engine: Engine::new(engines, None, watcher)?,
+            procedures: Pool::new("procedure", PROCEDURE_LIMITS, watcher, PROCEDURES, run)?,
+            parked: VecDeque::new(),
+            functions: Functions::default(),
+            queues: Vec::new(),
+            _wake: shared.add_thread(watcher, WAKE)?,
+            units,
+            shared: Arc::clone(shared),
+        })
+    }
+
+    /// Takes a request from a queue. Returns the bytes that it moves in this thread, or `None` if there is none.
+    fn take(&mut self, queue: &mut Queue) -> Option<u64> {
+        let mut chain = queue.take()?;
+        let sizes = self.shared.config.sizes();
+        let other = LogicalUnit::COMMANDS.len().saturating_sub(1);
+        let header = match Header::read(&mut chain, sizes) {
+            Ok(header) => header,
+            Err(Fault::NoResponse) => {
+                let outcome = Outcome {
+                    request: other,
+                    failed: true,
+                    ..Outcome::default()
+                };
+                queue.complete_with(chain, 0, outcome);
+                return Some(0);
+            }
+            Err(Fault::Failed) => {
+                let reply = Reply::new(chain, other, sizes.sense);
+                reply_with(queue, reply, Delivery::Failure, &Answer::good());
+                return Some(0);
+            }
+        };
+        let kind = LogicalUnit::kind(header.cdb());
+        let mut reply = Reply::new(chain, kind, sizes.sense);
+        let addressed = Addressed::decode(header.lun);
+        let unit = match addressed {
+            Addressed::Unit(address) => self.units.get(address),
+            _ => None,
+        };
+        let Some(unit) = unit.map(Arc::clone) else {
+            let (delivery, answer) = self.absent(addressed, header.cdb(), &reply);
+            reply_with(queue, reply, delivery, &answer);
+            return Some(0);
+        };
+        let (task, may_start) = unit.tasks.begin(header.tag);
+        let stage = match may_start && self.opens(&unit, queue) {
+            true => check(&unit, header.cdb(), &mut reply),
+            false => Stage::Check(header.cdb().into()),
+        };
+        let request = Request {
+            queue: queue.index(),
+            unit,
+            task,
+            stage,
+            reply,
+        };
+        Some(self.proceed(request, queue))
+    }
+
+    /// Returns the answer to a command for a logical unit that does not exist.
+    fn absent(&self, addressed: Addressed, cdb: &[u8], reply: &Reply) -> (Delivery, Answer) {
+        match addressed.target() {
+            Some(target) if self.units.has_target(target) => {
+                let (command, target) = (command(cdb, reply), self.shared.target(target));
+                let answer = match addressed {
+                    Addressed::ReportLuns(_) => LogicalUnit::report_luns(&command, &target),
+                    _ => LogicalUnit::absent(&command, &target),
+                };
+                (answer.response.into(), answer)
+            }
+            _ => (Delivery::BadTarget, Answer::good()),
+        }
+    }
+
+    /// Opens the image of a unit for this thread, if that has not happened yet. Otherwise has the worker call again soon.
+    #[inline]
+    fn opens(&mut self, unit: &Arc<Unit>, queue: &mut Queue) -> bool {
+        match self.units.open(unit) {
+            Ok(false) => true,
+            Ok(true) => {
+                // The program that had the image may have seen it grow.
+                if unit.disk.measure(true) {
+                    self.shared.update_size(unit);
+                }
+                true
+            }
+            Err(error) => {
+                if error.kind() != io::ErrorKind::WouldBlock {
+                    warn_limited(format_args!("{} waits: {error}", unit.address));
+                }
+                queue.retry_after(INTERVAL);
+                false
+            }
+        }
+    }
+
+    /// Goes on with a request until it is answered, in progress elsewhere, or parked. Returns the bytes that were moved in this thread.
+    fn proceed(&mut self, mut request: Request, queue: &mut Queue) -> u64 {
+        let mut moved = 0;
+        loop {
+            request.stage = match request.take_stage() {
+                Stage::Check(cdb) => {
+                    let unit = Arc::clone(&request.unit);
+                    if !unit.tasks.is_resetting() && self.opens(&unit, queue) {
+                        check(&unit, &cdb, &mut request.reply)
+                    } else if queue.is_stopping() && !unit.tasks.is_resetting() {
+                        // Another program has the image. The request is carried out when the queue starts again.
+                        let ended = unit.tasks.end(request.task);
+                        if ended.mark.is_none() {
+                            queue.suspend(request.reply.chain);
+                            return moved;
+                        }
+                        Stage::Answered(Answer::good())
+                    } else {
+                        self.park(request, Stage::Check(cdb));
+                        return moved;
+                    }
+                }
+                Stage::Limited(action) => match self.limit(&request, &action, queue) {
+                    true => Stage::Ready(action),
+                    false => {
+                        self.park(request, Stage::Limited(action));
+                        return moved;
+                    }
+                },
+                Stage::Ready(action) => {
+                    if changes(&action) && !request.unit.tasks.enter(request.task) {
+                        self.park(request, Stage::Ready(action));
+                        return moved;
+                    }
+                    match request.work(&action) {
+                        Ok(Some(work)) => Stage::Working(action, work),
+                        Ok(None) => finish(&request, &action, Ok(()), 0),
+                        Err(DiskError::Chain(_)) => Stage::Answered(undelivered()),
+                        Err(error) => finish(&request, &action, Err(io::Error::other(error)), 0),
+                    }
+                }
+                Stage::Working(action, work) => {
+                    let bytes = work.remaining();
+                    let is_inline = request.unit.disk.is_inline() && bytes <= BUDGET;
+                    request.stage = Stage::Working(action, work);
+                    let here = match is_inline {
+                        true => Some(request),
+                        false => self.engine.submit(request),
+                    };
+                    match here {
+                        None => return moved,
+                        Some(inline) if is_inline => {
+                            request = inline;
+                            let outcome = execute(&request);
+                            moved += bytes;
+                            advance(&mut request, outcome)
+                        }
+                        Some(mut refused) => {
+                            let stage = refused.take_stage();
+                            self.park(refused, stage);
+                            return moved;
+                        }
+                    }
+                }
+                Stage::Excluding(procedure) => {
+                    let excludes = procedure.exclusive().is_some();
+                    if excludes && !request.unit.tasks.exclude(request.task) {
+                        self.park(request, Stage::Excluding(procedure));
+                        return moved;
+                    }
+                    Stage::Procedure(procedure)
+                }
+                Stage::Procedure(procedure) => {
+                    request.stage = Stage::Procedure(procedure);
+                    if let Err(mut refused) = self.procedures.submit(request) {
+                        let stage = refused.take_stage();
+                        self.park(refused, stage);
+                    }
+                    return moved;
+                }
+                Stage::Answered(answer) => {
+                    self.answer(request, &answer, queue);
+                    return moved;
+                }
+                // A procedure has crashed.
+                Stage::None => Stage::Answered(undelivered()),
+            };
+        }
+    }
+
+    fn park(&mut self, mut request: Request, stage: Stage) {
+        request.stage = stage;
+        self.parked.push_back(request);
+    }
+
+    /// Returns whether the limits of a disk allow an action now. Otherwise has the worker call again when they may.
+    fn limit(&self, request: &Request, action: &Action, queue: &mut Queue) -> bool {
+        let Some(throttle) = &request.unit.throttle else {
+            return true;
+        };
+        let Some(bytes) = limited_bytes(action).filter(|_| !queue.is_stopping()) else {
+            return true;
+        };
+        let is_before = |other: &Request| {
+            other.queue == request.queue
+                && Arc::ptr_eq(&other.unit, &request.unit)
+                && matches!(other.stage, Stage::Limited(_))
+        };
+        if self.parked.iter().any(is_before) {
+            return false;
+        }
+        match throttle.start(queue.index(), bytes) {
+            Ok(()) => true,
+            Err(wait) => {
+                queue.retry_after(wait);
+                false
+            }
+        }
+    }
+
+    /// Tells the limits of all disks for which a queue has no requests that wait.
+    fn leave(&self, queue: u16) {
+        for unit in self.units.limited() {
+            let waits = |request: &Request| {
+                request.queue == queue
+                    && Arc::ptr_eq(&request.unit, unit)
+                    && matches!(request.stage, Stage::Limited(_))
+            };
+            if let Some(throttle) = &unit.throttle
+                && !self.parked.iter().any(waits)
+            {
+                throttle.leave(queue);
+            }
+        }
+    }
+
+    /// Answers a request; a marked one as aborted.
+    fn answer(&mut self, request: Request, answer: &Answer, queue: &mut Queue) {
+        let Request {
+            unit, task, reply, ..
+        } = request;
+        let ended = unit.tasks.end(task);
+        let delivery = match ended.mark {
+            None => answer.response.into(),
+            Some(mark) => mark.into(),
+        };
+        match ended.mark {
+            None => reply_with(queue, reply, delivery, answer),
+            Some(_) => {
+                reply_with(queue, reply, delivery, &Answer::good());
+                // The function is answered after this.
+                queue.publish();
+                unit.tasks.forget(task);
+            }
+        }
+        if ended.mark.is_some() || ended.frees_others {
+            self.shared.wake();
+        }
+    }
+
+    /// Goes on with all parked requests.
+    fn resume(&mut self, queues: &mut Queues) {
+        for request in std::mem::take(&mut self.parked) {
+            match queues.get_mut(request.queue) {
+                Some(queue) => self.resume_one(request, queue),
+                None => self.parked.push_back(request),
+            }
+        }
+    }
+
+    /// Goes on with the parked requests of one queue.
+    fn resume_queue(&mut self, queue: &mut Queue) {
+        for request in std::mem::take(&mut self.parked) {
+            match request.queue == queue.index() {
+                true => self.resume_one(request, queue),
+                false => self.parked.push_back(request),
+            }
+        }
+    }
+
+    fn resume_one(&mut self, request: Request, queue: &mut Queue) {
+        match request.unit.tasks.mark(request.task) {
+            None => _ = self.proceed(request, queue),
+            Some(_) => self.answer(request, &Answer::good(), queue),
+        }
+    }
+
+    /// Works on a request queue.
+    fn process_requests(&mut self, queue: &mut Queue) {
+        let index = queue.index();
+        let sweep = self.shared.sweep.last();
+        let mut entries = self.queues.iter_mut();
+        let swept = entries.find(|(number, _)| *number == index);
+        let sweeps = match swept {
+            Some((_, last)) => std::mem::replace(last, sweep) != sweep,
+            None => false,
+        };
+        if sweeps {
+            self.shared.sweep.note_published(index, sweep);
+        }
+        self.units.refresh(&self.shared);
+        if !self.parked.is_empty() {
+            self.resume_queue(queue);
+        }
+        let mut budget = BUDGET;
+        let mut took = false;
+        while budget > 0
+            && (sweeps || self.engine.has_room())
+            && let Some(moved) = self.take(queue)
+        {
+            budget = budget.saturating_sub(moved);
+            took = true;
+        }
+        self.leave(index);
+        if sweeps {
+            match took {
+                // There may be more: take part again.
+                true => self.forget_sweep(index),
+                false => self.shared.sweep.note_emptied(index, sweep),
+            }
+            self.shared.wake();
+        }
+    }
+
+    fn forget_sweep(&mut self, index: u16) {
+        let mut entries = self.queues.iter_mut();
+        if let Some((_, last)) = entries.find(|(number, _)| *number == index) {
+            *last = 0;
+        }
+    }
+
+    /// Gives events to the driver.
+    fn process_events(&mut self, queue: &mut Queue) {
+        self.shared.events().deliver(queue, |queue, chain, used| {
+            let outcome = Outcome {
+                request: EVENT,
+                bytes: used.into(),
+                failed: used == 0,
+            };
+            queue.complete_with(chain, used, outcome);
+        });
+    }
+
+    /// Does what another thread has woken this one for.
+    fn wake(&mut self, queues: &mut Queues) {
+        self.units.refresh(&self.shared);
+        self.units.prune();
+        self.resume(queues);
+        if let Some(queue) = queues.get_mut(CONTROL)
+            && !self.functions.is_empty()
+        {
+            self.functions.advance(queue, &self.shared);
+        }
+        if let Some(queue) = queues.get_mut(EVENTS)
+            && self.shared.events().is_due()
+        {
+            queue.retry_after(Duration::ZERO);
+        }
+        let sweep = self.shared.sweep.last();
+        for (index, last) in &self.queues {
+            if *last != sweep
+                && let Some(queue) = queues.get_mut(*index)
+            {
+                queue.retry_after(Duration::ZERO);
+            }
+        }
+    }
+}
+
+impl QueueHandler for ScsiHandler {
+    fn process(&mut self, queue: &mut Queue) {
+        match queue.index() {
+            CONTROL => self.functions.process(queue, &self.shared),
+            EVENTS => self.process_events(queue),
+            _ => self.process_requests(queue),
+        }
+    }
+
+    fn poller(&mut self) -> Option<&mut dyn Poller> {
+        self.engine.poller()
+    }
+
+    fn ready(&mut self, token: u32, _readiness: Readiness, queues: &mut Queues) {
+        match token {
+            WAKE => return self.wake(queues),
+            PROCEDURES => {
+                while let Some((mut request, outcome)) = self.procedures.finished() {
+                    if let Err(error) = outcome {
+                        warn_limited(format_args!("a command failed: {error}"));
+                        request.stage = Stage::None;
+                    }
+                    self.continue_one(request, queues);
+                }
+            }
+            _ => {
+                let mut budget = BUDGET;
+                while budget > 0 {
+                    let Some((mut request, outcome)) = self.engine.finished() else {
+                        break;
+                    };
+                    request.stage = advance(&mut request, outcome);
+                    let moved = self.continue_one(request, queues);
+                    budget = budget.saturating_sub(moved);
+                }
+                if budget == 0 {
+                    self.engine.report_again();
+                }
+            }
+        }
+        // There is room again.
+        if !self.parked.is_empty() {
+            self.resume(queues);
+        }
+    }
+
+    fn set_enabled(&mut self, queue: &mut Queue, enabled: bool) {
+        let index = queue.index();
+        if index < FIRST_REQUEST {
+            return;
+        }
+        self.remove_queue(index);
+        if enabled {
+            self.shared.sweep.add(index);
+            self.queues.push((index, self.shared.sweep.last()));
+        }
+    }
+
+    fn drain(&mut self, queue: &mut Queue) {
+        match queue.index() {
+            CONTROL => self.functions.advance(queue, &self.shared),
+            EVENTS => {}
+            index => {
+                self.remove_queue(index);
+                self.resume_queue(queue);
+                self.leave(index);
+            }
+        }
+    }
+}
+
+impl ScsiHandler {
+    /// Goes on with a request that was in progress elsewhere.
+    fn continue_one(&mut self, request: Request, queues: &mut Queues) -> u64 {
+        match queues.get_mut(request.queue) {
+            Some(queue) if matches!(request.stage, Stage::Working(..)) => {
+                let bytes = match &request.stage {
+                    Stage::Working(_, work) => work.remaining(),
+                    _ => 0,
+                };
+                self.resume_one(request, queue);
+                bytes.min(BUDGET)
+            }
+            Some(queue) => self.proceed(request, queue),
+            // A queue does not stop before its requests have ended.
+            None => 0,
+        }
+    }
+
+    /// Notes that a queue gives no more requests.
+    fn remove_queue(&mut self, index: u16) {
+        self.shared.sweep.remove(index);
+        self.queues.retain(|(number, _)| *number != index);
+        // A function may have waited for it.
+        self.shared.wake();
+    }
+}
+
+/// Returns the answer to a command that could not be carried out.
+fn undelivered() -> Answer {
+    Answer {
+        response: Response::Failure,
+        ..Answer::good()
+    }
+}
+
+/// Makes the command of a request whose header was read.
+fn command<'a>(cdb: &'a [u8], reply: &Reply) -> Command<'a> {
+    Command {
+        cdb,
+        nexus: DRIVER,
+        data_out: reply.data_out,
+        data_in: reply.data_in,
+    }
+}
+
+/// Has the logical unit check a command.
+fn check(unit: &Unit, cdb: &[u8], reply: &mut Reply) -> Stage {
+    let command = command(cdb, reply);
+    let mut data = ChainData(&mut reply.chain);
+    match unit.logical.start(&command, &mut data, &unit.target) {
+        Step::Done(answer) => Stage::Answered(answer),
+        Step::Action(action) => Stage::Limited(action),
+        Step::Procedure(procedure) => Stage::Excluding(procedure),
+    }
+}
+
+/// Makes the answer of an action that has ended after it moved so many bytes.
+fn finish(request: &Request, action: &Action, outcome: io::Result<()>, moved: u64) -> Stage {
+    if let Err(error) = &outcome {
+        warn_limited(format_args!(
+            "{}: {action:?} failed: {error}",
+            request.unit.address
+        ));
+    }
+    Stage::Answered(request.unit.logical.finish(action, outcome, moved))
+}
+
+/// Carries out the operation of a request in this thread.
+fn execute(request: &Request) -> io::Result<u64> {
+    request.unit.disk.execute(request.operation())
+}
+
+/// Returns the next stage after an operation has ended with `outcome`.
+fn advance(request: &mut Request, outcome: io::Result<u64>) -> Stage {
+    let Stage::Working(action, mut work) = request.take_stage() else {
+        return Stage::None;
+    };
+    let chain = &mut request.reply.chain;
+    match work.advance(chain, &request.unit.disk, outcome) {
+        Ok(false) => Stage::Working(action, work),
+        Ok(true) => finish(request, &action, Ok(()), work.bytes()),
+        Err(error) => finish(request, &action, Err(error), work.bytes()),
+    }
+}
+
+/// Runs the procedure of a request, in a thread that may block.
+fn run_procedure(request: &mut Request) {
+    let Stage::Procedure(procedure) = request.take_stage() else {
+        return;
+    };
+    let medium = TaskMedium {
+        unit: &request.unit,
+        task: request.task,
+    };
+    let mut data = ChainData(&mut request.reply.chain);
+    request.stage = Stage::Answered(procedure.run(&medium, &mut data));
+}
+
+fn reply_with(queue: &mut Queue, reply: Reply, delivery: Delivery, answer: &Answer) {
+    let (chain, used, outcome) = reply.write(delivery, answer);
+    queue.complete_with(chain, used, outcome);
+}

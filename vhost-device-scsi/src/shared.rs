@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! What the device and the handlers of all its queues share.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use rustix::event::{EventfdFlags, eventfd};
+use vhost_device_common::worker::{Readiness, Watcher};
+
+use crate::config::Config;
+use crate::events::{Event, Events};
+use crate::lun::{Attention, Nexus, Peer, Target};
+use crate::procedure::PeerMedium;
+use crate::sweep::Sweep;
+use crate::table::Table;
+use crate::unit::Unit;
+
+/// The driver: the only initiator that a VIRTIO device has.
+pub const DRIVER: Nexus = Nexus(1);
+
+/// What the device and the handlers of all its queues share.
+pub struct Shared {
+    pub table: Table,
+    pub config: Config,
+    events: Mutex<Events>,
+    pub sweep: Sweep,
+    /// The eventfds of the threads. Those of threads that have ended are gone.
+    threads: Mutex<Vec<Weak<OwnedFd>>>,
+}
+
+impl Shared {
+    /// Creates the state of a device without logical units.
+    pub fn new(config: Config) -> Arc<Self> {
+        Arc::new(Self {
+            table: Table::default(),
+            config,
+            events: Mutex::default(),
+            sweep: Sweep::default(),
+            threads: Mutex::default(),
+        })
+    }
+
+    /// Creates the eventfd by which a thread is woken, and has `watcher` report it as `token`.
+    ///
+    /// # Errors
+    /// The limit of open files is reached.
+    pub fn add_thread(&self, watcher: &Watcher, token: u32) -> io::Result<Arc<OwnedFd>> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        watcher.add(&event, Readiness::READABLE, token)?;
+        let event = Arc::new(event);
+        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        threads.retain(|thread| thread.strong_count() > 0);
+        threads.push(Arc::downgrade(&event));
+        Ok(event)
+    }
+
+    /// Wakes all threads: the units have changed, a function was sent, or a task has ended that others wait for.
+    pub fn wake(&self) {
+        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.iter().filter_map(Weak::upgrade) {
+            let _ = rustix::io::write(&thread, &1u64.to_ne_bytes());
+        }
+    }
+
+    /// The events that the driver was not told yet.
+    pub fn events(&self) -> MutexGuard<'_, Events> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the driver about an event.
+    pub fn tell(&self, event: Event) {
+        self.events().add(event);
+        self.wake();
+    }
+
+    /// Tells the driver the new size of a disk that was measured again.
+    pub fn update_size(&self, unit: &Unit) {
+        if unit.update_size() {
+            self.tell(Event::Changed(unit.address, Attention::CapacityChanged));
+        }
+    }
+
+    /// Returns what the logical units of a target see of it.
+    pub fn target(self: &Arc<Self>, number: u8) -> TargetView {
+        TargetView {
+            shared: Arc::downgrade(self),
+            number,
+        }
+    }
+}
+
+/// A target, as its logical units see it.
+pub struct TargetView {
+    /// Has the units, which have this.
+    shared: Weak<Shared>,
+    number: u8,
+}
+
+impl TargetView {
+    fn find_unit(&self, naa: u64) -> Option<Arc<Unit>> {
+        let mut units = self.shared.upgrade()?.table.units().into_iter();
+        units.find(|unit| unit.logical.facts().identity.naa == naa)
+    }
+}
+
+impl Target for TargetView {
+    fn luns(&self) -> Vec<u16> {
+        let units = self.shared.upgrade();
+        let units = units.map(|shared| shared.table.target(self.number));
+        let units = units.unwrap_or_default();
+        units.iter().map(|unit| unit.address.lun).collect()
+    }
+
+    fn find(&self, naa: u64) -> Option<Peer> {
+        let unit = self.find_unit(naa)?;
+        Some(Peer {
+            unit: Arc::clone(&unit.logical),
+            medium: Arc::new(PeerMedium(unit)),
+        })
+    }
+
+    fn store(&self, naa: u64, state: &[u8]) -> io::Result<()> {
+        let unit = self.find_unit(naa);
+        let file = unit.as_ref().and_then(|unit| unit.reservations.as_ref());
+        match file {
+            Some(file) => file.store(state),
+            // There is nothing to delete either.
+            None if state.is_empty() => Ok(()),
+            None => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The logical units as one queue thread uses them.
+
+use std::io;
+use std::sync::Arc;
+
+use vhost_device_storage::access::Access;
+
+use crate::address::Address;
+use crate::shared::Shared;
+use crate::unit::Unit;
+
+/// A unit, and the access of the thread to its image.
+struct Held {
+    unit: Arc<Unit>,
+    access: Access,
+}
+
+/// A copy of the table of units, which is read for each request.
+#[derive(Default)]
+pub struct Units {
+    /// The generation of the table that was copied.
+    generation: Option<u64>,
+    /// The units of each target that there is, in any order.
+    targets: Vec<Vec<Held>>,
+    /// The units with limits.
+    limited: Vec<Arc<Unit>>,
+    /// Units that were removed while requests were in flight, which need their images until they end.
+    removed: Vec<Held>,
+}
+
+impl Units {
+    /// Copies the table again if it has changed.
+    #[inline]
+    pub fn refresh(&mut self, shared: &Shared) {
+        if self.generation != Some(shared.table.generation()) {
+            self.copy(shared);
+        }
+    }
+
+    #[cold]
+    fn copy(&mut self, shared: &Shared) {
+        self.generation = Some(shared.table.generation());
+        let mut old: Vec<_> = self.targets.drain(..).flatten().collect();
+        self.limited.clear();
+        for unit in shared.table.units() {
+            if unit.throttle.is_some() {
+                self.limited.push(Arc::clone(&unit));
+            }
+            let place = old.iter().position(|held| Arc::ptr_eq(&held.unit, &unit));
+            let held = match place {
+                Some(place) => old.swap_remove(place),
+                None => Held {
+                    access: unit.disk.access(),
+                    unit,
+                },
+            };
+            let target = usize::from(held.unit.address.target);
+            if self.targets.len() <= target {
+                self.targets.resize_with(target + 1, Vec::new);
+            }
+            if let Some(units) = self.targets.get_mut(target) {
+                units.push(held);
+            }
+        }
+        self.removed.extend(old);
+        self.prune();
+    }
+
+    /// Lets go of removed units whose requests have ended.
+    pub fn prune(&mut self) {
+        self.removed.retain(|held| held.unit.tasks.has(None));
+    }
+
+    /// Returns whether a target has units.
+    pub fn has_target(&self, target: u8) -> bool {
+        let units = self.targets.get(usize::from(target));
+        units.is_some_and(|units| !units.is_empty())
+    }
+
+    /// Returns the unit at an address.
+    #[inline]
+    pub fn get(&self, Address { target, lun }: Address) -> Option<&Arc<Unit>> {
+        let units = self.targets.get(usize::from(target))?;
+        let held = units.iter().find(|held| held.unit.address.lun == lun)?;
+        Some(&held.unit)
+    }
+
+    /// Opens the access to the image of a unit, which is open afterwards. Returns whether another program had the image until now.
+    ///
+    /// # Errors
+    /// Another program has the image. Try again later.
+    #[inline]
+    pub fn open(&mut self, unit: &Arc<Unit>) -> io::Result<bool> {
+        let target = self.targets.get_mut(usize::from(unit.address.target));
+        let held = target.into_iter().flatten().chain(&mut self.removed);
+        match held.into_iter().find(|held| Arc::ptr_eq(&held.unit, unit)) {
+            Some(held) if !held.access.is_open() => held.access.open(),
+            _ => Ok(false),
+        }
+    }
+
+    /// Returns the units with limits.
+    pub fn limited(&self) -> &[Arc<Unit>] {
+        &self.limited
+    }
+}
