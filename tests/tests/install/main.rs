@@ -15,7 +15,7 @@ use std::process::{Command, Output};
 use tempfile::TempDir;
 use vhost_device_tests::process;
 
-const DEVICES: &[&str] = &["block", "console", "gpu", "input", "rng", "vsock"];
+const DEVICES: &[&str] = &["block", "console", "gpu", "input", "rng", "scsi", "vsock"];
 const DISCOVER: &str = "vhost-user-discover";
 const TOOLS: [&str; 2] = ["vhost-device-ctl", DISCOVER];
 const SUBCOMMANDS: &[&str] = &["check", "find", "list"];
