@@ -9,6 +9,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_T_IN};
+use virtio_bindings::virtio_scsi::VIRTIO_SCSI_T_AN_QUERY;
 
 use crate::front_end::gpu::{HEADER_SIZE, fenced_command, number, words};
 use crate::front_end::{Buffer, FrontEnd, GuestMemory, Options, Queue, Used};
@@ -447,6 +448,50 @@ impl Target for Gpu {
         response.extend(words(&[0, 0, 1024, 768, 1, 0]));
         response.resize(HEADER_SIZE + 24 * Self::DISPLAYS, 0);
         (command, response)
+    }
+}
+
+/// `vhost-device-scsi` without disks, asked on its control queue for notifications, of which there are none.
+pub struct Scsi;
+
+impl Target for Scsi {
+    fn name(&self) -> &'static str {
+        "vhost-device-scsi"
+    }
+
+    fn start_with(&self, configure: Configure<'_>) -> Running {
+        let directory = tempfile::tempdir().expect("a directory");
+        let arguments = vec![option("queue-size", "32768")];
+        Running::start(self, directory, arguments, configure)
+    }
+
+    fn claims(&self, _claim: Claim) -> bool {
+        true
+    }
+
+    fn writable_config(&self) -> (u32, usize) {
+        // Only sizes that are possible can be written.
+        (0, 0)
+    }
+
+    fn request_queues(&self) -> usize {
+        // The others are for events and commands.
+        1
+    }
+
+    fn request_size(&self) -> (usize, usize) {
+        (16, 5)
+    }
+
+    fn has_failed(&self, used: Used, _last: u8) -> bool {
+        used.length == 0
+    }
+
+    fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>) {
+        let mut request = VIRTIO_SCSI_T_AN_QUERY.to_le_bytes().to_vec();
+        request.extend([1, 0, 0, 0, 0, 0, 0, 0]);
+        request.extend(tag.to_le_bytes());
+        (request, vec![0; 5])
     }
 }
 

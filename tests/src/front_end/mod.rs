@@ -12,6 +12,7 @@
 //! - [`console`]: control messages and ports of a console;
 //! - [`gpu`]: virtio-gpu commands, and a display for the device;
 //! - [`vsock`]: virtio-vsock packets;
+//! - [`scsi`]: virtio-scsi requests, task management and events;
 //! - [`state`]: saving and loading the state of a device.
 //!
 //! Misuse by a test panics. Errors of the back-end are returned as an [`Error`], or panic with
@@ -28,6 +29,7 @@ pub mod gpu;
 pub mod memory;
 pub mod packed;
 pub mod queue;
+pub mod scsi;
 pub mod split;
 pub mod state;
 pub mod vsock;
