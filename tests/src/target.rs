@@ -9,7 +9,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_T_IN};
-use virtio_bindings::virtio_scsi::VIRTIO_SCSI_T_AN_QUERY;
+use virtio_bindings::virtio_scsi::VIRTIO_SCSI_S_FAILURE;
 
 use crate::front_end::gpu::{HEADER_SIZE, fenced_command, number, words};
 use crate::front_end::{Buffer, FrontEnd, GuestMemory, Options, Queue, Used};
@@ -451,7 +451,7 @@ impl Target for Gpu {
     }
 }
 
-/// `vhost-device-scsi` without disks, asked on its control queue for notifications, of which there are none.
+/// `vhost-device-scsi` without disks, asked on its control queue for something unknown.
 pub struct Scsi;
 
 impl Target for Scsi {
@@ -480,7 +480,7 @@ impl Target for Scsi {
     }
 
     fn request_size(&self) -> (usize, usize) {
-        (16, 5)
+        (64, 64)
     }
 
     fn has_failed(&self, used: Used, _last: u8) -> bool {
@@ -488,10 +488,12 @@ impl Target for Scsi {
     }
 
     fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>) {
-        let mut request = VIRTIO_SCSI_T_AN_QUERY.to_le_bytes().to_vec();
-        request.extend([1, 0, 0, 0, 0, 0, 0, 0]);
-        request.extend(tag.to_le_bytes());
-        (request, vec![0; 5])
+        let mut request = [u32::MAX, tag].map(u32::to_le_bytes).concat();
+        request.resize(64, 0);
+        // The last byte of all answers is the response.
+        let mut expected = vec![0; 64];
+        expected[63] = VIRTIO_SCSI_S_FAILURE as u8;
+        (request, expected)
     }
 }
 

@@ -95,6 +95,8 @@ impl Config {
                 let (sense, cdb) = data.split_at(4);
                 (sizes.sense, sizes.cdb) = (word(sense), word(cdb));
             }
+            // It changes nothing.
+            (_, 0) => {}
             _ => return false,
         }
         self.set_sizes(sizes)

@@ -35,7 +35,7 @@ const INTERVAL: Duration = Duration::from_millis(1);
 /// Bytes of the answer to a notification request: event_actual u32, response u8.
 const NOTIFICATION: usize = 5;
 /// Most bytes that are written as the answer to an unknown request.
-const UNKNOWN: usize = 16;
+const UNKNOWN: usize = 64;
 
 const COMPLETE: u8 = VIRTIO_SCSI_S_OK as u8;
 const SUCCEEDED: u8 = VIRTIO_SCSI_S_FUNCTION_SUCCEEDED as u8;
@@ -203,6 +203,7 @@ enum Parsed {
 
 fn parse(chain: &mut Chain, shared: &Shared) -> Result<Parsed, ChainError> {
     let answer = |response: u8| Ok(Parsed::Answer(vec![response]));
+    chain.check()?;
     match u32::from_le(chain.read_object()?) {
         VIRTIO_SCSI_T_TMF => {}
         VIRTIO_SCSI_T_AN_QUERY | VIRTIO_SCSI_T_AN_SUBSCRIBE => {

@@ -22,7 +22,7 @@ use vhost_device_tests::front_end::{FrontEnd, Options, Queue};
 use vhost_device_tests::intruder::{self, Intruder};
 use vhost_device_tests::process::{self, PATIENCE, option};
 use vhost_device_tests::skip::skip;
-use vhost_device_tests::target::{Block, Gpu, Request, Rng, Running, Target};
+use vhost_device_tests::target::{Block, Gpu, Request, Rng, Running, Scsi, Target};
 
 /// The thread of the front-end, which has the name of the program.
 const MAIN: &str = "";
@@ -74,6 +74,11 @@ const GPU_WITH_3D: Device = Device {
     opens_files: true,
     compiles: true,
     ..GPU
+};
+
+const SCSI: Device = Device {
+    target: &Scsi,
+    ..BLOCK
 };
 
 impl Device {
@@ -185,6 +190,7 @@ macro_rules! for_each_device {
         for_each_device!(@ rng RNG [$($test)+]);
         for_each_device!(@ gpu GPU [$($test)+]);
         for_each_device!(@ gpu_with_3d GPU_WITH_3D [$($test)+]);
+        for_each_device!(@ scsi SCSI [$($test)+]);
     };
     (@ $module:ident $device:ident [$($test:ident)+]) => {
         mod $module {

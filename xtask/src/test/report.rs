@@ -17,10 +17,13 @@ const ACCEPTED: &[&str] = &[
     "vhost-device-gpu does not claim a second queue",
     "vhost-device-block does not claim VIRTIO_F_IN_ORDER",
     "vhost-device-gpu does not claim VIRTIO_F_IN_ORDER",
+    "vhost-device-scsi does not claim a second queue",
+    "vhost-device-scsi does not claim VIRTIO_F_IN_ORDER",
     // Tests of one ring format in a run with the other format.
     "vhost-device-block does not claim that of a packed ring",
     "vhost-device-gpu does not claim that of a packed ring",
     "vhost-device-rng does not claim that of a packed ring",
+    "vhost-device-scsi does not claim that of a packed ring",
     // Downloads that need the network.
     NO_ADVISORIES,
     NO_INDEX,

@@ -25,6 +25,7 @@ const PACKED: &[&str] = &[
     "console",
     "rng",
     "gpu",
+    "scsi",
     "vsock",
     "dirty_log",
     "protocol",
