@@ -137,6 +137,27 @@ const GPU: Binary = Binary {
     )],
 };
 
+const SCSI: Binary = Binary {
+    name: "vhost-device-scsi",
+    kind: "scsi",
+    features: &[],
+    host_features: &[],
+    file_option: None,
+    options: &[
+        ("disk", &["file=PATH", "target=N", "reservations=PATH"], ""),
+        ("incoming", &["migration"], ""),
+        ("num-queues", &["64", "control"], "64"),
+        ("queue-size", &["32768"], "1024"),
+        ("io-engine", &["io_uring", "threads"], "auto"),
+    ],
+    bad_values: &[
+        ("disk", &["", "target=1", "file=a,target=256", "file=a,color=b"]),
+        ("num-queues", &["0", "-1", "many", "65", ""]),
+        ("queue-size", &["0", "3", "65536", "-2", ""]),
+        ("io-engine", &["aio", ""]),
+    ],
+};
+
 impl Binary {
     fn command(&self) -> Command {
         let mut command = process::command(self.name).unwrap();
@@ -277,6 +298,9 @@ macro_rules! for_each_program {
         }
         mod rng {
             $(#[test] fn $test() { super::$test(&crate::RNG) })+
+        }
+        mod scsi {
+            $(#[test] fn $test() { super::$test(&crate::SCSI) })+
         }
     };
 }
