@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The SCSI host of a Linux guest: User-Mode Linux, with its own front-end. Linux scans all targets, uses the disks, and follows their
-//! changes by the events of the device.
+//! The SCSI host of a Linux guest: User-Mode Linux, with its own front-end, or QEMU. Linux scans all targets, uses the disks, and follows
+//! their changes by the events of the device.
 
 #![cfg(test)]
 
@@ -11,8 +11,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
-use vhost_device_tests::guest::find_program;
-use vhost_device_tests::process::{Program, binary, command, option};
+use vhost_device_tests::guest::{Machine, find_program};
+use vhost_device_tests::process::{Program, Signal, binary, command, option};
 use vhost_device_tests::skip::skip;
 use vhost_device_tests::uml;
 use vhost_device_tests::uml::front_end::{self, Device};
@@ -36,25 +36,51 @@ sectors() { [ \"$(cat /sys/block/$1/size)\" = \"$2\" ]; }
 struct BackEnd {
     work: TempDir,
     program: Program,
+    arguments: Vec<String>,
+}
+
+/// Starts the back-end with its sockets in `work`.
+fn serve(work: &Path, arguments: &[String]) -> Program {
+    let socket = work.join("socket");
+    let mut command = command("vhost-device-scsi").unwrap();
+    command
+        .arg(option("socket-path", &socket))
+        .arg(option("control-socket", work.join("control")))
+        .args(arguments);
+    Program::serve(&mut command, &socket).unwrap()
 }
 
 impl BackEnd {
     fn start(disks: &[(&[u8], &str)]) -> Self {
-        // The kernel is built before the clock starts.
-        uml::kernel::prepare().unwrap();
         let work = uml::work().unwrap();
-        let socket = work.path().join("socket");
-        let mut command = command("vhost-device-scsi").unwrap();
-        command
-            .arg(option("socket-path", &socket))
-            .arg(option("control-socket", work.path().join("control")));
+        let mut arguments = Vec::new();
         for (number, (contents, keys)) in disks.iter().enumerate() {
             let image = work.path().join(format!("image{number}"));
             fs::write(&image, contents).unwrap();
-            command.arg(format!("--disk=file={}{keys}", image.display()));
+            arguments.push(format!("--disk=file={}{keys}", image.display()));
         }
-        let program = Program::serve(&mut command, &socket).unwrap();
-        Self { work, program }
+        let program = serve(work.path(), &arguments);
+        Self {
+            work,
+            program,
+            arguments,
+        }
+    }
+
+    /// Kills the back-end, and starts another one in its place.
+    fn replace(&mut self) {
+        self.program.end(Signal::KILL, PATIENCE).unwrap();
+        self.program = serve(self.work.path(), &self.arguments);
+    }
+
+    /// Returns a machine of QEMU with this host. The script starts with [`PROLOGUE`], whose host has the number 0.
+    fn machine(&self, name: &str, properties: &str, script: &str) -> Machine {
+        let script = format!("{PROLOGUE}{script}");
+        let machine = Machine::new(name, script)
+            .module("virtio_scsi")
+            .module("sd_mod");
+        let device = format!("vhost-user-scsi-pci{properties}");
+        machine.vhost_user_reconnecting(&device, &self.path("socket"))
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -63,6 +89,8 @@ impl BackEnd {
 
     /// Runs a script in a guest, and `beside` on the host at the same time.
     fn guest(&mut self, script: &str, beside: impl FnOnce(&Path) + Send) {
+        // The kernel is built before the clock starts.
+        uml::kernel::prepare().unwrap();
         let work = self.work.path();
         let socket = work.join("socket");
         let device = Device {
@@ -217,4 +245,73 @@ fn linux_resets_a_disk_while_it_writes() {
     back_end.guest(&script, |_| ());
     assert!(fs::read(back_end.path("read")).unwrap() == contents);
     assert!(fs::read(back_end.path("image0")).unwrap() == contents);
+}
+
+/// QEMU shows its guests HOTPLUG and CHANGE, whatever the back-end offers, and has a config space of its own.
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn a_guest_of_qemu_follows_disks_that_come_grow_and_go() {
+    let contents = noise(5, SIZE);
+    let back_end = BackEnd::start(&[(&contents, "")]);
+    fs::write(back_end.path("new"), &contents).unwrap();
+    let sectors = SIZE / 512;
+    let script = format!(
+        r#"
+        wait_for 2 has 0 0; first=$(disk 0 0)
+        echo "@first $(md5sum < /dev/$first | cut -d' ' -f1)"
+        wait_for 3 has 9 1; new=$(disk 9 1)
+        echo "@new $(md5sum < /dev/$new | cut -d' ' -f1)"
+        wait_for 4 sectors $new {}
+        echo "@grown"
+        wait_for 5 gone /sys/block/$new
+        dd if=/dev/$first of=/tmp/data bs=64k
+        dd if=/tmp/data of=/dev/$first bs=64k seek=1 count=10 conv=notrunc,fsync
+        "#,
+        2 * sectors,
+    );
+    let machine = back_end.machine("scsi_changes", ",num_queues=2", &script);
+    let mut guest = machine.start().unwrap();
+    let sum = guest.wait("first").unwrap();
+    let work = back_end.work.path();
+    let file = format!("--file={}", work.join("new").display());
+    ctl(work, &[&file, "add-disk", "target=9,lun=1,serial=NEW"]);
+    assert_eq!(guest.wait("new").unwrap(), sum);
+    let size = format!("size={}", 2 * SIZE);
+    ctl(work, &["resize-disk", "target=9", "lun=1", &size]);
+    guest.wait("grown").unwrap();
+    ctl(work, &["remove-disk", "target=9", "lun=1"]);
+    guest.finish().unwrap();
+    let mut expected = contents.clone();
+    expected[64 << 10..(64 << 10) + (640 << 10)].copy_from_slice(&contents[..640 << 10]);
+    assert!(fs::read(back_end.path("image0")).unwrap() == expected);
+}
+
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn a_guest_of_qemu_loses_nothing_when_its_back_end_is_killed() {
+    const KILLS: usize = 3;
+    let mut back_end = BackEnd::start(&[(&[0; SIZE], "")]);
+    let script = r#"
+        wait_for 2 has 0 0; disk=/dev/$(disk 0 0)
+        dd if=/dev/urandom of=/tmp/data bs=64k count=64
+        echo "@ready"
+        until [ -e /tmp/stop ]; do
+            dd if=/tmp/data of=$disk bs=4k oflag=direct || exit 3
+            dd if=$disk bs=64k iflag=direct | cmp - /tmp/data || exit 4
+            round=$((round + 1)); [ $round -lt 6 ] || touch /tmp/stop
+        done
+        echo "@sum $(md5sum < /tmp/data | cut -d' ' -f1)"
+    "#;
+    let machine = back_end.machine("scsi_kills", "", script);
+    let mut guest = machine.start().unwrap();
+    guest.wait("ready").unwrap();
+    for _ in 0..KILLS {
+        thread::sleep(Duration::from_millis(700));
+        back_end.replace();
+    }
+    let sum = guest.wait("sum").unwrap();
+    guest.finish().unwrap();
+    let output = Command::new("md5sum").arg(back_end.path("image0")).output();
+    let output = String::from_utf8(output.unwrap().stdout).unwrap();
+    assert!(output.starts_with(&sum), "{output}");
 }

@@ -151,7 +151,10 @@ const SCSI: Binary = Binary {
         ("io-engine", &["io_uring", "threads"], "auto"),
     ],
     bad_values: &[
-        ("disk", &["", "target=1", "file=a,target=256", "file=a,color=b"]),
+        (
+            "disk",
+            &["", "target=1", "file=a,target=256", "file=a,color=b"],
+        ),
         ("num-queues", &["0", "-1", "many", "65", ""]),
         ("queue-size", &["0", "3", "65536", "-2", ""]),
         ("io-engine", &["aio", ""]),
