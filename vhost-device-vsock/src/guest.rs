@@ -10,7 +10,8 @@ use vhost_device_common::warn_limited;
 use zerocopy::IntoBytes;
 
 use crate::connection::{Fault, Key, State};
-use crate::handler::{TIME_TO_OPEN, VsockHandler};
+use crate::handler::VsockHandler;
+use crate::lifecycle::TIME_TO_OPEN;
 use crate::packet::{HOST_CID, Header, Kind, op, place, shutdown};
 use crate::shared::{count, seqpacket_path};
 use crate::socket;

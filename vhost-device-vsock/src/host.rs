@@ -8,7 +8,8 @@ use vhost_device_common::warn_limited;
 use vhost_device_common::worker::Readiness;
 
 use crate::connection::{Fault, Key, State};
-use crate::handler::{TIME_TO_OPEN, VsockHandler, listener_token};
+use crate::handler::{VsockHandler, listener_token};
+use crate::lifecycle::TIME_TO_OPEN;
 use crate::packet::{HOST_CID, op, shutdown};
 use crate::shared::count;
 use crate::socket::{self, Line};

@@ -2,7 +2,8 @@
 //! vhost-user back-end for the VIRTIO socket device (VIRTIO 1.3, 5.10).
 //!
 //! The `handler` serves the queues. `guest` handles packets of the guest, `host` events of the host's sockets, and `outgoing` sends
-//! packets to the guest. They work on the `table` of `connection`s, each with its `credit` and its `buffer`.
+//! packets to the guest. They work on the `table` of `connection`s, each with its `credit` and its `buffer`; `lifecycle` adds and
+//! removes these.
 
 mod buffer;
 mod connection;
@@ -11,6 +12,7 @@ mod device;
 mod guest;
 mod handler;
 mod host;
+mod lifecycle;
 mod options;
 mod outgoing;
 mod packet;

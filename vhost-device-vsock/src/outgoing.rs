@@ -13,7 +13,8 @@ use vhost_device_common::worker::Queue;
 use zerocopy::IntoBytes;
 
 use crate::connection::{Connection, Fault, Message, State};
-use crate::handler::{TIME_TO_OPEN, VsockHandler};
+use crate::handler::VsockHandler;
+use crate::lifecycle::TIME_TO_OPEN;
 use crate::packet::{END_OF_MESSAGE, EVENT, HEADER_SIZE, Header, Kind, op, place};
 use crate::socket;
 
@@ -53,11 +54,8 @@ enum Turn {
 impl VsockHandler {
     /// Fills the guest's buffers: one packet for each connection in turn.
     pub fn send_packets(&mut self, queue: &mut Queue) {
-        while let Some(reset) = self.resets.front() {
-            if !send(queue, reset) {
-                return;
-            }
-            self.resets.pop_front();
+        if !self.send_resets(queue) {
+            return;
         }
         while let Some(slot) = self.waiting.pop_front() {
             let Some(connection) = self.table.get_mut(slot) else {
@@ -77,15 +75,23 @@ impl VsockHandler {
                 Turn::Again => self.queue(slot),
                 Turn::Done => {}
             }
-            while let Some(reset) = self.resets.front() {
-                if !send(queue, reset) {
-                    return;
-                }
-                self.resets.pop_front();
+            if !self.send_resets(queue) {
+                return;
             }
         }
         // The thread sleeps although buffers are left, once it has looked for them.
         queue.has_available();
+    }
+
+    /// Sends all resets. Returns false if the guest has no more buffers.
+    fn send_resets(&mut self, queue: &mut Queue) -> bool {
+        while let Some(reset) = self.resets.front() {
+            if !send(queue, reset) {
+                return false;
+            }
+            self.resets.pop_front();
+        }
+        true
     }
 
     /// Sends one packet of a connection.
