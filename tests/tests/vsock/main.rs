@@ -11,6 +11,7 @@ mod hostile_host;
 mod load;
 mod messages;
 mod restart;
+mod sandbox;
 mod siblings;
 mod start;
 mod states;
