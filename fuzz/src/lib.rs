@@ -23,6 +23,7 @@ mod packed;
 pub mod ring;
 pub mod session;
 mod split;
+pub mod vsock;
 
 /// The targets: programs in `fuzz_targets`.
-pub const TARGETS: [&str; 5] = ["block", "gpu", "input", "ring", "session"];
+pub const TARGETS: [&str; 6] = ["block", "gpu", "input", "ring", "session", "vsock"];

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use arbitrary::{Arbitrary, Unstructured};
-use vhost_device_fuzz::{block, gpu, input, ring, session};
+use vhost_device_fuzz::{block, gpu, input, ring, session, vsock};
 
 /// The number of random inputs of each target, and their maximum size in bytes.
 const RANDOM: usize = 100;
@@ -60,4 +60,9 @@ fn ring_survives_its_seeds() {
 #[test]
 fn session_survives_its_seeds() {
     run_all("session", session::Input::run);
+}
+
+#[test]
+fn vsock_survives_its_seeds() {
+    run_all("vsock", vsock::Input::run);
 }
