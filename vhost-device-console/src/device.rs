@@ -94,6 +94,9 @@ impl Device for Console {
     /// Only `emerg_wr` can be written. QEMU writes the whole config space for it.
     fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigError> {
         let size = data.len();
+        if data.is_empty() {
+            return Ok(());
+        }
         let place = EMERGENCY.checked_sub(offset);
         match place.and_then(|place| data.get(place)) {
             Some(&byte) if offset.saturating_add(size) <= CONFIG_SIZE => {

@@ -172,23 +172,28 @@ impl Port {
     /// Returns what it uses after the start.
     pub fn add_needs(&self, needs: &mut Needs) {
         let call = Call::new;
-        needs.queue.extend([
-            call(libc::SYS_accept4),
-            call(libc::SYS_ioctl).with(1, libc::FIONREAD as u32),
-            call(libc::SYS_ioctl).with(1, libc::TIOCGWINSZ as u32),
-        ]);
+        let ioctl = |request| call(libc::SYS_ioctl).with(1, request as u32);
         match &self.endpoint {
-            Endpoint::Connect(_) => needs.queue.extend(Call::connect_unix()),
-            Endpoint::Stdio(_) => needs.session.extend([
-                call(libc::SYS_ioctl).with(1, libc::TCSETS as u32),
-                call(libc::SYS_ioctl).with(1, libc::TCSETS2 as u32),
-            ]),
+            Endpoint::Listen(..) => needs
+                .queue
+                .extend([call(libc::SYS_accept4), ioctl(libc::FIONREAD)]),
+            Endpoint::Connect(_) => {
+                needs.queue.extend(Call::connect_unix());
+                needs.queue.push(ioctl(libc::FIONREAD));
+            }
+            Endpoint::Stdio(_) => {
+                needs.queue.push(ioctl(libc::TIOCGWINSZ));
+                needs
+                    .session
+                    .extend([ioctl(libc::TCSETS), ioctl(libc::TCSETS2)]);
+            }
             Endpoint::Pty(_) => {
+                needs.queue.push(ioctl(libc::TIOCGWINSZ));
                 #[cfg(target_arch = "x86_64")]
                 needs.session.push(call(libc::SYS_readlink));
                 needs.session.push(call(libc::SYS_readlinkat));
             }
-            Endpoint::Listen(..) | Endpoint::File | Endpoint::Fd => {}
+            Endpoint::File | Endpoint::Fd => {}
         }
         needs.files.extend(self.endpoint.files());
         for file in self.files.iter().filter(|file| file.is_rotated()) {
@@ -593,7 +598,7 @@ impl Port {
             };
             let mut received = Received::Nothing;
             let taken = queue.take_if(|chain| {
-                if let Err(error) = chain.writable_iovecs() {
+                if let Err(error) = chain.check() {
                     warn_limited(format_args!("port {}: {error}", self.number));
                     outcome.failed = true;
                     return true;
