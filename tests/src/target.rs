@@ -402,6 +402,50 @@ impl Target for Rng {
     }
 }
 
+/// `vhost-device-console` with a client that sends zeroes, to a driver that was started already.
+pub struct Console;
+
+impl Target for Console {
+    fn name(&self) -> &'static str {
+        "vhost-device-console"
+    }
+
+    fn start_with(&self, configure: Configure<'_>) -> Running {
+        let directory = tempfile::tempdir().expect("a directory");
+        let arguments = vec![option("port", "fd=0")];
+        Running::start(self, directory, arguments, &|directory, command| {
+            configure(directory, command);
+            command.stdin(File::open("/dev/zero").expect("/dev/zero"));
+        })
+    }
+
+    fn claims(&self, _claim: Claim) -> bool {
+        true
+    }
+
+    fn writable_config(&self) -> (u32, usize) {
+        // The field emerg_wr is not stored.
+        (0, 0)
+    }
+
+    fn request_queues(&self) -> usize {
+        // The others are for what the guest writes, and for control messages.
+        1
+    }
+
+    fn request_size(&self) -> (usize, usize) {
+        Rng.request_size()
+    }
+
+    fn has_failed(&self, used: Used, last: u8) -> bool {
+        Rng.has_failed(used, last)
+    }
+
+    fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>) {
+        Rng.request(tag)
+    }
+}
+
 /// `vhost-device-gpu` without a display, asked for its modes. The fence distinguishes requests.
 pub struct Gpu;
 

@@ -356,6 +356,7 @@ macro_rules! for_each_device {
         vhost_device_tests::tests_with!(block, Block { io_engine: "auto" }, $($tests)+);
         vhost_device_tests::tests_with!(block_io_uring, Block { io_engine: "io_uring" }, $($tests)+);
         vhost_device_tests::tests_with!(block_threads, Block { io_engine: "threads" }, $($tests)+);
+        vhost_device_tests::tests_with!(console, Console, $($tests)+);
         vhost_device_tests::tests_with!(rng, Rng, $($tests)+);
     };
 }

@@ -348,6 +348,7 @@ fn wait_until_read(connection: &RawConnection) {
 macro_rules! for_each_target {
     ($($tests:tt)+) => {
         vhost_device_tests::tests_with!(block, Block { io_engine: "auto" }, $($tests)+);
+        vhost_device_tests::tests_with!(console, Console, $($tests)+);
         vhost_device_tests::tests_with!(gpu, Gpu, $($tests)+);
         vhost_device_tests::tests_with!(reference, Reference, $($tests)+);
         vhost_device_tests::tests_with!(rng, Rng, $($tests)+);

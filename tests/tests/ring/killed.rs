@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use vhost_device_tests::front_end::FrontEnd;
 use vhost_device_tests::process::{Program, Signal};
-use vhost_device_tests::target::{Block, Gpu, Rng, Scsi, Target, assert_works};
+use vhost_device_tests::target::{Block, Console, Gpu, Rng, Scsi, Target, assert_works};
 
 use crate::{Load, Mode, PATIENCE, usual};
 
@@ -30,6 +30,7 @@ fn front_end() {
         return;
     };
     let target: &dyn Target = match env::var(TARGET).unwrap().as_str() {
+        "vhost-device-console" => &Console,
         "vhost-device-rng" => &Rng,
         "vhost-device-gpu" => &Gpu,
         "vhost-device-scsi" => &Scsi,

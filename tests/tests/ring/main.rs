@@ -273,6 +273,7 @@ macro_rules! for_each_target {
         vhost_device_tests::tests_with!(block, Block { io_engine: "auto" }, $($tests)+);
         vhost_device_tests::tests_with!(block_with_io_uring, Block { io_engine: "io_uring" }, $($tests)+);
         vhost_device_tests::tests_with!(block_with_threads, Block { io_engine: "threads" }, $($tests)+);
+        vhost_device_tests::tests_with!(console, Console, $($tests)+);
         vhost_device_tests::tests_with!(gpu, Gpu, $($tests)+);
         vhost_device_tests::tests_with!(reference, Reference, $($tests)+);
         vhost_device_tests::tests_with!(rng, Rng, $($tests)+);

@@ -22,7 +22,7 @@ use vhost_device_tests::front_end::{FrontEnd, Options, Queue};
 use vhost_device_tests::intruder::{self, Intruder};
 use vhost_device_tests::process::{self, PATIENCE, option};
 use vhost_device_tests::skip::skip;
-use vhost_device_tests::target::{Block, Gpu, Request, Rng, Running, Scsi, Target};
+use vhost_device_tests::target::{Block, Console, Gpu, Request, Rng, Running, Scsi, Target};
 
 /// The thread of the front-end, which has the name of the program.
 const MAIN: &str = "";
@@ -62,6 +62,11 @@ const RNG: Device = Device {
     target: &Rng,
     options: &[],
     ..BLOCK
+};
+
+const CONSOLE: Device = Device {
+    target: &Console,
+    ..RNG
 };
 
 const GPU: Device = Device {
@@ -187,6 +192,7 @@ macro_rules! for_each_device {
     ($($test:ident),+ $(,)?) => {
         for_each_device!(@ block BLOCK [$($test)+]);
         for_each_device!(@ block_with_threads BLOCK_WITH_THREADS [$($test)+]);
+        for_each_device!(@ console CONSOLE [$($test)+]);
         for_each_device!(@ rng RNG [$($test)+]);
         for_each_device!(@ gpu GPU [$($test)+]);
         for_each_device!(@ gpu_with_3d GPU_WITH_3D [$($test)+]);

@@ -14,6 +14,7 @@ const ACCEPTED: &[&str] = &[
     // Features that these devices do not have.
     "vhost-device-rng does not claim VhostUserProtocolFeatures(CONFIG)",
     "vhost-device-rng does not claim a second queue",
+    "vhost-device-console does not claim a second queue",
     "vhost-device-gpu does not claim a second queue",
     "vhost-device-block does not claim VIRTIO_F_IN_ORDER",
     "vhost-device-gpu does not claim VIRTIO_F_IN_ORDER",
@@ -21,6 +22,7 @@ const ACCEPTED: &[&str] = &[
     "vhost-device-scsi does not claim VIRTIO_F_IN_ORDER",
     // Tests of one ring format in a run with the other format.
     "vhost-device-block does not claim that of a packed ring",
+    "vhost-device-console does not claim that of a packed ring",
     "vhost-device-gpu does not claim that of a packed ring",
     "vhost-device-rng does not claim that of a packed ring",
     "vhost-device-scsi does not claim that of a packed ring",
