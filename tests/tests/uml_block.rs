@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! `vhost-device-block` on block devices, which the tests create from files in memory (loop).
+//! `vhost-device-block` and `vhost-device-scsi` on block devices, which the tests create from files in memory (loop).
 //!
 //! `cargo xtask test` runs these in User-Mode Linux. A host with loop devices can run them directly as root:
 //! `cargo test -p vhost-device-tests --test uml_block -- --ignored`.
@@ -20,9 +20,10 @@ use tempfile::TempDir;
 use vhost_device_tests::front_end::block::{
     BlockDriver, DISCARD, IOERR, OK, OUT, Request, RequestArea, UNMAP, segment,
 };
+use vhost_device_tests::front_end::scsi::{self, GOOD, ScsiDriver};
 use vhost_device_tests::front_end::{FrontEnd, Options};
 use vhost_device_tests::guest::find_program;
-use vhost_device_tests::process::{PATIENCE, Program, command, option};
+use vhost_device_tests::process::{PATIENCE, Program, binary, command, option};
 use vhost_device_tests::target::{Block, Target};
 use virtio_bindings::virtio_blk::{VIRTIO_BLK_F_DISCARD, VIRTIO_BLK_F_RO};
 
@@ -333,4 +334,50 @@ fn a_device_that_cannot_be_written_is_served_read_only_or_not_at_all() {
     assert_eq!(disk.driver.read(0, 512).unwrap().data, [0x5a; 512]);
     let completion = disk.driver.write(0, &[0; 512]).unwrap();
     assert_eq!(u32::from(completion.status), IOERR);
+}
+
+/// The sandbox lets a running SCSI host examine a block device that a client passes, although it may open no other files.
+#[test]
+#[ignore = "needs loop devices"]
+fn a_block_device_is_added_to_a_scsi_host_with_its_limits() {
+    for_each_engine(|engine| {
+        let mut device = Loop::new(&["--sector-size=4096"]);
+        device.set_discard_max(1 << 20);
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let mut command = command("vhost-device-scsi").unwrap();
+        command
+            .arg(option("socket-path", path("socket")))
+            .arg(option("control-socket", path("control")))
+            .arg(engine);
+        let program = Program::serve(&mut command, &path("socket")).unwrap();
+        let front_end = FrontEnd::connect(&path("socket"), &Options::default()).unwrap();
+        let queue = front_end.queue(scsi::REQUEST_QUEUE, 256).unwrap();
+        let mut driver = ScsiDriver::new(front_end.memory(), queue, 1 << 20);
+        let added = Command::new(binary("vhost-device-ctl").unwrap())
+            .arg(option("file", &device.node))
+            .arg(path("control"))
+            .args(["add-disk", "logical-block-size=4096"])
+            .output()
+            .unwrap();
+        assert!(added.status.success(), "{added:?}\n{}", program.stderr());
+        let lun = scsi::address(0, 0);
+        driver.clear_attentions(lun);
+        let page = driver.command(lun, &[0x12, 1, 0xb0, 0, 64, 0], 64).data;
+        let number = |at: usize| u32::from_be_bytes(page[at..at + 4].try_into().unwrap());
+        assert_eq!(number(20), (1 << 20) / 4096, "MAXIMUM UNMAP LBA COUNT");
+        let (discards, allocated) = (device.discards(), device.allocated());
+        // UNMAP of 1 MiB.
+        let mut list = vec![0, 22, 0, 16, 0, 0, 0, 0];
+        list.extend(0u64.to_be_bytes());
+        list.extend([0, 0, 1, 0, 0, 0, 0, 0]);
+        let unmap = [0x42, 0, 0, 0, 0, 0, 0, 0, list.len() as u8, 0];
+        let completion = driver.send(lun, &unmap, &list);
+        assert_eq!(completion.status, GOOD, "{completion:?}");
+        assert!(device.discards() > discards, "{engine}");
+        assert!(device.allocated() < allocated, "{engine}");
+        let mut read = [0; 10];
+        (read[0], read[5], read[8]) = (0x28, 0, 1);
+        assert_eq!(driver.command(lun, &read, 4096).data, [0; 4096]);
+    });
 }
