@@ -15,6 +15,7 @@ mod hot_plug;
 mod limits;
 mod management;
 mod state;
+mod stress;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
