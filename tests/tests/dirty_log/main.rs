@@ -358,6 +358,7 @@ macro_rules! for_each_device {
         vhost_device_tests::tests_with!(block_threads, Block { io_engine: "threads" }, $($tests)+);
         vhost_device_tests::tests_with!(console, Console, $($tests)+);
         vhost_device_tests::tests_with!(rng, Rng, $($tests)+);
+        vhost_device_tests::tests_with!(scsi, Scsi, $($tests)+);
     };
 }
 use for_each_device;
