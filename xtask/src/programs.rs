@@ -36,6 +36,7 @@ pub const PROGRAMS: &[Program] = &[
     device::<vhost_device_rng::Rng>(include_str!("../../vhost-device-rng/manual.roff")),
     device::<vhost_device_scsi::Scsi>(include_str!("../../vhost-device-scsi/manual.roff")),
     device::<vhost_device_vsock::Vsock>(include_str!("../../vhost-device-vsock/manual.roff")),
+    device::<vhost_device_sound::Sound>(include_str!("../../vhost-device-sound/manual.roff")),
     Program {
         name: "vhost-device-ctl",
         package: "vhost-device-ctl",

@@ -14,11 +14,20 @@ use std::process::{Command, Output};
 
 use tempfile::TempDir;
 use vhost_device_tests::process;
+use vhost_user_discovery::schema::VHostUserBackendType;
 
-const DEVICES: &[&str] = &["block", "console", "gpu", "input", "rng", "scsi", "vsock"];
+const DEVICES: &[&str] = &[
+    "block", "console", "gpu", "input", "rng", "scsi", "sound", "vsock",
+];
 const DISCOVER: &str = "vhost-user-discover";
 const TOOLS: [&str; 2] = ["vhost-device-ctl", DISCOVER];
 const SUBCOMMANDS: &[&str] = &["check", "find", "list"];
+
+/// Returns the devices with a descriptor. libvirt would not accept one of a type that QEMU's schema does not have.
+fn described() -> impl Iterator<Item = &'static str> {
+    let devices = DEVICES.iter().copied();
+    devices.filter(|device| VHostUserBackendType::from_name(device).is_some())
+}
 
 /// Files by their path below the root directory, with their mode.
 type Files = BTreeMap<PathBuf, u32>;
@@ -35,9 +44,12 @@ fn expected(prefix: &str, zsh: &str) -> Files {
         .collect();
     for name in &devices {
         add(format!("bin/{name}"), 0o755);
-        add(format!("share/qemu/vhost-user/50-{name}.json"), 0o644);
         add(format!("lib/systemd/system/{name}@.service"), 0o644);
         add(format!("lib/systemd/system/{name}@.socket"), 0o644);
+    }
+    for device in described() {
+        let path = format!("share/qemu/vhost-user/50-vhost-device-{device}.json");
+        add(path, 0o644);
     }
     for name in TOOLS {
         add(format!("bin/{name}"), 0o755);

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use vhost_device_tests::guest::find_program;
 use vhost_device_tests::skip::skip;
 
-use crate::{DEVICES, DISCOVER, assert_silent, expected, files, run, succeed, xtask};
+use crate::{DISCOVER, assert_silent, described, expected, files, run, succeed, xtask};
 
 const PACKAGE: &str = "vhost-device";
 
@@ -150,7 +150,7 @@ fn the_package_is_found_when_installed_and_gone_when_removed() {
     let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
     // Other packages may have findings.
     assert!(!said.contains(PACKAGE), "{said}");
-    for device in DEVICES {
+    for device in described() {
         let found = succeed(discover().args(["find", "--type", device]));
         assert!(found.starts_with('/'), "{found}");
         let listed = succeed(discover().args(["list", "--type", device]));

@@ -14,8 +14,8 @@ use vhost_device_tests::process;
 use vhost_device_tests::skip::skip;
 
 use crate::{
-    DEVICES, DISCOVER, SUBCOMMANDS, TOOLS, assert_silent, expected, files, install, run, succeed,
-    xtask,
+    DEVICES, DISCOVER, SUBCOMMANDS, TOOLS, assert_silent, described, expected, files, install, run,
+    succeed, xtask,
 };
 
 /// Returns the names of all programs, with their paths.
@@ -92,7 +92,7 @@ fn directories_follow_the_options() {
 #[ignore = "builds release binaries"]
 fn a_descriptor_is_what_the_program_prints_but_for_its_path() {
     let tree = install();
-    for device in DEVICES {
+    for device in described() {
         let name = format!("vhost-device-{device}");
         let path = format!("/usr/bin/{name}");
         let here = tree.path().join(&path[1..]);
@@ -128,7 +128,7 @@ fn discovery_finds_the_devices_and_nothing_wrong_with_them() {
     let usual = "profile libvirtd /usr/sbin/libvirtd {\n  /usr/bin/* PUx,\n}\n";
     write(profile, of_this_host.as_deref().unwrap_or(usual));
     assert_silent(discover().arg("check"));
-    for device in DEVICES {
+    for device in described() {
         let found = succeed(discover().args(["find", "--type", device]));
         assert_eq!(found.trim_end(), format!("/usr/bin/vhost-device-{device}"));
     }

@@ -1,0 +1,483 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! One stream: its state, its clock, and the buffers that the driver has queued for it.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use vhost_device_common::chain::{Chain, ChainError};
+use vhost_device_common::statistics::Outcome;
+use vhost_device_common::warn_limited;
+use zerocopy::IntoBytes;
+use zerocopy::little_endian::U32;
+
+use crate::backend::{Pace, Port};
+use crate::clock::Clock;
+use crate::gain;
+use crate::lifecycle::{Command, State};
+use crate::profile::{Params, Profile};
+use crate::protocol::{Direction, PCM_STATUS_SIZE, PcmStatus, SetParams, Status};
+use crate::request_type;
+
+/// Bytes that are copied at a time.
+const PIECE: usize = 32 << 10;
+/// How long a stream at the guest's pace waits for the guest to queue a buffer before it finishes the next one.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// A buffer of the guest.
+struct Buffer {
+    chain: Chain,
+    /// Position in its queue, for all streams of the queue.
+    sequence: u64,
+    /// Bytes that were played or recorded.
+    moved: u32,
+    /// Bytes that are left, in whole frames.
+    left: u64,
+    failed: bool,
+}
+
+/// A buffer whose request is to be completed.
+pub struct Finished {
+    /// The request.
+    pub chain: Chain,
+    /// Bytes that the device wrote.
+    pub written: u32,
+    /// For statistics.
+    pub outcome: Outcome,
+}
+
+/// One stream.
+pub struct Stream {
+    profile: Profile,
+    port: Box<dyn Port>,
+    /// Factor of the volume, or `None` for 0 dB.
+    factor: Option<f64>,
+    state: State,
+    params: Option<Params>,
+    buffers: VecDeque<Buffer>,
+    /// Whether the queue of the buffers runs and is enabled.
+    is_active: bool,
+    /// Runs while the stream runs and its queue does.
+    clock: Option<Clock>,
+    /// At the guest's pace: when to finish the next buffer even if the guest queues none.
+    overdue: Option<Instant>,
+    /// The last period lacked a buffer.
+    in_xrun: bool,
+    /// Bytes that were moved of a buffer that was put back into its ring. The first buffer begins there.
+    resume_at: u32,
+    piece: Vec<u8>,
+    /// Frames that were played or recorded.
+    frames: u64,
+    /// Underruns or overruns.
+    xruns: u64,
+}
+
+/// What is saved of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct SavedStream {
+    state: State,
+    params: Option<Params>,
+    resume_at: u32,
+}
+
+impl Stream {
+    /// Creates a stream whose sound goes to, or comes from, `port`.
+    pub fn new(profile: Profile, port: Box<dyn Port>) -> Self {
+        Self {
+            profile,
+            port,
+            factor: None,
+            state: State::default(),
+            params: None,
+            buffers: VecDeque::new(),
+            is_active: false,
+            clock: None,
+            overdue: None,
+            in_xrun: false,
+            resume_at: 0,
+            piece: Vec::new(),
+            frames: 0,
+            xruns: 0,
+        }
+    }
+
+    /// Returns what the stream offers.
+    pub fn profile(&self) -> &Profile {
+        &self.profile
+    }
+
+    /// Returns the direction.
+    pub fn direction(&self) -> Direction {
+        self.profile.direction
+    }
+
+    /// Sets the factor of the volume, `None` for 0 dB.
+    pub fn set_factor(&mut self, factor: Option<f64>) {
+        self.factor = factor;
+    }
+
+    /// Discards all state of the driver.
+    pub fn reset(&mut self) {
+        self.port.stop();
+        self.state = State::default();
+        self.params = None;
+        self.buffers.clear();
+        self.in_xrun = false;
+        self.resume_at = 0;
+        self.pause();
+    }
+
+    /// Carries out a command. `params` are those of SET_PARAMS. Buffers that the command discards are added to `finished`.
+    ///
+    /// # Errors
+    /// The command is not possible in this state, or not supported.
+    pub fn command(
+        &mut self,
+        command: Command,
+        params: Option<&SetParams>,
+        now: Instant,
+        finished: &mut Vec<Finished>,
+    ) -> Result<(), Status> {
+        let next = self.state.after(command).ok_or(Status::BadMessage)?;
+        if let Some(params) = params {
+            let params = self.profile.choose(params)?;
+            self.port.set_params(&params)?;
+            self.params = Some(params);
+        }
+        self.state = next;
+        match command {
+            Command::SetParams => self.flush(finished),
+            Command::Prepare => {
+                self.in_xrun = false;
+                self.resume_at = 0;
+            }
+            Command::Start => self.resume(now, finished),
+            Command::Stop => {
+                self.pause();
+                self.port.stop();
+            }
+            Command::Release => {
+                self.flush(finished);
+                self.port.stop();
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes whether the queue of the buffers runs and is enabled.
+    pub fn set_active(&mut self, is_active: bool, now: Instant, finished: &mut Vec<Finished>) {
+        self.is_active = is_active;
+        match is_active {
+            true => self.resume(now, finished),
+            false => self.pause(),
+        }
+    }
+
+    /// Starts the clock if the stream runs. It begins with a whole period.
+    fn resume(&mut self, now: Instant, finished: &mut Vec<Finished>) {
+        if let (State::Running, Some(params), true) = (self.state, self.params, self.is_active) {
+            self.clock = Some(Clock::new(now, params.rate, params.period_frames()));
+            if self.port.pace() == Pace::Guest {
+                self.finish_next(now, finished);
+            }
+        }
+    }
+
+    fn pause(&mut self) {
+        self.clock = None;
+        self.overdue = None;
+    }
+
+    /// Takes a buffer whose header was read and whose status was split off. `sequence` is its position in its queue. If it cannot be
+    /// used, it is added to `finished`.
+    pub fn take(
+        &mut self,
+        chain: Chain,
+        sequence: u64,
+        now: Instant,
+        finished: &mut Vec<Finished>,
+    ) {
+        let params = self.params.filter(|_| self.state.takes_buffers());
+        let Some(params) = params else {
+            return finished.push(self.refuse(chain, Status::IoError));
+        };
+        if let Err(error) = chain.check() {
+            warn_limited(format_args!("invalid buffer of a stream: {error}"));
+            return finished.push(self.refuse(chain, Status::IoError));
+        }
+        let length = match self.direction() {
+            Direction::Output => chain.readable_len(),
+            Direction::Input => chain.writable_len(),
+        };
+        let mut buffer = Buffer {
+            chain,
+            sequence,
+            moved: 0,
+            // The status holds a number of 32 bits.
+            left: params.whole_frames(length.min(u32::MAX.into())),
+            failed: false,
+        };
+        let moved = std::mem::take(&mut self.resume_at);
+        if moved > 0 && u64::from(moved) < buffer.left {
+            let skipped = match self.direction() {
+                Direction::Output => buffer.chain.skip_readable(moved.into()),
+                Direction::Input => buffer.chain.skip_writable(moved.into()),
+            };
+            if skipped.is_ok() {
+                buffer.left -= u64::from(moved);
+                buffer.moved = moved;
+            }
+        }
+        if buffer.left == 0 {
+            return finished.push(self.finish(buffer));
+        }
+        self.buffers.push_back(buffer);
+        if self.clock.is_some() && self.port.pace() == Pace::Guest {
+            self.finish_next(now, finished);
+        }
+    }
+
+    /// Completes a request whose buffer is not used.
+    pub fn refuse(&self, chain: Chain, status: Status) -> Finished {
+        complete(chain, self.direction(), status, 0)
+    }
+
+    /// Completes all queued buffers.
+    fn flush(&mut self, finished: &mut Vec<Finished>) {
+        self.pause();
+        self.resume_at = 0;
+        while let Some(buffer) = self.buffers.pop_front() {
+            finished.push(self.finish(buffer));
+        }
+    }
+
+    fn finish(&self, buffer: Buffer) -> Finished {
+        let status = match buffer.failed {
+            true => Status::IoError,
+            false => Status::Ok,
+        };
+        complete(buffer.chain, self.direction(), status, buffer.moved)
+    }
+
+    /// Returns the positions of all queued buffers in their queue.
+    pub fn sequences(&self) -> impl Iterator<Item = u64> {
+        self.buffers.iter().map(|buffer| buffer.sequence)
+    }
+
+    /// Returns the requests of the queued buffers from position `first` on, with their positions, to be put back into their ring. Those
+    /// before are added to `finished`.
+    pub fn take_back(
+        &mut self,
+        first: u64,
+        finished: &mut Vec<Finished>,
+    ) -> impl Iterator<Item = (u64, Chain)> {
+        while self
+            .buffers
+            .front()
+            .is_some_and(|buffer| buffer.sequence < first)
+            && let Some(buffer) = self.buffers.pop_front()
+        {
+            finished.push(self.finish(buffer));
+        }
+        self.resume_at = self.buffers.front().map_or(0, |buffer| buffer.moved);
+        let buffers = self.buffers.drain(..);
+        buffers.map(|buffer| (buffer.sequence, buffer.chain))
+    }
+
+    /// Returns when to call [`Stream::tick`] next, if the stream runs.
+    pub fn next_tick(&self, now: Instant) -> Option<Instant> {
+        match self.port.pace() {
+            Pace::Clock => self.clock.map(|clock| clock.next(now)),
+            Pace::Guest => self.overdue,
+        }
+    }
+
+    /// Moves the frames of the periods that have elapsed. Returns whether an underrun or overrun begins that the
+    /// driver wants to know of.
+    pub fn tick(&mut self, now: Instant, finished: &mut Vec<Finished>) -> bool {
+        let (Some(params), Some(clock)) = (self.params, &mut self.clock) else {
+            return false;
+        };
+        if self.port.pace() == Pace::Guest {
+            if self.overdue.is_some_and(|time| time <= now) {
+                self.finish_next(now, finished);
+            }
+            return false;
+        }
+        let due = clock.elapse(now).saturating_mul(params.period_bytes.into());
+        let missing = due.saturating_sub(self.advance(due, finished));
+        if missing == 0 {
+            // Without an elapsed period nothing is known.
+            self.in_xrun &= due == 0;
+            return false;
+        }
+        match self.direction() {
+            Direction::Output => self.port.pad(missing),
+            Direction::Input => self.port.skip(missing),
+        }
+        let begins = !std::mem::replace(&mut self.in_xrun, true);
+        self.xruns += u64::from(begins);
+        begins && params.xruns
+    }
+
+    /// Finishes the next buffer of a stream at the guest's pace. Never all at once: Linux computes the position from finished buffers, modulo the size of all,
+    /// and would notice nothing.
+    fn finish_next(&mut self, now: Instant, finished: &mut Vec<Finished>) {
+        let next = self.buffers.front().map_or(0, |buffer| buffer.left);
+        self.advance(next, finished);
+        self.overdue = (!self.buffers.is_empty()).then(|| now + PATIENCE);
+    }
+
+    /// Moves up to `due` bytes between the buffers and the port. Returns how many it has moved.
+    fn advance(&mut self, due: u64, finished: &mut Vec<Finished>) -> u64 {
+        let Some(params) = self.params else {
+            return 0;
+        };
+        let most = params.whole_frames(PIECE as u64);
+        let mut moved = 0;
+        while moved < due
+            && let Some(buffer) = self.buffers.front_mut()
+        {
+            let length = (due - moved).min(buffer.left).min(most);
+            self.piece.resize(length as usize, 0);
+            let outcome = match self.profile.direction {
+                Direction::Output => play(&mut buffer.chain, &mut self.piece, |bytes| {
+                    scale(&params, bytes, self.factor);
+                    self.port.play(bytes)
+                }),
+                Direction::Input => {
+                    let recorded = self.port.record(&mut self.piece);
+                    if recorded.is_err() {
+                        self.piece.fill(params.format.silence());
+                    }
+                    scale(&params, &mut self.piece, self.factor);
+                    buffer.chain.write(&self.piece).map(|()| recorded)
+                }
+            };
+            match outcome {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    warn_limited(format_args!(
+                        "{} failed: {error}; sound is lost",
+                        self.profile.direction.name()
+                    ));
+                    buffer.failed = true;
+                }
+                // The memory was checked when the buffer was taken.
+                Err(error) => {
+                    warn_limited(format_args!("invalid buffer of a stream: {error}"));
+                    buffer.failed = true;
+                }
+            }
+            moved += length;
+            buffer.moved = buffer.moved.saturating_add(length as u32);
+            buffer.left -= length;
+            if buffer.left == 0
+                && let Some(buffer) = self.buffers.pop_front()
+            {
+                finished.push(self.finish(buffer));
+            }
+        }
+        let frame = u64::from(params.frame_bytes());
+        self.frames += moved.checked_div(frame).unwrap_or(0);
+        moved
+    }
+
+    /// Returns what another process needs to continue.
+    pub fn save(&self) -> SavedStream {
+        SavedStream {
+            state: self.state,
+            params: self.params,
+            resume_at: self.resume_at,
+        }
+    }
+
+    /// Returns whether the stream can have this state.
+    pub fn accepts(&self, saved: &SavedStream) -> bool {
+        match &saved.params {
+            Some(params) => self.profile.check(params).is_ok(),
+            None => saved.state == State::Reset,
+        }
+    }
+
+    /// Continues from a state that [`Stream::accepts`].
+    ///
+    /// # Errors
+    /// The port does not support the parameters.
+    pub fn load(&mut self, saved: SavedStream) -> Result<(), Status> {
+        self.reset();
+        if let Some(params) = &saved.params {
+            self.port.set_params(params)?;
+        }
+        self.state = saved.state;
+        self.params = saved.params;
+        self.resume_at = saved.resume_at;
+        Ok(())
+    }
+
+    /// Returns the state for people and programs.
+    pub fn report(&self) -> Value {
+        let params = self.params.map(|params| {
+            json!({
+                "format": params.format.name(),
+                "channels": params.channels,
+                "rate": params.rate,
+                "period-frames": params.period_frames(),
+                "buffer-frames": params.buffer_bytes.checked_div(params.frame_bytes()),
+            })
+        });
+        json!({
+            "direction": self.direction().name(),
+            "state": self.state.name(),
+            "params": params,
+            "buffers": self.buffers.len(),
+            "frames": self.frames,
+            "xruns": self.xruns,
+        })
+    }
+}
+
+/// Reads whole frames from a request, and plays them.
+fn play(
+    chain: &mut Chain,
+    piece: &mut [u8],
+    play: impl FnOnce(&mut [u8]) -> std::io::Result<()>,
+) -> Result<std::io::Result<()>, ChainError> {
+    chain.read(piece)?;
+    Ok(play(piece))
+}
+
+fn scale(params: &Params, bytes: &mut [u8], factor: Option<f64>) {
+    if let Some(factor) = factor {
+        gain::apply(params.format, bytes, factor);
+    }
+}
+
+/// Writes the status of a buffer. `moved` are the bytes that were played or recorded.
+pub fn complete(mut chain: Chain, direction: Direction, status: Status, moved: u32) -> Finished {
+    let bytes = PcmStatus {
+        status: U32::new(status.number()),
+        latency_bytes: U32::new(0),
+    };
+    let recorded = match direction {
+        Direction::Output => 0,
+        Direction::Input => moved,
+    };
+    let written = match chain.write_tail(bytes.as_bytes()) {
+        Ok(()) => recorded.saturating_add(PCM_STATUS_SIZE),
+        // The buffer has no room for a status.
+        Err(_) => 0,
+    };
+    Finished {
+        chain,
+        written,
+        outcome: Outcome {
+            request: match direction {
+                Direction::Output => request_type::PLAYBACK,
+                Direction::Input => request_type::CAPTURE,
+            },
+            bytes: moved.into(),
+            failed: status != Status::Ok,
+        },
+    }
+}
