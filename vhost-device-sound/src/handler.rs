@@ -116,6 +116,7 @@ impl SoundHandler {
         direction: Direction,
         now: Instant,
     ) {
+        self.complete_done_of(queue);
         let mut finished = Vec::new();
         while let Some(chain) = queue.take() {
             match queue.is_stopping() {
@@ -129,6 +130,13 @@ impl SoundHandler {
             }
             complete_all(queue, finished.drain(..));
         }
+    }
+
+    /// Completes the buffers of one queue that are done. Others that follow them may be completed then.
+    fn complete_done_of(&mut self, queue: &mut Queue) {
+        let index = queue.index();
+        let done = self.done.extract_if(.., |(queue, _)| *queue == index);
+        complete_all(queue, done.map(|(_, finished)| finished));
     }
 
     /// Completes the buffers that are done, then the requests that wait for that.
@@ -250,6 +258,7 @@ impl QueueHandler for SoundHandler {
         let now = Instant::now();
         let card = Arc::clone(&self.card);
         let card = &mut *lock(&card);
+        self.complete_done_of(queue);
         let mut finished = Vec::new();
         for stream in card.streams_of(direction) {
             stream.set_active(enabled, now, &mut finished);
@@ -267,11 +276,7 @@ impl QueueHandler for SoundHandler {
         let now = Instant::now();
         let card = Arc::clone(&self.card);
         let card = &mut *lock(&card);
-        let index = queue.index();
-        let (done, others) = self.done.drain(..).partition(|(queue, _)| *queue == index);
-        self.done = others;
-        let done: Vec<_> = done;
-        complete_all(queue, done.into_iter().map(|(_, finished)| finished));
+        self.complete_done_of(queue);
         let mut finished = Vec::new();
         for stream in card.streams_of(direction) {
             stream.set_active(false, now, &mut finished);
