@@ -202,7 +202,7 @@ impl Card {
             Some(stream) if has_status && stream.direction() == direction => {
                 stream.take(chain, taken, now, finished);
             }
-            _ => finished.push(stream::complete(chain, direction, Status::IoError, 0)),
+            _ => finished.push(stream::complete(chain, direction, Status::IoError, 0, 0)),
         }
     }
 
@@ -234,7 +234,12 @@ impl Card {
 
     /// Returns the requests of all buffers of a queue that stops, the one taken last first, to be put back into the ring. Only those can
     /// be that no completed request follows; the others are added to `finished`.
-    pub fn take_back(&mut self, direction: Direction, finished: &mut Vec<Finished>) -> Vec<Chain> {
+    pub fn take_back(
+        &mut self,
+        direction: Direction,
+        now: Instant,
+        finished: &mut Vec<Finished>,
+    ) -> Vec<Chain> {
         let mut first = 1 + match direction {
             Direction::Output => self.taken[0],
             Direction::Input => self.taken[1],
@@ -250,7 +255,7 @@ impl Card {
         }
         let mut chains = Vec::new();
         for stream in self.streams_of(direction) {
-            chains.extend(stream.take_back(first, finished));
+            chains.extend(stream.take_back(first, now, finished));
         }
         chains.sort_unstable_by_key(|(sequence, _)| std::cmp::Reverse(*sequence));
         chains.into_iter().map(|(_, chain)| chain).collect()

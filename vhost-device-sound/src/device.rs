@@ -14,7 +14,7 @@ use vhost_device_common::device::{
 use vhost_device_common::state;
 use vhost_device_common::worker::Timer;
 
-use crate::backend;
+use crate::backend::{self, Ports, Pulse};
 use crate::card::{Card, Saved};
 use crate::elements;
 use crate::handler::{SoundHandler, lock};
@@ -31,7 +31,8 @@ pub struct Sound {
     card: Arc<Mutex<Card>>,
     /// Wakes the thread of the queues up.
     wake: Arc<Timer>,
-    options: Options,
+    client: Option<Arc<Mutex<Pulse>>>,
+    needs: Needs,
 }
 
 impl Device for Sound {
@@ -101,7 +102,11 @@ impl Device for Sound {
                 profiles.len()
             )));
         }
-        let ports = backend::open(&options, &mut profiles)?;
+        let Ports {
+            ports,
+            client,
+            needs,
+        } = backend::open(&options, &mut profiles)?;
         let streams = profiles.into_iter().zip(ports);
         let streams = streams.map(|(profile, port)| Stream::new(profile, port));
         let wake =
@@ -109,7 +114,8 @@ impl Device for Sound {
         Ok(Self {
             card: Arc::new(Mutex::new(Card::new(streams.collect(), options.controls))),
             wake: Arc::new(wake),
-            options,
+            client,
+            needs,
         })
     }
 
@@ -134,7 +140,12 @@ impl Device for Sound {
     }
 
     fn handler(&self, _thread: u16, watcher: Watcher) -> io::Result<SoundHandler> {
-        SoundHandler::new(Arc::clone(&self.card), Arc::clone(&self.wake), &watcher)
+        SoundHandler::new(
+            Arc::clone(&self.card),
+            Arc::clone(&self.wake),
+            self.client.clone(),
+            &watcher,
+        )
     }
 
     fn new_driver(&self) {
@@ -145,7 +156,7 @@ impl Device for Sound {
         Needs {
             // To wake the thread of the queues up.
             control: vec![Call::new(libc::SYS_timerfd_settime)],
-            ..backend::needs(&self.options)
+            ..self.needs.clone()
         }
     }
 

@@ -11,6 +11,7 @@ use vhost_device_common::statistics::Outcome;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Queue, Queues, Readiness, Timer, Watcher};
 
+use crate::backend::Pulse;
 use crate::card::Card;
 use crate::control::{self, Answer};
 use crate::protocol::{CONTROL_QUEUE, Direction, EVENT_QUEUE, Event, Status, TX_QUEUE};
@@ -20,6 +21,8 @@ use crate::stream::Finished;
 /// Tokens of the timers.
 const TICK: u32 = 0;
 const WAKE: u32 = 1;
+/// Token of the socket of the sound server.
+const CLIENT: u32 = 2;
 
 /// How often the reply to RELEASE waits for buffers that the driver made available before the request.
 const RELEASE_ROUNDS: u32 = 4;
@@ -50,6 +53,8 @@ pub struct SoundHandler {
     armed: Option<Instant>,
     /// Expires when something is to be done with several queues: `done`, `releases`, or events.
     wake: Arc<Timer>,
+    /// The client of the sound server.
+    client: Option<Arc<Mutex<Pulse>>>,
     /// Buffers to be completed, with the index of their queue.
     done: Vec<(u16, Finished)>,
     releases: Vec<Release>,
@@ -60,15 +65,24 @@ impl SoundHandler {
     ///
     /// # Errors
     /// The limit of open files is reached.
-    pub fn new(card: Arc<Mutex<Card>>, wake: Arc<Timer>, watcher: &Watcher) -> io::Result<Self> {
+    pub fn new(
+        card: Arc<Mutex<Card>>,
+        wake: Arc<Timer>,
+        client: Option<Arc<Mutex<Pulse>>>,
+        watcher: &Watcher,
+    ) -> io::Result<Self> {
         let tick = Timer::new()?;
         watcher.add(&tick, Readiness::READABLE, TICK)?;
         watcher.add(&*wake, Readiness::READABLE, WAKE)?;
+        if let Some(client) = &client {
+            lock(client).watch(watcher.clone(), CLIENT);
+        }
         Ok(Self {
             card,
             tick,
             armed: None,
             wake,
+            client,
             done: Vec::new(),
             releases: Vec::new(),
         })
@@ -76,7 +90,9 @@ impl SoundHandler {
 
     /// Sets the timer for the next period.
     fn arm(&mut self, card: &Card, now: Instant) {
-        let next = card.next_tick(now);
+        let client = self.client.as_ref();
+        let client = client.and_then(|client| lock(client).next_tick());
+        let next = card.next_tick(now).into_iter().chain(client).min();
         if next.is_some() && next != self.armed {
             self.armed = next;
             let time = next.map_or(Duration::ZERO, |next| next.saturating_duration_since(now));
@@ -124,7 +140,7 @@ impl SoundHandler {
                 true => {
                     let mut chain = chain;
                     let _ = chain.split_tail(crate::protocol::PCM_STATUS_SIZE.into());
-                    finished.push(crate::stream::complete(chain, direction, Status::Ok, 0));
+                    finished.push(crate::stream::complete(chain, direction, Status::Ok, 0, 0));
                 }
                 false => card.take(direction, chain, now, &mut finished),
             }
@@ -219,6 +235,14 @@ fn send_events(card: &mut Card, queue: &mut Queue) {
     }
 }
 
+impl Drop for SoundHandler {
+    fn drop(&mut self) {
+        if let Some(client) = &self.client {
+            lock(client).unwatch();
+        }
+    }
+}
+
 impl QueueHandler for SoundHandler {
     fn process(&mut self, queue: &mut Queue) {
         let now = Instant::now();
@@ -239,6 +263,16 @@ impl QueueHandler for SoundHandler {
         let card = &mut *lock(&card);
         if token == TICK {
             self.armed = None;
+        }
+        if let Some(client) = &self.client {
+            let client = &mut *lock(client);
+            match token {
+                TICK => client.tick(now),
+                CLIENT => client.ready(now),
+                _ => {}
+            }
+        }
+        if token != WAKE {
             card.tick(now, &mut self.done);
         }
         self.complete_done(queues);
@@ -281,7 +315,7 @@ impl QueueHandler for SoundHandler {
         for stream in card.streams_of(direction) {
             stream.set_active(false, now, &mut finished);
         }
-        let held = card.take_back(direction, &mut finished);
+        let held = card.take_back(direction, now, &mut finished);
         complete_all(queue, finished);
         for chain in held {
             queue.put_back(chain);

@@ -15,6 +15,8 @@ pub enum Backend {
     File,
     /// nowhere: discard what the guest plays, and record silence
     Null,
+    /// a PulseAudio server, or PipeWire's pipewire-pulse
+    Pulse,
 }
 
 /// The clock of streams with a file.
@@ -50,6 +52,10 @@ pub struct Options {
     /// The clock of streams, with --backend=file.
     #[arg(long, value_name = "CLOCK", value_enum, default_value_t = FileClock::Own)]
     pub file_clock: FileClock,
+
+    /// With --backend=pulse: the unix socket of the server, instead of the one that PULSE_SERVER and XDG_RUNTIME_DIR name.
+    #[arg(long, value_name = "PATH")]
+    pub pulse_server: Option<PathBuf>,
 
     /// Add a stream: `output` or `input`, then optional properties, separated by commas.
     ///

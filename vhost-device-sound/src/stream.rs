@@ -59,6 +59,8 @@ pub struct Stream {
     is_active: bool,
     /// Runs while the stream runs and its queue does.
     clock: Option<Clock>,
+    /// The pace at the last tick.
+    pace: Pace,
     /// At the guest's pace: when to finish the next buffer even if the guest queues none.
     overdue: Option<Instant>,
     /// The last period lacked a buffer.
@@ -92,6 +94,7 @@ impl Stream {
             buffers: VecDeque::new(),
             is_active: false,
             clock: None,
+            pace: Pace::Clock,
             overdue: None,
             in_xrun: false,
             resume_at: 0,
@@ -118,13 +121,15 @@ impl Stream {
 
     /// Discards all state of the driver.
     pub fn reset(&mut self) {
-        self.port.stop();
+        self.port.stop(Instant::now());
+        self.port.release(false);
         self.state = State::default();
         self.params = None;
         self.buffers.clear();
         self.in_xrun = false;
         self.resume_at = 0;
-        self.pause();
+        self.clock = None;
+        self.overdue = None;
     }
 
     /// Carries out a command. `params` are those of SET_PARAMS. Buffers that the command discards are added to `finished`.
@@ -146,19 +151,18 @@ impl Stream {
         }
         self.state = next;
         match command {
-            Command::SetParams => self.flush(finished),
+            Command::SetParams => self.flush(now, finished),
             Command::Prepare => {
                 self.in_xrun = false;
                 self.resume_at = 0;
+                self.port.prepare();
             }
             Command::Start => self.resume(now, finished),
-            Command::Stop => {
-                self.pause();
-                self.port.stop();
-            }
+            Command::Stop => self.pause(now),
             Command::Release => {
-                self.flush(finished);
-                self.port.stop();
+                let was_played = self.buffers.is_empty();
+                self.flush(now, finished);
+                self.port.release(was_played);
             }
         }
         Ok(())
@@ -169,7 +173,7 @@ impl Stream {
         self.is_active = is_active;
         match is_active {
             true => self.resume(now, finished),
-            false => self.pause(),
+            false => self.pause(now),
         }
     }
 
@@ -177,14 +181,15 @@ impl Stream {
     fn resume(&mut self, now: Instant, finished: &mut Vec<Finished>) {
         if let (State::Running, Some(params), true) = (self.state, self.params, self.is_active) {
             self.clock = Some(Clock::new(now, params.rate, params.period_frames()));
-            if self.port.pace() == Pace::Guest {
-                self.finish_next(now, finished);
-            }
+            self.port.start(now);
+            self.move_at_once(now, finished);
         }
     }
 
-    fn pause(&mut self) {
-        self.clock = None;
+    fn pause(&mut self, now: Instant) {
+        if self.clock.take().is_some() {
+            self.port.stop(now);
+        }
         self.overdue = None;
     }
 
@@ -229,34 +234,39 @@ impl Stream {
             }
         }
         if buffer.left == 0 {
-            return finished.push(self.finish(buffer));
+            return finished.push(self.finish(buffer, now));
         }
         self.buffers.push_back(buffer);
-        if self.clock.is_some() && self.port.pace() == Pace::Guest {
-            self.finish_next(now, finished);
-        }
+        self.move_at_once(now, finished);
     }
 
     /// Completes a request whose buffer is not used.
     pub fn refuse(&self, chain: Chain, status: Status) -> Finished {
-        complete(chain, self.direction(), status, 0)
+        complete(chain, self.direction(), status, 0, 0)
     }
 
     /// Completes all queued buffers.
-    fn flush(&mut self, finished: &mut Vec<Finished>) {
-        self.pause();
+    fn flush(&mut self, now: Instant, finished: &mut Vec<Finished>) {
+        self.pause(now);
         self.resume_at = 0;
         while let Some(buffer) = self.buffers.pop_front() {
-            finished.push(self.finish(buffer));
+            finished.push(self.finish(buffer, now));
         }
     }
 
-    fn finish(&self, buffer: Buffer) -> Finished {
+    fn finish(&self, buffer: Buffer, now: Instant) -> Finished {
         let status = match buffer.failed {
             true => Status::IoError,
             false => Status::Ok,
         };
-        complete(buffer.chain, self.direction(), status, buffer.moved)
+        let latency = self.port.latency(now);
+        complete(
+            buffer.chain,
+            self.direction(),
+            status,
+            buffer.moved,
+            latency,
+        )
     }
 
     /// Returns the positions of all queued buffers in their queue.
@@ -269,6 +279,7 @@ impl Stream {
     pub fn take_back(
         &mut self,
         first: u64,
+        now: Instant,
         finished: &mut Vec<Finished>,
     ) -> impl Iterator<Item = (u64, Chain)> {
         while self
@@ -277,7 +288,7 @@ impl Stream {
             .is_some_and(|buffer| buffer.sequence < first)
             && let Some(buffer) = self.buffers.pop_front()
         {
-            finished.push(self.finish(buffer));
+            finished.push(self.finish(buffer, now));
         }
         self.resume_at = self.buffers.front().map_or(0, |buffer| buffer.moved);
         let buffers = self.buffers.drain(..);
@@ -286,26 +297,62 @@ impl Stream {
 
     /// Returns when to call [`Stream::tick`] next, if the stream runs.
     pub fn next_tick(&self, now: Instant) -> Option<Instant> {
-        match self.port.pace() {
-            Pace::Clock => self.clock.map(|clock| clock.next(now)),
+        let clock = self.clock?;
+        match self.port.pace(now) {
+            Pace::Clock => Some(clock.next(now)),
             Pace::Guest => self.overdue,
+            Pace::Host => self.port.deadline(),
         }
     }
 
-    /// Moves the frames of the periods that have elapsed. Returns whether an underrun or overrun begins that the
-    /// driver wants to know of.
+    /// Moves what is due. Returns whether an underrun or overrun begins that the driver wants to know of.
     pub fn tick(&mut self, now: Instant, finished: &mut Vec<Finished>) -> bool {
         let (Some(params), Some(clock)) = (self.params, &mut self.clock) else {
             return false;
         };
-        if self.port.pace() == Pace::Guest {
-            if self.overdue.is_some_and(|time| time <= now) {
-                self.finish_next(now, finished);
-            }
-            return false;
+        let pace = self.port.pace(now);
+        if std::mem::replace(&mut self.pace, pace) != pace && pace == Pace::Clock {
+            // The host has moved the stream until now.
+            *clock = Clock::new(now, params.rate, params.period_frames());
         }
-        let due = clock.elapse(now).saturating_mul(params.period_bytes.into());
-        let missing = due.saturating_sub(self.advance(due, finished));
+        let begins = match pace {
+            Pace::Guest => {
+                if self.overdue.is_some_and(|time| time <= now) {
+                    self.finish_next(now, finished);
+                }
+                false
+            }
+            Pace::Host => {
+                self.move_at_once(now, finished);
+                self.port.take_xrun()
+            }
+            Pace::Clock => {
+                let due = clock.elapse(now).saturating_mul(params.period_bytes.into());
+                self.move_due(due, now, finished)
+            }
+        };
+        self.xruns += u64::from(begins);
+        begins && params.xruns
+    }
+
+    /// Moves what need not wait for the clock of this host.
+    fn move_at_once(&mut self, now: Instant, finished: &mut Vec<Finished>) {
+        let (Some(params), true) = (self.params, self.clock.is_some()) else {
+            return;
+        };
+        match self.port.pace(now) {
+            Pace::Clock => {}
+            Pace::Guest => self.finish_next(now, finished),
+            Pace::Host => {
+                let due = params.whole_frames(self.port.due());
+                self.advance(due, now, finished);
+            }
+        }
+    }
+
+    /// Moves the bytes of periods that have elapsed. Returns whether there begin to be too few.
+    fn move_due(&mut self, due: u64, now: Instant, finished: &mut Vec<Finished>) -> bool {
+        let missing = due.saturating_sub(self.advance(due, now, finished));
         if missing == 0 {
             // Without an elapsed period nothing is known.
             self.in_xrun &= due == 0;
@@ -315,21 +362,19 @@ impl Stream {
             Direction::Output => self.port.pad(missing),
             Direction::Input => self.port.skip(missing),
         }
-        let begins = !std::mem::replace(&mut self.in_xrun, true);
-        self.xruns += u64::from(begins);
-        begins && params.xruns
+        !std::mem::replace(&mut self.in_xrun, true)
     }
 
-    /// Finishes the next buffer of a stream at the guest's pace. Never all at once: Linux computes the position from finished buffers, modulo the size of all,
-    /// and would notice nothing.
+    /// Finishes the next buffer of a stream at the guest's pace. Never all at once: Linux computes the position from finished buffers,
+    /// modulo the size of all, and would notice nothing.
     fn finish_next(&mut self, now: Instant, finished: &mut Vec<Finished>) {
         let next = self.buffers.front().map_or(0, |buffer| buffer.left);
-        self.advance(next, finished);
+        self.advance(next, now, finished);
         self.overdue = (!self.buffers.is_empty()).then(|| now + PATIENCE);
     }
 
     /// Moves up to `due` bytes between the buffers and the port. Returns how many it has moved.
-    fn advance(&mut self, due: u64, finished: &mut Vec<Finished>) -> u64 {
+    fn advance(&mut self, due: u64, now: Instant, finished: &mut Vec<Finished>) -> u64 {
         let Some(params) = self.params else {
             return 0;
         };
@@ -375,7 +420,7 @@ impl Stream {
             if buffer.left == 0
                 && let Some(buffer) = self.buffers.pop_front()
             {
-                finished.push(self.finish(buffer));
+                finished.push(self.finish(buffer, now));
             }
         }
         let frame = u64::from(params.frame_bytes());
@@ -409,6 +454,9 @@ impl Stream {
         if let Some(params) = &saved.params {
             self.port.set_params(params)?;
         }
+        if saved.state.takes_buffers() {
+            self.port.prepare();
+        }
         self.state = saved.state;
         self.params = saved.params;
         self.resume_at = saved.resume_at;
@@ -431,6 +479,9 @@ impl Stream {
             "state": self.state.name(),
             "params": params,
             "buffers": self.buffers.len(),
+            "latency-frames": self.params.map(|params| {
+                self.port.latency(Instant::now()).checked_div(params.frame_bytes())
+            }),
             "frames": self.frames,
             "xruns": self.xruns,
         })
@@ -453,11 +504,18 @@ fn scale(params: &Params, bytes: &mut [u8], factor: Option<f64>) {
     }
 }
 
-/// Writes the status of a buffer. `moved` are the bytes that were played or recorded.
-pub fn complete(mut chain: Chain, direction: Direction, status: Status, moved: u32) -> Finished {
+/// Writes the status of a buffer. `moved` are the bytes that were played or recorded, `latency` those that are on
+/// their way.
+pub fn complete(
+    mut chain: Chain,
+    direction: Direction,
+    status: Status,
+    moved: u32,
+    latency: u32,
+) -> Finished {
     let bytes = PcmStatus {
         status: U32::new(status.number()),
-        latency_bytes: U32::new(0),
+        latency_bytes: U32::new(latency),
     };
     let recorded = match direction {
         Direction::Output => 0,

@@ -10,6 +10,8 @@ mod info;
 mod lifecycle;
 mod options;
 mod playback;
+mod pulse;
+mod server;
 mod state;
 mod stop;
 mod timing;

@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use vhost_device_common::device::{Call, StartError};
 use vhost_device_common::warn_limited;
@@ -130,7 +131,7 @@ impl Playback {
 }
 
 impl Port for Playback {
-    fn pace(&self) -> Pace {
+    fn pace(&self, _now: Instant) -> Pace {
         self.pace
     }
 
@@ -183,7 +184,7 @@ impl Port for Playback {
         Ok(())
     }
 
-    fn stop(&mut self) {
+    fn stop(&mut self, _now: Instant) {
         // Silence after the last sound is not recorded.
         self.silent = 0;
     }
@@ -263,7 +264,7 @@ impl Capture {
 }
 
 impl Port for Capture {
-    fn pace(&self) -> Pace {
+    fn pace(&self, _now: Instant) -> Pace {
         self.pace
     }
 

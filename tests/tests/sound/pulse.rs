@@ -1,0 +1,397 @@
+// SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
+//! The back-end `pulse`, with a sound server that does what the test says, and with PulseAudio.
+
+use std::time::{Duration, Instant};
+
+use vhost_device_tests::ended::assert_refused;
+use vhost_device_tests::process;
+
+use crate::server::{Manners, Server};
+use crate::{
+    CONTROL, Device, Driver, NOT_SUPP, OK, PATIENCE, PCM_INFO, PREPARE, Params, QUIET, RELEASE, RX,
+    START, STOP, TX, XRUN, assert_same, noise, words,
+};
+
+/// A server, and a device that is connected to it.
+struct Pair {
+    server: Server,
+    device: Device,
+}
+
+impl Pair {
+    fn start(manners: Manners, arguments: &[&str]) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let server = Server::start(&directory.path().join("server"), manners);
+        let mut all = vec!["--backend=pulse", "--pulse-server=DIR/server"];
+        all.extend(arguments);
+        let device = Device::start_in(directory, &all);
+        Self { server, device }
+    }
+}
+
+fn play(driver: &mut Driver, count: u32) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for tag in 0..count {
+        let period = noise(1920, tag.into());
+        driver.play(0, &period, tag);
+        bytes.extend(period);
+    }
+    bytes
+}
+
+#[test]
+fn a_server_gets_exactly_what_the_guest_plays() {
+    let pair = Pair::start(
+        Manners::Eager,
+        &["--streams=output,formats=u8+s16+s24-3+s24+s32+float"],
+    );
+    let mut driver = pair.device.connect();
+    for (number, (format, size)) in [(4, 1), (5, 2), (11, 3), (15, 4), (17, 4), (19, 4)]
+        .into_iter()
+        .enumerate()
+    {
+        let period = 480 * 2 * size;
+        let params = Params {
+            format,
+            period,
+            buffer: period * 4,
+            ..Params::USUAL
+        };
+        driver.prepare(0, &params);
+        let bytes = noise(period as usize * 30, 1);
+        let mut chunks = bytes.chunks(period as usize);
+        for chunk in chunks.by_ref().take(4) {
+            driver.play(0, chunk, 0);
+        }
+        driver.commands(&[START], 0);
+        for _ in 0..30 {
+            let done = driver.wait(TX);
+            assert_eq!((done.status, done.used), (OK, 8));
+            if let Some(chunk) = chunks.next() {
+                driver.play(0, chunk, 0);
+            }
+        }
+        driver.commands(&[STOP, RELEASE], 0);
+        let stream = pair.server.wait(number as u32, |stream| stream.is_deleted);
+        assert_same(&stream.played, &bytes);
+        assert_eq!((stream.spec.channels, stream.spec.sample_rate), (2, 48_000));
+        assert_eq!(stream.spec.format.bytes_per_sample() as u32, size);
+        assert!(
+            stream.was_drained,
+            "the end of the sound is still to be heard"
+        );
+    }
+}
+
+#[test]
+fn the_server_is_the_clock() {
+    let pair = Pair::start(Manners::Told, &[]);
+    let mut driver = pair.device.connect();
+    driver.prepare(0, &Params::USUAL);
+    let bytes = play(&mut driver, 20);
+    driver.commands(&[START], 0);
+    pair.server.wait(0, |stream| !stream.is_corked);
+    // Nothing was asked for.
+    driver.assert_quiet(TX);
+    pair.server.ask(0, 1920);
+    assert_eq!(driver.wait(TX).tag, 0);
+    driver.assert_quiet(TX);
+    // A buffer is finished when its last byte was asked for.
+    pair.server.ask(0, 1916);
+    driver.assert_quiet(TX);
+    pair.server.ask(0, 4);
+    assert_eq!(driver.wait(TX).tag, 1);
+    pair.server.ask(0, 1920 * 3);
+    for tag in 2..5 {
+        assert_eq!(driver.wait(TX).tag, tag);
+    }
+    assert_eq!(driver.take(TX), None);
+    // A stop keeps what the server has.
+    driver.commands(&[STOP], 0);
+    let stream = pair.server.wait(0, |stream| stream.is_corked);
+    assert_same(&stream.played, &bytes[..1920 * 5]);
+    driver.commands(&[START], 0);
+    pair.server.wait(0, |stream| !stream.is_corked);
+    pair.server.ask(0, 1920);
+    assert_eq!(driver.wait(TX).tag, 5);
+    // The guest gives up what it has queued: nothing is left to be heard.
+    driver.commands(&[STOP, RELEASE], 0);
+    let stream = pair.server.wait(0, |stream| stream.is_deleted);
+    assert!(!stream.was_drained);
+}
+
+#[test]
+fn the_guest_records_exactly_what_the_server_sends() {
+    let pair = Pair::start(Manners::Told, &["--streams=input"]);
+    let mut driver = pair.device.connect();
+    driver.prepare(0, &Params::USUAL);
+    for tag in 0..30 {
+        driver.record(0, 1920, tag);
+    }
+    driver.commands(&[START], 0);
+    let stream = pair.server.wait(0, |stream| !stream.is_corked);
+    assert_eq!((stream.is_record, stream.target), (true, 1920));
+    let sound = noise(1920 * 30, 7);
+    // In pieces of any size.
+    for piece in sound.chunks(1000) {
+        pair.server.record(0, piece);
+    }
+    let mut recorded = Vec::new();
+    for tag in 0..30 {
+        let done = driver.wait(RX);
+        assert_eq!((done.tag, done.status, done.used), (tag, OK, 1928));
+        recorded.extend(done.data);
+    }
+    assert_same(&recorded, &sound);
+}
+
+#[test]
+fn an_overrun_drops_the_oldest_sound_once() {
+    let pair = Pair::start(Manners::Told, &["--streams=input"]);
+    let mut driver = pair.device.connect();
+    driver.listen(4);
+    driver.prepare(0, &Params::USUAL);
+    driver.commands(&[START], 0);
+    pair.server.wait(0, |stream| !stream.is_corked);
+    let sound = noise(1920 * 20, 7);
+    pair.server.record(0, &sound);
+    assert_eq!(driver.event(), (XRUN, 0));
+    for tag in 0..8 {
+        driver.record(0, 1920, tag);
+    }
+    let mut recorded = Vec::new();
+    for _ in 0..8 {
+        recorded.extend(driver.wait(RX).data);
+    }
+    assert_same(&recorded, &sound[1920 * 12..]);
+    assert_eq!(driver.take_event(), None);
+}
+
+#[test]
+fn an_underrun_of_the_server_is_an_event() {
+    let pair = Pair::start(Manners::Told, &[]);
+    let mut driver = pair.device.connect();
+    driver.listen(4);
+    driver.prepare(0, &Params::USUAL);
+    play(&mut driver, 1);
+    driver.commands(&[START], 0);
+    pair.server.wait(0, |stream| !stream.is_corked);
+    pair.server.ask(0, 3840);
+    driver.wait(TX);
+    driver.assert_quiet(TX);
+    assert_eq!(driver.take_event(), None, "the server still has sound");
+    pair.server.underflow(0);
+    assert_eq!(driver.event(), (XRUN, 0));
+    // What was asked for is sent when it is there.
+    driver.play(0, &noise(1920, 9), 9);
+    assert_eq!(driver.wait(TX).tag, 9);
+}
+
+#[test]
+fn the_latency_is_that_of_the_server() {
+    let pair = Pair::start(Manners::Told, &[]);
+    pair.server.set_latency(Duration::from_millis(40));
+    let mut driver = pair.device.connect();
+    driver.prepare(0, &Params::USUAL);
+    play(&mut driver, 10);
+    driver.commands(&[START], 0);
+    pair.server.wait(0, |stream| !stream.is_corked);
+    let deadline = Instant::now() + PATIENCE;
+    while pair.server.latencies_asked() == 0 {
+        assert!(Instant::now() < deadline);
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let asked = Instant::now();
+    std::thread::sleep(Duration::from_millis(5));
+    pair.server.ask(0, 1920);
+    let done = driver.wait(TX);
+    // 40 ms of the device, 10 ms in the server's buffer, and the 10 ms that were just sent, without the time since then.
+    let second = 192_000;
+    let since = (asked.elapsed() + Duration::from_millis(5)).as_millis() as u32 * second / 1000;
+    let all = 60 * second / 1000;
+    assert!(done.latency <= all, "{}", done.latency);
+    assert!(
+        done.latency + since >= all - 4 * second / 1000,
+        "{} {since}",
+        done.latency
+    );
+    assert_eq!(done.latency % 4, 0);
+}
+
+/// The guest notices nothing but silence, and hears the server again when it is back.
+#[test]
+fn a_stream_goes_on_without_its_server() {
+    let Pair { server, device } = Pair::start(Manners::Eager, &[]);
+    let mut driver = device.connect();
+    driver.prepare(0, &Params::USUAL);
+    play(&mut driver, 20);
+    driver.commands(&[START], 0);
+    server.wait(0, |stream| stream.played.len() == 1920 * 20);
+    for _ in 0..20 {
+        driver.wait(TX);
+    }
+    drop(server);
+    play(&mut driver, 30);
+    let begin = Instant::now();
+    for tag in 0..30 {
+        let done = driver.wait(TX);
+        assert_eq!((done.tag, done.status), (tag, OK));
+    }
+    assert!(
+        begin.elapsed() >= Params::PERIOD * 25,
+        "{:?}",
+        begin.elapsed()
+    );
+    // All commands work meanwhile.
+    driver.commands(&[STOP, RELEASE], 0);
+    driver.prepare(0, &Params::USUAL);
+    play(&mut driver, 4);
+    driver.commands(&[START], 0);
+    driver.wait(TX);
+    let server = Server::start(&device.path("server"), Manners::Eager);
+    let stream = server.wait(0, |stream| !stream.is_corked);
+    assert!(stream.played.is_empty());
+    driver.play(0, &noise(1920, 77), 77);
+    server.wait(0, |stream| stream.played.ends_with(&noise(1920, 77)));
+    let log = device.program.stderr();
+    assert!(
+        log.contains("the connection to the sound server has ended"),
+        "{log}"
+    );
+    assert!(
+        log.matches("connected to the sound server at").count() == 2,
+        "{log}"
+    );
+}
+
+#[test]
+fn a_server_that_does_not_move_a_stream_does_not_hold_the_guest() {
+    for manners in [Manners::Told, Manners::Silent, Manners::Refusing] {
+        let pair = Pair::start(manners, &[]);
+        let mut driver = pair.device.connect();
+        let begin = Instant::now();
+        driver.prepare(0, &Params::USUAL);
+        driver.prepare(1, &Params::USUAL);
+        play(&mut driver, 20);
+        for tag in 0..20 {
+            driver.record(1, 1920, tag);
+        }
+        driver.commands(&[START], 0);
+        driver.commands(&[START], 1);
+        assert!(begin.elapsed() < Duration::from_secs(1));
+        for queue in [TX, RX] {
+            for tag in 0..20 {
+                let done = driver.wait(queue);
+                assert_eq!((done.tag, done.status), (tag, OK), "{manners:?}");
+            }
+        }
+        assert!(begin.elapsed() >= Params::PERIOD * 20);
+        let begin = Instant::now();
+        for stream in [0, 1] {
+            driver.commands(&[STOP, RELEASE, PREPARE, RELEASE], stream);
+        }
+        assert!(begin.elapsed() < Duration::from_secs(1));
+        driver.front_end.stop(CONTROL).unwrap();
+    }
+}
+
+#[test]
+fn a_stream_that_the_server_ends_goes_on_in_silence() {
+    let pair = Pair::start(Manners::Told, &[]);
+    let mut driver = pair.device.connect();
+    driver.prepare(0, &Params::USUAL);
+    play(&mut driver, 10);
+    driver.commands(&[START], 0);
+    pair.server.wait(0, |stream| !stream.is_corked);
+    pair.server.kill(0);
+    for tag in 0..10 {
+        assert_eq!(driver.wait(TX).tag, tag);
+    }
+    driver.commands(&[STOP, RELEASE, PREPARE], 0);
+    pair.server.wait(1, |stream| stream.is_corked);
+}
+
+#[test]
+fn a_server_that_sends_nonsense_is_left() {
+    let pair = Pair::start(Manners::Told, &[]);
+    let mut driver = pair.device.connect();
+    driver.prepare(0, &Params::USUAL);
+    driver.prepare(1, &Params::USUAL);
+    let mut random = fastrand::Rng::with_seed(5);
+    let mut head = |length: u32, channel: u32| {
+        let mut bytes = length.to_be_bytes().to_vec();
+        bytes.extend(channel.to_be_bytes());
+        bytes.extend([0; 12]);
+        bytes.extend((0..length.min(4096)).map(|_| random.u8(..)));
+        bytes
+    };
+    for bytes in [
+        vec![0xff; 100],
+        head(u32::MAX, 0),
+        head(100, u32::MAX),
+        head(0, u32::MAX),
+        head(4096, 1),
+        head(3, 1),
+        head(1 << 21, 1),
+        vec![0; 19],
+    ] {
+        pair.server.send_raw(&bytes);
+        std::thread::sleep(Duration::from_millis(20));
+        driver.assert_alive();
+    }
+    play(&mut driver, 4);
+    driver.record(1, 1920, 0);
+    driver.commands(&[START], 0);
+    driver.commands(&[START], 1);
+    for queue in [TX, RX] {
+        assert_eq!(driver.wait(queue).tag, 0);
+    }
+    std::thread::sleep(QUIET);
+}
+
+#[test]
+fn streams_offer_what_the_server_has() {
+    let pair = Pair::start(
+        Manners::Told,
+        &["--streams=output,formats=s8+s16+float64", "--streams=input"],
+    );
+    let mut driver = pair.device.connect();
+    let (_, info) = driver.request(&words(&[PCM_INFO, 0, 1, 32]), 36);
+    assert_eq!(info[8..16], (1u64 << 5).to_le_bytes());
+    let wrong = Params {
+        format: 3,
+        ..Params::USUAL
+    };
+    assert_eq!(driver.status(&wrong.request(0)), NOT_SUPP);
+    assert_eq!(pair.server.count(), 0);
+}
+
+#[test]
+fn a_server_that_cannot_be_used_is_a_failure() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("server");
+    let refused = |arguments: &[&str], word: &str| {
+        let mut command = process::command("vhost-device-sound").unwrap();
+        command
+            .env_remove("RUST_LOG")
+            .env_remove("PULSE_SERVER")
+            .env("XDG_RUNTIME_DIR", directory.path())
+            .arg("--socket-path=/nonexistent/socket")
+            .arg("--backend=pulse")
+            .args(arguments);
+        assert_refused(&mut command, 1, word);
+    };
+    refused(&[], "there is no PulseAudio server");
+    let named = process::option("pulse-server", &path);
+    let named = named.to_str().unwrap();
+    refused(&[named], "No such file");
+    let server = Server::start(&path, Manners::Closed);
+    refused(&[named], "Access failure");
+    drop(server);
+    let _server = Server::start(&path, Manners::Told);
+    refused(
+        &[named, "--streams=output,formats=s8"],
+        "none of the formats",
+    );
+    refused(&[named, "--playback-file=/tmp/x"], "needs --backend=file");
+}
