@@ -30,7 +30,7 @@ pub enum Message<'a> {
     /// The command with this number failed.
     Failed(u32, String),
     /// Something has happened.
-    Event(Command),
+    Event(Box<Command>),
     /// Recorded sound of a channel.
     Sound(u32, &'a [u8]),
 }
@@ -108,14 +108,11 @@ impl Link {
         }
     }
 
-    /// Receives what has arrived, and calls `handle` with each message and the version of the protocol.
+    /// Receives what has arrived, and calls `handle` with each message.
     ///
     /// # Errors
     /// The connection is closed or broken.
-    pub fn receive(
-        &mut self,
-        mut handle: impl FnMut(Message<'_>, u16) -> io::Result<()>,
-    ) -> io::Result<()> {
+    pub fn receive(&mut self, mut handle: impl FnMut(Message<'_>)) -> io::Result<()> {
         let mut piece = [0; PIECE];
         loop {
             match recv(&self.socket, &mut piece, RecvFlags::DONTWAIT) {
@@ -131,10 +128,7 @@ impl Link {
         }
     }
 
-    fn take_messages(
-        &mut self,
-        handle: &mut impl FnMut(Message<'_>, u16) -> io::Result<()>,
-    ) -> io::Result<()> {
+    fn take_messages(&mut self, handle: &mut impl FnMut(Message<'_>)) -> io::Result<()> {
         let mut start = 0;
         while let Some(rest) = self.received.get(start..)
             && rest.len() >= DESCRIPTOR_SIZE
@@ -152,7 +146,7 @@ impl Link {
                 channel => Some(Message::Sound(channel, content)),
             };
             if let Some(message) = message {
-                handle(message, self.version)?;
+                handle(message);
             }
             start += DESCRIPTOR_SIZE + length;
         }
@@ -194,7 +188,7 @@ fn command(content: &[u8], version: u16) -> io::Result<Option<Message<'_>>> {
             Message::Reply(number, content.get(start..).unwrap_or_default())
         }
         Command::Error(error) => Message::Failed(number, error.to_string()),
-        event => Message::Event(event),
+        event => Message::Event(Box::new(event)),
     }))
 }
 

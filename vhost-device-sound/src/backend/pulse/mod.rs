@@ -425,23 +425,19 @@ impl Pulse {
             return Ok(());
         };
         let mut replies = Vec::new();
-        let received = link.receive(|message, version| {
-            match message {
-                Message::Reply(number, content) => {
-                    if let Some(question) = self.questions.remove(&number) {
-                        replies.push((question, Ok(content.to_vec())));
-                    }
-                    let _ = version;
+        let received = link.receive(|message| match message {
+            Message::Reply(number, content) => {
+                if let Some(question) = self.questions.remove(&number) {
+                    replies.push((question, Ok(content.to_vec())));
                 }
-                Message::Failed(number, error) => {
-                    if let Some(question) = self.questions.remove(&number) {
-                        replies.push((question, Err(error)));
-                    }
-                }
-                Message::Event(event) => self.note_event(event, now),
-                Message::Sound(channel, bytes) => self.note_sound(channel, bytes, now),
             }
-            Ok(())
+            Message::Failed(number, error) => {
+                if let Some(question) = self.questions.remove(&number) {
+                    replies.push((question, Err(error)));
+                }
+            }
+            Message::Event(event) => self.note_event(*event, now),
+            Message::Sound(channel, bytes) => self.note_sound(channel, bytes, now),
         });
         self.link = Some(link);
         for (question, reply) in replies {
