@@ -6,6 +6,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -56,6 +57,7 @@ impl BackEnd {
         uml::kernel::prepare().unwrap();
         let socket = work.path().join("socket");
         let mut command = command("vhost-device-sound").unwrap();
+        command.env_remove("RUST_LOG");
         let place = work.path().to_str().unwrap();
         command.args(arguments.iter().map(|text| text.replace("DIR", place)));
         command.arg(option("socket-path", &socket));
@@ -310,4 +312,135 @@ fn a_guests_mixer_sets_volumes_and_hears_of_changes() {
     assert!(master.contains("[-20.00dB] [off]"), "{master}");
     let events = back_end.text("events");
     assert!(events.contains("Master Playback Volume"), "{events}");
+}
+
+/// Two minutes of silence, during which the host's clock and the length of the file must agree.
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn two_minutes_of_sound_take_two_minutes() {
+    const SECONDS: u64 = 120;
+    let mut back_end = BackEnd::start(&["--backend=file", "--playback-file=DIR/played"]);
+    let played = back_end.path().join("played");
+    let length = move || fs::metadata(&played).map_or(0, |metadata| metadata.len());
+    let measure = std::thread::spawn(move || {
+        let wait = |bytes: u64| {
+            while length() < bytes {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            std::time::Instant::now()
+        };
+        let begin = wait(192_000);
+        wait(192_000 * (SECONDS - 1)) - begin
+    });
+    back_end.guest(&format!(
+        "dd if=/dev/zero bs=192000 count={SECONDS} 2> /dev/null | aplay -q -D hw:0,0 -t raw -f S16_LE -r 48000 -c 2"
+    ));
+    let time = measure.join().unwrap();
+    let exact = Duration::from_secs(SECONDS - 2);
+    let difference = time.abs_diff(exact);
+    let xruns = back_end.query()[0]["xruns"].as_u64().unwrap();
+    assert!(
+        xruns > 0 || difference < Duration::from_millis(100),
+        "{time:?}"
+    );
+}
+
+/// A private PipeWire with a sink that nobody hears, and with pipewire-pulse.
+struct PipeWire {
+    directory: TempDir,
+    programs: Vec<Program>,
+}
+
+impl PipeWire {
+    const SINK: &str = r#"context.objects = [ { factory = adapter args = {
+        factory.name = support.null-audio-sink
+        node.name = test-sink
+        media.class = Audio/Sink
+        object.linger = true
+        audio.position = [ FL FR ]
+        audio.rate = 48000
+    } } ]"#;
+
+    fn start() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let options = directory.path().join("config/pipewire/pipewire.conf.d");
+        fs::create_dir_all(&options).unwrap();
+        fs::write(options.join("sink.conf"), Self::SINK).unwrap();
+        let mut pipewire = Self {
+            directory,
+            programs: Vec::new(),
+        };
+        pipewire.run("pipewire", &[]);
+        pipewire.wait_for("pipewire-0");
+        pipewire.run("wireplumber", &[]);
+        pipewire.run("pipewire-pulse", &[]);
+        pipewire.wait_for("pulse/native");
+        pipewire
+    }
+
+    fn run(&mut self, program: &str, arguments: &[&str]) {
+        let directory = self.directory.path();
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env("XDG_RUNTIME_DIR", directory)
+            .env("HOME", directory)
+            .env("XDG_CONFIG_HOME", directory.join("config"))
+            .env("XDG_STATE_HOME", directory.join("state"))
+            .env("DBUS_SESSION_BUS_ADDRESS", "unix:path=/nonexistent")
+            .stdin(std::process::Stdio::null());
+        self.programs.push(Program::spawn(&mut command).unwrap());
+    }
+
+    fn wait_for(&mut self, name: &str) {
+        let path = self.directory.path().join(name);
+        let program = self.programs.last_mut().unwrap();
+        let what = "listen on its socket";
+        program
+            .wait_until(what, Duration::from_secs(20), || Ok(path.exists()))
+            .unwrap();
+    }
+}
+
+/// What a guest plays arrives at the sink of a real sound server, in stretches that are exact sample by sample; and its latency is
+/// reported.
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn a_guest_plays_to_pipewire() {
+    let mut pipewire = PipeWire::start();
+    let place = pipewire.directory.path().to_owned();
+    let recorded = place.join("recorded");
+    let server = format!("--pulse-server={}", place.join("pulse/native").display());
+    let mut back_end = BackEnd::start(&["--backend=pulse", &server]);
+    let arguments = [
+        "-P",
+        "{ stream.capture.sink=true }",
+        "--target=test-sink",
+        "--rate=48000",
+        "--channels=2",
+        "--format=s16",
+        recorded.to_str().unwrap(),
+    ];
+    pipewire.run("pw-record", &arguments);
+    // Noise without silent frames.
+    let bytes: Vec<u8> = samples("", 48_000 * 4 * 2, 2)
+        .iter()
+        .map(|byte| byte | 1)
+        .collect();
+    fs::write(back_end.path().join("seconds"), &bytes).unwrap();
+    back_end.guest(
+        "aplay -q -D hw:0,0 -t raw -f S16_LE -r 48000 -c 2 --period-size=960 --buffer-size=3840 $work/seconds",
+    );
+    assert_eq!(back_end.query()[0]["frames"], 96_000);
+    std::thread::sleep(Duration::from_millis(500));
+    drop(pipewire.programs.pop());
+    let heard = fs::read(recorded).unwrap();
+    // How much of the noise is in the record, in blocks of 10 ms at any place.
+    let blocks: std::collections::HashSet<&[u8]> = heard.windows(64).step_by(2).collect();
+    let blocks = bytes
+        .chunks(1920)
+        .filter(|block| blocks.contains(&block[..64]));
+    let found = blocks.count();
+    // A busy machine may lose some.
+    assert!(found >= 150, "{found} of 200 blocks");
 }

@@ -67,6 +67,15 @@ pub const USER_MODE_LINUX: &[Need] = &[
     ("evtest", "evtest"),
 ];
 
+/// For sound: programs for the guest, and a sound server.
+pub const SOUND: &[Need] = &[
+    ("aplay", "alsa-utils"),
+    ("pipewire", "pipewire"),
+    ("pipewire-pulse", "pipewire-pulse"),
+    ("pw-record", "pipewire-bin"),
+    ("wireplumber", "wireplumber"),
+];
+
 /// For building libFuzzer.
 pub const FUZZING: &[Need] = &[("c++", "g++")];
 
@@ -120,8 +129,11 @@ pub fn install(progress: &Progress, needs: &[Need]) -> Result<(), String> {
         return Ok(());
     }
     let release = debian_release();
-    // Packages that depend on the backports of QEMU and libdrm must come from the backports too.
-    let from_backports = |name: &&str| name.starts_with("qemu") || name.starts_with("libdrm");
+    // Packages that depend on the backports of QEMU and libdrm must come from the backports too. QEMU brings PipeWire's library.
+    let from_backports = |name: &&str| {
+        let of_backports = ["qemu", "libdrm", "pipewire"];
+        of_backports.iter().any(|start| name.starts_with(start))
+    };
     let backports = release == "bookworm" && missing.iter().any(from_backports);
     let mut install = vec!["install", "--yes", "--no-install-recommends"];
     let suite = format!("{release}-backports");

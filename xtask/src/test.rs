@@ -20,7 +20,7 @@ use self::stages::Stages;
 use self::suites::Suites;
 use crate::fuzz;
 use crate::packages::{
-    self, DISPLAY, GUEST, IMAGES, INSTALLED, LIBVIRT, PACKAGING, THREE_D, USER_MODE_LINUX,
+    self, DISPLAY, GUEST, IMAGES, INSTALLED, LIBVIRT, PACKAGING, SOUND, THREE_D, USER_MODE_LINUX,
 };
 use crate::progress::Progress;
 use crate::workspace::{cargo, target_directory};
@@ -71,6 +71,7 @@ fn prepare(progress: &Progress) -> Result<(), String> {
     )?;
     // Separately, because the backports of QEMU would bring a newer Mesa and libvirt than the release.
     packages::install(progress, THREE_D)?;
+    packages::install(progress, SOUND)?;
     // The tests of libvirt are skipped if it cannot run.
     if libvirt::obstacle().is_none() {
         packages::install(progress, LIBVIRT)?;

@@ -266,11 +266,10 @@ fn control_requests_are_answered_while_streams_run() {
     wait_for_length(&device.path("played"), 1920 * 20);
 }
 
-/// The clock of a stream is that of the host. Runs for two minutes.
+/// The clock of a stream is that of the host.
 #[test]
-#[ignore = "takes two minutes: cargo xtask test"]
-fn two_minutes_take_two_minutes() {
-    const SECONDS: u32 = 120;
+fn ten_seconds_take_ten_seconds() {
+    const SECONDS: u32 = 10;
     let device = Device::start(&[]);
     let mut driver = device.connect();
     driver.prepare(0, &Params::USUAL);
@@ -278,7 +277,7 @@ fn two_minutes_take_two_minutes() {
     let before = Instant::now();
     driver.commands(&[START], 0);
     let after = Instant::now();
-    for number in 0..SECONDS * 100 {
+    for number in 1..=SECONDS * 100 {
         driver.wait(TX);
         if number % 30 == 0 {
             play(&mut driver, 30);
