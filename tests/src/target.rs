@@ -541,6 +541,63 @@ impl Target for Scsi {
     }
 }
 
+/// `vhost-device-sound` with as many streams as it can have, asked for one of them.
+pub struct Sound;
+
+impl Sound {
+    const STREAMS: u32 = 64;
+    /// Size of the driver's structure for a stream, larger than that of the specification.
+    const ITEM: u32 = 60;
+    const PCM_INFO: u32 = 0x100;
+    const OK: u32 = 0x8000;
+    /// Size of a response that is only a status.
+    const STATUS: u32 = 4;
+}
+
+impl Target for Sound {
+    fn name(&self) -> &'static str {
+        "vhost-device-sound"
+    }
+
+    fn start_with(&self, configure: Configure<'_>) -> Running {
+        let directory = tempfile::tempdir().expect("a directory");
+        let streams = vec!["--streams=output,channels=2,formats=s16,rates=48000".into(); 64];
+        Running::start(self, directory, streams, configure)
+    }
+
+    fn claims(&self, _claim: Claim) -> bool {
+        true
+    }
+
+    fn writable_config(&self) -> (u32, usize) {
+        // The driver can only read it.
+        (0, 0)
+    }
+
+    fn request_queues(&self) -> usize {
+        // The others have events and sound.
+        1
+    }
+
+    fn request_size(&self) -> (usize, usize) {
+        (16, (Self::STATUS + Self::ITEM) as usize)
+    }
+
+    fn has_failed(&self, used: Used, _last: u8) -> bool {
+        used.length <= Self::STATUS
+    }
+
+    fn request(&self, tag: u32) -> (Vec<u8>, Vec<u8>) {
+        let stream = tag % Self::STREAMS;
+        let query = words(&[Self::PCM_INFO, stream, 1, Self::ITEM]);
+        // The PCM device, underrun events, S16, 48 kHz, two channels.
+        let mut response = words(&[Self::OK, stream, 1 << 4, 1 << 5, 0, 1 << 7, 0]);
+        response.extend([0, 2, 2]);
+        response.resize((Self::STATUS + Self::ITEM) as usize, 0);
+        (query, response)
+    }
+}
+
 /// The device of `src/bin/reference-device.rs`, which echoes.
 pub struct Reference;
 

@@ -83,6 +83,7 @@ fn carry_out(
     now: Instant,
     finished: &mut Vec<(u16, Finished)>,
 ) -> Result<Outcome, Status> {
+    chain.check().map_err(|_| Status::BadMessage)?;
     let code = number(chain)?;
     let command = match code {
         request::PCM_SET_PARAMS => Command::SetParams,

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use vhost_device_common::device::{
-    Argument, ArgumentType, Arguments, Call, CommandError, Device, Needs, StartError, StateError,
-    Verb, Watcher,
+    Argument, ArgumentType, Arguments, Call, CommandError, ConfigError, Device, Needs, StartError,
+    StateError, Verb, Watcher,
 };
 use vhost_device_common::state;
 use vhost_device_common::worker::Timer;
@@ -137,6 +137,15 @@ impl Device for Sound {
 
     fn config(&self) -> Vec<u8> {
         lock(&self.card).config()
+    }
+
+    /// The driver can only read it; a write of nothing is not an error.
+    fn write_config(&self, offset: usize, data: &[u8]) -> Result<(), ConfigError> {
+        let size = data.len();
+        match data {
+            [] => Ok(()),
+            _ => Err(ConfigError { offset, size }),
+        }
     }
 
     fn handler(&self, _thread: u16, watcher: Watcher) -> io::Result<SoundHandler> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use vhost_device_tests::front_end::FrontEnd;
 use vhost_device_tests::process::{Program, Signal};
-use vhost_device_tests::target::{Block, Console, Gpu, Rng, Scsi, Target, assert_works};
+use vhost_device_tests::target::{Block, Console, Gpu, Rng, Scsi, Sound, Target, assert_works};
 
 use crate::{Load, Mode, PATIENCE, usual};
 
@@ -34,6 +34,7 @@ fn front_end() {
         "vhost-device-rng" => &Rng,
         "vhost-device-gpu" => &Gpu,
         "vhost-device-scsi" => &Scsi,
+        "vhost-device-sound" => &Sound,
         _ => &Block { io_engine: "auto" },
     };
     let packed = env::var(PACKED).unwrap() == "true";

@@ -278,6 +278,7 @@ macro_rules! for_each_target {
         vhost_device_tests::tests_with!(reference, Reference, $($tests)+);
         vhost_device_tests::tests_with!(rng, Rng, $($tests)+);
         vhost_device_tests::tests_with!(scsi, Scsi, $($tests)+);
+        vhost_device_tests::tests_with!(sound, Sound, $($tests)+);
     };
 }
 use for_each_target;

@@ -26,6 +26,7 @@ const PACKED: &[&str] = &[
     "rng",
     "gpu",
     "scsi",
+    "sound",
     "vsock",
     "dirty_log",
     "protocol",
