@@ -561,8 +561,10 @@ impl Target for Sound {
 
     fn start_with(&self, configure: Configure<'_>) -> Running {
         let directory = tempfile::tempdir().expect("a directory");
-        let streams = vec!["--streams=output,channels=2,formats=s16,rates=48000".into(); 64];
-        Running::start(self, directory, streams, configure)
+        let stream = "--streams=output,channels=2,formats=s16,rates=48000";
+        let mut arguments = vec![stream.into(); Self::STREAMS as usize];
+        arguments.push("--backend=null".into());
+        Running::start(self, directory, arguments, configure)
     }
 
     fn claims(&self, _claim: Claim) -> bool {

@@ -271,7 +271,7 @@ fn a_guest_survives_a_stall_of_the_back_end() {
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn a_guests_mixer_sets_volumes_and_hears_of_changes() {
-    let mut back_end = BackEnd::start(&["--controls"]);
+    let mut back_end = BackEnd::start(&["--backend=null", "--controls"]);
     back_end.guest(
         "amixer -c 0 contents > $work/before
         amixer -q -c 0 cset name='Master Playback Volume' 80

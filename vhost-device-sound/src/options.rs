@@ -11,6 +11,8 @@ use crate::protocol::Direction;
 /// Where sound goes to and comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Backend {
+    /// a sound server if one answers, else null
+    Auto,
     /// files: see --playback-file and --capture-file
     File,
     /// nowhere: discard what the guest plays, and record silence
@@ -32,7 +34,7 @@ pub enum FileClock {
 #[derive(Args, Clone, Debug)]
 pub struct Options {
     /// Where sound goes to and comes from.
-    #[arg(long, value_name = "BACKEND", value_enum, default_value_t = Backend::Null)]
+    #[arg(long, value_name = "BACKEND", value_enum, default_value_t = Backend::Auto)]
     pub backend: Backend,
 
     /// With --backend=file: write what the guest plays to this file, which is emptied first.
@@ -53,7 +55,7 @@ pub struct Options {
     #[arg(long, value_name = "CLOCK", value_enum, default_value_t = FileClock::Own)]
     pub file_clock: FileClock,
 
-    /// With --backend=pulse: the unix socket of the server, instead of the one that PULSE_SERVER and XDG_RUNTIME_DIR name.
+    /// The unix socket of the sound server, instead of the one that PULSE_SERVER and XDG_RUNTIME_DIR name.
     #[arg(long, value_name = "PATH")]
     pub pulse_server: Option<PathBuf>,
 

@@ -24,6 +24,9 @@ const PIECE: usize = 32 << 10;
 /// How long a stream at the guest's pace waits for the guest to queue a buffer before it finishes the next one.
 const PATIENCE: Duration = Duration::from_millis(20);
 
+/// How long the last buffer is held back at most.
+const LONGEST_HOLD: Duration = Duration::from_millis(100);
+
 /// A buffer of the guest.
 struct Buffer {
     chain: Chain,
@@ -63,6 +66,12 @@ pub struct Stream {
     pace: Pace,
     /// At the guest's pace: when to finish the next buffer even if the guest queues none.
     overdue: Option<Instant>,
+    /// The last buffer, which is done although the guest has not yet reacted to the one before, and when to complete it at the latest.
+    /// Linux computes the position from completed buffers, modulo the size of all: if it found all completed at once, it would see no
+    /// progress, and its programs would fail after a while.
+    held: Option<(Finished, Instant)>,
+    /// The driver has queued a buffer since one was completed.
+    has_reacted: bool,
     /// The last period lacked a buffer.
     in_xrun: bool,
     /// Bytes that were moved of a buffer that was put back into its ring. The first buffer begins there.
@@ -96,6 +105,8 @@ impl Stream {
             clock: None,
             pace: Pace::Clock,
             overdue: None,
+            held: None,
+            has_reacted: true,
             in_xrun: false,
             resume_at: 0,
             piece: Vec::new(),
@@ -126,6 +137,7 @@ impl Stream {
         self.state = State::default();
         self.params = None;
         self.buffers.clear();
+        self.held = None;
         self.in_xrun = false;
         self.resume_at = 0;
         self.clock = None;
@@ -236,6 +248,8 @@ impl Stream {
         if buffer.left == 0 {
             return finished.push(self.finish(buffer, now));
         }
+        self.complete_held(finished);
+        self.has_reacted = true;
         self.buffers.push_back(buffer);
         self.move_at_once(now, finished);
     }
@@ -249,6 +263,7 @@ impl Stream {
     fn flush(&mut self, now: Instant, finished: &mut Vec<Finished>) {
         self.pause(now);
         self.resume_at = 0;
+        self.complete_held(finished);
         while let Some(buffer) = self.buffers.pop_front() {
             finished.push(self.finish(buffer, now));
         }
@@ -282,6 +297,7 @@ impl Stream {
         now: Instant,
         finished: &mut Vec<Finished>,
     ) -> impl Iterator<Item = (u64, Chain)> {
+        self.complete_held(finished);
         while self
             .buffers
             .front()
@@ -301,8 +317,16 @@ impl Stream {
         match self.port.pace(now) {
             Pace::Clock => Some(clock.next(now)),
             Pace::Guest => self.overdue,
-            Pace::Host => self.port.deadline(),
+            Pace::Host => {
+                let held = self.held.as_ref().map(|(_, time)| *time);
+                held.into_iter().chain(self.port.deadline()).min()
+            }
         }
+    }
+
+    /// Completes a buffer that was held back.
+    fn complete_held(&mut self, finished: &mut Vec<Finished>) {
+        finished.extend(self.held.take().map(|(held, _)| held));
     }
 
     /// Moves what is due. Returns whether an underrun or overrun begins that the driver wants to know of.
@@ -310,6 +334,8 @@ impl Stream {
         let (Some(params), Some(clock)) = (self.params, &mut self.clock) else {
             return false;
         };
+        // A guest that does not have its last buffer back yet could not know that it is to queue another one.
+        let is_excused = self.held.is_some();
         let pace = self.port.pace(now);
         if std::mem::replace(&mut self.pace, pace) != pace && pace == Pace::Clock {
             // The host has moved the stream until now.
@@ -324,11 +350,17 @@ impl Stream {
             }
             Pace::Host => {
                 self.move_at_once(now, finished);
+                if self.held.as_ref().is_some_and(|(_, time)| *time <= now) {
+                    self.complete_held(finished);
+                }
                 self.port.take_xrun()
             }
             Pace::Clock => {
                 let due = clock.elapse(now).saturating_mul(params.period_bytes.into());
-                self.move_due(due, now, finished)
+                if due > 0 {
+                    self.complete_held(finished);
+                }
+                self.move_due(due, is_excused, now, finished)
             }
         };
         self.xruns += u64::from(begins);
@@ -350,8 +382,14 @@ impl Stream {
         }
     }
 
-    /// Moves the bytes of periods that have elapsed. Returns whether there begin to be too few.
-    fn move_due(&mut self, due: u64, now: Instant, finished: &mut Vec<Finished>) -> bool {
+    /// Moves the bytes of periods that have elapsed. Returns whether there begin to be too few; not if that `is_excused`.
+    fn move_due(
+        &mut self,
+        due: u64,
+        is_excused: bool,
+        now: Instant,
+        finished: &mut Vec<Finished>,
+    ) -> bool {
         let missing = due.saturating_sub(self.advance(due, now, finished));
         if missing == 0 {
             // Without an elapsed period nothing is known.
@@ -362,7 +400,7 @@ impl Stream {
             Direction::Output => self.port.pad(missing),
             Direction::Input => self.port.skip(missing),
         }
-        !std::mem::replace(&mut self.in_xrun, true)
+        !is_excused && !std::mem::replace(&mut self.in_xrun, true)
     }
 
     /// Finishes the next buffer of a stream at the guest's pace. Never all at once: Linux computes the position from finished buffers,
@@ -378,6 +416,10 @@ impl Stream {
         let Some(params) = self.params else {
             return 0;
         };
+        if due > 0 && !self.buffers.is_empty() {
+            self.complete_held(finished);
+        }
+        let holds = self.port.pace(now) != Pace::Guest;
         let most = params.whole_frames(PIECE as u64);
         let mut moved = 0;
         while moved < due
@@ -420,7 +462,12 @@ impl Stream {
             if buffer.left == 0
                 && let Some(buffer) = self.buffers.pop_front()
             {
-                finished.push(self.finish(buffer, now));
+                let done = self.finish(buffer, now);
+                let has_reacted = std::mem::replace(&mut self.has_reacted, false);
+                match has_reacted || !self.buffers.is_empty() || !holds {
+                    true => finished.push(done),
+                    false => self.held = Some((done, now + hold_time(&params))),
+                }
             }
         }
         let frame = u64::from(params.frame_bytes());
@@ -486,6 +533,13 @@ impl Stream {
             "xruns": self.xruns,
         })
     }
+}
+
+/// Returns how long the last buffer is held back: a period, and never long.
+fn hold_time(params: &Params) -> Duration {
+    let rate = u64::from(params.rate.max(1));
+    let period = Duration::from_nanos(u64::from(params.period_frames()) * 1_000_000_000 / rate);
+    period.min(LONGEST_HOLD)
 }
 
 /// Reads whole frames from a request, and plays them.

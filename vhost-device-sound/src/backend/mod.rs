@@ -143,24 +143,36 @@ pub fn open(options: &Options, profiles: &mut [Profile]) -> Result<Ports, StartE
     }
     match options.backend {
         Backend::File => open_files(options, profiles),
-        Backend::Null => Ok(Ports {
-            ports: profiles.iter().map(|_| null()).collect(),
-            client: None,
-            needs: Needs::default(),
+        Backend::Null => Ok(open_null(profiles)),
+        Backend::Pulse => open_pulse(options, profiles),
+        Backend::Auto => open_pulse(options, profiles).or_else(|StartError(reason)| {
+            if options.pulse_server.is_some() {
+                return Err(StartError(reason));
+            }
+            log::warn!("{reason}; discarding what the guest plays, and recording silence");
+            Ok(open_null(profiles))
         }),
-        Backend::Pulse => {
-            let pulse = Pulse::open(options.pulse_server.as_deref(), profiles)?;
-            let needs = pulse.needs();
-            let client = Arc::new(Mutex::new(pulse));
-            let port =
-                |index| -> Box<dyn Port> { Box::new(PulsePort::new(Arc::clone(&client), index)) };
-            Ok(Ports {
-                ports: (0..profiles.len()).map(port).collect(),
-                client: Some(client),
-                needs,
-            })
-        }
     }
+}
+
+fn open_null(profiles: &[Profile]) -> Ports {
+    Ports {
+        ports: profiles.iter().map(|_| null()).collect(),
+        client: None,
+        needs: Needs::default(),
+    }
+}
+
+fn open_pulse(options: &Options, profiles: &mut [Profile]) -> Result<Ports, StartError> {
+    let pulse = Pulse::open(options.pulse_server.as_deref(), profiles)?;
+    let needs = pulse.needs();
+    let client = Arc::new(Mutex::new(pulse));
+    let port = |index| -> Box<dyn Port> { Box::new(PulsePort::new(Arc::clone(&client), index)) };
+    Ok(Ports {
+        ports: (0..profiles.len()).map(port).collect(),
+        client: Some(client),
+        needs,
+    })
 }
 
 fn null() -> Box<dyn Port> {

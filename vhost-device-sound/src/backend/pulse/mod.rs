@@ -191,6 +191,16 @@ impl Pulse {
     /// # Errors
     /// There is no server, or it does not accept the client.
     pub fn open(path: Option<&Path>, profiles: &mut [Profile]) -> Result<Self, StartError> {
+        let is_known = |format: &Format| sample_format(*format).is_some();
+        if !profiles
+            .iter()
+            .all(|profile| profile.formats.iter().any(is_known))
+        {
+            return Err(StartError(
+                "a sound server has none of the formats of a stream; offer others with --streams"
+                    .to_owned(),
+            ));
+        }
         let path = match path {
             Some(path) => path.to_owned(),
             None => pulseaudio::socket_path_from_env().ok_or_else(|| {
@@ -204,15 +214,7 @@ impl Pulse {
         cookie.resize(COOKIE_SIZE, 0);
         let mut counts = [0, 0];
         let mut streams = Vec::new();
-        for profile in profiles {
-            profile
-                .formats
-                .retain(|format| sample_format(*format).is_some());
-            if profile.formats.is_empty() {
-                return Err(StartError(
-                    "--backend=pulse has none of the formats of a stream; offer others with --streams".to_owned(),
-                ));
-            }
+        for profile in &*profiles {
             let [outputs, inputs] = &mut counts;
             let (count, kind) = match profile.direction {
                 Direction::Output => (outputs, "output"),
@@ -253,6 +255,9 @@ impl Pulse {
                 pulse.path.display()
             ))
         })?;
+        for profile in profiles {
+            profile.formats.retain(is_known);
+        }
         Ok(pulse)
     }
 
