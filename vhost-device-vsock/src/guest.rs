@@ -139,12 +139,14 @@ impl VsockHandler {
             return Err(Fault::Port);
         }
         let (socket, state) = self.connect(key, kind).inspect_err(|fault| {
+            // With other errors, nobody listens there.
             if matches!(
                 fault,
-                Fault::Host(Errno::MFILE | Errno::NFILE | Errno::NOMEM)
+                Fault::Host(Errno::ACCESS | Errno::MFILE | Errno::NFILE | Errno::NOMEM)
             ) {
                 warn_limited(format_args!(
-                    "cannot connect the guest to the host: {fault}"
+                    "cannot connect the guest to port {} of CID {}: {fault}",
+                    key.peer_port, key.peer_cid
                 ));
             }
         })?;

@@ -115,6 +115,21 @@ fn a_connection_of_the_guest_is_refused_at_once() {
 }
 
 #[test]
+fn a_socket_without_permission_is_refused_with_a_warning() {
+    use std::os::unix::fs::PermissionsExt;
+    let device = Device::start();
+    let _listener = device.listen(5000);
+    let nobody = std::fs::Permissions::from_mode(0);
+    std::fs::set_permissions(device.path("guest_5000"), nobody).unwrap();
+    let mut guest = device.connect();
+    guest.assert_refused(Link::to_host(1024, 5000));
+    wait_until("a warning is logged", || {
+        let stderr = device.program.stderr();
+        stderr.contains("cannot connect the guest to port 5000 of CID 2: Permission denied")
+    });
+}
+
+#[test]
 fn a_listener_whose_queue_is_full_refuses() {
     let device = Device::start();
     let socket = socket_with(
