@@ -352,6 +352,13 @@ impl Segments {
         most: u64,
         call: impl Fn(*const libc::iovec, libc::c_int) -> isize,
     ) -> io::Result<usize> {
+        // With many empty segments at the front, the call would move nothing, as at the end of a file.
+        while self.start < self.end
+            && let Some(segment) = self.list.get(self.start)
+            && segment.len() == 0
+        {
+            self.start += 1;
+        }
         let iovecs = self.iovecs().map_err(|_| io::ErrorKind::InvalidInput)?;
         let mut part = [MaybeUninit::<libc::iovec>::uninit(); PARTS];
         let (pointer, count) = if most >= self.length {
@@ -549,6 +556,26 @@ mod tests {
                 assert_eq!(to[2 + read..], [b'.'; 8][read..], "{most}");
             }
             assert_eq!(to[..2], *b"..");
+        }
+    }
+
+    #[test]
+    fn a_vectored_call_moves_bytes_behind_any_number_of_empty_segments() {
+        use std::os::fd::AsFd;
+        let lengths = [vec![0; 2000], vec![2], vec![0; 2000], vec![2]].concat();
+        for most in [3, 4] {
+            let (reader, writer) = std::os::unix::net::UnixStream::pair().unwrap();
+            let mut from = *b"0123";
+            let mut source = segments(&mut from, &lengths);
+            assert_eq!(source.write_to(writer.as_fd(), most).unwrap(), 2);
+            assert_eq!(source.write_to(writer.as_fd(), most).unwrap(), 2);
+            let mut to = [0; 4];
+            let mut target = segments(&mut to, &lengths);
+            assert_eq!(target.read_from(reader.as_fd(), most).unwrap(), 2);
+            assert_eq!(target.read_from(reader.as_fd(), most).unwrap(), 2);
+            target.rewind();
+            assert_eq!(target.len(), 4);
+            assert_eq!(&to, b"0123");
         }
     }
 
