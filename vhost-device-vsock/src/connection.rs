@@ -254,6 +254,7 @@ impl Connection {
         if at_once && self.buffer.is_empty() {
             while left > 0 {
                 match chain.write_to(socket, left.into()) {
+                    Ok(0) => break,
                     Ok(count) => {
                         left = left.saturating_sub(count as u32);
                         self.inbound.forward(count as u32);
@@ -281,11 +282,10 @@ impl Connection {
         }
         scratch.resize(left as usize, 0);
         chain.read(scratch).map_err(|_| Fault::Memory)?;
-        if self.is_stream() {
-            self.buffer.push(scratch);
-            return Ok(());
+        match self.kind {
+            Kind::Stream => self.buffer.push(scratch),
+            Kind::Seqpacket => self.buffer.push_message(scratch, is_end),
         }
-        self.buffer.push_message(scratch, is_end);
         match self.is_blocked {
             true => Ok(()),
             false => self.flush(),

@@ -68,9 +68,12 @@ fn only_the_length_in_the_header_counts() {
     let link = guest.open(1024, 5000);
     let mut host = accept_stream(&listener);
     let bytes = link.data(b"data and more").to_bytes(Some(4));
-    guest.0.send_bytes(&bytes, &[]);
-    guest.send(&link.data(b"next"));
-    assert_eq!(read(&mut host, 8), b"datanext");
+    let empty = [&[44][..], &[0; 60], &[1]].concat();
+    for lengths in [&[][..], &[46], &empty] {
+        guest.0.send_bytes(&bytes, lengths);
+        guest.send(&link.data(b"next"));
+        assert_eq!(read(&mut host, 8), b"datanext", "{lengths:?}");
+    }
 }
 
 #[test]
