@@ -51,7 +51,7 @@ pub enum State {
 pub enum Fault {
     #[error("the source CID is not that of the guest")]
     Source,
-    #[error("nobody has this CID")]
+    #[error("neither the host nor a sibling has this CID")]
     Destination,
     #[error("type not supported, or not that of the connection")]
     Kind,

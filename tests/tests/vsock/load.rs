@@ -195,3 +195,35 @@ fn all_bytes_arrive_in_order_over_many_connections() {
         .into_iter()
         .for_each(|thread| thread.join().unwrap());
 }
+
+/// The device waits for a host that does not read, for credit, for buffers, and for a program's first line.
+#[test]
+fn waiting_takes_no_processor_time() {
+    let device = device_with_control(&[]);
+    let listener = device.listen(5000);
+    let mut guest = device.connect();
+    let blocked = guest.open(1024, 5000);
+    let _never_reads = accept_stream(&listener);
+    for _ in 0..14 {
+        guest.send(&blocked.data(&pattern(32 << 10)));
+    }
+    let starved = Link::to_host(1025, 5000);
+    guest.send(&Packet {
+        buf_alloc: 0,
+        ..starved.packet(op::REQUEST)
+    });
+    let mut waits = accept_stream(&listener);
+    waits.write_all(b"waits for credit").unwrap();
+    let _silent = UnixStream::connect(device.path("guest")).unwrap();
+    guest.0.refills = false;
+    while guest.0.receive_within(QUIET).is_some() {}
+    let unknown = Link::to_host(1, 2).data(b"data").to_bytes(None);
+    while guest.0.try_send_bytes(&unknown, &[], QUIET) {}
+    let before = device.program.processor_time().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let time = device.program.processor_time().unwrap() - before;
+    assert!(time < Duration::from_millis(100), "{time:?}");
+    wait_until("the program without a line is disconnected", || {
+        device.connections("open") == 2
+    });
+}
