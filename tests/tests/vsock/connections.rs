@@ -119,7 +119,7 @@ fn a_socket_without_permission_is_refused_with_a_warning() {
     use std::os::unix::fs::PermissionsExt;
     let device = Device::start();
     let _listener = device.listen(5000);
-    let nobody = std::fs::Permissions::from_mode(0);
+    let nobody = std::fs::Permissions::from_mode(0o000);
     std::fs::set_permissions(device.path("guest_5000"), nobody).unwrap();
     let mut guest = device.connect();
     guest.assert_refused(Link::to_host(1024, 5000));
