@@ -265,3 +265,28 @@ impl fmt::Display for Listener {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_of_any_type_that_listens_is_in_use_and_a_stale_one_is_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        let kinds = [SocketType::STREAM, SocketType::SEQPACKET];
+        for (first, second) in kinds.into_iter().flat_map(|a| kinds.map(|b| (a, b))) {
+            let listener = Listener::bind(path.clone(), first, 0o600, "--path").unwrap();
+            listener.listen().unwrap();
+            assert_eq!(socket_type(&listener), Ok(first));
+            let StartError(error) =
+                Listener::bind(path.clone(), second, 0o600, "--path").unwrap_err();
+            assert!(error.contains("another program listens"), "{error}");
+            // The file stays, and is stale.
+            drop(listener);
+            let next = Listener::bind(path.clone(), first, 0o600, "--path").unwrap();
+            next.remove_file();
+            assert!(!path.exists());
+        }
+    }
+}
