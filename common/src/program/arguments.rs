@@ -33,7 +33,7 @@ pub struct Arguments<O: Args> {
     #[arg(long, value_name = "FDNUM", group = "socket", value_parser = clap::value_parser!(RawFd).range(3..))]
     pub fd: Option<RawFd>,
 
-    /// Permissions of the sockets at --socket-path, --stats-socket and --control-socket, in octal.
+    /// Permissions of the sockets that the program creates, such as that of --socket-path, in octal.
     #[arg(
         long,
         value_name = "OCTAL",
