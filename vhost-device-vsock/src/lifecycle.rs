@@ -29,8 +29,8 @@ const MAX_BUFFER: u32 = 256 << 10;
 const MIN_BUFFER: u32 = 16 << 10;
 /// A connection gets this part of what is left of [`MAX_BUFFERED`].
 const SHARE: u64 = 64;
-/// Most bytes of a message: a host socket takes no longer ones with the default limits of Linux.
-const MAX_MESSAGE_BUFFER: u32 = 128 << 10;
+/// Most bytes of a message. A host socket takes 208 KiB at most with the default limits of Linux.
+const MAX_MESSAGE_BUFFER: u32 = 192 << 10;
 
 impl VsockHandler {
     /// Returns whether no more connections are allowed.
