@@ -23,9 +23,11 @@ pub mod guest;
 #[cfg(target_arch = "x86_64")]
 pub mod intruder;
 pub mod process;
+pub mod relay;
 pub mod shared_memory;
 pub mod skip;
 pub mod soak;
 pub mod stand_in;
 pub mod target;
+pub mod transfer;
 pub mod uml;

@@ -84,7 +84,7 @@ pub fn write(
     for program in programs {
         let path = find_program(program).ok_or(GuestError::NotInstalled(program.clone()))?;
         add(
-            &Path::new("programs").join(program),
+            &Path::new("programs").join(path.file_name().unwrap_or_default()),
             EXECUTABLE,
             &read(&path)?,
         )?;

@@ -88,7 +88,7 @@ impl Machine {
         self
     }
 
-    /// Copies this host's program `name` with its libraries to `/programs` in the guest. BusyBox is always there, and its shell
+    /// Copies this host's program `name`, or that with this path, with its libraries to `/programs` in the guest. BusyBox is always there, and its shell
     /// prefers its own programs: one that it has too must be called by its path.
     pub fn program(mut self, name: &str) -> Self {
         self.programs.push(name.into());

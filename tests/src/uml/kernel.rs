@@ -22,7 +22,7 @@ use crate::uml::processor::{self, LargeState};
 const CONFIG: &str = include_str!("config");
 
 /// The package with the kernel's source.
-const PACKAGE: &str = "linux-source-6.12";
+pub(super) const PACKAGE: &str = "linux-source-6.12";
 
 /// Patterns of the largest parts of the source, which are not built. Their Kconfig files and Makefiles are needed nevertheless.
 const NOT_BUILT: &[&str] = &[
@@ -44,7 +44,7 @@ const NOT_BUILT: &[&str] = &[
 ];
 
 /// Returns the path of `name` in the cache directory.
-fn kept(name: &str) -> PathBuf {
+pub(super) fn kept(name: &str) -> PathBuf {
     cache::directory().join("uml").join(name)
 }
 
@@ -80,7 +80,7 @@ pub fn prepare() -> Result<PathBuf, GuestError> {
         let package = download_source()?;
         let work = work()?;
         println!("unpacking {PACKAGE}");
-        let source = unpack(&package, &work)?;
+        let source = unpack(&package, &work, leave_out)?;
         fs::rename(build(&source, &work, state)?, &image).map_err(system("keep the kernel"))?;
         remove(&work)?;
     }
@@ -88,7 +88,7 @@ pub fn prepare() -> Result<PathBuf, GuestError> {
 }
 
 /// Holds a lock against other processes.
-fn lock() -> Result<File, GuestError> {
+pub(super) fn lock() -> Result<File, GuestError> {
     let path = kept("lock");
     let directory = path.parent().unwrap_or(Path::new("."));
     fs::create_dir_all(directory).map_err(system(format!("create {}", directory.display())))?;
@@ -98,7 +98,7 @@ fn lock() -> Result<File, GuestError> {
     Ok(lock)
 }
 
-fn download_source() -> Result<PathBuf, GuestError> {
+pub(super) fn download_source() -> Result<PathBuf, GuestError> {
     let package = kept(&format!("{PACKAGE}.deb"));
     if !package.is_file() {
         let download = download(PACKAGE, &work()?)?;
@@ -108,14 +108,14 @@ fn download_source() -> Result<PathBuf, GuestError> {
 }
 
 /// Creates an empty directory. Removes what an interrupted build has left.
-fn work() -> Result<PathBuf, GuestError> {
+pub(super) fn work() -> Result<PathBuf, GuestError> {
     let work = kept("build");
     remove(&work)?;
     fs::create_dir(&work).map_err(system("create a directory to build in"))?;
     Ok(work)
 }
 
-fn remove(directory: &Path) -> Result<(), GuestError> {
+pub(super) fn remove(directory: &Path) -> Result<(), GuestError> {
     match fs::remove_dir_all(directory) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             let what = format!("remove {}", directory.display());
@@ -125,8 +125,12 @@ fn remove(directory: &Path) -> Result<(), GuestError> {
     }
 }
 
-/// Unpacks the archive in the package.
-fn unpack(package: &Path, work: &Path) -> Result<PathBuf, GuestError> {
+/// Unpacks the archive in the package; `choose` adds arguments that say which parts.
+pub(super) fn unpack(
+    package: &Path,
+    work: &Path,
+    choose: impl Fn(&mut Command),
+) -> Result<PathBuf, GuestError> {
     let root = work.join("package");
     output(
         Command::new("dpkg-deb")
@@ -136,17 +140,22 @@ fn unpack(package: &Path, work: &Path) -> Result<PathBuf, GuestError> {
     let source = work.join("source");
     fs::create_dir(&source).map_err(system("create a directory for the source"))?;
     let mut tar = Command::new("tar");
+    tar.args(["--extract", "--strip-components=1", "--directory"])
+        .arg(&source)
+        .arg("--file")
+        .arg(root.join(format!("usr/src/{PACKAGE}.tar.xz")));
+    choose(&mut tar);
+    output(&mut tar)?;
+    Ok(source)
+}
+
+/// Leaves out most of [`NOT_BUILT`].
+fn leave_out(tar: &mut Command) {
     for directory in NOT_BUILT {
         for kind in ["[ch]", "S", "rst", "dts", "dtsi", "json", "yaml"] {
             tar.arg(format!("--exclude=*/{directory}/*.{kind}"));
         }
     }
-    tar.args(["--extract", "--strip-components=1", "--directory"])
-        .arg(&source)
-        .arg("--file")
-        .arg(root.join(format!("usr/src/{PACKAGE}.tar.xz")));
-    output(&mut tar)?;
-    Ok(source)
 }
 
 /// Enlarges the room in the source for the state of the processor.

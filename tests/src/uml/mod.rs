@@ -7,6 +7,7 @@
 pub mod front_end;
 pub mod kernel;
 mod processor;
+pub mod vsock_test;
 
 use std::ffi::{OsStr, OsString};
 use std::fs;

@@ -45,6 +45,7 @@ const LONG: &[(&str, &str)] = &[
 const LONG_IN_GUESTS: &[(&str, &str)] = &[
     ("VHOST_DEVICE_KILLS", "20"),
     ("VHOST_DEVICE_MIGRATIONS", "10"),
+    ("VHOST_DEVICE_TRANSFER_MIB", "1024"),
     ("VHOST_DEVICE_VERIFY_SECONDS", "300"),
 ];
 
