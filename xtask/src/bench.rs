@@ -3,9 +3,11 @@
 
 use std::process::ExitCode;
 
+use vhost_device_tests::bench::vsock;
+
 use crate::packages::{self, GPU_PEER, IMAGES};
 use crate::progress::Progress;
-use crate::workspace::cargo;
+use crate::workspace::{self, cargo};
 
 pub fn run(progress: &Progress, arguments: &[String]) -> Result<ExitCode, String> {
     let needs = match arguments.first().map(String::as_str) {
@@ -16,7 +18,18 @@ pub fn run(progress: &Progress, arguments: &[String]) -> Result<ExitCode, String
     };
     packages::install(progress, needs)?;
     build(progress)?;
-    program("bench", arguments)
+    let mut arguments = arguments.to_vec();
+    let is_vsock = arguments.first().is_some_and(|device| device == "vsock");
+    if is_vsock && !arguments.iter().any(|argument| has_peer(argument)) {
+        let peer = workspace::peer(progress, vsock::PROGRAM, vsock::PEER_VERSION)?;
+        arguments.push(format!("--peer={}", peer.display()));
+    }
+    program("bench", &arguments)
+}
+
+/// Returns whether an argument names the other back-end, or asks for something else than a run.
+fn has_peer(argument: &str) -> bool {
+    argument.starts_with("--peer") || ["--help", "-h"].contains(&argument)
 }
 
 /// Builds the release binaries.

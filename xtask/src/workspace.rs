@@ -44,3 +44,18 @@ pub fn tool(progress: &Progress, name: &str, version: &str) -> Result<PathBuf, S
     }
     Ok(program)
 }
+
+/// Returns the program of a published crate that ours is compared with. Builds it, optimized, unless it is in the cache. An installed one
+/// may be ours, which has the same name.
+pub fn peer(progress: &Progress, name: &str, version: &str) -> Result<PathBuf, String> {
+    let root = cache::directory()
+        .join("peers")
+        .join(format!("{name}-{version}"));
+    let program = root.join("bin").join(name);
+    if !program.is_file() {
+        let mut install = cargo(["install", name, "--locked", "--root"]);
+        install.arg(&root).arg(format!("--version={version}"));
+        progress.run(&format!("Installing {name} of rust-vmm"), &mut install)?;
+    }
+    Ok(program)
+}

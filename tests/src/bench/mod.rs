@@ -5,7 +5,7 @@
 //! Back-ends take turns within a row and rows take turns within a round, so that other activity of
 //! the machine affects all of them; the report has medians over the rounds, and ratios within a round.
 //!
-//! - [`block`], [`gpu`]: the benchmark of each device;
+//! - [`block`], [`gpu`], [`vsock`]: the benchmark of each device;
 //! - [`running`]: a running back-end, and its consumption;
 //! - [`histogram`]: latencies; [`summary`]: the common parts of all reports.
 
@@ -14,6 +14,7 @@ pub mod gpu;
 pub mod histogram;
 pub mod running;
 pub mod summary;
+pub mod vsock;
 
 use std::io;
 use std::path::{Path, PathBuf};

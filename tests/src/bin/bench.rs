@@ -13,6 +13,7 @@ use vhost_device_tests::bench::block::summary::Summary;
 use vhost_device_tests::bench::block::targets::Targets;
 use vhost_device_tests::bench::block::{self, BlockOptions, verify};
 use vhost_device_tests::bench::gpu::{self, GpuOptions};
+use vhost_device_tests::bench::vsock::{self, VsockOptions};
 use vhost_device_tests::bench::{BenchError, CommonOptions};
 
 /// Compare our back-ends with others
@@ -28,6 +29,8 @@ enum Device {
     Block(BlockOptions),
     /// Compare vhost-device-gpu with QEMU's vhost-user-gpu, in 2D
     Gpu(GpuOptions),
+    /// Compare vhost-device-vsock with rust-vmm's back-end of that name
+    Vsock(VsockOptions),
 }
 
 fn main() -> ExitCode {
@@ -41,6 +44,12 @@ fn main() -> ExitCode {
             &options.common,
             || gpu::run(&options),
             gpu::report::Report::json,
+        )
+        .map(drop),
+        Device::Vsock(options) => report(
+            &options.common,
+            || vsock::run(&options),
+            vsock::report::Report::json,
         )
         .map(drop),
     };
