@@ -51,7 +51,7 @@ pub fn query_ports(state: &State) -> Value {
             "open": port.is_open(),
             "open-in-guest": port.driver.is_open || !state.multiport && port.number == 0,
             "clients": port.clients().iter().filter(|client| client.is_open).map(client).collect::<Vec<_>>(),
-            "files": port.files().iter().map(file).collect::<Vec<_>>(),
+            "files": port.files().iter().map(|one| file(port, one)).collect::<Vec<_>>(),
             "bytes-from-guest": port.counters.transmitted,
             "bytes-to-guest": port.counters.received,
             "bytes-missed": port.missed(),
@@ -74,9 +74,10 @@ fn client(client: &Client) -> Value {
     })
 }
 
-fn file(file: &LogFile) -> Value {
+fn file(port: &Port, file: &LogFile) -> Value {
     json!({
         "path": file.path().to_string_lossy(),
+        "bytes-pending": port.pending(file),
         "bytes-lost": file.lost(),
     })
 }

@@ -106,6 +106,7 @@ impl Device for Console {
                     if let Some(port) = state.ports.first_mut() {
                         port.write_emergency(byte);
                     }
+                    self.0.wake();
                 }
                 Ok(())
             }

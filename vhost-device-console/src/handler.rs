@@ -8,9 +8,10 @@ use std::time::Duration;
 use vhost_device_common::device::QueueHandler;
 use vhost_device_common::statistics::Outcome;
 use vhost_device_common::warn_limited;
-use vhost_device_common::worker::{Queue, Queues, Readiness, Timer, Watcher};
+use vhost_device_common::worker::{Pool, PoolLimits, Queue, Queues, Readiness, Timer, Watcher};
 
 use crate::control::{HEADER_SIZE, Message};
+use crate::log_file::Job;
 use crate::port::{CONTROL, NOTIFIER};
 use crate::state::{Shared, State};
 
@@ -22,6 +23,10 @@ const TICK: Duration = Duration::from_millis(500);
 /// Tokens of the timer, and of the file that wakes the thread. The others are numbers of ports and clients.
 const TIMER: u32 = 1 << 31;
 const WAKE: u32 = TIMER + 1;
+const FILES: u32 = TIMER + 2;
+
+/// Most threads that write files.
+const FILE_THREADS: usize = 4;
 
 /// What a queue is for (VIRTIO 1.3, 5.3.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +61,8 @@ pub struct ConsoleHandler {
     timer: Timer,
     /// The timer is set.
     is_ticking: bool,
+    /// Threads that write files, if there are any.
+    files: Option<Pool<Job, ()>>,
     bytes: Vec<u8>,
 }
 
@@ -72,6 +79,17 @@ impl ConsoleHandler {
         for port in &mut state.ports {
             port.watch(watcher)?;
         }
+        let limits = PoolLimits {
+            threads: FILE_THREADS,
+            items: state.ports.iter().map(|port| port.files().len()).sum(),
+        };
+        let run = |job: &mut Job| {
+            job.run();
+            Ok(())
+        };
+        let files = (limits.items > 0)
+            .then(|| Pool::new("files", limits, watcher, FILES, run))
+            .transpose()?;
         drop(state);
         // Ports look at their files at once.
         timer.set(Duration::ZERO);
@@ -79,8 +97,32 @@ impl ConsoleHandler {
             shared,
             timer,
             is_ticking: true,
+            files,
             bytes: vec![0; READ_SIZE],
         })
+    }
+
+    /// Has threads write what is to be written to files.
+    fn write_files(&mut self, state: &mut State) {
+        let Some(pool) = &mut self.files else {
+            return;
+        };
+        while let Some((job, _)) = pool.finished() {
+            let (index, number) = job.place;
+            if let Some(port) = state.ports.get_mut(index) {
+                port.job_ended(number);
+            }
+        }
+        for (index, port) in state.ports.iter_mut().enumerate() {
+            for number in 0..port.files().len() {
+                if pool.has_room()
+                    && let Some(job) = port.next_job(index, number)
+                {
+                    // There is room for one job of each file.
+                    let _ = pool.submit(job);
+                }
+            }
+        }
     }
 
     fn tick(&mut self, state: &mut State) {
@@ -164,6 +206,7 @@ impl QueueHandler for ConsoleHandler {
                 if let Some(port) = state.ports.get_mut(index) {
                     port.transmit(queue);
                 }
+                self.write_files(state);
             }
         }
     }
@@ -172,7 +215,7 @@ impl QueueHandler for ConsoleHandler {
         let shared = Arc::clone(&self.shared);
         let state = &mut *shared.lock();
         match token {
-            WAKE => {}
+            WAKE | FILES => {}
             TIMER => self.tick(state),
             token => {
                 let (index, number) = ((token >> 16) as usize, token as u16);
@@ -185,6 +228,7 @@ impl QueueHandler for ConsoleHandler {
                 }
             }
         }
+        self.write_files(state);
         if !self.is_ticking && state.ports.iter().any(|port| port.needs_tick()) {
             self.is_ticking = true;
             self.timer.set(TICK);

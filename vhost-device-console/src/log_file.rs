@@ -5,6 +5,8 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use vhost_device_common::device::StartError;
 use vhost_device_common::warn_limited;
@@ -20,18 +22,45 @@ pub struct Rotation {
     pub keep: u32,
 }
 
-/// A file with what the guest writes.
+/// Most bytes that are written by one job.
+const JOB_SIZE: usize = 256 << 10;
+
+/// A file with what the guest writes. It is written by threads of its own, because a disk can take long.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
-    file: File,
-    rotation: Option<Rotation>,
-    /// Size of the file, if it is rotated.
-    size: u64,
+    is_rotated: bool,
+    sink: Arc<Mutex<Sink>>,
+    /// Bytes that could not be written.
+    lost: Arc<AtomicU64>,
     /// Position in the port's history of the next byte.
     next: u64,
-    /// Bytes that could not be written.
-    lost: u64,
+    /// Position in the port's history up to which all is written.
+    done: u64,
+    /// A job has not ended.
+    is_busy: bool,
+}
+
+/// Bytes that a thread writes to a file.
+#[derive(Debug)]
+pub struct Job {
+    sink: Arc<Mutex<Sink>>,
+    lost: Arc<AtomicU64>,
+    bytes: Vec<u8>,
+    /// Index of the port, and of the file among those of the port.
+    pub place: (usize, usize),
+}
+
+impl Job {
+    /// Writes the bytes.
+    pub fn run(&self) {
+        write(&self.sink, &self.lost, &self.bytes);
+    }
+}
+
+fn write(sink: &Mutex<Sink>, lost: &AtomicU64, bytes: &[u8]) {
+    let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
+    lost.fetch_add(sink.write(bytes), Ordering::Relaxed);
 }
 
 impl LogFile {
@@ -44,6 +73,93 @@ impl LogFile {
         append: bool,
         rotation: Option<Rotation>,
     ) -> Result<Self, StartError> {
+        let sink = Sink::open(path.clone(), append, rotation)?;
+        Ok(Self {
+            path,
+            is_rotated: rotation.is_some(),
+            sink: Arc::new(Mutex::new(sink)),
+            lost: Arc::default(),
+            next: 0,
+            done: 0,
+            is_busy: false,
+        })
+    }
+
+    /// Returns its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns whether it is rotated.
+    pub fn is_rotated(&self) -> bool {
+        self.is_rotated
+    }
+
+    /// Returns the number of bytes that could not be written.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    /// Returns the position in the port's history up to which all is written.
+    pub fn done(&self) -> u64 {
+        self.done
+    }
+
+    /// Returns the next bytes to write, unless a job has not ended. Bytes that `history` no longer has are lost.
+    pub fn next_job(&mut self, history: &History, place: (usize, usize)) -> Option<Job> {
+        if self.is_busy {
+            return None;
+        }
+        let bytes = self.next_bytes(history)?;
+        self.is_busy = true;
+        Some(Job {
+            sink: Arc::clone(&self.sink),
+            lost: Arc::clone(&self.lost),
+            bytes,
+            place,
+        })
+    }
+
+    fn next_bytes(&mut self, history: &History) -> Option<Vec<u8>> {
+        let gone = history.start().saturating_sub(self.next);
+        self.lost.fetch_add(gone, Ordering::Relaxed);
+        self.next += gone;
+        let mut bytes = Vec::new();
+        for part in history.after(self.next) {
+            let room = JOB_SIZE.saturating_sub(bytes.len());
+            bytes.extend_from_slice(part.get(..room).unwrap_or(part));
+        }
+        self.next += bytes.len() as u64;
+        (!bytes.is_empty()).then_some(bytes)
+    }
+
+    /// Notes that the job has ended.
+    pub fn ended(&mut self) {
+        self.is_busy = false;
+        self.done = self.next;
+    }
+
+    /// Writes all that is in `history`. No job may run.
+    pub fn write_all(&mut self, history: &History) {
+        while let Some(bytes) = self.next_bytes(history) {
+            write(&self.sink, &self.lost, &bytes);
+        }
+        self.ended();
+    }
+}
+
+/// The open file.
+#[derive(Debug)]
+struct Sink {
+    path: PathBuf,
+    file: File,
+    rotation: Option<Rotation>,
+    /// Size of the file, if it is rotated.
+    size: u64,
+}
+
+impl Sink {
+    fn open(path: PathBuf, append: bool, rotation: Option<Rotation>) -> Result<Self, StartError> {
         let failed = |error| {
             StartError(format!(
                 "cannot open {} for writing: {error}",
@@ -73,39 +189,19 @@ impl LogFile {
             path,
             file,
             rotation,
-            next: 0,
-            lost: 0,
         })
     }
 
-    /// Returns its path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Returns whether it is rotated.
-    pub fn is_rotated(&self) -> bool {
-        self.rotation.is_some()
-    }
-
-    /// Returns the number of bytes that could not be written.
-    pub fn lost(&self) -> u64 {
-        self.lost
-    }
-
-    /// Writes what was added to `history`. Bytes that cannot be written are lost.
-    pub fn write(&mut self, history: &History) {
-        let due = history.end().saturating_sub(self.next);
+    /// Writes `bytes`. Returns how many could not be written.
+    fn write(&mut self, bytes: &[u8]) -> u64 {
         let mut written = 0;
-        let mut parts = history.after(self.next).into_iter();
-        if let Err(error) = parts.try_for_each(|part| self.write_part(part, &mut written)) {
+        if let Err(error) = self.write_part(bytes, &mut written) {
             warn_limited(format_args!(
                 "cannot write to {}: {error}; output of the guest is missing there",
                 self.path.display()
             ));
         }
-        self.lost = self.lost.saturating_add(due.saturating_sub(written));
-        self.next = history.end();
+        (bytes.len() as u64).saturating_sub(written)
     }
 
     fn write_part(&mut self, mut part: &[u8], written: &mut u64) -> io::Result<()> {
@@ -170,10 +266,15 @@ impl LogFile {
 
     /// Returns the path of an older file.
     fn older(&self, number: u32) -> PathBuf {
-        let mut path = self.path.clone().into_os_string();
-        path.push(format!(".{number}"));
-        path.into()
+        older(&self.path, number)
     }
+}
+
+/// Returns the path of an older file.
+fn older(path: &Path, number: u32) -> PathBuf {
+    let mut path = path.to_owned().into_os_string();
+    path.push(format!(".{number}"));
+    path.into()
 }
 
 /// Opens a file for appending, and creates it if there is none.
@@ -208,14 +309,14 @@ mod tests {
                 let line = format!("line {number} {}\n", "x".repeat(number as usize % 50));
                 history.append(line.as_bytes());
                 stream.extend(line.into_bytes());
-                file.write(&history);
+                file.write_all(&history);
             }
             let mut all = Vec::new();
             for number in (0..=keep).rev() {
                 let path = if number == 0 {
                     path.clone()
                 } else {
-                    file.older(number)
+                    older(&path, number)
                 };
                 let bytes = fs::read(&path).unwrap();
                 assert!(bytes.len() <= 100, "{}", path.display());
@@ -223,10 +324,10 @@ mod tests {
             }
             assert!(stream.ends_with(&all), "{keep}");
             assert!(all.len() > 100 * keep as usize);
-            assert!(!file.older(keep + 1).exists());
+            assert!(!older(&path, keep + 1).exists());
             assert_eq!(file.lost(), 0);
             for number in 1..=keep {
-                fs::remove_file(file.older(number)).unwrap();
+                fs::remove_file(older(&path, number)).unwrap();
             }
         }
     }
@@ -239,9 +340,9 @@ mod tests {
         let mut file = log(&path, true, 100, 1);
         let mut history = History::new(1000);
         history.append(&[b'b'; 30]);
-        file.write(&history);
+        file.write_all(&history);
         assert_eq!(fs::read(&path).unwrap(), [b'b'; 20]);
-        let older = fs::read(file.older(1)).unwrap();
+        let older = fs::read(older(&path, 1)).unwrap();
         assert_eq!(older, [[b'a'; 90].as_slice(), &[b'b'; 10]].concat());
     }
 
@@ -251,11 +352,11 @@ mod tests {
         let path = directory.path().join("log");
         let mut file = log(&path, false, 100, 1);
         // A directory is in the way.
-        fs::create_dir(file.older(1)).unwrap();
+        fs::create_dir(older(&path, 1)).unwrap();
         let mut history = History::new(1000);
         for _ in 0..50 {
             history.append(&[b'c'; 30]);
-            file.write(&history);
+            file.write_all(&history);
             assert!(fs::metadata(&path).unwrap().len() <= 100);
         }
     }
@@ -265,7 +366,33 @@ mod tests {
         let mut file = LogFile::open("/dev/full".into(), false, None).unwrap();
         let mut history = History::new(8);
         history.append(b"0123456789");
-        file.write(&history);
-        assert_eq!(file.lost(), 10);
+        file.write_all(&history);
+        assert_eq!(
+            file.lost(),
+            10,
+            "two of them are not in the history any more"
+        );
+        assert_eq!(file.done(), 10);
+    }
+
+    #[test]
+    fn one_job_at_a_time_writes_the_next_bytes() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("log");
+        let mut file = LogFile::open(path.clone(), false, None).unwrap();
+        let mut history = History::new(1 << 20);
+        assert!(file.next_job(&history, (0, 0)).is_none());
+        history.append(&[b'a'; JOB_SIZE + 10]);
+        let first = file.next_job(&history, (1, 2)).unwrap();
+        assert_eq!(first.place, (1, 2));
+        assert!(file.next_job(&history, (0, 0)).is_none());
+        assert_eq!(file.done(), 0);
+        first.run();
+        file.ended();
+        assert_eq!(file.done(), JOB_SIZE as u64);
+        file.next_job(&history, (0, 0)).unwrap().run();
+        file.ended();
+        assert_eq!(fs::read(&path).unwrap().len(), JOB_SIZE + 10);
+        assert!(file.next_job(&history, (0, 0)).is_none());
     }
 }

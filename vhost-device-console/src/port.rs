@@ -17,10 +17,10 @@ use vhost_device_common::{info_limited, warn_limited};
 
 use crate::client::{Client, Kind, Received};
 use crate::control::{Driver, Size};
-use crate::endpoint::Endpoint;
+use crate::endpoint::{Endpoint, directory};
 use crate::filter::Filter;
 use crate::history::History;
-use crate::log_file::LogFile;
+use crate::log_file::{Job, LogFile};
 use crate::options::{Backend, PortOption};
 
 /// Bytes that a client of a console may lag behind, before it misses some.
@@ -163,6 +163,11 @@ impl Port {
         &self.files
     }
 
+    /// Returns how many bytes are still to be written to one of its files.
+    pub fn pending(&self, file: &LogFile) -> u64 {
+        self.history.end().saturating_sub(file.done())
+    }
+
     /// Returns how many bytes clients missed because they were too slow.
     pub fn missed(&self) -> u64 {
         let clients = self.clients.iter().map(|client| client.missed);
@@ -196,19 +201,20 @@ impl Port {
             Endpoint::File | Endpoint::Fd => {}
         }
         needs.files.extend(self.endpoint.files());
-        for file in self.files.iter().filter(|file| file.is_rotated()) {
-            #[cfg(target_arch = "x86_64")]
-            needs.queue.push(call(libc::SYS_rename));
-            needs.queue.extend([
-                call(libc::SYS_openat),
-                call(libc::SYS_renameat),
-                call(libc::SYS_renameat2),
-                call(libc::SYS_ftruncate),
-            ]);
-            let access = Access::MAKE | Access::WRITE | Access::TRUNCATE | Access::REMOVE;
-            needs
-                .files
-                .push((crate::endpoint::directory(file.path()), access));
+        for file in &self.files {
+            let helper = needs.helper.get_or_insert_default();
+            if file.is_rotated() {
+                #[cfg(target_arch = "x86_64")]
+                helper.push(call(libc::SYS_rename));
+                helper.extend([
+                    call(libc::SYS_openat),
+                    call(libc::SYS_renameat),
+                    call(libc::SYS_renameat2),
+                    call(libc::SYS_ftruncate),
+                ]);
+                let access = Access::MAKE | Access::WRITE | Access::TRUNCATE | Access::REMOVE;
+                needs.files.push((directory(file.path()), access));
+            }
         }
         needs.open_files += MAX_CLIENTS as u64 + 8;
     }
@@ -242,6 +248,8 @@ impl Port {
     /// Ends [`Port::watch`]: the thread that watched the files has ended.
     pub fn unwatch(&mut self) {
         self.watcher = None;
+        // The threads that write have ended too.
+        self.write_files();
         if let Endpoint::Stdio(stdio) = &self.endpoint {
             stdio.leave_raw_mode();
         }
@@ -535,11 +543,15 @@ impl Port {
 
     /// Returns how many bytes can be added to the history now, before it is flushed.
     fn room(&self) -> u64 {
-        let (size, from) = match self.receiver() {
+        let (size, from) = match (&self.endpoint, self.receiver()) {
+            // The guest waits for the file that it writes to.
+            (Endpoint::File, _) => {
+                let file = self.files.last();
+                (CHANNEL_HISTORY as u64, file.map_or(0, LogFile::done))
+            }
             _ if self.is_console() => (FLUSH_SIZE, self.flushed),
-            _ if matches!(self.endpoint, Endpoint::File) => (CHANNEL_HISTORY as u64, self.flushed),
-            Some(client) => (CHANNEL_HISTORY as u64, client.next),
-            None => return 0,
+            (_, Some(client)) => (CHANNEL_HISTORY as u64, client.next),
+            (_, None) => return 0,
         };
         size.saturating_sub(self.history.end().saturating_sub(from))
     }
@@ -558,10 +570,29 @@ impl Port {
         self.flush();
     }
 
-    /// Sends to clients and files what was added to the history.
-    pub fn flush(&mut self) {
+    fn write_files(&mut self) {
         for file in &mut self.files {
-            file.write(&self.history);
+            file.write_all(&self.history);
+        }
+    }
+
+    /// Returns what a thread is to write to the file `number` of this port, which has the index `index`.
+    pub fn next_job(&mut self, index: usize, number: usize) -> Option<Job> {
+        let file = self.files.get_mut(number)?;
+        file.next_job(&self.history, (index, number))
+    }
+
+    /// Notes that a thread has written to the file `number`.
+    pub fn job_ended(&mut self, number: usize) {
+        if let Some(file) = self.files.get_mut(number) {
+            file.ended();
+        }
+    }
+
+    /// Sends to clients what was added to the history. Without a queue thread, also writes it to files.
+    pub fn flush(&mut self) {
+        if self.watcher.is_none() {
+            self.write_files();
         }
         let is_paused = self.is_saved && !self.is_console();
         let open = self

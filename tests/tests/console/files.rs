@@ -8,6 +8,14 @@ use vhost_device_tests::front_end::console::event;
 
 use super::*;
 
+/// Waits until all that the guest wrote to a port is in its files, or lost.
+fn wait_until_written(device: &Device, port: usize) {
+    device.wait_for(port, |port| {
+        let files = port["files"].as_array().unwrap();
+        files.iter().all(|file| file["bytes-pending"] == 0)
+    });
+}
+
 #[test]
 fn a_port_writes_a_file() {
     let directory = tempfile::tempdir().unwrap();
@@ -28,9 +36,9 @@ fn a_port_writes_a_file() {
             assert!(driver.is_taken(port, PATIENCE));
         }
     }
-    assert_same(&fs::read(device.path("new")).unwrap(), &stream);
-    assert_same(&fs::read(device.path("channel")).unwrap(), &stream);
-    let appended = fs::read(device.path("appended")).unwrap();
+    assert_same(&written(&device.path("new"), stream.len()), &stream);
+    assert_same(&written(&device.path("channel"), stream.len()), &stream);
+    let appended = written(&device.path("appended"), 3 + stream.len());
     assert_same(&appended, &[b"old", stream.as_slice()].concat());
 }
 
@@ -48,6 +56,8 @@ fn logs_are_rotated_in_the_sandbox_and_bounded() {
     let stream = text(1 << 20);
     driver.write(0, &stream, PATIENCE);
     driver.write(1, b"other", PATIENCE);
+    wait_until_written(&device, 0);
+    wait_until_written(&device, 1);
     let read = |name: &str| fs::read(device.path(name)).unwrap();
     let all = [read("log.3"), read("log.2"), read("log.1"), read("log")];
     assert_eq!(all.each_ref().map(Vec::len)[..3], [100 << 10; 3]);
@@ -87,6 +97,7 @@ fn a_full_disk_does_not_make_the_guest_wait() {
     let device = Device::start(&["unix=DIR/port", "file=/dev/full"], &[]);
     let mut driver = device.connect();
     driver.write(1, b"nothing", PATIENCE);
+    wait_until_written(&device, 1);
     assert_eq!(device.port(1)["files"][0]["bytes-lost"], 7);
     let client = device.client("port");
     driver.write(0, b"works", PATIENCE);
@@ -111,10 +122,12 @@ fn a_directory_that_is_gone_does_not_let_the_log_grow() {
     );
     let mut driver = device.connect();
     driver.write(0, b"begin", PATIENCE);
+    wait_until_written(&device, 0);
     let kept = device.path("kept");
     fs::hard_link(device.path("logs/log"), &kept).unwrap();
     fs::remove_dir_all(device.path("logs")).unwrap();
     driver.write(0, &text(100_000), PATIENCE);
+    wait_until_written(&device, 0);
     assert!(fs::metadata(&kept).unwrap().len() <= 4 << 10);
     assert!(device.program.stderr().contains("cannot rotate"));
 }
@@ -126,5 +139,5 @@ fn a_log_through_a_symbolic_link_is_written() {
     let device = Device::start_in(directory, &["unix=DIR/port"], &["--log=DIR/log"], |_| {});
     let mut driver = device.connect();
     driver.write(0, b"line", PATIENCE);
-    assert_eq!(fs::read(device.path("target")).unwrap(), b"line");
+    assert_eq!(written(&device.path("target"), 4), b"line");
 }

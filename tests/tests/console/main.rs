@@ -15,7 +15,7 @@ mod terminal;
 
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -164,6 +164,19 @@ fn receive(mut client: &UnixStream, count: usize) -> Vec<u8> {
     let mut bytes = vec![0; count];
     client.read_exact(&mut bytes).unwrap();
     bytes
+}
+
+/// Waits until a thread of the device has written `count` bytes to a file. Returns all of it.
+fn written(path: &Path, count: usize) -> Vec<u8> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let bytes = std::fs::read(path).unwrap_or_default();
+        if bytes.len() >= count {
+            return bytes;
+        }
+        assert!(Instant::now() < deadline, "{} bytes", bytes.len());
+        std::thread::sleep(Duration::from_millis(2));
+    }
 }
 
 /// Asserts that a client receives nothing.
