@@ -14,17 +14,17 @@ use crate::state::State;
 pub const VERBS: &[Verb] = &[
     Verb {
         name: "query-ports",
-        help: "Show the ports: where they lead to, their clients, and how many bytes were moved and missed.",
+        help: "Show the ports: where they lead to, their clients, and how many bytes were moved and missed",
         arguments: &[],
         files: 0,
     },
     Verb {
         name: "resize",
-        help: "Tell the guest the size of a console in characters.",
+        help: "Tell the guest the size of a console in characters",
         arguments: &[
-            number("columns", "Characters in a row: 1 to 65535.", false),
-            number("rows", "Rows: 1 to 65535.", false),
-            number("port", "Number of the port; 0 by default.", true),
+            number("columns", "characters in a row: 1 to 65535", false),
+            number("rows", "rows: 1 to 65535", false),
+            number("port", "number of the port; 0 by default", true),
         ],
         files: 0,
     },
@@ -49,7 +49,7 @@ pub fn query_ports(state: &State) -> Value {
             "backend": port.endpoint.kind(),
             "path": port.endpoint.path().map(|path| path.to_string_lossy()),
             "open": port.is_open(),
-            "open-in-guest": port.driver.is_open || !state.multiport && port.number == 0,
+            "open-in-guest": port.driver.is_open || port.is_served() && !state.multiport && port.number == 0,
             "clients": port.clients().iter().filter(|client| client.is_open).map(client).collect::<Vec<_>>(),
             "files": port.files().iter().map(|one| file(port, one)).collect::<Vec<_>>(),
             "bytes-from-guest": port.counters.transmitted,

@@ -23,15 +23,18 @@ const LOG_ROTATION: Rotation = Rotation {
 /// Options of the console device.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// Add a port, and say where it leads to: [name=NAME,]BACKEND. The first port is the console. Repeat for up to 31 ports.
-    /// BACKEND is one of: pty[=LINK]; unix=PATH; unix-connect=PATH; file=PATH[,append][,max-size=SIZE][,keep=N]; fd=N; stdio. A
-    /// port with a name is a channel that programs in the guest open by this name, other ports are consoles. Write ,, for a comma
-    /// in a path.
+    /// Add a port that leads to BACKEND. The first port is the console. Repeat for up to 31 ports.
+    ///
+    /// BACKEND is one of pty[=LINK], unix=PATH, unix-connect=PATH, file=PATH[,append][,max-size=SIZE][,keep=N], fd=N and stdio.
+    /// A port with a name is a channel, which programs in the guest open by this name; other ports are consoles. Write ,, for a
+    /// comma in a path.
     #[arg(long = "port", value_name = "[name=NAME,]BACKEND", required = true, value_parser = PortOption::parse)]
     pub ports: Vec<PortOption>,
 
-    /// Also write what the guest writes to port N (default 0) to this file: PATH[,port=N][,max-size=SIZE][,keep=N]. It is rotated at
-    /// SIZE (default 16M) to PATH.1 and so on; N older files are kept (default 1). Repeat for several files.
+    /// Also write what the guest writes to a port to the file PATH. Repeat for several files.
+    ///
+    /// OPTIONS are port=N (0 by default), max-size=SIZE (16M) and keep=N (1). At max-size, PATH is renamed to PATH.1, PATH.1 to
+    /// PATH.2, and so on; N older files are kept.
     #[arg(long = "log", value_name = "PATH[,OPTIONS]", value_parser = LogOption::parse)]
     pub logs: Vec<LogOption>,
 
@@ -39,7 +42,9 @@ pub struct Options {
     #[arg(long)]
     pub filter: bool,
 
-    /// Send rows before columns when a console is resized, as Linux guests without the correction of 2025 expect.
+    /// Send rows before columns when a console is resized.
+    ///
+    /// Linux guests without the correction of 2025 expect this order.
     #[arg(long)]
     pub swap_resize: bool,
 }
