@@ -12,16 +12,18 @@ use vhost_device_common::statistics::Outcome;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Pool, PoolLimits, Queue, Queues, Readiness};
 use vhost_device_storage::disk::DiskError;
-use vhost_device_storage::engine::{Engine, Engines, IoRequest};
+use vhost_device_storage::engine::{Engine, Engines};
 
 use crate::address::Addressed;
 use crate::control::Functions;
-use crate::lun::{Action, Answer, Command, LogicalUnit, Response, Step};
-use crate::procedure::{ChainData, TaskMedium};
+use crate::lun::{Action, Answer, LogicalUnit};
 use crate::request::{
     Delivery, EVENT, Fault, Header, Reply, Request, Stage, changes, limited_bytes,
 };
-use crate::shared::{DRIVER, Shared};
+use crate::shared::Shared;
+use crate::steps::{
+    advance, check, command, execute, finish, reply_with, run_procedure, undelivered,
+};
 use crate::unit::Unit;
 use crate::units::Units;
 
@@ -536,80 +538,4 @@ impl ScsiHandler {
         // A function may have waited for it.
         self.shared.wake();
     }
-}
-
-/// Returns the answer to a command that could not be carried out.
-fn undelivered() -> Answer {
-    Answer {
-        response: Response::Failure,
-        ..Answer::good()
-    }
-}
-
-/// Makes the command of a request whose header was read.
-fn command<'a>(cdb: &'a [u8], reply: &Reply) -> Command<'a> {
-    Command {
-        cdb,
-        nexus: DRIVER,
-        data_out: reply.data_out,
-        data_in: reply.data_in,
-    }
-}
-
-/// Has the logical unit check a command.
-fn check(unit: &Unit, cdb: &[u8], reply: &mut Reply) -> Stage {
-    let command = command(cdb, reply);
-    let mut data = ChainData(&mut reply.chain);
-    match unit.logical.start(&command, &mut data, &unit.target) {
-        Step::Done(answer) => Stage::Answered(answer),
-        Step::Action(action) => Stage::Limited(action),
-        Step::Procedure(procedure) => Stage::Excluding(procedure),
-    }
-}
-
-/// Makes the answer of an action that has ended after it moved so many bytes.
-fn finish(request: &Request, action: &Action, outcome: io::Result<()>, moved: u64) -> Stage {
-    if let Err(error) = &outcome {
-        warn_limited(format_args!(
-            "{}: {action:?} failed: {error}",
-            request.unit.address
-        ));
-    }
-    Stage::Answered(request.unit.logical.finish(action, outcome, moved))
-}
-
-/// Carries out the operation of a request in this thread.
-fn execute(request: &Request) -> io::Result<u64> {
-    request.unit.disk.execute(request.operation())
-}
-
-/// Returns the next stage after an operation has ended with `outcome`.
-fn advance(request: &mut Request, outcome: io::Result<u64>) -> Stage {
-    let Stage::Working(action, mut work) = request.take_stage() else {
-        return Stage::None;
-    };
-    let chain = &mut request.reply.chain;
-    match work.advance(chain, &request.unit.disk, outcome) {
-        Ok(false) => Stage::Working(action, work),
-        Ok(true) => finish(request, &action, Ok(()), work.bytes()),
-        Err(error) => finish(request, &action, Err(error), work.bytes()),
-    }
-}
-
-/// Runs the procedure of a request, in a thread that may block.
-fn run_procedure(request: &mut Request) {
-    let Stage::Procedure(procedure) = request.take_stage() else {
-        return;
-    };
-    let medium = TaskMedium {
-        unit: &request.unit,
-        task: request.task,
-    };
-    let mut data = ChainData(&mut request.reply.chain);
-    request.stage = Stage::Answered(procedure.run(&medium, &mut data));
-}
-
-fn reply_with(queue: &mut Queue, reply: Reply, delivery: Delivery, answer: &Answer) {
-    let (chain, used, outcome) = reply.write(delivery, answer);
-    queue.complete_with(chain, used, outcome);
 }

@@ -19,6 +19,7 @@ mod request;
 mod reservations;
 mod saved;
 mod shared;
+mod steps;
 mod sweep;
 mod table;
 mod tasks;
