@@ -13,6 +13,7 @@ use crate::address::{Address, MAX_LUNS};
 use crate::events::Event;
 use crate::lun::Attention;
 use crate::options::DiskArguments;
+use crate::passthrough::PassThrough;
 use crate::shared::Shared;
 use crate::unit::{Settings, Unit, adopt_reservations};
 
@@ -94,7 +95,11 @@ pub fn execute(
             let size = arguments.get("size").and_then(Value::as_u64);
             resize_disk(shared, address(arguments)?, size)
         }
-        QUERY => Ok(shared.table.units().iter().map(describe).collect()),
+        QUERY => {
+            let units = shared.table.units();
+            let devices = shared.devices.iter().map(describe_device);
+            Ok(units.iter().map(describe).chain(devices).collect())
+        }
         _ => Err(CommandError::NotFound(name.to_owned())),
     }
 }
@@ -141,7 +146,7 @@ fn add_disk(
     let image = files.next();
     let image = image
         .ok_or_else(|| failed("pass the image as an open file (vhost-device-ctl --file=PATH)"))?;
-    let free = shared.table.free();
+    let free = free(shared);
     let address = Address {
         target: disk.target.unwrap_or(free.target),
         lun: disk.lun,
@@ -173,6 +178,11 @@ fn add_disk(
     Ok(describe(&unit))
 }
 
+/// Returns lun 0 of the first free target.
+pub fn free(shared: &Shared) -> Address {
+    shared.table.free(|target| shared.has_devices(target))
+}
+
 /// Adds a unit.
 ///
 /// # Errors
@@ -193,10 +203,14 @@ pub fn add(shared: &Shared, unit: Unit) -> Result<(), String> {
     }
 }
 
-fn check_free(shared: &Shared, address: Address) -> Result<(), String> {
-    match shared.table.get(address) {
-        None => Ok(()),
-        Some(_) => Err(format!(
+/// Checks that an address is free.
+///
+/// # Errors
+/// It is not.
+pub fn check_free(shared: &Shared, address: Address) -> Result<(), String> {
+    match shared.table.get(address).is_some() || shared.device(address).is_some() {
+        false => Ok(()),
+        true => Err(format!(
             "{address} has a disk already; give it another target= or lun="
         )),
     }
@@ -232,6 +246,14 @@ fn resize_disk(
     unit.disk.measure(false);
     shared.update_size(&unit);
     Ok(describe(&unit))
+}
+
+fn describe_device(device: &Arc<PassThrough>) -> Value {
+    json!({
+        "target": device.address.target,
+        "lun": device.address.lun,
+        "passthrough": device.path,
+    })
 }
 
 fn describe(unit: &Arc<Unit>) -> Value {

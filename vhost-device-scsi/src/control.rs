@@ -20,10 +20,11 @@ use virtio_bindings::virtio_scsi::{
     VIRTIO_SCSI_T_TMF_QUERY_TASK_SET,
 };
 
-use crate::address::Addressed;
+use crate::address::{Address, Addressed};
+use crate::passthrough::PassThrough;
 use crate::request::TASK_MANAGEMENT;
 use crate::shared::{DRIVER, Shared};
-use crate::tasks::Mark;
+use crate::tasks::{Mark, Tasks};
 use crate::unit::Unit;
 
 /// How long a function waits for the threads to take what is in the rings: some may be full of requests that have to wait.
@@ -53,11 +54,41 @@ enum Kind {
     Query,
 }
 
+/// A logical unit, or a device of the host in its place.
+enum Subject {
+    Unit(Arc<Unit>),
+    Device(Arc<PassThrough>),
+}
+
+impl Subject {
+    fn address(&self) -> Address {
+        match self {
+            Self::Unit(unit) => unit.address,
+            Self::Device(device) => device.address,
+        }
+    }
+
+    fn tasks(&self) -> &Tasks {
+        match self {
+            Self::Unit(unit) => &unit.tasks,
+            Self::Device(device) => &device.tasks,
+        }
+    }
+
+    /// Returns what a target has.
+    fn of(target: u8, shared: &Shared) -> Vec<Self> {
+        let units = shared.table.target(target).into_iter().map(Self::Unit);
+        let devices = shared.devices.iter();
+        let devices = devices.filter(|device| device.address.target == target);
+        units.chain(devices.cloned().map(Self::Device)).collect()
+    }
+}
+
 /// A function in progress.
 struct Function {
     chain: Chain,
     kind: Kind,
-    units: Vec<Arc<Unit>>,
+    units: Vec<Subject>,
     /// The task; `None` for all of the units.
     tag: Option<u64>,
     stage: Stage,
@@ -142,7 +173,7 @@ impl Function {
                     }
                     if self.kind == Kind::Query {
                         let mut units = self.units.iter();
-                        let found = units.any(|unit| unit.tasks.has(self.tag));
+                        let found = units.any(|unit| unit.tasks().has(self.tag));
                         return Some(if found { SUCCEEDED } else { COMPLETE });
                     }
                     let mark = match self.kind {
@@ -150,14 +181,14 @@ impl Function {
                         Kind::ResetUnit | Kind::ResetNexus => Mark::Reset,
                     };
                     let units = self.units.iter();
-                    let numbers = units.map(|unit| unit.tasks.mark_all(mark, self.tag));
+                    let numbers = units.map(|unit| unit.tasks().mark_all(mark, self.tag));
                     self.stage = Stage::End(numbers.collect());
                     // Those that wait for something end at once.
                     shared.wake();
                 }
                 Stage::End(numbers) => {
                     let mut all = self.units.iter().zip(numbers);
-                    if all.any(|(unit, numbers)| unit.tasks.has_any(numbers)) {
+                    if all.any(|(unit, numbers)| unit.tasks().has_any(numbers)) {
                         return None;
                     }
                     self.finish(shared);
@@ -179,12 +210,14 @@ impl Function {
     /// Resets what the function resets.
     fn finish(&self, shared: &Shared) {
         for unit in &self.units {
-            match self.kind {
-                Kind::ResetUnit => unit.logical.reset(),
-                Kind::ResetNexus => unit.logical.nexus_lost(DRIVER),
-                Kind::Abort | Kind::Query => continue,
+            match (self.kind, unit) {
+                (Kind::Abort | Kind::Query, _) => continue,
+                (Kind::ResetUnit, Subject::Unit(unit)) => unit.logical.reset(),
+                (Kind::ResetNexus, Subject::Unit(unit)) => unit.logical.nexus_lost(DRIVER),
+                // Its commands have ended. The host does not let this program reset it.
+                (_, Subject::Device(_)) => {}
             }
-            unit.tasks.end_reset();
+            unit.tasks().end_reset();
         }
         if self.kind == Kind::ResetUnit {
             log::debug!("{} logical units were reset", self.units.len());
@@ -198,7 +231,7 @@ enum Parsed {
     /// It is answered at once.
     Answer(Vec<u8>),
     /// It is a function for tasks.
-    Function(Kind, Vec<Arc<Unit>>, Option<u64>),
+    Function(Kind, Vec<Subject>, Option<u64>),
 }
 
 fn parse(chain: &mut Chain, shared: &Shared) -> Result<Parsed, ChainError> {
@@ -240,7 +273,7 @@ fn parse(chain: &mut Chain, shared: &Shared) -> Result<Parsed, ChainError> {
     let Some(target) = addressed.target() else {
         return answer(BAD_TARGET);
     };
-    let units = shared.table.target(target);
+    let units = Subject::of(target, shared);
     if units.is_empty() {
         return answer(BAD_TARGET);
     }
@@ -250,7 +283,7 @@ fn parse(chain: &mut Chain, shared: &Shared) -> Result<Parsed, ChainError> {
     let Addressed::Unit(address) = addressed else {
         return answer(INCORRECT_LUN);
     };
-    match units.into_iter().find(|unit| unit.address == address) {
+    match units.into_iter().find(|unit| unit.address() == address) {
         Some(unit) => Ok(Parsed::Function(kind, vec![unit], tag)),
         None => answer(INCORRECT_LUN),
     }

@@ -19,7 +19,8 @@ use crate::address::Address;
 use crate::commands;
 use crate::config::Config;
 use crate::handler::{FIRST_REQUEST, ScsiHandler};
-use crate::options::{DiskArguments, Options};
+use crate::options::{DiskArguments, Options, PassThroughArguments};
+use crate::passthrough::PassThrough;
 use crate::request::KINDS;
 use crate::reservations::Reservations;
 use crate::saved::{MAX_STATE_SIZE, Saved};
@@ -61,7 +62,8 @@ impl Device for Scsi {
         };
         // A request also has a descriptor for its header and one for its response.
         let seg_max = options.queue_size.saturating_sub(2).clamp(1, SEG_MAX);
-        let shared = Shared::new(Config::new(request_queues, seg_max.into()));
+        let devices = open_devices(&options.passthrough)?;
+        let shared = Shared::new(Config::new(request_queues, seg_max.into()), devices);
         // Those with a target have the first choice.
         let (placed, others): (Vec<_>, Vec<_>) =
             options.disks.iter().partition(|disk| disk.target.is_some());
@@ -117,6 +119,9 @@ impl Device for Scsi {
         let mut needs = self.engines.needs();
         Disk::add_needs_to_open(&mut needs);
         Reservations::add_needs(&mut needs);
+        if !self.shared.devices.is_empty() {
+            PassThrough::add_needs(&mut needs);
+        }
         for unit in self.shared.table.units() {
             unit.disk.add_needs(&mut needs);
         }
@@ -156,12 +161,39 @@ impl Device for Scsi {
     }
 
     fn save(&self) -> Result<Vec<u8>, StateError> {
-        state::encode(&Saved::of(&self.shared))
+        match self.shared.devices.is_empty() {
+            true => state::encode(&Saved::of(&self.shared)),
+            false => Err(StateError::NotSaveable("a SCSI device of the host")),
+        }
     }
 
     fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
         state::decode::<Saved>(state)?.restore(&self.shared)
     }
+}
+
+/// Opens the devices of the host.
+fn open_devices(options: &[PassThroughArguments]) -> Result<Vec<Arc<PassThrough>>, StartError> {
+    let mut devices: Vec<Arc<PassThrough>> = Vec::new();
+    for arguments in options {
+        let is_taken = |address: Address| devices.iter().any(|device| device.address == address);
+        let lun = arguments.lun;
+        let mut targets = (0..=u8::MAX).map(|target| Address { target, lun });
+        let address = match arguments.target {
+            Some(target) => Some(Address { target, lun }),
+            None => targets.find(|address| !is_taken(*address)),
+        };
+        let free = address.filter(|address| !is_taken(*address));
+        let address = free.ok_or_else(|| {
+            let path = arguments.path.display();
+            StartError(format!(
+                "{path}: its address has a device already; give it another target= or lun="
+            ))
+        })?;
+        let device = PassThrough::open(&arguments.path, address, arguments.read_only)?;
+        devices.push(Arc::new(device));
+    }
+    Ok(devices)
 }
 
 /// Opens a disk of the command line.
@@ -179,7 +211,7 @@ fn open_disk(
         },
         None => Address {
             lun: arguments.lun,
-            ..shared.table.free()
+            ..commands::free(shared)
         },
     };
     let reservations = arguments.reservations.as_deref().map(Reservations::open);

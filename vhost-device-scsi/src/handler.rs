@@ -17,6 +17,7 @@ use vhost_device_storage::engine::{Engine, Engines};
 use crate::address::Addressed;
 use crate::control::Functions;
 use crate::lun::{Action, Answer, LogicalUnit};
+use crate::passthrough::{Ended, PassRequest, PassThrough};
 use crate::request::{
     Delivery, EVENT, Fault, Header, Reply, Request, Stage, changes, limited_bytes,
 };
@@ -32,9 +33,11 @@ pub const CONTROL: u16 = 0;
 pub const EVENTS: u16 = 1;
 pub const FIRST_REQUEST: u16 = 2;
 
-/// What the watcher reports: operations of the engine, which has the first token, procedures that have ended, and a call of another thread.
+/// What the watcher reports: operations of the engine, which has the first token, procedures that have ended, a call of another thread, and
+/// commands of devices of the host that have ended.
 const PROCEDURES: u32 = 1;
 const WAKE: u32 = 2;
+const DEVICES: u32 = 3;
 
 /// Bytes that may be moved in the queue's thread before it handles commands of the session. In new memory this takes some milliseconds.
 const BUDGET: u64 = 1 << 20;
@@ -46,11 +49,19 @@ const PROCEDURE_LIMITS: PoolLimits = PoolLimits {
     items: 256,
 };
 
+/// Commands that devices of the host carry out at a time, and that may wait for that.
+const DEVICE_LIMITS: PoolLimits = PoolLimits {
+    threads: 16,
+    items: 4096,
+};
+
 /// Works on the queues of one thread.
 pub struct ScsiHandler {
     shared: Arc<Shared>,
     engine: Engine<Request>,
     procedures: Pool<Request, ()>,
+    /// Commands that devices of the host carry out.
+    devices: Pool<PassRequest, ()>,
     /// Requests that wait for something other than an operation, in the order in which they came.
     parked: VecDeque<Request>,
     /// The control queue is one of the thread's.
@@ -73,11 +84,16 @@ impl ScsiHandler {
             run_procedure(request);
             Ok(())
         };
+        let pass = |request: &mut PassRequest| {
+            request.run();
+            Ok(())
+        };
         let mut units = Units::default();
         units.refresh(shared);
         Ok(Self {
             engine: Engine::new(engines, None, watcher)?,
             procedures: Pool::new("procedure", PROCEDURE_LIMITS, watcher, PROCEDURES, run)?,
+            devices: Pool::new("device", DEVICE_LIMITS, watcher, DEVICES, pass)?,
             parked: VecDeque::new(),
             functions: Functions::default(),
             queues: Vec::new(),
@@ -117,6 +133,13 @@ impl ScsiHandler {
             _ => None,
         };
         let Some(unit) = unit.map(Arc::clone) else {
+            if let Addressed::Unit(address) = addressed
+                && let Some(device) = self.shared.device(address)
+            {
+                let device = Arc::clone(device);
+                self.pass(device, &header, reply, queue);
+                return Some(0);
+            }
             let (delivery, answer) = self.absent(addressed, header.cdb(), &reply);
             reply_with(queue, reply, delivery, &answer);
             return Some(0);
@@ -136,10 +159,48 @@ impl ScsiHandler {
         Some(self.proceed(request, queue))
     }
 
+    /// Hands a command to a device of the host.
+    fn pass(&mut self, device: Arc<PassThrough>, header: &Header, reply: Reply, queue: &mut Queue) {
+        let (task, _) = device.tasks.begin(header.tag);
+        let request = PassRequest {
+            queue: queue.index(),
+            device,
+            task,
+            cdb: header.cdb().into(),
+            reply,
+            // So it stays if there is no room.
+            ended: Ended::undelivered(Delivery::Busy),
+        };
+        if let Err(request) = self.devices.submit(request) {
+            self.passed(request, queue);
+        }
+    }
+
+    /// Answers a command that a device of the host has carried out.
+    fn passed(&mut self, request: PassRequest, queue: &mut Queue) {
+        let PassRequest {
+            device,
+            task,
+            reply,
+            ended,
+            ..
+        } = request;
+        let mark = device.tasks.end(task).mark;
+        let delivery = mark.map_or(ended.delivery, Delivery::from);
+        let (chain, used, outcome) = reply.write_response(delivery, ended.status, &ended.sense);
+        queue.complete_with(chain, used, outcome);
+        if mark.is_some() {
+            // The function is answered after this.
+            queue.publish();
+            device.tasks.forget(task);
+            self.shared.wake();
+        }
+    }
+
     /// Returns the answer to a command for a logical unit that does not exist.
     fn absent(&self, addressed: Addressed, cdb: &[u8], reply: &Reply) -> (Delivery, Answer) {
         match addressed.target() {
-            Some(target) if self.units.has_target(target) => {
+            Some(target) if self.units.has_target(target) || self.shared.has_devices(target) => {
                 let (command, target) = (command(cdb, reply), self.shared.target(target));
                 let answer = match addressed {
                     Addressed::ReportLuns(_) => LogicalUnit::report_luns(&command, &target),
@@ -458,6 +519,18 @@ impl QueueHandler for ScsiHandler {
     fn ready(&mut self, token: u32, _readiness: Readiness, queues: &mut Queues) {
         match token {
             WAKE => return self.wake(queues),
+            DEVICES => {
+                while let Some((mut request, outcome)) = self.devices.finished() {
+                    if let Err(error) = outcome {
+                        warn_limited(format_args!("a command failed: {error}"));
+                        request.ended = Ended::undelivered(Delivery::Failure);
+                    }
+                    if let Some(queue) = queues.get_mut(request.queue) {
+                        self.passed(request, queue);
+                    }
+                }
+                return;
+            }
             PROCEDURES => {
                 while let Some((mut request, outcome)) = self.procedures.finished() {
                     if let Err(error) = outcome {

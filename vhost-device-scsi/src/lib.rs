@@ -14,6 +14,7 @@ mod events;
 mod handler;
 pub mod lun;
 mod options;
+mod passthrough;
 mod procedure;
 mod request;
 mod reservations;

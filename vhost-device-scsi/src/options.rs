@@ -25,6 +25,13 @@ pub struct Options {
     #[arg(long = "disk", value_name = "file=PATH[,KEY=VALUE…]", value_parser = disk)]
     pub disks: Vec<DiskArguments>,
 
+    /// A SCSI device of the host that the guest uses itself: /dev/sgN, or a disk or drive; then any of target=N, lun=N and read-only,
+    /// separated by commas. Can be repeated.
+    ///
+    /// Commands that could change the firmware of the device or destroy it are refused.
+    #[arg(long, value_name = "PATH[,KEY=VALUE…]", value_parser = passthrough)]
+    pub passthrough: Vec<PassThroughArguments>,
+
     /// Start as the destination of a live migration, while another program has the images. Each is locked when the guest begins to use it.
     #[arg(long)]
     pub incoming: bool,
@@ -82,6 +89,48 @@ pub struct DiskArguments {
     pub disk: DiskOptions,
 }
 
+/// A device of the host, as `--passthrough` describes it.
+#[derive(Clone, Debug, Parser)]
+#[command(no_binary_name = true, disable_help_flag = true)]
+pub struct PassThroughArguments {
+    /// Node of the device.
+    #[arg(skip)]
+    pub path: PathBuf,
+
+    /// Number of the target.
+    #[arg(long)]
+    pub target: Option<u8>,
+
+    /// Number of the logical unit.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(..i64::from(MAX_LUNS)))]
+    pub lun: u16,
+
+    /// Open it only for reading.
+    #[arg(long)]
+    pub read_only: bool,
+}
+
+/// Parses the description of a device of the host, which begins with its path.
+fn passthrough(text: &str) -> Result<PassThroughArguments, String> {
+    let parts = parts(text);
+    let Some((path, keys)) = parts.split_first() else {
+        return Err("names no device; give /dev/sgN".to_owned());
+    };
+    let mut arguments: PassThroughArguments = parse(keys)?;
+    arguments.path = path.into();
+    Ok(arguments)
+}
+
+/// Parses keys with values.
+fn parse<T: Parser>(parts: &[String]) -> Result<T, String> {
+    let parts = parts.iter().map(|part| format!("--{part}"));
+    T::try_parse_from(parts).map_err(|error| {
+        let text = error.to_string();
+        let line = text.lines().next().unwrap_or_default();
+        line.trim_start_matches("error: ").replace("--", "")
+    })
+}
+
 /// Parses the description of a disk that has a file.
 fn disk(text: &str) -> Result<DiskArguments, String> {
     let arguments = DiskArguments::parse_text(text)?;
@@ -97,12 +146,7 @@ impl DiskArguments {
     /// # Errors
     /// One line that says what is wrong.
     pub fn parse_text(text: &str) -> Result<Self, String> {
-        let parts = parts(text).into_iter().map(|part| format!("--{part}"));
-        Self::try_parse_from(parts).map_err(|error| {
-            let text = error.to_string();
-            let line = text.lines().next().unwrap_or_default();
-            line.trim_start_matches("error: ").replace("--", "")
-        })
+        parse(&parts(text))
     }
 }
 
@@ -177,6 +221,18 @@ mod tests {
         assert_eq!(disk.rotational, Some(1));
         assert!(disk.removable && disk.disk.read_only);
         assert_eq!(disk.disk.iops, Some(100));
+    }
+
+    #[test]
+    fn a_device_of_the_host_is_described_by_its_path_and_keys() {
+        let device = passthrough("/dev/sg0,target=2,lun=1,read-only").unwrap();
+        assert_eq!(device.path, PathBuf::from("/dev/sg0"));
+        assert_eq!((device.target, device.lun), (Some(2), 1));
+        assert!(device.read_only);
+        assert!(!passthrough("/dev/sr0").unwrap().read_only);
+        for text in ["", "/dev/sg0,serial=S", "/dev/sg0,lun=16384"] {
+            assert!(passthrough(text).is_err(), "{text}");
+        }
     }
 
     #[test]

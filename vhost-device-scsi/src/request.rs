@@ -14,8 +14,9 @@ use vhost_device_storage::engine::{IoRequest, Label};
 use vhost_device_storage::operation::Operation;
 use vhost_device_storage::work::{Ranges, Work};
 use virtio_bindings::virtio_scsi::{
-    VIRTIO_SCSI_S_ABORTED, VIRTIO_SCSI_S_BAD_TARGET, VIRTIO_SCSI_S_FAILURE, VIRTIO_SCSI_S_OK,
-    VIRTIO_SCSI_S_OVERRUN, VIRTIO_SCSI_S_RESET,
+    VIRTIO_SCSI_S_ABORTED, VIRTIO_SCSI_S_BAD_TARGET, VIRTIO_SCSI_S_BUSY, VIRTIO_SCSI_S_FAILURE,
+    VIRTIO_SCSI_S_NEXUS_FAILURE, VIRTIO_SCSI_S_OK, VIRTIO_SCSI_S_OVERRUN, VIRTIO_SCSI_S_RESET,
+    VIRTIO_SCSI_S_TARGET_FAILURE, VIRTIO_SCSI_S_TRANSPORT_FAILURE,
 };
 
 use crate::config::{MAX_CDB, MAX_SENSE, Sizes};
@@ -88,6 +89,10 @@ pub enum Delivery {
     Aborted = VIRTIO_SCSI_S_ABORTED as u8,
     BadTarget = VIRTIO_SCSI_S_BAD_TARGET as u8,
     Reset = VIRTIO_SCSI_S_RESET as u8,
+    Busy = VIRTIO_SCSI_S_BUSY as u8,
+    TransportFailure = VIRTIO_SCSI_S_TRANSPORT_FAILURE as u8,
+    TargetFailure = VIRTIO_SCSI_S_TARGET_FAILURE as u8,
+    NexusFailure = VIRTIO_SCSI_S_NEXUS_FAILURE as u8,
     Failure = VIRTIO_SCSI_S_FAILURE as u8,
 }
 
@@ -134,17 +139,26 @@ impl Reply {
         }
     }
 
-    /// Writes the answer. Returns the request, the bytes that were written, and what statistics count.
+    /// Writes the answer of a logical unit. Returns the request, the bytes that were written, and what statistics count.
     pub fn write(mut self, delivery: Delivery, answer: &Answer) -> (Chain, u32, Outcome) {
         let chain = &mut self.chain;
         let room = usize::try_from(chain.writable_len()).unwrap_or(usize::MAX);
         let data = answer.data.get(..room).unwrap_or(&answer.data);
-        let is_written = chain.write(data).is_ok();
-        let delivery = if is_written {
-            delivery
-        } else {
-            Delivery::Failure
+        let delivery = match chain.write(data) {
+            Ok(()) => delivery,
+            Err(_) => Delivery::Failure,
         };
+        self.write_response(delivery, answer.status as u8, &answer.sense)
+    }
+
+    /// Writes the response, after the data. Returns what [`Reply::write`] returns.
+    pub fn write_response(
+        mut self,
+        delivery: Delivery,
+        status: u8,
+        sense: &[u8],
+    ) -> (Chain, u32, Outcome) {
+        let chain = &mut self.chain;
         let moved_in = self.data_in.saturating_sub(chain.writable_len());
         let moved_out = self.data_out.saturating_sub(chain.readable_len());
         let residual = match delivery {
@@ -153,12 +167,12 @@ impl Reply {
         };
         let residual = u32::try_from(residual).unwrap_or(u32::MAX);
         let sense_size = (self.sense_size as usize).min(MAX_SENSE);
-        let sense = answer.sense.get(..sense_size).unwrap_or(&answer.sense);
+        let sense = sense.get(..sense_size).unwrap_or(sense);
         let mut head = [0; RESPONSE + MAX_SENSE];
         let fields = (sense.len() as u32).to_le_bytes().into_iter();
         let fields = fields.chain(residual.to_le_bytes());
         // status_qualifier is 0.
-        let fields = fields.chain([0, 0, answer.status as u8, delivery as u8]);
+        let fields = fields.chain([0, 0, status, delivery as u8]);
         let fields = fields.chain(sense.iter().copied());
         head.iter_mut()
             .zip(fields)
@@ -168,11 +182,10 @@ impl Reply {
             Ok(()) => moved_in.saturating_add(head.len() as u64),
             Err(_) => 0,
         };
-        let succeeded = answer.status == Status::Good;
         let outcome = Outcome {
             request: self.kind,
             bytes: moved_in.saturating_add(moved_out),
-            failed: delivery != Delivery::Ok || !succeeded,
+            failed: delivery != Delivery::Ok || status != Status::Good as u8,
         };
         (self.chain, u32::try_from(used).unwrap_or(u32::MAX), outcome)
     }

@@ -43,7 +43,7 @@ impl SavedUnit {
 }
 
 impl Saved {
-    /// Returns the state of all units.
+    /// Returns the state of all units, of which no device of the host is one.
     pub fn of(shared: &Shared) -> Self {
         Self {
             sizes: shared.config.sizes(),

@@ -8,9 +8,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use rustix::event::{EventfdFlags, eventfd};
 use vhost_device_common::worker::{Readiness, Watcher};
 
+use crate::address::Address;
 use crate::config::Config;
 use crate::events::{Event, Events};
 use crate::lun::{Attention, Nexus, Peer, Target};
+use crate::passthrough::PassThrough;
 use crate::procedure::PeerMedium;
 use crate::sweep::Sweep;
 use crate::table::Table;
@@ -22,6 +24,8 @@ pub const DRIVER: Nexus = Nexus(1);
 /// What the device and the handlers of all its queues share.
 pub struct Shared {
     pub table: Table,
+    /// Devices of the host, which stay the same.
+    pub devices: Vec<Arc<PassThrough>>,
     pub config: Config,
     events: Mutex<Events>,
     pub sweep: Sweep,
@@ -31,14 +35,27 @@ pub struct Shared {
 
 impl Shared {
     /// Creates the state of a device without logical units.
-    pub fn new(config: Config) -> Arc<Self> {
+    pub fn new(config: Config, devices: Vec<Arc<PassThrough>>) -> Arc<Self> {
         Arc::new(Self {
             table: Table::default(),
+            devices,
             config,
             events: Mutex::default(),
             sweep: Sweep::default(),
             threads: Mutex::default(),
         })
+    }
+
+    /// Returns the device of the host at an address.
+    pub fn device(&self, address: Address) -> Option<&Arc<PassThrough>> {
+        let mut devices = self.devices.iter();
+        devices.find(|device| device.address == address)
+    }
+
+    /// Returns whether a target has devices of the host.
+    pub fn has_devices(&self, target: u8) -> bool {
+        let mut devices = self.devices.iter();
+        devices.any(|device| device.address.target == target)
     }
 
     /// Creates the eventfd by which a thread is woken, and has `watcher` report it as `token`.
@@ -106,10 +123,16 @@ impl TargetView {
 
 impl Target for TargetView {
     fn luns(&self) -> Vec<u16> {
-        let units = self.shared.upgrade();
-        let units = units.map(|shared| shared.table.target(self.number));
-        let units = units.unwrap_or_default();
-        units.iter().map(|unit| unit.address.lun).collect()
+        let Some(shared) = self.shared.upgrade() else {
+            return Vec::new();
+        };
+        let units = shared.table.target(self.number);
+        let devices = shared.devices.iter().map(|device| device.address);
+        let devices = devices.filter(|address| address.target == self.number);
+        let all = units.iter().map(|unit| unit.address).chain(devices);
+        let mut luns: Vec<_> = all.map(|address| address.lun).collect();
+        luns.sort_unstable();
+        luns
     }
 
     fn find(&self, naa: u64) -> Option<Peer> {

@@ -74,10 +74,11 @@ impl Table {
         removed
     }
 
-    /// Returns the lowest address without a unit: the first target without units, or, if all have some, the first free number there.
-    pub fn free(&self) -> Address {
+    /// Returns lun 0 of the first target without units that `is_taken` does not name.
+    pub fn free(&self, is_taken: impl Fn(u8) -> bool) -> Address {
         let units = self.read();
-        let is_used = |target| units.keys().any(|address| address.target == target);
+        let is_used =
+            |target| is_taken(target) || units.keys().any(|address| address.target == target);
         let target = (0..=u8::MAX).find(|target| !is_used(*target));
         Address {
             target: target.unwrap_or(u8::MAX),

@@ -145,6 +145,7 @@ const SCSI: Binary = Binary {
     file_option: None,
     options: &[
         ("disk", &["file=PATH", "target=N", "reservations=PATH"], ""),
+        ("passthrough", &["/dev/sgN", "read-only"], ""),
         ("incoming", &["migration"], ""),
         ("num-queues", &["64", "control"], "64"),
         ("queue-size", &["32768"], "1024"),
@@ -155,6 +156,7 @@ const SCSI: Binary = Binary {
             "disk",
             &["", "target=1", "file=a,target=256", "file=a,color=b"],
         ),
+        ("passthrough", &["", "/dev/sg0,lun=x", "/dev/sg0,serial=S"]),
         ("num-queues", &["0", "-1", "many", "65", ""]),
         ("queue-size", &["0", "3", "65536", "-2", ""]),
         ("io-engine", &["aio", ""]),

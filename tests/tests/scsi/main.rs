@@ -14,6 +14,7 @@ mod framing;
 mod hot_plug;
 mod limits;
 mod management;
+mod passthrough;
 mod state;
 mod stress;
 

@@ -63,6 +63,10 @@ const NOT_RUN: &[(&str, &str)] = &[
     ),
     ("/dev/vg0/disk", "it needs a logical volume"),
     (
+        "--passthrough",
+        "it needs a SCSI device; the suite guest_scsi has one",
+    ),
+    (
         "vhost-device-ctl /tmp/disk.control events",
         "it runs until the back-end exits; the suite program does the like",
     ),

@@ -4,6 +4,8 @@
 
 #![cfg(test)]
 
+mod passthrough;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
