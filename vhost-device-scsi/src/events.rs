@@ -86,9 +86,12 @@ impl Events {
         self.missed || !self.waiting.is_empty()
     }
 
-    /// Forgets all events: a new driver finds the units as they are.
+    /// Forgets all events: a new driver finds the units as they are. The front-end announces other features if they change.
     pub fn reset(&mut self) {
-        *self = Self::default();
+        *self = Self {
+            features: self.features,
+            ..Self::default()
+        };
     }
 
     /// Gives events to the driver. Without a buffer they are lost, and the next buffer says so.
@@ -145,6 +148,8 @@ mod tests {
         assert!(events.is_due());
         events.reset();
         assert!(!events.is_due());
+        events.add(Event::Changed(ADDRESS, Attention::CapacityChanged));
+        assert!(events.is_due(), "the features are the same");
     }
 
     #[test]

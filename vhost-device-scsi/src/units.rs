@@ -21,7 +21,7 @@ struct Held {
 pub struct Units {
     /// The generation of the table that was copied.
     generation: Option<u64>,
-    /// The units of each target that there is, in any order.
+    /// The units of each target that there is, by their numbers.
     targets: Vec<Vec<Held>>,
     /// The units with limits.
     limited: Vec<Arc<Unit>>,
@@ -82,8 +82,8 @@ impl Units {
     #[inline]
     pub fn get(&self, Address { target, lun }: Address) -> Option<&Arc<Unit>> {
         let units = self.targets.get(usize::from(target))?;
-        let held = units.iter().find(|held| held.unit.address.lun == lun)?;
-        Some(&held.unit)
+        let place = units.binary_search_by_key(&lun, |held| held.unit.address.lun);
+        Some(&units.get(place.ok()?)?.unit)
     }
 
     /// Opens the access to the image of a unit, which is open afterwards. Returns whether another program had the image until now.
@@ -92,9 +92,14 @@ impl Units {
     /// Another program has the image. Try again later.
     #[inline]
     pub fn open(&mut self, unit: &Arc<Unit>) -> io::Result<bool> {
-        let target = self.targets.get_mut(usize::from(unit.address.target));
-        let held = target.into_iter().flatten().chain(&mut self.removed);
-        match held.into_iter().find(|held| Arc::ptr_eq(&held.unit, unit)) {
+        let Address { target, lun } = unit.address;
+        let is_it = |held: &&mut Held| Arc::ptr_eq(&held.unit, unit);
+        let present = self.targets.get_mut(usize::from(target)).and_then(|units| {
+            let place = units.binary_search_by_key(&lun, |held| held.unit.address.lun);
+            units.get_mut(place.ok()?).filter(is_it)
+        });
+        let held = present.or_else(|| self.removed.iter_mut().find(is_it));
+        match held {
             Some(held) if !held.access.is_open() => held.access.open(),
             _ => Ok(false),
         }

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The config space, and the sizes that the driver sets in it.
 
+use serde_json::json;
 use vhost::vhost_user::VhostUserFrontend;
-use vhost_device_tests::front_end::scsi::{GOOD, OK, ScsiDriver};
+use vhost_device_tests::front_end::scsi::{GOOD, OK, QUERY_TASK, ScsiDriver};
 
 use crate::{Device, FIRST, Host, LARGEST, SIZE, noise};
 
@@ -22,6 +23,25 @@ fn the_config_space_describes_the_host() {
     assert_eq!(config[28..], [0, 0, 255, 0, 0xff, 0x3f, 0, 0]);
     assert_eq!(front_end.queue_count(), 5);
     assert_eq!(front_end.offered() & 0xff, 0b110, "HOTPLUG and CHANGE");
+}
+
+#[test]
+fn statistics_count_commands_by_their_kind() {
+    let mut host = Host::with_one(&[]);
+    host.driver.read(FIRST, 0, 8);
+    host.driver.write(FIRST, 0, &[1; 1024]);
+    host.driver.read(FIRST, u64::MAX, 1);
+    host.control.function(QUERY_TASK, FIRST, 0);
+    let answer = host.device.execute("query", json!({})).unwrap();
+    let requests = answer["requests"].as_array().unwrap();
+    let of = |kind: &str| {
+        let mut found = requests.iter().filter(|entry| entry["type"] == kind);
+        let entry = found.next().unwrap_or_else(|| panic!("{kind}: {answer:#}"));
+        ["requests", "errors", "bytes"].map(|name| entry[name].as_u64().unwrap())
+    };
+    assert_eq!(of("read"), [2, 1, 4096]);
+    assert_eq!(of("write"), [1, 0, 1024]);
+    assert_eq!(of("task_management"), [1, 0, 1]);
 }
 
 #[test]
