@@ -15,6 +15,7 @@
 
 mod bench;
 pub mod block;
+pub mod console;
 mod driver;
 pub mod gpu;
 mod guest;
@@ -26,4 +27,4 @@ mod split;
 pub mod vsock;
 
 /// The targets: programs in `fuzz_targets`.
-pub const TARGETS: [&str; 6] = ["block", "gpu", "input", "ring", "session", "vsock"];
+pub const TARGETS: [&str; 7] = ["block", "console", "gpu", "input", "ring", "session", "vsock"];

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use arbitrary::{Arbitrary, Unstructured};
-use vhost_device_fuzz::{block, gpu, input, ring, session, vsock};
+use vhost_device_fuzz::{block, console, gpu, input, ring, session, vsock};
 
 /// The number of random inputs of each target, and their maximum size in bytes.
 const RANDOM: usize = 100;
@@ -40,6 +40,11 @@ fn run_all<I: for<'a> Arbitrary<'a>>(target: &str, run: fn(I)) {
 #[test]
 fn block_survives_its_seeds() {
     run_all("block", block::Input::run);
+}
+
+#[test]
+fn console_survives_its_seeds() {
+    run_all("console", console::Input::run);
 }
 
 #[test]
