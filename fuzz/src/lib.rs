@@ -27,4 +27,6 @@ mod split;
 pub mod vsock;
 
 /// The targets: programs in `fuzz_targets`.
-pub const TARGETS: [&str; 7] = ["block", "console", "gpu", "input", "ring", "session", "vsock"];
+pub const TARGETS: [&str; 7] = [
+    "block", "console", "gpu", "input", "ring", "session", "vsock",
+];
