@@ -10,7 +10,7 @@ use super::commands::{Call, Class, Outcome, good, procedure, reply};
 use super::compare::chunks;
 use super::medium::{Peer, Procedure};
 use super::sense::{Key, Sense, code};
-use super::state::{Copied, Presence};
+use super::state::Copied;
 use super::transfer::length;
 use super::{LogicalUnit, Nexus};
 
@@ -34,8 +34,8 @@ const MAX_COPIES: u8 = 16;
 /// Where a copy reads or writes.
 enum Place {
     Unit(Peer),
-    /// It cannot be reached, for this reason.
-    Nowhere(u16),
+    /// It cannot be reached.
+    Nowhere,
 }
 
 /// A segment as the initiator has described it.
@@ -119,20 +119,15 @@ fn parse_targets(call: &Call<'_>, list: Fields<'_>) -> Result<Vec<Place>, Failur
             let sense = Sense::illegal(code::UNSUPPORTED_TARGET_DESCRIPTOR);
             return Err(sense.at(false, at(0), None).into());
         }
-        // LU ID TYPE: a logical unit number; the type of the device: blocks.
-        if descriptor.len() < CSCD || fields.byte(1) & 0xc0 != 0 || fields.byte(1) & 0x1f != 0 {
+        // The device must be one with blocks. LU ID TYPE and NUL are obsolete.
+        if descriptor.len() < CSCD || fields.byte(1) & 0x1f != 0 {
             return Err(Sense::parameter(at(1)).into());
-        }
-        if fields.bit(1, 5) {
-            // NUL: nothing can be copied there.
-            places.push(Place::Nowhere(code::UNREACHABLE_COPY_TARGET));
-            continue;
         }
         let size = fields.u32(28) & 0x00ff_ffff;
         places.push(match find(call, fields) {
             Some(peer) if peer.unit.facts.block_size == size => Place::Unit(peer),
             Some(_) => return Err(Sense::parameter(at(29)).into()),
-            None => Place::Nowhere(code::COPY_TARGET_NOT_REACHABLE),
+            None => Place::Nowhere,
         });
     }
     Ok(places)
@@ -186,7 +181,7 @@ fn aborted(code: u16) -> Failure {
 fn place(places: &[Place], index: u16) -> Result<&Peer, Failure> {
     match places.get(usize::from(index)) {
         Some(Place::Unit(peer)) => Ok(peer),
-        Some(Place::Nowhere(code)) => Err(aborted(*code)),
+        Some(Place::Nowhere) => Err(aborted(code::COPY_TARGET_NOT_REACHABLE)),
         None => Err(aborted(code::UNREACHABLE_COPY_TARGET)),
     }
 }
@@ -229,9 +224,9 @@ fn plan(places: &[Place], segment: &Segment, nexus: Nexus) -> Result<Plan, Failu
 
 /// Checks that a unit is ready, and that reservations let the initiator use it.
 fn check(unit: &LogicalUnit, nexus: Nexus, class: Class) -> Result<(), Failure> {
-    let is_usable = unit.state.with(|saved| {
-        saved.presence == Presence::Ready && super::allows(saved, nexus, class).is_ok()
-    });
+    let is_usable = unit
+        .state
+        .with(|saved| !saved.ejected && super::allows(saved, nexus, class).is_ok());
     match is_usable {
         true => Ok(()),
         false => Err(aborted(code::COPY_TARGET_NOT_REACHABLE)),

@@ -156,7 +156,7 @@ fn block_limits(facts: &Facts) -> Vec<u8> {
     let unmap = facts.provisioning;
     let granularity = unmap.map_or(0, |unmap| blocks(facts, unmap.granularity.into()));
     let mut data = Vec::with_capacity(60);
-    data.push(0); // WSNZ: a WRITE SAME of 0 blocks goes to the end
+    data.push(1); // WSNZ: 0 blocks of WRITE SAME are refused
     data.push(compare::MAX_BLOCKS);
     data.extend((physical as u16).to_be_bytes()); // OPTIMAL TRANSFER LENGTH GRANULARITY
     data.extend(blocks(facts, transfer::MAX_BYTES).to_be_bytes());

@@ -53,7 +53,7 @@ use answer::Failure;
 use cdb::Fields;
 use commands::{Call, Class, Outcome, Row};
 use sense::{Key, Sense, code};
-use state::{Presence, State};
+use state::State;
 
 /// An I_T nexus: the number of the initiator port, which is stable across restarts if persistent reservations are to survive them. A VIRTIO
 /// driver is one initiator.
@@ -167,16 +167,9 @@ impl LogicalUnit {
             }
             let class = row.map_or(Class::Report, |row| row.class);
             allows(saved, nexus, class)?;
-            match saved.presence {
-                _ if !row.is_some_and(Row::needs_medium) => Ok(()),
-                Presence::Ready => Ok(()),
-                Presence::Stopped => {
-                    let code = code::INITIALIZING_COMMAND_REQUIRED;
-                    Err(Sense::new(Key::NotReady, code).into())
-                }
-                Presence::Ejected => {
-                    Err(Sense::new(Key::NotReady, code::MEDIUM_NOT_PRESENT).into())
-                }
+            match saved.ejected && row.is_some_and(Row::needs_medium) {
+                true => Err(Sense::new(Key::NotReady, code::MEDIUM_NOT_PRESENT).into()),
+                false => Ok(()),
             }
         })
     }
@@ -297,9 +290,6 @@ impl LogicalUnit {
             saved.reserved = None;
             saved.preventing.clear();
             saved.copies.clear();
-            if saved.presence == Presence::Stopped {
-                saved.presence = Presence::Ready;
-            }
             saved.attend_others(None, Attention::Reset);
         });
     }

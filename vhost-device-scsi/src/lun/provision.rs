@@ -89,8 +89,11 @@ fn write_same(call: &mut Call<'_>, blocks: Blocks, without_data: bool) -> Outcom
     if unmap && call.facts().provisioning.is_none() {
         return Err(Sense::cdb_bit(1, 3).into());
     }
-    let blocks = blocks.to_the_end(call.unit)?;
     let bytes = blocks.bytes_up_to(call.unit, call.facts().max_zero_bytes)?;
+    if bytes.is_empty() {
+        // WSNZ. 0 once were all blocks to the end, which takes too long.
+        return Err(Sense::cdb(blocks.count_at()).into());
+    }
     let size = call.facts().block_size as usize;
     let mut block = vec![0; size];
     if !without_data {

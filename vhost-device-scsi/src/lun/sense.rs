@@ -20,7 +20,6 @@ pub enum Key {
 /// Additional sense codes: ASC in the upper byte, ASCQ in the lower one (SPC-5, annex F).
 pub mod code {
     pub const NONE: u16 = 0x0000;
-    pub const INITIALIZING_COMMAND_REQUIRED: u16 = 0x0402;
     pub const UNREACHABLE_COPY_TARGET: u16 = 0x0804;
     pub const COPY_TARGET_NOT_REACHABLE: u16 = 0x0d02;
     pub const WRITE_ERROR: u16 = 0x0c00;

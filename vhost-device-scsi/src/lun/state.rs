@@ -39,18 +39,6 @@ impl Default for Modes {
     }
 }
 
-/// Whether there is a medium that can be used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Presence {
-    /// It can be used.
-    #[default]
-    Ready,
-    /// START STOP UNIT has stopped it.
-    Stopped,
-    /// START STOP UNIT has ejected it.
-    Ejected,
-}
-
 /// The result of a copy (SPC-4, 6.20).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Copied {
@@ -69,7 +57,8 @@ pub struct Copied {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Saved {
     pub(super) modes: Modes,
-    pub(super) presence: Presence,
+    /// START STOP UNIT has ejected the medium.
+    pub(super) ejected: bool,
     pub(super) registry: Registry,
     /// Who holds a reservation of RESERVE.
     pub(super) reserved: Option<Nexus>,
@@ -172,7 +161,7 @@ impl Saved {
     fn flags(&self) -> u8 {
         let waiting = self.attentions.iter().any(|(_, queue)| !queue.is_empty());
         let reserved = self.reserved.is_some() || self.registry.is_reserved();
-        let special = waiting || reserved || self.presence != Presence::Ready;
+        let special = waiting || reserved || self.ejected;
         let Modes {
             write_cache,
             descriptors,

@@ -8,7 +8,6 @@ use super::attention::Attention;
 use super::commands::{Call, Class, Outcome, action, good, reply};
 use super::medium::Action;
 use super::sense::{Key, Sense, code};
-use super::state::Presence;
 
 /// Bytes of the echo buffer.
 const ECHO: usize = 4096;
@@ -27,10 +26,9 @@ pub fn request_sense(call: &mut Call<'_>) -> Outcome {
     let sense = call.unit.state.with_nexus(nexus, |saved| {
         let attention = saved.take_attention(nexus);
         attention.map_or_else(
-            || match saved.presence {
-                Presence::Ready => Sense::new(Key::NoSense, code::NONE),
-                Presence::Stopped => Sense::new(Key::NotReady, code::INITIALIZING_COMMAND_REQUIRED),
-                Presence::Ejected => Sense::new(Key::NotReady, code::MEDIUM_NOT_PRESENT),
+            || match saved.ejected {
+                true => Sense::new(Key::NotReady, code::MEDIUM_NOT_PRESENT),
+                false => Sense::new(Key::NoSense, code::NONE),
             },
             Attention::sense,
         )
@@ -38,7 +36,8 @@ pub fn request_sense(call: &mut Call<'_>) -> Outcome {
     reply(sense.to_bytes(call.cdb.bit(1, 0)), call.cdb.byte(4).into())
 }
 
-/// START STOP UNIT (SBC-3, 5.25).
+/// START STOP UNIT (SBC-3, 5.25): loads and ejects the medium. A unit without motor has nothing to start or to stop, so that a guest that
+/// stops it and reboots finds it ready.
 pub fn start_stop_unit(call: &mut Call<'_>) -> Outcome {
     let cdb = call.cdb;
     let (unit, nexus) = (call.unit, call.command.nexus);
@@ -55,21 +54,16 @@ pub fn start_stop_unit(call: &mut Call<'_>) -> Outcome {
         return Err(Sense::cdb_bit(4, 1).into());
     }
     unit.state.with(|saved| {
-        let was = saved.presence;
-        saved.presence = match (load_eject, start) {
-            (true, false) if !saved.preventing.is_empty() => {
-                return Err(Sense::illegal(code::MEDIUM_REMOVAL_PREVENTED));
-            }
-            (true, false) => Presence::Ejected,
-            (true, true) => Presence::Ready,
-            // Without a medium there is nothing to start or to stop.
-            (false, _) if was == Presence::Ejected => Presence::Ejected,
-            (false, true) => Presence::Ready,
-            (false, false) => Presence::Stopped,
-        };
-        if was == Presence::Ejected && saved.presence == Presence::Ready {
+        if !load_eject {
+            return Ok(());
+        }
+        if !saved.preventing.is_empty() {
+            return Err(Sense::illegal(code::MEDIUM_REMOVAL_PREVENTED));
+        }
+        if saved.ejected && start {
             saved.attend_others(Some(nexus), Attention::MediumChanged);
         }
+        saved.ejected = !start;
         Ok(())
     })?;
     let keeps_cache = cdb.bit(4, 2);

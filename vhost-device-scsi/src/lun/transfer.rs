@@ -79,24 +79,6 @@ impl Blocks {
         self.count_at
     }
 
-    /// As WRITE SAME counts: 0 are all blocks to the end.
-    ///
-    /// # Errors
-    /// The logical unit does not have the first one.
-    pub fn to_the_end(self, unit: &LogicalUnit) -> Result<Self, Sense> {
-        let left = unit.blocks().saturating_sub(self.first);
-        match self.count {
-            0 if left == 0 => {
-                Err(Sense::illegal(code::LBA_OUT_OF_RANGE).with_information(self.first))
-            }
-            0 => Ok(Self {
-                count: left,
-                ..self
-            }),
-            _ => Ok(self),
-        }
-    }
-
     /// Returns the bytes of the blocks.
     ///
     /// # Errors

@@ -67,22 +67,20 @@ fn start_stop(flags: u8) -> [u8; 6] {
 }
 
 #[test]
-fn a_unit_that_was_stopped_waits_for_a_start() {
+fn a_unit_that_was_stopped_is_ready_and_its_cache_is_flushed() {
     let rig = Rig::new();
     rig.ok(FIRST, &start_stop(0), &[]);
     assert_eq!(rig.medium.take_log(), ["flush"]);
-    for cdb in [&READY[..], &cdb_10(0x28, 0, 0, 1), &cdb_16(0x88, 0, 1)] {
-        assert_eq!(rig.sense(FIRST, cdb, &[]), (NOT_READY, 0x0402));
-    }
-    rig.ok(FIRST, &[0x12, 0, 0, 0, 36, 0], &[]);
-    assert_eq!(rig.attention(FIRST), 0x0402);
+    rig.ok(FIRST, &READY, &[]);
+    // NO_FLUSH, and START.
+    rig.ok(FIRST, &start_stop(4), &[]);
     rig.ok(FIRST, &start_stop(1), &[]);
-    rig.read(0, 1);
     // Power conditions change nothing.
     for condition in 1..16 {
         rig.ok(FIRST, &start_stop(condition << 4 | 2), &[]);
         rig.ok(FIRST, &READY, &[]);
     }
+    assert!(rig.medium.take_log().is_empty());
 }
 
 #[test]
@@ -105,6 +103,10 @@ fn a_medium_is_ejected_unless_someone_prevents_it() {
     ] {
         assert_eq!(rig.sense(FIRST, cdb, &[0; BLOCK]), (NOT_READY, 0x3a00));
     }
+    assert_eq!(rig.attention(FIRST), 0x3a00);
+    prevent(SECOND, 1);
+    assert_eq!(rig.sense(FIRST, &start_stop(3), &[]), (ILLEGAL, 0x5302));
+    prevent(SECOND, 0);
     rig.ok(FIRST, &start_stop(3), &[]);
     rig.read(0, 1);
     assert_eq!(rig.attention(SECOND), 0x2800);
