@@ -22,11 +22,12 @@ mod guest;
 pub mod input;
 mod packed;
 pub mod ring;
+pub mod scsi;
 pub mod session;
 mod split;
 pub mod vsock;
 
 /// The targets: programs in `fuzz_targets`.
-pub const TARGETS: [&str; 7] = [
-    "block", "console", "gpu", "input", "ring", "session", "vsock",
+pub const TARGETS: [&str; 8] = [
+    "block", "console", "gpu", "input", "ring", "scsi", "session", "vsock",
 ];

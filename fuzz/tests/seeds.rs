@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use arbitrary::{Arbitrary, Unstructured};
-use vhost_device_fuzz::{block, console, gpu, input, ring, session, vsock};
+use vhost_device_fuzz::{block, console, gpu, input, ring, scsi, session, vsock};
 
 /// The number of random inputs of each target, and their maximum size in bytes.
 const RANDOM: usize = 100;
@@ -60,6 +60,11 @@ fn input_survives_its_seeds() {
 #[test]
 fn ring_survives_its_seeds() {
     run_all("ring", ring::Input::run);
+}
+
+#[test]
+fn scsi_survives_its_seeds() {
+    run_all("scsi", scsi::Input::run);
 }
 
 #[test]

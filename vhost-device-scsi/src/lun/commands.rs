@@ -191,6 +191,11 @@ impl Row {
         !matches!(self.needs, Needs::Nothing | Needs::Medium)
     }
 
+    /// Returns whether the command is RECEIVE COPY RESULTS.
+    pub fn asks_for_copies(&self) -> bool {
+        self.opcode == 0x84
+    }
+
     /// Returns whether the command is carried out although there is a unit attention (SAM-5, 5.14.2).
     pub fn ignores_attentions(&self) -> bool {
         matches!(

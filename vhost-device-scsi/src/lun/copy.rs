@@ -99,7 +99,7 @@ pub fn extended_copy(call: &mut Call<'_>) -> Outcome {
             .try_for_each(|plan| carry_out(plan, &mut copied));
         copied.failed = outcome.is_err();
         if list.is_some() {
-            unit.state.with(|saved| saved.keep_copy(copied));
+            unit.state.with(|saved| saved.copied = Some(copied));
         }
         outcome.map(|()| Answer::good())
     }))

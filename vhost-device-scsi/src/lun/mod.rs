@@ -160,6 +160,9 @@ impl LogicalUnit {
     /// Checks what keeps an initiator from sending a command: unit attentions, reservations, a medium that is not there.
     fn check(&self, nexus: Nexus, row: Option<&Row>) -> Result<(), Failure> {
         self.state.with_nexus(nexus, |saved| {
+            if !row.is_some_and(Row::asks_for_copies) {
+                saved.forget_copy(nexus);
+            }
             if !row.is_some_and(Row::ignores_attentions)
                 && let Some(attention) = saved.take_attention(nexus)
             {
@@ -289,7 +292,7 @@ impl LogicalUnit {
             saved.modes = state::Modes::default();
             saved.reserved = None;
             saved.preventing.clear();
-            saved.copies.clear();
+            saved.copied = None;
             saved.attend_others(None, Attention::Reset);
         });
     }
@@ -300,12 +303,12 @@ impl LogicalUnit {
         self.state.with(|saved| {
             saved.reserved = saved.reserved.filter(|holder| *holder != nexus);
             saved.prevent(nexus, false);
-            saved.copies.retain(|copied| copied.nexus != nexus);
+            saved.forget_copy(nexus);
             saved.attend(nexus, Attention::NexusLoss);
         });
     }
 
-    /// Returns what a migration takes along: unit attentions, mode pages, reservations, results of copies, removal of the medium.
+    /// Returns what a migration takes along: unit attentions, mode pages, reservations, removal of the medium.
     pub fn save(&self) -> Saved {
         self.state.with(|saved| saved.clone())
     }

@@ -15,8 +15,6 @@ use super::registry::Registry;
 const MAX_NEXUSES: usize = 64;
 /// The most unit attentions that wait for one initiator.
 const MAX_ATTENTIONS: usize = 8;
-/// The most copies whose results are kept.
-const MAX_COPIES: usize = 16;
 
 /// Values of mode pages that initiators can change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,7 +64,8 @@ pub struct Saved {
     pub(super) preventing: Vec<Nexus>,
     /// Unit attentions by initiator.
     attentions: Vec<(Nexus, VecDeque<Attention>)>,
-    pub(super) copies: VecDeque<Copied>,
+    /// The result of the last copy. It is kept until its initiator sends another command.
+    pub(super) copied: Option<Copied>,
 }
 
 impl Saved {
@@ -78,10 +77,9 @@ impl Saved {
         let queues = self.attentions.iter();
         if self.attentions.len() > MAX_NEXUSES
             || self.preventing.len() > MAX_NEXUSES
-            || self.copies.len() > MAX_COPIES
             || queues.map(|(_, queue)| queue.len()).max() > Some(MAX_ATTENTIONS)
         {
-            return Err("too many initiators, unit attentions or copies");
+            return Err("too many initiators or unit attentions");
         }
         Ok(())
     }
@@ -134,20 +132,15 @@ impl Saved {
         }
     }
 
-    /// Keeps the result of a copy.
-    pub fn keep_copy(&mut self, copied: Copied) {
-        self.take_copy(copied.nexus, copied.list);
-        if self.copies.len() >= MAX_COPIES {
-            self.copies.pop_front();
-        }
-        self.copies.push_back(copied);
+    /// Takes the result of the copy with this list identifier.
+    pub fn take_copy(&mut self, nexus: Nexus, list: u8) -> Option<Copied> {
+        self.copied
+            .take_if(|copied| copied.nexus == nexus && copied.list == list)
     }
 
-    /// Takes the result of a copy.
-    pub fn take_copy(&mut self, nexus: Nexus, list: u8) -> Option<Copied> {
-        let mut copies = self.copies.iter();
-        let index = copies.position(|copied| copied.nexus == nexus && copied.list == list)?;
-        self.copies.remove(index)
+    /// Forgets the result of a copy of `nexus`.
+    pub fn forget_copy(&mut self, nexus: Nexus) {
+        self.copied.take_if(|copied| copied.nexus == nexus);
     }
 
     /// Prevents or allows removal of the medium.
@@ -161,7 +154,7 @@ impl Saved {
     fn flags(&self) -> u8 {
         let waiting = self.attentions.iter().any(|(_, queue)| !queue.is_empty());
         let reserved = self.reserved.is_some() || self.registry.is_reserved();
-        let special = waiting || reserved || self.ejected;
+        let special = waiting || reserved || self.ejected || self.copied.is_some();
         let Modes {
             write_cache,
             descriptors,

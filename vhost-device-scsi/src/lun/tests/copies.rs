@@ -95,7 +95,11 @@ fn blocks_are_copied_to_another_unit() {
         rig.ok(FIRST, &status(7), &[]),
         [0, 0, 0, 8, 1, 0, 2, 1, 0, 0, 0, 5]
     );
-    // It is told once.
+    // It is told once, and not after another command.
+    assert_eq!(rig.sense(FIRST, &status(7), &[]), (ILLEGAL, 0x2400));
+    rig.ok(FIRST, &cdb(list.len()), &list);
+    rig.ok(SECOND, &[0; 6], &[]);
+    rig.ok(FIRST, &[0; 6], &[]);
     assert_eq!(rig.sense(FIRST, &status(7), &[]), (ILLEGAL, 0x2400));
     // A unit that is reserved cannot be reached.
     peer.unit.state.with(|saved| saved.reserved = Some(SECOND));
