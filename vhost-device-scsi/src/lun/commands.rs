@@ -205,9 +205,27 @@ impl Row {
     }
 }
 
+/// Where the rows of each opcode begin in the table, or would begin.
+#[allow(clippy::indexing_slicing, reason = "computed by the compiler")]
+static FIRST: [u8; 256] = {
+    let mut first = [0; 256];
+    let mut opcode = 0;
+    let mut row = 0;
+    while opcode < 256 {
+        while row < TABLE.len() && (TABLE[row].opcode as usize) < opcode {
+            row += 1;
+        }
+        first[opcode] = row as u8;
+        opcode += 1;
+    }
+    first
+};
+
 /// Returns the rows of an opcode.
 pub fn rows(opcode: u8) -> impl Iterator<Item = &'static Row> {
-    TABLE.iter().filter(move |row| row.opcode == opcode)
+    let first = FIRST.get(usize::from(opcode)).copied().unwrap_or(0);
+    let rows = TABLE.get(usize::from(first)..).unwrap_or_default();
+    rows.iter().take_while(move |row| row.opcode == opcode)
 }
 
 /// Finds the command of a CDB.
@@ -392,6 +410,15 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn every_row_is_found_by_its_opcode() {
+        for row in TABLE {
+            assert!(rows(row.opcode).any(|found| found.action == row.action));
+        }
+        let count: usize = (0..=255).map(|opcode| rows(opcode).count()).sum();
+        assert_eq!(count, TABLE.len());
     }
 
     #[test]
