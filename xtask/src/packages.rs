@@ -65,6 +65,8 @@ pub const USER_MODE_LINUX: &[Need] = &[
     ("bison", "bison"),
     ("bc", "bc"),
     ("evtest", "evtest"),
+    ("iscsi-test-cu", "libiscsi-bin"),
+    ("sg_inq", "sg3-utils"),
 ];
 
 /// For sound: programs for the guest, and a sound server.
