@@ -7,6 +7,7 @@ mod copies;
 mod pages;
 mod provisioning;
 mod reservations;
+mod table;
 
 use std::io;
 use std::sync::{Arc, Mutex};
