@@ -18,6 +18,7 @@ use vm_memory::ByteValued;
 use crate::memory::{DirtyLog, GuestMemory};
 use crate::statistics::Taken;
 pub(crate) use segments::Halves;
+use segments::Parts;
 pub(crate) use ticket::Ticket;
 
 /// Why a part of a chain could not be used.
@@ -191,6 +192,28 @@ impl Chain {
     /// As [`Chain::write_to`].
     pub fn read_from(&mut self, file: impl AsFd, most: u64) -> io::Result<usize> {
         self.halves.writable.read_from(file.as_fd(), most)
+    }
+
+    /// Reads from `file` like [`Chain::read_from`], into all of `chains`, one after the other. Returns the number of bytes: fewer than
+    /// `most` if the file has no more, or if the chains have very many parts.
+    ///
+    /// # Errors
+    /// As [`Chain::read_from`].
+    pub fn read_many(chains: &mut [Self], file: impl AsFd, most: u64) -> io::Result<usize> {
+        let mut parts = Parts::new(most);
+        for chain in chains.iter() {
+            let added = parts.add(&chain.halves.writable);
+            added.map_err(|_| io::ErrorKind::InvalidInput)?;
+        }
+        let count = parts.read(file.as_fd())?;
+        let mut left = count as u64;
+        for chain in chains {
+            let here = left.min(chain.writable_len());
+            // The chain has as many, so this cannot fail.
+            let _ = chain.skip_writable(here);
+            left -= here;
+        }
+        Ok(count)
     }
 
     /// Splits off the last `length` writable bytes for [`Chain::write_tail`], for example a status after the data.

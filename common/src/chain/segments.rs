@@ -5,6 +5,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -24,6 +25,8 @@ unsafe impl Send for Segment {}
 
 /// Most iovecs of one call of [`Segments::write_to`] and [`Segments::read_from`] if the call takes only a part of the bytes in view.
 const PARTS: usize = 32;
+/// Most iovecs of one call of [`Parts::read`].
+const MANY: usize = 64;
 
 impl Segment {
     /// Returns a segment for bytes that are not guest memory.
@@ -381,20 +384,76 @@ impl Segments {
             }
             (part.as_ptr().cast(), count)
         };
-        let moved = loop {
-            match usize::try_from(call(pointer, count as libc::c_int)) {
-                Ok(moved) => break moved,
-                Err(_) => {
-                    let error = io::Error::last_os_error();
-                    if error.kind() != io::ErrorKind::Interrupted {
-                        return Err(error);
-                    }
-                }
-            }
-        };
+        let moved = repeat(|| call(pointer, count as libc::c_int))?;
         // No more than was asked for, so this cannot fail.
         let _ = self.skip(moved as u64);
         Ok(moved)
+    }
+}
+
+/// The bytes in view of several halves of chains, for one `readv(2)`.
+pub(crate) struct Parts<'a> {
+    iovecs: [MaybeUninit<libc::iovec>; MANY],
+    count: usize,
+    /// Bytes that can still be added.
+    left: u64,
+    segments: PhantomData<&'a Segments>,
+}
+
+impl<'a> Parts<'a> {
+    /// Takes at most `most` bytes.
+    pub fn new(most: u64) -> Self {
+        Self {
+            iovecs: [MaybeUninit::uninit(); MANY],
+            count: 0,
+            left: most,
+            segments: PhantomData,
+        }
+    }
+
+    /// Adds the bytes in view, or those of them for which there is room.
+    ///
+    /// # Errors
+    /// Some are not guest memory.
+    pub fn add(&mut self, segments: &'a Segments) -> Result<(), ChainError> {
+        for iovec in segments.iovecs()? {
+            let length = self.left.min(iovec.iov_len as u64);
+            let Some(place) = self.iovecs.get_mut(self.count).filter(|_| length > 0) else {
+                continue;
+            };
+            place.write(libc::iovec {
+                iov_len: length as usize,
+                ..*iovec
+            });
+            self.count += 1;
+            self.left -= length;
+        }
+        Ok(())
+    }
+
+    /// Reads from `file`. Returns the number of bytes.
+    ///
+    /// # Errors
+    /// That of the system call.
+    pub fn read(&self, file: BorrowedFd<'_>) -> io::Result<usize> {
+        let iovecs = self.iovecs.as_ptr().cast();
+        // SAFETY: the first `count` iovecs are written. They are mapped guest memory, which the borrowed segments keep mapped.
+        repeat(|| unsafe { libc::readv(file.as_raw_fd(), iovecs, self.count as libc::c_int) })
+    }
+}
+
+/// Makes a system call that returns a number of bytes, again if a signal interrupts it.
+fn repeat(call: impl Fn() -> isize) -> io::Result<usize> {
+    loop {
+        match usize::try_from(call()) {
+            Ok(count) => return Ok(count),
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
     }
 }
 
@@ -577,6 +636,34 @@ mod tests {
             assert_eq!(target.len(), 4);
             assert_eq!(&to, b"0123");
         }
+    }
+
+    #[test]
+    fn one_call_reads_into_several_chains() {
+        use std::io::Write;
+        use std::os::fd::AsFd;
+        let (reader, mut writer) = std::os::unix::net::UnixStream::pair().unwrap();
+        writer.write_all(b"0123456789").unwrap();
+        let mut memory = [[b'.'; 4]; 3];
+        let [a, b, c] = &mut memory;
+        let mut chains = [
+            segments(a, &[1, 3]),
+            segments(b, &[0, 4]),
+            segments(c, &[4]),
+        ]
+        .map(|writable| {
+            let mut halves = Box::<Halves>::default();
+            halves.writable = writable;
+            crate::chain::Chain::new(Default::default(), Default::default(), halves)
+        });
+        for chain in &mut chains {
+            chain.split_head(1).unwrap();
+        }
+        let read = crate::chain::Chain::read_many(&mut chains, reader.as_fd(), 7);
+        assert_eq!(read.unwrap(), 7);
+        let left = chains.each_ref().map(crate::chain::Chain::writable_len);
+        assert_eq!(left, [0, 0, 2]);
+        assert_eq!(memory, [*b".012", *b".345", *b".6.."]);
     }
 
     #[test]
