@@ -136,6 +136,8 @@ pub struct Connection {
     pub is_queued: bool,
     /// The socket may have data.
     pub is_readable: bool,
+    /// The last packet of data filled a buffer of the guest: the socket may have data for several buffers.
+    pub is_bulk: bool,
     /// The socket takes no more data; the rest is in the buffer.
     pub is_blocked: bool,
     /// The socket is watched for room to write.
@@ -166,6 +168,7 @@ impl Connection {
             owed: Owed::default(),
             is_queued: false,
             is_readable: false,
+            is_bulk: false,
             is_blocked: false,
             is_watched_for_room: false,
             has_asked: false,

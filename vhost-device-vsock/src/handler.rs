@@ -6,6 +6,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use vhost_device_common::chain::Chain;
 use vhost_device_common::device::{QueueHandler, Watcher};
 use vhost_device_common::worker::{Queue, Queues, Readiness, Timer};
 
@@ -43,6 +44,8 @@ pub struct VsockHandler {
     pub promised: u64,
     /// Port of the host for the next connection to the guest.
     pub next_port: u32,
+    /// Buffers of the guest that are being filled.
+    pub chains: Vec<Chain>,
     /// Data on its way from a packet into a buffer.
     pub scratch: Vec<u8>,
     /// The driver that the connections belong to.
@@ -70,6 +73,7 @@ impl VsockHandler {
             promised: 0,
             // A guest may still believe in connections of a device that has ended.
             next_port: fastrand::u32(1 << 30..1 << 31),
+            chains: Vec::new(),
             scratch: Vec::new(),
         })
     }

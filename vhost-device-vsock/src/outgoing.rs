@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use rustix::io::Errno;
+use rustix::io::{Errno, ioctl_fionread};
 use vhost_device_common::chain::Chain;
 use vhost_device_common::statistics::Outcome;
 use vhost_device_common::warn_limited;
@@ -17,6 +17,9 @@ use crate::handler::VsockHandler;
 use crate::lifecycle::TIME_TO_OPEN;
 use crate::packet::{END_OF_MESSAGE, EVENT, HEADER_SIZE, Header, Kind, op, place};
 use crate::socket;
+
+/// Most packets of one connection before it is the turn of others.
+const MAX_CHAINS: usize = 16;
 
 /// Longest message of the host, in bytes.
 const MAX_MESSAGE: usize = 256 << 10;
@@ -129,6 +132,9 @@ impl VsockHandler {
             };
         }
         connection.has_asked = false;
+        if connection.is_bulk {
+            return self.send_data(slot, queue);
+        }
         let mut sent = None;
         let chain = queue.take_if(|chain| {
             let outcome = sent.insert(connection.fill(chain));
@@ -138,18 +144,9 @@ impl VsockHandler {
             return Turn::NoBuffer;
         };
         match (sent, chain) {
-            (Sent::Data { length, is_end }, Some(mut chain)) => {
-                connection.outbound.send(length);
-                let mut header = connection.header(guest_cid, op::DATA);
-                header.len = length.into();
-                header.flags = if is_end { END_OF_MESSAGE } else { 0 }.into();
-                let written = chain.write_head(header.as_bytes());
-                let outcome = Outcome {
-                    request: place(op::DATA),
-                    bytes: length.into(),
-                    failed: written.is_err(),
-                };
-                queue.complete_with(chain, HEADER_SIZE.saturating_add(length), outcome);
+            (Sent::Data { length, is_end }, Some(chain)) => {
+                connection.is_bulk = connection.kind == Kind::Stream && chain.writable_len() == 0;
+                connection.complete(queue, chain, length, is_end, guest_cid);
                 Turn::Again
             }
             (Sent::BadBuffer, Some(chain)) => {
@@ -173,6 +170,49 @@ impl VsockHandler {
             }
             _ => Turn::Done,
         }
+    }
+
+    /// Sends data of a stream by one system call for several packets.
+    fn send_data(&mut self, slot: u32, queue: &mut Queue) -> Turn {
+        let guest_cid = self.guest_cid();
+        let Some(connection) = self.table.get_mut(slot) else {
+            return Turn::Done;
+        };
+        connection.is_bulk = false;
+        let Some(socket) = &connection.socket else {
+            return Turn::Done;
+        };
+        let available = ioctl_fionread(socket).unwrap_or(0);
+        let most = available.min(connection.outbound.free().into());
+        let chains = &mut self.chains;
+        let mut room = 0_u64;
+        while room < most
+            && chains.len() < MAX_CHAINS
+            && let Some(chain) = queue.take_if(prepare)
+        {
+            room = room.saturating_add(chain.writable_len());
+            chains.push(chain);
+        }
+        let rooms: [u64; MAX_CHAINS] =
+            std::array::from_fn(|at| chains.get(at).map_or(0, Chain::writable_len));
+        // What is wrong here is found again, and handled, where there is one packet at a time.
+        let read = match chains.is_empty() {
+            true => 0,
+            false => Chain::read_many(chains, socket, most).unwrap_or(0),
+        };
+        connection.is_bulk = read > 0 && read as u64 == room;
+        let used = chains.iter().zip(rooms);
+        let used = used.filter(|(chain, room)| chain.writable_len() < *room);
+        let used = used.count();
+        for chain in chains.drain(used..).rev() {
+            queue.put_back(chain);
+        }
+        for (chain, room) in chains.drain(..).zip(rooms) {
+            let length = room.saturating_sub(chain.writable_len());
+            // No longer than the credit.
+            connection.complete(queue, chain, length as u32, false, guest_cid);
+        }
+        Turn::Again
     }
 
     /// Tells the guest that its connections are gone, if it has some of which this device does not know.
@@ -227,11 +267,38 @@ fn refuse(queue: &mut Queue, chain: Chain) {
     queue.complete_with(chain, 0, outcome);
 }
 
+/// Reserves the place of the header in a buffer of the guest. Returns false if the buffer cannot be used for data.
+fn prepare(chain: &mut Chain) -> bool {
+    let has_head = chain.split_head(HEADER_SIZE.into());
+    has_head.is_ok() && chain.writable_len() > 0 && chain.writable_iovecs().is_ok()
+}
+
 impl Connection {
+    /// Completes a packet whose data is written.
+    fn complete(
+        &mut self,
+        queue: &mut Queue,
+        mut chain: Chain,
+        length: u32,
+        is_end: bool,
+        guest_cid: u32,
+    ) {
+        self.outbound.send(length);
+        let mut header = self.header(guest_cid, op::DATA);
+        header.len = length.into();
+        header.flags = if is_end { END_OF_MESSAGE } else { 0 }.into();
+        let written = chain.write_head(header.as_bytes());
+        let outcome = Outcome {
+            request: place(op::DATA),
+            bytes: length.into(),
+            failed: written.is_err(),
+        };
+        queue.complete_with(chain, HEADER_SIZE.saturating_add(length), outcome);
+    }
+
     /// Reads data of the host into `chain`, behind the place of the header.
     fn fill(&mut self, chain: &mut Chain) -> Sent {
-        let has_head = chain.split_head(HEADER_SIZE.into());
-        if has_head.is_err() || chain.writable_len() == 0 || chain.writable_iovecs().is_err() {
+        if !prepare(chain) {
             return Sent::BadBuffer;
         }
         let Some(socket) = &self.socket else {
