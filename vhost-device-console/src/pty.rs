@@ -32,7 +32,11 @@ impl Pty {
     /// # Errors
     /// The limit of pseudoterminals is reached, or the link cannot be created.
     pub fn open(link: Option<PathBuf>) -> Result<(Self, OwnedFd), StartError> {
-        let failed = |error: io::Error| StartError(format!("cannot create a terminal: {error}"));
+        let failed = |error: io::Error| {
+            StartError(format!(
+                "cannot create a pseudoterminal: {error}; mount devpts at /dev/pts, or use another backend"
+            ))
+        };
         let (master, path) = create().map_err(failed)?;
         let notifications = watch(&path).map_err(failed)?;
         if let Some(link) = &link {

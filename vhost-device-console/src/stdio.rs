@@ -50,12 +50,16 @@ fn nonblocking(number: i32) -> io::Result<(OwnedFd, OFlags)> {
 /// # Errors
 /// No such file is open, or it cannot be used.
 pub fn client(number: i32) -> Result<Client, StartError> {
-    let failed = |error| StartError(format!("cannot use fd={number}: {error}"));
+    let failed = |error| {
+        StartError(format!(
+            "cannot use fd={number}: {error}; pass the number of an open file"
+        ))
+    };
     let (file, mode) = nonblocking(number).map_err(failed)?;
     match FileType::from_raw_mode(fstat(&file).map_err(|errno| failed(errno.into()))?.st_mode) {
         FileType::Directory | FileType::BlockDevice => {
             return Err(StartError(format!(
-                "cannot use fd={number}: neither a socket, a pipe, a terminal nor a regular file"
+                "cannot use fd={number}: it must be a socket, a pipe, a terminal or a regular file"
             )));
         }
         _ => {}

@@ -80,7 +80,7 @@ impl Port {
             _ => {
                 self.clients.push(client);
                 info_limited(format_args!(
-                    "port {}: a client is connected, {} in all",
+                    "port {}: a client connected; {} in total",
                     self.number,
                     self.clients.len()
                 ));
@@ -96,7 +96,7 @@ impl Port {
             .iter()
             .for_each(|watcher| client.forget(watcher));
         info_limited(format_args!(
-            "port {}: a client is gone, {} in all",
+            "port {}: a client disconnected; {} in total",
             self.number,
             self.clients.len()
         ));
@@ -130,7 +130,10 @@ impl Port {
         if client.kind == Kind::Pty {
             self.look_at_terminal();
         }
-        self.settle();
+        // A client that is gone is ready for everything.
+        if readiness.contains(Readiness::READABLE) {
+            self.settle();
+        }
         self.flush();
     }
 
@@ -146,7 +149,8 @@ impl Port {
                     crate::stdio::discard(file);
                 }
             }
-            Endpoint::Listen(..) | Endpoint::Connect(_) | Endpoint::File | Endpoint::Fd => {}
+            Endpoint::Listen(..) => self.may_accept = true,
+            Endpoint::Connect(_) | Endpoint::File | Endpoint::Fd => {}
         }
         self.settle();
         self.flush();
@@ -168,11 +172,14 @@ impl Port {
     /// Accepts clients as long as there is room for them; the others wait. Forgets those that are gone.
     pub(super) fn settle(&mut self) {
         self.forget_gone_clients();
-        while self.clients.len() < MAX_CLIENTS
-            && let Some(file) = self.endpoint.accept()
-        {
-            self.add_client(file);
-            self.forget_gone_clients();
+        while self.may_accept && self.clients.len() < MAX_CLIENTS {
+            match self.endpoint.accept() {
+                Some(file) => {
+                    self.add_client(file);
+                    self.forget_gone_clients();
+                }
+                None => self.may_accept = false,
+            }
         }
         let is_open = self.is_open();
         if self.was_open && !is_open {

@@ -77,6 +77,8 @@ pub struct Port {
     flushed: u64,
     /// The state was saved: what a channel has not delivered is for the clients of another device, unless the queue starts again.
     is_saved: bool,
+    /// Clients may wait to be accepted.
+    may_accept: bool,
     was_open: bool,
     last_number: u16,
     watcher: Option<Watcher>,
@@ -124,6 +126,7 @@ impl Port {
             delivered: 0,
             flushed: 0,
             is_saved: false,
+            may_accept: false,
             was_open: false,
             last_number: 0,
             watcher: None,
