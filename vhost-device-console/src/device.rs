@@ -78,7 +78,7 @@ impl Device for Console {
 
     /// Two queues for each port, and two for control messages (VIRTIO 1.3, 5.3.2).
     fn num_queues(&self) -> u16 {
-        2 + 2 * self.0.lock().ports.len() as u16
+        2 + 2 * self.0.ports as u16
     }
 
     fn config(&self) -> Vec<u8> {
@@ -187,7 +187,7 @@ impl Device for Console {
     }
 
     fn max_state_size(&self) -> u64 {
-        saved::max_size(self.0.lock().ports.len())
+        saved::max_size(self.0.ports)
     }
 
     fn save(&self) -> Result<Vec<u8>, StateError> {

@@ -16,6 +16,8 @@ use crate::port::Port;
 pub struct Shared {
     state: Mutex<State>,
     wake: OwnedFd,
+    /// Number of ports, which never changes.
+    pub ports: usize,
 }
 
 impl Shared {
@@ -26,6 +28,7 @@ impl Shared {
         let wake = eventfd(0, flags)
             .map_err(|errno| StartError(format!("cannot create an eventfd: {errno}")))?;
         Ok(Self {
+            ports: state.ports.len(),
             state: Mutex::new(state),
             wake,
         })

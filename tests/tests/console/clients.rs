@@ -17,6 +17,31 @@ fn what_the_guest_writes_reaches_the_client_and_the_other_way_round() {
 }
 
 #[test]
+fn bytes_and_messages_are_counted_separately() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let client = device.client("port");
+    let mut driver = device.connect();
+    driver.write(0, b"login: ", PATIENCE);
+    { &client }.write_all(b"root\r").unwrap();
+    assert_eq!(driver.read(0, 5, PATIENCE), b"root\r");
+    // Statistics of a batch follow after it.
+    device.wait_for(0, |_| {
+        let answer = device.command("query", json!({})).unwrap();
+        let bytes = |kind: &str| {
+            let requests = answer["requests"].as_array().unwrap().iter();
+            let requests = requests.filter(|request| request["type"] == kind);
+            requests
+                .map(|request| request["bytes"].as_u64().unwrap())
+                .sum()
+        };
+        ["transmit", "receive", "control"].map(bytes) == [7u64, 5, 48]
+    });
+    let port = device.port(0);
+    assert_eq!(port["bytes-from-guest"], 7);
+    assert_eq!(port["bytes-to-guest"], 5);
+}
+
+#[test]
 fn a_guest_without_multiport_uses_the_first_port() {
     let device = Device::start(&["unix=DIR/port", "unix=DIR/other"], &[]);
     let mut options = Options::default();
