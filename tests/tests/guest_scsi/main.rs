@@ -4,6 +4,7 @@
 
 #![cfg(test)]
 
+mod firmware;
 mod passthrough;
 
 use std::fs;
