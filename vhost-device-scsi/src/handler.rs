@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! Takes requests from the queues of a thread, has them carried out, and gives them back.
 
-use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use vhost_device_storage::engine::{Engine, Engines};
 use crate::address::Addressed;
 use crate::control::Functions;
 use crate::lun::{Action, Answer, LogicalUnit};
+use crate::parked::Parked;
 use crate::passthrough::{Ended, PassRequest, PassThrough};
 use crate::request::{
     Delivery, EVENT, Fault, Header, Reply, Request, Stage, changes, limited_bytes,
@@ -32,6 +32,9 @@ use crate::units::Units;
 pub const CONTROL: u16 = 0;
 pub const EVENTS: u16 = 1;
 pub const FIRST_REQUEST: u16 = 2;
+
+/// The operation code of the command that also uses other logical units than its own.
+const EXTENDED_COPY: u8 = 0x83;
 
 /// What the watcher reports: operations of the engine, which has the first token, procedures that have ended, a call of another thread, and
 /// commands of devices of the host that have ended.
@@ -62,8 +65,7 @@ pub struct ScsiHandler {
     procedures: Pool<Request, ()>,
     /// Commands that devices of the host carry out.
     devices: Pool<PassRequest, ()>,
-    /// Requests that wait for something other than an operation, in the order in which they came.
-    parked: VecDeque<Request>,
+    parked: Parked,
     /// The control queue is one of the thread's.
     functions: Functions,
     /// The request queues of the thread that give requests, and the last sweep that each has taken part in.
@@ -94,7 +96,7 @@ impl ScsiHandler {
             engine: Engine::new(engines, None, watcher)?,
             procedures: Pool::new("procedure", PROCEDURE_LIMITS, watcher, PROCEDURES, run)?,
             devices: Pool::new("device", DEVICE_LIMITS, watcher, DEVICES, pass)?,
-            parked: VecDeque::new(),
+            parked: Parked::default(),
             functions: Functions::default(),
             queues: Vec::new(),
             _wake: shared.add_thread(watcher, WAKE)?,
@@ -145,7 +147,7 @@ impl ScsiHandler {
             return Some(0);
         };
         let (task, may_start) = unit.tasks.begin(header.tag);
-        let stage = match may_start && self.opens(&unit, queue) {
+        let stage = match may_start && self.opens(&unit, header.cdb(), queue) {
             true => check(&unit, header.cdb(), &mut reply),
             false => Stage::Check(header.cdb().into()),
         };
@@ -212,9 +214,21 @@ impl ScsiHandler {
         }
     }
 
-    /// Opens the image of a unit for this thread, if that has not happened yet. Otherwise has the worker call again soon.
+    /// Opens the images that a command of a unit uses, if that has not happened in this thread yet. If another program has one, the worker
+    /// calls again soon.
     #[inline]
-    fn opens(&mut self, unit: &Arc<Unit>, queue: &mut Queue) -> bool {
+    fn opens(&mut self, unit: &Arc<Unit>, cdb: &[u8], queue: &mut Queue) -> bool {
+        match cdb.first() {
+            Some(&EXTENDED_COPY) => {
+                let units = self.shared.table.units();
+                units.iter().all(|unit| self.opens_one(unit, queue))
+            }
+            _ => self.opens_one(unit, queue),
+        }
+    }
+
+    #[inline]
+    fn opens_one(&mut self, unit: &Arc<Unit>, queue: &mut Queue) -> bool {
         match self.units.open(unit) {
             Ok(false) => true,
             Ok(true) => {
@@ -241,7 +255,7 @@ impl ScsiHandler {
             request.stage = match request.take_stage() {
                 Stage::Check(cdb) => {
                     let unit = Arc::clone(&request.unit);
-                    if !unit.tasks.is_resetting() && self.opens(&unit, queue) {
+                    if !unit.tasks.is_resetting() && self.opens(&unit, &cdb, queue) {
                         check(&unit, &cdb, &mut request.reply)
                     } else if queue.is_stopping() && !unit.tasks.is_resetting() {
                         // Another program has the image. The request is carried out when the queue starts again.
@@ -252,20 +266,20 @@ impl ScsiHandler {
                         }
                         Stage::Answered(Answer::good())
                     } else {
-                        self.park(request, Stage::Check(cdb));
+                        self.parked.add(request, Stage::Check(cdb));
                         return moved;
                     }
                 }
                 Stage::Limited(action) => match self.limit(&request, &action, queue) {
                     true => Stage::Ready(action),
                     false => {
-                        self.park(request, Stage::Limited(action));
+                        self.parked.add(request, Stage::Limited(action));
                         return moved;
                     }
                 },
                 Stage::Ready(action) => {
                     if changes(&action) && !request.unit.tasks.enter(request.task) {
-                        self.park(request, Stage::Ready(action));
+                        self.parked.add(request, Stage::Ready(action));
                         return moved;
                     }
                     match request.work(&action) {
@@ -293,7 +307,7 @@ impl ScsiHandler {
                         }
                         Some(mut refused) => {
                             let stage = refused.take_stage();
-                            self.park(refused, stage);
+                            self.parked.add(refused, stage);
                             return moved;
                         }
                     }
@@ -301,7 +315,7 @@ impl ScsiHandler {
                 Stage::Excluding(procedure) => {
                     let excludes = procedure.exclusive().is_some();
                     if excludes && !request.unit.tasks.exclude(request.task) {
-                        self.park(request, Stage::Excluding(procedure));
+                        self.parked.add(request, Stage::Excluding(procedure));
                         return moved;
                     }
                     Stage::Procedure(procedure)
@@ -310,7 +324,7 @@ impl ScsiHandler {
                     request.stage = Stage::Procedure(procedure);
                     if let Err(mut refused) = self.procedures.submit(request) {
                         let stage = refused.take_stage();
-                        self.park(refused, stage);
+                        self.parked.add(refused, stage);
                     }
                     return moved;
                 }
@@ -324,11 +338,6 @@ impl ScsiHandler {
         }
     }
 
-    fn park(&mut self, mut request: Request, stage: Stage) {
-        request.stage = stage;
-        self.parked.push_back(request);
-    }
-
     /// Returns whether the limits of a disk allow an action now. Otherwise has the worker call again when they may.
     fn limit(&self, request: &Request, action: &Action, queue: &mut Queue) -> bool {
         let Some(throttle) = &request.unit.throttle else {
@@ -337,12 +346,7 @@ impl ScsiHandler {
         let Some(bytes) = limited_bytes(action).filter(|_| !queue.is_stopping()) else {
             return true;
         };
-        let is_before = |other: &Request| {
-            other.queue == request.queue
-                && Arc::ptr_eq(&other.unit, &request.unit)
-                && matches!(other.stage, Stage::Limited(_))
-        };
-        if self.parked.iter().any(is_before) {
+        if self.parked.has_limited(queue.index(), &request.unit) {
             return false;
         }
         match throttle.start(queue.index(), bytes) {
@@ -357,13 +361,8 @@ impl ScsiHandler {
     /// Tells the limits of all disks for which a queue has no requests that wait.
     fn leave(&self, queue: u16) {
         for unit in self.units.limited() {
-            let waits = |request: &Request| {
-                request.queue == queue
-                    && Arc::ptr_eq(&request.unit, unit)
-                    && matches!(request.stage, Stage::Limited(_))
-            };
             if let Some(throttle) = &unit.throttle
-                && !self.parked.iter().any(waits)
+                && !self.parked.has_limited(queue, unit)
             {
                 throttle.leave(queue);
             }
@@ -396,20 +395,20 @@ impl ScsiHandler {
 
     /// Goes on with all parked requests.
     fn resume(&mut self, queues: &mut Queues) {
-        for request in std::mem::take(&mut self.parked) {
+        for request in self.parked.take() {
             match queues.get_mut(request.queue) {
                 Some(queue) => self.resume_one(request, queue),
-                None => self.parked.push_back(request),
+                None => self.parked.keep(request),
             }
         }
     }
 
     /// Goes on with the parked requests of one queue.
     fn resume_queue(&mut self, queue: &mut Queue) {
-        for request in std::mem::take(&mut self.parked) {
+        for request in self.parked.take() {
             match request.queue == queue.index() {
                 true => self.resume_one(request, queue),
-                false => self.parked.push_back(request),
+                false => self.parked.keep(request),
             }
         }
     }

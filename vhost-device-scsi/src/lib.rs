@@ -14,6 +14,7 @@ mod events;
 mod handler;
 pub mod lun;
 mod options;
+mod parked;
 mod passthrough;
 mod procedure;
 mod request;

@@ -11,6 +11,7 @@ mod config;
 mod crash;
 mod data;
 mod framing;
+mod hand_over;
 mod hot_plug;
 mod limits;
 mod management;
