@@ -146,6 +146,10 @@ impl SoundHandler {
             }
             complete_all(queue, finished.drain(..));
         }
+        for stream in card.streams_of(direction) {
+            stream.move_taken(now, &mut finished);
+        }
+        complete_all(queue, finished);
     }
 
     /// Completes the buffers of one queue that are done. Others that follow them may be completed then.

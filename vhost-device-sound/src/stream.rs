@@ -21,7 +21,10 @@ use crate::request_type;
 
 /// Bytes that are copied at a time.
 const PIECE: usize = 32 << 10;
-/// How long a stream at the guest's pace waits for the guest to queue a buffer before it finishes the next one.
+/// How long a stream at the guest's pace waits after the guest has queued a buffer before it finishes the next one. Linux's driver
+/// counts wrongly if buffers come back while it handles earlier ones.
+const SPACING: Duration = Duration::from_millis(1);
+/// The same, if the guest queues none.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// How long the last buffer is held back at most.
@@ -72,6 +75,8 @@ pub struct Stream {
     held: Option<(Finished, Instant)>,
     /// The driver has queued a buffer since one was completed.
     has_reacted: bool,
+    /// Buffers were taken, and [`Stream::move_taken`] was not called yet.
+    has_taken: bool,
     /// The last period lacked a buffer.
     in_xrun: bool,
     /// Bytes that were moved of a buffer that was put back into its ring. The first buffer begins there.
@@ -107,6 +112,7 @@ impl Stream {
             overdue: None,
             held: None,
             has_reacted: true,
+            has_taken: false,
             in_xrun: false,
             resume_at: 0,
             piece: Vec::new(),
@@ -250,8 +256,8 @@ impl Stream {
         }
         self.complete_held(finished);
         self.has_reacted = true;
+        self.has_taken = true;
         self.buffers.push_back(buffer);
-        self.move_at_once(now, finished);
     }
 
     /// Completes a request whose buffer is not used.
@@ -336,6 +342,9 @@ impl Stream {
         };
         // A guest that does not have its last buffer back yet could not know that it is to queue another one.
         let is_excused = self.held.is_some();
+        if self.held.as_ref().is_some_and(|(_, time)| *time <= now) {
+            finished.extend(self.held.take().map(|(held, _)| held));
+        }
         let pace = self.port.pace(now);
         if std::mem::replace(&mut self.pace, pace) != pace && pace == Pace::Clock {
             // The host has moved the stream until now.
@@ -350,21 +359,22 @@ impl Stream {
             }
             Pace::Host => {
                 self.move_at_once(now, finished);
-                if self.held.as_ref().is_some_and(|(_, time)| *time <= now) {
-                    self.complete_held(finished);
-                }
                 self.port.take_xrun()
             }
             Pace::Clock => {
                 let due = clock.elapse(now).saturating_mul(params.period_bytes.into());
-                if due > 0 {
-                    self.complete_held(finished);
-                }
                 self.move_due(due, is_excused, now, finished)
             }
         };
         self.xruns += u64::from(begins);
         begins && params.xruns
+    }
+
+    /// Moves what need not wait for the clock of this host, if buffers were taken since the last call.
+    pub fn move_taken(&mut self, now: Instant, finished: &mut Vec<Finished>) {
+        if std::mem::take(&mut self.has_taken) {
+            self.move_at_once(now, finished);
+        }
     }
 
     /// Moves what need not wait for the clock of this host.
@@ -374,7 +384,10 @@ impl Stream {
         };
         match self.port.pace(now) {
             Pace::Clock => {}
-            Pace::Guest => self.finish_next(now, finished),
+            Pace::Guest => {
+                let soon = now + SPACING;
+                self.overdue = Some(self.overdue.map_or(soon, |time| time.min(soon)));
+            }
             Pace::Host => {
                 let due = params.whole_frames(self.port.due());
                 self.advance(due, now, finished);
@@ -416,9 +429,6 @@ impl Stream {
         let Some(params) = self.params else {
             return 0;
         };
-        if due > 0 && !self.buffers.is_empty() {
-            self.complete_held(finished);
-        }
         let holds = self.port.pace(now) != Pace::Guest;
         let most = params.whole_frames(PIECE as u64);
         let mut moved = 0;
@@ -535,11 +545,11 @@ impl Stream {
     }
 }
 
-/// Returns how long the last buffer is held back: a period, and never long.
+/// Returns how long the last buffer is held back at least: half a period, so that the next tick completes it.
 fn hold_time(params: &Params) -> Duration {
     let rate = u64::from(params.rate.max(1));
     let period = Duration::from_nanos(u64::from(params.period_frames()) * 1_000_000_000 / rate);
-    period.min(LONGEST_HOLD)
+    (period / 2).min(LONGEST_HOLD)
 }
 
 /// Reads whole frames from a request, and plays them.

@@ -357,6 +357,18 @@ impl Driver {
 
     /// Queues a buffer with these bytes for an output stream.
     fn play(&mut self, stream: u32, bytes: &[u8], tag: u32) {
+        self.play_later(stream, bytes, tag);
+        self.publish(TX);
+    }
+
+    /// Shows the device the buffers that were added to a queue.
+    fn publish(&mut self, queue: usize) {
+        self.queues[queue].publish();
+        self.queues[queue].kick();
+    }
+
+    /// Adds a buffer with these bytes for an output stream, which the device does not see yet.
+    fn play_later(&mut self, stream: u32, bytes: &[u8], tag: u32) {
         let header = self.allocate(4);
         let data = self.allocate(bytes.len() as u64);
         let status = self.allocate(8);
@@ -369,16 +381,16 @@ impl Driver {
             chain.push(Buffer::readable(data, bytes.len() as u32));
         }
         chain.push(Buffer::writable(status, 8));
-        self.submit(
-            TX,
-            &chain,
-            Pending {
-                tag,
-                data,
-                length: 0,
-                status,
-            },
-        );
+        let head = self.queues[TX]
+            .add(&chain)
+            .expect("enough free descriptors");
+        let pending = Pending {
+            tag,
+            data,
+            length: 0,
+            status,
+        };
+        assert!(self.pending.insert((TX, head), pending).is_none());
     }
 
     /// Queues a buffer of `length` bytes for an input stream.

@@ -12,6 +12,12 @@ use crate::{
     START, STOP, TX, XRUN, assert_same, noise, words,
 };
 
+/// Parameters with a large buffer: the server may take long.
+const PATIENT: Params = Params {
+    buffer: 1920 * 60,
+    ..Params::USUAL
+};
+
 /// A server, and a device that is connected to it.
 struct Pair {
     server: Server,
@@ -87,7 +93,7 @@ fn a_server_gets_exactly_what_the_guest_plays() {
 fn the_server_is_the_clock() {
     let pair = Pair::start(Manners::Told, &[]);
     let mut driver = pair.device.connect();
-    driver.prepare(0, &Params::USUAL);
+    driver.prepare(0, &PATIENT);
     let bytes = play(&mut driver, 20);
     driver.commands(&[START], 0);
     pair.server.wait(0, |stream| !stream.is_corked);
@@ -172,7 +178,7 @@ fn an_underrun_of_the_server_is_an_event() {
     let pair = Pair::start(Manners::Told, &[]);
     let mut driver = pair.device.connect();
     driver.listen(4);
-    driver.prepare(0, &Params::USUAL);
+    driver.prepare(0, &PATIENT);
     play(&mut driver, 1);
     driver.commands(&[START], 0);
     pair.server.wait(0, |stream| !stream.is_corked);

@@ -40,8 +40,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Time between attempts to connect: the first one, and the longest.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
-/// A running stream that the server does not move for this long goes on by the clock of this host.
-const STALL: Duration = Duration::from_millis(500);
+/// A running stream that the server does not move for this long, or for three quarters of the guest's buffer if that is longer, goes on
+/// by the clock of this host. ALSA in the guest gives up after the time of a buffer, or 100 ms.
+const SHORTEST_STALL: Duration = Duration::from_millis(60);
+/// The longest such time.
+const LONGEST_STALL: Duration = Duration::from_millis(500);
 /// When a stream that has started asks for its latency.
 const FIRST_LATENCY: Duration = Duration::from_millis(50);
 /// How often a running stream asks for its latency after that.
@@ -161,6 +164,17 @@ impl Remote {
             self.recorded.drain(..whole.min(self.recorded.len()));
             self.has_xrun = true;
         }
+    }
+
+    /// Returns how long the server may take.
+    fn stall(&self) -> Duration {
+        let Some(params) = &self.params else {
+            return SHORTEST_STALL;
+        };
+        let second = u64::from(params.rate) * u64::from(params.frame_bytes());
+        let most = u64::from(params.buffer_bytes) * 750;
+        let time = Duration::from_millis(most.checked_div(second).unwrap_or(0));
+        time.clamp(SHORTEST_STALL, LONGEST_STALL)
     }
 
     /// Returns whether it is the server's turn.
@@ -761,7 +775,7 @@ impl Port for PulsePort {
         let Some(stream) = pulse.streams.get(self.index) else {
             return Pace::Clock;
         };
-        let is_late = now.saturating_duration_since(stream.active) >= STALL;
+        let is_late = now.saturating_duration_since(stream.active) >= stream.stall();
         match stream.is_live() && !(stream.is_waiting() && is_late) {
             true => Pace::Host,
             false => Pace::Clock,
@@ -781,7 +795,7 @@ impl Port for PulsePort {
         let pulse = lock(&self.pulse);
         let stream = pulse.streams.get(self.index)?;
         let is_waiting = stream.is_live() && stream.is_waiting();
-        is_waiting.then(|| stream.active + STALL)
+        is_waiting.then(|| stream.active + stream.stall())
     }
 
     fn take_xrun(&mut self) -> bool {
