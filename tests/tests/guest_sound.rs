@@ -174,7 +174,7 @@ fn a_guest_plays_all_formats_and_rates_exactly() {
 #[ignore = "boots a guest: cargo xtask test"]
 fn a_guest_records_all_formats_and_rates_exactly() {
     let work = uml::work().unwrap();
-    let sound = samples("", 2 << 20, 1);
+    let sound = samples("", 5 << 20, 1);
     fs::write(work.path().join("sound"), &sound).unwrap();
     let stream = ALL.replace("DIRECTION", "input");
     let arguments = [
