@@ -55,7 +55,7 @@ enum Turn {
 }
 
 impl VsockHandler {
-    /// Fills the guest's buffers: one packet for each connection in turn.
+    /// Fills the guest's buffers: some packets for each connection in turn.
     pub fn send_packets(&mut self, queue: &mut Queue) {
         if !self.send_resets(queue) {
             return;
@@ -97,7 +97,7 @@ impl VsockHandler {
         true
     }
 
-    /// Sends one packet of a connection.
+    /// Sends the next packet of a connection, or several if there is much data.
     fn send_packet(&mut self, slot: u32, queue: &mut Queue) -> Turn {
         let guest_cid = self.guest_cid();
         let Some(connection) = self.table.get_mut(slot) else {
