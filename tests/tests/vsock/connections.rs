@@ -324,3 +324,28 @@ fn connections_are_counted() {
     assert_eq!(device.connections("open"), 1);
     assert_eq!(device.connections("reset-by-guest"), 1);
 }
+
+#[test]
+fn packets_are_counted_by_their_operations() {
+    let device = device_with_control(&[]);
+    let listener = device.listen(5000);
+    let mut guest = device.connect();
+    let link = guest.open(1024, 5000);
+    let mut host = accept_stream(&listener);
+    for _ in 0..3 {
+        guest.send(&link.data(&pattern(1000)));
+    }
+    read(&mut host, 3000);
+    guest.send(&link.packet(99));
+    guest.expect(&link, op::RST);
+    let answer = device.command("query");
+    let types = answer["requests"].as_array().unwrap();
+    let count = |name: &str, what: &str| {
+        let of = types.iter().find(|of| of["type"] == name);
+        of.unwrap_or_else(|| panic!("{answer}"))[what].as_u64()
+    };
+    assert_eq!(count("data", "requests"), Some(3));
+    assert_eq!(count("data", "bytes"), Some(3000));
+    assert_eq!(count("request", "requests"), Some(1));
+    assert_eq!(count("invalid", "errors"), Some(1));
+}

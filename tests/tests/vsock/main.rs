@@ -99,24 +99,24 @@ impl Device {
         stream
     }
 
-    /// Returns what `vhost-device-ctl` would print for `query-connections`. The device needs a control socket at `control`.
+    /// Returns a number of the answer to `query-connections`. The device needs a control socket.
     fn connections(&self, name: &str) -> u64 {
+        let answer = self.command("query-connections");
+        let number = answer[name].as_u64();
+        number.unwrap_or_else(|| panic!("{answer}"))
+    }
+
+    /// Executes a command, and returns the answer.
+    fn command(&self, name: &str) -> serde_json::Value {
         let mut stream = UnixStream::connect(self.path("control")).unwrap();
-        stream
-            .write_all(b"{\"execute\":\"query-connections\"}\n")
-            .unwrap();
+        let request = serde_json::json!({ "execute": name });
+        stream.write_all(format!("{request}\n").as_bytes()).unwrap();
         stream.shutdown(std::net::Shutdown::Write).unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let answer = text.lines().last().unwrap();
-        let answer: serde_json::Value = serde_json::from_str(answer).unwrap();
-        answer["return"][name]
-            .as_u64()
-            .unwrap_or_else(|| panic!("{answer}"))
-    }
-
-    fn control_option(&self) -> PathBuf {
-        self.path("control")
+        let mut answer: serde_json::Value = serde_json::from_str(answer).unwrap();
+        answer["return"].take()
     }
 }
 
@@ -124,11 +124,9 @@ impl Device {
 fn device_with_control(arguments: &[&str]) -> Device {
     let directory = tempfile::tempdir().unwrap();
     let control = option("control-socket", directory.path().join("control"));
-    let device = Device::start_in(directory, |command| {
+    Device::start_in(directory, |command| {
         command.arg(control).args(arguments);
-    });
-    assert!(device.control_option().exists());
-    device
+    })
 }
 
 /// The driver in a guest, and what it knows of its connections.
