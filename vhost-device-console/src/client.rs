@@ -63,6 +63,8 @@ pub struct Client {
     pub next: u64,
     /// Bytes that it missed because it was too slow.
     pub missed: u64,
+    /// When its other end was found closed, although the guest has not read all that it sent.
+    pub gone: Option<Instant>,
     /// For a terminal in which Ctrl-] ends the program.
     keys: Option<Keys>,
 }
@@ -82,6 +84,7 @@ impl Client {
             writable: true,
             next,
             missed: 0,
+            gone: None,
             keys: None,
         }
     }

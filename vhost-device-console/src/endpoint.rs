@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, connect, socket_with,
@@ -109,6 +110,16 @@ impl Endpoint {
             Self::Listen(_, listener) => Some(listener),
             _ => None,
         }
+    }
+
+    /// Returns whether a client waits to be accepted.
+    pub fn has_waiting(&self) -> bool {
+        let Self::Listen(_, Some(listener)) = self else {
+            return false;
+        };
+        let mut fds = [PollFd::new(listener, PollFlags::IN)];
+        let now = Timespec::default();
+        retry_on_intr(|| poll(&mut fds, Some(&now))).is_ok_and(|count| count > 0)
     }
 
     /// Returns a client that waits to be accepted.

@@ -239,6 +239,19 @@ fn the_number_of_clients_is_limited() {
     assert_eq!(driver.read(0, 3, PATIENCE), b"key");
 }
 
+/// An operator can see why.
+#[test]
+fn clients_that_are_gone_do_not_keep_others_out_if_the_guest_does_not_read() {
+    let device = Device::start(&["unix=DIR/port"], &[]);
+    let mut driver = device.connect_with(&Options::default());
+    driver.write(0, b"panic", PATIENCE);
+    for _ in 0..20 {
+        device.client("port").write_all(b"unread").unwrap();
+    }
+    let client = device.client("port");
+    assert_eq!(receive(&client, 5), b"panic");
+}
+
 #[test]
 fn clients_stay_when_the_front_end_connects_again() {
     let device = Device::start(&["unix=DIR/port"], &[]);

@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
 
 use vhost_device_common::worker::{Readiness, Watcher};
 use vhost_device_common::{info_limited, warn_limited};
@@ -12,6 +13,8 @@ use crate::client::{Client, Kind, Received};
 use crate::control::Size;
 use crate::endpoint::Endpoint;
 
+/// How long a client that is gone keeps its place for bytes that the guest has not read, if others want the place.
+const KEPT_TIME: Duration = Duration::from_secs(5);
 /// Number of reads at most that discard the bytes of a client at a time.
 const MAX_DISCARDS: usize = 256;
 
@@ -172,7 +175,7 @@ impl Port {
     /// Accepts clients as long as there is room for them; the others wait. Forgets those that are gone.
     pub(super) fn settle(&mut self) {
         self.forget_gone_clients();
-        while self.may_accept && self.clients.len() < MAX_CLIENTS {
+        while self.may_accept && self.has_room() {
             match self.endpoint.accept() {
                 Some(file) => {
                     self.add_client(file);
@@ -186,6 +189,27 @@ impl Port {
             self.driver.closed();
         }
         self.was_open = is_open;
+    }
+
+    /// Returns whether another client can be accepted. If clients wait, but all places are taken, forgets one that has left bytes for
+    /// the guest: a guest that reads nothing must not keep clients out that want to see why.
+    fn has_room(&mut self) -> bool {
+        if self.clients.len() < MAX_CLIENTS {
+            return true;
+        }
+        let is_old = |client: &Client| client.gone.is_some_and(|since| since.elapsed() > KEPT_TIME);
+        let Some(index) = self.clients.iter().position(is_old) else {
+            return false;
+        };
+        let is_needed = self.endpoint.has_waiting();
+        if is_needed {
+            warn_limited(format_args!(
+                "port {}: the guest does not read; discarding the input of a client that is gone",
+                self.number
+            ));
+            self.remove_client(index);
+        }
+        is_needed
     }
 
     /// Discards what clients send that are not the first one, and forgets clients that are gone.
@@ -204,12 +228,14 @@ impl Port {
                 }
             }
         }
-        let is_gone = |client: &Client| {
-            client.kind == Kind::Connection
-                && client.is_hung_up()
-                && (!client.sends || !client.has_unread())
+        let is_gone = |client: &mut Client| {
+            let is_hung_up = client.kind == Kind::Connection && client.is_hung_up();
+            if is_hung_up {
+                client.gone.get_or_insert_with(Instant::now);
+            }
+            is_hung_up && (!client.sends || !client.has_unread())
         };
-        while let Some(index) = self.clients.iter().position(is_gone) {
+        while let Some(index) = self.clients.iter_mut().position(is_gone) {
             self.remove_client(index);
         }
         for client in &mut self.clients {
@@ -225,6 +251,8 @@ impl Port {
         match &self.endpoint {
             // The socket of the other program.
             Endpoint::Connect(_) => self.clients.is_empty(),
+            // How long ago clients left.
+            Endpoint::Listen(..) => self.may_accept && self.clients.len() >= MAX_CLIENTS,
             // The size of the terminal.
             Endpoint::Pty(_) => self.clients.iter().any(|client| client.is_open),
             _ => false,
@@ -241,6 +269,7 @@ impl Port {
                 self.add_client(file);
             }
             Endpoint::Pty(_) => self.look_at_terminal(),
+            Endpoint::Listen(..) => {}
             _ => return,
         }
         self.settle();
