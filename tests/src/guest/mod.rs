@@ -8,6 +8,7 @@
 //!
 //! The logs of the last run of each machine stay in `guest/logs/NAME` of Cargo's target directory; they are printed when a test panics.
 
+pub mod agent;
 pub mod dbus;
 mod error;
 mod host;
