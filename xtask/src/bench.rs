@@ -3,7 +3,7 @@
 
 use std::process::ExitCode;
 
-use vhost_device_tests::bench::vsock;
+use vhost_device_tests::bench::{console, vsock};
 
 use crate::packages::{self, GPU_PEER, IMAGES};
 use crate::progress::Progress;
@@ -19,9 +19,15 @@ pub fn run(progress: &Progress, arguments: &[String]) -> Result<ExitCode, String
     packages::install(progress, needs)?;
     build(progress)?;
     let mut arguments = arguments.to_vec();
-    let is_vsock = arguments.first().is_some_and(|device| device == "vsock");
-    if is_vsock && !arguments.iter().any(|argument| has_peer(argument)) {
-        let peer = workspace::peer(progress, vsock::PROGRAM, vsock::PEER_VERSION)?;
+    let peer = match arguments.first().map(String::as_str) {
+        Some("console") => Some((console::PROGRAM, console::PEER_VERSION)),
+        Some("vsock") => Some((vsock::PROGRAM, vsock::PEER_VERSION)),
+        _ => None,
+    };
+    if let Some((program, version)) = peer
+        && !arguments.iter().any(|argument| has_peer(argument))
+    {
+        let peer = workspace::peer(progress, program, version)?;
         arguments.push(format!("--peer={}", peer.display()));
     }
     program("bench", &arguments)

@@ -77,7 +77,7 @@ enum Task {
     ///
     /// Builds the release binaries and runs the benchmark program. `cargo xtask bench block --help` lists its options.
     Bench {
-        /// The device, `block`, `gpu` or `vsock`, and options for it
+        /// The device, `block`, `console`, `gpu` or `vsock`, and options for it
         #[arg(
             required = true,
             num_args = 1..,

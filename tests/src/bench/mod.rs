@@ -5,11 +5,12 @@
 //! Back-ends take turns within a row and rows take turns within a round, so that other activity of
 //! the machine affects all of them; the report has medians over the rounds, and ratios within a round.
 //!
-//! - [`block`], [`gpu`], [`vsock`]: the benchmark of each device;
+//! - [`block`], [`console`], [`gpu`], [`vsock`]: the benchmark of each device;
 //! - [`running`]: a running back-end, and its consumption;
 //! - [`histogram`]: latencies; [`summary`]: the common parts of all reports.
 
 pub mod block;
+pub mod console;
 pub mod gpu;
 pub mod histogram;
 pub mod running;

@@ -12,6 +12,7 @@ use vhost_device_tests::bench::block::report::Report;
 use vhost_device_tests::bench::block::summary::Summary;
 use vhost_device_tests::bench::block::targets::Targets;
 use vhost_device_tests::bench::block::{self, BlockOptions, verify};
+use vhost_device_tests::bench::console::{self, ConsoleOptions};
 use vhost_device_tests::bench::gpu::{self, GpuOptions};
 use vhost_device_tests::bench::vsock::{self, VsockOptions};
 use vhost_device_tests::bench::{BenchError, CommonOptions};
@@ -27,6 +28,8 @@ struct Arguments {
 enum Device {
     /// Compare vhost-device-block with qemu-storage-daemon in three settings
     Block(BlockOptions),
+    /// Compare vhost-device-console with rust-vmm's
+    Console(ConsoleOptions),
     /// Compare vhost-device-gpu with QEMU's vhost-user-gpu, in 2D
     Gpu(GpuOptions),
     /// Compare vhost-device-vsock with rust-vmm's back-end of that name
@@ -40,6 +43,12 @@ fn main() -> ExitCode {
     };
     let result = match arguments.device {
         Device::Block(options) => block(&options),
+        Device::Console(options) => report(
+            &options.common,
+            || console::run(&options),
+            console::report::Report::json,
+        )
+        .map(drop),
         Device::Gpu(options) => report(
             &options.common,
             || gpu::run(&options),
