@@ -2,6 +2,7 @@
 //! `cargo xtask demo`: boots guests with our devices and prints what they see.
 
 mod back_end;
+mod console;
 mod gpu;
 pub mod input;
 mod parts;
@@ -59,10 +60,17 @@ pub fn run(progress: &Progress) -> Result<ExitCode, String> {
     let kernel = packages::kernel(progress, Flavour::Cloud)?;
     let screen = packages::kernel(progress, Flavour::Plain);
     let keyboard = input::prepare(progress);
+    let console = console::prepare(progress);
     let mut build = cargo(["build", "--release"]);
-    build.args(
-        [BLOCK, RNG, VSOCK, gpu::GPU, input::INPUT].map(|package| format!("--package={package}")),
-    );
+    let packages = [
+        BLOCK,
+        RNG,
+        VSOCK,
+        console::CONSOLE,
+        gpu::GPU,
+        input::INPUT,
+    ];
+    build.args(packages.map(|package| format!("--package={package}")));
     progress.run("Building the release binaries", &mut build)?;
 
     let mut parts = Parts::new(progress);
@@ -71,6 +79,7 @@ pub fn run(progress: &Progress) -> Result<ExitCode, String> {
     });
     parts.show("screen", screen.map(drop), || gpu::run(progress));
     parts.show("keyboard", keyboard, || input::run(progress));
+    parts.show("console", console, || console::run(progress));
     Ok(parts.close())
 }
 
