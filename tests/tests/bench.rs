@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The benchmark of the block device: its verification, and its handling of earlier results.
+//! The benchmark of the block device: its verification, and its handling of earlier results; that of the console device.
 
 #![cfg(test)]
 
@@ -94,6 +94,22 @@ fn a_byte_changed_outside_the_device_is_found() {
         stderr.contains(loss) && stderr.contains("up to byte 300"),
         "{stderr}"
     );
+}
+
+#[test]
+fn each_row_of_the_console_device_moves_bytes_and_keys() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_bench"));
+    let output = command.args(["console", "--quick"]).output().unwrap();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{stderr}");
+    for row in ["guest to", "to guest,", "key and echo"] {
+        for port in ["socket", "terminal"] {
+            let is_row = |line: &&str| line.contains(row) && line.contains(port);
+            let line = stdout.lines().find(is_row);
+            let line = line.unwrap_or_else(|| panic!("{row}, {port}: {stdout}"));
+            assert!(!line.contains("| 0.00"), "{line}");
+        }
+    }
 }
 
 #[test]
