@@ -6,7 +6,7 @@ use std::process::Command;
 
 use vhost_device_tests::bench;
 use vhost_device_tests::guest::kernel::{Flavour, Kernel};
-use vhost_device_tests::guest::{QEMU, dbus, find_program};
+use vhost_device_tests::guest::{GuestError, QEMU, agent, dbus, find_program};
 use vhost_device_tests::uml;
 
 use crate::progress::Progress;
@@ -92,15 +92,7 @@ pub fn kernel(progress: &Progress, flavour: Flavour) -> Result<Kernel, String> {
     if !Kernel::is_kept(flavour) {
         progress.step("Downloading a kernel for the guest");
     }
-    match Kernel::prepare(flavour) {
-        // The package lists may be missing or outdated.
-        Err(_) if is_root() => {
-            progress.run("Updating the package lists", &mut apt(&["update"]))?;
-            Kernel::prepare(flavour)
-        }
-        result => result,
-    }
-    .map_err(|error| error.to_string())
+    with_lists(progress, || Kernel::prepare(flavour))
 }
 
 /// Downloads the source of User-Mode Linux if neither it nor the kernel is in the cache.
@@ -109,14 +101,26 @@ pub fn user_mode_linux(progress: &Progress) -> Result<(), String> {
         return Ok(());
     }
     progress.step("Downloading the source of User-Mode Linux");
-    match uml::kernel::source() {
+    with_lists(progress, uml::kernel::source).map(drop)
+}
+
+/// Downloads QEMU's guest agent if it is neither installed nor in the cache.
+pub fn guest_agent(progress: &Progress) -> Result<(), String> {
+    with_lists(progress, agent::prepare).map(drop)
+}
+
+/// Makes an attempt to download something. If it fails, updates the package lists, which may be missing or outdated, and makes another.
+fn with_lists<T>(
+    progress: &Progress,
+    attempt: impl Fn() -> Result<T, GuestError>,
+) -> Result<T, String> {
+    match attempt() {
         Err(_) if is_root() => {
             progress.run("Updating the package lists", &mut apt(&["update"]))?;
-            uml::kernel::source()
+            attempt()
         }
         result => result,
     }
-    .map(|_| ())
     .map_err(|error| error.to_string())
 }
 

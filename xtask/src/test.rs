@@ -78,6 +78,7 @@ fn prepare(progress: &Progress) -> Result<(), String> {
     }
     packages::kernel(progress, Flavour::Cloud)?;
     packages::kernel(progress, Flavour::Plain)?;
+    packages::guest_agent(progress)?;
     packages::user_mode_linux(progress)
 }
 
