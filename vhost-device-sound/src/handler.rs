@@ -2,7 +2,7 @@
 //! Serves all four queues on one thread, which wakes up for requests and when a period of a stream elapses.
 
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use vhost_device_common::chain::Chain;
@@ -14,6 +14,7 @@ use vhost_device_common::worker::{Queue, Queues, Readiness, Timer, Watcher};
 use crate::backend::Pulse;
 use crate::card::Card;
 use crate::control::{self, Answer};
+use crate::lock::lock;
 use crate::protocol::{CONTROL_QUEUE, Direction, EVENT_QUEUE, Event, Status, TX_QUEUE};
 use crate::request_type;
 use crate::stream::Finished;
@@ -325,9 +326,4 @@ impl QueueHandler for SoundHandler {
             queue.put_back(chain);
         }
     }
-}
-
-/// Locks a mutex, even if a thread has panicked while holding it.
-pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,23 +16,11 @@ mod gain;
 mod handler;
 mod jack;
 mod lifecycle;
+mod lock;
 mod options;
 mod profile;
 mod protocol;
+mod request_type;
 mod stream;
 
 pub use device::Sound;
-
-/// Types of requests in statistics.
-mod request_type {
-    /// A request on the control queue.
-    pub const CONTROL: usize = 0;
-    /// An event.
-    pub const EVENT: usize = 1;
-    /// A buffer of an output stream.
-    pub const PLAYBACK: usize = 2;
-    /// A buffer of an input stream.
-    pub const CAPTURE: usize = 3;
-    /// Their names.
-    pub const NAMES: &[&str] = &["control", "event", "playback", "capture"];
-}

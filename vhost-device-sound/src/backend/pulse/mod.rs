@@ -28,7 +28,7 @@ use vhost_device_common::{info_limited, warn_limited};
 
 use super::{Pace, Port};
 use crate::format::Format;
-use crate::handler::lock;
+use crate::lock::lock;
 use crate::profile::{Params, Profile};
 use crate::protocol::{Direction, Status};
 use link::{Link, Message};
