@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! A sound card in a guest: Linux's driver and ALSA's programs in User-Mode Linux, without QEMU. What they play and record is compared
-//! byte by byte.
+//! A sound card in a guest: Linux's driver and ALSA's programs in User-Mode Linux, and once in QEMU. What they play and record is
+//! compared byte by byte.
 
 #![cfg(test)]
 
@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use vhost_device_tests::guest::Qmp;
+use vhost_device_tests::guest::kernel::Flavour;
+use vhost_device_tests::guest::{Machine, Qmp};
 use vhost_device_tests::process::{Program, Signal, command, option};
 use vhost_device_tests::uml;
 use vhost_device_tests::uml::front_end::{self, Device};
@@ -352,6 +353,58 @@ fn two_minutes_of_sound_take_two_minutes() {
         xruns > 0 || difference < Duration::from_millis(100),
         "{time:?}"
     );
+}
+
+/// ALSA's own configuration needs many files; this is enough for `hw` without arguments.
+const QEMU_SCRIPT: &str = r#"
+cat > /tmp/alsa.conf << END
+pcm.hw { type hw card 0 device 0 }
+ctl.hw { type hw card 0 }
+END
+export ALSA_CONFIG_PATH=/tmp/alsa.conf
+until test -e /dev/snd/controlC0; do sleep 0.1; done
+format="-q -D hw -t raw -f S16_LE -r 48000 -c 2"
+seq 10000 39999 | head -c 96000 > /tmp/sound
+aplay $format --samples=24000 --period-size=2400 --buffer-size=19200 /tmp/sound
+amixer -D hw cset name='Master Playback Switch' off
+aplay $format --samples=24000 --period-size=2400 --buffer-size=19200 /tmp/sound
+arecord $format -s 24000 --period-size=2400 --buffer-size=19200 /tmp/recorded
+cmp /tmp/sound /tmp/recorded
+"#;
+
+#[test]
+#[ignore = "boots a guest: cargo xtask test"]
+fn qemu_is_a_front_end_too() {
+    let work = uml::work().unwrap();
+    let sound: String = (10_000..40_000)
+        .map(|number| format!("{number}\n"))
+        .collect();
+    let sound = &sound.as_bytes()[..96_000];
+    fs::write(work.path().join("captured"), sound).unwrap();
+    let mut back_end = BackEnd::start_in(
+        work,
+        &[
+            "--backend=file",
+            "--playback-file=DIR/played",
+            "--capture-file=DIR/captured",
+            "--controls",
+        ],
+    );
+    let socket = back_end.path().join("socket");
+    let mut guest = Machine::new("sound", QEMU_SCRIPT)
+        .kernel(Flavour::Plain)
+        .module("virtio_snd")
+        .program("aplay")
+        .program("arecord")
+        .program("amixer")
+        .vhost_user("vhost-user-snd-pci,controls=on", &socket)
+        .start()
+        .unwrap();
+    guest.finish().unwrap();
+    assert!(back_end.program.status().unwrap().is_none());
+    // Then muted.
+    let expected = [sound, &[0; 96_000]].concat();
+    assert_same(&back_end.read("played"), &expected, "QEMU");
 }
 
 /// A private PipeWire with a sink that nobody hears, and with pipewire-pulse.
