@@ -197,6 +197,9 @@ impl Reader {
             symlink(built, path("bin").join(program.name)).unwrap();
         }
         symlink("/dev/urandom", path("hwrng")).unwrap();
+        // 48 kHz, 2 channels, 16 bits, no samples.
+        let wav = b"RIFF\x24\0\0\0WAVEfmt \x10\0\0\0\x01\0\x02\0\x80\xbb\0\0\0\xee\x02\0\x04\0\x10\0data\0\0\0\0";
+        fs::write(path("voice.wav"), wav).unwrap();
         // Finds only programs that this test started.
         let pidof = path("bin").join("pidof");
         fs::write(
