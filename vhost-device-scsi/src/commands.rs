@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde_json::{Value, json};
 use vhost_device_common::device::{Argument, ArgumentType, Arguments, CommandError, Verb};
@@ -197,6 +198,8 @@ pub fn add(shared: &Shared, unit: Unit) -> Result<(), String> {
             other.address
         ));
     }
+    unit.disk
+        .expect_suspend(shared.expects_suspend.load(Ordering::Relaxed));
     match shared.table.add(Arc::new(unit)) {
         true => Ok(()),
         false => Err("the address is in use".to_owned()),

@@ -6,6 +6,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde::{Deserialize, Serialize};
 
+/// The control queue and the event queue. All others are request queues.
+pub const CONTROL: u16 = 0;
+pub const EVENTS: u16 = 1;
+pub const FIRST_REQUEST: u16 = 2;
 /// Bytes of an event.
 pub const EVENT_SIZE: usize = 16;
 /// The longest CDB that a driver may choose, in bytes (SPC-5, 4.2.1).

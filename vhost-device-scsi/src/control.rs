@@ -136,10 +136,11 @@ impl Functions {
 
     /// Continues functions as far as possible, and answers those that are done.
     pub fn advance(&mut self, queue: &mut Queue, shared: &Shared) {
+        let is_stopping = queue.is_stopping() || queue.is_suspending();
         let mut waits = false;
         let mut index = 0;
         while let Some(function) = self.0.get_mut(index) {
-            match function.advance(queue.is_stopping(), shared) {
+            match function.advance(is_stopping, shared) {
                 Some(response) => {
                     let Function { chain, .. } = self.0.remove(index);
                     complete(queue, chain, &[response]);

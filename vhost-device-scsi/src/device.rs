@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde_json::Value;
 use vhost_device_common::device::{
@@ -17,8 +18,8 @@ use virtio_bindings::virtio_scsi::{VIRTIO_SCSI_F_CHANGE, VIRTIO_SCSI_F_HOTPLUG};
 
 use crate::address::Address;
 use crate::commands;
-use crate::config::Config;
-use crate::handler::{FIRST_REQUEST, ScsiHandler};
+use crate::config::{Config, FIRST_REQUEST};
+use crate::handler::ScsiHandler;
 use crate::options::{DiskArguments, Options, PassThroughArguments};
 use crate::passthrough::PassThrough;
 use crate::request::KINDS;
@@ -45,6 +46,7 @@ impl Device for Scsi {
     const DESCRIPTION: &'static str = "vhost-user back-end for a virtio SCSI host with disks";
     // Images are handed over when the last queue has stopped.
     const KEEPS_THREADS: bool = false;
+    const SUSPENDS: bool = true;
     const STATE_VERSION: u32 = 1;
     const RELOADS: bool = true;
     const REQUESTS: &'static [&'static str] = KINDS;
@@ -84,6 +86,15 @@ impl Device for Scsi {
 
     fn set_features(&self, accepted: u64) {
         self.shared.events().features = accepted;
+    }
+
+    fn expect_suspend(&self, expected: bool) {
+        self.shared
+            .expects_suspend
+            .store(expected, Ordering::Relaxed);
+        for unit in self.shared.table.units() {
+            unit.disk.expect_suspend(expected);
+        }
     }
 
     fn num_queues(&self) -> u16 {

@@ -11,9 +11,10 @@ use vhost_device_common::statistics::Outcome;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Poller, Pool, PoolLimits, Queue, Queues, Readiness};
 use vhost_device_storage::disk::DiskError;
-use vhost_device_storage::engine::{Engine, Engines};
+use vhost_device_storage::engine::{Engine, Engines, Label};
 
 use crate::address::Addressed;
+use crate::config::{CONTROL, EVENTS, FIRST_REQUEST};
 use crate::control::Functions;
 use crate::lun::{Action, Answer, LogicalUnit};
 use crate::parked::Parked;
@@ -27,11 +28,6 @@ use crate::steps::{
 };
 use crate::unit::Unit;
 use crate::units::Units;
-
-/// The control queue and the event queue. All others are request queues.
-pub const CONTROL: u16 = 0;
-pub const EVENTS: u16 = 1;
-pub const FIRST_REQUEST: u16 = 2;
 
 /// The operation code of the command that also uses other logical units than its own.
 const EXTENDED_COPY: u8 = 0x83;
@@ -157,6 +153,7 @@ impl ScsiHandler {
             task,
             stage,
             reply,
+            is_abandoned: false,
         };
         Some(self.proceed(request, queue))
     }
@@ -252,6 +249,10 @@ impl ScsiHandler {
     fn proceed(&mut self, mut request: Request, queue: &mut Queue) -> u64 {
         let mut moved = 0;
         loop {
+            if queue.is_suspending() && !matches!(request.stage, Stage::Answered(_) | Stage::None) {
+                self.suspend_one(request, queue);
+                return moved;
+            }
             request.stage = match request.take_stage() {
                 Stage::Check(cdb) => {
                     let unit = Arc::clone(&request.unit);
@@ -391,6 +392,50 @@ impl ScsiHandler {
         if ended.mark.is_some() || ended.frees_others {
             self.shared.wake();
         }
+    }
+
+    /// Suspends a request without an operation in flight; answers a marked one.
+    fn suspend_one(&mut self, request: Request, queue: &mut Queue) {
+        let Request { unit, task, .. } = &request;
+        match unit.tasks.mark(*task) {
+            Some(_) => self.answer(request, &Answer::good(), queue),
+            None => {
+                unit.tasks.drop(*task);
+                queue.suspend(request.reply.chain);
+                self.shared.wake();
+            }
+        }
+    }
+
+    /// Ends what is left of a suspended request. The request is carried out again, so only the log gets an error.
+    fn end_abandoned(&mut self, request: &Request, outcome: io::Result<u64>) {
+        match request.is_own_flush() {
+            true => self.units.flushed(&request.unit),
+            false => self.units.ended(),
+        }
+        request.unit.tasks.drop(request.task);
+        self.shared.wake();
+        if let Err(error) = outcome {
+            let address = request.unit.address;
+            warn_limited(format_args!(
+                "{address}: an operation of a suspended request failed: {error}"
+            ));
+        }
+    }
+
+    /// Releases the images when all operations of suspended requests have ended, and flushes them first.
+    fn finish(&mut self) {
+        let Self { units, engine, .. } = self;
+        units.finish(|unit| {
+            let Some(flush) = engine.submit(Request::flush(unit)) else {
+                return false;
+            };
+            if let Err(error) = execute(&flush) {
+                warn_limited(format_args!("{}: flush failed: {error}", unit.address));
+            }
+            unit.tasks.drop(flush.task);
+            true
+        });
     }
 
     /// Goes on with all parked requests.
@@ -545,12 +590,18 @@ impl QueueHandler for ScsiHandler {
                     let Some((mut request, outcome)) = self.engine.finished() else {
                         break;
                     };
+                    if request.is_abandoned {
+                        self.end_abandoned(&request, outcome);
+                        continue;
+                    }
                     request.stage = advance(&mut request, outcome);
                     let moved = self.continue_one(request, queues);
                     budget = budget.saturating_sub(moved);
                 }
                 if budget == 0 {
                     self.engine.report_again();
+                } else if queues.is_empty() {
+                    self.finish();
                 }
             }
         }
@@ -582,6 +633,29 @@ impl QueueHandler for ScsiHandler {
                 self.leave(index);
             }
         }
+    }
+
+    fn suspend(&mut self, queue: &mut Queue) {
+        // Requests that wait are suspended.
+        self.drain(queue);
+        let index = queue.index();
+        if index < FIRST_REQUEST {
+            return;
+        }
+        // Without locks, an operation could overwrite what another program writes next.
+        let is_locked = self.units.are_exclusive();
+        let is_one = |label: Label| label.queue == index && (is_locked || !label.is_change);
+        let operations = self.engine.suspend(is_one, |chain| queue.suspend(chain));
+        self.units.suspended(operations);
+        self.shared.wake();
+    }
+
+    fn suspended(&mut self) {
+        self.finish();
+    }
+
+    fn is_idle(&self) -> bool {
+        self.units.are_idle()
     }
 }
 

@@ -19,7 +19,7 @@ use virtio_bindings::virtio_scsi::{
     VIRTIO_SCSI_S_TARGET_FAILURE, VIRTIO_SCSI_S_TRANSPORT_FAILURE,
 };
 
-use crate::config::{MAX_CDB, MAX_SENSE, Sizes};
+use crate::config::{CONTROL, MAX_CDB, MAX_SENSE, Sizes};
 use crate::lun::{Action, Answer, LogicalUnit, Procedure, Response, Status};
 use crate::tasks::{Mark, Task};
 use crate::unit::Unit;
@@ -219,9 +219,29 @@ pub struct Request {
     pub task: Task,
     pub stage: Stage,
     pub reply: Reply,
+    /// It was suspended while an operation was in flight.
+    pub is_abandoned: bool,
 }
 
 impl Request {
+    /// Creates a flush without a request to answer.
+    pub fn flush(unit: &Arc<Unit>) -> Self {
+        let (task, _) = unit.tasks.begin(0);
+        Self {
+            queue: CONTROL,
+            unit: Arc::clone(unit),
+            task,
+            stage: Stage::Working(Action::Flush, Work::flush()),
+            reply: Reply::new(Chain::default(), 0, 0),
+            is_abandoned: true,
+        }
+    }
+
+    /// Returns whether it is a flush without a request to answer.
+    pub fn is_own_flush(&self) -> bool {
+        self.queue == CONTROL
+    }
+
     /// Takes the stage.
     pub fn take_stage(&mut self) -> Stage {
         std::mem::replace(&mut self.stage, Stage::None)
@@ -283,7 +303,7 @@ pub fn changes(action: &Action) -> bool {
 }
 
 // SAFETY: operations refer to guest memory, which the chain keeps mapped, or to buffers of the work, which stays in the request. The chain
-// is not taken out before the request ends, and the request keeps the unit, which has the disk.
+// is taken out only if the operation does not refer to guest memory. The request keeps the unit, which has the disk.
 #[allow(unsafe_code)]
 unsafe impl IoRequest for Request {
     fn operation(&self) -> Operation<'_> {
@@ -302,19 +322,30 @@ unsafe impl IoRequest for Request {
         Label {
             queue: self.queue,
             is_change: matches!(&self.stage, Stage::Working(_, work) if work.is_change()),
-            is_abandoned: false,
+            is_abandoned: self.is_abandoned,
         }
     }
 
     fn abandon(&mut self) -> Option<Chain> {
-        None
+        match &self.stage {
+            Stage::Working(_, work) if !self.is_abandoned && !work.is_direct() => {
+                self.is_abandoned = true;
+                Some(std::mem::take(&mut self.reply.chain))
+            }
+            _ => None,
+        }
     }
 
     fn restore(&mut self, chain: Chain) {
         self.reply.chain = chain;
+        self.is_abandoned = false;
     }
 
     fn into_chain(self) -> Option<Chain> {
+        if self.is_abandoned {
+            return None;
+        }
+        self.unit.tasks.drop(self.task);
         Some(self.reply.chain)
     }
 }

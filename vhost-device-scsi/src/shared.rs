@@ -3,6 +3,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use rustix::event::{EventfdFlags, eventfd};
@@ -29,6 +30,8 @@ pub struct Shared {
     pub config: Config,
     events: Mutex<Events>,
     pub sweep: Sweep,
+    /// Requests that begin from now on may be suspended.
+    pub expects_suspend: AtomicBool,
     /// The eventfds of the threads. Those of threads that have ended are gone.
     threads: Mutex<Vec<Weak<OwnedFd>>>,
 }
@@ -42,6 +45,7 @@ impl Shared {
             config,
             events: Mutex::default(),
             sweep: Sweep::default(),
+            expects_suspend: AtomicBool::new(false),
             threads: Mutex::default(),
         })
     }

@@ -157,6 +157,13 @@ impl Tasks {
         self.state().remove(task);
     }
 
+    /// Ends a task that is suspended: it is not answered. Wake the threads afterwards.
+    pub fn drop(&self, task: Task) {
+        if self.end(task).mark.is_some() {
+            self.forget(task);
+        }
+    }
+
     /// Marks tasks: all, or those with one tag. Returns their numbers. With [`Mark::Reset`] new commands wait until
     /// [`Tasks::end_reset`].
     pub fn mark_all(&self, mark: Mark, tag: Option<u64>) -> Vec<u64> {

@@ -69,7 +69,54 @@ impl Units {
 
     /// Lets go of removed units whose requests have ended.
     pub fn prune(&mut self) {
-        self.removed.retain(|held| held.unit.tasks.has(None));
+        let is_needed = |held: &Held| held.unit.tasks.has(None) || !held.access.is_idle();
+        self.removed.retain(is_needed);
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Held> {
+        self.targets.iter().flatten().chain(&self.removed)
+    }
+
+    fn all_mut(&mut self) -> impl Iterator<Item = &mut Held> {
+        self.targets.iter_mut().flatten().chain(&mut self.removed)
+    }
+
+    /// Returns whether locks keep other programs away from all images, as far as is known.
+    pub fn are_exclusive(&self) -> bool {
+        self.all().all(|held| held.access.is_exclusive())
+    }
+
+    /// Notes that requests were suspended, and that so many operations of them are in flight. Any of the units may be theirs, so all wait.
+    pub fn suspended(&mut self, operations: usize) {
+        let open = self.all_mut().filter(|held| held.access.is_open());
+        open.for_each(|held| held.access.suspended(operations));
+    }
+
+    /// Notes that one of these operations has ended.
+    pub fn ended(&mut self) {
+        self.all_mut().for_each(|held| held.access.ended());
+    }
+
+    /// Notes that the flush of a unit before its image is handed over has ended.
+    pub fn flushed(&mut self, unit: &Arc<Unit>) {
+        let mut all = self.all_mut();
+        if let Some(held) = all.find(|held| Arc::ptr_eq(&held.unit, unit)) {
+            held.access.ended();
+        }
+    }
+
+    /// Returns whether none of these operations is in flight.
+    pub fn are_idle(&self) -> bool {
+        self.all().all(|held| held.access.is_idle())
+    }
+
+    /// Releases the images when all these operations have ended. `flush` starts the flush of a unit, and returns whether it has ended.
+    pub fn finish(&mut self, mut flush: impl FnMut(&Arc<Unit>) -> bool) {
+        for held in self.all_mut() {
+            while held.access.finish() && flush(&held.unit) {
+                held.access.ended();
+            }
+        }
     }
 
     /// Returns whether a target has units.

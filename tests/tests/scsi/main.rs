@@ -18,6 +18,7 @@ mod management;
 mod passthrough;
 mod state;
 mod stress;
+mod suspend;
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
