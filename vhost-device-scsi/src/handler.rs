@@ -18,7 +18,7 @@ use crate::config::{CONTROL, EVENTS, FIRST_REQUEST};
 use crate::control::Functions;
 use crate::lun::{Action, Answer, LogicalUnit};
 use crate::parked::Parked;
-use crate::passthrough::{Ended, PassRequest, PassThrough};
+use crate::passthrough::Passing;
 use crate::request::{
     Delivery, EVENT, Fault, Header, Reply, Request, Stage, changes, limited_bytes,
 };
@@ -48,19 +48,12 @@ const PROCEDURE_LIMITS: PoolLimits = PoolLimits {
     items: 256,
 };
 
-/// Commands that devices of the host carry out at a time, and that may wait for that.
-const DEVICE_LIMITS: PoolLimits = PoolLimits {
-    threads: 16,
-    items: 4096,
-};
-
 /// Works on the queues of one thread.
 pub struct ScsiHandler {
     shared: Arc<Shared>,
     engine: Engine<Request>,
     procedures: Pool<Request, ()>,
-    /// Commands that devices of the host carry out.
-    devices: Pool<PassRequest, ()>,
+    passing: Passing,
     parked: Parked,
     /// The control queue is one of the thread's.
     functions: Functions,
@@ -82,16 +75,12 @@ impl ScsiHandler {
             run_procedure(request);
             Ok(())
         };
-        let pass = |request: &mut PassRequest| {
-            request.run();
-            Ok(())
-        };
         let mut units = Units::default();
         units.refresh(shared);
         Ok(Self {
             engine: Engine::new(engines, None, watcher)?,
             procedures: Pool::new("procedure", PROCEDURE_LIMITS, watcher, PROCEDURES, run)?,
-            devices: Pool::new("device", DEVICE_LIMITS, watcher, DEVICES, pass)?,
+            passing: Passing::new(shared, watcher, DEVICES)?,
             parked: Parked::default(),
             functions: Functions::default(),
             queues: Vec::new(),
@@ -135,7 +124,7 @@ impl ScsiHandler {
                 && let Some(device) = self.shared.device(address)
             {
                 let device = Arc::clone(device);
-                self.pass(device, &header, reply, queue);
+                self.passing.pass(device, &header, reply, queue);
                 return Some(0);
             }
             let (delivery, answer) = self.absent(addressed, header.cdb(), &reply);
@@ -156,44 +145,6 @@ impl ScsiHandler {
             is_abandoned: false,
         };
         Some(self.proceed(request, queue))
-    }
-
-    /// Hands a command to a device of the host.
-    fn pass(&mut self, device: Arc<PassThrough>, header: &Header, reply: Reply, queue: &mut Queue) {
-        let (task, _) = device.tasks.begin(header.tag);
-        let request = PassRequest {
-            queue: queue.index(),
-            device,
-            task,
-            cdb: header.cdb().into(),
-            reply,
-            // So it stays if there is no room.
-            ended: Ended::undelivered(Delivery::Busy),
-        };
-        if let Err(request) = self.devices.submit(request) {
-            self.passed(request, queue);
-        }
-    }
-
-    /// Answers a command that a device of the host has carried out.
-    fn passed(&mut self, request: PassRequest, queue: &mut Queue) {
-        let PassRequest {
-            device,
-            task,
-            reply,
-            ended,
-            ..
-        } = request;
-        let mark = device.tasks.end(task).mark;
-        let delivery = mark.map_or(ended.delivery, Delivery::from);
-        let (chain, used, outcome) = reply.write_response(delivery, ended.status, &ended.sense);
-        queue.complete_with(chain, used, outcome);
-        if mark.is_some() {
-            // The function is answered after this.
-            queue.publish();
-            device.tasks.forget(task);
-            self.shared.wake();
-        }
     }
 
     /// Returns the answer to a command for a logical unit that does not exist.
@@ -563,18 +514,7 @@ impl QueueHandler for ScsiHandler {
     fn ready(&mut self, token: u32, _readiness: Readiness, queues: &mut Queues) {
         match token {
             WAKE => return self.wake(queues),
-            DEVICES => {
-                while let Some((mut request, outcome)) = self.devices.finished() {
-                    if let Err(error) = outcome {
-                        warn_limited(format_args!("a command failed: {error}"));
-                        request.ended = Ended::undelivered(Delivery::Failure);
-                    }
-                    if let Some(queue) = queues.get_mut(request.queue) {
-                        self.passed(request, queue);
-                    }
-                }
-                return;
-            }
+            DEVICES => return self.passing.finish(queues),
             PROCEDURES => {
                 while let Some((mut request, outcome)) = self.procedures.finished() {
                     if let Err(error) = outcome {

@@ -2,6 +2,7 @@
 //! SCSI devices of the host that a guest uses itself: it sends them its commands, as far as the filter allows.
 
 mod filter;
+mod passing;
 #[allow(unsafe_code)]
 mod sg_io;
 
@@ -16,6 +17,7 @@ use vhost_device_common::warn_limited;
 use crate::address::Address;
 use crate::request::{Delivery, Reply};
 use crate::tasks::{Task, Tasks};
+pub use passing::Passing;
 use sg_io::Direction;
 
 /// What the adapter of the host says about a command (`host_status`).
