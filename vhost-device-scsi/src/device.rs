@@ -31,6 +31,9 @@ use crate::unit::{Settings, Unit};
 /// The most data segments of a request, if queues are large enough: what fits a ring of 128 without indirect descriptors.
 const SEG_MAX: u16 = 126;
 
+/// Files that are open beside those of disks, at most: sockets, eventfds, rings, guest memory.
+const OPEN_FILES: u64 = 512;
+
 /// The SCSI device.
 pub struct Scsi {
     shared: Arc<Shared>,
@@ -133,9 +136,12 @@ impl Device for Scsi {
         if !self.shared.devices.is_empty() {
             PassThrough::add_needs(&mut needs);
         }
-        for unit in self.shared.table.units() {
+        let units = self.shared.table.units();
+        for unit in &units {
             unit.disk.add_needs(&mut needs);
         }
+        // The image, its lock, and its reservations; and what all devices open.
+        needs.open_files = 3 * units.len() as u64 + OPEN_FILES;
         needs
     }
 
