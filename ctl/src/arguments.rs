@@ -31,7 +31,7 @@ const KNOWN: &[(&str, &str)] = &[
     ),
     (
         "reload",
-        "Examine the files named by the options again (block)",
+        "Examine the files named by the options again (block, scsi)",
     ),
     ("quit", "Finish the requests in flight and exit"),
 ];
