@@ -7,8 +7,11 @@ pub struct Fields<'a>(pub &'a [u8]);
 
 impl<'a> Fields<'a> {
     fn array<const N: usize>(self, at: usize) -> [u8; N] {
-        let mut array = [0; N];
         let bytes = self.0.get(at..).unwrap_or_default();
+        if let Some(array) = bytes.first_chunk() {
+            return *array;
+        }
+        let mut array = [0; N];
         for (to, from) in array.iter_mut().zip(bytes) {
             *to = *from;
         }
