@@ -62,14 +62,7 @@ pub fn run(progress: &Progress) -> Result<ExitCode, String> {
     let keyboard = input::prepare(progress);
     let console = console::prepare(progress);
     let mut build = cargo(["build", "--release"]);
-    let packages = [
-        BLOCK,
-        RNG,
-        VSOCK,
-        console::CONSOLE,
-        gpu::GPU,
-        input::INPUT,
-    ];
+    let packages = [BLOCK, RNG, VSOCK, console::CONSOLE, gpu::GPU, input::INPUT];
     build.args(packages.map(|package| format!("--package={package}")));
     progress.run("Building the release binaries", &mut build)?;
 

@@ -32,7 +32,7 @@ fn bytes_and_messages_are_counted_separately() {
             let requests = requests.filter(|request| request["type"] == kind);
             requests
                 .map(|request| request["bytes"].as_u64().unwrap())
-                .sum()
+                .sum::<u64>()
         };
         ["transmit", "receive", "control"].map(bytes) == [7u64, 5, 48]
     });
