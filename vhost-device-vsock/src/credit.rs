@@ -46,9 +46,14 @@ impl Inbound {
         self.forwarded = self.forwarded.wrapping_add(length);
     }
 
-    /// Returns whether to tell the guest about free space: it does not know of half of the buffer.
+    /// Returns whether to tell the guest about free space: it does not know of half of the buffer, or it knows of little and there is
+    /// more. An incomplete message is not forwarded, so the guest may use up what it knows of before half of the buffer is forwarded.
     pub fn is_outdated(&self) -> bool {
-        self.forwarded.wrapping_sub(self.reported) >= self.size / 2
+        let unreported = self.forwarded.wrapping_sub(self.reported);
+        let known = self
+            .size
+            .saturating_sub(self.received.wrapping_sub(self.reported));
+        unreported >= self.size / 2 || unreported > 0 && known < self.size / 4
     }
 
     /// Returns `buf_alloc` and `fwd_cnt` for a packet to the guest.
@@ -106,14 +111,28 @@ mod tests {
         assert!(credit.receive(40));
         assert!(!credit.receive(1));
         assert!(credit.receive(0));
-        credit.forward(49);
-        assert!(!credit.is_outdated());
+        assert!(!credit.is_outdated(), "there is no more");
+        // The guest knows of no free space at all.
         credit.forward(1);
         assert!(credit.is_outdated());
+        credit.forward(49);
         assert_eq!(credit.report(), (100, 39));
         assert!(!credit.is_outdated());
         assert!(credit.receive(50));
         assert!(!credit.receive(1));
+    }
+
+    #[test]
+    fn a_guest_that_knows_of_enough_free_space_is_not_told_of_each_byte() {
+        let mut credit = Inbound::new(100);
+        for _ in 0..49 {
+            assert!(credit.receive(1));
+            credit.forward(1);
+            assert!(!credit.is_outdated());
+        }
+        assert!(credit.receive(1));
+        credit.forward(1);
+        assert!(credit.is_outdated());
     }
 
     #[test]

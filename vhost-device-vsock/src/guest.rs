@@ -28,11 +28,11 @@ impl VsockHandler {
             };
         }
         let op = header.op.get();
+        let handled = self.handle(&header, chain);
         let bytes = match op {
-            op::DATA => header.len.get().into(),
+            op::DATA if handled.is_ok() => header.len.get().into(),
             _ => 0,
         };
-        let handled = self.handle(&header, chain);
         if let Err(fault) = &handled {
             log::debug!("a packet is refused: {fault}: {header:?}");
             // A reset is never answered with another one.
@@ -210,7 +210,11 @@ impl VsockHandler {
             return Ok(());
         };
         if let Some(socket) = &connection.socket {
-            socket::send_line(socket, &format!("OK {}\n", connection.key.peer_port))?;
+            match socket::send_line(socket, &format!("OK {}\n", connection.key.peer_port)) {
+                // It has left already; the guest still gets what it sent.
+                Ok(()) | Err(Errno::PIPE | Errno::CONNRESET) => {}
+                Err(errno) => return Err(errno.into()),
+            }
         }
         connection.state = State::Open;
         // What the program of the host sent behind its line may have been reported already.

@@ -43,7 +43,9 @@ impl VsockHandler {
                     warn_limited(format_args!(
                         "cannot accept connections to the guest, trying again: {errno}"
                     ));
-                    self.retries.push(index);
+                    if !self.retries.contains(&index) {
+                        self.retries.push(index);
+                    }
                     self.start_timer();
                     return;
                 }

@@ -21,6 +21,9 @@ use crate::socket;
 /// Most packets of one connection before it is the turn of others.
 const MAX_CHAINS: usize = 16;
 
+/// Most parts of a buffer into which a message is read by one system call.
+const MAX_PARTS: usize = 32;
+
 /// Longest message of the host, in bytes.
 const MAX_MESSAGE: usize = 256 << 10;
 
@@ -350,7 +353,9 @@ fn fill_message(
         if length > MAX_MESSAGE.min(guest_size as usize) {
             return Sent::Failed(Fault::MessageSize);
         }
-        if length <= most as usize {
+        // A call that takes only a part of the buffer has a bound on iovecs, and would cut the message.
+        let parts = chain.writable_iovecs().map_or(usize::MAX, <[_]>::len);
+        if length <= most as usize && parts <= MAX_PARTS {
             return match fill_stream(socket, chain, most) {
                 Sent::Data { length, .. } => Sent::Data {
                     length,

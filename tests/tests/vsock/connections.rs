@@ -61,6 +61,19 @@ fn data_behind_the_first_line_is_not_lost() {
 }
 
 #[test]
+fn data_of_a_program_that_leaves_at_once_is_not_lost() {
+    let device = Device::start();
+    let mut guest = device.connect();
+    let mut host = UnixStream::connect(device.path("guest")).unwrap();
+    host.write_all(b"CONNECT 7000\nhello").unwrap();
+    drop(host);
+    let mut link = guest.accept(7000, STREAM);
+    assert_eq!(guest.read(&mut link, 5), b"hello");
+    let end = guest.expect(&link, op::SHUTDOWN);
+    assert_eq!(end.flags, NO_SEND | NO_RECEIVE);
+}
+
+#[test]
 fn a_first_line_may_arrive_byte_by_byte() {
     let device = Device::start();
     let mut guest = device.connect();

@@ -232,3 +232,55 @@ fn a_guest_without_the_feature_has_no_messages() {
     assert_eq!(receive_message(&host), b"");
     guest.assert_works(&device);
 }
+
+/// The guest may use up its credit with a part of a message, while the device has reported only a part of what the host took.
+#[test]
+fn an_incomplete_message_that_uses_up_the_credit_gets_more() {
+    let device = Device::start();
+    let listener = listen_seqpacket(&device.path("guest_5000"));
+    let mut guest = device.connect();
+    let link = link(1024, 5000);
+    guest.send(&link.packet(op::REQUEST));
+    let size = guest.expect(&link, op::RESPONSE).buf_alloc as usize;
+    let host = accept_seqpacket(&listener);
+    // Less than half of the buffer, so that it need not be reported yet.
+    let first = size / 2 - 1000;
+    guest.send(&fragment(&link, &pattern(first), END_OF_MESSAGE));
+    assert_eq!(receive_message(&host).len(), first);
+    let second = pattern(size - 2000);
+    let (begin, rest) = second.split_at(size - first);
+    guest.send(&fragment(&link, begin, 0));
+    let update = guest.expect(&link, op::CREDIT_UPDATE);
+    assert_eq!(update.fwd_cnt as usize, first);
+    guest.send(&fragment(&link, rest, END_OF_MESSAGE));
+    assert!(receive_message(&host) == second);
+}
+
+/// The credit is smaller than the buffer, which has many parts.
+#[test]
+fn a_message_into_many_small_parts_is_not_cut() {
+    use vhost_device_tests::front_end::Buffer;
+    let device = Device::start();
+    let listener = listen_seqpacket(&device.path("guest_5000"));
+    let driver = VsockDriver::without_buffers(device.front_end(), 1, 4096).unwrap();
+    let mut guest = Guest(driver);
+    let link = link(1024, 5000);
+    guest.0.supply(1);
+    guest.0.refills = false;
+    guest.send(&Packet {
+        buf_alloc: 1000,
+        ..link.packet(op::REQUEST)
+    });
+    guest.expect(&link, op::RESPONSE);
+    let host = accept_seqpacket(&listener);
+    send_message(&host, &pattern(900));
+    let memory = guest.0.front_end.memory().clone();
+    let area = memory.allocate(4096, 64);
+    let lengths = [&[44][..], &[10; 110]].concat();
+    let parts = Buffer::writable(area, 44 + 1100).split(&lengths);
+    guest.0.rx.submit(&parts);
+    let used = guest.0.rx.take_used_within(PATIENCE);
+    let packet = Packet::from_bytes(&memory.read_vec(area, used.length as usize));
+    assert!(packet.data == pattern(900), "{packet:?}");
+    assert_eq!(packet.flags, END_OF_MESSAGE);
+}
