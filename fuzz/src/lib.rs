@@ -24,10 +24,11 @@ mod packed;
 pub mod ring;
 pub mod scsi;
 pub mod session;
+pub mod sound;
 mod split;
 pub mod vsock;
 
 /// The targets: programs in `fuzz_targets`.
-pub const TARGETS: [&str; 8] = [
-    "block", "console", "gpu", "input", "ring", "scsi", "session", "vsock",
+pub const TARGETS: [&str; 9] = [
+    "block", "console", "gpu", "input", "ring", "scsi", "session", "sound", "vsock",
 ];

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use arbitrary::{Arbitrary, Unstructured};
-use vhost_device_fuzz::{block, console, gpu, input, ring, scsi, session, vsock};
+use vhost_device_fuzz::{block, console, gpu, input, ring, scsi, session, sound, vsock};
 
 /// The number of random inputs of each target, and their maximum size in bytes.
 const RANDOM: usize = 100;
@@ -75,4 +75,9 @@ fn session_survives_its_seeds() {
 #[test]
 fn vsock_survives_its_seeds() {
     run_all("vsock", vsock::Input::run);
+}
+
+#[test]
+fn sound_survives_its_seeds() {
+    run_all("sound", sound::Input::run);
 }

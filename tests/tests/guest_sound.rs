@@ -21,7 +21,7 @@ use vhost_device_tests::uml::front_end::{self, Device};
 const SOUND: u32 = 25;
 
 /// A guest that hangs is ended.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// A stream that can do everything. `DIRECTION` is replaced.
 const ALL: &str = "--streams=DIRECTION,channels=1-8,formats=s8+u8+s16+s24-3+s24+s32+float+float64,rates=8000+11025+16000+22050+32000+44100+48000+64000+88200+96000+176400+192000";
@@ -343,7 +343,7 @@ fn two_minutes_of_sound_take_two_minutes() {
         wait(192_000 * (SECONDS - 1)) - begin
     });
     back_end.guest(&format!(
-        "dd if=/dev/zero bs=192000 count={SECONDS} 2> /dev/null | aplay -q -D hw:0,0 -t raw -f S16_LE -r 48000 -c 2"
+        "dd if=/dev/zero bs=192000 count={SECONDS} 2> /dev/null | aplay -q -D hw:0,0 -t raw -f S16_LE -r 48000 -c 2 --period-size=4800 --buffer-size=48000"
     ));
     let time = measure.join().unwrap();
     let exact = Duration::from_secs(SECONDS - 2);
