@@ -42,7 +42,7 @@ fn linux_in_qemu_has_a_console_and_an_agent() {
     let mut client = console.open("port");
     client.resize(40, 100);
 
-    let (command, name) = (agent::command(program), agent::NAME);
+    let (command, name) = (agent::command(guest::agent::PROGRAM), agent::NAME);
     let script = format!(
         r#"{FUNCTIONS}
         await 'grep -q hvc0 /sys/class/tty/console/active'

@@ -176,10 +176,10 @@ fn a_user_logs_in_through_a_terminal_and_resizes_it() {
         client.resize(rows, columns);
         wait_for_size(&mut client, &format!("{rows} {columns}"));
     }
-    // A program in the foreground gets a signal.
-    client.send(
-        "trap 'echo \"now $(stty size)\"' WINCH; echo started; while :; do sleep 0.05; done\r",
-    );
+    // A program in the foreground gets a signal. It is not this shell, which puts each of its own programs there.
+    let script =
+        r#"trap "echo now \$(stty size)" WINCH; echo started; while :; do sleep 0.05; done"#;
+    client.send(format!("sh -c '{script}'\r"));
     client.wait_for("started\r\n");
     client.resize(30, 90);
     client.wait_for("now 30 90\r\n");
