@@ -24,14 +24,14 @@ const PERIOD: usize = 1_048_573;
 /// Bytes of the checksum.
 const SUM: u64 = 4;
 /// Length of the longest message, and the step from one length to the next.
-const LONGEST: usize = 60_000;
+const LONGEST: usize = 190_000;
 const STEP: usize = 7919;
 
-/// Returns one period of the data, and a chunk more.
+/// Returns one period of the data, and what one call may need more.
 fn pattern() -> Vec<u8> {
     let mut pattern = vec![0; PERIOD];
     fastrand::Rng::with_seed(14).fill(&mut pattern);
-    pattern.extend_from_within(..CHUNK);
+    pattern.extend_from_within(..LONGEST.max(CHUNK));
     pattern
 }
 
@@ -217,31 +217,47 @@ pub fn messages(socket: &OwnedFd, count: u32) -> io::Result<()> {
             }
             Ok(shutdown(socket, Shutdown::Write)?)
         });
-        let mut buffer = vec![0; CHUNK];
-        let mut number = 0;
-        loop {
-            let length = match recv(socket, buffer.as_mut_slice(), RecvFlags::empty()) {
-                Err(Errno::INTR) => continue,
-                result => result?.0,
-            };
-            // Messages are not empty, so this is the end.
-            if length == 0 {
-                break;
-            }
-            if number == count || buffer[..length] != *data(number) {
-                let what = format!("message {number} of {length} bytes is not what was sent");
-                return Err(io::Error::other(what));
-            }
-            number += 1;
+        let received = receive_messages(socket, count, data);
+        if received.is_err() {
+            // The sender may wait for room.
+            let _ = shutdown(socket, Shutdown::Both);
         }
-        if number != count {
-            let what = format!("{number} of {count} messages have arrived");
+        let sent = sender
+            .join()
+            .map_err(|_| io::Error::other("the sender panicked"))?;
+        received.and(sent)
+    })
+}
+
+fn receive_messages<'a>(
+    socket: &OwnedFd,
+    count: u32,
+    data: impl Fn(u32) -> &'a [u8],
+) -> io::Result<()> {
+    let mut buffer = vec![0; LONGEST + 1];
+    let mut number = 0;
+    loop {
+        let length = match recv(socket, buffer.as_mut_slice(), RecvFlags::empty()) {
+            Err(Errno::INTR) => continue,
+            result => result?.0,
+        };
+        // Messages are not empty, so this is the end.
+        if length == 0 {
+            break;
+        }
+        if number == count || buffer[..length] != *data(number) {
+            let what = format!("message {number} of {length} bytes is not what was sent");
             return Err(io::Error::other(what));
         }
-        sender
-            .join()
-            .map_err(|_| io::Error::other("the sender panicked"))?
-    })
+        number += 1;
+    }
+    match number == count {
+        true => Ok(()),
+        false => {
+            let what = format!("{number} of {count} messages have arrived");
+            Err(io::Error::other(what))
+        }
+    }
 }
 
 #[cfg(test)]

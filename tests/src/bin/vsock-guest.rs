@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use clap::{Parser, Subcommand};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
+use rustix::net::sockopt::set_socket_linger;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, Shutdown, SocketType, accept, listen, recv, send,
     shutdown, socket,
@@ -187,6 +188,10 @@ fn on(number: u32, error: &io::Error) -> io::Error {
 }
 
 fn over(kind: SocketType, sockets: Vec<OwnedFd>, amount: Amount) -> io::Result<()> {
+    for socket in &sockets {
+        // The guest may power off next: closing waits until the device has passed on everything.
+        set_socket_linger(socket, Some(LIMIT))?;
+    }
     if kind == SocketType::STREAM {
         return transfer::streams(sockets, amount.count, LIMIT);
     }

@@ -58,7 +58,7 @@ fn data_arrives_intact_both_ways_over_connections_of_the_host() {
 #[test]
 #[ignore = "boots a guest: cargo xtask test"]
 fn messages_keep_their_bounds() {
-    const MESSAGES: u32 = 1000;
+    const MESSAGES: u32 = 300;
     let back_end = BackEnd::start(GUEST, &[]);
     let listener = back_end.listen_for_messages(1000);
     let script = format!(
