@@ -51,6 +51,8 @@ pub struct PackedRing {
     available_seen: bool,
     /// Where the available descriptors that were seen end, if requests were put back.
     seen_end: Option<Position>,
+    /// The descriptor there was reported to be available, and its request was not taken since.
+    reported: Option<Position>,
     /// Next descriptor to mark used.
     next_used: Position,
     /// Index and final flags of the first used descriptor that is not published yet. Storing the flags publishes it and all that
@@ -144,6 +146,7 @@ impl PackedRing {
             next_available,
             available_seen: false,
             seen_end: None,
+            reported: None,
             next_used,
             unpublished: None,
             unpublished_descriptors: 0,
@@ -284,6 +287,7 @@ impl PackedRing {
         if let Some(inflight) = &mut self.shared.inflight {
             chain.set_inflight_entry(inflight.take(&self.taken));
         }
+        self.reported = self.reported.filter(|at| *at != self.next_available);
         self.next_available = end;
         self.seen_end = self.seen_end.filter(|seen_end| *seen_end != end);
         self.available_seen = self.seen_end.is_some();
@@ -452,7 +456,15 @@ impl PackedRing {
         self.shared.wants_kick = true;
         // The request for kicks must be visible before the descriptor is read, or both sides could wait.
         fence(Ordering::SeqCst);
-        self.held_descriptors < self.shared.setup.size && self.is_available(next)
+        let has_more = self.held_descriptors < self.shared.setup.size
+            && self.reported != Some(next)
+            && self.is_available(next);
+        if has_more {
+            // It is seen now. A handler that leaves it in the ring is not called for it again and again.
+            self.reported = Some(next);
+            self.available_seen = true;
+        }
+        has_more
     }
 
     fn set_event_flags(&self, flags: u32) {
@@ -595,6 +607,75 @@ mod tests {
             ring.complete(chain, 0);
         }
         assert!(ring.publish());
+    }
+
+    /// Returns a ring without requests.
+    fn empty_ring(size: u16) -> PackedRing {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(0x1_0000).unwrap();
+        let info = VhostUserMemoryRegion::new(0, 0x1_0000, 0, 0);
+        let memory = GuestMemory::default().with_region(&info, file.into());
+        let setup = RingSetup {
+            size,
+            available: 0x8000,
+            used: 0x9000,
+            packed: true,
+            ..RingSetup::default()
+        };
+        PackedRing::new(setup, Arc::new(memory.unwrap()), FIRST_BASE, None).unwrap()
+    }
+
+    fn make_available(ring: &PackedRing, position: Position) {
+        let flags = place(position.index) + DESCRIPTOR_FLAGS;
+        let available = position.available();
+        store(
+            &ring.descriptors.slice(),
+            flags,
+            available,
+            Ordering::Release,
+        );
+    }
+
+    #[test]
+    fn a_request_that_is_left_in_the_ring_is_reported_once() {
+        let mut ring = empty_ring(4);
+        // Twice around the ring.
+        for number in 0..8 {
+            let position = at(number % 4, number < 4);
+            assert!(!ring.want_kick(), "{number}");
+            make_available(&ring, position);
+            assert!(ring.want_kick(), "{number}");
+            assert!(!ring.want_kick(), "{number}");
+            assert!(ring.has_known_available());
+            let chain = ring.take_if(|_| true).unwrap().unwrap();
+            ring.complete(chain, 0);
+            ring.publish();
+            assert!(!ring.has_known_available());
+        }
+    }
+
+    #[test]
+    fn a_request_behind_one_that_is_put_back_is_reported_once() {
+        let mut ring = empty_ring(4);
+        make_available(&ring, at(0, true));
+        let put_back = |ring: &mut PackedRing| {
+            let chain = ring.take_if(|_| true).unwrap().unwrap();
+            ring.put_back(chain);
+        };
+        put_back(&mut ring);
+        assert!(!ring.want_kick());
+        make_available(&ring, at(1, true));
+        assert!(ring.want_kick());
+        put_back(&mut ring);
+        assert!(!ring.want_kick());
+        for _ in 0..2 {
+            let chain = ring.take_if(|_| true).unwrap().unwrap();
+            ring.complete(chain, 0);
+        }
+        ring.publish();
+        assert!(ring.take_if(|_| true).unwrap().is_none());
+        make_available(&ring, at(2, true));
+        assert!(ring.want_kick());
     }
 
     #[test]

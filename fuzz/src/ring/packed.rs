@@ -52,6 +52,8 @@ struct Model {
     taken: usize,
     /// How many requests at the front of the ring were put back, and the position after them.
     put_back: (usize, u16),
+    /// The position of the request that the device last found when it asked for kicks, until it is taken.
+    reported: Option<u16>,
 }
 
 /// Runs an input.
@@ -78,6 +80,7 @@ pub fn run(input: Input) {
         in_flight: Vec::new(),
         taken: 0,
         put_back: (0, 0),
+        reported: None,
         guest,
         driver,
         waiting: VecDeque::new(),
@@ -202,7 +205,12 @@ impl Model {
                 if self.driver.is_honest() {
                     let in_ring = self.waiting.iter().filter(|made| !made.is_again).count();
                     let has_more = in_ring > self.put_back.0;
-                    assert!(matches!(is_there, Ok(found) if found == has_more));
+                    let next = Some(self.next());
+                    let is_new = has_more && self.reported != next;
+                    if is_new {
+                        self.reported = next;
+                    }
+                    assert!(matches!(is_there, Ok(found) if found == is_new));
                 }
             }
             Step::SetMemory => {
@@ -229,6 +237,7 @@ impl Model {
             return true;
         }
         let is_honest = self.driver.is_honest();
+        let from = self.ring.base() as u16;
         let taken = self.ring.take();
         let Ok(chain) = taken else {
             assert!(!is_honest, "{taken:?}");
@@ -264,6 +273,7 @@ impl Model {
             self.in_flight.insert(place, (number, made, false));
         }
         if !is_again {
+            self.reported = self.reported.filter(|position| *position != from);
             self.put_back.0 = self.put_back.0.saturating_sub(1);
         }
         self.held.push(Held {
@@ -275,18 +285,22 @@ impl Model {
         true
     }
 
+    /// Returns the position after all requests that the device has seen.
+    fn next(&self) -> u16 {
+        match self.put_back {
+            (0, _) => self.ring.base() as u16,
+            (_, end) => end,
+        }
+    }
+
     /// Checks that the device requests a kick for the next descriptor.
     fn expect_kick(&self) {
         // Where the requests of another driver end is not known.
         if !self.driver.is_honest() {
             return;
         }
-        let place = match self.put_back {
-            (0, _) => self.ring.base() as u16,
-            (_, end) => end,
-        };
         self.expect_wish(match self.driver.setup(0).event_index {
-            true => Wish::At(place),
+            true => Wish::At(self.next()),
             false => Wish::Always,
         });
     }
@@ -385,6 +399,7 @@ impl Model {
             self.expect_kick();
         }
         self.put_back = (0, 0);
+        self.reported = None;
         self.ring = ring(&self.driver, &self.guest, &self.inflight, base);
         self.ring.resume(suspended);
         assert_eq!(self.ring.base(), base);
@@ -406,6 +421,7 @@ impl Model {
             }
         }
         self.put_back = (0, 0);
+        self.reported = None;
         self.held.clear();
         self.completed.clear();
         // The requests to take again are in flight, like the held ones.

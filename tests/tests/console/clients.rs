@@ -27,7 +27,7 @@ fn bytes_and_messages_are_counted_separately() {
     // Statistics of a batch follow after it.
     device.wait_for(0, |_| {
         let answer = device.command("query", json!({})).unwrap();
-        let bytes = |kind: &str| {
+        let bytes = |kind: &str| -> u64 {
             let requests = answer["requests"].as_array().unwrap().iter();
             let requests = requests.filter(|request| request["type"] == kind);
             requests

@@ -224,3 +224,16 @@ fn a_guest_that_ignores_a_closed_channel_only_stops_itself() {
     assert!(!driver.is_taken(1, QUIET));
     assert_works(&device, &mut driver);
 }
+
+/// Buffers of a guest for which there is nothing, and requests of one that cannot be carried out, are no reason to look again and again.
+#[test]
+fn waiting_takes_no_processor_time() {
+    let device = Device::start(&PORTS, &[]);
+    let mut driver = device.connect();
+    driver.send(1, event::PORT_OPEN, 1);
+    driver.submit(1, b"without a client", 16);
+    let before = device.program.processor_time().unwrap();
+    std::thread::sleep(Duration::from_secs(1));
+    let time = device.program.processor_time().unwrap() - before;
+    assert!(time < Duration::from_millis(100), "{time:?}");
+}
