@@ -198,8 +198,10 @@ impl QueueHandler for ConsoleHandler {
                 }
                 if state.takes_input(index)
                     && let Some(port) = state.ports.get_mut(index)
+                    && port.receive(queue, &mut self.bytes)
                 {
-                    port.receive(queue, &mut self.bytes);
+                    // The driver is to be told, and the timer may have to be set.
+                    shared.wake();
                 }
             }
             Role::Transmit(index) => {

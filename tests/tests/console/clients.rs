@@ -301,6 +301,26 @@ fn the_program_connects_to_a_socket_and_connects_again() {
 }
 
 #[test]
+fn the_program_connects_again_when_the_last_bytes_arrive_with_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("server");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let device = Device::start_in(directory, &["unix-connect=DIR/server"], &[], |_| {});
+    let mut driver = device.connect();
+    let (client, _) = listener.accept().unwrap();
+    device.wait_for_clients(0, 1);
+    { &client }.write_all(b"bye").unwrap();
+    drop(client);
+    assert_eq!(driver.read(0, 3, PATIENCE), b"bye");
+    listener.set_nonblocking(true).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while listener.accept().is_err() {
+        assert!(Instant::now() < deadline, "no second connection");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
 fn the_filter_takes_out_what_could_harm_a_terminal() {
     let device = Device::start(
         &["unix=DIR/port", "name=raw,unix=DIR/raw"],

@@ -170,15 +170,17 @@ impl Port {
 
 /// What the guest reads.
 impl Port {
-    /// Fills buffers of the guest with what the first client has sent. `bytes` is room for that.
-    pub fn receive(&mut self, queue: &mut Queue, bytes: &mut [u8]) {
+    /// Fills buffers of the guest with what the first client has sent. `bytes` is room for that. Returns whether a client has ended.
+    pub fn receive(&mut self, queue: &mut Queue, bytes: &mut [u8]) -> bool {
         let mut budget = BUDGET;
+        let mut has_ended = false;
         while let Some(index) = self.sender()
             && let Some(client) = self.clients.get_mut(index)
             && client.has_input()
         {
             if budget == 0 {
-                return queue.retry_after(Duration::ZERO);
+                queue.retry_after(Duration::ZERO);
+                break;
             }
             let mut outcome = Outcome {
                 request: RECEIVE,
@@ -213,9 +215,13 @@ impl Port {
                     queue.complete_with(chain, outcome.bytes as u32, outcome);
                 }
                 // Another client may be next.
-                (None, Received::End) => self.settle(),
-                (None, _) => return,
+                (None, Received::End) => {
+                    self.settle();
+                    has_ended = true;
+                }
+                (None, _) => break,
             }
         }
+        has_ended
     }
 }
