@@ -146,9 +146,9 @@ impl Client {
         !self.sends || self.has(PollFlags::HUP | PollFlags::RDHUP)
     }
 
-    /// Returns whether bytes that it has sent were not read.
-    pub fn has_unread(&self) -> bool {
-        rustix::io::ioctl_fionread(self.source()).is_ok_and(|count| count > 0)
+    /// Returns how many bytes that it has sent were not read.
+    pub fn unread(&self) -> u64 {
+        rustix::io::ioctl_fionread(self.source()).unwrap_or(0)
     }
 
     fn has(&self, flags: PollFlags) -> bool {

@@ -122,13 +122,20 @@ impl Endpoint {
         retry_on_intr(|| poll(&mut fds, Some(&now))).is_ok_and(|count| count > 0)
     }
 
-    /// Returns a client that waits to be accepted.
-    pub fn accept(&self) -> Option<OwnedFd> {
+    /// Returns a client that waits to be accepted, if there is one.
+    ///
+    /// # Errors
+    /// The limit of open files or of memory is reached. The client waits on.
+    pub fn accept(&self) -> io::Result<Option<OwnedFd>> {
         let Self::Listen(_, Some(listener)) = self else {
-            return None;
+            return Ok(None);
         };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-        retry_on_intr(|| accept_with(listener, flags)).ok()
+        match retry_on_intr(|| accept_with(listener, flags)) {
+            Ok(file) => Ok(Some(file)),
+            Err(Errno::AGAIN) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Connects to the socket of the other program, if this endpoint does that.

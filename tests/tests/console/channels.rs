@@ -43,6 +43,26 @@ fn the_guest_is_told_when_clients_come_and_go() {
     assert_eq!(driver.expect(event::PORT_OPEN, PATIENCE).value, 0);
 }
 
+/// A program in the guest must not take two clients for one.
+#[test]
+fn the_guest_is_told_when_a_client_takes_the_place_of_another_at_once() {
+    use vhost_device_tests::process::Signal;
+    let (mut device, mut driver) = start();
+    let mut client = device.client("agent");
+    let opened = driver.expect(event::PORT_OPEN, PATIENCE);
+    assert_eq!(opened.value, 1);
+    for _ in 0..20 {
+        // Both are seen at once by a thread that is stopped meanwhile.
+        device.program.signal(Signal::STOP).unwrap();
+        let next = device.client("agent");
+        drop(client);
+        device.program.signal(Signal::CONT).unwrap();
+        let told = [(); 2].map(|()| driver.expect(event::PORT_OPEN, PATIENCE).value);
+        assert_eq!(told, [0, 1]);
+        client = next;
+    }
+}
+
 #[test]
 fn the_guest_waits_without_a_client_and_nothing_is_lost() {
     let (device, mut driver) = start();

@@ -250,6 +250,7 @@ fn clients_that_are_gone_do_not_keep_others_out_if_the_guest_does_not_read() {
     }
     let client = device.client("port");
     assert_eq!(receive(&client, 5), b"panic");
+    assert_eq!(device.port(0)["bytes-discarded"], 5 * 6);
 }
 
 #[test]

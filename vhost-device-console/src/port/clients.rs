@@ -177,13 +177,25 @@ impl Port {
         self.forget_gone_clients();
         while self.may_accept && self.has_room() {
             match self.endpoint.accept() {
-                Some(file) => {
+                Ok(Some(file)) => {
                     self.add_client(file);
                     self.forget_gone_clients();
                 }
-                None => self.may_accept = false,
+                Ok(None) => self.may_accept = false,
+                Err(error) => {
+                    warn_limited(format_args!(
+                        "port {}: cannot accept a client, trying again: {error}",
+                        self.number
+                    ));
+                    break;
+                }
             }
         }
+        self.note_open();
+    }
+
+    /// Notes for the driver that this side was closed, even if it is open again when the driver is told.
+    fn note_open(&mut self) {
         let is_open = self.is_open();
         if self.was_open && !is_open {
             self.driver.closed();
@@ -201,12 +213,14 @@ impl Port {
         let Some(index) = self.clients.iter().position(is_old) else {
             return false;
         };
+        let unread = self.clients.get(index).map_or(0, Client::unread);
         let is_needed = self.endpoint.has_waiting();
         if is_needed {
             warn_limited(format_args!(
                 "port {}: the guest does not read; discarding the input of a client that is gone",
                 self.number
             ));
+            self.counters.discarded = self.counters.discarded.saturating_add(unread);
             self.remove_client(index);
         }
         is_needed
@@ -233,7 +247,7 @@ impl Port {
             if is_hung_up {
                 client.gone.get_or_insert_with(Instant::now);
             }
-            is_hung_up && (!client.sends || !client.has_unread())
+            is_hung_up && (!client.sends || client.unread() == 0)
         };
         while let Some(index) = self.clients.iter_mut().position(is_gone) {
             self.remove_client(index);
@@ -244,6 +258,7 @@ impl Port {
                 client.is_open = client.sends || client.receives;
             }
         }
+        self.note_open();
     }
 
     /// Returns whether something must be looked at again and again, because the kernel does not report it.
@@ -251,8 +266,8 @@ impl Port {
         match &self.endpoint {
             // The socket of the other program.
             Endpoint::Connect(_) => self.clients.is_empty(),
-            // How long ago clients left.
-            Endpoint::Listen(..) => self.may_accept && self.clients.len() >= MAX_CLIENTS,
+            // How long ago clients left, and whether files can be opened again.
+            Endpoint::Listen(..) => self.may_accept,
             // The size of the terminal.
             Endpoint::Pty(_) => self.clients.iter().any(|client| client.is_open),
             _ => false,
