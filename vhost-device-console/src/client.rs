@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, retry_on_intr};
 use vhost_device_common::worker::{Readiness, Watcher};
 
+use crate::filter::CAN;
 use crate::history::History;
 
 /// Most bytes that are read from a terminal before the guest has buffers for them.
@@ -63,6 +64,10 @@ pub struct Client {
     pub next: u64,
     /// Bytes that it missed because it was too slow.
     pub missed: u64,
+    /// It receives what a filter has passed: after a gap it begins with a line, as a sequence must not begin in the middle.
+    pub is_filtered: bool,
+    /// It is to receive CAN, which ends a sequence that it has the beginning of.
+    cancels: bool,
     /// When its other end was found closed, although the guest has not read all that it sent.
     pub gone: Option<Instant>,
     /// For a terminal in which Ctrl-] ends the program.
@@ -84,6 +89,8 @@ impl Client {
             writable: true,
             next,
             missed: 0,
+            is_filtered: false,
+            cancels: false,
             gone: None,
             keys: None,
         }
@@ -221,10 +228,13 @@ impl Client {
         let mut written = 0;
         while self.receives && self.writable && self.next < history.end() {
             self.miss(history);
+            let cancel: &[u8] = if self.cancels { &[CAN] } else { &[] };
             let [first, second] = history.after(self.next);
-            let parts = [IoSlice::new(first), IoSlice::new(second)];
+            let parts = [cancel, first, second].map(IoSlice::new);
             match retry_on_intr(|| rustix::io::writev(&self.file, &parts)) {
                 Ok(count) => {
+                    let count = count.saturating_sub(cancel.len());
+                    self.cancels = false;
                     self.next += count as u64;
                     written += count as u64;
                 }
@@ -241,9 +251,16 @@ impl Client {
 
     /// Moves past bytes that `history` no longer has.
     pub fn miss(&mut self, history: &History) {
-        let lost = history.start().saturating_sub(self.next);
-        self.next += lost;
-        self.missed += lost;
+        let mut first = history.start();
+        if self.next >= first {
+            return;
+        }
+        if self.is_filtered {
+            first = history.line_after(first);
+            self.cancels = true;
+        }
+        self.missed += first - self.next;
+        self.next = first;
     }
 }
 

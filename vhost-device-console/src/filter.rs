@@ -21,7 +21,8 @@ const MODES: [u16; 2] = [4, 20];
 const FINALS: &[u8] = b"@ABCDEFGHIJKLMPSTXZ`abdefgmrsu";
 
 const ESC: u8 = 0x1b;
-const CAN: u8 = 0x18;
+/// Ends a sequence that is not complete.
+pub const CAN: u8 = 0x18;
 const SUB: u8 = 0x1a;
 
 /// What the next byte belongs to.

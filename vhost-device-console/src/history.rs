@@ -61,6 +61,14 @@ impl History {
         }
     }
 
+    /// Returns the position after the first end of a line at or behind `position`, or the end if there is none.
+    pub fn line_after(&self, position: u64) -> u64 {
+        let position = position.max(self.start());
+        let [first, second] = self.after(position);
+        let found = first.iter().chain(second).position(|byte| *byte == b'\n');
+        found.map_or(self.end, |at| position + at as u64 + 1)
+    }
+
     /// Returns the bytes from `position`, which is not before [`History::start`], up to the end.
     pub fn after(&self, position: u64) -> [&[u8]; 2] {
         let count = self.end.saturating_sub(position.max(self.start())) as usize;
@@ -97,6 +105,17 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn lines_are_found_behind_a_position() {
+        let mut history = History::new(8);
+        history.append(b"12345\n789\nb");
+        assert_eq!(history.line_after(0), 6);
+        assert_eq!(history.line_after(5), 6);
+        assert_eq!(history.line_after(6), 10);
+        assert_eq!(history.line_after(10), 11, "the end");
+        assert_eq!(history.line_after(11), 11);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use vhost_device_common::device::StartError;
 use vhost_device_common::warn_limited;
 
+use crate::filter::CAN;
 use crate::history::History;
 
 /// When a file is rotated.
@@ -33,6 +34,8 @@ pub struct LogFile {
     sink: Arc<Mutex<Sink>>,
     /// Bytes that could not be written.
     lost: Arc<AtomicU64>,
+    /// It receives what a filter has passed: after a gap it continues with a line.
+    pub is_filtered: bool,
     /// Position in the port's history of the next byte.
     next: u64,
     /// Position in the port's history up to which all is written.
@@ -79,6 +82,7 @@ impl LogFile {
             is_rotated: rotation.is_some(),
             sink: Arc::new(Mutex::new(sink)),
             lost: Arc::default(),
+            is_filtered: false,
             next: 0,
             done: 0,
             is_busy: false,
@@ -121,15 +125,22 @@ impl LogFile {
     }
 
     fn next_bytes(&mut self, history: &History) -> Option<Vec<u8>> {
-        let gone = history.start().saturating_sub(self.next);
-        self.lost.fetch_add(gone, Ordering::Relaxed);
-        self.next += gone;
         let mut bytes = Vec::new();
+        let mut first = history.start();
+        if self.next < first {
+            if self.is_filtered {
+                first = history.line_after(first);
+                bytes.push(CAN);
+            }
+            self.lost.fetch_add(first - self.next, Ordering::Relaxed);
+            self.next = first;
+        }
+        let before = bytes.len();
         for part in history.after(self.next) {
             let room = JOB_SIZE.saturating_sub(bytes.len());
             bytes.extend_from_slice(part.get(..room).unwrap_or(part));
         }
-        self.next += bytes.len() as u64;
+        self.next += bytes.len().saturating_sub(before) as u64;
         (!bytes.is_empty()).then_some(bytes)
     }
 

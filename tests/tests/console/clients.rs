@@ -321,6 +321,48 @@ fn the_program_connects_again_when_the_last_bytes_arrive_with_the_end() {
     }
 }
 
+/// Bytes that a filter passes, and that do harm to some terminals without the first one.
+const HARMFUL_IN_PARTS: &[u8] = "\u{1f49b}6n\x1b[31m".as_bytes();
+
+#[test]
+fn a_late_client_of_a_filtered_console_begins_with_a_line() {
+    let device = Device::start(&["unix=DIR/port"], &["--filter"]);
+    let mut driver = device.connect();
+    let line = [HARMFUL_IN_PARTS.repeat(3).as_slice(), b"\n"].concat();
+    driver.write(0, &line.repeat(SCROLLBACK / line.len() + 50), PATIENCE);
+    let count = SCROLLBACK / line.len();
+    let client = device.client("port");
+    assert_same(&receive(&client, count * line.len()), &line.repeat(count));
+    assert_quiet(&client);
+    // Without a line there is no good place.
+    driver.write(0, &HARMFUL_IN_PARTS.repeat(10_000), PATIENCE);
+    let client = device.client("port");
+    device.wait_for_clients(0, 2);
+    assert_quiet(&client);
+    driver.write(0, b"more", PATIENCE);
+    assert_eq!(receive(&client, 4), b"more");
+}
+
+#[test]
+fn a_client_of_a_filtered_console_that_misses_bytes_continues_with_a_line() {
+    let device = Device::start(&["unix=DIR/port"], &["--filter"]);
+    let stuck = device.client("port");
+    let mut driver = device.connect();
+    device.wait_for_clients(0, 1);
+    let line = [HARMFUL_IN_PARTS.repeat(3).as_slice(), b"\n"].concat();
+    driver.write(0, &line.repeat((4 << 20) / line.len()), PATIENCE);
+    stuck
+        .set_read_timeout(Some(Duration::from_secs(1)))
+        .unwrap();
+    let mut seen = Vec::new();
+    let _ = { &stuck }.read_to_end(&mut seen);
+    let mut parts = seen.split(|byte| *byte == 0x18);
+    let (Some(_), Some(after), None) = (parts.next(), parts.next(), parts.next()) else {
+        panic!("one CAN");
+    };
+    assert_same(after, &line.repeat(after.len() / line.len()));
+}
+
 #[test]
 fn the_filter_takes_out_what_could_harm_a_terminal() {
     let device = Device::start(

@@ -54,11 +54,15 @@ impl Port {
 
     /// Returns where in the history a client begins.
     pub(super) fn first_position(&self) -> u64 {
-        match self.is_console() {
-            true => self
-                .begin
-                .max(self.history.end().saturating_sub(SCROLLBACK)),
-            false => self.delivered,
+        if !self.is_console() {
+            return self.delivered;
+        }
+        let first = self.history.end().saturating_sub(SCROLLBACK);
+        match &self.filter {
+            _ if first <= self.begin => self.begin,
+            // Not in the middle of a sequence.
+            Some(_) => self.history.line_after(first),
+            None => first,
         }
     }
 
@@ -71,6 +75,7 @@ impl Port {
         self.last_number = number;
         let token = self.token(number);
         let mut client = Client::new(number, Kind::Connection, file, self.first_position());
+        client.is_filtered = self.filter.is_some();
         let watched = self
             .watcher
             .as_ref()
@@ -161,14 +166,18 @@ impl Port {
 
     /// Finds out whether a program has the terminal open.
     fn look_at_terminal(&mut self) {
-        let first = self.first_position();
-        for client in &mut self.clients {
-            let is_open = !client.is_hung_up();
-            if is_open && !client.is_open {
+        let is_opened = |client: &Client| !client.is_open && !client.is_hung_up();
+        if self.clients.iter().any(is_opened) {
+            let first = self.first_position();
+            for client in &mut self.clients {
                 (client.readable, client.writable) = (true, true);
                 client.next = first;
+                client.is_open = true;
             }
-            client.is_open = is_open;
+        } else {
+            for client in &mut self.clients {
+                client.is_open &= !client.is_hung_up();
+            }
         }
     }
 

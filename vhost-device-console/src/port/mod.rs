@@ -104,8 +104,16 @@ impl Port {
         {
             files.push(LogFile::open(path.clone(), *append, *rotation)?);
         }
-        let (endpoint, client) = Endpoint::open(backend)?;
+        let (endpoint, mut client) = Endpoint::open(backend)?;
         let is_console = number == 0 || name.is_none();
+        let filter = (filter && is_console).then(Filter::default);
+        let is_filtered = filter.is_some();
+        client
+            .iter_mut()
+            .for_each(|client| client.is_filtered = is_filtered);
+        files
+            .iter_mut()
+            .for_each(|file| file.is_filtered = is_filtered);
         let port = Self {
             number,
             name,
@@ -120,7 +128,7 @@ impl Port {
             }),
             clients: client.into_iter().collect(),
             files,
-            filter: (filter && is_console).then(Filter::default),
+            filter,
             offset: 0,
             begin: 0,
             delivered: 0,
@@ -244,7 +252,15 @@ impl Port {
         self.offset = offset;
         self.begin = self.history.end();
         self.delivered = self.history.end();
-        self.history.append(bytes);
+        match &self.filter {
+            Some(_) => {
+                let mut output = Vec::new();
+                // They may begin in the middle of a sequence, or come from a device without a filter.
+                Filter::default().apply(bytes, &mut output);
+                self.history.append(&output);
+            }
+            None => self.history.append(bytes),
+        }
         self.flush();
     }
 }
