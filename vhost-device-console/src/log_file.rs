@@ -150,6 +150,17 @@ impl LogFile {
         self.done = self.next;
     }
 
+    /// Does not write what was added to `history` from `position`, because another device has written it. Writes it nevertheless if
+    /// bytes before it are not written yet.
+    pub fn skip(&mut self, position: u64, history: &History) {
+        if self.next >= position {
+            self.next = history.end();
+            if !self.is_busy {
+                self.done = self.next;
+            }
+        }
+    }
+
     /// Writes all that is in `history`. No job may run.
     pub fn write_all(&mut self, history: &History) {
         while let Some(bytes) = self.next_bytes(history) {

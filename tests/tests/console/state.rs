@@ -78,6 +78,41 @@ fn a_saved_device_continues_elsewhere() {
 }
 
 #[test]
+fn files_that_two_devices_share_have_each_byte_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().to_str().unwrap();
+    let ports = [
+        "unix=DIR/port".to_owned(),
+        format!("file={path}/console,append"),
+        format!("name=channel,file={path}/channel,append"),
+    ];
+    let ports = ports.each_ref().map(String::as_str);
+    let log = format!("--log={path}/log");
+    let source = Device::start(&ports, &[&log]);
+    let mut driver = source.connect();
+    driver.send(2, event::PORT_OPEN, 1);
+    let names = ["log", "console", "channel"];
+    for (port, name) in names.iter().enumerate() {
+        driver.submit(port, b"before ", 7);
+        assert!(driver.is_taken(port, PATIENCE));
+        written(&directory.path().join(name), 7);
+    }
+    let bases: Vec<u32> = (0..8)
+        .map(|queue| driver.front_end.stop(queue).unwrap())
+        .collect();
+    let state = driver.front_end.save_state().unwrap();
+    let target = Device::start(&ports, &[&log]);
+    resume(&mut driver, &target, &bases, Some(&state));
+    for (port, name) in names.iter().enumerate() {
+        driver.submit(port, b"after", 5);
+        assert!(driver.is_taken(port, PATIENCE));
+        let bytes = written(&directory.path().join(name), 12);
+        assert_eq!(bytes.escape_ascii().to_string(), "before after", "{name}");
+    }
+    assert_eq!(receive(&target.client("port"), 12), b"before after");
+}
+
+#[test]
 fn a_guest_continues_after_a_crash_without_a_saved_state() {
     let device = Device::start(&PORTS, &[]);
     let mut driver = device.connect();

@@ -261,6 +261,9 @@ impl Port {
             }
             None => self.history.append(bytes),
         }
+        for file in &mut self.files {
+            file.skip(self.begin, &self.history);
+        }
         self.flush();
     }
 }
