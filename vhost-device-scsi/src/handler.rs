@@ -274,6 +274,10 @@ impl ScsiHandler {
                 }
                 Stage::Procedure(procedure) => {
                     request.stage = Stage::Procedure(procedure);
+                    if queue.is_stopping() {
+                        self.put_off(request, queue);
+                        return moved;
+                    }
                     if let Err(mut refused) = self.procedures.submit(request) {
                         let stage = refused.take_stage();
                         self.parked.add(refused, stage);
@@ -323,18 +327,18 @@ impl ScsiHandler {
 
     /// Answers a request; a marked one as aborted.
     fn answer(&mut self, request: Request, answer: &Answer, queue: &mut Queue) {
+        self.end(request, answer.response.into(), answer, queue);
+    }
+
+    fn end(&self, request: Request, delivery: Delivery, answer: &Answer, queue: &mut Queue) {
         let Request {
             unit, task, reply, ..
         } = request;
         let ended = unit.tasks.end(task);
-        let delivery = match ended.mark {
-            None => answer.response.into(),
-            Some(mark) => mark.into(),
-        };
         match ended.mark {
             None => reply_with(queue, reply, delivery, answer),
-            Some(_) => {
-                reply_with(queue, reply, delivery, &Answer::good());
+            Some(mark) => {
+                reply_with(queue, reply, mark.into(), &Answer::good());
                 // The function is answered after this.
                 queue.publish();
                 unit.tasks.forget(task);
@@ -355,6 +359,14 @@ impl ScsiHandler {
                 queue.suspend(request.reply.chain);
                 self.shared.wake();
             }
+        }
+    }
+
+    /// Ends a request that has not begun, because its queue stops. It is suspended if it can be, otherwise the driver sends it again.
+    fn put_off(&mut self, request: Request, queue: &mut Queue) {
+        match queue.is_suspending() {
+            true => self.suspend_one(request, queue),
+            false => self.end(request, Delivery::Busy, &Answer::good(), queue),
         }
     }
 
@@ -476,6 +488,7 @@ impl ScsiHandler {
     fn wake(&mut self, queues: &mut Queues) {
         self.units.refresh(&self.shared);
         self.units.prune();
+        self.passing.resume(queues);
         self.resume(queues);
         if let Some(queue) = queues.get_mut(CONTROL)
             && !self.functions.is_empty()
@@ -569,6 +582,11 @@ impl QueueHandler for ScsiHandler {
             EVENTS => {}
             index => {
                 self.remove_queue(index);
+                // A procedure may take long, so those that have not begun are not waited for.
+                for request in self.procedures.withdraw(|request| request.queue == index) {
+                    self.put_off(request, queue);
+                }
+                self.passing.drain(queue);
                 self.resume_queue(queue);
                 self.leave(index);
             }

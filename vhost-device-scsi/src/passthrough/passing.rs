@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The commands of a queue thread that devices of the host carry out, in threads that may block.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
@@ -21,6 +22,8 @@ const LIMITS: PoolLimits = PoolLimits {
 /// Has devices of the host carry out commands.
 pub struct Passing {
     pool: Pool<PassRequest, ()>,
+    /// Commands that wait for a reset to end. There are no more than the rings have.
+    waiting: VecDeque<PassRequest>,
     shared: Arc<Shared>,
 }
 
@@ -36,6 +39,7 @@ impl Passing {
         };
         Ok(Self {
             pool: Pool::new("device", LIMITS, watcher, token, run)?,
+            waiting: VecDeque::new(),
             shared: Arc::clone(shared),
         })
     }
@@ -48,18 +52,62 @@ impl Passing {
         reply: Reply,
         queue: &mut Queue,
     ) {
-        let (task, _) = device.tasks.begin(header.tag);
+        let (task, may_start) = device.tasks.begin(header.tag);
         let request = PassRequest {
             queue: queue.index(),
             device,
             task,
             cdb: header.cdb().into(),
             reply,
-            // So it stays if there is no room.
+            // So it stays if the device does not get it.
             ended: Ended::undelivered(Delivery::Busy),
         };
+        match may_start {
+            true => self.submit(request, queue),
+            false => self.waiting.push_back(request),
+        }
+    }
+
+    fn submit(&mut self, request: PassRequest, queue: &mut Queue) {
         if let Err(request) = self.pool.submit(request) {
             self.answer(request, queue);
+        }
+    }
+
+    /// Goes on with the commands that waited for a reset.
+    pub fn resume(&mut self, queues: &mut Queues) {
+        for request in std::mem::take(&mut self.waiting) {
+            let Some(queue) = queues.get_mut(request.queue) else {
+                continue;
+            };
+            let tasks = &request.device.tasks;
+            if tasks.mark(request.task).is_some() {
+                self.answer(request, queue);
+            } else if tasks.is_resetting() {
+                self.waiting.push_back(request);
+            } else {
+                self.submit(request, queue);
+            }
+        }
+    }
+
+    /// Ends the commands of a queue that stops, as far as the devices do not have them: a device may take minutes for each. They are
+    /// suspended if they can be, otherwise the driver sends them again.
+    pub fn drain(&mut self, queue: &mut Queue) {
+        let index = queue.index();
+        let is_one = |request: &PassRequest| request.queue == index;
+        let waiting = std::mem::take(&mut self.waiting).into_iter();
+        let (ours, others): (Vec<_>, Vec<_>) = waiting.partition(is_one);
+        self.waiting = others.into();
+        for request in self.pool.withdraw(is_one).into_iter().chain(ours) {
+            let tasks = &request.device.tasks;
+            if queue.is_suspending() && tasks.mark(request.task).is_none() {
+                tasks.drop(request.task);
+                queue.suspend(request.reply.chain);
+                self.shared.wake();
+            } else {
+                self.answer(request, queue);
+            }
         }
     }
 
