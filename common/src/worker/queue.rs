@@ -330,8 +330,8 @@ impl Queue {
         self.pending && (self.enabled || self.discards) && self.is_usable()
     }
 
-    /// Returns whether the ring can be read.
-    fn is_usable(&self) -> bool {
+    /// Returns whether the ring can be read: it is in guest memory, and not corrupt.
+    pub fn is_usable(&self) -> bool {
         !self.broken && !self.is_unmapped
     }
 
