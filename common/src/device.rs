@@ -197,7 +197,15 @@ pub trait Device: Send + Sync + Sized + 'static {
     }
 
     /// Receives the sockets of [`Device::sockets`], in their order, before the sandbox is entered. They do not block, and listen soon.
-    fn set_sockets(&self, _sockets: Vec<OwnedFd>) {}
+    ///
+    /// All sockets of the program exist now, so no other process serves the same ones. What must not happen to the files of a running
+    /// device if the program is started twice belongs here, not in [`Device::open`].
+    ///
+    /// # Errors
+    /// Returns one line for the person who started the program.
+    fn set_sockets(&self, _sockets: Vec<OwnedFd>) -> Result<(), StartError> {
+        Ok(())
+    }
 
     /// Re-examines the files named by the options (SIGHUP). Runs on the control thread, with or without a front-end, and must not block:
     /// the same thread ends the program.

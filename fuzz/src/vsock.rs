@@ -175,7 +175,8 @@ impl Host {
         ];
         let device = open::<Vsock>(&arguments).expect("valid options");
         let ours = self.ours.iter().map(|socket| socket.try_clone());
-        device.set_sockets(ours.collect::<Result<_, _>>().expect("duplicates"));
+        let ours = ours.collect::<Result<_, _>>().expect("duplicates");
+        device.set_sockets(ours).expect("sockets are accepted");
         device
     }
 

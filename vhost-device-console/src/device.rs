@@ -142,13 +142,14 @@ impl Device for Console {
             .collect()
     }
 
-    fn set_sockets(&self, sockets: Vec<OwnedFd>) {
+    fn set_sockets(&self, sockets: Vec<OwnedFd>) -> Result<(), StartError> {
         let mut state = self.0.lock();
         let ports = state.ports.iter_mut();
         let listeners = ports.filter_map(|port| port.endpoint.listener());
         for (listener, socket) in listeners.zip(sockets) {
             *listener = Some(socket);
         }
+        state.ports.iter_mut().try_for_each(Port::claim)
     }
 
     fn needs(&self) -> Needs {

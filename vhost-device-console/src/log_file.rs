@@ -6,9 +6,10 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use vhost_device_common::device::StartError;
+use vhost_device_common::lock;
 use vhost_device_common::warn_limited;
 
 use crate::filter::CAN;
@@ -62,12 +63,11 @@ impl Job {
 }
 
 fn write(sink: &Mutex<Sink>, lost: &AtomicU64, bytes: &[u8]) {
-    let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
-    lost.fetch_add(sink.write(bytes), Ordering::Relaxed);
+    lost.fetch_add(lock(sink).write(bytes), Ordering::Relaxed);
 }
 
 impl LogFile {
-    /// Opens the file, and creates it if there is none. Without `append`, its old contents are removed.
+    /// Opens the file, and creates it if there is none. Without `append`, [`LogFile::claim`] empties it.
     ///
     /// # Errors
     /// The file cannot be opened for writing.
@@ -87,6 +87,14 @@ impl LogFile {
             done: 0,
             is_busy: false,
         })
+    }
+
+    /// Empties the file, unless it is to be appended to.
+    ///
+    /// # Errors
+    /// The file cannot be emptied.
+    pub fn claim(&self) -> Result<(), StartError> {
+        lock(&self.sink).claim()
     }
 
     /// Returns its path.
@@ -176,6 +184,8 @@ struct Sink {
     path: PathBuf,
     file: File,
     rotation: Option<Rotation>,
+    /// Its old contents are to be removed.
+    is_emptied: bool,
     /// Size of the file, if it is rotated.
     size: u64,
 }
@@ -203,15 +213,23 @@ impl Sink {
                 path.display()
             )));
         }
-        if metadata.is_file() && !append {
-            file.set_len(0).map_err(failed)?;
-        }
         Ok(Self {
-            size: if append { metadata.len() } else { 0 },
+            size: metadata.len(),
+            is_emptied: metadata.is_file() && !append,
             path,
             file,
             rotation,
         })
+    }
+
+    fn claim(&mut self) -> Result<(), StartError> {
+        if std::mem::take(&mut self.is_emptied) {
+            let failed =
+                |error| StartError(format!("cannot empty {}: {error}", self.path.display()));
+            self.file.set_len(0).map_err(failed)?;
+            self.size = 0;
+        }
+        Ok(())
     }
 
     /// Writes `bytes`. Returns how many could not be written.
@@ -316,7 +334,9 @@ mod tests {
     use super::*;
 
     fn log(path: &Path, append: bool, max_size: u64, keep: u32) -> LogFile {
-        LogFile::open(path.into(), append, Some(Rotation { max_size, keep })).unwrap()
+        let file = LogFile::open(path.into(), append, Some(Rotation { max_size, keep })).unwrap();
+        file.claim().unwrap();
+        file
     }
 
     #[test]

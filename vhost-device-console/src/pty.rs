@@ -27,10 +27,10 @@ pub struct Pty {
 }
 
 impl Pty {
-    /// Creates a pseudoterminal in raw mode, and a symbolic link to it. Returns its master too, which does not block.
+    /// Creates a pseudoterminal in raw mode. Returns its master too, which does not block.
     ///
     /// # Errors
-    /// The limit of pseudoterminals is reached, or the link cannot be created.
+    /// The limit of pseudoterminals is reached.
     pub fn open(link: Option<PathBuf>) -> Result<(Self, OwnedFd), StartError> {
         let failed = |error: io::Error| {
             StartError(format!(
@@ -39,15 +39,23 @@ impl Pty {
         };
         let (master, path) = create().map_err(failed)?;
         let notifications = watch(&path).map_err(failed)?;
-        if let Some(link) = &link {
-            place(&path, link)?;
-        }
         let pty = Self {
             notifications,
             path,
             link,
         };
         Ok((pty, master))
+    }
+
+    /// Creates the symbolic link to the terminal.
+    ///
+    /// # Errors
+    /// The link cannot be created, or leads to something else.
+    pub fn place_link(&self) -> Result<(), StartError> {
+        match &self.link {
+            Some(link) => place(&self.path, link),
+            None => Ok(()),
+        }
     }
 
     /// Returns the path of the terminal.
@@ -149,25 +157,31 @@ fn is_terminal(device: u64) -> bool {
 mod tests {
     use super::*;
 
+    fn open(link: &Path) -> Result<(Pty, OwnedFd), StartError> {
+        let (pty, master) = Pty::open(Some(link.into()))?;
+        pty.place_link()?;
+        Ok((pty, master))
+    }
+
     #[test]
     fn only_links_that_a_terminal_left_are_replaced() {
         let directory = tempfile::tempdir().unwrap();
         let link = directory.path().join("link");
-        let (first, _master) = Pty::open(Some(link.clone())).unwrap();
+        let (first, _master) = open(&link).unwrap();
         assert_eq!(std::fs::read_link(&link).unwrap(), first.path());
-        let (second, _other) = Pty::open(Some(link.clone())).unwrap();
+        let (second, _other) = open(&link).unwrap();
         assert_eq!(std::fs::read_link(&link).unwrap(), second.path());
         first.remove_link();
         assert!(link.is_symlink());
         second.remove_link();
         assert!(!link.is_symlink());
         std::fs::write(&link, "data").unwrap();
-        assert!(Pty::open(Some(link.clone())).is_err());
+        assert!(open(&link).is_err());
         std::fs::remove_file(&link).unwrap();
         symlink("/dev/null", &link).unwrap();
-        assert!(Pty::open(Some(link.clone())).is_err());
+        assert!(open(&link).is_err());
         std::fs::remove_file(&link).unwrap();
         symlink("/nowhere", &link).unwrap();
-        assert!(Pty::open(Some(link)).is_ok());
+        assert!(open(&link).is_ok());
     }
 }

@@ -2,10 +2,11 @@
 //! What the session, the queue thread and the control thread share: the ports, and what was negotiated.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use rustix::event::{EventfdFlags, eventfd};
 use vhost_device_common::device::{FrontEnd, StartError};
+use vhost_device_common::lock;
 use vhost_device_common::warn_limited;
 
 use crate::control::{Driver, Due, Message, Size, event};
@@ -36,7 +37,7 @@ impl Shared {
 
     /// Locks the state. No thread holds it for longer than some milliseconds.
     pub fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Makes the queue thread look at its queues.

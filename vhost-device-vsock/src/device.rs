@@ -93,9 +93,10 @@ impl Device for Vsock {
             .collect()
     }
 
-    fn set_sockets(&self, sockets: Vec<OwnedFd>) {
+    fn set_sockets(&self, sockets: Vec<OwnedFd>) -> Result<(), StartError> {
         let kinds = self.0.listening_paths().into_iter().map(|(_, kind)| kind);
         *self.0.listeners() = sockets.into_iter().map(Arc::new).zip(kinds).collect();
+        Ok(())
     }
 
     fn needs(&self) -> Needs {

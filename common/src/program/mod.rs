@@ -157,7 +157,7 @@ fn start<D: Device>(
         let duplicates: io::Result<_> = others.iter().map(|other| other.try_clone()).collect();
         let duplicates = duplicates
             .map_err(|error| StartError(format!("cannot duplicate a socket: {error}")))?;
-        device.set_sockets(duplicates);
+        device.set_sockets(duplicates)?;
         let mut needs = device.needs();
         if !device.shared_memory().is_empty() {
             // Its requests to the front-end come with files, from any thread.

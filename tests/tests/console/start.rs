@@ -86,6 +86,21 @@ fn a_start_that_fails_says_why_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_second_start_by_mistake_leaves_the_running_device_alone() {
+    let ports = ["file=DIR/file", "pty=DIR/link", "unix=DIR/a"];
+    let device = Device::start(&ports, &[]);
+    let mut driver = device.connect();
+    driver.write(0, b"kept", PATIENCE);
+    written(&device.path("file"), 4);
+    let link = std::fs::read_link(device.path("link")).unwrap();
+    let ports = ["--port=file=DIR/file", "--port=pty=DIR/link"];
+    let (text, status) = refused(&ports, device.directory.path());
+    assert_eq!(status, 1, "{text}");
+    assert_eq!(std::fs::read(device.path("file")).unwrap(), b"kept");
+    assert_eq!(std::fs::read_link(device.path("link")).unwrap(), link);
+}
+
+#[test]
 fn sockets_are_removed_at_the_end() {
     use vhost_device_tests::process::Signal;
     let mut device = Device::start(&["unix=DIR/a", "unix=DIR/b"], &[]);

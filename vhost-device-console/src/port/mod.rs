@@ -145,6 +145,18 @@ impl Port {
         Ok(port)
     }
 
+    /// Makes the files that the option names its own: it empties them, and places links. No other device uses them now.
+    ///
+    /// # Errors
+    /// A file cannot be emptied, or a link cannot be created.
+    pub fn claim(&mut self) -> Result<(), StartError> {
+        self.files.iter().try_for_each(LogFile::claim)?;
+        match &self.endpoint {
+            Endpoint::Pty(pty) => pty.place_link(),
+            _ => Ok(()),
+        }
+    }
+
     /// Returns whether it is a console. Otherwise it is a channel of programs.
     pub fn is_console(&self) -> bool {
         self.number == 0 || self.name.is_none()
