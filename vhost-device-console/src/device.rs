@@ -103,10 +103,16 @@ impl Device for Console {
                 // The whole config space, as it is read.
                 if offset == EMERGENCY || byte != 0 {
                     let mut state = self.0.lock();
-                    if let Some(port) = state.ports.first_mut() {
+                    let port = state.ports.first_mut();
+                    let is_served = port.is_some_and(|port| {
                         port.write_emergency(byte);
+                        port.is_served()
+                    });
+                    drop(state);
+                    match is_served {
+                        true => self.0.wake(),
+                        false => self.0.write_files(),
                     }
-                    self.0.wake();
                 }
                 Ok(())
             }
@@ -185,6 +191,8 @@ impl Device for Console {
         let mut state = self.0.lock();
         state.reset();
         state.ports.iter_mut().for_each(Port::unwatch);
+        drop(state);
+        self.0.write_files();
     }
 
     fn max_state_size(&self) -> u64 {
@@ -197,7 +205,10 @@ impl Device for Console {
 
     fn load(&self, _version: u32, state: &[u8]) -> Result<(), StateError> {
         let saved: Saved = state::decode(state)?;
-        saved.load(&mut self.0.lock())
+        self.0.write_files();
+        saved.load(&mut self.0.lock())?;
+        self.0.write_files();
+        Ok(())
     }
 }
 

@@ -108,10 +108,7 @@ impl ConsoleHandler {
             return;
         };
         while let Some((job, _)) = pool.finished() {
-            let (index, number) = job.place;
-            if let Some(port) = state.ports.get_mut(index) {
-                port.job_ended(number);
-            }
+            state.job_ended(&job);
         }
         for (index, port) in state.ports.iter_mut().enumerate() {
             for number in 0..port.files().len() {

@@ -168,14 +168,6 @@ impl LogFile {
             }
         }
     }
-
-    /// Writes all that is in `history`. No job may run.
-    pub fn write_all(&mut self, history: &History) {
-        while let Some(bytes) = self.next_bytes(history) {
-            write(&self.sink, &self.lost, &bytes);
-        }
-        self.ended();
-    }
 }
 
 /// The open file.
@@ -339,6 +331,14 @@ mod tests {
         file
     }
 
+    /// Writes all that is in `history`.
+    fn write_all(file: &mut LogFile, history: &History) {
+        while let Some(job) = file.next_job(history, (0, 0)) {
+            job.run();
+            file.ended();
+        }
+    }
+
     #[test]
     fn older_files_are_kept_up_to_their_number_and_none_exceeds_the_size() {
         let directory = tempfile::tempdir().unwrap();
@@ -351,7 +351,7 @@ mod tests {
                 let line = format!("line {number} {}\n", "x".repeat(number as usize % 50));
                 history.append(line.as_bytes());
                 stream.extend(line.into_bytes());
-                file.write_all(&history);
+                write_all(&mut file, &history);
             }
             let mut all = Vec::new();
             for number in (0..=keep).rev() {
@@ -382,7 +382,7 @@ mod tests {
         let mut file = log(&path, true, 100, 1);
         let mut history = History::new(1000);
         history.append(&[b'b'; 30]);
-        file.write_all(&history);
+        write_all(&mut file, &history);
         assert_eq!(fs::read(&path).unwrap(), [b'b'; 20]);
         let older = fs::read(older(&path, 1)).unwrap();
         assert_eq!(older, [[b'a'; 90].as_slice(), &[b'b'; 10]].concat());
@@ -398,7 +398,7 @@ mod tests {
         let mut history = History::new(1000);
         for _ in 0..50 {
             history.append(&[b'c'; 30]);
-            file.write_all(&history);
+            write_all(&mut file, &history);
             assert!(fs::metadata(&path).unwrap().len() <= 100);
         }
     }
@@ -408,7 +408,7 @@ mod tests {
         let mut file = LogFile::open("/dev/full".into(), false, None).unwrap();
         let mut history = History::new(8);
         history.append(b"0123456789");
-        file.write_all(&history);
+        write_all(&mut file, &history);
         assert_eq!(
             file.lost(),
             10,

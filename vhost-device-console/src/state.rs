@@ -10,6 +10,7 @@ use vhost_device_common::lock;
 use vhost_device_common::warn_limited;
 
 use crate::control::{Driver, Due, Message, Size, event};
+use crate::log_file::Job;
 use crate::port::Port;
 
 /// The ports, and a file that wakes the queue thread.
@@ -38,6 +39,18 @@ impl Shared {
     /// Locks the state. No thread holds it for longer than some milliseconds.
     pub fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// Writes to files what is pending, while no queue thread does. A slow disk delays the caller, and no other thread.
+    pub fn write_files(&self) {
+        loop {
+            let job = self.lock().next_job();
+            let Some(job) = job else {
+                return;
+            };
+            job.run();
+            self.lock().job_ended(&job);
+        }
     }
 
     /// Makes the queue thread look at its queues.
@@ -71,6 +84,22 @@ impl State {
     pub fn reset(&mut self) {
         self.is_ready = false;
         self.ports.iter_mut().for_each(Port::reset);
+    }
+
+    /// Returns the next bytes to write to any file.
+    fn next_job(&mut self) -> Option<Job> {
+        let mut ports = self.ports.iter_mut().enumerate();
+        ports.find_map(|(index, port)| {
+            (0..port.files().len()).find_map(|number| port.next_job(index, number))
+        })
+    }
+
+    /// Notes that a job has ended.
+    pub fn job_ended(&mut self, job: &Job) {
+        let (index, number) = job.place;
+        if let Some(port) = self.ports.get_mut(index) {
+            port.job_ended(number);
+        }
     }
 
     /// Begins with a driver that an earlier device served.

@@ -70,6 +70,20 @@ fn logs_are_rotated_in_the_sandbox_and_bounded() {
     assert_eq!(device.port(0)["files"][0]["bytes-lost"], 0);
 }
 
+/// No thread for files runs then.
+#[test]
+fn a_log_is_rotated_before_the_driver_has_started() {
+    let logs = ["--log=DIR/log,max-size=4K"];
+    let device = Device::start(&["unix=DIR/port"], &logs);
+    let front_end = FrontEnd::connect(&device.path("socket"), &Options::default()).unwrap();
+    for _ in 0..5000 {
+        front_end.set_config(8, b"a\0\0\0").unwrap();
+    }
+    wait_until_written(&device, 0);
+    assert_eq!(fs::read(device.path("log.1")).unwrap().len(), 4096);
+    assert_eq!(fs::read(device.path("log")).unwrap().len(), 5000 - 4096);
+}
+
 #[test]
 fn a_log_is_continued_by_the_next_process() {
     let log = |directory, line: &[u8]| {

@@ -12,6 +12,7 @@ use super::{MAX_CLIENTS, NOTIFIER, Port, SCROLLBACK};
 use crate::client::{Client, Kind, Received};
 use crate::control::Size;
 use crate::endpoint::Endpoint;
+use crate::log_file::LogFile;
 
 /// How long a client that is gone keeps its place for bytes that the guest has not read, if others want the place.
 const KEPT_TIME: Duration = Duration::from_secs(5);
@@ -46,7 +47,7 @@ impl Port {
     pub fn unwatch(&mut self) {
         self.watcher = None;
         // The threads that write have ended too.
-        self.write_files();
+        self.files.iter_mut().for_each(LogFile::ended);
         if let Endpoint::Stdio(stdio) = &self.endpoint {
             stdio.leave_raw_mode();
         }

@@ -127,12 +127,6 @@ impl Port {
         self.flush();
     }
 
-    pub(super) fn write_files(&mut self) {
-        for file in &mut self.files {
-            file.write_all(&self.history);
-        }
-    }
-
     /// Returns what a thread is to write to the file `number` of this port, which has the index `index`.
     pub fn next_job(&mut self, index: usize, number: usize) -> Option<Job> {
         let file = self.files.get_mut(number)?;
@@ -146,11 +140,8 @@ impl Port {
         }
     }
 
-    /// Sends to clients what was added to the history. Without a queue thread, also writes it to files.
+    /// Sends to clients what was added to the history.
     pub fn flush(&mut self) {
-        if self.watcher.is_none() {
-            self.write_files();
-        }
         let is_paused = self.is_saved && !self.is_console();
         let open = self
             .clients
