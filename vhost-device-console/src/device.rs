@@ -258,6 +258,25 @@ fn check(options: &Options) -> Result<(), StartError> {
             path.display()
         ));
     }
+    let port_rotation = |port: &crate::options::PortOption| match &port.backend {
+        Backend::File { path, rotation, .. } => rotation.map(|rotation| (path.clone(), rotation)),
+        _ => None,
+    };
+    let mut rotated: Vec<_> = ports.iter().filter_map(port_rotation).collect();
+    let logs = options.logs.iter();
+    rotated.extend(logs.map(|log| (log.path.clone(), log.rotation)));
+    for (path, rotation) in &rotated {
+        if let Some(older) = paths
+            .iter()
+            .find(|other| rotation.renames(path, other.as_path()))
+        {
+            return refuse(format!(
+                "{} is a rotated file of {}; choose a different file for each port and log",
+                older.display(),
+                path.display()
+            ));
+        }
+    }
     Ok(())
 }
 

@@ -24,6 +24,13 @@ pub struct Rotation {
     pub keep: u32,
 }
 
+impl Rotation {
+    /// Returns whether the rotation of `path` renames a file to `other`.
+    pub fn renames(self, path: &Path, other: &Path) -> bool {
+        (1..=self.keep).any(|number| older(path, number) == other)
+    }
+}
+
 /// Most bytes that are written by one job.
 const JOB_SIZE: usize = 256 << 10;
 
@@ -292,7 +299,10 @@ impl Sink {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
             _ => {}
         }
-        self.file = create(&self.path)?;
+        self.file = create(&self.path).inspect_err(|_| {
+            // The open file is emptied, which must have its own name.
+            let _ = std::fs::rename(self.older(1), &self.path);
+        })?;
         self.file.set_len(0)
     }
 

@@ -57,9 +57,10 @@ pub fn client(number: i32) -> Result<Client, StartError> {
     };
     let (file, mode) = nonblocking(number).map_err(failed)?;
     match FileType::from_raw_mode(fstat(&file).map_err(|errno| failed(errno.into()))?.st_mode) {
-        FileType::Directory | FileType::BlockDevice => {
+        // A write to a slow disk would delay all ports.
+        FileType::RegularFile | FileType::Directory | FileType::BlockDevice => {
             return Err(StartError(format!(
-                "cannot use fd={number}: it must be a socket, a pipe, a terminal or a regular file"
+                "cannot use fd={number}: it must be a socket, a pipe or a terminal; use file=PATH for a file"
             )));
         }
         _ => {}

@@ -12,6 +12,7 @@ fn refused(arguments: &[&str], directory: &std::path::Path) -> (String, i32) {
         command.arg(argument.replace("DIR", path));
     }
     command.arg(option("socket-path", directory.join("socket")));
+    command.stdin(std::fs::File::open("/proc/self/exe").unwrap());
     let output = command.output().unwrap();
     (
         String::from_utf8(output.stderr).unwrap(),
@@ -57,6 +58,15 @@ fn a_start_that_fails_says_why_and_leaves_nothing_behind() {
             "cannot open",
         ),
         (&["--port=pty=DIR/a", "--port=fd=99"], "cannot use fd=99"),
+        (&["--port=fd=0"], "use file=PATH for a file"),
+        (
+            &["--port=file=DIR/log,max-size=4K", "--log=DIR/log.1"],
+            "is a rotated file of",
+        ),
+        (
+            &["--port=pty", "--log=DIR/log,keep=12", "--log=DIR/log.12"],
+            "is a rotated file of",
+        ),
         (&["--port=file=/dev/null,max-size=1M"], "cannot be rotated"),
         (
             &["--port=stdio", "--port=stdio"],
