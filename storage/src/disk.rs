@@ -105,6 +105,11 @@ impl Disk {
         self.image.topology.optimal_io_size
     }
 
+    /// Returns whether this program has the image: no other program has taken it over.
+    pub fn has_image(&self) -> bool {
+        self.image.lock.is_held()
+    }
+
     /// Returns where the image comes from.
     pub fn source(&self) -> &Source {
         &self.image.source
@@ -240,6 +245,8 @@ impl Disk {
         helper.push(discard_call());
         // `extent`.
         helper.push(Call::new(libc::SYS_lseek));
+        // The last thread that uses a removed disk releases its image.
+        helper.extend(lock::calls());
         needs.session.extend(lock::calls());
         needs.queue.extend(lock::calls());
         needs.queue.push(Call::new(libc::SYS_lseek));

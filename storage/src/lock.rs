@@ -202,6 +202,11 @@ impl Lock {
         })
     }
 
+    /// Returns whether this program has the image.
+    pub fn is_held(&self) -> bool {
+        self.state().is_held
+    }
+
     /// Returns whether locks keep other programs away, as far as is known.
     pub fn is_effective(&self) -> bool {
         !self.is_refused.load(Ordering::Relaxed)
@@ -288,6 +293,18 @@ impl Lock {
     }
 }
 
+impl Drop for Lock {
+    /// A client that passed the file may keep it open, and the locks belong to the open file.
+    fn drop(&mut self) {
+        if self.is_effective() {
+            for byte in [WAITING, FINISHING, LOST] {
+                self.set(libc::F_UNLCK, byte);
+            }
+            self.release();
+        }
+    }
+}
+
 impl Drop for InUse {
     fn drop(&mut self) {
         let lock = Arc::clone(&self.lock);
@@ -302,5 +319,23 @@ fn request(kind: i32, byte: i64) -> libc::flock {
         l_start: byte,
         l_len: 1,
         l_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_is_released_though_another_has_its_open_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let lock = |file: File| Lock::new(file, Arc::new(Syncs::new(false)), false, false);
+        let passed = file.reopen().unwrap();
+        let ours = lock(passed.try_clone().unwrap()).unwrap();
+        let other = || lock(file.reopen().unwrap());
+        assert!(other().is_err());
+        drop(ours);
+        assert!(other().is_ok());
+        drop(passed);
     }
 }
