@@ -164,7 +164,7 @@ fn add_disk(
     };
     let unit = Unit::open(
         address,
-        Arc::new(shared.target(address.target)),
+        shared.target(address.target),
         source,
         reservations,
         &disk,

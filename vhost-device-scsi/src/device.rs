@@ -231,12 +231,13 @@ fn open_disk(
             ..commands::free(shared)
         },
     };
-    let reservations = arguments.reservations.as_deref().map(Reservations::open);
+    let reservations = arguments.reservations.as_deref();
+    let reservations = reservations.map(|path| Reservations::open(path, settings.incoming));
     let reservations = reservations.transpose().map_err(StartError)?;
     let name = source.to_string();
     let unit = Unit::open(
         address,
-        Arc::new(shared.target(address.target)),
+        shared.target(address.target),
         source,
         reservations,
         arguments,

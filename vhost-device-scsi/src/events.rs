@@ -76,14 +76,16 @@ impl Events {
         }
     }
 
-    fn miss(&mut self) {
+    /// Notes that events were lost, so that the driver examines all units.
+    pub fn miss(&mut self) {
         self.waiting.clear();
         self.missed = true;
     }
 
     /// Returns whether there is something to tell.
     pub fn is_due(&self) -> bool {
-        self.missed || !self.waiting.is_empty()
+        let accepts = self.features & (1 << VIRTIO_SCSI_F_HOTPLUG | 1 << VIRTIO_SCSI_F_CHANGE) != 0;
+        self.missed && accepts || !self.waiting.is_empty()
     }
 
     /// Forgets all events: a new driver finds the units as they are. The front-end announces other features if they change.
@@ -162,5 +164,8 @@ mod tests {
             events.add(Event::Added(ADDRESS));
         }
         assert!(events.missed && events.waiting.is_empty());
+        assert!(events.is_due());
+        events.features = 0;
+        assert!(!events.is_due(), "the driver wants no events");
     }
 }

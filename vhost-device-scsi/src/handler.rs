@@ -22,7 +22,7 @@ use crate::passthrough::Passing;
 use crate::request::{
     Delivery, EVENT, Fault, Header, Reply, Request, Stage, changes, limited_bytes,
 };
-use crate::shared::Shared;
+use crate::shared::{Shared, wake_one};
 use crate::steps::{
     advance, check, command, execute, finish, reply_with, run_procedure, undelivered,
 };
@@ -59,8 +59,8 @@ pub struct ScsiHandler {
     functions: Functions,
     /// The request queues of the thread that give requests, and the last sweep that each has taken part in.
     queues: Vec<(u16, u64)>,
-    /// Other threads wake this one by it.
-    _wake: Arc<OwnedFd>,
+    /// Wakes this thread.
+    wake: Arc<OwnedFd>,
     /// Dropped after the engine.
     units: Units,
 }
@@ -84,14 +84,15 @@ impl ScsiHandler {
             parked: Parked::default(),
             functions: Functions::default(),
             queues: Vec::new(),
-            _wake: shared.add_thread(watcher, WAKE)?,
+            wake: shared.add_thread(watcher, WAKE)?,
             units,
             shared: Arc::clone(shared),
         })
     }
 
-    /// Takes a request from a queue. Returns the bytes that it moves in this thread, or `None` if there is none.
-    fn take(&mut self, queue: &mut Queue) -> Option<u64> {
+    /// Takes a request from a queue; if `parks`, without carrying it out. Returns the bytes that it moves in this thread, or `None` if
+    /// there is none.
+    fn take(&mut self, queue: &mut Queue, parks: bool) -> Option<u64> {
         let mut chain = queue.take()?;
         let sizes = self.shared.config.sizes();
         let other = LogicalUnit::COMMANDS.len().saturating_sub(1);
@@ -132,7 +133,7 @@ impl ScsiHandler {
             return Some(0);
         };
         let (task, may_start) = unit.tasks.begin(header.tag);
-        let stage = match may_start && self.opens(&unit, header.cdb(), queue) {
+        let stage = match !parks && may_start && self.opens(&unit, header.cdb(), queue) {
             true => check(&unit, header.cdb(), &mut reply),
             false => Stage::Check(header.cdb().into()),
         };
@@ -144,6 +145,10 @@ impl ScsiHandler {
             reply,
             is_abandoned: false,
         };
+        if parks {
+            self.parked.keep(request);
+            return Some(0);
+        }
         Some(self.proceed(request, queue))
     }
 
@@ -178,13 +183,13 @@ impl ScsiHandler {
     #[inline]
     fn opens_one(&mut self, unit: &Arc<Unit>, queue: &mut Queue) -> bool {
         match self.units.open(unit) {
-            Ok(false) => true,
+            Ok(false) => self.takes_reservations(unit, queue),
             Ok(true) => {
                 // The program that had the image may have seen it grow.
                 if unit.disk.measure(true) {
                     self.shared.update_size(unit);
                 }
-                true
+                self.takes_reservations(unit, queue)
             }
             Err(error) => {
                 if error.kind() != io::ErrorKind::WouldBlock {
@@ -194,6 +199,15 @@ impl ScsiHandler {
                 false
             }
         }
+    }
+
+    #[inline]
+    fn takes_reservations(&self, unit: &Unit, queue: &mut Queue) -> bool {
+        let takes = unit.take_reservations();
+        if !takes {
+            queue.retry_after(INTERVAL);
+        }
+        takes
     }
 
     /// Goes on with a request until it is answered, in progress elsewhere, or parked. Returns the bytes that were moved in this thread.
@@ -344,7 +358,8 @@ impl ScsiHandler {
                 unit.tasks.forget(task);
             }
         }
-        if ended.mark.is_some() || ended.frees_others {
+        // The image of a removed disk is closed after its last request.
+        if ended.mark.is_some() || ended.frees_others || self.units.has_removed() {
             self.shared.wake();
         }
     }
@@ -403,28 +418,44 @@ impl ScsiHandler {
 
     /// Goes on with all parked requests.
     fn resume(&mut self, queues: &mut Queues) {
+        let mut budget = BUDGET;
         for request in self.parked.take() {
-            match queues.get_mut(request.queue) {
-                Some(queue) => self.resume_one(request, queue),
-                None => self.parked.keep(request),
-            }
+            let queue = queues.get_mut(request.queue);
+            budget = self.resume_within(budget, request, queue);
         }
     }
 
-    /// Goes on with the parked requests of one queue.
-    fn resume_queue(&mut self, queue: &mut Queue) {
+    /// Goes on with the parked requests of one queue. Returns what is left of `budget`.
+    fn resume_queue(&mut self, queue: &mut Queue, mut budget: u64) -> u64 {
         for request in self.parked.take() {
-            match request.queue == queue.index() {
-                true => self.resume_one(request, queue),
-                false => self.parked.keep(request),
-            }
+            let is_ours = request.queue == queue.index();
+            budget = self.resume_within(budget, request, is_ours.then_some(&mut *queue));
         }
+        budget
     }
 
-    fn resume_one(&mut self, request: Request, queue: &mut Queue) {
+    /// Goes on with a parked request, unless it has no queue now, or `budget` is used up: then the thread soon goes on. Returns what is
+    /// left of the bytes that may be moved in this thread.
+    fn resume_within(&mut self, budget: u64, request: Request, queue: Option<&mut Queue>) -> u64 {
+        match queue {
+            Some(queue) if budget > 0 => {
+                return budget.saturating_sub(self.resume_one(request, queue));
+            }
+            Some(_) => wake_one(&self.wake),
+            None => {}
+        }
+        self.parked.keep(request);
+        budget
+    }
+
+    /// Returns the bytes that were moved in this thread.
+    fn resume_one(&mut self, request: Request, queue: &mut Queue) -> u64 {
         match request.unit.tasks.mark(request.task) {
-            None => _ = self.proceed(request, queue),
-            Some(_) => self.answer(request, &Answer::good(), queue),
+            None => self.proceed(request, queue),
+            Some(_) => {
+                self.answer(request, &Answer::good(), queue);
+                0
+            }
         }
     }
 
@@ -442,14 +473,15 @@ impl ScsiHandler {
             self.shared.sweep.note_published(index, sweep);
         }
         self.units.refresh(&self.shared);
-        if !self.parked.is_empty() {
-            self.resume_queue(queue);
-        }
         let mut budget = BUDGET;
+        // During a sweep nothing is carried out, so that it takes no longer than the ring is read.
+        if !sweeps && !self.parked.is_empty() {
+            budget = self.resume_queue(queue, budget);
+        }
         let mut took = false;
         while budget > 0
             && (sweeps || self.engine.has_room())
-            && let Some(moved) = self.take(queue)
+            && let Some(moved) = self.take(queue, sweeps)
         {
             budget = budget.saturating_sub(moved);
             took = true;
@@ -501,12 +533,24 @@ impl ScsiHandler {
             queue.retry_after(Duration::ZERO);
         }
         let sweep = self.shared.sweep.last();
-        for (index, last) in &self.queues {
-            if *last != sweep
-                && let Some(queue) = queues.get_mut(*index)
-            {
-                queue.retry_after(Duration::ZERO);
+        let mut is_left_out = false;
+        for (index, last) in &mut self.queues {
+            if *last == sweep {
+                continue;
             }
+            match queues.get_mut(*index) {
+                Some(queue) if queue.is_usable() => queue.retry_after(Duration::ZERO),
+                // It gives no requests.
+                _ => {
+                    *last = sweep;
+                    self.shared.sweep.note_published(*index, sweep);
+                    self.shared.sweep.note_emptied(*index, sweep);
+                    is_left_out = true;
+                }
+            }
+        }
+        if is_left_out {
+            self.shared.wake();
         }
     }
 }
@@ -587,7 +631,7 @@ impl QueueHandler for ScsiHandler {
                     self.put_off(request, queue);
                 }
                 self.passing.drain(queue);
-                self.resume_queue(queue);
+                self.resume_queue(queue, BUDGET);
                 self.leave(index);
             }
         }

@@ -2,13 +2,14 @@
 //! The medium, as procedures of the command set use it: they run in threads that may block.
 
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use vhost_device_common::chain::Chain;
 use vhost_device_storage::operation::Operation;
 use vhost_device_storage::work::blocking;
 
 use crate::lun::{DataOut, Extent, Medium};
+use crate::shared::Shared;
 use crate::tasks::Task;
 use crate::unit::Unit;
 
@@ -49,24 +50,56 @@ impl Medium for TaskMedium<'_> {
     }
 }
 
-/// The medium of another logical unit, which a command copies from or to.
-pub struct PeerMedium(pub Arc<Unit>);
+/// The medium of a logical unit that a command of another one copies from or to. It is a task of that unit too, so that a reset or a
+/// removal of the unit waits for the copy, which ends early.
+pub struct PeerMedium {
+    unit: Arc<Unit>,
+    task: Task,
+    shared: Weak<Shared>,
+}
+
+impl PeerMedium {
+    /// Begins the task.
+    pub fn new(unit: Arc<Unit>, shared: &Weak<Shared>) -> Self {
+        Self {
+            task: unit.tasks.begin_unnamed(),
+            unit,
+            shared: Weak::clone(shared),
+        }
+    }
+
+    fn medium(&self) -> TaskMedium<'_> {
+        TaskMedium {
+            unit: &self.unit,
+            task: self.task,
+        }
+    }
+}
+
+impl Drop for PeerMedium {
+    fn drop(&mut self) {
+        self.unit.tasks.drop(self.task);
+        if let Some(shared) = self.shared.upgrade() {
+            shared.wake();
+        }
+    }
+}
 
 impl Medium for PeerMedium {
     fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
-        blocking::read(&self.0.disk, offset, bytes)
+        self.medium().read(offset, bytes)
     }
 
     fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        blocking::write(&self.0.disk, offset, bytes)
+        self.medium().write(offset, bytes)
     }
 
     fn flush(&self) -> io::Result<()> {
-        flush(&self.0)
+        self.medium().flush()
     }
 
     fn extent(&self, offset: u64) -> io::Result<Extent> {
-        extent(&self.0, offset)
+        self.medium().extent(offset)
     }
 }
 

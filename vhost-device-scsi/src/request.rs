@@ -226,7 +226,7 @@ pub struct Request {
 impl Request {
     /// Creates a flush without a request to answer.
     pub fn flush(unit: &Arc<Unit>) -> Self {
-        let (task, _) = unit.tasks.begin(0);
+        let task = unit.tasks.begin_unnamed();
         Self {
             queue: CONTROL,
             unit: Arc::clone(unit),

@@ -2,6 +2,7 @@
 //! The device state for migration and snapshots.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use serde::{Deserialize, Serialize};
 use vhost_device_common::device::StateError;
@@ -70,6 +71,9 @@ impl Saved {
         if !shared.config.set_sizes(self.sizes) {
             return Err(StateError::Contents("invalid sizes in the config space"));
         }
+        for unit in &units {
+            unit.has_reservations.store(true, Ordering::Release);
+        }
         for (unit, saved) in units.iter().zip(self.units) {
             if let Err(error) = unit.logical.load(saved.state) {
                 let _ = shared.config.set_sizes(sizes);
@@ -80,6 +84,8 @@ impl Saved {
                 return Err(error);
             }
         }
+        // Events that the driver was not told yet stayed where the guest was saved.
+        shared.events().miss();
         Ok(())
     }
 }

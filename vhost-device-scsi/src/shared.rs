@@ -4,9 +4,10 @@
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 use rustix::event::{EventfdFlags, eventfd};
+use vhost_device_common::lock;
 use vhost_device_common::worker::{Readiness, Watcher};
 
 use crate::address::Address;
@@ -15,12 +16,18 @@ use crate::events::{Event, Events};
 use crate::lun::{Attention, Nexus, Peer, Target};
 use crate::passthrough::PassThrough;
 use crate::procedure::PeerMedium;
+use crate::reservations::Reservations;
 use crate::sweep::Sweep;
 use crate::table::Table;
 use crate::unit::Unit;
 
 /// The driver: the only initiator that a VIRTIO device has.
 pub const DRIVER: Nexus = Nexus(1);
+
+/// Wakes the thread of an eventfd.
+pub fn wake_one(thread: &OwnedFd) {
+    let _ = rustix::io::write(thread, &1u64.to_ne_bytes());
+}
 
 /// What the device and the handlers of all its queues share.
 pub struct Shared {
@@ -70,7 +77,7 @@ impl Shared {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         watcher.add(&event, Readiness::READABLE, token)?;
         let event = Arc::new(event);
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut threads = lock(&self.threads);
         threads.retain(|thread| thread.strong_count() > 0);
         threads.push(Arc::downgrade(&event));
         Ok(event)
@@ -78,15 +85,15 @@ impl Shared {
 
     /// Wakes all threads: the units have changed, a function was sent, or a task has ended that others wait for.
     pub fn wake(&self) {
-        let threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
+        let threads = lock(&self.threads);
         for thread in threads.iter().filter_map(Weak::upgrade) {
-            let _ = rustix::io::write(&thread, &1u64.to_ne_bytes());
+            wake_one(&thread);
         }
     }
 
     /// The events that the driver was not told yet.
     pub fn events(&self) -> MutexGuard<'_, Events> {
-        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.events)
     }
 
     /// Tells the driver about an event.
@@ -107,6 +114,7 @@ impl Shared {
         TargetView {
             shared: Arc::downgrade(self),
             number,
+            reservations: None,
         }
     }
 }
@@ -116,9 +124,25 @@ pub struct TargetView {
     /// Has the units, which have this.
     shared: Weak<Shared>,
     number: u8,
+    /// The file of the unit that sees the target.
+    reservations: Option<Arc<Reservations>>,
 }
 
 impl TargetView {
+    /// Adds the file of a unit, to which it stores even after it was removed: another one may have its place and its designator then.
+    pub fn with_reservations(self, reservations: Option<Arc<Reservations>>) -> Self {
+        Self {
+            reservations,
+            ..self
+        }
+    }
+
+    /// Returns the designator of the target, which its first unit has determined.
+    pub fn identity(&self) -> Option<u64> {
+        let units = self.shared.upgrade()?.table.target(self.number);
+        Some(units.first()?.logical.facts().identity.target)
+    }
+
     fn find_unit(&self, naa: u64) -> Option<Arc<Unit>> {
         let mut units = self.shared.upgrade()?.table.units().into_iter();
         units.find(|unit| unit.logical.facts().identity.naa == naa)
@@ -143,14 +167,12 @@ impl Target for TargetView {
         let unit = self.find_unit(naa)?;
         Some(Peer {
             unit: Arc::clone(&unit.logical),
-            medium: Arc::new(PeerMedium(unit)),
+            medium: Arc::new(PeerMedium::new(unit, &self.shared)),
         })
     }
 
-    fn store(&self, naa: u64, state: &[u8]) -> io::Result<()> {
-        let unit = self.find_unit(naa);
-        let file = unit.as_ref().and_then(|unit| unit.reservations.as_ref());
-        match file {
+    fn store(&self, _naa: u64, state: &[u8]) -> io::Result<()> {
+        match &self.reservations {
             Some(file) => file.store(state),
             // There is nothing to delete either.
             None if state.is_empty() => Ok(()),

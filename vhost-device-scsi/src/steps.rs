@@ -46,11 +46,29 @@ pub fn check(unit: &Unit, cdb: &[u8], reply: &mut Reply) -> Stage {
 pub fn finish(request: &Request, action: &Action, outcome: io::Result<()>, moved: u64) -> Stage {
     if let Err(error) = &outcome {
         warn_limited(format_args!(
-            "{}: {action:?} failed: {error}",
-            request.unit.address
+            "{}: {} failed: {error}",
+            request.unit.address,
+            describe(action)
         ));
     }
     Stage::Answered(request.unit.logical.finish(action, outcome, moved))
+}
+
+/// Describes an action in a few words, however many ranges it has.
+fn describe(action: &Action) -> String {
+    match action {
+        Action::Read { offset, length } => format!("read of {length} bytes at {offset}"),
+        Action::Write { offset, length, .. } => format!("write of {length} bytes at {offset}"),
+        Action::Flush => "flush".to_owned(),
+        Action::Unmap(list) => {
+            let first = list.first().map_or(0, |range| range.start);
+            format!("unmap of {} ranges, the first one at {first}", list.len())
+        }
+        Action::Zero { range, .. } => {
+            let length = range.end.saturating_sub(range.start);
+            format!("write of {length} zeroes at {}", range.start)
+        }
+    }
 }
 
 /// Carries out the operation of a request in this thread.
@@ -87,4 +105,16 @@ pub fn run_procedure(request: &mut Request) {
 pub fn reply_with(queue: &mut Queue, reply: Reply, delivery: Delivery, answer: &Answer) {
     let (chain, used, outcome) = reply.write(delivery, answer);
     queue.complete_with(chain, used, outcome);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_action_with_many_ranges_is_described_in_a_few_words() {
+        let list = (1..=256).map(|number| number * 4096..number * 4096 + 512);
+        let text = describe(&Action::Unmap(list.collect()));
+        assert_eq!(text, "unmap of 256 ranges, the first one at 4096");
+    }
 }

@@ -4,7 +4,9 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use std::sync::{Mutex, MutexGuard};
+use vhost_device_common::lock;
 
 /// What a thread has done for a queue since which sweep began.
 #[derive(Clone, Copy, Debug)]
@@ -26,7 +28,7 @@ pub struct Sweep {
 
 impl Sweep {
     fn queues(&self) -> MutexGuard<'_, HashMap<u16, Done>> {
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queues)
     }
 
     /// Begins a sweep, and returns its number. Wake the threads then.

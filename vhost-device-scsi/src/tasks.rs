@@ -7,7 +7,9 @@
 //! Some procedures need the medium to themselves, such as COMPARE AND WRITE. They wait until no other task changes the medium, and other
 //! tasks that would change it wait for them.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
+
+use vhost_device_common::lock;
 
 /// Why a task ends without its own answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,8 +26,8 @@ pub struct Task(u32);
 
 #[derive(Debug)]
 struct Entry {
-    /// The driver's name for the request. Two requests may have the same one.
-    tag: u64,
+    /// The driver's name for the request. Two requests may have the same one. `None` if the driver sent none to this logical unit.
+    tag: Option<u64>,
     /// Differs from that of all other tasks of the logical unit.
     number: u64,
     mark: Option<Mark>,
@@ -64,12 +66,21 @@ pub struct Ended {
 
 impl Tasks {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Begins a task. Returns also whether it may start now: it waits for a reset that is in progress. The caller bounds the number of
     /// tasks.
     pub fn begin(&self, tag: u64) -> (Task, bool) {
+        self.begin_one(Some(tag))
+    }
+
+    /// Begins a task that no request of the driver is, and that waits for nothing.
+    pub fn begin_unnamed(&self) -> Task {
+        self.begin_one(None).0
+    }
+
+    fn begin_one(&self, tag: Option<u64>) -> (Task, bool) {
         let mut state = self.state();
         let may_start = state.resets == 0;
         state.last += 1;
@@ -164,7 +175,7 @@ impl Tasks {
         }
     }
 
-    /// Marks tasks: all, or those with one tag. Returns their numbers. With [`Mark::Reset`] new commands wait until
+    /// Marks tasks: all, or those with one tag. Returns their numbers in ascending order. With [`Mark::Reset`] new commands wait until
     /// [`Tasks::end_reset`].
     pub fn mark_all(&self, mark: Mark, tag: Option<u64>) -> Vec<u64> {
         let mut state = self.state();
@@ -172,14 +183,15 @@ impl Tasks {
             state.resets += 1;
         }
         let chosen = state.entries.iter_mut().flatten();
-        let chosen = chosen.filter(|entry| tag.is_none_or(|tag| tag == entry.tag));
-        chosen
-            .map(|entry| {
-                // The first function decides.
-                entry.mark.get_or_insert(mark);
-                entry.number
-            })
-            .collect()
+        let chosen = chosen.filter(|entry| tag.is_none() || tag == entry.tag);
+        let numbers = chosen.map(|entry| {
+            // The first function decides.
+            entry.mark.get_or_insert(mark);
+            entry.number
+        });
+        let mut numbers: Vec<_> = numbers.collect();
+        numbers.sort_unstable();
+        numbers
     }
 
     /// Ends a reset. Wake the threads afterwards: commands may wait for it.
@@ -188,18 +200,18 @@ impl Tasks {
         state.resets = state.resets.saturating_sub(1);
     }
 
-    /// Returns whether one of these tasks has not ended yet.
+    /// Returns whether one of these tasks, in ascending order, has not ended yet.
     pub fn has_any(&self, numbers: &[u64]) -> bool {
         let state = self.state();
         let mut entries = state.entries.iter().flatten();
-        entries.any(|entry| numbers.contains(&entry.number))
+        entries.any(|entry| numbers.binary_search(&entry.number).is_ok())
     }
 
     /// Returns whether there is a task: any, or one with this tag.
     pub fn has(&self, tag: Option<u64>) -> bool {
         let state = self.state();
         let mut entries = state.entries.iter().flatten();
-        entries.any(|entry| tag.is_none_or(|tag| tag == entry.tag))
+        entries.any(|entry| tag.is_none() || tag == entry.tag)
     }
 }
 
@@ -252,6 +264,19 @@ mod tests {
         // It takes the place of one of them.
         let later = begin(7);
         assert_eq!(tasks.mark(later), None);
+        assert!(!tasks.has_any(&numbers));
+    }
+
+    #[test]
+    fn a_task_without_a_name_is_found_by_no_tag_but_ends_with_all_others() {
+        let tasks = Tasks::default();
+        let (named, unnamed) = (tasks.begin(0).0, tasks.begin_unnamed());
+        assert_eq!(tasks.mark_all(Mark::Aborted, Some(0)).len(), 1);
+        assert_eq!(tasks.mark(unnamed), None);
+        let numbers = tasks.mark_all(Mark::Aborted, None);
+        tasks.drop(named);
+        assert!(tasks.has_any(&numbers));
+        tasks.drop(unnamed);
         assert!(!tasks.has_any(&numbers));
     }
 

@@ -3,8 +3,10 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vhost_device_common::device::StartError;
+use vhost_device_common::warn_limited;
 use vhost_device_storage::disk::Disk;
 use vhost_device_storage::image::{MAX_WRITE_ZEROES_SECTORS, SECTOR_SIZE, Source};
 use vhost_device_storage::options::IoEngine;
@@ -14,6 +16,7 @@ use crate::address::Address;
 use crate::lun::{Facts, Identity, LogicalUnit, Provisioning, Target};
 use crate::options::DiskArguments;
 use crate::reservations::Reservations;
+use crate::shared::TargetView;
 use crate::tasks::Tasks;
 
 /// The type of locally assigned NAA designators (SPC-5, 7.7.6.6.3).
@@ -41,7 +44,9 @@ pub struct Unit {
     pub throttle: Option<Throttle>,
     pub tasks: Tasks,
     /// The file of persistent reservations.
-    pub reservations: Option<Reservations>,
+    pub reservations: Option<Arc<Reservations>>,
+    /// The persistent reservations are those of a guest that was saved, or of the file.
+    pub has_reservations: AtomicBool,
 }
 
 impl Unit {
@@ -51,7 +56,7 @@ impl Unit {
     /// One line that names the file, what is wrong with it, and what to do.
     pub fn open(
         address: Address,
-        target: Arc<dyn Target>,
+        target: TargetView,
         source: Source,
         reservations: Option<(Reservations, Vec<u8>)>,
         arguments: &DiskArguments,
@@ -64,7 +69,12 @@ impl Unit {
             queues,
         } = settings;
         let disk = Disk::open(source, options, incoming, engine)?;
-        let facts = facts(address, &disk, arguments);
+        let mut facts = facts(&disk, arguments);
+        // All units of a target name the same one, and targets of other hosts have other names.
+        let first = facts.identity.naa.to_be_bytes();
+        facts.identity.target = target
+            .identity()
+            .unwrap_or_else(|| locally_assigned(&[b"target", &[address.target], &first]));
         let blocks = disk.size() / u64::from(options.logical_block_size);
         let logical = Arc::new(LogicalUnit::new(facts, blocks));
         let reservations = match reservations {
@@ -76,19 +86,57 @@ impl Unit {
                         ))
                     })?;
                 }
-                Some(file)
+                Some(Arc::new(file))
             }
             None => None,
         };
         Ok(Self {
             address,
             logical,
-            target,
+            target: Arc::new(target.with_reservations(reservations.clone())),
             throttle: Throttle::open(options, queues),
             tasks: Tasks::default(),
+            has_reservations: AtomicBool::new(!incoming),
             reservations,
             disk,
         })
+    }
+
+    /// Takes the file of persistent reservations, if another program had it. Returns whether this program has it now.
+    pub fn take_reservations(&self) -> bool {
+        let Some(file) = self.reservations.as_ref().filter(|file| !file.is_held()) else {
+            return true;
+        };
+        match file.take() {
+            Ok(state) => {
+                // A guest that was loaded has brought them.
+                if !self.has_reservations.swap(true, Ordering::AcqRel)
+                    && let Err(error) = self.logical.load_reservations(&state)
+                {
+                    let address = self.address;
+                    warn_limited(format_args!(
+                        "{address}: its reservations cannot be used: {error}"
+                    ));
+                }
+                true
+            }
+            Err(error) => {
+                let address = self.address;
+                warn_limited(format_args!(
+                    "{address} waits for its reservations: {error}"
+                ));
+                false
+            }
+        }
+    }
+
+    /// Hands the file of persistent reservations over if the image was.
+    pub fn release_reservations(&self) {
+        if let Some(file) = &self.reservations
+            && !self.disk.has_image()
+        {
+            file.release();
+        }
     }
 
     /// Tells the logical unit the size of the disk. Returns whether it is another one.
@@ -102,7 +150,7 @@ impl Unit {
     }
 }
 
-fn facts(address: Address, disk: &Disk, arguments: &DiskArguments) -> Facts {
+fn facts(disk: &Disk, arguments: &DiskArguments) -> Facts {
     let options = &arguments.disk;
     let serial = arguments.serial.clone();
     let serial = serial.unwrap_or_else(|| disk.serial());
@@ -137,7 +185,7 @@ fn facts(address: Address, disk: &Disk, arguments: &DiskArguments) -> Facts {
             naa: arguments
                 .wwn
                 .unwrap_or_else(|| locally_assigned(&[serial.as_bytes()])),
-            target: locally_assigned(&[b"target", &[address.target]]),
+            target: 0,
             serial,
         },
     }

@@ -67,6 +67,12 @@ impl Units {
         self.prune();
     }
 
+    /// Returns whether removed units are kept for requests in flight.
+    #[inline]
+    pub fn has_removed(&self) -> bool {
+        !self.removed.is_empty()
+    }
+
     /// Lets go of removed units whose requests have ended.
     pub fn prune(&mut self) {
         let is_needed = |held: &Held| held.unit.tasks.has(None) || !held.access.is_idle();
@@ -116,6 +122,7 @@ impl Units {
             while held.access.finish() && flush(&held.unit) {
                 held.access.ended();
             }
+            held.unit.release_reservations();
         }
     }
 
@@ -155,5 +162,16 @@ impl Units {
     /// Returns the units with limits.
     pub fn limited(&self) -> &[Arc<Unit>] {
         &self.limited
+    }
+}
+
+impl Drop for Units {
+    fn drop(&mut self) {
+        let present = self.targets.drain(..).flatten();
+        for Held { unit, access } in present.chain(self.removed.drain(..)) {
+            // The last thread hands the image over.
+            drop(access);
+            unit.release_reservations();
+        }
     }
 }

@@ -7,8 +7,9 @@ use std::time::Instant;
 use vhost_device_tests::front_end::scsi::{
     GOOD, OK, READ_16, REQUEST_QUEUE, Request, RequestArea, ScsiDriver, transfer,
 };
-use vhost_device_tests::process::{Program, command, option};
+use vhost_device_tests::process::{Program, Signal, command, option};
 
+use crate::state::{REGISTER, keys, registered};
 use crate::{Device, FIRST, Host, LARGEST, PATIENCE, SHORT, SIZE, for_each_engine, serve};
 
 #[test]
@@ -84,4 +85,39 @@ fn a_second_program_without_incoming_is_refused() {
     assert_eq!(second.wait(PATIENCE).unwrap().code(), Some(1));
     let log = second.stderr();
     assert!(log.contains("in use by another program"), "{log}");
+}
+
+#[test]
+fn the_file_of_reservations_is_handed_over_with_the_image() {
+    let mut device = Device::with_one(&[]);
+    let disk = format!(
+        "--disk=file={},reservations={}",
+        device.path("image0").display(),
+        device.path("reservations").display()
+    );
+    device.program.end(Signal::TERM, PATIENCE).unwrap();
+    device.program = serve(device.directory.path(), std::slice::from_ref(&disk));
+    let mut source = Host::new(device);
+    source.driver.clear_attentions(FIRST);
+    let completion = source.driver.send(FIRST, &REGISTER, &keys(0, 0x1234));
+    assert_eq!(completion.status, GOOD, "{completion:?}");
+
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("delay"), "0").unwrap();
+    let program = serve(directory.path(), &["--incoming".to_owned(), disk]);
+    let destination = Device { program, directory };
+    let front_end = destination.connect();
+    for queue in 0..3 {
+        source.front_end.stop(queue).unwrap();
+    }
+    front_end
+        .load_state(&source.front_end.save_state().unwrap())
+        .unwrap();
+    let queue = front_end.queue(REQUEST_QUEUE, 256).unwrap();
+    let mut driver = ScsiDriver::new(front_end.memory(), queue, LARGEST);
+    assert_eq!(registered(&mut driver), [0x1234]);
+    // It can store others.
+    let completion = driver.send(FIRST, &REGISTER, &keys(0x1234, 0x5678));
+    assert_eq!(completion.status, GOOD, "{completion:?}");
+    assert_eq!(registered(&mut driver), [0x5678]);
 }

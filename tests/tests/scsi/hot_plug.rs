@@ -97,6 +97,13 @@ fn requests_in_flight_end_before_a_removed_disk_is_closed() {
         let completion = prepared.completion(&memory, 0);
         assert_eq!((completion.response, completion.status), (OK, GOOD));
         assert_eq!(completion.data, [0; 4096]);
+        // Its image is closed then, though no other request comes.
+        let file = format!("--file={}", host.device.path("image0").display());
+        let deadline = Instant::now() + PATIENCE;
+        while let Err(error) = host.device.ctl(&[&file, "add-disk", "target=1"]) {
+            assert!(error.contains("in use"), "{error}");
+            assert!(Instant::now() < deadline, "{error}");
+        }
     });
 }
 

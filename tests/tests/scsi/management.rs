@@ -4,9 +4,10 @@
 use std::time::Duration;
 
 use vhost_device_tests::front_end::scsi::{
-    ABORT_TASK, ABORT_TASK_SET, ABORTED, BAD_TARGET, CLEAR_ACA, CLEAR_TASK_SET, Completion,
+    ABORT_TASK, ABORT_TASK_SET, ABORTED, BAD_TARGET, BUSY, CLEAR_ACA, CLEAR_TASK_SET, Completion,
     FAILURE, GOOD, INCORRECT_LUN, NEXUS_RESET, OK, Prepared, QUERY_TASK, QUERY_TASK_SET, READ_16,
-    REJECTED, RESET, Request, RequestArea, SUCCEEDED, UNIT_RESET, WRITE_16, address, transfer,
+    REJECTED, REQUEST_QUEUE, RESET, Request, RequestArea, SUCCEEDED, UNIT_RESET, WRITE_16, address,
+    transfer,
 };
 
 use crate::{Device, FIRST, Host, PATIENCE, SHORT, SIZE, for_each_engine};
@@ -262,5 +263,41 @@ fn writes_wait_for_a_command_that_excludes_them() {
             "{engine}: {ended:?}"
         );
         assert_eq!(host.device.contents(0)[..512], [6; 512], "{engine}");
+    });
+}
+
+/// A queue that stops does not wait for procedures that have not begun: the driver is asked to send them again.
+#[test]
+fn procedures_that_have_not_begun_are_sent_again_when_the_queue_stops() {
+    for_each_engine(|engine| {
+        let mut host = two_disks(&[engine]);
+        let memory = host.front_end.memory().clone();
+        host.device.set_delay(LATE);
+        let mut submit = |cdb: &[u8], data: &[u8]| {
+            let request = Request {
+                cdb,
+                data,
+                ..Request::default()
+            };
+            let prepared = RequestArea::new(&memory, 4096).prepare(&memory, &request);
+            host.driver.queue.submit(&prepared.chain);
+            std::thread::sleep(SHORT);
+            prepared
+        };
+        let write = submit(&transfer(WRITE_16, 0, 1), &[5; 512]);
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[13]) = (0x89, 1);
+        // It waits for the write.
+        let data = [[5; 512], [6; 512]].concat();
+        let compare = submit(&cdb, &data);
+        host.front_end.stop(REQUEST_QUEUE).unwrap();
+        let ended = completions(&mut host, &[write, compare]);
+        assert_eq!(
+            (ended[0].response, ended[0].status),
+            (OK, GOOD),
+            "{engine}: {ended:?}"
+        );
+        assert_eq!(ended[1].response, BUSY, "{engine}: {ended:?}");
+        assert_eq!(host.device.contents(0)[..512], [5; 512], "{engine}");
     });
 }

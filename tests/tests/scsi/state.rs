@@ -43,8 +43,11 @@ fn a_state_of_other_disks_is_refused() {
     assert!(target.load_state(&state).is_err());
 }
 
+/// PERSISTENT RESERVE OUT: REGISTER.
+pub const REGISTER: [u8; 10] = [0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0];
+
 /// The parameter list of PERSISTENT RESERVE OUT: the key that the driver has, the one that it gets, and APTPL.
-fn keys(old: u64, new: u64) -> Vec<u8> {
+pub fn keys(old: u64, new: u64) -> Vec<u8> {
     let mut list = old.to_be_bytes().to_vec();
     list.extend(new.to_be_bytes());
     list.extend([0, 0, 0, 0, 1, 0, 0, 0]);
@@ -52,7 +55,7 @@ fn keys(old: u64, new: u64) -> Vec<u8> {
 }
 
 /// Returns the keys that are registered.
-fn registered(driver: &mut ScsiDriver) -> Vec<u64> {
+pub fn registered(driver: &mut ScsiDriver) -> Vec<u64> {
     let cdb = [0x5e, 0, 0, 0, 0, 0, 0, 1, 0, 0];
     let completion = driver.command(FIRST, &cdb, 256);
     assert_eq!(completion.status, GOOD);
@@ -64,7 +67,6 @@ fn registered(driver: &mut ScsiDriver) -> Vec<u64> {
 
 #[test]
 fn reservations_survive_a_restart_in_their_file() {
-    const REGISTER: [u8; 10] = [0x5f, 0, 0, 0, 0, 0, 0, 0, 24, 0];
     let mut device = Device::with_one(&[]);
     let image = device.path("image0");
     let with = format!(

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use fastrand::Rng;
 use serde_json::json;
 use vhost_device_tests::front_end::scsi::{
-    ABORT_TASK, ABORT_TASK_SET, ABORTED, BAD_TARGET, INCORRECT_LUN, NEXUS_RESET, OK, Prepared,
-    QUERY_TASK, READ_16, RESET, Request, RequestArea, SUCCEEDED, UNIT_RESET, WRITE_16, address,
-    transfer,
+    ABORT_TASK, ABORT_TASK_SET, ABORTED, BAD_TARGET, BUSY, INCORRECT_LUN, NEXUS_RESET, OK,
+    Prepared, QUERY_TASK, READ_16, RESET, Request, RequestArea, SUCCEEDED, UNIT_RESET, WRITE_16,
+    address, transfer,
 };
 use vhost_device_tests::front_end::{GuestMemory, Queue};
 
@@ -86,7 +86,8 @@ impl<'a> Load<'a> {
             .remove(&used.head)
             .expect("a request in flight");
         let completion = prepared.completion(self.memory, used.length);
-        let known = [OK, ABORTED, RESET, BAD_TARGET];
+        // BUSY: it had not begun when its queue stopped.
+        let known = [OK, ABORTED, RESET, BAD_TARGET, BUSY];
         assert!(known.contains(&completion.response), "{completion:?}");
         number
     }

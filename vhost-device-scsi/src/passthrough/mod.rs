@@ -87,6 +87,8 @@ impl PassThrough {
     /// Adds what commands need of the sandbox.
     pub fn add_needs(needs: &mut Needs) {
         needs.helper.get_or_insert_default().push(sg_io::call());
+        // If no thread can be started, a queue's thread sends commands.
+        needs.queue.push(sg_io::call());
     }
 }
 
