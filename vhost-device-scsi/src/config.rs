@@ -48,16 +48,19 @@ impl Sizes {
 pub struct Config {
     request_queues: u16,
     seg_max: u32,
+    max_sectors: u32,
     sense: AtomicU32,
     cdb: AtomicU32,
 }
 
 impl Config {
-    /// Creates the config space of a device with so many request queues.
-    pub fn new(request_queues: u16, seg_max: u32) -> Self {
+    /// Creates the config space of a device with so many request queues. `max_bytes` is the most that one request may move.
+    pub fn new(request_queues: u16, seg_max: u32, max_bytes: u64) -> Self {
+        let max_sectors = u32::try_from(max_bytes / 512).unwrap_or(u32::MAX);
         Self {
             request_queues,
             seg_max,
+            max_sectors: max_sectors.clamp(1, MAX_SECTORS),
             sense: AtomicU32::new(DEFAULT.sense),
             cdb: AtomicU32::new(DEFAULT.cdb),
         }
@@ -112,7 +115,7 @@ impl Config {
         let words = [
             self.request_queues.into(),
             self.seg_max,
-            MAX_SECTORS,
+            self.max_sectors,
             CMD_PER_LUN,
             EVENT_SIZE as u32,
             sense,
@@ -132,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_driver_sets_valid_sizes_only() {
-        let config = Config::new(4, 126);
+        let config = Config::new(4, 126, u64::MAX);
         assert_eq!(config.bytes().len(), 36);
         for (offset, data) in [
             (0, vec![1, 0, 0, 0]),
@@ -159,5 +162,13 @@ mod tests {
         assert!(config.write(20, &[18, 0, 0, 0, 16, 0, 0, 0]));
         config.reset();
         assert_eq!(config.sizes(), DEFAULT);
+    }
+
+    #[test]
+    fn a_request_moves_no_more_than_all_devices_take() {
+        for (bytes, sectors) in [(u64::MAX, 0xffff), (512 << 10, 1024), (0, 1)] {
+            let config = Config::new(1, 126, bytes);
+            assert_eq!(config.bytes()[8..12], u32::to_le_bytes(sectors));
+        }
     }
 }

@@ -68,7 +68,10 @@ impl Device for Scsi {
         // A request also has a descriptor for its header and one for its response.
         let seg_max = options.queue_size.saturating_sub(2).clamp(1, SEG_MAX);
         let devices = open_devices(&options.passthrough)?;
-        let shared = Shared::new(Config::new(request_queues, seg_max.into()), devices);
+        let limits = devices.iter().filter_map(|device| device.max_bytes);
+        let max_bytes = limits.min().unwrap_or(u64::MAX);
+        let config = Config::new(request_queues, seg_max.into(), max_bytes);
+        let shared = Shared::new(config, devices);
         // Those with a target have the first choice.
         let (placed, others): (Vec<_>, Vec<_>) =
             options.disks.iter().partition(|disk| disk.target.is_some());

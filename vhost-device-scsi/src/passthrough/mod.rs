@@ -2,6 +2,7 @@
 //! SCSI devices of the host that a guest uses itself: it sends them its commands, as far as the filter allows.
 
 mod filter;
+mod limits;
 mod passing;
 #[allow(unsafe_code)]
 mod sg_io;
@@ -41,6 +42,8 @@ pub struct PassThrough {
     pub path: PathBuf,
     file: File,
     read_only: bool,
+    /// The most bytes of one command, if the host says it.
+    pub max_bytes: Option<u64>,
     pub tasks: Tasks,
 }
 
@@ -78,6 +81,7 @@ impl PassThrough {
         Ok(Self {
             address,
             path: path.to_owned(),
+            max_bytes: sg_io::max_bytes(&file),
             file,
             read_only,
             tasks: Tasks::default(),
@@ -153,8 +157,16 @@ impl PassRequest {
         let Ok(data) = data else {
             return Ended::undelivered(Delivery::Failure);
         };
-        let outcome = match sg_io::execute(&device.file, cdb, direction, data, length) {
-            Ok(outcome) => outcome,
+        let sent = match device.max_bytes {
+            Some(max_bytes) if direction == Direction::FromDevice && limits::is_asked(cdb) => {
+                limits::inquire(&device.file, cdb, length, max_bytes)
+                    .map(|(page, outcome)| (Some(page), outcome))
+            }
+            _ => sg_io::execute(&device.file, cdb, direction, data, length)
+                .map(|outcome| (None, outcome)),
+        };
+        let (page, outcome) = match sent {
+            Ok(sent) => sent,
             Err(error) => {
                 let path = device.path.display();
                 warn_limited(format_args!("{path}: a command failed: {error}"));
@@ -162,9 +174,10 @@ impl PassRequest {
             }
         };
         let moved = length.saturating_sub(outcome.residual);
-        let skipped = match direction {
-            Direction::FromDevice => chain.skip_writable(moved),
-            Direction::ToDevice => chain.skip_readable(moved),
+        let skipped = match (direction, page) {
+            (Direction::FromDevice, Some(page)) => chain.write(&page),
+            (Direction::FromDevice, None) => chain.skip_writable(moved),
+            (Direction::ToDevice, _) => chain.skip_readable(moved),
         };
         let delivery = match (skipped, outcome.host_status) {
             (Err(_), _) => Delivery::Failure,

@@ -4,6 +4,7 @@
 use std::ffi::c_void;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::time::Duration;
 
 use rustix::ioctl::{Getter, Opcode, Updater, ioctl};
@@ -12,6 +13,7 @@ use vhost_device_common::device::Call;
 /// These numbers are older than the scheme for numbers of ioctls.
 const SG_IO: Opcode = 0x2285;
 const SG_GET_VERSION_NUM: Opcode = 0x2282;
+const BLKSECTGET: Opcode = 0x1267;
 /// The first version with this interface.
 const VERSION: i32 = 30000;
 /// Identifies the interface: 'S'.
@@ -87,6 +89,23 @@ pub fn is_supported(device: &File) -> bool {
     // SAFETY: SG_GET_VERSION_NUM writes an int.
     let version = unsafe { ioctl(device, Getter::<SG_GET_VERSION_NUM, i32>::new()) };
     version.is_ok_and(|version| version >= VERSION)
+}
+
+/// Returns the most bytes that the host moves for one command; `None` if it does not say.
+pub fn max_bytes(device: &File) -> Option<u64> {
+    let is_block = device.metadata().ok()?.file_type().is_block_device();
+    let mut limit = [0_u16; 2];
+    // SAFETY: BLKSECTGET writes an int for /dev/sgN, and an unsigned short for a block device.
+    unsafe { ioctl(device, Updater::<BLKSECTGET, _>::new(&mut limit)) }.ok()?;
+    let [sectors, _] = limit;
+    let bytes = match is_block {
+        true => u64::from(sectors) * 512,
+        false => {
+            let [one, two] = limit.map(u16::to_ne_bytes);
+            u32::from_ne_bytes([one[0], one[1], two[0], two[1]]).into()
+        }
+    };
+    (bytes > 0).then_some(bytes)
 }
 
 /// Has a device carry out a command, and waits for it. `data` has `length` bytes at least, in memory that stays mapped.
