@@ -16,6 +16,7 @@ use crate::lun::Attention;
 use crate::options::DiskArguments;
 use crate::passthrough::PassThrough;
 use crate::shared::Shared;
+use crate::target::TargetView;
 use crate::unit::{Settings, Unit, adopt_reservations};
 
 const ADD: &str = "add-disk";
@@ -156,6 +157,9 @@ fn add_disk(
     check_free(shared, address).map_err(failed)?;
     let reservations = files.next().map(adopt_reservations).transpose();
     let reservations = reservations.map_err(failed)?;
+    let reservations = reservations.map(|(file, state)| (Arc::new(file), state));
+    let file = reservations.as_ref().map(|(file, _)| Arc::clone(file));
+    let target = TargetView::new(shared, address.target).with_reservations(file);
     let source = Source::Passed(Arc::new(image), format!("the disk of {address}"));
     let settings = Settings {
         // The client has the image, so nobody hands it over.
@@ -164,7 +168,8 @@ fn add_disk(
     };
     let unit = Unit::open(
         address,
-        shared.target(address.target),
+        target.identity(),
+        Arc::new(target),
         source,
         reservations,
         &disk,

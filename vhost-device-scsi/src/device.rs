@@ -26,6 +26,7 @@ use crate::request::KINDS;
 use crate::reservations::Reservations;
 use crate::saved::{MAX_STATE_SIZE, Saved};
 use crate::shared::Shared;
+use crate::target::TargetView;
 use crate::unit::{Settings, Unit};
 
 /// The most data segments of a request, if queues are large enough: what fits a ring of 128 without indirect descriptors.
@@ -237,10 +238,14 @@ fn open_disk(
     let reservations = arguments.reservations.as_deref();
     let reservations = reservations.map(|path| Reservations::open(path, settings.incoming));
     let reservations = reservations.transpose().map_err(StartError)?;
+    let reservations = reservations.map(|(file, state)| (Arc::new(file), state));
+    let file = reservations.as_ref().map(|(file, _)| Arc::clone(file));
+    let target = TargetView::new(shared, address.target).with_reservations(file);
     let name = source.to_string();
     let unit = Unit::open(
         address,
-        shared.target(address.target),
+        target.identity(),
+        Arc::new(target),
         source,
         reservations,
         arguments,

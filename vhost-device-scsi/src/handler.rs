@@ -26,6 +26,7 @@ use crate::shared::{Shared, wake_one};
 use crate::steps::{
     advance, check, command, execute, finish, reply_with, run_procedure, undelivered,
 };
+use crate::target::TargetView;
 use crate::unit::Unit;
 use crate::units::Units;
 
@@ -156,7 +157,8 @@ impl ScsiHandler {
     fn absent(&self, addressed: Addressed, cdb: &[u8], reply: &Reply) -> (Delivery, Answer) {
         match addressed.target() {
             Some(target) if self.units.has_target(target) || self.shared.has_devices(target) => {
-                let (command, target) = (command(cdb, reply), self.shared.target(target));
+                let (command, target) =
+                    (command(cdb, reply), TargetView::new(&self.shared, target));
                 let answer = match addressed {
                     Addressed::ReportLuns(_) => LogicalUnit::report_luns(&command, &target),
                     _ => LogicalUnit::absent(&command, &target),

@@ -24,6 +24,7 @@ mod shared;
 mod steps;
 mod sweep;
 mod table;
+mod target;
 mod tasks;
 mod unit;
 mod units;

@@ -16,7 +16,6 @@ use crate::address::Address;
 use crate::lun::{Facts, Identity, LogicalUnit, Provisioning, Target};
 use crate::options::DiskArguments;
 use crate::reservations::Reservations;
-use crate::shared::TargetView;
 use crate::tasks::Tasks;
 
 /// The type of locally assigned NAA designators (SPC-5, 7.7.6.6.3).
@@ -50,15 +49,16 @@ pub struct Unit {
 }
 
 impl Unit {
-    /// Opens and locks the image of a disk.
+    /// Opens and locks the image of a disk. `identity` is the designator of the target, if it has units already.
     ///
     /// # Errors
     /// One line that names the file, what is wrong with it, and what to do.
     pub fn open(
         address: Address,
-        target: TargetView,
+        identity: Option<u64>,
+        target: Arc<dyn Target>,
         source: Source,
-        reservations: Option<(Reservations, Vec<u8>)>,
+        reservations: Option<(Arc<Reservations>, Vec<u8>)>,
         arguments: &DiskArguments,
         settings: Settings,
     ) -> Result<Self, StartError> {
@@ -72,9 +72,8 @@ impl Unit {
         let mut facts = facts(&disk, arguments);
         // All units of a target name the same one, and targets of other hosts have other names.
         let first = facts.identity.naa.to_be_bytes();
-        facts.identity.target = target
-            .identity()
-            .unwrap_or_else(|| locally_assigned(&[b"target", &[address.target], &first]));
+        facts.identity.target =
+            identity.unwrap_or_else(|| locally_assigned(&[b"target", &[address.target], &first]));
         let blocks = disk.size() / u64::from(options.logical_block_size);
         let logical = Arc::new(LogicalUnit::new(facts, blocks));
         let reservations = match reservations {
@@ -86,14 +85,14 @@ impl Unit {
                         ))
                     })?;
                 }
-                Some(Arc::new(file))
+                Some(file)
             }
             None => None,
         };
         Ok(Self {
             address,
             logical,
-            target: Arc::new(target.with_reservations(reservations.clone())),
+            target,
             throttle: Throttle::open(options, queues),
             tasks: Tasks::default(),
             has_reservations: AtomicBool::new(!incoming),
