@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The device state, and reservations that survive a restart.
 
-use vhost_device_tests::front_end::scsi::{GOOD, ScsiDriver};
+use vhost_device_tests::front_end::scsi::{EVENT_QUEUE, EventDriver, GOOD, ScsiDriver};
 use vhost_device_tests::process::Signal;
 
-use crate::{Device, FIRST, Host, PATIENCE, SIZE, serve};
+use crate::{Device, FIRST, Host, PATIENCE, SHORT, SIZE, serve};
 
 /// The offset of `cdb_size` in the config space.
 const CDB_SIZE: u32 = 24;
@@ -32,6 +32,20 @@ fn unit_attentions_and_sizes_move_with_the_guest() {
     driver.area.cdb_size = 64;
     // The attention of its start is gone, as at the source.
     assert_eq!(driver.command(FIRST, &[0; 6], 0).status, GOOD);
+}
+
+#[test]
+fn a_guest_that_was_loaded_learns_that_it_may_have_missed_events() {
+    const MISSED: u32 = 1 << 31;
+    let state = save(&Host::with_one(&[]));
+    let device = Device::with_one(&[]);
+    let target = device.connect();
+    target.load_state(&state).unwrap();
+    let queue = target.queue(EVENT_QUEUE, 16).unwrap();
+    let mut events = EventDriver::new(target.memory(), queue);
+    events.add(2);
+    assert_eq!(events.next(PATIENCE), Some((MISSED, [0; 8], 0)));
+    assert_eq!(events.next(SHORT), None);
 }
 
 #[test]
