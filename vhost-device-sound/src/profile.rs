@@ -11,8 +11,8 @@ use crate::protocol::{Direction, PCM_F_EVT_XRUNS, PcmInfo, SetParams, Status};
 
 /// Most channels of a stream.
 pub const MAX_CHANNELS: u8 = 8;
-/// Largest buffer of a driver in bytes.
-const MAX_BUFFER: u32 = 4 << 20;
+/// Largest buffer of a driver in bytes, and so the largest request.
+pub const MAX_BUFFER: u32 = 4 << 20;
 
 /// What a stream offers.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -15,7 +15,7 @@ use crate::backend::{Pace, Port};
 use crate::clock::Clock;
 use crate::gain;
 use crate::lifecycle::{Command, State};
-use crate::profile::{Params, Profile};
+use crate::profile::{MAX_BUFFER, Params, Profile};
 use crate::protocol::{Direction, PCM_STATUS_SIZE, PcmStatus, SetParams, Status};
 use crate::request_type;
 
@@ -232,12 +232,15 @@ impl Stream {
             Direction::Output => chain.readable_len(),
             Direction::Input => chain.writable_len(),
         };
+        // At the guest's pace, a request is moved at once: more would hold up everything else.
+        if length > u64::from(MAX_BUFFER) {
+            return finished.push(self.refuse(chain, Status::BadMessage));
+        }
         let mut buffer = Buffer {
             chain,
             sequence,
             moved: 0,
-            // The status holds a number of 32 bits.
-            left: params.whole_frames(length.min(u32::MAX.into())),
+            left: params.whole_frames(length),
             failed: false,
         };
         let moved = std::mem::take(&mut self.resume_at);

@@ -287,6 +287,58 @@ fn buffers_outside_guest_memory_fail() {
     driver.assert_alive();
 }
 
+/// A guest can name the same memory many times in a request: at its own pace, all of it would be written at once.
+#[test]
+fn requests_above_the_largest_buffer_fail() {
+    const MIB: u32 = 1 << 20;
+    let device = Device::with_playback("played", &["--file-clock=free"]);
+    let mut driver = device.connect();
+    driver.prepare(0, &Params::USUAL);
+    driver.prepare(1, &Params::USUAL);
+    let place = driver.allocate(MIB.into());
+    let memory = driver.front_end.memory();
+    memory.fill(place, MIB as usize, 0);
+    let headers = [driver.allocate(4), driver.allocate(4)];
+    let status = driver.allocate(8);
+    let memory = driver.front_end.memory();
+    memory.write_u32(headers[0], 0);
+    memory.write_u32(headers[1], 1);
+    driver.commands(&[START], 0);
+    driver.commands(&[START], 1);
+    for (queue, header) in [(TX, headers[0]), (RX, headers[1])] {
+        let piece = match queue {
+            TX => Buffer::readable(place, MIB),
+            _ => Buffer::writable(place, MIB),
+        };
+        let mut chain = vec![Buffer::readable(header, 4)];
+        chain.extend([piece; 40]);
+        chain.push(Buffer::writable(status, 8));
+        let pending = Pending {
+            tag: 0,
+            data: place,
+            length: 0,
+            status,
+        };
+        driver.submit(queue, &chain, pending);
+        let done = driver.wait(queue);
+        assert_eq!((done.status, done.used), (BAD_MSG, 8), "{queue}");
+    }
+    assert_eq!(device.read("played").len(), 0);
+    // The largest buffer itself is played.
+    let mut chain = vec![Buffer::readable(headers[0], 4)];
+    chain.extend([Buffer::readable(place, MIB); 4]);
+    chain.push(Buffer::writable(status, 8));
+    let pending = Pending {
+        tag: 1,
+        data: place,
+        length: 0,
+        status,
+    };
+    driver.submit(TX, &chain, pending);
+    assert_eq!(driver.wait(TX).status, OK);
+    assert_eq!(device.read("played").len(), 4 << 20);
+}
+
 #[test]
 fn a_flood_of_control_requests_does_not_stop_the_sound() {
     let device = Device::with_playback("played", &[]);
