@@ -11,6 +11,7 @@ use vhost_device_common::device::{
     Argument, ArgumentType, Arguments, Call, CommandError, ConfigError, Device, Needs, StartError,
     StateError, Verb, Watcher,
 };
+use vhost_device_common::lock;
 use vhost_device_common::state;
 use vhost_device_common::worker::Timer;
 
@@ -18,7 +19,6 @@ use crate::backend::{self, Ports, Pulse};
 use crate::card::{Card, Saved};
 use crate::elements;
 use crate::handler::SoundHandler;
-use crate::lock::lock;
 use crate::options::Options;
 use crate::protocol::F_CTLS;
 use crate::request_type;

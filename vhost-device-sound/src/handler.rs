@@ -8,13 +8,12 @@ use std::time::{Duration, Instant};
 use vhost_device_common::chain::Chain;
 use vhost_device_common::device::QueueHandler;
 use vhost_device_common::statistics::Outcome;
-use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Queue, Queues, Readiness, Timer, Watcher};
+use vhost_device_common::{lock, warn_limited};
 
 use crate::backend::Pulse;
 use crate::card::Card;
 use crate::control::{self, Answer};
-use crate::lock::lock;
 use crate::protocol::{CONTROL_QUEUE, Direction, EVENT_QUEUE, Event, Status, TX_QUEUE};
 use crate::request_type;
 use crate::stream::Finished;

@@ -16,7 +16,6 @@ mod gain;
 mod handler;
 mod jack;
 mod lifecycle;
-mod lock;
 mod options;
 mod profile;
 mod protocol;

@@ -24,11 +24,10 @@ use pulseaudio::protocol::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost_device_common::device::{Access, Call, Needs, StartError};
 use vhost_device_common::worker::{Readiness, Watcher};
-use vhost_device_common::{info_limited, warn_limited};
+use vhost_device_common::{info_limited, lock, warn_limited};
 
 use super::{Pace, Port};
 use crate::format::Format;
-use crate::lock::lock;
 use crate::profile::{Params, Profile};
 use crate::protocol::{Direction, Status};
 use link::{Link, Message};
