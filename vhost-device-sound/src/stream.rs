@@ -499,9 +499,14 @@ impl Stream {
 
     /// Returns whether the stream can have this state.
     pub fn accepts(&self, saved: &SavedStream) -> bool {
+        let resume_at = u64::from(saved.resume_at);
         match &saved.params {
-            Some(params) => self.profile.check(params).is_ok(),
-            None => saved.state == State::Reset,
+            Some(params) => {
+                self.profile.check(params).is_ok()
+                    && resume_at == params.whole_frames(resume_at)
+                    && (resume_at == 0 || saved.state.takes_buffers())
+            }
+            None => saved.state == State::Reset && resume_at == 0,
         }
     }
 

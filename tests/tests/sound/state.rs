@@ -142,6 +142,18 @@ fn a_damaged_state_is_refused() {
         assert!(!raw.loads(&sealed("sound", 1, &part[..place])), "{place}");
     }
     assert!(refused > 0);
+    // Where the first buffer begins: of stream 0, and of stream 1, which has no parameters.
+    // The number and the values of three control elements follow.
+    let second = part.len() - 5;
+    let loads_with = |place: usize, value: u8| {
+        assert_eq!(part[place], 0);
+        let mut changed = part.to_vec();
+        changed[place] = value;
+        raw.loads(&sealed("sound", 1, &changed))
+    };
+    assert!(loads_with(second - 3, 4));
+    assert!(!loads_with(second - 3, 3), "a part of a frame");
+    assert!(!loads_with(second, 4), "a stream without buffers");
     assert!(!raw.loads(&sealed("sound", 2, part)));
     assert!(!raw.loads(&sealed("gpu", 1, part)));
     assert!(raw.loads(&state));
