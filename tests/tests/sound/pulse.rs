@@ -400,6 +400,26 @@ fn a_server_that_cannot_be_used_is_a_failure() {
 #[test]
 fn the_usual_back_end_is_a_server_that_answers_or_none() {
     let directory = tempfile::tempdir().unwrap();
+#[test]
+fn a_server_with_an_impossible_latency_is_harmless() {
+    for offsets in [(i64::MAX, i64::MIN), (i64::MIN, i64::MAX)] {
+        let pair = Pair::start(Manners::Told, &[]);
+        pair.server.set_offsets(offsets);
+        pair.server.set_latency(Duration::MAX);
+        let mut driver = pair.device.connect();
+        for stream in [0, 1] {
+            driver.prepare(stream, &PATIENT);
+            driver.commands(&[START], stream);
+        }
+        // It is asked for soon after the start.
+        std::thread::sleep(2 * QUIET);
+        for stream in [0, 1] {
+            assert!(pair.device.stream(stream)["latency-frames"].is_u64());
+            driver.commands(&[STOP], stream as u32);
+        }
+    }
+}
+
     let pulse = directory.path().join("pulse");
     std::fs::create_dir(&pulse).unwrap();
     let start = |name: &str| {

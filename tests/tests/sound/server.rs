@@ -52,6 +52,8 @@ struct State {
     streams: BTreeMap<u32, Remote>,
     /// Latency of the device, in microseconds.
     latency: u64,
+    /// Offsets in the buffer of each stream, where the client writes and where the device reads.
+    offsets: Option<(i64, i64)>,
 }
 
 struct Shared {
@@ -150,6 +152,11 @@ impl Server {
     /// Sets the latency of the device.
     pub fn set_latency(&self, latency: Duration) {
         self.shared.lock().latency = latency.as_micros() as u64;
+    }
+
+    /// Sets where the client writes in the buffer of each stream, and where the device reads.
+    pub fn set_offsets(&self, offsets: (i64, i64)) {
+        self.shared.lock().offsets = Some(offsets);
     }
 }
 
@@ -309,28 +316,30 @@ impl Shared {
                 protocol::write_ack_message(reply, number).unwrap();
             }
             Command::GetPlaybackLatency(params) => {
+                let (write_offset, read_offset) = state.offsets.unwrap_or((1920, 0));
                 let latency = PlaybackLatency {
                     sink_usec: state.latency,
                     source_usec: 0,
                     playing: true,
                     local_time: params.now,
                     remote_time: SystemTime::now(),
-                    write_offset: 1920,
-                    read_offset: 0,
+                    write_offset,
+                    read_offset,
                     underrun_for: 0,
                     playing_for: 0,
                 };
                 protocol::write_reply_message(reply, number, &latency, MAX_VERSION).unwrap();
             }
             Command::GetRecordLatency(params) => {
+                let (write_offset, read_offset) = state.offsets.unwrap_or_default();
                 let latency = RecordLatency {
                     sink_usec: 0,
                     source_usec: state.latency,
                     playing: true,
                     local_time: params.now,
                     remote_time: SystemTime::now(),
-                    write_offset: 0,
-                    read_offset: 0,
+                    write_offset,
+                    read_offset,
                 };
                 protocol::write_reply_message(reply, number, &latency, MAX_VERSION).unwrap();
             }

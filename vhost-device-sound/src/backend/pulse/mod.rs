@@ -672,11 +672,17 @@ impl Pulse {
         let (microseconds, queued) = match stream.direction {
             Direction::Output => {
                 let reply: PlaybackLatency = link::reply(content, version)?;
-                (reply.sink_usec, reply.write_offset - reply.read_offset)
+                (
+                    reply.sink_usec,
+                    reply.write_offset.saturating_sub(reply.read_offset),
+                )
             }
             Direction::Input => {
                 let reply: RecordLatency = link::reply(content, version)?;
-                (reply.source_usec, reply.write_offset - reply.read_offset)
+                (
+                    reply.source_usec,
+                    reply.write_offset.saturating_sub(reply.read_offset),
+                )
             }
         };
         let second = u64::from(params.rate) * u64::from(params.frame_bytes());
