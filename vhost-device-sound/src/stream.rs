@@ -315,7 +315,10 @@ impl Stream {
         {
             finished.push(self.finish(buffer, now));
         }
-        self.resume_at = self.buffers.front().map_or(0, |buffer| buffer.moved);
+        // A queue that stops again before it has taken the buffer changes nothing.
+        if let Some(first) = self.buffers.front() {
+            self.resume_at = first.moved;
+        }
         let buffers = self.buffers.drain(..);
         buffers.map(|buffer| (buffer.sequence, buffer.chain))
     }
