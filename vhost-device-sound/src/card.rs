@@ -87,6 +87,16 @@ impl Card {
     /// Notes whether the driver knows control elements.
     pub fn accept_elements(&mut self, accepted: bool) {
         self.has_elements = accepted;
+        if !accepted {
+            self.events
+                .retain(|event| !matches!(event, Event::Value(_)));
+        }
+    }
+
+    /// Drops the event of an underrun or overrun of a stream that the driver prepares for another run.
+    pub fn drop_xrun(&mut self, stream: usize) {
+        self.events
+            .retain(|event| *event != Event::Xrun(stream as u32));
     }
 
     /// Discards all state of the driver.
@@ -155,11 +165,14 @@ impl Card {
     /// Sets the value of a control element. Returns whether the driver is to be notified, or `None` if that is not possible.
     pub fn set_element(&mut self, element: u32, value: u32) -> Option<bool> {
         let has_changed = self.elements.as_mut()?.set(element, value)?;
+        let notifies = has_changed && self.has_elements;
         if has_changed {
             self.apply_elements();
+        }
+        if notifies {
             self.notify(Event::Value(element as u16));
         }
-        Some(has_changed)
+        Some(notifies)
     }
 
     fn notify(&mut self, event: Event) {

@@ -104,6 +104,9 @@ fn carry_out(
     let outcome = stream.command(command, params.as_ref(), now, &mut done);
     finished.extend(done.into_iter().map(|done| (queue, done)));
     outcome?;
+    if let Command::Prepare = command {
+        card.drop_xrun(index);
+    }
     Ok(match command {
         Command::Release => Outcome::Released(index),
         _ => Outcome::Response(Vec::new()),

@@ -6,7 +6,7 @@ use vhost_device_tests::front_end::Options;
 
 use crate::{
     BAD_MSG, CTL_ENUM_ITEMS, CTL_INFO, CTL_NOTIFY, CTL_READ, CTL_TLV_COMMAND, CTL_TLV_READ,
-    CTL_TLV_WRITE, CTL_WRITE, Device, Driver, JACK_CONNECTED, JACK_DISCONNECTED, JACK_INFO,
+    CTL_TLV_WRITE, CTL_WRITE, Device, Driver, EVENT, JACK_CONNECTED, JACK_DISCONNECTED, JACK_INFO,
     NOT_SUPP, OK, Params, QUIET, RELEASE, RX, START, STOP, TX, word, words,
 };
 
@@ -136,6 +136,11 @@ fn a_driver_that_does_not_know_elements_has_none() {
     for code in CTL_INFO..=CTL_TLV_COMMAND {
         assert_eq!(driver.status(&words(&[code, 0, 1, 96])), NOT_SUPP);
     }
+    // The host can still change them.
+    driver.listen(1);
+    let arguments = json!({"name": "Master Playback Volume", "value": 60});
+    device.control("set-control", arguments).unwrap();
+    driver.assert_quiet(EVENT);
 }
 
 /// Plays or records a constant with these volumes. Returns what arrives.

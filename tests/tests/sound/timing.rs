@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use vhost_device_tests::process::Signal;
 
 use crate::{
-    Device, Driver, EVT_XRUNS, OK, Params, QUIET, RELEASE, RX, START, STOP, TX, XRUN, assert_same,
-    noise, wait_for_length,
+    Device, Driver, EVENT, EVT_XRUNS, OK, PREPARE, Params, QUIET, RELEASE, RX, START, STOP, TX,
+    XRUN, assert_same, noise, wait_for_length,
 };
 
 /// Queues buffers of a period for playback.
@@ -146,6 +146,19 @@ fn a_driver_that_wants_no_events_gets_none() {
     driver.commands(&[STOP], 0);
     assert_eq!(device.stream(0)["xruns"], 1);
     assert_eq!(driver.take_event(), None);
+}
+
+#[test]
+fn an_underrun_of_an_earlier_run_is_forgotten() {
+    let device = Device::start(&[]);
+    let mut driver = device.connect();
+    driver.prepare(0, &Params::USUAL);
+    driver.commands(&[START], 0);
+    std::thread::sleep(QUIET);
+    driver.commands(&[STOP, RELEASE, PREPARE], 0);
+    assert_eq!(device.stream(0)["xruns"], 1);
+    driver.listen(1);
+    driver.assert_quiet(EVENT);
 }
 
 /// The back-end does not run for 300 ms: the guest hears of it once, and the next period is in time again.
