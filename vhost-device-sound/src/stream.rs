@@ -67,6 +67,8 @@ pub struct Stream {
     clock: Option<Clock>,
     /// The pace at the last tick.
     pace: Pace,
+    /// When the stream started, or last moved.
+    moved_at: Instant,
     /// At the guest's pace: when to finish the next buffer even if the guest queues none.
     overdue: Option<Instant>,
     /// The last buffer, which is done although the guest has not yet reacted to the one before, and when to complete it at the latest.
@@ -109,6 +111,7 @@ impl Stream {
             is_active: false,
             clock: None,
             pace: Pace::Clock,
+            moved_at: Instant::now(),
             overdue: None,
             held: None,
             has_reacted: true,
@@ -200,6 +203,8 @@ impl Stream {
         if let (State::Running, Some(params), true) = (self.state, self.params, self.is_active) {
             self.clock = Some(Clock::new(now, params.rate, params.period_frames()));
             self.port.start(now);
+            self.pace = self.port.pace(now);
+            self.moved_at = now;
             self.move_at_once(now, finished);
         }
     }
@@ -353,8 +358,10 @@ impl Stream {
         }
         let pace = self.port.pace(now);
         if std::mem::replace(&mut self.pace, pace) != pace && pace == Pace::Clock {
-            // The host has moved the stream until now.
-            *clock = Clock::new(now, params.rate, params.period_frames());
+            // The host has moved the stream until then. Waiting for another period would take longer than a guest with few periods allows.
+            let begin = now.checked_sub(clock.length()).unwrap_or(now);
+            let begin = begin.max(self.moved_at);
+            *clock = Clock::new(begin, params.rate, params.period_frames());
         }
         let begins = match pace {
             Pace::Guest => {
@@ -485,6 +492,9 @@ impl Stream {
                     false => self.held = Some((done, now + hold_time(&params))),
                 }
             }
+        }
+        if moved > 0 {
+            self.moved_at = now;
         }
         let frame = u64::from(params.frame_bytes());
         self.frames += moved.checked_div(frame).unwrap_or(0);
