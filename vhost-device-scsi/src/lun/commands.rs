@@ -1,27 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! The table of all commands. Decoding, REPORT SUPPORTED OPERATION CODES and statistics use it.
 
-use std::sync::Arc;
-
-use super::answer::{Answer, Failure, Response};
+use super::call::{Call, Outcome, reply};
 use super::cdb::Fields;
-use super::medium::{Action, DataOut, Facts, Procedure, Target};
+use super::medium::Facts;
+use super::registry::Class;
 use super::sense::{Sense, code};
-use super::{Command, LogicalUnit, Step};
 use super::{compare, copy, inquiry, log, mode, provision, report, reserve, status, transfer};
-
-/// What reservations of other initiators keep a command from (SPC-4, table 67; SBC-3, table 15).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// Nothing does, not even RESERVE.
-    Free,
-    /// Nothing does but RESERVE.
-    Report,
-    /// Exclusive access does.
-    Read,
-    /// Every reservation does.
-    Write,
-}
 
 /// What a command needs besides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,76 +72,6 @@ pub const KINDS: &[&str] = &[
     "report",
     "other",
 ];
-
-/// A command that is carried out.
-pub struct Call<'a> {
-    pub unit: &'a Arc<LogicalUnit>,
-    pub command: &'a Command<'a>,
-    pub cdb: Fields<'a>,
-    pub data: &'a mut dyn DataOut,
-    pub target: &'a Arc<dyn Target>,
-}
-
-/// What a command comes to.
-pub type Outcome = Result<Step, Failure>;
-
-impl Call<'_> {
-    pub fn facts(&self) -> &Facts {
-        &self.unit.facts
-    }
-
-    /// Reads a parameter list of `length` bytes.
-    ///
-    /// # Errors
-    /// It is longer than `most`, or than the data-out buffer, or cannot be read.
-    pub fn parameters(&mut self, length: usize, most: usize) -> Result<Vec<u8>, Failure> {
-        if length > most {
-            return Err(Sense::illegal(code::PARAMETER_LIST_LENGTH).into());
-        }
-        self.has_data_out(length as u64)?;
-        let mut list = vec![0; length];
-        let failed = |_| Failure::Response(Response::Failure);
-        self.data.read(&mut list).map_err(failed)?;
-        Ok(list)
-    }
-
-    /// Checks that the data-out buffer has `length` bytes.
-    pub fn has_data_out(&self, length: u64) -> Result<(), Failure> {
-        match length > self.command.data_out {
-            true => Err(Failure::Response(Response::Overrun)),
-            false => Ok(()),
-        }
-    }
-
-    /// Checks that the data-in buffer has room for `length` bytes.
-    pub fn has_data_in(&self, length: u64) -> Result<(), Failure> {
-        match length > self.command.data_in {
-            true => Err(Failure::Response(Response::Overrun)),
-            false => Ok(()),
-        }
-    }
-}
-
-/// Answers GOOD.
-pub fn good() -> Outcome {
-    Ok(Step::Done(Answer::good()))
-}
-
-/// Answers with data, cut to the allocation length.
-pub fn reply(mut data: Vec<u8>, allocation: usize) -> Outcome {
-    data.truncate(allocation);
-    Ok(Step::Done(Answer::data(data)))
-}
-
-/// Goes on with an action.
-pub fn action(action: Action) -> Outcome {
-    Ok(Step::Action(action))
-}
-
-/// Goes on with a procedure.
-pub fn procedure(procedure: Procedure) -> Outcome {
-    Ok(Step::Procedure(procedure))
-}
 
 /// A command.
 pub struct Row {
@@ -372,7 +287,7 @@ pub const TABLE: &[Row] = &[
     row(0x9e, Some(0x12), SERVICE_16, Read, Medium, Kind::Other, provision::lba_status),
     row(0xa0, None, &[0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 4], Free, Nothing, Kind::ReportLuns, report::luns),
     row(0xa3, Some(0x0a), ALLOCATION_12, Report, Nothing, Kind::Report, report::target_port_groups),
-    row(0xa3, Some(0x0c), &[0, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 4], Report, Nothing, Kind::Report, report::operation_codes),
+    row(0xa3, Some(0x0c), &[0, 0x87, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 4], Report, Nothing, Kind::Report, operation_codes),
     row(0xa3, Some(0x0d), &[0, 0x80, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 4], Report, Nothing, Kind::Report, report::task_management_functions),
     row(0xa8, None, TRANSFER_12, Read, Medium, Kind::Read, transfer::read_12),
     row(0xaa, None, TRANSFER_12, Write, Writable, Kind::Write, transfer::write_12),
@@ -380,6 +295,77 @@ pub const TABLE: &[Row] = &[
     row(0xaf, None, VERIFY_12, Read, Medium, Kind::Verify, compare::verify_12),
     row(0xb7, None, &[0x1f, 0, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 4], Read, Medium, Kind::Other, report::defects_12),
 ];
+
+/// Seconds that a command takes at most, and after which an initiator may give up: not specified.
+const TIMEOUTS: [u8; 12] = [0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+
+/// Returns the CDB USAGE DATA of a command.
+fn usage(row: &Row) -> Vec<u8> {
+    let mut usage = vec![row.opcode];
+    usage.extend(row.usage);
+    if let (Some(action), Some(byte)) = (row.action, usage.get_mut(1)) {
+        *byte |= action as u8;
+    }
+    usage
+}
+
+/// REPORT SUPPORTED OPERATION CODES (SPC-4, 6.35).
+pub fn operation_codes(call: &mut Call<'_>) -> Outcome {
+    let cdb = call.cdb;
+    let with_timeouts = cdb.bit(2, 7);
+    let (opcode, action) = (cdb.byte(3), cdb.u16(4));
+    let available = |row: &&Row| row.is_available(call.facts());
+    let rows: Vec<&Row> = rows(opcode).filter(available).collect();
+    let has_actions = rows.iter().any(|row| row.action.is_some());
+    let find = |wanted: Option<u16>| rows.iter().copied().find(|row| row.action == wanted);
+    let data = match cdb.byte(2) & 7 {
+        0 => all(call.facts(), with_timeouts),
+        1 if has_actions => return Err(Sense::cdb_bit(2, 2).into()),
+        1 => one(find(None), with_timeouts),
+        2 if !has_actions && !rows.is_empty() => return Err(Sense::cdb_bit(2, 2).into()),
+        2 => one(find(Some(action)), with_timeouts),
+        3 if has_actions => one(find(Some(action)), with_timeouts),
+        3 if action != 0 => one(None, with_timeouts),
+        3 => one(find(None), with_timeouts),
+        _ => return Err(Sense::cdb_bit(2, 2).into()),
+    };
+    reply(data, cdb.u32(6) as usize)
+}
+
+/// Describes all commands.
+fn all(facts: &Facts, with_timeouts: bool) -> Vec<u8> {
+    let mut data = vec![0; 4];
+    for row in TABLE.iter().filter(|row| row.is_available(facts)) {
+        let action = row.action.unwrap_or(0).to_be_bytes();
+        let flags = u8::from(with_timeouts) << 1 | u8::from(row.action.is_some());
+        let length = (row.usage.len() as u16).saturating_add(1);
+        data.extend([row.opcode, 0]);
+        data.extend(action);
+        data.extend([0, flags]);
+        data.extend(length.to_be_bytes());
+        if with_timeouts {
+            data.extend(TIMEOUTS);
+        }
+    }
+    let length = (data.len() as u32).saturating_sub(4);
+    data.splice(..4, length.to_be_bytes());
+    data
+}
+
+/// Describes one command; `None` is one that is not supported.
+fn one(row: Option<&Row>, with_timeouts: bool) -> Vec<u8> {
+    let Some(row) = row else {
+        return vec![0, 1, 0, 0];
+    };
+    let usage = usage(row);
+    let mut data = vec![0, u8::from(with_timeouts) << 7 | 3];
+    data.extend((usage.len() as u16).to_be_bytes());
+    data.extend(usage);
+    if with_timeouts {
+        data.extend(TIMEOUTS);
+    }
+    data
+}
 
 #[cfg(test)]
 mod tests {

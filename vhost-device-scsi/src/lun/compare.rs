@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::LogicalUnit;
 use super::answer::{Answer, Failure, Response};
+use super::call::{Call, Outcome, good, procedure};
 use super::cdb::Fields;
-use super::commands::{Call, Outcome, good, procedure};
 use super::medium::{DataOut, Medium, Procedure};
 use super::sense::{Key, Sense, code};
 use super::transfer::{Blocks, MAX_BYTES, check_protect, is_stable, length};

@@ -5,10 +5,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::answer::{Answer, Failure};
+use super::call::{Call, Outcome, good, procedure, reply};
 use super::cdb::Fields;
-use super::commands::{Call, Class, Outcome, good, procedure, reply};
 use super::compare::chunks;
 use super::medium::{Peer, Procedure};
+use super::registry::Class;
 use super::sense::{Key, Sense, code};
 use super::state::Copied;
 use super::transfer::length;

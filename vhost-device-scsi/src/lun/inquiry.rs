@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! INQUIRY: standard data and vital product data (SPC-4, 6.6 and 7.8; SBC-3, 6.6).
 
-use super::commands::{Call, Outcome, reply};
+use super::call::{Call, Outcome, reply};
 use super::medium::{Facts, Identity, Provisioning};
 use super::sense::Sense;
 use super::{compare, copy, provision, transfer};

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
 //! LOG SENSE and LOG SELECT (SPC-4, 6.7, 6.8 and 7.3).
 
-use super::commands::{Call, Outcome, good, reply};
+use super::call::{Call, Outcome, good, reply};
 use super::sense::Sense;
 
 /// Makes a page, without its header.

@@ -12,10 +12,12 @@
 //! - `transfer`, `provision`, `compare`, `copy`: commands that use the medium;
 //! - `inquiry`, `mode`, `log`, `report`, `status`, `reserve`: commands that do not;
 //! - `state`, `registry`, `attention`: what a logical unit remembers;
+//! - `call`: a command that is carried out;
 //! - `cdb`, `sense`, `answer`, `medium`: the types that all of them use.
 
 mod answer;
 mod attention;
+mod call;
 mod cdb;
 mod commands;
 mod compare;
@@ -50,8 +52,10 @@ pub use medium::{
 pub use state::Saved;
 
 use answer::Failure;
+use call::{Call, Outcome};
 use cdb::Fields;
-use commands::{Call, Class, Outcome, Row};
+use commands::Row;
+use registry::Class;
 use sense::{Key, Sense, code};
 use state::State;
 

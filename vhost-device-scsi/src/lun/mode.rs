@@ -3,8 +3,8 @@
 
 use super::answer::Failure;
 use super::attention::Attention;
+use super::call::{Call, Outcome, action, good, reply};
 use super::cdb::Fields;
-use super::commands::{Call, Outcome, action, good, reply};
 use super::medium::Action;
 use super::sense::{Sense, code};
 use super::state::Modes;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::LogicalUnit;
 use super::answer::{Answer, Failure};
+use super::call::{Call, Outcome, action, good, procedure};
 use super::cdb::Fields;
-use super::commands::{Call, Outcome, action, good, procedure};
 use super::compare::chunks;
 use super::medium::{Action, Facts, Medium, Procedure};
 use super::sense::{Sense, code};

@@ -6,8 +6,20 @@ use serde::{Deserialize, Serialize};
 use super::Nexus;
 use super::answer::Failure;
 use super::attention::Attention;
-use super::commands::Class;
 use super::sense::{Sense, code};
+
+/// What reservations of other initiators keep a command from (SPC-4, table 67; SBC-3, table 15).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Nothing does, not even RESERVE.
+    Free,
+    /// Nothing does but RESERVE.
+    Report,
+    /// Exclusive access does.
+    Read,
+    /// Every reservation does.
+    Write,
+}
 
 /// The most registrations of a logical unit.
 pub const MAX_REGISTRATIONS: usize = 64;

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Reports: capacity, logical units, commands, task management functions, target port groups, defects.
+//! Reports: capacity, logical units, task management functions, target port groups, defects.
 
 use super::answer::Answer;
 use super::attention::Attention;
+use super::call::{Call, Outcome, reply};
 use super::cdb::Fields;
-use super::commands::{self, Call, Outcome, Row, TABLE, reply};
 use super::inquiry::{self, TARGET_PORT};
-use super::medium::{Facts, Target};
+use super::medium::Target;
 use super::sense::{Key, Sense, code};
 use super::{Command, Step};
 
@@ -108,77 +108,6 @@ pub fn without_unit(command: &Command<'_>, target: &dyn Target, first: u8) -> An
         Ok(_) => Answer::good(),
         Err(failure) => failure.answer(false),
     }
-}
-
-/// Seconds that a command takes at most, and after which an initiator may give up: not specified.
-const TIMEOUTS: [u8; 12] = [0, 10, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-
-/// Returns the CDB USAGE DATA of a command.
-fn usage(row: &Row) -> Vec<u8> {
-    let mut usage = vec![row.opcode];
-    usage.extend(row.usage);
-    if let (Some(action), Some(byte)) = (row.action, usage.get_mut(1)) {
-        *byte |= action as u8;
-    }
-    usage
-}
-
-/// REPORT SUPPORTED OPERATION CODES (SPC-4, 6.35).
-pub fn operation_codes(call: &mut Call<'_>) -> Outcome {
-    let cdb = call.cdb;
-    let with_timeouts = cdb.bit(2, 7);
-    let (opcode, action) = (cdb.byte(3), cdb.u16(4));
-    let available = |row: &&Row| row.is_available(call.facts());
-    let rows: Vec<&Row> = commands::rows(opcode).filter(available).collect();
-    let has_actions = rows.iter().any(|row| row.action.is_some());
-    let find = |wanted: Option<u16>| rows.iter().copied().find(|row| row.action == wanted);
-    let data = match cdb.byte(2) & 7 {
-        0 => all(call.facts(), with_timeouts),
-        1 if has_actions => return Err(Sense::cdb_bit(2, 2).into()),
-        1 => one(find(None), with_timeouts),
-        2 if !has_actions && !rows.is_empty() => return Err(Sense::cdb_bit(2, 2).into()),
-        2 => one(find(Some(action)), with_timeouts),
-        3 if has_actions => one(find(Some(action)), with_timeouts),
-        3 if action != 0 => one(None, with_timeouts),
-        3 => one(find(None), with_timeouts),
-        _ => return Err(Sense::cdb_bit(2, 2).into()),
-    };
-    reply(data, cdb.u32(6) as usize)
-}
-
-/// Describes all commands.
-fn all(facts: &Facts, with_timeouts: bool) -> Vec<u8> {
-    let mut data = vec![0; 4];
-    for row in TABLE.iter().filter(|row| row.is_available(facts)) {
-        let action = row.action.unwrap_or(0).to_be_bytes();
-        let flags = u8::from(with_timeouts) << 1 | u8::from(row.action.is_some());
-        let length = (row.usage.len() as u16).saturating_add(1);
-        data.extend([row.opcode, 0]);
-        data.extend(action);
-        data.extend([0, flags]);
-        data.extend(length.to_be_bytes());
-        if with_timeouts {
-            data.extend(TIMEOUTS);
-        }
-    }
-    let length = (data.len() as u32).saturating_sub(4);
-    data.splice(..4, length.to_be_bytes());
-    data
-}
-
-/// Describes one command; `None` is one that is not supported.
-fn one(row: Option<&Row>, with_timeouts: bool) -> Vec<u8> {
-    let Some(row) = row else {
-        return vec![0, 1, 0, 0];
-    };
-    let usage = usage(row);
-    let mut data = vec![0, u8::from(with_timeouts) << 7 | 3];
-    data.extend((usage.len() as u16).to_be_bytes());
-    data.extend(usage);
-    if with_timeouts {
-        data.extend(TIMEOUTS);
-    }
-    data
 }
 
 /// REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-4, 6.36).

@@ -6,8 +6,8 @@ use std::sync::{Arc, PoisonError};
 use vhost_device_common::state::{self, StateError};
 
 use super::answer::{Answer, Failure};
+use super::call::{Call, Outcome, good, procedure, reply};
 use super::cdb::Fields;
-use super::commands::{Call, Outcome, good, procedure, reply};
 use super::inquiry::TARGET_PORT;
 use super::medium::{Procedure, Target};
 use super::registry::{Change, Registry, Type};

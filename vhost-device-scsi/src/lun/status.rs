@@ -5,8 +5,9 @@ use std::sync::{Mutex, PoisonError};
 
 use super::Nexus;
 use super::attention::Attention;
-use super::commands::{Call, Class, Outcome, action, good, reply};
+use super::call::{Call, Outcome, action, good, reply};
 use super::medium::Action;
+use super::registry::Class;
 use super::sense::{Key, Sense, code};
 
 /// Bytes of the echo buffer.

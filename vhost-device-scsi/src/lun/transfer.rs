@@ -4,8 +4,8 @@
 use std::ops::Range;
 
 use super::LogicalUnit;
+use super::call::{Call, Outcome, action, good};
 use super::cdb::Fields;
-use super::commands::{Call, Outcome, action, good};
 use super::medium::Action;
 use super::sense::{Sense, code};
 
