@@ -237,3 +237,22 @@ fn waiting_takes_no_processor_time() {
     let time = device.program.processor_time().unwrap() - before;
     assert!(time < Duration::from_millis(100), "{time:?}");
 }
+
+#[test]
+fn clients_are_accepted_again_after_the_limit_of_open_files_was_reached() {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let device = Device::start(&PORTS, &[]);
+    let mut driver = device.connect();
+    driver.write(0, b"line", PATIENCE);
+    let pid = Pid::from_raw(device.program.id() as i32);
+    // No file can be opened, and those that are open stay open.
+    let limit = Rlimit {
+        current: Some(3),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
+    let before = prlimit(pid, Resource::Nofile, limit).unwrap();
+    let client = device.client("port");
+    assert_quiet(&client);
+    prlimit(pid, Resource::Nofile, before).unwrap();
+    assert_eq!(receive(&client, 4), b"line");
+}
