@@ -157,8 +157,12 @@ fn checksum(fields: &[u8], state: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// Returns whether the first place has nothing but zeroes.
+/// Returns whether a file is no larger than both places, and the first one has nothing but zeroes.
 fn is_blank(file: &File) -> bool {
+    let length = file.metadata().map(|metadata| metadata.len());
+    if length.is_ok_and(|length| length > 2 * PLACE as u64) {
+        return false;
+    }
     let mut bytes = vec![0; PLACE];
     let mut length = 0;
     while let Some(rest) = bytes.get_mut(length..).filter(|rest| !rest.is_empty()) {
@@ -252,6 +256,10 @@ mod tests {
         std::fs::write(&path, "something else").unwrap();
         let error = Reservations::open(&path, false).unwrap_err();
         assert!(error.contains("not a file of reservations"), "{error}");
+        // An empty image.
+        let image = File::create(&path).unwrap();
+        image.set_len(1 << 20).unwrap();
+        assert!(Reservations::open(&path, false).is_err());
         let path = folder.path().join("new");
         let (file, _) = Reservations::open(&path, false).unwrap();
         let error = Reservations::open(&path, false).unwrap_err();
