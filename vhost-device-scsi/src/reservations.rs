@@ -144,7 +144,7 @@ impl Reservations {
         needs.helper.get_or_insert_default().extend(store);
         // If no thread can be started, a queue's thread stores.
         needs.queue.extend(store);
-        let take = [libc::SYS_flock, libc::SYS_pread64].map(Call::new);
+        let take = [libc::SYS_flock, libc::SYS_pread64, libc::SYS_statx].map(Call::new);
         needs.queue.extend(take);
         needs.control.extend(take);
     }

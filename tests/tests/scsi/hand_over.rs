@@ -89,6 +89,15 @@ fn a_second_program_without_incoming_is_refused() {
 
 #[test]
 fn the_file_of_reservations_is_handed_over_with_the_image() {
+    hand_over_reservations(true);
+}
+
+#[test]
+fn an_empty_file_of_reservations_is_handed_over() {
+    hand_over_reservations(false);
+}
+
+fn hand_over_reservations(has_some: bool) {
     let mut device = Device::with_one(&[]);
     let disk = format!(
         "--disk=file={},reservations={}",
@@ -99,8 +108,11 @@ fn the_file_of_reservations_is_handed_over_with_the_image() {
     device.program = serve(device.directory.path(), std::slice::from_ref(&disk));
     let mut source = Host::new(device);
     source.driver.clear_attentions(FIRST);
-    let completion = source.driver.send(FIRST, &REGISTER, &keys(0, 0x1234));
-    assert_eq!(completion.status, GOOD, "{completion:?}");
+    let key = if has_some { 0x1234 } else { 0 };
+    if has_some {
+        let completion = source.driver.send(FIRST, &REGISTER, &keys(0, key));
+        assert_eq!(completion.status, GOOD, "{completion:?}");
+    }
 
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("delay"), "0").unwrap();
@@ -115,9 +127,10 @@ fn the_file_of_reservations_is_handed_over_with_the_image() {
         .unwrap();
     let queue = front_end.queue(REQUEST_QUEUE, 256).unwrap();
     let mut driver = ScsiDriver::new(front_end.memory(), queue, LARGEST);
-    assert_eq!(registered(&mut driver), [0x1234]);
+    let expected: &[u64] = if has_some { &[key] } else { &[] };
+    assert_eq!(registered(&mut driver), expected);
     // It can store others.
-    let completion = driver.send(FIRST, &REGISTER, &keys(0x1234, 0x5678));
+    let completion = driver.send(FIRST, &REGISTER, &keys(key, 0x5678));
     assert_eq!(completion.status, GOOD, "{completion:?}");
     assert_eq!(registered(&mut driver), [0x5678]);
 }
