@@ -19,16 +19,14 @@ pub struct TaskMedium<'a> {
     pub task: Task,
 }
 
-impl TaskMedium<'_> {
+impl Medium for TaskMedium<'_> {
     fn check(&self) -> io::Result<()> {
         match self.unit.tasks.mark(self.task) {
             None => Ok(()),
             Some(_) => Err(io::ErrorKind::Interrupted.into()),
         }
     }
-}
 
-impl Medium for TaskMedium<'_> {
     fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         self.check()?;
         blocking::read(&self.unit.disk, offset, bytes)

@@ -117,10 +117,7 @@ fn verify(call: &Call<'_>, blocks: Blocks) -> Outcome {
     check_protect(call.cdb)?;
     let check = Check::of(call.cdb)?;
     let size = call.facts().block_size;
-    let bytes = match check {
-        Check::Data => blocks.bytes_up_to(call.unit, MAX_BYTES)?,
-        Check::Medium | Check::Block => blocks.bytes(call.unit)?,
-    };
+    let bytes = blocks.bytes_up_to(call.unit, MAX_BYTES)?;
     if bytes.is_empty() {
         return good();
     }

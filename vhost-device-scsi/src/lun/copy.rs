@@ -8,7 +8,7 @@ use super::answer::{Answer, Failure};
 use super::call::{Call, Outcome, good, procedure, reply};
 use super::cdb::Fields;
 use super::compare::chunks;
-use super::medium::{Peer, Procedure};
+use super::medium::{Medium, Peer, Procedure};
 use super::registry::Class;
 use super::sense::{Key, Sense, code};
 use super::state::Copied;
@@ -27,8 +27,8 @@ const BLOCKS_TO_BLOCKS: u8 = 0x02;
 const SEGMENT: usize = 28;
 /// The most bytes of all descriptors.
 const MAX_LIST: usize = MAX_DESCRIPTORS * (CSCD + SEGMENT);
-/// The most bytes of one segment: 65535 blocks of 4096 bytes.
-const MAX_SEGMENT: u32 = 0xffff * 4096;
+/// The most bytes of one segment.
+const MAX_SEGMENT: u32 = 32 << 20;
 /// The most copies at once. The pool of the transport limits them further.
 const MAX_COPIES: u8 = 16;
 
@@ -87,7 +87,7 @@ pub fn extended_copy(call: &mut Call<'_>) -> Outcome {
     // LIST ID USAGE: 0 keeps the result for RECEIVE COPY STATUS.
     let list = (fields.byte(1) >> 3 & 3 == 0).then_some(fields.byte(0));
     let unit = Arc::clone(call.unit);
-    procedure(Procedure::new(call.unit, move |_, _| {
+    procedure(Procedure::new(call.unit, move |medium, _| {
         let mut copied = Copied {
             nexus,
             list: list.unwrap_or(0),
@@ -97,7 +97,7 @@ pub fn extended_copy(call: &mut Call<'_>) -> Outcome {
         };
         let outcome = plans
             .iter()
-            .try_for_each(|plan| carry_out(plan, &mut copied));
+            .try_for_each(|plan| carry_out(plan, medium, &mut copied));
         copied.failed = outcome.is_err();
         if list.is_some() {
             unit.state.with(|saved| saved.copied = Some(copied));
@@ -202,7 +202,8 @@ fn plan(places: &[Place], segment: &Segment, nexus: Nexus) -> Result<Plan, Failu
     let from = segment.from.checked_mul(from_size);
     let to = segment.to.checked_mul(to_size);
     let is_whole = length.is_multiple_of(from_size) && length.is_multiple_of(to_size);
-    let (Some(from), Some(to), true) = (from, to, is_whole) else {
+    let is_short = length <= u64::from(MAX_SEGMENT);
+    let (Some(from), Some(to), true) = (from, to, is_whole && is_short) else {
         return Err(aborted(code::NONE));
     };
     let has = |peer: &Peer, start: u64, size: u64| {
@@ -234,7 +235,8 @@ fn check(unit: &LogicalUnit, nexus: Nexus, class: Class) -> Result<(), Failure> 
     }
 }
 
-fn carry_out(plan: &Plan, copied: &mut Copied) -> Result<(), Failure> {
+/// Copies a segment. `medium` is that of the command, which says whether the command was aborted.
+fn carry_out(plan: &Plan, medium: &dyn Medium, copied: &mut Copied) -> Result<(), Failure> {
     let failed = |error: std::io::Error| match error.kind() {
         std::io::ErrorKind::Interrupted => Sense::new(Key::AbortedCommand, code::NONE).into(),
         _ => aborted(code::NONE),
@@ -246,6 +248,7 @@ fn carry_out(plan: &Plan, copied: &mut Copied) -> Result<(), Failure> {
     }
     let mut buffer = Vec::new();
     for (offset, length) in parts {
+        medium.check().map_err(failed)?;
         buffer.resize(length, 0);
         plan.source
             .medium

@@ -109,6 +109,14 @@ pub struct Extent {
 /// The medium, as a [`Procedure`] uses it. All calls may block. An error of the kind [`io::ErrorKind::Interrupted`] ends the procedure
 /// early, because the command was aborted.
 pub trait Medium {
+    /// Returns whether the command may continue. All other calls check that too; procedures call it before work on another medium.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Interrupted`]: the command was aborted.
+    fn check(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Fills `bytes` from `offset`.
     ///
     /// # Errors

@@ -126,6 +126,13 @@ fn a_transfer_is_no_longer_than_block_limits_says() {
         let cdb = cdb_16(opcode, 0, most + 1);
         assert_eq!(rig.sense(FIRST, &cdb, &[]), (ILLEGAL, 0x2400));
     }
+    // VERIFY with each BYTCHK.
+    for check in [0, 2, 6] {
+        let mut cdb = cdb_16(0x8f, 0, most + 1);
+        cdb[1] = check;
+        let step = rig.start(FIRST, &cdb, &mut Buffer(&[0; BLOCK]), 0);
+        assert!(matches!(step, Step::Done(answer) if answer.status == Status::CheckCondition));
+    }
 }
 
 #[test]

@@ -192,3 +192,41 @@ fn a_copy_that_fails_says_how_far_it_came() {
     );
     assert_eq!(rig.ok(FIRST, &status(3), &[])[4..7], [2, 0, 0]);
 }
+
+#[test]
+fn a_segment_is_no_longer_than_the_operating_parameters_say() {
+    let mut large = facts();
+    large.block_size = 4096;
+    let rig = Rig::with(large);
+    let mut operating_parameters = cdb_16(0x84, 0, 100);
+    operating_parameters[1] = 3;
+    let parameters = rig.ok(FIRST, &operating_parameters, &[]);
+    let most = u32::from_be_bytes(parameters[16..20].try_into().unwrap()) / 4096;
+    rig.unit.set_blocks(1 << 30);
+    rig.attention(FIRST);
+    let mut place = place(NAA);
+    place[30] = 0x10;
+    for (blocks, is_allowed) in [(most, true), (most + 1, false)] {
+        let segment = segment(0, 0, blocks as u16, 0, 1 << 20);
+        let list = list(1, 2, std::slice::from_ref(&place), &[segment]);
+        let step = rig.start(FIRST, &cdb(list.len()), &mut Buffer(&list), 0);
+        assert_eq!(matches!(step, Step::Procedure(_)), is_allowed, "{blocks}");
+    }
+}
+
+#[test]
+fn an_aborted_copy_between_other_units_ends() {
+    let rig = Rig::new();
+    let mut other = facts();
+    other.identity.naa = NAA + 1;
+    let memory = Arc::new(Memory::new(BLOCKS as usize * BLOCK));
+    let peer = Peer {
+        unit: Arc::new(LogicalUnit::new(other, BLOCKS)),
+        medium: memory.clone(),
+    };
+    rig.units.peers.lock().unwrap().push(peer);
+    let list = list(1, 2, &[place(NAA + 1)], &[segment(0, 0, 2048, 0, 4096)]);
+    *rig.medium.error.lock().unwrap() = Some(io::ErrorKind::Interrupted);
+    refused(&rig, &list, (0x0b, 0));
+    assert!(memory.take_log().is_empty());
+}

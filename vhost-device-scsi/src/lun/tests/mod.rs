@@ -45,7 +45,7 @@ impl Memory {
         }
     }
 
-    fn check(&self) -> io::Result<()> {
+    fn fail(&self) -> io::Result<()> {
         self.error
             .lock()
             .unwrap()
@@ -75,6 +75,10 @@ impl Memory {
 }
 
 impl Medium for Memory {
+    fn check(&self) -> io::Result<()> {
+        self.fail()
+    }
+
     fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         self.check()?;
         let start = offset as usize;
