@@ -187,6 +187,7 @@ impl Input {
             atomic_bytes: if self.is_atomic { 8192 } else { 0 },
             read_only: self.read_only,
             removable: self.removable,
+            persists: !self.is_thick,
             rotation: 1,
             provisioning: (!self.is_thick).then_some(Provisioning {
                 granularity: 4096,

@@ -70,6 +70,7 @@ impl Unit {
         } = settings;
         let disk = Disk::open(source, options, incoming, engine)?;
         let mut facts = facts(&disk, arguments);
+        facts.persists = reservations.is_some();
         // All units of a target name the same one, and targets of other hosts have other names.
         let first = facts.identity.naa.to_be_bytes();
         facts.identity.target =
@@ -175,6 +176,7 @@ fn facts(disk: &Disk, arguments: &DiskArguments) -> Facts {
         atomic_bytes: 0,
         read_only: options.read_only,
         removable: arguments.removable,
+        persists: false,
         rotation,
         provisioning,
         identity: Identity {

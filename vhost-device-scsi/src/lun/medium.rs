@@ -53,6 +53,8 @@ pub struct Facts {
     pub read_only: bool,
     /// The medium can be removed.
     pub removable: bool,
+    /// Persistent reservations can survive a restart: [`Target::store`] has a place for them.
+    pub persists: bool,
     /// MEDIUM ROTATION RATE: 0 unknown, 1 does not rotate, otherwise turns per minute.
     pub rotation: u16,
     /// How blocks are unmapped; `None` if they cannot be.

@@ -92,10 +92,12 @@ pub fn read_reservation(call: &mut Call<'_>) -> Outcome {
 }
 
 pub fn report_capabilities(call: &mut Call<'_>) -> Outcome {
+    let can_persist = u8::from(call.facts().persists);
     let persists = call.unit.state.with(|saved| saved.registry.persists);
     let [low, high] = ALL_TYPES;
     // PTPL_C; TMV, ALLOW COMMANDS (TEST UNIT READY), PTPL_A.
-    let data = vec![0, 8, 0x01, 0x90 | u8::from(persists), low, high, 0, 0];
+    let flags = [can_persist, 0x90 | u8::from(persists)];
+    let data = [&[0, 8], &flags[..], &[low, high, 0, 0]].concat();
     reply(data, call.cdb.u16(7).into())
 }
 
@@ -181,6 +183,10 @@ pub fn persistent_reserve_out(call: &mut Call<'_>) -> Outcome {
     }
     if registers && list.bit(20, 2) {
         // ALL_TG_PT: there is one target port.
+        return Err(Sense::parameter(20).into());
+    }
+    if registers && list.bit(20, 0) && !call.facts().persists {
+        // APTPL: there is no file for reservations.
         return Err(Sense::parameter(20).into());
     }
     let request = Request {

@@ -170,6 +170,7 @@ fn facts() -> Facts {
         atomic_bytes: 64 << 10,
         read_only: false,
         removable: true,
+        persists: true,
         rotation: 1,
         provisioning: Some(Provisioning {
             granularity: PAGE as u32,

@@ -244,6 +244,22 @@ fn capabilities_name_all_types() {
 }
 
 #[test]
+fn a_unit_without_a_place_for_reservations_does_not_claim_that_they_persist() {
+    let mut without = facts();
+    without.persists = false;
+    let rig = Rig::with(without);
+    assert_eq!(
+        rig.ok(FIRST, &[0x5e, 2, 0, 0, 0, 0, 0, 0, 4, 0], &[]),
+        [0, 8, 0, 0x90]
+    );
+    for action in [0, 6] {
+        let list = keys(0, 1, 1);
+        assert_eq!(rig.sense(FIRST, &out(action, 0), &list), (ILLEGAL, 0x2600));
+    }
+    rig.ok(FIRST, &out(0, 0), &keys(0, 1, 0));
+}
+
+#[test]
 fn parameter_lists_are_checked() {
     let rig = rig();
     let list = keys(0, 1, 0);
