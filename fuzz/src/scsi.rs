@@ -400,8 +400,12 @@ impl Run {
             Step::Procedure(procedure) => {
                 if let Some(range) = procedure.exclusive() {
                     self.check(&range);
+                    assert!(procedure.changes());
                 }
-                procedure.run(&*self.medium, &mut buffer)
+                let before = (!procedure.changes()).then(|| self.medium.content());
+                let answer = procedure.run(&*self.medium, &mut buffer);
+                assert!(before.is_none_or(|before| before == self.medium.content()));
+                answer
             }
             Step::Action(action) => {
                 self.act(&action, &mut buffer, data_in);
@@ -472,11 +476,7 @@ impl Run {
         };
         let block = self.block as usize;
         let start = first as usize * block;
-        let is_same = matches!(cdb[0], 0x41 | 0x93);
-        let end = match count {
-            0 if is_same => SIZE,
-            count => start + count as usize * block,
-        };
+        let end = start + count as usize * block;
         let place = &mut medium[start..end];
         let length = place.len();
         match cdb[0] {

@@ -126,7 +126,8 @@ fn verify(call: &Call<'_>, blocks: Blocks) -> Outcome {
         Check::Data => call.has_data_out(length(&bytes))?,
         Check::Block => call.has_data_out(size.into())?,
     }
-    procedure(make(call, move |run| {
+    let moved = length(&bytes);
+    let verify = make(call, move |run| {
         let mut block = Vec::new();
         if check == Check::Block {
             block.resize(size as usize, 0);
@@ -144,7 +145,8 @@ fn verify(call: &Call<'_>, blocks: Blocks) -> Outcome {
             }
         }
         Ok(())
-    }))
+    });
+    procedure(verify.moving(moved))
 }
 
 pub fn verify_10(call: &mut Call<'_>) -> Outcome {
@@ -170,7 +172,8 @@ fn write_and_verify(call: &Call<'_>, blocks: Blocks) -> Outcome {
     if bytes.is_empty() {
         return good();
     }
-    procedure(make(call, move |run| {
+    let moved = length(&bytes).saturating_mul(2);
+    let write = make(call, move |run| {
         for (offset, length) in chunks(bytes.clone()) {
             let mut data = vec![0; length];
             run.take(&mut data)?;
@@ -182,7 +185,8 @@ fn write_and_verify(call: &Call<'_>, blocks: Blocks) -> Outcome {
         }
         // The data is verified on the medium, so it must be there.
         run.flush(true, bytes.start)
-    }))
+    });
+    procedure(write.changing().moving(moved))
 }
 
 pub fn write_and_verify_10(call: &mut Call<'_>) -> Outcome {
@@ -222,6 +226,7 @@ pub fn compare_and_write(call: &mut Call<'_>) -> Outcome {
         run.write(bytes.start, &data)?;
         run.flush(stable, bytes.start)
     });
+    let compare = compare.changing().moving(half.saturating_mul(2));
     procedure(compare.exclusively(exclusive))
 }
 
@@ -235,6 +240,7 @@ pub fn or_write(call: &mut Call<'_>) -> Outcome {
     }
     let stable = is_stable(call);
     let exclusive = bytes.clone();
+    let moved = length(&bytes).saturating_mul(2);
     let or = make(call, move |run| {
         for (offset, length) in chunks(bytes.clone()) {
             let (mut data, mut found) = (vec![0; length], vec![0; length]);
@@ -247,5 +253,5 @@ pub fn or_write(call: &mut Call<'_>) -> Outcome {
         }
         run.flush(stable, bytes.start)
     });
-    procedure(or.exclusively(exclusive))
+    procedure(or.changing().moving(moved).exclusively(exclusive))
 }

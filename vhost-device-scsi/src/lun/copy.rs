@@ -87,7 +87,9 @@ pub fn extended_copy(call: &mut Call<'_>) -> Outcome {
     // LIST ID USAGE: 0 keeps the result for RECEIVE COPY STATUS.
     let list = (fields.byte(1) >> 3 & 3 == 0).then_some(fields.byte(0));
     let unit = Arc::clone(call.unit);
-    procedure(Procedure::new(call.unit, move |medium, _| {
+    let lengths = plans.iter().map(|plan| length(&plan.from));
+    let moved = lengths.sum::<u64>().saturating_mul(2);
+    let copy = Procedure::new(call.unit, move |medium, _| {
         let mut copied = Copied {
             nexus,
             list: list.unwrap_or(0),
@@ -103,7 +105,8 @@ pub fn extended_copy(call: &mut Call<'_>) -> Outcome {
             unit.state.with(|saved| saved.copied = Some(copied));
         }
         outcome.map(|()| Answer::good())
-    }))
+    });
+    procedure(copy.changing().moving(moved))
 }
 
 /// Parses the CSCD descriptors.

@@ -182,6 +182,8 @@ pub trait Target: Send + Sync {
 /// A command that needs several operations on the medium, or data in memory.
 pub struct Procedure {
     exclusive: Option<Range<u64>>,
+    changes: bool,
+    bytes: u64,
     unit: Arc<LogicalUnit>,
     run: Run,
 }
@@ -197,6 +199,8 @@ impl Procedure {
     ) -> Self {
         Self {
             exclusive: None,
+            changes: false,
+            bytes: 0,
             unit: Arc::clone(unit),
             run: Box::new(run),
         }
@@ -208,6 +212,29 @@ impl Procedure {
             exclusive: Some(bytes),
             ..self
         }
+    }
+
+    /// Says that the procedure writes.
+    pub(super) fn changing(self) -> Self {
+        Self {
+            changes: true,
+            ..self
+        }
+    }
+
+    /// Sets how many bytes are read and written.
+    pub(super) fn moving(self, bytes: u64) -> Self {
+        Self { bytes, ..self }
+    }
+
+    /// Returns whether the procedure writes to a medium: to its own or, for EXTENDED COPY, to any of the program.
+    pub fn changes(&self) -> bool {
+        self.changes
+    }
+
+    /// Returns how many bytes of all media the procedure reads and writes if nothing fails, for limits. 0 if it moves no data.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Returns the bytes of the medium that no other command may write or unmap, from before [`Procedure::run`] until it has returned.

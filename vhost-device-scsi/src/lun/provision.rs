@@ -10,7 +10,7 @@ use super::cdb::Fields;
 use super::compare::chunks;
 use super::medium::{Action, Facts, Medium, Procedure};
 use super::sense::{Sense, code};
-use super::transfer::{Blocks, check_protect};
+use super::transfer::{Blocks, check_protect, length};
 
 /// The most block descriptors of UNMAP (MAXIMUM UNMAP BLOCK DESCRIPTOR COUNT).
 pub const MAX_DESCRIPTORS: usize = 256;
@@ -91,7 +91,7 @@ fn write_same(call: &mut Call<'_>, blocks: Blocks, without_data: bool) -> Outcom
     }
     let bytes = blocks.bytes_up_to(call.unit, call.facts().max_zero_bytes)?;
     if bytes.is_empty() {
-        // WSNZ. 0 once were all blocks to the end, which takes too long.
+        // WSNZ. SBC-2 let 0 mean all blocks to the end; that would take too long.
         return Err(Sense::cdb(blocks.count_at()).into());
     }
     let size = call.facts().block_size as usize;
@@ -112,7 +112,8 @@ fn write_same(call: &mut Call<'_>, blocks: Blocks, without_data: bool) -> Outcom
         });
     }
     let unit = Arc::clone(call.unit);
-    procedure(Procedure::new(call.unit, move |medium, _| {
+    let moved = length(&bytes);
+    let write = Procedure::new(call.unit, move |medium, _| {
         let mut pattern = Vec::new();
         for (offset, length) in chunks(bytes.clone()) {
             if pattern.len() != length {
@@ -125,7 +126,8 @@ fn write_same(call: &mut Call<'_>, blocks: Blocks, without_data: bool) -> Outcom
             unit.check_medium(medium.flush(), bytes.start, false)?;
         }
         Ok(Answer::good())
-    }))
+    });
+    procedure(write.changing().moving(moved))
 }
 
 pub fn write_same_10(call: &mut Call<'_>) -> Outcome {

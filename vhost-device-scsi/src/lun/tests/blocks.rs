@@ -368,3 +368,34 @@ fn errors_of_the_medium_say_what_failed_and_where() {
     // Block 2^32 + 8 does not fit fixed sense data.
     assert_eq!(answer.sense[..7], [0x70, 0, 3, 0, 0, 0, 0]);
 }
+
+#[test]
+fn procedures_say_what_they_change_and_how_much_they_move() {
+    let rig = Rig::new();
+    let data = pattern(4, 1);
+    let same = pattern(1, 2);
+    let size = BLOCK as u64;
+    let mut compare = cdb_16(0x89, 0, 0);
+    compare[13] = 2;
+    // The CDB, its data, and what the procedure says.
+    let cases: [(&[u8], &[u8], bool, u64); 6] = [
+        (&cdb_16(0x8f, 0, 4), &[], false, 4 * size),
+        (&cdb_16(0x8e, 0, 4), &data, true, 8 * size),
+        (&cdb_16(0x8b, 0, 4), &data, true, 8 * size),
+        (&compare, &data, true, 4 * size),
+        (&cdb_16(0x93, 0, 9), &same, true, 9 * size),
+        (
+            &[0x9e, 0x12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 99, 0, 0],
+            &[],
+            false,
+            0,
+        ),
+    ];
+    for (cdb, data, changes, bytes) in cases {
+        let Step::Procedure(procedure) = rig.start(FIRST, cdb, &mut Buffer(data), 1 << 20) else {
+            panic!("{cdb:02x?}");
+        };
+        let found = (procedure.changes(), procedure.bytes());
+        assert_eq!(found, (changes, bytes), "{cdb:02x?}");
+    }
+}

@@ -230,3 +230,16 @@ fn an_aborted_copy_between_other_units_ends() {
     refused(&rig, &list, (0x0b, 0));
     assert!(memory.take_log().is_empty());
 }
+
+#[test]
+fn a_copy_changes_and_moves_all_segments_twice() {
+    let rig = Rig::new();
+    let segments = [segment(0, 0, 3, 0, 9), segment(0, 0, 2, 0, 20)];
+    let list = list(1, 2, &[place(NAA)], &segments);
+    let step = rig.start(FIRST, &cdb(list.len()), &mut Buffer(&list), 0);
+    let Step::Procedure(procedure) = step else {
+        panic!("no procedure");
+    };
+    assert!(procedure.changes());
+    assert_eq!(procedure.bytes(), 10 * BLOCK as u64);
+}
