@@ -18,7 +18,7 @@ use vhost_device_storage::engine::{Engine, Engines, Label};
 use crate::address::Addressed;
 use crate::config::{CONTROL, EVENTS, FIRST_REQUEST};
 use crate::control::Functions;
-use crate::lun::{Action, Answer, LogicalUnit};
+use crate::lun::{Answer, LogicalUnit};
 use crate::parked::Parked;
 use crate::passthrough::Passing;
 use crate::request::{
@@ -240,7 +240,8 @@ impl ScsiHandler {
                         return moved;
                     }
                 }
-                Stage::Limited(action) => match self.limit(&request, &action, queue) {
+                Stage::Limited(action) => match self.limit(&request, limited_bytes(&action), queue)
+                {
                     true => Stage::Ready(action),
                     false => {
                         self.parked.add(request, Stage::Limited(action));
@@ -282,9 +283,21 @@ impl ScsiHandler {
                         }
                     }
                 }
+                Stage::LimitedProcedure(procedure) => {
+                    let bytes = Some(procedure.bytes()).filter(|bytes| *bytes > 0);
+                    if !self.limit(&request, bytes, queue) {
+                        self.parked.add(request, Stage::LimitedProcedure(procedure));
+                        return moved;
+                    }
+                    Stage::Excluding(procedure)
+                }
                 Stage::Excluding(procedure) => {
-                    let excludes = procedure.exclusive().is_some();
-                    if excludes && !request.unit.tasks.exclude(request.task) {
+                    let tasks = &request.unit.tasks;
+                    let may_run = match procedure.exclusive() {
+                        Some(_) => tasks.exclude(request.task),
+                        None => !procedure.changes() || tasks.enter(request.task),
+                    };
+                    if !may_run {
                         self.parked.add(request, Stage::Excluding(procedure));
                         return moved;
                     }
@@ -312,12 +325,13 @@ impl ScsiHandler {
         }
     }
 
-    /// Returns whether the limits of a disk allow an action now. Otherwise has the worker call again when they may.
-    fn limit(&self, request: &Request, action: &Action, queue: &mut Queue) -> bool {
+    /// Returns whether the limits of a disk allow a request that moves so many bytes, `None` for one without limits. Otherwise has the
+    /// worker call again when they may.
+    fn limit(&self, request: &Request, bytes: Option<u64>, queue: &mut Queue) -> bool {
         let Some(throttle) = &request.unit.throttle else {
             return true;
         };
-        let Some(bytes) = limited_bytes(action).filter(|_| !queue.is_stopping()) else {
+        let Some(bytes) = bytes.filter(|_| !queue.is_stopping()) else {
             return true;
         };
         if self.parked.has_limited(queue.index(), &request.unit) {

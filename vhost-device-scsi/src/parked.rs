@@ -38,7 +38,10 @@ impl Parked {
         self.0.iter().any(|request| {
             request.queue == queue
                 && Arc::ptr_eq(&request.unit, unit)
-                && matches!(request.stage, Stage::Limited(_))
+                && matches!(
+                    request.stage,
+                    Stage::Limited(_) | Stage::LimitedProcedure(_)
+                )
         })
     }
 }

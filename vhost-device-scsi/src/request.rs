@@ -201,6 +201,8 @@ pub enum Stage {
     Ready(Action),
     /// The action is in progress.
     Working(Action, Work),
+    /// Run a procedure, when the limits of the disk allow it.
+    LimitedProcedure(Procedure),
     /// Run a procedure, when no other task disturbs it.
     Excluding(Procedure),
     /// Run a procedure.

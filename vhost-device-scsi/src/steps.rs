@@ -38,7 +38,7 @@ pub fn check(unit: &Unit, cdb: &[u8], reply: &mut Reply) -> Stage {
     match unit.logical.start(&command, &mut data, &unit.target) {
         Step::Done(answer) => Stage::Answered(answer),
         Step::Action(action) => Stage::Limited(action),
-        Step::Procedure(procedure) => Stage::Excluding(procedure),
+        Step::Procedure(procedure) => Stage::LimitedProcedure(procedure),
     }
 }
 

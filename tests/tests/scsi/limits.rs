@@ -87,3 +87,18 @@ fn requests_that_wait_for_a_limit_do_not_delay_a_stop() {
     host.front_end.stop(2).unwrap();
     assert!(begin.elapsed() < Duration::from_secs(2));
 }
+
+/// VERIFY(16).
+const VERIFY_16: u8 = 0x8f;
+
+#[test]
+fn a_command_that_reads_the_disk_without_data_for_the_driver_is_limited_too() {
+    let mut host = Host::new(Device::start(&[(&[1; SIZE], KEYS)], &[]));
+    host.driver.clear_attentions(FIRST);
+    let begin = Instant::now();
+    for _ in 0..20 {
+        let completion = host.driver.command(FIRST, &transfer(VERIFY_16, 0, 1), 0);
+        assert_eq!(completion.status, GOOD);
+    }
+    assert!(begin.elapsed() > Duration::from_millis(150));
+}
