@@ -2,7 +2,7 @@
 //! The console device: the data and the control messages of a guest, its config space, and clients that come and go.
 
 use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 
 use arbitrary::Arbitrary;
@@ -90,6 +90,15 @@ impl Input {
             arguments.push("--filter".to_owned());
         }
         let device: Console = open(&arguments).expect("a device");
+        let sockets = device.sockets().into_iter().map(|socket| {
+            // The last run left it.
+            let _ = std::fs::remove_file(&socket.path);
+            let listener = UnixListener::bind(&socket.path).expect("a socket");
+            listener.set_nonblocking(true).expect("a socket");
+            listener.into()
+        });
+        let accepted = device.set_sockets(sockets.collect());
+        accepted.expect("sockets are accepted");
         device.set_features(u64::from(self.features) & FEATURES);
         load(&device, self.state.as_deref());
         let (poller, watcher) = poller();
