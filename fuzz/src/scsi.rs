@@ -26,7 +26,7 @@ pub struct Input {
     read_only: bool,
     removable: bool,
     is_thick: bool,
-    is_atomic: bool,
+    persists: bool,
     events: Vec<Event>,
 }
 
@@ -184,10 +184,9 @@ impl Input {
             physical_block_size: 4096,
             optimal_io_size: 0,
             max_zero_bytes: SIZE as u64 / 2,
-            atomic_bytes: if self.is_atomic { 8192 } else { 0 },
             read_only: self.read_only,
             removable: self.removable,
-            persists: !self.is_thick,
+            persists: self.persists,
             rotation: 1,
             provisioning: (!self.is_thick).then_some(Provisioning {
                 granularity: 4096,
@@ -469,7 +468,6 @@ impl Run {
             0xaa | 0xae => (number(2, 4), number(6, 4)),
             0x8a | 0x8b | 0x8e | 0x93 => (number(2, 8), number(10, 4)),
             0x89 => (number(2, 8), number(13, 1)),
-            0x9c => (number(2, 8), number(12, 2)),
             // These are checked where they are carried out.
             0x42 | 0x83 => return None,
             _ => return Some(medium),

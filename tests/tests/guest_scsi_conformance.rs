@@ -66,7 +66,7 @@ const SKIPS: &[(&str, usize, &str)] = &[
     (
         "WRITEATOMIC16 is not implemented.",
         11,
-        "the host does not say that its writes are atomic",
+        "WRITE ATOMIC is not offered",
     ),
     (
         "WRITESAME10 does not support 0-blocks.",

@@ -263,8 +263,6 @@ impl Request {
                 offset,
                 length,
                 stable,
-                // No image promises that.
-                atomic: _,
             } => return Work::write(chain, *offset, *length, *stable, disk).map(Some),
             Action::Flush => return Ok(Some(Work::flush())),
             Action::Unmap(list) => {

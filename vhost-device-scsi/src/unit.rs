@@ -173,7 +173,6 @@ fn facts(disk: &Disk, arguments: &DiskArguments) -> Facts {
         physical_block_size: disk.physical_block_size(),
         optimal_io_size: disk.optimal_io_size(),
         max_zero_bytes: u64::from(MAX_WRITE_ZEROES_SECTORS) * SECTOR_SIZE,
-        atomic_bytes: 0,
         read_only: options.read_only,
         removable: arguments.removable,
         persists: false,

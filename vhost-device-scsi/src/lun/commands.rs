@@ -18,8 +18,6 @@ pub enum Needs {
     Writable,
     /// As `Writable`. The command is only there if blocks can be unmapped.
     Unmap,
-    /// As `Writable`. The command is only there if writes can be atomic.
-    Atomic,
 }
 
 /// Kinds of commands, as the statistics count them.
@@ -33,7 +31,6 @@ pub enum Kind {
     WriteSame,
     CompareAndWrite,
     OrWrite,
-    WriteAtomic,
     ExtendedCopy,
     Inquiry,
     ReportLuns,
@@ -58,7 +55,6 @@ pub const KINDS: &[&str] = &[
     "write_same",
     "compare_and_write",
     "or_write",
-    "write_atomic",
     "extended_copy",
     "inquiry",
     "report_luns",
@@ -91,7 +87,6 @@ impl Row {
     pub fn is_available(&self, facts: &Facts) -> bool {
         match self.needs {
             Needs::Unmap => facts.provisioning.is_some(),
-            Needs::Atomic => facts.atomic_bytes > 0,
             _ => true,
         }
     }
@@ -186,7 +181,7 @@ const fn row(
 }
 
 use Class::{Free, Read, Report, Write};
-use Needs::{Atomic, Medium, Nothing, Unmap, Writable};
+use Needs::{Medium, Nothing, Unmap, Writable};
 
 // Usage of CDBs that several commands share. The last byte is CONTROL, of which NACA is looked at.
 const CDB_6: &[u8] = &[0, 0, 0, 0, 4];
@@ -211,9 +206,6 @@ const SAME_16: &[u8] = &[
 ];
 const COMPARE_16: &[u8] = &[
     0xf8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0xff, 0, 4,
-];
-const ATOMIC_16: &[u8] = &[
-    0xf8, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 4,
 ];
 const CDB_10: &[u8] = &[0, 0, 0, 0, 0, 0, 0, 0, 4];
 const OUT_10: &[u8] = &[0, 0xff, 0, 0, 0xff, 0xff, 0xff, 0xff, 4];
@@ -282,7 +274,6 @@ pub const TABLE: &[Row] = &[
     row(0x90, None, CACHE_16, Read, Medium, Kind::Other, transfer::pre_fetch_16),
     row(0x91, None, CACHE_16, Write, Medium, Kind::Flush, transfer::synchronize_cache_16),
     row(0x93, None, SAME_16, Write, Writable, Kind::WriteSame, provision::write_same_16),
-    row(0x9c, None, ATOMIC_16, Write, Atomic, Kind::WriteAtomic, transfer::write_atomic_16),
     row(0x9e, Some(0x10), SERVICE_16, Report, Medium, Kind::ReadCapacity, report::read_capacity_16),
     row(0x9e, Some(0x12), SERVICE_16, Read, Medium, Kind::Other, provision::lba_status),
     row(0xa0, None, &[0, 0xff, 0, 0, 0, 0xff, 0xff, 0xff, 0xff, 0, 4], Free, Nothing, Kind::ReportLuns, report::luns),

@@ -152,7 +152,6 @@ fn blocks(facts: &Facts, bytes: u64) -> u32 {
 
 fn block_limits(facts: &Facts) -> Vec<u8> {
     let physical = blocks(facts, facts.physical_block_size.into());
-    let atomic = blocks(facts, facts.atomic_bytes.into());
     let unmap = facts.provisioning;
     let granularity = unmap.map_or(0, |unmap| blocks(facts, unmap.granularity.into()));
     let mut data = Vec::with_capacity(60);
@@ -169,10 +168,8 @@ fn block_limits(facts: &Facts) -> Vec<u8> {
     let is_aligned = u32::from(granularity > 0) << 31; // UGAVALID: aligned to block 0
     data.extend(is_aligned.to_be_bytes());
     data.extend(provision::max_same_blocks(facts).to_be_bytes());
-    // MAXIMUM ATOMIC TRANSFER LENGTH, ATOMIC ALIGNMENT, ATOMIC TRANSFER LENGTH GRANULARITY, and those with a boundary, which there is not.
-    for value in [atomic, 0, 0, 0, 0_u32] {
-        data.extend(value.to_be_bytes());
-    }
+    // The fields of WRITE ATOMIC, which is not supported.
+    data.extend([0; 20]);
     data
 }
 

@@ -47,8 +47,6 @@ pub struct Facts {
     pub optimal_io_size: u32,
     /// The most bytes of one write without data ([`Action::Zero`]): longer WRITE SAME commands are refused.
     pub max_zero_bytes: u64,
-    /// The most bytes that one write changes all together or not at all; 0 if the host does not say.
-    pub atomic_bytes: u32,
     /// The medium cannot be written.
     pub read_only: bool,
     /// The medium can be removed.
@@ -81,8 +79,6 @@ pub enum Action {
         length: u64,
         /// Whether the data must be on stable storage before the answer (FUA, or no write cache).
         stable: bool,
-        /// Whether a loss of power must leave all of it or nothing (WRITE ATOMIC). No longer than [`Facts::atomic_bytes`].
-        atomic: bool,
     },
     /// Bring all that was written to stable storage.
     Flush,

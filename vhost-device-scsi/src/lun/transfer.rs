@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! READ, WRITE, PRE-FETCH, SYNCHRONIZE CACHE and WRITE ATOMIC (SBC-3 and SBC-4, 5).
+//! READ, WRITE, PRE-FETCH and SYNCHRONIZE CACHE (SBC-3, 5).
 
 use std::ops::Range;
 
@@ -139,7 +139,7 @@ fn read(call: &Call<'_>, blocks: Blocks) -> Outcome {
     }
 }
 
-fn write(call: &Call<'_>, blocks: Blocks, stable: bool, atomic: bool) -> Outcome {
+fn write(call: &Call<'_>, blocks: Blocks, stable: bool) -> Outcome {
     let bytes = blocks.bytes_up_to(call.unit, MAX_BYTES)?;
     let length = length(&bytes);
     call.has_data_out(length)?;
@@ -149,7 +149,6 @@ fn write(call: &Call<'_>, blocks: Blocks, stable: bool, atomic: bool) -> Outcome
             offset: bytes.start,
             length,
             stable,
-            atomic,
         }),
     }
 }
@@ -175,37 +174,22 @@ pub fn read_16(call: &mut Call<'_>) -> Outcome {
 
 pub fn write_6(call: &mut Call<'_>) -> Outcome {
     let stable = call.unit.state.is_write_through();
-    write(call, Blocks::of_6(call.cdb), stable, false)
+    write(call, Blocks::of_6(call.cdb), stable)
 }
 
 pub fn write_10(call: &mut Call<'_>) -> Outcome {
     check_protect(call.cdb)?;
-    write(call, Blocks::of_10(call.cdb), is_stable(call), false)
+    write(call, Blocks::of_10(call.cdb), is_stable(call))
 }
 
 pub fn write_12(call: &mut Call<'_>) -> Outcome {
     check_protect(call.cdb)?;
-    write(call, Blocks::of_12(call.cdb), is_stable(call), false)
+    write(call, Blocks::of_12(call.cdb), is_stable(call))
 }
 
 pub fn write_16(call: &mut Call<'_>) -> Outcome {
     check_protect(call.cdb)?;
-    write(call, Blocks::of_16(call.cdb), is_stable(call), false)
-}
-
-/// WRITE ATOMIC(16) (SBC-4, 5.48), without boundaries.
-pub fn write_atomic_16(call: &mut Call<'_>) -> Outcome {
-    check_protect(call.cdb)?;
-    if call.cdb.u16(10) != 0 {
-        return Err(Sense::cdb(10).into());
-    }
-    let blocks = Blocks {
-        first: call.cdb.u64(2),
-        count: call.cdb.u16(12).into(),
-        count_at: 12,
-    };
-    blocks.bytes_up_to(call.unit, call.facts().atomic_bytes.into())?;
-    write(call, blocks, is_stable(call), true)
+    write(call, Blocks::of_16(call.cdb), is_stable(call))
 }
 
 /// PRE-FETCH: the host reads ahead by itself.

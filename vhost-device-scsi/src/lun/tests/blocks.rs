@@ -83,7 +83,7 @@ fn no_blocks_are_no_error_and_move_nothing() {
             assert!(rig.ok(FIRST, &cdb_10(opcode, 0, first, 0), &[]).is_empty());
         }
     }
-    for opcode in [0x88, 0x8a, 0x8b, 0x8e, 0x8f, 0x89, 0x9c] {
+    for opcode in [0x88, 0x8a, 0x8b, 0x8e, 0x8f, 0x89] {
         assert!(rig.ok(FIRST, &cdb_16(opcode, BLOCKS, 0), &[]).is_empty());
     }
     assert!(rig.medium.take_log().is_empty());
@@ -107,7 +107,7 @@ fn protection_information_is_refused() {
             let cdb = cdb_10(opcode, flags, 0, 1);
             assert_eq!(rig.sense(FIRST, &cdb, &data[..BLOCK]), (ILLEGAL, 0x2400));
         }
-        for opcode in [0x88, 0x89, 0x8a, 0x8b, 0x8e, 0x8f, 0x93, 0x9c] {
+        for opcode in [0x88, 0x89, 0x8a, 0x8b, 0x8e, 0x8f, 0x93] {
             let mut cdb = cdb_16(opcode, 0, 1);
             cdb[1] = flags;
             assert_eq!(rig.sense(FIRST, &cdb, &data), (ILLEGAL, 0x2400));
@@ -276,35 +276,12 @@ fn orwrite_sets_bits() {
 }
 
 #[test]
-fn atomic_writes_are_bounded_and_offered_only_if_the_medium_has_them() {
+fn atomic_writes_are_not_offered() {
     let rig = Rig::new();
-    let data = pattern(129, 1);
-    let step = rig.start(FIRST, &cdb_16(0x9c, 3, 128), &mut Buffer(&data), 0);
-    assert!(matches!(
-        step,
-        Step::Action(Action::Write {
-            offset: 1536,
-            length: 65536,
-            stable: false,
-            atomic: true
-        })
-    ));
-    assert_eq!(
-        rig.sense(FIRST, &cdb_16(0x9c, 3, 129), &data),
-        (ILLEGAL, 0x2400)
-    );
-    // A boundary.
-    assert_eq!(
-        rig.sense(FIRST, &cdb_16(0x9c, 3, 0x1_0001), &data),
-        (ILLEGAL, 0x2400)
-    );
-    let mut without = facts();
-    without.atomic_bytes = 0;
-    let rig = Rig::with(without);
-    assert_eq!(
-        rig.sense(FIRST, &cdb_16(0x9c, 3, 1), &data),
-        (ILLEGAL, 0x2000)
-    );
+    let refused = rig.sense(FIRST, &cdb_16(0x9c, 3, 1), &pattern(1, 1));
+    assert_eq!(refused, (ILLEGAL, 0x2000));
+    let limits = rig.ok(FIRST, &[0x12, 1, 0xb0, 0, 255, 0], &[]);
+    assert_eq!(limits[44..], [0; 20]);
 }
 
 #[test]
@@ -325,7 +302,7 @@ fn nothing_changes_a_read_only_medium() {
         let cdb = cdb_10(opcode, 0, 0, 2);
         assert_eq!(rig.sense(FIRST, &cdb, &data), (PROTECTED, 0x2700));
     }
-    for opcode in [0x89, 0x8a, 0x8b, 0x8e, 0x93, 0x9c] {
+    for opcode in [0x89, 0x8a, 0x8b, 0x8e, 0x93] {
         assert_eq!(
             rig.sense(FIRST, &cdb_16(opcode, 0, 1), &data),
             (PROTECTED, 0x2700)

@@ -167,7 +167,6 @@ fn facts() -> Facts {
         physical_block_size: PAGE as u32,
         optimal_io_size: 0,
         max_zero_bytes: 64 << 20,
-        atomic_bytes: 64 << 10,
         read_only: false,
         removable: true,
         persists: true,
