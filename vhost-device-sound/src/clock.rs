@@ -17,6 +17,8 @@ pub struct Clock {
     period: u32,
     /// Periods that have elapsed and were counted.
     elapsed: u64,
+    /// When they were counted last.
+    last: Instant,
 }
 
 impl Clock {
@@ -27,6 +29,7 @@ impl Clock {
             rate,
             period: period.max(1),
             elapsed: 0,
+            last: start,
         }
     }
 
@@ -37,17 +40,18 @@ impl Clock {
         let periods = (frames / u128::from(self.period)) as u64;
         let due = periods.saturating_sub(self.elapsed);
         self.elapsed += due;
+        self.last = now;
         due
     }
 
-    /// Returns when to call [`Clock::elapse`] again.
-    pub fn next(&self, now: Instant) -> Instant {
+    /// Returns when to call [`Clock::elapse`] again. That does not depend on how often this is asked.
+    pub fn next(&self) -> Instant {
         let frames = u128::from(self.elapsed + 1) * u128::from(self.period);
         // Rounded up: the period has elapsed then.
         let time = (frames * NANOSECONDS).div_ceil(u128::from(self.rate.max(1)));
         let end = self.start + Duration::from_nanos(u64::try_from(time).unwrap_or(u64::MAX));
         match self.length() < SHORTEST {
-            true => end.max(now + SHORTEST),
+            true => end.max(self.last + SHORTEST),
             false => end,
         }
     }
@@ -76,7 +80,7 @@ mod tests {
                 let mut wakes = 0u32;
                 while now <= start + hour {
                     frames += clock.elapse(now) * u64::from(period);
-                    let next = clock.next(now);
+                    let next = clock.next();
                     assert!(next > now);
                     // A wake-up is always a little late, and sometimes by several periods.
                     wakes += 1;
@@ -106,16 +110,14 @@ mod tests {
         for (rate, period) in [(44_100, 441), (44_100, 1024), (48_000, 333), (8000, 8)] {
             let start = Instant::now();
             let mut clock = Clock::new(start, rate, period);
-            let mut now = start;
             for _ in 0..1000 {
-                let next = clock.next(now);
+                let next = clock.next();
                 assert_eq!(
                     clock.elapse(next - Duration::from_nanos(2)),
                     0,
                     "{rate} {period}"
                 );
                 assert_eq!(clock.elapse(next), 1, "{rate} {period}");
-                now = next;
             }
         }
     }
@@ -128,8 +130,12 @@ mod tests {
         let mut now = start;
         for _ in 0..100 {
             clock.elapse(now);
-            now = clock.next(now);
+            now = clock.next();
         }
         assert!(now < start + Duration::from_millis(101));
+        // Whoever asks meanwhile does not put it off.
+        let next = clock.next();
+        assert!(next <= now + SHORTEST);
+        assert_eq!(clock.next(), next);
     }
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! Requests on the control queue (VIRTIO 1.3, 5.14.6). All are answered from the state of the device: none waits for the host.
+//! Requests on the control queue (VIRTIO 1.3, 5.14.6). All are answered from the state of the device: none waits for a
+//! sound server. But the thread that answers them also reads and writes files, which a slow disk delays.
 
 use std::time::Instant;
 

@@ -79,7 +79,7 @@ pub struct Stream {
     has_reacted: bool,
     /// Buffers were taken, and [`Stream::move_taken`] was not called yet.
     has_taken: bool,
-    /// The last period lacked a buffer.
+    /// The last period lacked a buffer, or the host has noticed an underrun or overrun since it last moved the stream.
     in_xrun: bool,
     /// Bytes that were moved of a buffer that was put back into its ring. The first buffer begins there.
     resume_at: u32,
@@ -331,14 +331,13 @@ impl Stream {
     /// Returns when to call [`Stream::tick`] next, if the stream runs.
     pub fn next_tick(&self, now: Instant) -> Option<Instant> {
         let clock = self.clock?;
-        match self.port.pace(now) {
-            Pace::Clock => Some(clock.next(now)),
+        let held = self.held.as_ref().map(|(_, time)| *time);
+        let next = match self.port.pace(now) {
+            Pace::Clock => Some(clock.next()),
             Pace::Guest => self.overdue,
-            Pace::Host => {
-                let held = self.held.as_ref().map(|(_, time)| *time);
-                held.into_iter().chain(self.port.deadline()).min()
-            }
-        }
+            Pace::Host => self.port.deadline(),
+        };
+        held.into_iter().chain(next).min()
     }
 
     /// Completes a buffer that was held back.
@@ -372,7 +371,7 @@ impl Stream {
             }
             Pace::Host => {
                 self.move_at_once(now, finished);
-                self.port.take_xrun()
+                self.port.take_xrun() && !std::mem::replace(&mut self.in_xrun, true)
             }
             Pace::Clock => {
                 let due = clock.elapse(now).saturating_mul(params.period_bytes.into());
@@ -403,7 +402,8 @@ impl Stream {
             }
             Pace::Host => {
                 let due = params.whole_frames(self.port.due());
-                self.advance(due, now, finished);
+                let moved = self.advance(due, now, finished);
+                self.in_xrun &= moved == 0;
             }
         }
     }
@@ -566,7 +566,7 @@ impl Stream {
     }
 }
 
-/// Returns how long the last buffer is held back at least: half a period, so that the next tick completes it.
+/// Returns how long the last buffer is held back at most: half a period, or [`LONGEST_HOLD`] if that is shorter.
 fn hold_time(params: &Params) -> Duration {
     let rate = u64::from(params.rate.max(1));
     let period = Duration::from_nanos(u64::from(params.period_frames()) * 1_000_000_000 / rate);

@@ -8,8 +8,8 @@ use vhost_device_tests::process;
 
 use crate::server::{Manners, Server};
 use crate::{
-    CONTROL, Device, Driver, NOT_SUPP, OK, PATIENCE, PCM_INFO, PREPARE, Params, QUIET, RELEASE, RX,
-    START, STOP, TX, XRUN, assert_same, noise, words,
+    CONTROL, Device, Driver, EVENT, NOT_SUPP, OK, PATIENCE, PCM_INFO, PREPARE, Params, QUIET,
+    RELEASE, RX, START, STOP, TX, XRUN, assert_same, noise, words,
 };
 
 /// Parameters with a large buffer: the server may take long.
@@ -160,8 +160,13 @@ fn an_overrun_drops_the_oldest_sound_once() {
     driver.commands(&[START], 0);
     pair.server.wait(0, |stream| !stream.is_corked);
     let sound = noise(1920 * 20, 7);
-    pair.server.record(0, &sound);
+    // The server sends a fragment a period.
+    for piece in sound.chunks(1920) {
+        pair.server.record(0, piece);
+        std::thread::sleep(Params::PERIOD);
+    }
     assert_eq!(driver.event(), (XRUN, 0));
+    driver.assert_quiet(EVENT);
     for tag in 0..8 {
         driver.record(0, 1920, tag);
     }
@@ -171,6 +176,12 @@ fn an_overrun_drops_the_oldest_sound_once() {
     }
     assert_same(&recorded, &sound[1920 * 12..]);
     assert_eq!(driver.take_event(), None);
+    // The guest has recorded meanwhile: this is another overrun.
+    for piece in sound.chunks(1920) {
+        pair.server.record(0, piece);
+    }
+    assert_eq!(driver.event(), (XRUN, 0));
+    driver.assert_quiet(EVENT);
 }
 
 #[test]
@@ -203,9 +214,10 @@ fn the_latency_is_that_of_the_server() {
     driver.commands(&[START], 0);
     pair.server.wait(0, |stream| !stream.is_corked);
     let deadline = Instant::now() + PATIENCE;
-    let begin = Instant::now();
+    let mut begin = Instant::now();
     while pair.device.stream(0)["latency-frames"] == 0 {
         assert!(Instant::now() < deadline);
+        begin = Instant::now();
     }
     pair.server.ask(0, 1920);
     let done = driver.wait(TX);
@@ -217,6 +229,34 @@ fn the_latency_is_that_of_the_server() {
     let least = all.saturating_sub(since + second / 1000);
     assert!(done.latency >= least, "{} {least}", done.latency);
     assert_eq!(done.latency % 4, 0);
+}
+
+#[test]
+fn the_latency_is_known_at_once_and_stands_still_in_a_pause() {
+    /// A second.
+    const FRAMES: u64 = 48_000;
+    let pair = Pair::start(Manners::Told, &[]);
+    let mut driver = pair.device.connect();
+    let params = Params {
+        period: 1920 * 100,
+        buffer: 1920 * 400,
+        ..Params::USUAL
+    };
+    driver.prepare(0, &params);
+    driver.play(0, &noise(1920 * 100, 0), 0);
+    driver.commands(&[START], 0);
+    pair.server.wait(0, |stream| !stream.is_corked);
+    let begin = Instant::now();
+    pair.server.ask(0, 1920 * 100);
+    let latency = u64::from(driver.wait(TX).latency / 4);
+    if begin.elapsed() < Duration::from_millis(40) {
+        assert!((FRAMES - 1920..=FRAMES).contains(&latency), "{latency}");
+    }
+    driver.commands(&[STOP], 0);
+    let frames = || pair.device.stream(0)["latency-frames"].as_u64().unwrap();
+    let before = frames();
+    std::thread::sleep(2 * QUIET);
+    assert_eq!(frames(), before);
 }
 
 /// The guest notices nothing but silence, and hears the server again when it is back.
@@ -266,6 +306,25 @@ fn a_stream_goes_on_without_its_server() {
 }
 
 #[test]
+fn a_link_to_the_socket_of_a_server_can_be_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let real = directory.path().join("real");
+    std::fs::create_dir(&real).unwrap();
+    let links = directory.path().join("links");
+    std::fs::create_dir(&links).unwrap();
+    let server = Server::start(&real.join("server"), Manners::Told);
+    std::os::unix::fs::symlink(real.join("server"), links.join("server")).unwrap();
+    let arguments = ["--backend=pulse", "--pulse-server=DIR/links/server"];
+    let device = Device::start_in(directory, &arguments);
+    let mut driver = device.connect();
+    drop(server);
+    driver.prepare(0, &Params::USUAL);
+    // The program connects again, in its sandbox.
+    let server = Server::start(&device.path("real/server"), Manners::Told);
+    server.wait(0, |stream| stream.is_corked);
+}
+
+#[test]
 fn a_server_that_does_not_move_a_stream_does_not_hold_the_guest() {
     for manners in [Manners::Told, Manners::Silent, Manners::Refusing] {
         let pair = Pair::start(manners, &[]);
@@ -296,6 +355,45 @@ fn a_server_that_does_not_move_a_stream_does_not_hold_the_guest() {
     }
 }
 
+/// ALSA in the guest gives up if no period ends within 1.1 buffers.
+#[test]
+fn a_stalled_server_does_not_fail_a_guest_with_two_periods() {
+    const BYTES: u32 = 1920 * 16;
+    const BUFFER: Duration = Duration::from_millis(320);
+    let params = Params {
+        period: BYTES,
+        buffer: 2 * BYTES,
+        ..Params::USUAL
+    };
+    let pair = Pair::start(Manners::Told, &[]);
+    let mut driver = pair.device.connect();
+    driver.prepare(0, &params);
+    let sound = noise(BYTES as usize, 3);
+    driver.play(0, &sound, 0);
+    driver.play(0, &sound, 1);
+    // In the second run, the server moves the stream before it stalls.
+    for run in 0..2 {
+        let mut last = Instant::now();
+        driver.commands(&[START], 0);
+        pair.server.wait(0, |stream| !stream.is_corked);
+        if run == 1 {
+            pair.server.ask(0, BYTES);
+        }
+        for number in 0..4 {
+            let tag = driver.wait(TX).tag;
+            let gap = last.elapsed();
+            last = Instant::now();
+            assert!(
+                gap < BUFFER * 11 / 10,
+                "run {run}, buffer {number}: {gap:?}"
+            );
+            driver.play(0, &sound, tag);
+        }
+        driver.commands(&[STOP], 0);
+        pair.server.wait(0, |stream| stream.is_corked);
+    }
+}
+
 #[test]
 fn a_stream_that_the_server_ends_goes_on_in_silence() {
     let pair = Pair::start(Manners::Told, &[]);
@@ -307,47 +405,25 @@ fn a_stream_that_the_server_ends_goes_on_in_silence() {
     pair.server.kill(0);
     for tag in 0..10 {
         assert_eq!(driver.wait(TX).tag, tag);
-        /// ALSA in the guest gives up if no period ends within 1.1 buffers.
-        #[test]
-        fn a_stalled_server_does_not_fail_a_guest_with_two_periods() {
-            const BYTES: u32 = 1920 * 16;
-            const BUFFER: Duration = Duration::from_millis(320);
-            let params = Params {
-                period: BYTES,
-                buffer: 2 * BYTES,
-                ..Params::USUAL
-            };
-            let pair = Pair::start(Manners::Told, &[]);
-            let mut driver = pair.device.connect();
-            driver.prepare(0, &params);
-            let sound = noise(BYTES as usize, 3);
-            driver.play(0, &sound, 0);
-            driver.play(0, &sound, 1);
-            // In the second run, the server moves the stream before it stalls.
-            for run in 0..2 {
-                let mut last = Instant::now();
-                driver.commands(&[START], 0);
-                pair.server.wait(0, |stream| !stream.is_corked);
-                if run == 1 {
-                    pair.server.ask(0, BYTES);
-                }
-                for number in 0..4 {
-                    let tag = driver.wait(TX).tag;
-                    let gap = last.elapsed();
-                    last = Instant::now();
-                    assert!(
-                        gap < BUFFER * 11 / 10,
-                        "run {run}, buffer {number}: {gap:?}"
-                    );
-                    driver.play(0, &sound, tag);
-                }
-                driver.commands(&[STOP], 0);
-                pair.server.wait(0, |stream| stream.is_corked);
-            }
-        }
     }
     driver.commands(&[STOP, RELEASE, PREPARE], 0);
     pair.server.wait(1, |stream| stream.is_corked);
+}
+
+#[test]
+fn a_stream_that_the_server_ends_is_created_again() {
+    let pair = Pair::start(Manners::Told, &[]);
+    let mut driver = pair.device.connect();
+    driver.prepare(0, &PATIENT);
+    driver.commands(&[START], 0);
+    pair.server.wait(0, |stream| !stream.is_corked);
+    pair.server.kill(0);
+    pair.server.wait(1, |stream| !stream.is_corked);
+    let sound = noise(1920, 5);
+    driver.play(0, &sound, 0);
+    pair.server.ask(1, 1920);
+    pair.server
+        .wait(1, |stream| stream.played.ends_with(&sound));
 }
 
 #[test]
@@ -386,6 +462,46 @@ fn a_server_that_sends_nonsense_is_left() {
         assert_eq!(driver.wait(queue).tag, 0);
     }
     std::thread::sleep(QUIET);
+}
+
+#[test]
+fn a_server_with_an_impossible_latency_is_harmless() {
+    for offsets in [(i64::MAX, i64::MIN), (i64::MIN, i64::MAX)] {
+        let pair = Pair::start(Manners::Told, &[]);
+        pair.server.set_offsets(offsets);
+        pair.server.set_latency(Duration::MAX);
+        let mut driver = pair.device.connect();
+        for stream in [0, 1] {
+            driver.prepare(stream, &PATIENT);
+            driver.commands(&[START], stream);
+        }
+        // It is asked for soon after the start.
+        std::thread::sleep(2 * QUIET);
+        for stream in [0, 1] {
+            assert!(pair.device.stream(stream)["latency-frames"].is_u64());
+            driver.commands(&[STOP], stream as u32);
+        }
+    }
+}
+
+#[test]
+fn a_server_that_stands_still_keeps_one_earlier_stream() {
+    let pair = Pair::start(Manners::Endless, &[]);
+    let mut driver = pair.device.connect();
+    for channel in 0..4 {
+        driver.prepare(0, &Params::USUAL);
+        driver.play(0, &noise(1920, 1), 0);
+        driver.commands(&[START], 0);
+        pair.server.wait(channel, |stream| !stream.is_corked);
+        pair.server.ask(channel, 1920);
+        driver.wait(TX);
+        driver.commands(&[STOP, RELEASE], 0);
+        let stream = pair.server.wait(channel, |stream| stream.was_drained);
+        assert!(!stream.is_deleted);
+        if let Some(earlier) = channel.checked_sub(1) {
+            pair.server.wait(earlier, |stream| stream.is_deleted);
+        }
+    }
 }
 
 #[test]
@@ -436,28 +552,30 @@ fn a_server_that_cannot_be_used_is_a_failure() {
 }
 
 #[test]
+fn the_environment_names_a_server_by_its_path() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("server");
+    let _server = Server::start(&path, Manners::Closed);
+    let path = path.to_str().unwrap();
+    for (value, word) in [
+        (format!("unix:{path}"), "Access failure"),
+        (path.to_owned(), "Access failure"),
+        ("tcp:localhost".to_owned(), "PULSE_SERVER=tcp:localhost"),
+    ] {
+        let mut command = process::command("vhost-device-sound").unwrap();
+        command
+            .env_remove("RUST_LOG")
+            .env_remove("XDG_RUNTIME_DIR")
+            .env("PULSE_SERVER", &value)
+            .arg("--socket-path=/nonexistent/socket")
+            .arg("--backend=pulse");
+        assert_refused(&mut command, 1, word);
+    }
+}
+
+#[test]
 fn the_usual_back_end_is_a_server_that_answers_or_none() {
     let directory = tempfile::tempdir().unwrap();
-    #[test]
-    fn a_server_with_an_impossible_latency_is_harmless() {
-        for offsets in [(i64::MAX, i64::MIN), (i64::MIN, i64::MAX)] {
-            let pair = Pair::start(Manners::Told, &[]);
-            pair.server.set_offsets(offsets);
-            pair.server.set_latency(Duration::MAX);
-            let mut driver = pair.device.connect();
-            for stream in [0, 1] {
-                driver.prepare(stream, &PATIENT);
-                driver.commands(&[START], stream);
-            }
-            // It is asked for soon after the start.
-            std::thread::sleep(2 * QUIET);
-            for stream in [0, 1] {
-                assert!(pair.device.stream(stream)["latency-frames"].is_u64());
-                driver.commands(&[STOP], stream as u32);
-            }
-        }
-    }
-
     let pulse = directory.path().join("pulse");
     std::fs::create_dir(&pulse).unwrap();
     let start = |name: &str| {

@@ -24,6 +24,8 @@ pub enum Manners {
     Eager,
     /// It asks for, and sends, only what the test says.
     Told,
+    /// As `Told`, but the end of a stream's sound is never reached.
+    Endless,
     /// It creates no streams: these commands are not answered.
     Silent,
     /// It refuses streams.
@@ -313,7 +315,9 @@ impl Shared {
             }
             Command::DrainPlaybackStream(channel) => {
                 state.streams.get_mut(&channel).unwrap().was_drained = true;
-                protocol::write_ack_message(reply, number).unwrap();
+                if self.manners != Manners::Endless {
+                    protocol::write_ack_message(reply, number).unwrap();
+                }
             }
             Command::GetPlaybackLatency(params) => {
                 let (write_offset, read_offset) = state.offsets.unwrap_or((1920, 0));

@@ -155,13 +155,6 @@ impl Port for Playback {
                 ));
                 return Err(Status::NotSupported);
             }
-            self.write_header(params).map_err(|error| {
-                warn_limited(format_args!(
-                    "cannot write {}: {error}",
-                    self.path.display()
-                ));
-                Status::IoError
-            })?;
         }
         self.params = Some(*params);
         self.silent = 0;

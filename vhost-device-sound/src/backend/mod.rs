@@ -30,7 +30,7 @@ pub enum Pace {
     Host,
 }
 
-/// The host's end of one stream. No method may block for long.
+/// The host's end of one stream. No method may wait for a sound server; those of files wait for the disk.
 ///
 /// The default methods discard what is played, and record silence.
 pub trait Port: Send {

@@ -99,6 +99,25 @@ fn channel_map(channels: u8) -> ChannelMap {
     ChannelMap::new(positions.iter().copied())
 }
 
+/// Returns the path that PULSE_SERVER names, if it is set.
+///
+/// # Errors
+/// It names something else than a unix socket.
+fn server_from_env() -> Result<Option<PathBuf>, StartError> {
+    let Some(server) = std::env::var_os("PULSE_SERVER").filter(|server| !server.is_empty()) else {
+        return Ok(None);
+    };
+    let path = server.to_str().unwrap_or_default();
+    let path = Path::new(path.strip_prefix("unix:").unwrap_or(path));
+    match path.is_absolute() {
+        true => Ok(Some(path.to_owned())),
+        false => Err(StartError(format!(
+            "cannot use PULSE_SERVER={}: only `unix:` and an absolute path is supported; unset it, or name the socket with --pulse-server",
+            server.display()
+        ))),
+    }
+}
+
 /// What a reply is for.
 #[derive(Clone, Copy, Debug)]
 enum Question {
@@ -135,6 +154,10 @@ struct Remote {
     generation: u64,
     /// The server's number, once it has created the stream.
     channel: Option<u32>,
+    /// When to create the stream again, which the server has refused or ended.
+    recreate: Option<Instant>,
+    /// The number of an earlier stream, whose end is still to be heard.
+    draining: Option<u32>,
     /// Bytes that the server has asked for.
     wanted: u64,
     /// Bytes that were recorded.
@@ -176,6 +199,26 @@ impl Remote {
         time.clamp(SHORTEST_STALL, LONGEST_STALL)
     }
 
+    /// Returns how many bytes are not audible yet, or not fetched yet. While the stream is stopped, nothing is played.
+    fn latency(&self, now: Instant) -> u64 {
+        let (Some(latency), Some(params)) = (self.latency, self.params) else {
+            return 0;
+        };
+        match self.direction {
+            Direction::Output => {
+                let sent = self.moved.saturating_sub(latency.sent);
+                let second = u128::from(params.rate) * u128::from(params.frame_bytes());
+                let time = match self.is_running {
+                    true => now.saturating_duration_since(latency.at).as_nanos(),
+                    false => 0,
+                };
+                let elapsed = (time * second / 1_000_000_000) as u64;
+                latency.bytes.saturating_add(sent).saturating_sub(elapsed)
+            }
+            Direction::Input => latency.bytes.saturating_add(self.recorded.len() as u64),
+        }
+    }
+
     /// Returns whether it is the server's turn.
     fn is_waiting(&self) -> bool {
         self.wanted == 0 && self.recorded.is_empty()
@@ -189,6 +232,8 @@ pub struct Pulse {
     link: Option<Link>,
     /// The server has accepted the client.
     is_ready: bool,
+    /// When it did.
+    ready_at: Instant,
     questions: BTreeMap<u32, Question>,
     streams: Vec<Remote>,
     /// The watcher of the present thread, and the token of the socket.
@@ -216,7 +261,7 @@ impl Pulse {
         }
         let path = match path {
             Some(path) => path.to_owned(),
-            None => pulseaudio::socket_path_from_env().ok_or_else(|| {
+            None => server_from_env()?.or_else(pulseaudio::socket_path_from_env).ok_or_else(|| {
                 StartError(
                     "there is no PulseAudio server: XDG_RUNTIME_DIR/pulse/native does not exist; start one, or name its socket with --pulse-server".to_owned(),
                 )
@@ -242,6 +287,8 @@ impl Pulse {
                 is_running: false,
                 generation: 0,
                 channel: None,
+                recreate: None,
+                draining: None,
                 wanted: 0,
                 recorded: VecDeque::new(),
                 moved: 0,
@@ -256,6 +303,7 @@ impl Pulse {
             cookie,
             link: None,
             is_ready: false,
+            ready_at: Instant::now(),
             questions: BTreeMap::new(),
             streams,
             watcher: None,
@@ -268,6 +316,10 @@ impl Pulse {
                 pulse.path.display()
             ))
         })?;
+        // The sandbox allows connections in the real folder of the socket.
+        if let Ok(path) = pulse.path.canonicalize() {
+            pulse.path = path;
+        }
         for profile in profiles {
             profile.formats.retain(is_known);
         }
@@ -369,12 +421,17 @@ impl Pulse {
             warn_limited(format_args!(
                 "the connection to the sound server has ended ({error}); playing and recording silence until it is back"
             ));
-            self.delay = FIRST_DELAY;
+            // A server that accepts the client and fails at once is tried less and less often.
+            if self.ready_at.elapsed() > LONGEST_DELAY {
+                self.delay = FIRST_DELAY;
+            }
         }
         self.is_ready = false;
         self.questions.clear();
         for stream in &mut self.streams {
             stream.channel = None;
+            stream.recreate = None;
+            stream.draining = None;
             stream.wanted = 0;
             stream.latency = None;
         }
@@ -393,7 +450,7 @@ impl Pulse {
         }
     }
 
-    /// Does what is due: connects again, and asks for latencies.
+    /// Does what is due: connects again, creates streams again, and asks for latencies.
     pub fn tick(&mut self, now: Instant) {
         if self.retry.is_some_and(|time| time <= now) {
             self.retry = None;
@@ -408,6 +465,13 @@ impl Pulse {
             let Some(stream) = self.streams.get_mut(index) else {
                 break;
             };
+            if stream.recreate.is_some_and(|time| time <= now) {
+                stream.recreate = None;
+                if let Err(error) = self.create(index) {
+                    return self.lose(&error);
+                }
+                continue;
+            }
             let (Some(channel), true) = (stream.channel, stream.is_running) else {
                 continue;
             };
@@ -434,7 +498,8 @@ impl Pulse {
     pub fn next_tick(&self) -> Option<Instant> {
         let live = self.streams.iter().filter(|stream| stream.is_live());
         let latencies = live.map(|stream| stream.next_latency);
-        latencies.chain(self.retry).min()
+        let recreations = self.streams.iter().filter_map(|stream| stream.recreate);
+        latencies.chain(recreations).chain(self.retry).min()
     }
 
     fn receive(&mut self, now: Instant) -> io::Result<()> {
@@ -482,20 +547,23 @@ impl Pulse {
                     stream.has_xrun = stream.is_running;
                 }
             }
-            Command::PlaybackStreamKilled(channel) => self.forget(channel, Direction::Output),
-            Command::RecordStreamKilled(channel) => self.forget(channel, Direction::Input),
+            Command::PlaybackStreamKilled(channel) => self.forget(channel, Direction::Output, now),
+            Command::RecordStreamKilled(channel) => self.forget(channel, Direction::Input, now),
             _ => {}
         }
     }
 
     /// The server has ended a stream, for example because its device has gone. The clock of this host goes on.
-    fn forget(&mut self, channel: u32, direction: Direction) {
+    fn forget(&mut self, channel: u32, direction: Direction, now: Instant) {
         if let Some(stream) = self.stream_of(channel, direction) {
             warn_limited(format_args!(
-                "the sound server has ended a stream; it is silent until the guest opens it again"
+                "the sound server has ended a stream; it is silent; trying again in {} s",
+                LONGEST_DELAY.as_secs()
             ));
             stream.channel = None;
             stream.wanted = 0;
+            stream.latency = None;
+            stream.recreate = Some(now + LONGEST_DELAY);
         }
     }
 
@@ -532,7 +600,7 @@ impl Pulse {
             }
             (Question::Name, Ok(_)) => {
                 self.is_ready = true;
-                self.delay = FIRST_DELAY;
+                self.ready_at = now;
                 info_limited(format_args!(
                     "connected to the sound server at {}",
                     self.path.display()
@@ -543,17 +611,30 @@ impl Pulse {
             (Question::Create(index, generation), Ok(content)) => {
                 self.created(index, generation, &content, version, now)
             }
-            (Question::Create(..), Err(error)) => {
-                warn_limited(format_args!(
-                    "the sound server refuses a stream: {error}; it is silent"
-                ));
+            (Question::Create(index, generation), Err(error)) => {
+                let stream = self.streams.get_mut(index);
+                if let Some(stream) = stream.filter(|stream| stream.generation == generation) {
+                    warn_limited(format_args!(
+                        "the sound server refuses a stream: {error}; it is silent; trying again in {} s",
+                        LONGEST_DELAY.as_secs()
+                    ));
+                    stream.recreate = Some(now + LONGEST_DELAY);
+                }
                 Ok(())
             }
             (Question::Latency(index, generation), Ok(content)) => {
                 self.note_latency(index, generation, &content, version, now)
             }
             (Question::Drain(channel), _) => {
-                self.ask(&Command::DeletePlaybackStream(channel), Question::Other)
+                let mut streams = self.streams.iter_mut();
+                match streams.find(|stream| stream.draining == Some(channel)) {
+                    Some(stream) => {
+                        stream.draining = None;
+                        self.ask(&Command::DeletePlaybackStream(channel), Question::Other)
+                    }
+                    // It is deleted already.
+                    None => Ok(()),
+                }
             }
             (Question::Latency(..) | Question::Other, _) => Ok(()),
         }
@@ -649,6 +730,11 @@ impl Pulse {
         stream.wanted = wanted.into();
         stream.moved = 0;
         stream.active = now;
+        stream.latency = Some(Latency {
+            at: now,
+            sent: 0,
+            bytes: 0,
+        });
         if stream.is_running {
             return self.ask(&cork(direction, channel, false), Question::Other);
         }
@@ -701,6 +787,7 @@ impl Pulse {
         };
         stream.is_open = false;
         stream.is_running = false;
+        stream.recreate = None;
         stream.wanted = 0;
         stream.recorded.clear();
         stream.latency = None;
@@ -713,6 +800,10 @@ impl Pulse {
         match plays_on {
             // The guest has played everything: the rest is still to be heard.
             true => {
+                // One at a time: a server whose device stands still never ends them.
+                if let Some(earlier) = stream.draining.replace(channel) {
+                    self.tell(&delete(direction, earlier));
+                }
                 self.tell(&cork(direction, channel, false));
                 let drain = Command::DrainPlaybackStream(channel);
                 if self.is_ready
@@ -729,6 +820,16 @@ impl Pulse {
         let Some(stream) = self.streams.get_mut(index) else {
             return;
         };
+        // Until the server reports a latency, it is that of what was sent.
+        let bytes = match (stream.direction, stream.latency) {
+            (Direction::Output, _) => stream.latency(now),
+            (Direction::Input, latency) => latency.map_or(0, |latency| latency.bytes),
+        };
+        stream.latency = Some(Latency {
+            at: now,
+            sent: stream.moved,
+            bytes,
+        });
         stream.is_running = is_running;
         stream.active = now;
         stream.next_latency = now + FIRST_LATENCY;
@@ -820,18 +921,9 @@ impl Port for PulsePort {
         let Some(stream) = pulse.streams.get(self.index) else {
             return 0;
         };
-        let (Some(latency), Some(params)) = (stream.latency, stream.params) else {
-            return 0;
-        };
-        let second = u128::from(params.rate) * u128::from(params.frame_bytes());
-        let time = now.saturating_duration_since(latency.at).as_nanos();
-        let elapsed = (time * second / 1_000_000_000) as u64;
-        let sent = stream.moved.saturating_sub(latency.sent);
-        let bytes = match stream.direction {
-            Direction::Output => (latency.bytes + sent).saturating_sub(elapsed),
-            Direction::Input => latency.bytes + stream.recorded.len() as u64,
-        };
-        params.whole_frames(bytes).try_into().unwrap_or(u32::MAX)
+        let bytes = stream.latency(now);
+        let frames = stream.params.map_or(0, |params| params.whole_frames(bytes));
+        frames.try_into().unwrap_or(u32::MAX)
     }
 
     fn set_params(&mut self, params: &Params) -> Result<(), Status> {
