@@ -20,7 +20,7 @@ use crate::config::{CONTROL, EVENTS, FIRST_REQUEST};
 use crate::control::Functions;
 use crate::lun::{Answer, LogicalUnit};
 use crate::parked::Parked;
-use crate::passthrough::Passing;
+use crate::passing::Passing;
 use crate::request::{
     Delivery, EVENT, Fault, Header, Reply, Request, Stage, changes, limited_bytes,
 };

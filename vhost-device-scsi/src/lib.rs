@@ -15,6 +15,7 @@ mod handler;
 pub mod lun;
 mod options;
 mod parked;
+mod passing;
 mod passthrough;
 mod procedure;
 mod request;

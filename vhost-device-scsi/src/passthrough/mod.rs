@@ -3,7 +3,6 @@
 
 mod filter;
 mod limits;
-mod passing;
 #[allow(unsafe_code)]
 mod sg_io;
 
@@ -18,7 +17,6 @@ use vhost_device_common::warn_limited;
 use crate::address::Address;
 use crate::request::{Delivery, Reply};
 use crate::tasks::{Task, Tasks};
-pub use passing::Passing;
 use sg_io::Direction;
 
 /// What the adapter of the host says about a command (`host_status`).

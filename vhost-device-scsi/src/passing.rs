@@ -9,7 +9,7 @@ use vhost_device_common::device::Watcher;
 use vhost_device_common::warn_limited;
 use vhost_device_common::worker::{Pool, PoolLimits, Queue, Queues};
 
-use super::{Ended, PassRequest, PassThrough};
+use crate::passthrough::{Ended, PassRequest, PassThrough};
 use crate::request::{Delivery, Header, Reply};
 use crate::shared::Shared;
 
