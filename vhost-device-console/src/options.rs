@@ -25,7 +25,7 @@ const LOG_ROTATION: Rotation = Rotation {
 pub struct Options {
     /// Add a port that leads to BACKEND. The first port is the console. Repeat for up to 31 ports.
     ///
-    /// BACKEND is one of pty[=LINK], unix=PATH, unix-connect=PATH, file=PATH[,append][,max-size=SIZE][,keep=N], fd=N and stdio.
+    /// BACKEND is one of pty[=LINK], unix=PATH, unix-connect=PATH, file=PATH[,append,max-size=SIZE,keep=N], fd=N and stdio.
     /// A port with a name is a channel, which programs in the guest open by this name; other ports are consoles. Write ,, for a
     /// comma in a path.
     #[arg(long = "port", value_name = "[name=NAME,]BACKEND", required = true, value_parser = PortOption::parse)]

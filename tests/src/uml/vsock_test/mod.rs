@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0 OR BSD-3-Clause
-//! The kernel's own tests of AF_VSOCK (`tools/testing/vsock`), built from the source package of User-Mode Linux's [`kernel`](super::kernel)
+//! The kernel's own tests of AF_VSOCK (`tools/testing/vsock`), built from the source package of User-Mode Linux's [`kernel`]
 //! and kept in the same directory. Two programs run them together, a server and a client.
 
 use std::fs;

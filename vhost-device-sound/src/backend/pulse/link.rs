@@ -25,7 +25,7 @@ const COMMANDS: u32 = u32::MAX;
 
 /// A message of the server.
 pub enum Message<'a> {
-    /// The reply to the command with this number, to be read by [`Link::reply`].
+    /// The reply to the command with this number, to be read by [`reply`].
     Reply(u32, &'a [u8]),
     /// The command with this number failed.
     Failed(u32, String),

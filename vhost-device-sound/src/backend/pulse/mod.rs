@@ -5,32 +5,35 @@
 //! plays next, and sends what it has recorded. While there is no server, or it does not move a stream, the clock of this host goes on
 //! in silence, and the connection is tried again.
 
+mod format;
 mod link;
+mod port;
+mod remote;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use pulseaudio::protocol::stream::{BufferAttr, StreamFlags};
 use pulseaudio::protocol::{
-    AuthParams, AuthReply, ChannelMap, ChannelPosition, Command, CorkStreamParams,
-    CreatePlaybackStreamReply, CreateRecordStreamReply, LatencyParams, MAX_VERSION,
-    PlaybackLatency, PlaybackStreamParams, Prop, Props, RecordLatency, RecordStreamParams,
-    SampleFormat, SampleSpec,
+    AuthParams, AuthReply, Command, CorkStreamParams, CreatePlaybackStreamReply,
+    CreateRecordStreamReply, LatencyParams, MAX_VERSION, PlaybackLatency, PlaybackStreamParams,
+    Prop, Props, RecordLatency, RecordStreamParams, SampleSpec,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vhost_device_common::device::{Access, Call, Needs, StartError};
 use vhost_device_common::worker::{Readiness, Watcher};
-use vhost_device_common::{info_limited, lock, warn_limited};
+use vhost_device_common::{info_limited, warn_limited};
 
-use super::{Pace, Port};
 use crate::format::Format;
-use crate::profile::{Params, Profile};
-use crate::protocol::{Direction, Status};
+use crate::profile::Profile;
+use crate::protocol::Direction;
+use format::{channel_map, sample_format};
 use link::{Link, Message};
+pub use port::PulsePort;
+use remote::{Latency, Remote};
 
 /// Size of an authentication cookie. pipewire-pulse refuses others.
 const COOKIE_SIZE: usize = 256;
@@ -39,65 +42,12 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Time between attempts to connect: the first one, and the longest.
 const FIRST_DELAY: Duration = Duration::from_millis(100);
 const LONGEST_DELAY: Duration = Duration::from_secs(5);
-/// A running stream that the server does not move for this long, or for three quarters of the guest's buffer if that is longer, goes on
-/// by the clock of this host. ALSA in the guest gives up after the time of a buffer, or 100 ms.
-const SHORTEST_STALL: Duration = Duration::from_millis(60);
-/// The longest such time.
-const LONGEST_STALL: Duration = Duration::from_millis(500);
 /// When a stream that has started asks for its latency.
 const FIRST_LATENCY: Duration = Duration::from_millis(50);
 /// How often a running stream asks for its latency after that.
 const LATENCY_INTERVAL: Duration = Duration::from_millis(500);
-/// How much recorded sound is kept for a guest that does not fetch it, in periods.
-const KEPT_PERIODS: usize = 8;
 /// Most recorded sound of one moment, in bytes.
 const MAX_RECORDED: usize = 4 << 20;
-
-/// Returns the server's name of a format, if it has it.
-fn sample_format(format: Format) -> Option<SampleFormat> {
-    match format {
-        Format::U8 => Some(SampleFormat::U8),
-        Format::S16 => Some(SampleFormat::S16Le),
-        Format::S24In3 => Some(SampleFormat::S24Le),
-        Format::S24 => Some(SampleFormat::S24In32Le),
-        Format::S32 => Some(SampleFormat::S32Le),
-        Format::Float => Some(SampleFormat::Float32Le),
-        Format::S8 | Format::Float64 => None,
-    }
-}
-
-/// Returns the positions of channels in the order of the channel maps that the guest gets.
-fn channel_map(channels: u8) -> ChannelMap {
-    use ChannelPosition::{
-        FrontCenter, FrontLeft, FrontRight, Lfe, Mono, RearCenter, RearLeft, RearRight, SideLeft,
-        SideRight,
-    };
-    const ALL: [ChannelPosition; 8] = [
-        FrontLeft,
-        FrontRight,
-        RearLeft,
-        RearRight,
-        FrontCenter,
-        Lfe,
-        SideLeft,
-        SideRight,
-    ];
-    let positions: &[ChannelPosition] = match channels {
-        1 => &[Mono],
-        3 => &[FrontLeft, FrontRight, FrontCenter],
-        7 => &[
-            FrontLeft,
-            FrontRight,
-            RearLeft,
-            RearRight,
-            FrontCenter,
-            Lfe,
-            RearCenter,
-        ],
-        _ => ALL.get(..channels.into()).unwrap_or(&ALL),
-    };
-    ChannelMap::new(positions.iter().copied())
-}
 
 /// Returns the path that PULSE_SERVER names, if it is set.
 ///
@@ -129,100 +79,6 @@ enum Question {
     /// The end of a channel's sound, after which the channel is deleted.
     Drain(u32),
     Other,
-}
-
-/// A latency that the server has reported.
-#[derive(Clone, Copy, Debug)]
-struct Latency {
-    /// When it was reported.
-    at: Instant,
-    /// Bytes that were sent by then.
-    sent: u64,
-    /// Bytes that were not audible yet, or not received yet.
-    bytes: u64,
-}
-
-/// The server's end of a stream.
-struct Remote {
-    direction: Direction,
-    name: CString,
-    params: Option<Params>,
-    /// From PREPARE to RELEASE.
-    is_open: bool,
-    is_running: bool,
-    /// Distinguishes the stream from those before.
-    generation: u64,
-    /// The server's number, once it has created the stream.
-    channel: Option<u32>,
-    /// When to create the stream again, which the server has refused or ended.
-    recreate: Option<Instant>,
-    /// The number of an earlier stream, whose end is still to be heard.
-    draining: Option<u32>,
-    /// Bytes that the server has asked for.
-    wanted: u64,
-    /// Bytes that were recorded.
-    recorded: VecDeque<u8>,
-    /// Bytes that were sent or received.
-    moved: u64,
-    /// When the server last asked for sound, or sent some.
-    active: Instant,
-    latency: Option<Latency>,
-    /// When to ask for the latency.
-    next_latency: Instant,
-    has_xrun: bool,
-}
-
-impl Remote {
-    /// Returns whether the server is expected to move the stream.
-    fn is_live(&self) -> bool {
-        self.is_running && self.channel.is_some()
-    }
-
-    /// Drops the oldest recorded sound beyond so many bytes.
-    fn keep(&mut self, most: usize, params: &Params) {
-        let excess = self.recorded.len().saturating_sub(most);
-        if excess > 0 {
-            let whole = excess.next_multiple_of(params.frame_bytes().max(1) as usize);
-            self.recorded.drain(..whole.min(self.recorded.len()));
-            self.has_xrun = true;
-        }
-    }
-
-    /// Returns how long the server may take.
-    fn stall(&self) -> Duration {
-        let Some(params) = &self.params else {
-            return SHORTEST_STALL;
-        };
-        let second = u64::from(params.rate) * u64::from(params.frame_bytes());
-        let most = u64::from(params.buffer_bytes) * 750;
-        let time = Duration::from_millis(most.checked_div(second).unwrap_or(0));
-        time.clamp(SHORTEST_STALL, LONGEST_STALL)
-    }
-
-    /// Returns how many bytes are not audible yet, or not fetched yet. While the stream is stopped, nothing is played.
-    fn latency(&self, now: Instant) -> u64 {
-        let (Some(latency), Some(params)) = (self.latency, self.params) else {
-            return 0;
-        };
-        match self.direction {
-            Direction::Output => {
-                let sent = self.moved.saturating_sub(latency.sent);
-                let second = u128::from(params.rate) * u128::from(params.frame_bytes());
-                let time = match self.is_running {
-                    true => now.saturating_duration_since(latency.at).as_nanos(),
-                    false => 0,
-                };
-                let elapsed = (time * second / 1_000_000_000) as u64;
-                latency.bytes.saturating_add(sent).saturating_sub(elapsed)
-            }
-            Direction::Input => latency.bytes.saturating_add(self.recorded.len() as u64),
-        }
-    }
-
-    /// Returns whether it is the server's turn.
-    fn is_waiting(&self) -> bool {
-        self.wanted == 0 && self.recorded.is_empty()
-    }
 }
 
 /// A client of a server.
@@ -854,144 +710,5 @@ fn delete(direction: Direction, channel: u32) -> Command {
     match direction {
         Direction::Output => Command::DeletePlaybackStream(channel),
         Direction::Input => Command::DeleteRecordStream(channel),
-    }
-}
-
-/// The port of a stream.
-pub struct PulsePort {
-    pulse: Arc<Mutex<Pulse>>,
-    index: usize,
-    silence: u8,
-}
-
-impl PulsePort {
-    /// Creates the port of stream `index`.
-    pub fn new(pulse: Arc<Mutex<Pulse>>, index: usize) -> Self {
-        Self {
-            pulse,
-            index,
-            silence: 0,
-        }
-    }
-}
-
-impl Port for PulsePort {
-    fn pace(&self, now: Instant) -> Pace {
-        let pulse = lock(&self.pulse);
-        let Some(stream) = pulse.streams.get(self.index) else {
-            return Pace::Clock;
-        };
-        let is_late = now.saturating_duration_since(stream.active) >= stream.stall();
-        match stream.is_live() && !(stream.is_waiting() && is_late) {
-            true => Pace::Host,
-            false => Pace::Clock,
-        }
-    }
-
-    fn due(&self) -> u64 {
-        let pulse = lock(&self.pulse);
-        let stream = pulse.streams.get(self.index);
-        stream.map_or(0, |stream| match stream.direction {
-            Direction::Output => stream.wanted,
-            Direction::Input => stream.recorded.len() as u64,
-        })
-    }
-
-    fn deadline(&self) -> Option<Instant> {
-        let pulse = lock(&self.pulse);
-        let stream = pulse.streams.get(self.index)?;
-        let is_waiting = stream.is_live() && stream.is_waiting();
-        is_waiting.then(|| stream.active + stream.stall())
-    }
-
-    fn take_xrun(&mut self) -> bool {
-        let mut pulse = lock(&self.pulse);
-        let Some(stream) = pulse.streams.get_mut(self.index) else {
-            return false;
-        };
-        if let Some(params) = stream.params {
-            let most = (params.period_bytes as usize).saturating_mul(KEPT_PERIODS);
-            stream.keep(most, &params);
-        }
-        std::mem::take(&mut stream.has_xrun)
-    }
-
-    fn latency(&self, now: Instant) -> u32 {
-        let pulse = lock(&self.pulse);
-        let Some(stream) = pulse.streams.get(self.index) else {
-            return 0;
-        };
-        let bytes = stream.latency(now);
-        let frames = stream.params.map_or(0, |params| params.whole_frames(bytes));
-        frames.try_into().unwrap_or(u32::MAX)
-    }
-
-    fn set_params(&mut self, params: &Params) -> Result<(), Status> {
-        self.silence = params.format.silence();
-        let mut pulse = lock(&self.pulse);
-        pulse.close(self.index, false);
-        if let Some(stream) = pulse.streams.get_mut(self.index) {
-            stream.params = Some(*params);
-        }
-        Ok(())
-    }
-
-    fn prepare(&mut self) {
-        let pulse = &mut *lock(&self.pulse);
-        let Some(stream) = pulse.streams.get_mut(self.index) else {
-            return;
-        };
-        if !std::mem::replace(&mut stream.is_open, true)
-            && pulse.is_ready
-            && let Err(error) = pulse.create(self.index)
-        {
-            pulse.lose(&error);
-        }
-    }
-
-    fn start(&mut self, now: Instant) {
-        lock(&self.pulse).run(self.index, true, now);
-    }
-
-    fn play(&mut self, bytes: &[u8]) -> io::Result<()> {
-        let mut pulse = lock(&self.pulse);
-        let pulse = &mut *pulse;
-        let (Some(stream), Some(link)) = (pulse.streams.get_mut(self.index), &mut pulse.link)
-        else {
-            return Ok(());
-        };
-        let Some(channel) = stream.channel.filter(|_| stream.wanted > 0) else {
-            return Ok(());
-        };
-        stream.wanted = stream.wanted.saturating_sub(bytes.len() as u64);
-        stream.moved = stream.moved.saturating_add(bytes.len() as u64);
-        if let Err(error) = link.sound(channel, bytes) {
-            pulse.lose(&error);
-        }
-        Ok(())
-    }
-
-    fn record(&mut self, bytes: &mut [u8]) -> io::Result<()> {
-        let mut pulse = lock(&self.pulse);
-        bytes.fill(self.silence);
-        if let Some(stream) = pulse.streams.get_mut(self.index) {
-            let count = bytes.len().min(stream.recorded.len());
-            for (to, from) in bytes.iter_mut().zip(stream.recorded.drain(..count)) {
-                *to = from;
-            }
-        }
-        Ok(())
-    }
-
-    fn stop(&mut self, now: Instant) {
-        lock(&self.pulse).run(self.index, false, now);
-    }
-
-    fn release(&mut self, was_played: bool) {
-        let pulse = &mut *lock(&self.pulse);
-        let mut streams = pulse.streams.iter();
-        let stream = streams.nth(self.index);
-        let is_output = stream.is_some_and(|stream| stream.direction == Direction::Output);
-        pulse.close(self.index, was_played && is_output);
     }
 }
